@@ -1,0 +1,52 @@
+# `make demo` and `make test` need Python 3.11 and nothing else; each sets itself up.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+IMAGE ?= examples/images/chelsea.png
+OUT ?= out
+
+.PHONY: demo test check protos bench install format clean help
+
+help: ## Lists the targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+# The stamp holds the environment to what the project asks for.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed-dev ## Makes .venv with everything.
+
+demo: $(VENV)/.installed ## Explains a picture (IMAGE=path) and leaves the result in out/.
+	@$(BIN)/sagittal demo "$(IMAGE)" -o "$(OUT)"
+
+test: $(VENV)/.installed-dev ## Runs the whole test suite.
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev ## Runs every static check.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code protos
+	scripts/protos.sh --check $(BIN)
+
+protos: $(VENV)/.installed-dev ## Generates the modules beside the .proto files: the only way it is done.
+	scripts/protos.sh $(BIN)
+
+format: $(VENV)/.installed-dev ## Formats everything.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/buf format -w protos
+
+bench: $(VENV)/.installed-dev ## Measures I-GOS and iGOS++ on the shipped pictures and writes docs/benchmarks.md.
+	$(BIN)/python benchmarks/explanations.py --write docs/benchmarks.md
+
+clean: ## Removes the environment and everything made.
+	rm -rf $(VENV) $(OUT) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,149 @@
+"""Every failure that is expected. Anything else is a bug, and callers see it as INTERNAL without its details.
+
+    SagittalError
+    ├── InvalidRequest        INVALID_ARGUMENT      the caller's request is wrong; names the field and the remedy
+    │   └── InvalidImage
+    ├── NotFound              NOT_FOUND             UnknownModel, UnknownJob
+    ├── AlreadyExists         ALREADY_EXISTS        a request_id used again with another content
+    ├── FailedPrecondition    FAILED_PRECONDITION   the model or job cannot do what is asked
+    ├── NotServed             UNIMPLEMENTED         part of the API that nothing serves yet
+    ├── Overloaded            RESOURCE_EXHAUSTED    past an admission bound; says when to try again
+    ├── Unavailable           UNAVAILABLE           Redis is away; try again
+    ├── Expired               DEADLINE_EXCEEDED     the job's deadline passed before there was a result
+    ├── Unauthenticated       UNAUTHENTICATED       no token, or an unknown one
+    ├── PermissionDenied      PERMISSION_DENIED     the token lacks a role
+    └── JobFailed             INTERNAL              the model or its worker failed: ModelFailed, JobBuried
+
+The gRPC code of each class is `code`; `core.status` turns an error into a `google.rpc.Status` with its details.
+"""
+
+from typing import ClassVar
+
+from google.rpc import code_pb2
+
+
+class SagittalError(Exception):
+    """A failure that is expected.
+
+    Attributes:
+        reason: Stable identifier in capitals, for programs.
+        code: gRPC status code.
+        field: The request's field at fault, as a path such as `spec.target.index`; empty where none is.
+        retry_after: Seconds after which trying again makes sense; None where it does not.
+    """
+
+    reason: ClassVar[str] = "INTERNAL"
+    code: ClassVar[int] = code_pb2.INTERNAL
+
+    def __init__(self, message: str, *, field: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.retry_after = retry_after
+
+
+class InvalidRequest(SagittalError):
+    """The request is wrong; `field` names the part at fault."""
+
+    reason = "INVALID_REQUEST"
+    code = code_pb2.INVALID_ARGUMENT
+
+
+class InvalidImage(InvalidRequest):
+    """The image cannot be read, or is beyond the limits."""
+
+    reason = "INVALID_IMAGE"
+
+
+class NotFound(SagittalError):
+    """Something that was named does not exist."""
+
+    reason = "NOT_FOUND"
+    code = code_pb2.NOT_FOUND
+
+
+class UnknownModel(NotFound):
+    """No such model, or no such version of it."""
+
+    reason = "UNKNOWN_MODEL"
+
+
+class UnknownJob(NotFound):
+    """No such job, or its retention has passed."""
+
+    reason = "UNKNOWN_JOB"
+
+
+class AlreadyExists(SagittalError):
+    """A request_id that was used with another content."""
+
+    reason = "REQUEST_ID_REUSED"
+    code = code_pb2.ALREADY_EXISTS
+
+
+class FailedPrecondition(SagittalError):
+    """The model or the job cannot do what is asked; the message says what works."""
+
+    reason = "UNSUPPORTED"
+    code = code_pb2.FAILED_PRECONDITION
+
+
+class NotServed(SagittalError):
+    """A part of the API that nothing serves."""
+
+    reason = "NOT_SERVED"
+    code = code_pb2.UNIMPLEMENTED
+
+
+class Overloaded(SagittalError):
+    """Past an admission bound."""
+
+    reason = "QUEUE_FULL"
+    code = code_pb2.RESOURCE_EXHAUSTED
+
+
+class Unavailable(SagittalError):
+    """The queue cannot be reached."""
+
+    reason = "QUEUE_UNAVAILABLE"
+    code = code_pb2.UNAVAILABLE
+
+
+class Expired(SagittalError):
+    """The deadline passed before there was a result."""
+
+    reason = "DEADLINE_PASSED"
+    code = code_pb2.DEADLINE_EXCEEDED
+
+
+class Unauthenticated(SagittalError):
+    """No token, or an unknown one."""
+
+    reason = "UNAUTHENTICATED"
+    code = code_pb2.UNAUTHENTICATED
+
+
+class PermissionDenied(SagittalError):
+    """The token lacks a role."""
+
+    reason = "PERMISSION_DENIED"
+    code = code_pb2.PERMISSION_DENIED
+
+
+class JobFailed(SagittalError):
+    """The job ended in a failure that is not the caller's."""
+
+    reason = "JOB_FAILED"
+    code = code_pb2.INTERNAL
+
+
+class ModelFailed(JobFailed):
+    """The model could not be loaded, raised, or returned what is no score."""
+
+    reason = "MODEL_FAILED"
+
+
+class JobBuried(JobFailed):
+    """The job took down as many workers as it may."""
+
+    reason = "JOB_BURIED"

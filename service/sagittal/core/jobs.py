@@ -1,0 +1,117 @@
+"""A job: one piece of work on one model, as the queue carries it."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class JobKind(StrEnum):
+    """What a job's request is: the serialized `sagittal.v1` message named beside it."""
+
+    EXPLANATION = "explanation"  # ExplanationSpec
+    PREDICTION = "prediction"  # PredictRequest
+    REGIONS = "regions"  # ScoreRegionsRequest
+
+
+class Lane(StrEnum):
+    """Who waits for the answer. Interactive jobs go first; batch jobs are never starved."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+class JobState(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job has its terminal event."""
+        return self in (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job to be accepted."""
+
+    job_id: str
+    """Unguessable identifier, 32 hexadecimal digits."""
+    kind: JobKind
+    model: str
+    """Name of the model."""
+    version: str
+    """Version of the model, resolved: never empty."""
+    method: str
+    """Name of the method, such as `igos++`; empty for jobs that are no explanations."""
+    lane: Lane
+    request: bytes
+    """The serialized request, without its images."""
+    images: dict[str, bytes] = field(default_factory=dict)
+    """Images by name: `image`, `baseline`; serialized `sagittal.v1.Image`."""
+    deadline: float | None = None
+    """Wall-clock time in seconds since the epoch by which the job must have ended; None for no deadline."""
+    request_id: str = ""
+    """The caller's idempotency key; empty for none."""
+    tenant: str = "default"
+    content_key: str = ""
+    """SHA-256 over everything the answer depends on; equal keys share one answer. Empty: never shared."""
+    estimated_evaluations: int = 0
+    """Model evaluations it is expected to take; 0 for not known."""
+    trace_context: str = ""
+    """W3C traceparent of the request; empty for none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is known of a job, without its request, images and events."""
+
+    job_id: str
+    kind: JobKind
+    state: JobState
+    model: str
+    version: str
+    method: str
+    lane: Lane
+    tenant: str
+    request_id: str
+    created: float
+    """Seconds since the epoch."""
+    ended: float | None
+    """Seconds since the epoch; None while it has not ended."""
+    deadline: float | None
+    attempt: int
+    """Times a worker began it."""
+    worker: str
+    """Worker that runs or ran it; empty while none did."""
+    last_sequence: int
+    """Sequence number of its newest event."""
+    cancel_requested: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A worker's right to run a job, until it is settled, released or lost."""
+
+    job: Job
+    request: bytes
+    images: dict[str, bytes]
+    token: int
+    """Fencing token: each lease of a job has a higher one, and only the newest may write."""
+    trace_context: str = ""
+    checkpoint: bytes | None = None
+    """State that an earlier attempt stored; None for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event in a job's log."""
+
+    sequence: int
+    """From 1, without gaps."""
+    payload: bytes
+    """The serialized `sagittal.v1.ExplanationEvent`, whose sequence is that of the log."""
+    terminal: bool

@@ -1,0 +1,111 @@
+"""What the queue promises, as two protocols: one for the service (asyncio), one for workers (threads).
+
+Every write to a job checks the lease's fencing token in the same atomic step, so a worker that lost its lease can
+neither append an event nor settle the job. `docs/guarantees.md` states the promises; the contract tests hold every
+implementation to them.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Protocol
+
+from sagittal.core.jobs import Job, JobState, Lease, NewJob, StoredEvent
+
+
+class LeaseLost(Exception):
+    """The lease is no longer the job's newest: nothing was written, and the worker must drop the job."""
+
+
+class JobQueue(Protocol):
+    """The service's side. Every method raises `core.errors.Unavailable` when the store cannot be reached in time."""
+
+    async def submit(self, job: NewJob, accepted: bytes) -> tuple[Job, bool]:
+        """Accepts a job: stores it, appends `accepted` as event 1, and queues it, all or nothing.
+
+        Returns the job and whether it is new: the same tenant's `request_id` with the same content gives the job that
+        exists. Safe to call again after a lost answer.
+
+        Raises:
+            AlreadyExists: the `request_id` belongs to a job with another content.
+            Overloaded: an admission bound is reached.
+        """
+        ...
+
+    async def get(self, job_id: str) -> Job:
+        """Returns a job. Raises UnknownJob."""
+        ...
+
+    def events(self, job_id: str, after_sequence: int = 0) -> AsyncIterator[StoredEvent]:
+        """Yields the events after a sequence number as they come, and ends after the terminal one. Raises UnknownJob."""
+        ...
+
+    async def stored_events(self, job_id: str) -> Sequence[StoredEvent]:
+        """Returns the events so far, without waiting. Raises UnknownJob."""
+        ...
+
+    async def cancel(self, job_id: str, reason: str) -> Job:
+        """Cancels a job: a queued one ends now, a running one is marked for its worker. Raises UnknownJob."""
+        ...
+
+    async def delete(self, job_id: str) -> None:
+        """Deletes an ended job. Raises UnknownJob, FailedPrecondition while it runs."""
+        ...
+
+    async def list(
+        self, *, model: str, states: Sequence[JobState], limit: int, page_token: str
+    ) -> tuple[Sequence[Job], str]:
+        """Returns a page of jobs, newest first, and the token of the next page (empty at the end)."""
+        ...
+
+    async def depth(self) -> Mapping[tuple[str, str], int]:
+        """Returns the number of queued and running jobs by (model, lane)."""
+        ...
+
+    async def ping(self) -> None:
+        """Returns when the store answers."""
+        ...
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        ...
+
+
+class WorkerQueue(Protocol):
+    """A worker's side: blocking calls, safe to use from several threads.
+
+    Every method raises `core.errors.Unavailable` when the store cannot be reached in time.
+    """
+
+    def lease(self, models: Sequence[tuple[str, str]], *, block_seconds: float) -> Lease | None:
+        """Takes the next job of these (model, version) pairs, interactive lane first, or reclaims one that was lost.
+
+        Returns None when none came within `block_seconds`.
+        """
+        ...
+
+    def heartbeat(self, leases: Sequence[Lease]) -> tuple[Sequence[Lease], Sequence[tuple[Lease, str]]]:
+        """Keeps leases alive. Returns those that are lost, and those whose cancellation was asked for, with the reason."""
+        ...
+
+    def append(self, lease: Lease, events: Sequence[bytes]) -> None:
+        """Appends events (serialized, without sequence numbers: the queue gives them). Raises LeaseLost."""
+        ...
+
+    def checkpoint(self, lease: Lease, state: bytes) -> None:
+        """Stores state from which another attempt can go on. Raises LeaseLost."""
+        ...
+
+    def settle(self, lease: Lease, event: bytes, state: JobState) -> None:
+        """Appends the terminal event and ends the job. Raises LeaseLost."""
+        ...
+
+    def release(self, lease: Lease) -> None:
+        """Hands a job back unfinished, to be leased again at once; the attempt does not count. Raises LeaseLost."""
+        ...
+
+    def ping(self) -> None:
+        """Returns when the store answers."""
+        ...
+
+    def close(self) -> None:
+        """Closes all connections."""
+        ...
