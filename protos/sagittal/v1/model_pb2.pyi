@@ -195,7 +195,7 @@ Global___ModelSource: _TypeAlias = ModelSource  # noqa: Y015
 
 @_typing.final
 class Preprocessing(_message.Message):
-    """How an image becomes the model's input: resize, centre crop, scale to 0..1, subtract mean, divide by std."""
+    """How an image becomes the model's input: fit it to the square, scale to 0..1, subtract mean, divide by std."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -205,14 +205,19 @@ class Preprocessing(_message.Message):
     MEAN_FIELD_NUMBER: _builtins.int
     STD_FIELD_NUMBER: _builtins.int
     CHANNEL_ORDER_FIELD_NUMBER: _builtins.int
+    FIT_FIELD_NUMBER: _builtins.int
     input_size: _builtins.int
     """Side of the square input in pixels."""
     resize: _builtins.int
-    """Length of the shorter side after resizing, before the crop, in pixels."""
+    """For fit "crop", the length of the shorter side after resizing, before the centre crop, in pixels."""
     interpolation: _builtins.str
     """"bilinear", "bicubic" or "nearest"."""
     channel_order: _builtins.str
     """"RGB" or "BGR"."""
+    fit: _builtins.str
+    """"crop": resize the shorter side, then crop the centre; "squash": resize both sides to the input size. Empty means
+    "crop".
+    """
     @_builtins.property
     def mean(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Mean of each channel, on the 0..1 scale."""
@@ -230,10 +235,11 @@ class Preprocessing(_message.Message):
         mean: _abc.Iterable[_builtins.float] | None = ...,
         std: _abc.Iterable[_builtins.float] | None = ...,
         channel_order: _builtins.str = ...,
+        fit: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_order", b"channel_order", "input_size", b"input_size", "interpolation", b"interpolation", "mean", b"mean", "resize", b"resize", "std", b"std"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_order", b"channel_order", "fit", b"fit", "input_size", b"input_size", "interpolation", b"interpolation", "mean", b"mean", "resize", b"resize", "std", b"std"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

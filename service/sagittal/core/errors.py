@@ -9,6 +9,7 @@
     ├── NotServed             UNIMPLEMENTED         part of the API that nothing serves yet
     ├── Overloaded            RESOURCE_EXHAUSTED    past an admission bound; says when to try again
     ├── Unavailable           UNAVAILABLE           Redis is away; try again
+    │   └── StreamMoved                             the stream goes on at another replica: WatchExplanation
     ├── Expired               DEADLINE_EXCEEDED     the job's deadline passed before there was a result
     ├── Unauthenticated       UNAUTHENTICATED       no token, or an unknown one
     ├── PermissionDenied      PERMISSION_DENIED     the token lacks a role
@@ -107,6 +108,12 @@ class Unavailable(SagittalError):
 
     reason = "QUEUE_UNAVAILABLE"
     code = code_pb2.UNAVAILABLE
+
+
+class StreamMoved(Unavailable):
+    """This replica ends the stream, not the job: WatchExplanation goes on where it stopped."""
+
+    reason = "STREAM_MOVED"
 
 
 class Expired(SagittalError):

@@ -1,5 +1,6 @@
 """A job: one piece of work on one model, as the queue carries it."""
 
+import hashlib
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -34,6 +35,14 @@ class JobState(StrEnum):
         return self in (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
 
 
+class CachePolicy(StrEnum):
+    """Whether a job may share the answer of another with the same `content_key`."""
+
+    USE = "use"  # joins a run in flight, or takes the stored answer; its own answer is stored
+    REFRESH = "refresh"  # is run anew; its answer replaces the stored one
+    BYPASS = "bypass"  # is run anew; nothing is shared or stored
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
     """A job to be accepted."""
@@ -58,11 +67,26 @@ class NewJob:
     """The caller's idempotency key; empty for none."""
     tenant: str = "default"
     content_key: str = ""
-    """SHA-256 over everything the answer depends on; equal keys share one answer. Empty: never shared."""
+    """SHA-256 over everything the answer depends on; equal keys of a tenant share one answer. Empty: never shared."""
+    cache: CachePolicy = CachePolicy.USE
+    """Whether an answer to the same `content_key` may be shared."""
     estimated_evaluations: int = 0
     """Model evaluations it is expected to take; 0 for not known."""
     trace_context: str = ""
     """W3C traceparent of the request; empty for none."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells whether two jobs have the same content: the content key, or SHA-256 over what there is."""
+        if self.content_key:
+            return self.content_key
+        digest = hashlib.sha256()
+        parts = [self.kind.encode(), self.model.encode(), self.version.encode(), self.method.encode(), self.request]
+        for name, image in sorted(self.images.items()):
+            parts += [name.encode(), image]
+        for part in parts:
+            digest.update(len(part).to_bytes(8, "little") + part)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,3 +139,16 @@ class StoredEvent:
     payload: bytes
     """The serialized `sagittal.v1.ExplanationEvent`, whose sequence is that of the log."""
     terminal: bool
+    """Whether it ended the job: the last event of every ended job, and no other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """The work of one model in one lane."""
+
+    queued: int
+    """Runs that wait for a worker; jobs that share a run count once."""
+    running: int
+    """Runs that a worker holds."""
+    oldest_seconds: float
+    """How long the oldest queued run has waited, in seconds; 0 where none waits."""

@@ -8,7 +8,7 @@ implementation to them.
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
-from sagittal.core.jobs import Job, JobState, Lease, NewJob, StoredEvent
+from sagittal.core.jobs import Backlog, Job, JobState, Lease, NewJob, StoredEvent
 
 
 class LeaseLost(Exception):
@@ -22,7 +22,8 @@ class JobQueue(Protocol):
         """Accepts a job: stores it, appends `accepted` as event 1, and queues it, all or nothing.
 
         Returns the job and whether it is new: the same tenant's `request_id` with the same content gives the job that
-        exists. Safe to call again after a lost answer.
+        exists. A job whose `content_key` was answered before, or is being answered, shares that answer as its `cache`
+        policy says; it may come back ended. Safe to call again after a lost answer.
 
         Raises:
             AlreadyExists: the `request_id` belongs to a job with another content.
@@ -35,7 +36,11 @@ class JobQueue(Protocol):
         ...
 
     def events(self, job_id: str, after_sequence: int = 0) -> AsyncIterator[StoredEvent]:
-        """Yields the events after a sequence number as they come, and ends after the terminal one. Raises UnknownJob."""
+        """Yields the events after a sequence number as they come, and ends after the terminal one. Raises UnknownJob.
+
+        A payload is what the worker appended, with the job's own identity where the run is shared; its `sequence` is not
+        set: it is that of the `StoredEvent`.
+        """
         ...
 
     async def stored_events(self, job_id: str) -> Sequence[StoredEvent]:
@@ -57,7 +62,18 @@ class JobQueue(Protocol):
         ...
 
     async def depth(self) -> Mapping[tuple[str, str], int]:
-        """Returns the number of queued and running jobs by (model, lane)."""
+        """Returns the number of queued and running runs by (model, lane); jobs that share a run count once."""
+        ...
+
+    async def backlog(self) -> Mapping[tuple[str, str], Backlog]:
+        """Returns what `depth` does in detail, with the age of the oldest run that waits."""
+        ...
+
+    async def sweep(self) -> int:
+        """Ends what is overdue, requeues what was lost, drops what retention has passed; returns the jobs ended.
+
+        Implementations do this by themselves every `sweep_seconds`; it is here for those who cannot wait.
+        """
         ...
 
     async def ping(self) -> None:
@@ -87,7 +103,11 @@ class WorkerQueue(Protocol):
         ...
 
     def append(self, lease: Lease, events: Sequence[bytes]) -> None:
-        """Appends events (serialized, without sequence numbers: the queue gives them). Raises LeaseLost."""
+        """Appends events (serialized, without sequence numbers: the queue gives them).
+
+        Raises LeaseLost, and Overloaded where the job has written all that it may (`max_log_bytes`). After Unavailable
+        the same events may be appended again: they count once.
+        """
         ...
 
     def checkpoint(self, lease: Lease, state: bytes) -> None:

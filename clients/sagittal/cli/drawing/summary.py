@@ -1,0 +1,155 @@
+"""One picture of a whole explanation that a person understands at a glance."""
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from sagittal.cli.drawing import style
+from sagittal.cli.drawing.picture import Picture, Seen, shown, upsample
+from sagittal.client import Curve, Explanation, Mask
+
+#: Most sufficient sets in the summary; each has a picture of its own beside it.
+MAX_SETS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One square of the summary."""
+
+    draw: Callable[[Axes], None]
+
+
+def draw_summary(explanation: Explanation, seen: Seen) -> Figure:
+    """Returns the summary: the photograph, then whatever the explanation holds."""
+    panels = [_photograph(seen), *_mask_panels(explanation, seen), *_set_panels(explanation, seen)]
+    if explanation.curves:
+        panels.append(_curves(explanation.curves))
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    notes = _notes(explanation, columns)
+    top, bottom, side = 1.05, 0.35 + 0.22 * sum(note.count("\n") + 1 for note in notes), 4.0
+    width, height = columns * side + 0.5, rows * (side + 0.35) + top + bottom
+    fig = style.figure(width, height)
+    grid = fig.add_gridspec(
+        rows, columns, left=0.3 / width, right=1 - 0.45 / width, top=1 - top / height, bottom=(bottom + 0.3) / height,
+        wspace=0.14, hspace=0.22,
+    )  # fmt: skip
+    for number, panel in enumerate(panels):
+        panel.draw(fig.add_subplot(grid[divmod(number, columns)]))
+    _heading(fig, explanation, width, height)
+    _footing(fig, notes, width, height)
+    return fig
+
+
+def draw_overlay(saliency: NDArray[np.float32], seen: Seen) -> Picture:
+    """Returns the photograph with saliency painted over it; where there is none, the photograph shows untouched."""
+    signed = bool((saliency < 0).any())
+    strength = np.clip(np.abs(upsample(saliency, seen.size)), 0, 1)
+    shade = (upsample(saliency, seen.size) + 1) / 2 if signed else strength
+    colours = (style.SIGNED if signed else style.HEAT)(shade)[..., :3].astype(np.float32)
+    alpha = (0.85 * strength**0.8)[..., None]
+    return (seen.picture * (1 - alpha) + colours * alpha).astype(np.float32)
+
+
+def _photograph(seen: Seen) -> Panel:
+    return Panel(lambda axes: style.show(axes, seen.picture, "What the model saw", "resized and cropped"))
+
+
+def _mask_panels(explanation: Explanation, seen: Seen) -> Sequence[Panel]:
+    if not explanation.masks:
+        return ()
+    mask = explanation.masks[0]
+    keep = np.clip(upsample(mask.saliency, seen.size), 0, 1)
+    share = f"{float(np.clip(mask.saliency, 0, 1).mean()):.0%} of the picture's area"
+    background = explanation.prediction.baseline if explanation.prediction else "baseline"
+    return (
+        Panel(lambda axes: _heatmap(axes, mask)),
+        Panel(lambda axes: style.show(axes, draw_overlay(mask.saliency, seen), "Overlay", "saliency over the picture")),
+        Panel(lambda axes: style.show(axes, seen.keep(keep), "Only the salient part kept", f"{share}, rest {background}")),
+        Panel(lambda axes: style.show(axes, seen.keep(1 - keep), "The salient part removed", f"replaced by {background}")),
+    )
+
+
+def _heatmap(axes: Axes, mask: Mask) -> None:
+    image = style.heat(axes, mask.saliency, mask.signed)
+    size = mask.saliency.shape[0]
+    peak = float(mask.saliency.max())
+    style.frame(axes, "Saliency", f"{size} × {size} cells, peak {peak:.2f}, fixed scale")
+    bar = axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.025)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.tick_params(labelsize=8, colors=style.FAINT, length=2)
+
+
+def _set_panels(explanation: Explanation, seen: Seen) -> Sequence[Panel]:
+    """The sets that overlap least come first, and small ones before large ones."""
+    ordered = sorted(explanation.sufficient_sets, key=lambda each: (not each.diverse, len(each.patches.patches)))
+
+    def panel(number: int) -> Panel:
+        each = ordered[number]
+        count = len(each.patches.patches)
+        title = f"Sufficient set {number + 1}: {count} patch{'es' if count != 1 else ''}"
+        without = f", {style.percent(each.causal.without)} without it" if each.causal else ""
+        note = f"{style.percent(each.score)} alone{without} · {each.certificate.level}"
+        return Panel(lambda axes: style.show(axes, shown(seen, each.patches), title, note))
+
+    return [panel(number) for number in range(min(MAX_SETS, len(ordered)))]
+
+
+def _curves(curves: Sequence[Curve]) -> Panel:
+    return Panel(lambda axes: _draw_curves(axes, [curve for curve in curves if curve.mask_index == 0]))
+
+
+_CURVE_LOOKS: Mapping[str, tuple[str, str]] = {"insertion": (style.GOOD, "↑"), "deletion": (style.BAD, "↓")}
+
+
+def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
+    for curve in curves:
+        colour, arrow = _CURVE_LOOKS.get(curve.kind, (style.INK, ""))
+        label = f"{curve.kind} {arrow}  AUC {curve.auc:.3f}"
+        axes.plot(curve.fractions, curve.scores, color=colour, linewidth=2, label=label)
+        axes.fill_between(curve.fractions, curve.scores, color=colour, alpha=0.08, linewidth=0)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    axes.set_box_aspect(1)
+    axes.set_title("Is it right? Insertion and deletion", fontsize=11, color=style.INK, loc="left", pad=6, weight="bold")
+    axes.set_xlabel("share of the picture inserted or deleted", fontsize=9, color=style.FAINT)
+    axes.set_ylabel("probability of the class", fontsize=9, color=style.FAINT, labelpad=2)
+    axes.tick_params(labelsize=8, colors=style.FAINT, length=2)
+    axes.grid(color=style.RULE, linewidth=0.5, alpha=0.7)
+    axes.legend(fontsize=9, frameon=True, framealpha=0.9, edgecolor=style.RULE, loc="best", labelcolor=style.INK)
+    for name, spine in axes.spines.items():
+        spine.set_visible(name in ("left", "bottom"))
+        spine.set_color(style.RULE)
+
+
+def _heading(fig: Figure, explanation: Explanation, width: float, height: float) -> None:
+    left, first, second = 0.3 / width, 1 - 0.38 / height, 1 - 0.66 / height
+    target = explanation.target
+    if target is not None:
+        name = target.label or f"class {target.index}"
+        fig.text(left, first, f"{name}  {style.percent(target.score)}", fontsize=18, color=style.INK, weight="bold", va="center")
+    parts = [f"{explanation.model} {explanation.model_version}".strip(), explanation.method]
+    if explanation.completed:
+        seconds = explanation.completed.run_seconds
+        parts += [f"{explanation.evaluations:,} evaluations", f"{seconds:.1f} s", f"seed {explanation.completed.seed}"]
+    fig.text(left, second, "  ·  ".join(filter(None, parts)), fontsize=10.5, color=style.FAINT, va="center")
+
+
+def _notes(explanation: Explanation, columns: int) -> Sequence[str]:
+    width = 55 * columns
+    notes = [f"⚠ {each.message} ({each.reason})" for each in explanation.warnings]
+    if explanation.completed and explanation.completed.truncated:
+        notes.append(f"⚠ Ended early by its budget of {explanation.completed.truncated_by}: the best result so far.")
+    return [textwrap.fill(note, width) for note in notes]
+
+
+def _footing(fig: Figure, notes: Sequence[str], width: float, height: float) -> None:
+    if notes:
+        fig.text(
+            0.3 / width, 0.18 / height, "\n".join(notes), fontsize=9.5, color=style.WARN, va="bottom", linespacing=1.4
+        )

@@ -1,0 +1,122 @@
+"""The files that an explanation leaves in a directory: each renderer looks at what the explanation holds."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sagittal.cli.drawing import style
+from sagittal.cli.drawing.graph import draw_graph
+from sagittal.cli.drawing.picture import Seen, resize_and_crop, shown, to_image, with_baseline
+from sagittal.cli.drawing.summary import draw_overlay, draw_summary
+from sagittal.cli.report import curves_json, dump, explanation_json
+from sagittal.client import Explanation, Prediction, Preprocessing
+from sagittal.core.images import ImageLimits, decode
+from sagittal.v1 import tensor_pb2
+
+#: The service has admitted the picture: these limits only guard this process.
+_LIMITS = ImageLimits(max_bytes=256 * 2**20, max_pixels=256_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """An explanation, the picture it is of, and where its files go."""
+
+    explanation: Explanation
+    seen: Seen
+    directory: Path
+
+
+Written = Iterator[tuple[str, str]]
+"""What was written, and the name of its file."""
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """Returns a file as upright RGB of shape (height, width, 3), decoded exactly as the workers do."""
+    return decode(tensor_pb2.Image(encoded=path.read_bytes()), _LIMITS)
+
+
+def what_the_model_saw(image: Path, preprocessing: Preprocessing, prediction: Prediction, given: Path | None) -> Seen:
+    """Returns the picture and its baseline; `given` is the file of a baseline of the caller's."""
+    picture = resize_and_crop(read_picture(image), preprocessing)
+    baseline = resize_and_crop(read_picture(given), preprocessing) if given else None
+    return with_baseline(picture, prediction, baseline)
+
+
+def write_files(results: Results) -> Mapping[str, str]:
+    """Writes everything into the directory, `explanation.json` last; returns the names of the files by what they are."""
+    results.directory.mkdir(parents=True, exist_ok=True)
+    files: dict[str, str] = {}
+    for write in WRITERS:
+        files |= dict(write(results))
+    files["explanation"] = "explanation.json"
+    document = explanation_json(results.explanation, files)
+    (results.directory / "explanation.json").write_text(dump(document) + "\n", encoding="utf-8")
+    return files
+
+
+def _summary(results: Results) -> Written:
+    style.save(draw_summary(results.explanation, results.seen), results.directory / "summary.png")
+    yield "summary", "summary.png"
+
+
+def _baseline(results: Results) -> Written:
+    to_image(results.seen.baseline).save(results.directory / "baseline.png")
+    yield "baseline", "baseline.png"
+
+
+def _masks(results: Results) -> Written:
+    """The first mask is `mask.npy`; those of further starts are numbered."""
+    for number, mask in enumerate(results.explanation.masks):
+        suffix = f"-{number + 1}" if number else ""
+        np.save(results.directory / f"mask{suffix}.npy", mask.saliency.astype(np.float32))
+        overlay = to_image(draw_overlay(mask.saliency, results.seen))
+        overlay.save(results.directory / f"overlay{suffix}.png")
+        yield f"mask{suffix}", f"mask{suffix}.npy"
+        yield f"overlay{suffix}", f"overlay{suffix}.png"
+
+
+def _curves(results: Results) -> Written:
+    if results.explanation.curves:
+        text = dump(curves_json(results.explanation.curves))
+        (results.directory / "curves.json").write_text(text + "\n", encoding="utf-8")
+        yield "curves", "curves.json"
+
+
+def _sufficient_sets(results: Results) -> Written:
+    for number, each in enumerate(results.explanation.sufficient_sets, start=1):
+        name = f"sufficient-set-{number}.png"
+        to_image(shown(results.seen, each.patches)).save(results.directory / name)
+        yield f"sufficient-set-{number}", name
+
+
+def _graph(results: Results) -> Written:
+    graph, target = results.explanation.graph, results.explanation.target
+    if graph is None:
+        return
+    fig = draw_graph(graph, results.seen, f"Why {target.label or f'class {target.index}'}?" if target else "Why?")
+    for ending in ("svg", "png"):
+        style.save(fig, results.directory / f"graph.{ending}")
+        yield f"graph_{ending}", f"graph.{ending}"
+
+
+def _concepts(results: Results) -> Written:
+    for each in results.explanation.concepts:
+        if each.heatmap is not None:
+            name = f"concept-{each.index}.png"
+            to_image(draw_overlay(each.heatmap, results.seen)).save(results.directory / name)
+            yield f"concept-{each.index}", name
+
+
+#: What may be written, in this order.
+WRITERS: tuple[Callable[[Results], Written], ...] = (
+    _summary,
+    _baseline,
+    _masks,
+    _curves,
+    _sufficient_sets,
+    _graph,
+    _concepts,
+)

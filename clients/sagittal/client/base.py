@@ -1,0 +1,60 @@
+"""What the sync and the asyncio client share: requests, answers and the connection's settings."""
+
+from collections.abc import Sequence
+
+from sagittal.client.images import ImageLike
+from sagittal.client.methods import Method, MethodLike, pack_method, resolve_method
+from sagittal.client.models import Model
+from sagittal.client.options import TLS, Options, call_metadata
+from sagittal.client.requests import ExplainOptions, build_spec
+from sagittal.client.resume import Cursor, Patience
+from sagittal.v1 import explanation_pb2 as pb
+from sagittal.v1 import explanation_service_pb2 as service_pb
+from sagittal.v1 import method_pb2
+
+
+class BaseClient:
+    """The settings of one connection; nothing here talks to the service."""
+
+    def __init__(self, address: str, *, token: str, tls: TLS | None, options: Options | None) -> None:
+        self.address = address
+        self.options = options or Options()
+        self._tls = tls
+        self._metadata = call_metadata(address, token, tls, self.options)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.address!r})"
+
+    def _call_patience(self) -> Patience:
+        return Patience(self.options.retry, self.options.retry.call_seconds)
+
+    def _cursor(self, *, job_id: str = "", after_sequence: int = 0) -> Cursor:
+        # Before anything came through, an address where nothing listens fails as soon as for any other call.
+        return Cursor(self._call_patience(), self.address, job_id, after_sequence)
+
+
+def wanted_name(method: MethodLike | None) -> Method | None:
+    """Returns the method to look up in the model's catalogue, or None where it is a typed message."""
+    if isinstance(method, str):
+        return Method(method)
+    return method if isinstance(method, Method) else None
+
+
+def spec_for(
+    image: ImageLike, model: Model | None, options: ExplainOptions, method: MethodLike | None
+) -> pb.ExplanationSpec:
+    """Returns the request; `model` is the catalogue entry where the method is given by name."""
+    name = wanted_name(method)
+    packed: method_pb2.Method | None = None
+    if name is not None:
+        packed = resolve_method(name, model.methods if model else ())
+    elif method is not None and not isinstance(method, str | Method):
+        packed = pack_method(method)
+    return build_spec(image, packed, **options)
+
+
+def list_request(
+    model: str, states: Sequence[pb.JobState.ValueType], page_token: str
+) -> service_pb.ListExplanationsRequest:
+    """Returns the request of one page of jobs."""
+    return service_pb.ListExplanationsRequest(model=model, states=states, page_token=page_token, page_size=100)

@@ -1,0 +1,220 @@
+"""Events of a job as they come: one frozen dataclass for each, masks as numpy arrays."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """A class and its probability."""
+
+    index: int
+    label: str
+    """Empty where the model has none."""
+    score: float
+    """Probability, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class PatchSet:
+    """A set of patches on a square grid."""
+
+    grid: int
+    """Side of the grid in patches."""
+    patches: tuple[int, ...]
+    """Indices in row-major order (row * grid + column), ascending."""
+
+    @property
+    def cells(self) -> tuple[tuple[int, int], ...]:
+        """The patches as (row, column) pairs."""
+        return tuple(divmod(patch, self.grid) for patch in self.patches)
+
+
+@dataclass(frozen=True, slots=True)
+class CausalTriple:
+    """What the model says when only the set is shown, and when only the set is hidden."""
+
+    sufficiency: float
+    without: float
+    top_without: ClassScore
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """How a claim of minimality was checked."""
+
+    level: str
+    """"sufficient", "one-minimal", "subset-minimal" or "minimum-size", each containing the ones before it."""
+    checked: int
+    """Sets that were scored to prove it."""
+    required_score: float
+    """The score a set must reach to be sufficient."""
+    model_digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One fact about a job."""
+
+    job_id: str
+    sequence: int
+    """Position in the job's log, from 1, without gaps."""
+    time: datetime
+    """When it was written, in UTC."""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted(Event):
+    """The job is in the queue."""
+
+    queue_position: int
+    estimated_evaluations: int
+    """Model evaluations it is expected to take; 0 where not known."""
+    ready_workers: int
+    """Workers that have the model ready; 0 means that the job waits until one comes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started(Event):
+    """A worker began, or began again."""
+
+    worker: str
+    attempt: int
+    waited_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction(Event):
+    """What the model says of the image."""
+
+    target: ClassScore
+    """The class that is explained."""
+    top: tuple[ClassScore, ...]
+    baseline_score: float
+    """The target's probability on the baseline, which should be near 0."""
+    baseline: str
+    """"blur", "black", "mean", "noise" or "image"."""
+    blur_sigma: float
+    """For a blurred baseline, in pixels of the model's input; else 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress(Event):
+    """How far the job is."""
+
+    fraction: float
+    evaluations: int
+    objective: float | None
+    phase: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mask(Event):
+    """A saliency mask, forming or final."""
+
+    saliency: NDArray[np.float32]
+    """Shape (size, size), 0 to 1 unless `signed`; 1 is most salient; not normalised per image."""
+    final: bool
+    index: int
+    """Which of several diverse masks this is."""
+    signed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SufficientSet(Event):
+    """A minimal sufficient explanation."""
+
+    patches: PatchSet
+    score: float
+    """The target's probability when only they are shown."""
+    certificate: Certificate
+    causal: CausalTriple | None
+    evaluations: int
+    diverse: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphNode(Event):
+    """A node of the structured attention graph."""
+
+    id: str
+    patches: PatchSet
+    score: float
+    relative_score: float
+    root: bool
+    causal: CausalTriple | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphEdge(Event):
+    """An edge of the graph: the child is its parent less one patch."""
+
+    parent: str
+    child: str
+    removed_patch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve(Event):
+    """How the score follows the share of the image inserted or deleted."""
+
+    kind: str
+    """"insertion" or "deletion"."""
+    fractions: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    auc: float
+    auc_normalized: float
+    mask_index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concept(Event):
+    """The part of one concept in the prediction."""
+
+    index: int
+    name: str
+    value: float
+    contribution: float
+    heatmap: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warned(Event):
+    """Something that limits how far the answer can be trusted."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed(Event):
+    """Terminal: the explanation is whole."""
+
+    insertion: float | None
+    deletion: float | None
+    evaluations: int
+    gradient_evaluations: int
+    metric_evaluations: int
+    cache_hits: int
+    run_seconds: float
+    wait_seconds: float
+    model_digest: str
+    model_version: str
+    seed: int
+    method: str
+    parameters_json: str
+    versions: Mapping[str, str]
+    truncated: bool
+    truncated_by: str
+    pointing_game_hit: bool | None
+    cache_age_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unrecognised(Event):
+    """An event of a kind that this version does not know: a newer service sent it."""

@@ -1,0 +1,81 @@
+"""Pictures as the API takes them: a path, a file's bytes, a PIL image or an array."""
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from numpy.typing import NDArray
+
+from sagittal.client.arrays import to_tensor
+from sagittal.client.errors import InvalidImage
+from sagittal.v1 import tensor_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInput:
+    """An input as the model takes it: it skips preprocessing."""
+
+    array: NDArray[np.floating]
+    """Shape (3, height, width), already normalised, finite."""
+
+
+#: For messages.
+ACCEPTED = "a path, the bytes of a JPEG, PNG or WebP file, a PIL image, an array (height, width, 3), or a ModelInput"
+
+ImageLike = str | os.PathLike[str] | bytes | bytearray | memoryview | PIL.Image.Image | NDArray[np.generic] | ModelInput
+"""What is accepted as a picture. Arrays are RGB of shape (height, width, 3): uint8 in 0..255, or floats in 0..1."""
+
+
+def encode_image(image: ImageLike, *, field: str = "spec.image") -> tensor_pb2.Image:
+    """Returns a picture as the API's message.
+
+    Files travel as they are. Raises InvalidImage for what is no picture, OSError for a file that cannot be read.
+    """
+    match image:
+        case str() | os.PathLike():
+            return tensor_pb2.Image(encoded=Path(image).read_bytes())
+        case bytes() | bytearray() | memoryview():
+            return tensor_pb2.Image(encoded=bytes(image))
+        case PIL.Image.Image():
+            return tensor_pb2.Image(encoded=_png(image))
+        case np.ndarray():
+            return tensor_pb2.Image(pixels=to_tensor(_checked_pixels(image, field)))
+        case ModelInput():
+            return tensor_pb2.Image(model_input=to_tensor(_checked_input(image.array, field)))
+    raise InvalidImage(f"got {type(image).__name__}; expected {ACCEPTED}", field=field)
+
+
+def _png(image: PIL.Image.Image) -> bytes:
+    """Keeps every pixel and the alpha channel, and applies the EXIF orientation that PNG would lose."""
+    upright = PIL.ImageOps.exif_transpose(image)
+    mode = "RGBA" if upright.has_transparency_data else "RGB"
+    buffer = io.BytesIO()
+    upright.convert(mode).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _checked_pixels(array: NDArray[np.generic], field: str) -> NDArray[np.generic]:
+    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise InvalidImage(f"got an array of shape {array.shape}; expected (height, width, 3)", field=field)
+    if array.dtype == np.uint8:
+        return array
+    if not np.issubdtype(array.dtype, np.floating):
+        raise InvalidImage(f"got an array of {array.dtype}; expected uint8 in 0..255 or floats in 0..1", field=field)
+    if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+        raise InvalidImage("an array of floats must be finite and in 0..1; divide by 255?", field=field)
+    return array
+
+
+def _checked_input(array: NDArray[np.floating], field: str) -> NDArray[np.floating]:
+    if array.ndim != 3 or array.shape[0] != 3 or not np.issubdtype(array.dtype, np.floating):
+        raise InvalidImage(
+            f"got a model input of shape {array.shape} and type {array.dtype}; expected floats (3, height, width)",
+            field=field,
+        )
+    if not np.isfinite(array).all():
+        raise InvalidImage("the model input holds NaN or infinity; every value must be finite", field=field)
+    return array

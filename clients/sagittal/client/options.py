@@ -1,0 +1,104 @@
+"""How a client connects: limits, retries and credentials."""
+
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+
+#: Largest message in bytes, either way: a 224 x 224 mask in half precision is 100 KB, a photograph a few MB.
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """How long a client tries again when the service is away. The waits double and are spread at random."""
+
+    call_seconds: float = 5.0
+    """Time in which a call that is not a stream is tried again, in seconds; 0 never tries again."""
+    stream_seconds: float = 60.0
+    """Time in which a broken stream is taken up again, counted from its last event, in seconds."""
+    first_wait: float = 0.1
+    """Wait before the second try, in seconds."""
+    longest_wait: float = 5.0
+    """Longest wait between two tries, in seconds."""
+
+    def wait(self, attempt: int) -> float:
+        """Returns the wait after a failed attempt (from 1) in seconds: half of it is chance."""
+        bound = min(self.longest_wait, self.first_wait * 2.0 ** min(attempt - 1, 30))
+        return bound * (0.5 + random.random() / 2)  # noqa: S311 - spreads load, keeps no secret
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TLS:
+    """Encrypts the connection; with a certificate of its own the client proves who it is (mTLS)."""
+
+    root_certificates: str | os.PathLike[str] | None = None
+    """PEM file of the authorities to trust; None trusts those that gRPC trusts."""
+    certificate: str | os.PathLike[str] | None = None
+    """PEM file of the client's certificate chain, for mTLS."""
+    private_key: str | os.PathLike[str] | None = None
+    """PEM file of the client's key, for mTLS."""
+    server_name: str = ""
+    """Name expected in the server's certificate; empty expects the address's host."""
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Reads the files. Raises OSError where one cannot be read, ValueError for half a pair."""
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("mTLS needs both certificate and private_key")
+        return grpc.ssl_channel_credentials(
+            root_certificates=_read(self.root_certificates),
+            private_key=_read(self.private_key),
+            certificate_chain=_read(self.certificate),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Everything about the connection that has a sensible default."""
+
+    timeout: float = 30.0
+    """Time one call that is not a stream may take, in seconds."""
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+    """Largest message in bytes, either way."""
+    keepalive_seconds: float = 60.0
+    """Time without traffic after which a running call is checked by a ping; a dead peer is found 20 s later."""
+    retry: Retry = field(default_factory=Retry)
+    allow_plaintext_token: bool = False
+    """Lets a token travel unencrypted to another machine, inside a mesh that encrypts for instance."""
+
+    def channel_arguments(self, tls: TLS | None) -> Sequence[tuple[str, str | int]]:
+        """Returns gRPC's names for these options."""
+        arguments: list[tuple[str, str | int]] = [
+            ("grpc.max_send_message_length", self.max_message_bytes),
+            ("grpc.max_receive_message_length", self.max_message_bytes),
+            ("grpc.keepalive_time_ms", int(self.keepalive_seconds * 1000)),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 1_000),
+            ("grpc.max_reconnect_backoff_ms", 5_000),
+        ]
+        if tls and tls.server_name:
+            arguments.append(("grpc.ssl_target_name_override", tls.server_name))
+        return arguments
+
+
+def call_metadata(address: str, token: str, tls: TLS | None, options: Options) -> tuple[tuple[str, str | bytes], ...]:
+    """Returns the metadata of every call. Raises ValueError where a token would travel in the clear."""
+    if not token:
+        return ()
+    local = address.startswith(("unix:", "unix-abstract:")) or address.rpartition(":")[0] in _LOOPBACK
+    if tls is None and not local and not options.allow_plaintext_token:
+        raise ValueError(
+            f"a token would travel unencrypted to {address}: give tls=TLS(...), "
+            "or Options(allow_plaintext_token=True) where the network encrypts"
+        )
+    return (("authorization", f"Bearer {token}"),)
+
+
+def _read(path: str | os.PathLike[str] | None) -> bytes | None:
+    return None if path is None else Path(path).read_bytes()

@@ -1,0 +1,100 @@
+"""What lets a stream go on after a lost connection, missing and repeating nothing.
+
+The cursor knows the job and the last sequence number that was handed on. A broken call is followed by
+`WatchExplanation(job_id, after_sequence)`; before the first event the question is put again under the same
+`request_id`, which gives the same job.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import grpc
+
+from sagittal.client.errors import ConnectionFailed, SagittalError, Unavailable, from_rpc_error, trailing_metadata
+from sagittal.client.options import Retry
+from sagittal.v1 import explanation_pb2 as pb
+
+#: Codes with which gRPC itself ends a call whose connection broke, where the service attached nothing.
+_BROKEN_CODES = (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
+_BROKEN_TEXTS = ("RST_STREAM", "Stream removed", "Cancelling all calls", "connection", "Socket closed", "GOAWAY")
+_TERMINAL = ("completed", "failed", "cancelled")
+
+
+def broken(error: grpc.RpcError) -> bool:
+    """Returns whether a call ended because the connection or the service went away, not because of what was asked."""
+    code, text = error.code(), error.details() or ""
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return True
+    attached = "grpc-status-details-bin" in dict(trailing_metadata(error))
+    return code in _BROKEN_CODES and not attached and any(part.lower() in text.lower() for part in _BROKEN_TEXTS)
+
+
+@dataclass(slots=True)
+class Patience:
+    """Waits between tries that grow, until the time for them is up."""
+
+    retry: Retry
+    seconds: float
+    clock: Callable[[], float] = time.monotonic
+    attempts: int = 0
+    began: float = 0.0
+
+    def renew(self, seconds: float) -> None:
+        """Forgets the failures, since something came through; the next ones may take this long."""
+        self.attempts = 0
+        self.seconds = seconds
+
+    def wait_after(self, error: SagittalError) -> float:
+        """Returns how long to wait before the next try in seconds; raises the error when the time is up."""
+        if self.attempts == 0:
+            self.began = self.clock()
+        self.attempts += 1
+        wait = max(self.retry.wait(self.attempts), error.retry_after or 0.0)
+        if self.clock() - self.began + wait > self.seconds:
+            raise error
+        return wait
+
+
+@dataclass(slots=True)
+class Cursor:
+    """Where a stream of events stands."""
+
+    patience: Patience
+    address: str
+    job_id: str = ""
+    sequence: int = 0
+    """Sequence number of the last event handed on."""
+    ended: bool = field(default=False)
+
+    def admit(self, event: pb.ExplanationEvent) -> bool:
+        """Takes note of an event; returns whether it is new and to be handed on."""
+        self.job_id = event.job_id or self.job_id
+        self.patience.renew(self.patience.retry.stream_seconds)
+        if event.sequence <= self.sequence:
+            return False
+        if event.sequence != self.sequence + 1:
+            raise Unavailable(
+                f"the stream of job {self.job_id} jumped from event {self.sequence} to {event.sequence}; asking again"
+            )
+        self.sequence = event.sequence
+        self.ended = event.WhichOneof("event") in _TERMINAL
+        return True
+
+    def wait_after(self, error: grpc.RpcError | Unavailable | None) -> float:
+        """Returns the wait before the stream is taken up again; raises what cannot be mended.
+
+        None stands for a call that ended in good order before the job did, as on a service that shuts down.
+        """
+        if error is None:
+            text = f"the service{f' at {self.address}' if self.address else ''} ended the stream before the job did"
+            return self.patience.wait_after(ConnectionFailed(text, job_id=self.job_id))
+        if isinstance(error, Unavailable):
+            return self.patience.wait_after(error)
+        failure = from_rpc_error(error, address=self.address)
+        failure.job_id = self.job_id
+        if not broken(error):
+            raise failure from error
+        return self.patience.wait_after(
+            failure if isinstance(failure, Unavailable) else ConnectionFailed(str(failure), job_id=self.job_id)
+        )

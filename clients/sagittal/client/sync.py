@@ -1,0 +1,250 @@
+"""The client for ordinary code; `aio.AsyncClient` is its twin for asyncio."""
+
+import contextlib
+import queue
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import grpc
+
+from sagittal.client.base import BaseClient, list_request, spec_for, wanted_name
+from sagittal.client.batch import Batch, Images, Outcome
+from sagittal.client.errors import Unavailable, from_rpc_error
+from sagittal.client.events import ClassScore, Event, PatchSet
+from sagittal.client.explanation import Explanation, Job, parse_explanation, parse_job
+from sagittal.client.images import ImageLike, encode_image
+from sagittal.client.models import Model, parse_model
+from sagittal.client.options import TLS, Options
+from sagittal.client.parsing import parse_class
+from sagittal.client.regions import RegionOptions, RegionScores, parse_regions
+from sagittal.client.requests import ExplainOptions, build_regions, build_states
+from sagittal.client.resume import Cursor
+from sagittal.client.streams import EventStream, Reading
+from sagittal.v1 import explanation_pb2 as pb
+from sagittal.v1 import explanation_service_pb2 as service_pb
+from sagittal.v1 import explanation_service_pb2_grpc as service_grpc
+from sagittal.v1 import model_service_pb2 as models_pb
+from sagittal.v1 import model_service_pb2_grpc as models_grpc
+
+Answer = TypeVar("Answer")
+
+
+class Client(BaseClient):
+    """A connection to Sagittal. Safe to use from several threads; close it, or use it in a `with` statement.
+
+    Every method raises `errors.SagittalError`, by the class that the service meant.
+    """
+
+    def __init__(
+        self,
+        address: str = "localhost:50051",
+        *,
+        token: str = "",
+        tls: TLS | None = None,
+        options: Options | None = None,
+    ) -> None:
+        """Prepares a connection, which is made when it is first needed.
+
+        Args:
+            address: Host and port, or a `unix:` path.
+            token: Bearer token; empty sends none.
+            tls: Encrypts the connection; None does not.
+            options: Limits and retries.
+        """
+        super().__init__(address, token=token, tls=tls, options=options)
+        arguments = self.options.channel_arguments(tls)
+        self._channel = (
+            grpc.secure_channel(address, tls.credentials(), arguments)
+            if tls
+            else grpc.insecure_channel(address, arguments)
+        )
+        self._jobs = service_grpc.ExplanationServiceStub(self._channel)
+        self._models = models_grpc.ModelServiceStub(self._channel)
+
+    def explain(
+        self,
+        image: ImageLike,
+        *,
+        on_event: Callable[[Event], None] | None = None,
+        **options: Unpack[ExplainOptions],
+    ) -> Explanation:
+        """Explains an image and returns the whole explanation; `on_event` is called with each event as it comes."""
+        with self.stream(image, **options) as events:
+            for event in events:
+                if on_event is not None:
+                    on_event(event)
+            return events.explanation()
+
+    def stream(self, image: ImageLike, *, detach: bool = False, **options: Unpack[ExplainOptions]) -> EventStream:
+        """Explains an image and yields events as they come; closing the stream cancels the job unless `detach`."""
+        request = service_pb.ExplainRequest(spec=self._spec(image, options), detach=detach)
+
+        def open_call(cursor: Cursor) -> Any:
+            return self._watch(cursor) if cursor.job_id else self._jobs.Explain(request, metadata=self._metadata)
+
+        reading = Reading(self._cursor(), open_call, options["model"])
+        return EventStream(reading, None if detach else self._abandon)
+
+    def explain_many(
+        self, images: Images, *, in_flight: int = 32, **options: Unpack[ExplainOptions]
+    ) -> Iterator[Outcome]:
+        """Explains many images over one call and yields the outcome of each as it ends, in whatever order.
+
+        One that fails has its error in its outcome and does not stop the others. Images are read as they are needed,
+        at most `in_flight` ahead. Jobs go to the batch lane unless told otherwise.
+        """
+        options.setdefault("lane", "batch")
+        catalogue = self._catalogue(options)
+        batch = Batch(
+            images,
+            lambda image: spec_for(image, catalogue, {**options, "request_id": ""}, options.get("method")),
+            model=options["model"],
+            in_flight=in_flight,
+        )
+        cursor = self._cursor()
+        while not batch.done:
+            try:
+                yield from self._run_batch(batch, cursor)
+                wait = 0.0 if batch.done else cursor.wait_after(None)
+            except grpc.RpcError as error:
+                wait = cursor.wait_after(error)
+            time.sleep(wait)
+
+    def submit(self, image: ImageLike, **options: Unpack[ExplainOptions]) -> Job:
+        """Submits a job and returns at once; `watch` or `get` it by its `job_id`."""
+        request = service_pb.SubmitExplanationRequest(spec=self._spec(image, options))
+        return parse_job(self._call(self._jobs.SubmitExplanation, request).explanation)
+
+    def watch(self, job_id: str, *, after_sequence: int = 0) -> EventStream:
+        """Yields the events of a job after a sequence number, to its end. Closing the stream leaves the job alone."""
+        return EventStream(Reading(self._cursor(job_id=job_id, after_sequence=after_sequence), self._watch, ""))
+
+    def get(self, job_id: str) -> Explanation:
+        """Returns what is known of a job, whether it has ended or not."""
+        request = service_pb.GetExplanationRequest(job_id=job_id)
+        return parse_explanation(self._call(self._jobs.GetExplanation, request).explanation)
+
+    def job(self, job_id: str) -> Job:
+        """Returns where a job stands."""
+        request = service_pb.GetExplanationRequest(job_id=job_id)
+        return parse_job(self._call(self._jobs.GetExplanation, request).explanation)
+
+    def list(self, *, model: str = "", states: Sequence[str] = ()) -> Iterator[Job]:
+        """Yields jobs, newest first: of one model, or in some states ("queued", "running" ...), where given."""
+        numbers, token = build_states(states), ""
+        while True:
+            page = self._call(self._jobs.ListExplanations, list_request(model, numbers, token))
+            yield from map(parse_job, page.explanations)
+            token = page.next_page_token
+            if not token:
+                return
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancels a job. One that has ended stays as it is; one that runs ends at its worker's next step."""
+        request = service_pb.CancelExplanationRequest(job_id=job_id)
+        return parse_job(self._call(self._jobs.CancelExplanation, request).explanation)
+
+    def delete(self, job_id: str) -> None:
+        """Deletes a job that has ended, with its image and events."""
+        self._call(self._jobs.DeleteExplanation, service_pb.DeleteExplanationRequest(job_id=job_id))
+
+    def score_regions(self, sets: Sequence[PatchSet], **options: Unpack[RegionOptions]) -> RegionScores:
+        """Answers "what if": the score when only these patches are shown (or, with `hide`, hidden)."""
+        return parse_regions(self._call(self._jobs.ScoreRegions, build_regions(sets, **options)))
+
+    def models(self) -> Iterator[Model]:
+        """Yields the registered models by name and version, without labels and methods."""
+        token = ""
+        while True:
+            page = self._call(self._models.ListModels, models_pb.ListModelsRequest(page_token=token))
+            yield from map(parse_model, page.models)
+            token = page.next_page_token
+            if not token:
+                return
+
+    def model(self, name: str, *, version: str = "") -> Model:
+        """Returns a model, whole; an empty version means the latest."""
+        request = models_pb.GetModelRequest(name=name, version=version)
+        return parse_model(self._call(self._models.GetModel, request).model)
+
+    def predict(self, image: ImageLike, *, model: str, model_version: str = "", top: int = 5) -> Sequence[ClassScore]:
+        """Returns the model's most probable classes, best first."""
+        request = models_pb.PredictRequest(
+            model=model, model_version=model_version, image=encode_image(image, field="image"), top=top
+        )
+        return tuple(map(parse_class, self._call(self._models.Predict, request).top))
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, method: Callable[..., Answer], request: object) -> Answer:
+        """Makes a call that may be repeated, and repeats it while the service is away."""
+        patience = self._call_patience()
+        while True:
+            try:
+                return method(request, timeout=self.options.timeout, metadata=self._metadata)
+            except grpc.RpcError as error:
+                failure = from_rpc_error(error, address=self.address)
+                if not isinstance(failure, Unavailable):
+                    raise failure from error
+                wait = patience.wait_after(failure)
+            time.sleep(wait)
+
+    def _watch(self, cursor: Cursor) -> Any:
+        request = service_pb.WatchExplanationRequest(job_id=cursor.job_id, after_sequence=cursor.sequence)
+        return self._jobs.WatchExplanation(request, metadata=self._metadata)
+
+    def _abandon(self, job_id: str) -> None:
+        """Cancels a job whose caller went away, in bounded time. The service sees the dropped call anyway."""
+        with contextlib.suppress(grpc.RpcError, ValueError):  # ValueError: the channel is closed
+            request = service_pb.CancelExplanationRequest(job_id=job_id)
+            self._jobs.CancelExplanation(request, timeout=2.0, metadata=self._metadata)
+
+    def _catalogue(self, options: ExplainOptions) -> Model | None:
+        if wanted_name(options.get("method")) is None:
+            return None
+        return self.model(options["model"], version=options.get("model_version", ""))
+
+    def _spec(self, image: ImageLike, options: ExplainOptions) -> pb.ExplanationSpec:
+        return spec_for(image, self._catalogue(options), options, options.get("method"))
+
+    def _run_batch(self, batch: Batch, cursor: Cursor) -> Iterator[Outcome]:
+        """Yields outcomes over one call, until it ends."""
+        requests: queue.SimpleQueue[service_pb.ExplainManyRequest | None] = queue.SimpleQueue()
+        for request in batch.reopen():
+            requests.put(request)
+        yield from _send(batch, requests)
+        call = self._jobs.ExplainMany(iter(requests.get, None), metadata=self._metadata)
+        try:
+            if batch.done:
+                return
+            for response in call:
+                cursor.patience.renew(self.options.retry.stream_seconds)
+                outcome = batch.admit(response.event)
+                if outcome is not None:
+                    yield outcome
+                    yield from _send(batch, requests)
+                if batch.done:
+                    return
+        finally:
+            requests.put(None)
+            call.cancel()
+
+
+def _send(batch: Batch, requests: queue.SimpleQueue[service_pb.ExplainManyRequest | None]) -> Sequence[Outcome]:
+    """Queues what may go out now; returns the outcomes of images that cannot be sent."""
+    ready, refused = batch.fill()
+    for request in ready:
+        requests.put(request)
+    return refused

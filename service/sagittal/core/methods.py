@@ -1,0 +1,111 @@
+"""Methods and their parameters, checked against what the workers publish of a model: no method is known here by name.
+
+A typed method is a message in the oneof `Method.method`; the catalogue's entry with that `field` describes it. A method
+by name (`custom`) is described by the entry with that `name`. So a method that a worker adds needs no line here.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+from sagittal.core.errors import FailedPrecondition, InvalidRequest, NotServed
+from sagittal.core.parameters import Path, checked
+from sagittal.v1 import method_pb2, model_pb2
+
+#: Field of `Method` that is meant where none is set.
+DEFAULT_FIELD = "igos_plus_plus"
+
+_CUSTOM = "custom"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedMethod:
+    """A method with every parameter that it takes."""
+
+    name: str
+    """As the catalogue lists it, such as `igos++`."""
+    field: str
+    """Field of `Method` that carries it; `custom` where it has none."""
+    parameters: Mapping[str, Any]
+    """Values by name, defaults filled in. Tensors are serialized `sagittal.v1.Tensor` messages."""
+
+
+def resolve(
+    method: method_pb2.Method, catalogue: Iterable[model_pb2.MethodDescription], *, field: str = "method"
+) -> ResolvedMethod:
+    """Returns the method that is meant, its parameters checked and its defaults filled in.
+
+    Args:
+        method: As it came from a caller.
+        catalogue: Methods of the model, as its workers published them.
+        field: Path of the method in the request, for errors.
+
+    Raises:
+        InvalidRequest: a parameter is out of its bounds or unknown, or no method has the name given.
+        NotServed: no worker of the model offers this method.
+        FailedPrecondition: the model does not admit this method.
+    """
+    listed = list(catalogue)
+    chosen = method.WhichOneof("method")
+    if chosen == _CUSTOM:
+        return _by_name(method.custom, listed, Path(f"{field}.{_CUSTOM}"))
+    path = Path(f"{field}.{chosen or DEFAULT_FIELD}")
+    description = next((entry for entry in listed if entry.field == (chosen or DEFAULT_FIELD)), None)
+    if description is None:
+        text = f"{path} is not served by this model's workers; they serve {_names(listed)}"
+        raise NotServed(text, field=str(path))
+    return _resolved(description, typed_parameters(getattr(method, chosen), path) if chosen else {}, path)
+
+
+def typed_parameters(message: Message, path: Path) -> dict[str, Any]:
+    """Returns the parameters that are set, enums as the names that the catalogue lists (`line-search`)."""
+    return {field.name: _plain(field, value, path) for field, value in message.ListFields()}
+
+
+def enum_name(enum: EnumDescriptor, number: int) -> str | None:
+    """Returns the name of an enum's value as the catalogue lists it; None where the enum has no such value."""
+    value = enum.values_by_number.get(number)
+    if value is None:
+        return None
+    prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    return str(value.name.removeprefix(prefix).lower().replace("_", "-"))
+
+
+def _by_name(custom: method_pb2.CustomMethod, listed: list[model_pb2.MethodDescription], path: Path) -> ResolvedMethod:
+    description = next((entry for entry in listed if entry.name == custom.name), None)
+    if description is None:
+        text = f"{path}.name is {custom.name!r}; this model's workers serve {_names(listed)}"
+        raise InvalidRequest(text, field=f"{path}.name")
+    return _resolved(description, json_format.MessageToDict(custom.parameters), Path(f"{path}.parameters"))
+
+
+def _resolved(description: model_pb2.MethodDescription, given: Mapping[str, Any], path: Path) -> ResolvedMethod:
+    if description.unavailable:
+        text = f"{description.name} is not possible with this model: {description.unavailable}"
+        raise FailedPrecondition(text, field=str(path))
+    known = {parameter.name: parameter for parameter in description.parameters}
+    for name in given:
+        if name not in known:
+            text = f"{path}.{name} is no parameter of {description.name}; it takes {', '.join(known) or 'none'}"
+            raise InvalidRequest(text, field=f"{path}.{name}")
+    parameters = {name: checked(parameter, given.get(name), path) for name, parameter in known.items()}
+    return ResolvedMethod(name=description.name, field=description.field, parameters=parameters)
+
+
+def _plain(field: FieldDescriptor, value: Any, path: Path) -> Any:
+    if field.enum_type is not None:
+        name = enum_name(field.enum_type, value)
+        if name is None:
+            admitted = ", ".join(entry.name for entry in field.enum_type.values)
+            text = f"{path}.{field.name} is {value}, which this API version does not know; give one of {admitted}"
+            raise InvalidRequest(text, field=f"{path}.{field.name}")
+        return name
+    return value
+
+
+def _names(listed: Iterable[model_pb2.MethodDescription]) -> str:
+    return ", ".join(sorted(entry.name for entry in listed if not entry.unavailable)) or "none"

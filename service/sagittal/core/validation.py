@@ -1,0 +1,171 @@
+"""An explanation's specification, checked field by field against the model it is about.
+
+Every fault raises InvalidRequest with the path of the field, what was given and what is admitted.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import duration_pb2
+from google.protobuf.descriptor import EnumDescriptor
+
+from sagittal.core.errors import InvalidRequest
+from sagittal.core.methods import ResolvedMethod, resolve
+from sagittal.core.parameters import shortest
+from sagittal.core.targets import resolve_target
+from sagittal.v1 import explanation_pb2, model_pb2, tensor_pb2
+
+#: Characters of `request_id`.
+MAX_REQUEST_ID = 128
+
+#: Steps of a curve at mask resolution.
+MAX_CURVE_STEPS = 1_000
+
+#: Boxes of the pointing game.
+MAX_BOXES = 1_000
+
+#: Standard deviation of a blurred baseline, in pixels.
+MAX_BLUR_SIGMA = 1_000.0
+
+#: Time between two progress events, in seconds.
+MAX_PROGRESS_INTERVAL = 3_600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeLimits:
+    """How long jobs may take, waiting included, in seconds."""
+
+    default: float
+    """For a job whose request names no deadline."""
+    maximum: float
+    """Longest deadline that a request may name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedSpec:
+    """What a valid specification means."""
+
+    method: ResolvedMethod
+    target: int | None
+    """Index of the class; None for the model's top class."""
+    deadline: float
+    """Seconds from acceptance to the end."""
+
+    def question(self, spec: explanation_pb2.ExplanationSpec, model: model_pb2.Model) -> Mapping[str, Any]:
+        """Returns everything but the pictures that the answer depends on."""
+        return {
+            "model": [model.name, model.version, model.digest],
+            "method": [self.method.name, dict(self.method.parameters)],
+            "target": self.target,
+            "baseline": [spec.baseline.kind, shortest(spec.baseline.blur_sigma)],
+            "metrics": spec.metrics.SerializeToString(deterministic=True),
+            "seed": spec.seed,
+            "max_evaluations": spec.max_evaluations,
+            "partial_masks": spec.partial_masks,
+        }
+
+
+def check_spec(
+    spec: explanation_pb2.ExplanationSpec, model: model_pb2.Model, limits: TimeLimits, *, field: str = "spec"
+) -> CheckedSpec:
+    """Checks everything but the content of the pictures.
+
+    Raises:
+        InvalidRequest: a field is wrong.
+        NotServed, FailedPrecondition: the method is not to be had for this model.
+    """
+    check_image_set(spec.image, f"{field}.image")
+    check_request_id(spec.request_id, f"{field}.request_id")
+    _check_enum(explanation_pb2.Lane.DESCRIPTOR, spec.lane, f"{field}.lane")
+    _check_enum(explanation_pb2.CachePolicy.DESCRIPTOR, spec.cache_policy, f"{field}.cache_policy")
+    _check_baseline(spec.baseline, f"{field}.baseline")
+    _check_metrics(spec.metrics, model.preprocessing.input_size, f"{field}.metrics")
+    if spec.HasField("progress_interval"):
+        _seconds(spec.progress_interval, 0.0, MAX_PROGRESS_INTERVAL, f"{field}.progress_interval")
+    return CheckedSpec(
+        method=resolve(spec.method, model.methods, field=f"{field}.method"),
+        target=resolve_target(spec.target, model, f"{field}.target") if spec.HasField("target") else None,
+        deadline=_deadline(spec, limits, f"{field}.deadline"),
+    )
+
+
+def check_image_set(image: tensor_pb2.Image, field: str) -> None:
+    """Raises InvalidRequest where there is no picture."""
+    if image.WhichOneof("source") is None:
+        text = f"{field} is not set; give a JPEG, PNG or WebP file in `encoded`, or a tensor"
+        raise InvalidRequest(text, field=field)
+
+
+def check_request_id(request_id: str, field: str) -> None:
+    """Raises InvalidRequest where the caller's key is too long."""
+    if len(request_id) > MAX_REQUEST_ID:
+        text = f"{field} has {len(request_id)} characters; give at most {MAX_REQUEST_ID}"
+        raise InvalidRequest(text, field=field)
+
+
+def _deadline(spec: explanation_pb2.ExplanationSpec, limits: TimeLimits, field: str) -> float:
+    if not spec.HasField("deadline"):
+        return limits.default
+    seconds = _seconds(spec.deadline, 0.0, limits.maximum, field)
+    if seconds == 0:
+        raise InvalidRequest(f"{field} is 0 s; give more, up to {limits.maximum:g} s", field=field)
+    return seconds
+
+
+def _seconds(duration: duration_pb2.Duration, low: float, high: float, field: str) -> float:
+    seconds = duration.seconds + duration.nanos / 1e9
+    if not low <= seconds <= high:
+        raise InvalidRequest(f"{field} is {seconds:g} s; give {low:g} to {high:g} s", field=field)
+    return float(seconds)
+
+
+def _check_enum(enum: EnumDescriptor, number: int, field: str) -> None:
+    if number not in enum.values_by_number:
+        raise InvalidRequest(f"{field} is {number}; give one of {_values(enum.values_by_name)}", field=field)
+
+
+def _values(names: Iterable[str]) -> str:
+    return ", ".join(name for name in names if not name.endswith("_UNSPECIFIED"))
+
+
+def _check_baseline(baseline: explanation_pb2.Baseline, field: str) -> None:
+    _check_enum(explanation_pb2.BaselineKind.DESCRIPTOR, baseline.kind, f"{field}.kind")
+    by_image = baseline.kind == explanation_pb2.BASELINE_KIND_IMAGE
+    if by_image:
+        check_image_set(baseline.image, f"{field}.image")
+    elif baseline.HasField("image"):
+        text = f"{field}.image is set; that needs BASELINE_KIND_IMAGE in {field}.kind"
+        raise InvalidRequest(text, field=f"{field}.image")
+    blurred = baseline.kind in (explanation_pb2.BASELINE_KIND_UNSPECIFIED, explanation_pb2.BASELINE_KIND_BLUR)
+    sigma = baseline.blur_sigma
+    if not (math.isfinite(sigma) and 0 <= sigma <= MAX_BLUR_SIGMA):
+        text = f"{field}.blur_sigma is {sigma:g}; give 0 (chosen for you) to {MAX_BLUR_SIGMA:g} pixels"
+        raise InvalidRequest(text, field=f"{field}.blur_sigma")
+    if sigma and not blurred:
+        text = f"{field}.blur_sigma is {sigma:g}; it belongs to BASELINE_KIND_BLUR alone: leave it out"
+        raise InvalidRequest(text, field=f"{field}.blur_sigma")
+
+
+def _check_metrics(metrics: explanation_pb2.Metrics, input_size: int, field: str) -> None:
+    _check_enum(explanation_pb2.CurveProtocol.DESCRIPTOR, metrics.curve_protocol, f"{field}.curve_protocol")
+    if metrics.curve_steps > MAX_CURVE_STEPS:
+        text = f"{field}.curve_steps is {metrics.curve_steps}; give 1 to {MAX_CURVE_STEPS:,}, or 0 for 50"
+        raise InvalidRequest(text, field=f"{field}.curve_steps")
+    if len(metrics.boxes) > MAX_BOXES:
+        text = f"{field}.boxes has {len(metrics.boxes)} boxes; give at most {MAX_BOXES:,}"
+        raise InvalidRequest(text, field=f"{field}.boxes")
+    for index, box in enumerate(metrics.boxes):
+        _check_box(box, input_size, f"{field}.boxes[{index}]")
+
+
+def _check_box(box: tensor_pb2.Box, input_size: int, field: str) -> None:
+    for low, high in (("left", "right"), ("top", "bottom")):
+        start, end = getattr(box, low), getattr(box, high)
+        if end <= start:
+            text = f"{field}.{high} is {end}; give more than {low}, which is {start}"
+            raise InvalidRequest(text, field=f"{field}.{high}")
+        if input_size and end > input_size:
+            text = f"{field}.{high} is {end}; the model's input is {input_size} pixels wide and high"
+            raise InvalidRequest(text, field=f"{field}.{high}")

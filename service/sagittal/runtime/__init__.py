@@ -1,0 +1,9 @@
+"""What programs share: the queue and the registry (protocols, Redis and in-memory versions), settings, telemetry.
+
+This package imports no Redis: `redis_queue` has the functions that connect.
+"""
+
+from sagittal.runtime.queue import JobQueue, LeaseLost, WorkerQueue
+from sagittal.runtime.registry import ModelRegistry, WorkerRegistry
+
+__all__ = ["JobQueue", "LeaseLost", "ModelRegistry", "WorkerQueue", "WorkerRegistry"]

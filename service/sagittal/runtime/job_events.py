@@ -1,0 +1,75 @@
+"""The events that the queue itself writes, and the one thing that it wants to know of others.
+
+They lack the job's identity, which the queue adds for each job that shares the run.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from google.protobuf.message import DecodeError
+
+from sagittal.core.errors import Expired, JobBuried
+from sagittal.core.jobs import JobState
+from sagittal.core.status import to_status
+from sagittal.v1 import explanation_pb2
+
+TERMINAL, PASSING, LASTING = b"t", b"p", b"e"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """A run, or a job of it, that the queue must end because no worker will."""
+
+    reason: Literal["buried", "cancelled", "expired"]
+    scope: Literal["run", "job"]
+    job_id: str
+    token: str
+    attempt: int
+    worker: str
+    detail: str
+    """Why it was cancelled; else empty."""
+
+    @property
+    def state(self) -> JobState:
+        """The state that it ends in."""
+        return JobState.CANCELLED if self.reason == "cancelled" else JobState.FAILED
+
+    def event(self, now: float) -> bytes:
+        """Returns the terminal event, without identity."""
+        if self.reason == "cancelled":
+            return cancelled_event(self.detail, now)
+        if self.reason == "expired":
+            when = "while it ran, its worker lost" if self.attempt else "before a worker was free"
+            error: Expired | JobBuried = Expired(f"the deadline passed {when}; allow more time, or use the batch lane")
+        else:
+            error = JobBuried(
+                f"the job lost its worker {self.attempt} times, the last one was {self.worker!r}: it is not tried again; "
+                "see that worker's log for what it died of"
+            )
+        event = _event(now)
+        event.failed.CopyFrom(to_status(error))
+        return event.SerializeToString()
+
+
+def cancelled_event(reason: str, now: float) -> bytes:
+    """Returns the terminal event of a cancelled job, without identity."""
+    event = _event(now)
+    event.cancelled.reason = reason
+    return event.SerializeToString()
+
+
+def classify(payload: bytes) -> bytes:
+    """Returns PASSING for what only matters while the job runs (progress, partial masks), else LASTING."""
+    event = explanation_pb2.ExplanationEvent()
+    try:
+        event.ParseFromString(payload)
+    except DecodeError:
+        return LASTING  # not ours to judge: kept like everything that counts
+    partial = event.HasField("mask") and not event.mask.final
+    return PASSING if partial or event.HasField("progress") else LASTING
+
+
+def _event(now: float) -> explanation_pb2.ExplanationEvent:
+    event = explanation_pb2.ExplanationEvent()
+    event.time.FromNanoseconds(int(now * 1e9))
+    return event

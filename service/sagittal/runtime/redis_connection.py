@@ -1,0 +1,219 @@
+"""Connections to Redis that fail in bounded time, try again what is safe to try again, and raise our errors."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
+
+import redis
+import redis.asyncio
+from redis import exceptions as faults
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.asyncio.sentinel import Sentinel as AsyncSentinel
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from sagittal.core.errors import Overloaded, SagittalError, Unavailable
+from sagittal.runtime.redis_scripts import Script
+from sagittal.runtime.settings import QueueSettings
+
+Result = TypeVar("Result")
+
+#: Share of the operation timeout that one read, write or connect may take.
+SOCKET_SHARE = 0.25
+#: Times an operation is sent; each is idempotent.
+ATTEMPTS = 4
+#: First pause between two attempts in seconds; it doubles, and is drawn between half and the whole.
+FIRST_PAUSE = 0.05
+
+#: What may pass by itself: the connection, a server that starts, a replica that is about to become the primary.
+PASSING = (
+    faults.ConnectionError,
+    faults.TimeoutError,
+    faults.BusyLoadingError,
+    faults.ReadOnlyError,
+    faults.TryAgainError,
+    OSError,
+)
+
+
+def connection_options(settings: QueueSettings) -> dict[str, Any]:
+    """Returns the keyword arguments of every connection. We try again ourselves, so redis-py must not."""
+    share = settings.operation_timeout * SOCKET_SHARE
+    options: dict[str, Any] = {
+        "socket_timeout": share,
+        "socket_connect_timeout": share,
+        "protocol": 2,
+        "decode_responses": False,
+    }
+    if settings.username is not None:
+        options["username"] = settings.username
+    if settings.password is not None:
+        options["password"] = settings.password.get_secret_value()
+    return options
+
+
+def connect_sync(settings: QueueSettings) -> "redis.Redis":
+    """Returns a client for threads; nothing is connected yet."""
+    options = connection_options(settings) | {"retry": Retry(NoBackoff(), 0), "retry_on_error": []}
+    if settings.sentinels:
+        sentinel = Sentinel(
+            _sentinels(settings), sentinel_kwargs=_sentinel_options(options), **_target(settings, options)
+        )
+        client = sentinel.master_for(settings.sentinel_service, max_connections=settings.max_connections)
+        return cast("redis.Redis", client)
+    pool_class = redis.BlockingConnectionPool
+    pool = pool_class.from_url(
+        settings.url, max_connections=settings.max_connections, timeout=settings.operation_timeout, **options
+    )
+    return redis.Redis(connection_pool=pool)
+
+
+def connect_async(settings: QueueSettings) -> "redis.asyncio.Redis":
+    """Returns a client for asyncio; nothing is connected yet."""
+    options = connection_options(settings) | {"retry": AsyncRetry(NoBackoff(), 0), "retry_on_error": []}
+    if settings.sentinels:
+        target = _target(settings, options)
+        sentinel = AsyncSentinel(_sentinels(settings), sentinel_kwargs=_sentinel_options(options), **target)
+        client = sentinel.master_for(settings.sentinel_service, max_connections=settings.max_connections)
+        return cast("redis.asyncio.Redis", client)
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        settings.url, max_connections=settings.max_connections, timeout=settings.operation_timeout, **options
+    )
+    return redis.asyncio.Redis(connection_pool=pool)
+
+
+def _sentinels(settings: QueueSettings) -> list[tuple[str, int]]:
+    pairs = (address.rpartition(":") for address in settings.sentinels)
+    return [(host, int(port)) for host, _, port in pairs]
+
+
+def _sentinel_options(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("socket_timeout", "socket_connect_timeout", "retry")}
+
+
+def _target(settings: QueueSettings, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options of the primary that Sentinel names, with what the URL says besides its address."""
+    url = urlsplit(settings.url)
+    found: dict[str, Any] = dict(options)
+    if url.scheme == "rediss":
+        found["ssl"] = True
+    if url.path.strip("/"):
+        found["db"] = int(url.path.strip("/"))
+    if url.username:
+        found.setdefault("username", url.username)
+    if url.password:
+        found.setdefault("password", url.password)
+    return found
+
+
+def translate(error: Exception, settings: QueueSettings) -> SagittalError | None:
+    """Returns our error for one of Redis's; None where it is a bug."""
+    if isinstance(error, faults.ResponseError) and (isinstance(error, faults.OutOfMemoryError) or "OOM" in str(error)):
+        return Overloaded(
+            "the queue's memory is full: try again later, or give Redis more (maxmemory), or keep less "
+            "(retention_seconds, max_stored_bytes)",
+            retry_after=settings.overload_retry_after,
+        )
+    if isinstance(error, faults.AuthenticationError):
+        return Unavailable(f"the queue refuses our credentials: {error}", retry_after=settings.retry_after)
+    if isinstance(error, PASSING):
+        return Unavailable(
+            f"the queue cannot be reached ({type(error).__name__}): try again", retry_after=settings.retry_after
+        )
+    return None
+
+
+class Attempts:
+    """How often and until when one operation is tried."""
+
+    def __init__(self, settings: QueueSettings) -> None:
+        self._settings = settings
+        self._ends = time.monotonic() + settings.operation_timeout
+        self._pause = FIRST_PAUSE
+        self._left = ATTEMPTS
+
+    def next_pause(self, error: Exception) -> float:
+        """Returns the seconds to wait before the next attempt; raises our error where there is none."""
+        self._left -= 1
+        self._pause *= 2
+        pause = random.uniform(self._pause / 2, self._pause)  # noqa: S311 - spreads load, guards nothing
+        # An attempt may take two shares, to connect and to read.
+        room = self._ends - time.monotonic() - pause - 2 * SOCKET_SHARE * self._settings.operation_timeout
+        if (
+            isinstance(error, PASSING)
+            and not isinstance(error, faults.AuthenticationError)
+            and self._left > 0
+            and room > 0
+        ):
+            return pause
+        translated = translate(error, self._settings)
+        raise (translated or error) from error
+
+
+class SyncRunner:
+    """Runs operations for threads."""
+
+    def __init__(self, client: "redis.Redis", settings: QueueSettings, root: str) -> None:
+        self.client = client
+        self._settings = settings
+        self._root = root
+
+    def run(self, operation: Callable[[], Result]) -> Result:
+        """Runs an idempotent operation, again where its answer was lost."""
+        attempts = Attempts(self._settings)
+        while True:
+            try:
+                return operation()
+            except (faults.RedisError, OSError) as error:
+                time.sleep(attempts.next_pause(error))
+
+    def script(self, script: Script, *arguments: bytes | str | int | float) -> Any:
+        """Runs a script; a restarted Redis, which knows none, is sent its text."""
+
+        def operation() -> Any:
+            try:
+                return self.client.evalsha(script.digest, 1, self._root, *arguments)
+            except faults.NoScriptError:
+                return self.client.eval(script.text, 1, self._root, *arguments)
+
+        return self.run(operation)
+
+
+class AsyncRunner:
+    """Runs operations for asyncio."""
+
+    def __init__(self, client: "redis.asyncio.Redis", settings: QueueSettings, root: str) -> None:
+        self.client = client
+        self._settings = settings
+        self._root = root
+
+    async def run(self, operation: Callable[[], Awaitable[Result]]) -> Result:
+        """Runs an idempotent operation, again where its answer was lost."""
+        attempts = Attempts(self._settings)
+        try:
+            async with asyncio.timeout(self._settings.operation_timeout):
+                while True:
+                    try:
+                        return await operation()
+                    except (faults.RedisError, OSError) as error:
+                        await asyncio.sleep(attempts.next_pause(error))
+        except TimeoutError as error:
+            raise Unavailable(
+                f"the queue did not answer within {self._settings.operation_timeout:g} s: try again",
+                retry_after=self._settings.retry_after,
+            ) from error
+
+    async def script(self, script: Script, *arguments: bytes | str | int | float) -> Any:
+        """Runs a script; a restarted Redis, which knows none, is sent its text."""
+
+        async def operation() -> Any:
+            try:
+                return await self.client.evalsha(script.digest, 1, self._root, *arguments)
+            except faults.NoScriptError:
+                return await self.client.eval(script.text, 1, self._root, *arguments)
+
+        return await self.run(operation)

@@ -1,0 +1,199 @@
+"""The service's side of the queue on Redis."""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import structlog
+
+from sagittal.core.errors import AlreadyExists, FailedPrecondition, Overloaded, SagittalError, UnknownJob
+from sagittal.core.jobs import Backlog, Job, JobState, NewJob, StoredEvent
+from sagittal.runtime.job_events import TERMINAL, cancelled_event
+from sagittal.runtime.redis_connection import AsyncRunner, connect_async
+from sagittal.runtime.redis_scripts import load_script, parse_job, root_key, submit_arguments
+from sagittal.runtime.redis_sweep import end_arguments, parse_endings, sweep_arguments
+from sagittal.runtime.redis_watch import LOOK_SECONDS, LogNews
+from sagittal.runtime.settings import QueueSettings
+
+log = structlog.get_logger(__name__)
+
+#: Events fetched at once, which bounds what a stream holds in memory.
+EVENTS_AT_ONCE = 16
+#: Jobs that one call of the script `list` looks at.
+JOBS_AT_ONCE = 500
+
+#: What is full, and what helps.
+FULL = {
+    "lane": "the lane holds {bound} waiting jobs, the most it may (max_queued)",
+    "tenant": "you have {bound} jobs waiting in this lane, the most you may (max_queued_per_tenant)",
+    "evaluations": "the lane's waiting jobs need {bound} model evaluations, the most they may (max_queued_evaluations)",
+    "bytes": "the queue stores {bound} bytes, the most it may (max_stored_bytes)",
+}
+
+
+class RedisJobQueue:
+    """A `JobQueue` on Redis 7 or Valkey 8 and later."""
+
+    def __init__(self, settings: QueueSettings) -> None:
+        self._settings = settings
+        self._root = root_key(settings)
+        self._redis = AsyncRunner(connect_async(settings), settings, self._root)
+        self._news = LogNews(connect_async(settings.model_copy(update={"max_connections": 1})), self._root)
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def submit(self, job: NewJob, accepted: bytes) -> tuple[Job, bool]:
+        """Accepts a job, or returns the one that the `request_id` belongs to."""
+        answer = await self._script("submit", *submit_arguments(job, accepted, self._settings))
+        verdict, *rest = answer
+        if verdict == b"reused":
+            raise AlreadyExists(
+                f"request_id {job.request_id!r} belongs to job {rest[0].decode()}, whose content is another: "
+                "choose a new request_id, or send the same request",
+                field="spec.request_id",
+            )
+        if verdict == b"full":
+            text = FULL[rest[0].decode()].format(bound=rest[1].decode())
+            raise Overloaded(f"{text}: try again later", retry_after=self._settings.overload_retry_after)
+        return parse_job(rest[0]), verdict == b"new"
+
+    async def get(self, job_id: str) -> Job:
+        """Returns a job."""
+        return _found(await self._script("get", job_id), job_id)
+
+    async def events(self, job_id: str, after_sequence: int = 0) -> AsyncIterator[StoredEvent]:
+        """Yields the events after a sequence number as they come, reading at the caller's pace."""
+        with self._news.watch(job_id) as news:
+            sequence = after_sequence
+            while True:
+                news.clear()
+                batch = await self._read(job_id, sequence, sequence + EVENTS_AT_ONCE)
+                for event in batch:
+                    yield event
+                    sequence = event.sequence
+                    if event.terminal:
+                        return
+                if not batch:
+                    if await self._ended_at_or_before(job_id, sequence):
+                        return
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(news.wait(), LOOK_SECONDS)
+
+    async def stored_events(self, job_id: str) -> Sequence[StoredEvent]:
+        """Returns the events so far."""
+        return await self._read(job_id, 0, None)
+
+    async def cancel(self, job_id: str, reason: str) -> Job:
+        """Cancels a job; one that shares its run leaves it to the others."""
+        return _found(await self._script("cancel", job_id, reason, cancelled_event(reason, time.time())), job_id)
+
+    async def delete(self, job_id: str) -> None:
+        """Deletes an ended job, its events and its images."""
+        answer = (await self._script("delete", job_id, secrets.token_hex(8))).decode()
+        if answer == "unknown":
+            raise _unknown(job_id)
+        if answer != "ok":
+            raise FailedPrecondition(f"job {job_id} is {answer}: cancel it, and delete it when it has ended")
+
+    async def list(
+        self, *, model: str, states: Sequence[JobState], limit: int, page_token: str
+    ) -> tuple[Sequence[Job], str]:
+        """Returns a page of jobs, newest first."""
+        found: list[Job] = []
+        wanted = ",".join(state.value for state in states)
+        while len(found) < limit:
+            page = await self._script("list", page_token, limit - len(found), model, wanted, JOBS_AT_ONCE)
+            found += [parse_job(view) for view in page[1:]]
+            page_token = page[0].decode()
+            if not page_token:
+                break
+        return found, page_token
+
+    async def depth(self) -> Mapping[tuple[str, str], int]:
+        """Returns queued and running runs by (model, lane)."""
+        return {where: backlog.queued + backlog.running for where, backlog in (await self.backlog()).items()}
+
+    async def backlog(self) -> Mapping[tuple[str, str], Backlog]:
+        """Returns the work by (model, lane), with the age of the oldest that waits."""
+        flat = await self._script("backlog")
+        found = {}
+        for where, queued, running, oldest in zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True):
+            lane, _, model = where.decode().partition(":")
+            found[model, lane] = Backlog(queued=int(queued), running=int(running), oldest_seconds=float(oldest))
+        return found
+
+    async def sweep(self) -> int:
+        """Ends what is overdue, requeues what was lost, drops what retention has passed; returns the jobs ended.
+
+        Runs by itself every `sweep_seconds` once anything was asked of this queue.
+        """
+        return await self._sweep()
+
+    async def ping(self) -> None:
+        """Returns when Redis answers."""
+        await self._redis.run(self._redis.client.ping)
+        self._start_sweeper()
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+        await self._news.close()
+        await self._redis.client.aclose()
+        await self._redis.client.connection_pool.disconnect()
+
+    async def _script(self, name: str, *arguments: bytes | str | int | float) -> Any:
+        self._start_sweeper()
+        return await self._redis.script(load_script(name), *arguments)
+
+    async def _read(self, job_id: str, after: int, until: int | None) -> Sequence[StoredEvent]:
+        """Returns the events with sequence numbers in (after, until]. Raises UnknownJob where there is no log."""
+        elements = await self._redis.run(
+            lambda: self._redis.client.lrange(f"{self._root}log:{job_id}", after, -1 if until is None else until - 1)
+        )
+        if not elements and not await self._redis.run(lambda: self._redis.client.exists(f"{self._root}log:{job_id}")):
+            raise _unknown(job_id)
+        return [
+            StoredEvent(after + offset, bytes(element[1:]), terminal=element[:1] == TERMINAL)
+            for offset, element in enumerate(elements, start=1)
+        ]
+
+    async def _ended_at_or_before(self, job_id: str, sequence: int) -> bool:
+        """Whether no event after this one will come."""
+        job = await self.get(job_id)
+        return job.state.ended and job.last_sequence <= sequence
+
+    def _start_sweeper(self) -> None:
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().create_task(self._keep_sweeping(), name="sagittal-sweeper")
+
+    async def _keep_sweeping(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.sweep_seconds)
+            try:
+                await self._sweep()
+            except SagittalError as error:
+                log.warning("sweep_failed", error=error.message)
+
+    async def _sweep(self) -> int:
+        answer = await self._redis.script(load_script("sweep"), *sweep_arguments(self._settings))
+        ended = 0
+        for ending in parse_endings(answer):
+            done = await self._redis.script(load_script("end"), *end_arguments(ending, time.time()))
+            if done:
+                log.warning("job_ended_by_queue", job_id=ending.job_id, reason=ending.reason, attempt=ending.attempt)
+            ended += int(done)
+        return ended
+
+
+def _found(view: Sequence[bytes] | None, job_id: str) -> Job:
+    if not view:
+        raise _unknown(job_id)
+    return parse_job(view)
+
+
+def _unknown(job_id: str) -> UnknownJob:
+    return UnknownJob(f"no job {job_id!r}: it never was, was deleted, or its retention has passed", field="job_id")

@@ -1,0 +1,127 @@
+"""The queue's Lua scripts, what goes into them, and what comes out.
+
+Everything that changes the queue is one script, so it happens wholly or not at all, and each is written so that running
+it twice with the same arguments does no more than running it once: that makes it safe to send again after a lost answer.
+"""
+
+import functools
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+from sagittal.core.jobs import Job, JobKind, JobState, Lane, Lease, NewJob
+from sagittal.runtime.settings import QueueSettings
+
+#: Fields that the script `view` returns for a job.
+VIEW_FIELDS = 16
+
+#: The one script that a full Redis refuses; the others let what was accepted come to its end.
+REFUSED_WHEN_FULL = frozenset({"submit"})
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script and the digest by which Redis knows it."""
+
+    name: str
+    text: str
+    digest: str
+
+
+@functools.cache
+def load_script(name: str) -> Script:
+    """Returns the script of that name, with what all scripts share in front."""
+    folder = resources.files("sagittal.runtime") / "scripts"
+    shebang = "#!lua" if name in REFUSED_WHEN_FULL else "#!lua flags=allow-oom"
+    common = "" if name.startswith("registry") else (folder / "common.lua").read_text()
+    text = f"{shebang}\n{common}\n{(folder / f'{name}.lua').read_text()}"
+    return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+def root_key(settings: QueueSettings) -> str:
+    """Returns what every key begins with; the braces keep all of them in one slot of a cluster."""
+    return f"{{{settings.prefix}}}:"
+
+
+def model_key(model: str, version: str) -> str:
+    """Returns the name of a model's version in keys."""
+    return f"{model}@{version}"
+
+
+def submit_arguments(job: NewJob, accepted: bytes, settings: QueueSettings) -> list[bytes | str | int | float]:
+    """Returns the arguments of the script `submit`."""
+    arguments: list[bytes | str | int | float] = [
+        job.job_id,
+        job.kind.value,
+        job.model,
+        job.version,
+        job.method,
+        job.lane.value,
+        job.tenant,
+        job.request_id,
+        "" if job.deadline is None else repr(job.deadline),
+        job.estimated_evaluations,
+        job.trace_context,
+        f"{job.tenant}:{job.content_key}" if job.content_key else "",
+        job.fingerprint,
+        job.cache.value,
+        accepted,
+        job.request,
+        settings.max_queued.get(job.lane.value, UNBOUNDED),
+        settings.max_queued_per_tenant.get(job.lane.value, UNBOUNDED),
+        settings.max_queued_evaluations,
+        settings.max_sharers,
+        settings.max_stored_bytes,
+        settings.assumed_evaluations,
+        settings.tenant_weights.get(job.tenant, 1.0),
+        settings.cache_seconds,
+    ]
+    for name, image in job.images.items():
+        arguments += [name, image]
+    return arguments
+
+
+#: Stands for no bound where a lane has none.
+UNBOUNDED = 2**53
+
+
+def parse_job(view: Sequence[bytes]) -> Job:
+    """Returns a job from what the script function `view` gives."""
+    text = [field.decode() for field in view]
+    return Job(
+        job_id=text[0],
+        kind=JobKind(text[1]),
+        state=JobState(text[2]),
+        model=text[3],
+        version=text[4],
+        method=text[5],
+        lane=Lane(text[6]),
+        tenant=text[7],
+        request_id=text[8],
+        created=float(text[9]),
+        ended=float(text[10]) if text[10] else None,
+        deadline=float(text[11]) if text[11] else None,
+        attempt=int(text[12]),
+        worker=text[13],
+        last_sequence=int(text[14]),
+        cancel_requested=bool(text[15]),
+    )
+
+
+def parse_lease(answer: Sequence[bytes]) -> Lease:
+    """Returns a lease from the answer of the script `lease`."""
+    view_end = 2 + VIEW_FIELDS
+    request, trace, has_checkpoint, checkpoint = answer[view_end : view_end + 4]
+    return Lease(
+        job=parse_job(answer[2:view_end]),
+        request=request,
+        images=dict(_pairs(answer[view_end + 4 :])),
+        token=int(answer[1]),
+        trace_context=trace.decode(),
+        checkpoint=checkpoint if has_checkpoint else None,
+    )
+
+
+def _pairs(flat: Sequence[bytes]) -> Iterable[tuple[str, bytes]]:
+    return ((name.decode(), value) for name, value in zip(flat[::2], flat[1::2], strict=True))

@@ -1,0 +1,41 @@
+"""What the service and the workers both look for: lost leases, passed deadlines, spent retention."""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, cast
+
+from sagittal.runtime.job_events import Ending
+from sagittal.runtime.settings import QueueSettings
+
+#: Entries of each kind that one sweep handles, so that no sweep holds Redis up.
+SWEEP_LIMIT = 100
+
+
+def sweep_arguments(settings: QueueSettings) -> tuple[int | float, ...]:
+    """Returns the arguments of the script `sweep`."""
+    return (
+        SWEEP_LIMIT,
+        settings.max_attempts,
+        settings.retention_seconds,
+        settings.image_retention_seconds,
+        settings.lease_seconds,
+    )
+
+
+def parse_endings(flat: Sequence[bytes]) -> Iterable[Ending]:
+    """Returns what the script `sweep` says must be ended."""
+    for start in range(0, len(flat), 7):
+        reason, scope, job_id, token, attempt, worker, detail = (value.decode() for value in flat[start : start + 7])
+        yield Ending(
+            reason=cast("Literal['buried', 'cancelled', 'expired']", reason),
+            scope=cast("Literal['run', 'job']", scope),
+            job_id=job_id,
+            token=token,
+            attempt=int(attempt),
+            worker=worker,
+            detail=detail,
+        )
+
+
+def end_arguments(ending: Ending, now: float) -> tuple[str | bytes, ...]:
+    """Returns the arguments of the script `end`."""
+    return ending.scope, ending.job_id, ending.token, ending.state.value, ending.event(now)

@@ -1,0 +1,15 @@
+-- Cancels a job with a reason: one that shares a run leaves it, a queued one ends, a running one is marked.
+-- Returns the view, or false where there is no such job.
+local id, reason, event = ARGV[1], ARGV[2], ARGV[3]
+local job = pick(job_key(id), {'run', 'state', 'kind'})
+if job.kind == '' then return false end
+if job.state ~= '' then return view(id) end
+local run = read_run(job.run)
+if #split(run.subs) > 1 then
+  leave(id, job.run, run, 'cancelled', 't' .. event)
+elseif run.state == 'queued' then
+  finish(job.run, run, 'cancelled', 't' .. event, true)
+elseif run.cancel == '' then
+  call('HSET', run_key(job.run), 'cancel', reason)
+end
+return view(id)

@@ -1,0 +1,187 @@
+-- Shared by all scripts of the queue. Each script is sent as: shebang, this file, its own body.
+--
+-- A job is what a caller sees (state, event log); a run is the work for it, shared by jobs with equal content. Keys:
+--   job:ID hash      log:ID list of events     run:ID hash (ID of the job that began it), with request and images
+--   ready:LANE:MODEL@VERSION zset of runs by fair-share tag   share:LANE:MODEL@VERSION hash of tags by tenant
+--   age:LANE:MODEL zset of queued runs by time   held hash of running runs by LANE:MODEL   lanes set of LANE:MODEL
+--   leases zset of runs by expiry   deadlines zset of jobs   jobs zset by creation (lexicographic)
+--   ended zset of jobs   spent zset of runs   load hash of admission counters   bell:MODEL@VERSION list that wakes workers
+--   request:TENANT:KEY, flight:CONTENT, answer:CONTENT strings that name a job or a run   take:NONCE string
+-- Times are seconds since the epoch on Redis's clock. Nothing below waits, and a script is atomic.
+
+local call = redis.call
+local root = KEYS[1]
+local clock = call('TIME')
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
+
+-- Lua prints large numbers with 14 digits: times and tags need 17.
+local function exact(number) return string.format('%.17g', number) end
+
+local function job_key(id) return root .. 'job:' .. id end
+local function run_key(id) return root .. 'run:' .. id end
+local function log_key(id) return root .. 'log:' .. id end
+
+local function fields(key)
+  local flat, map = call('HGETALL', key), {}
+  for i = 1, #flat, 2 do map[flat[i]] = flat[i + 1] end
+  return map
+end
+
+local function pick(key, names)
+  local values, map = call('HMGET', key, unpack(names)), {}
+  for i, name in ipairs(names) do map[name] = values[i] or '' end
+  return map
+end
+
+-- Everything of a run but its payloads.
+local RUN = {'kind', 'model', 'version', 'method', 'lane', 'tenant', 'request_id', 'created', 'deadline', 'estimate',
+  'tag', 'token', 'attempt', 'worker', 'state', 'cancel', 'subs', 'content', 'store', 'batch', 'bytes'}
+local function read_run(id) return pick(run_key(id), RUN) end
+
+local function split(text)
+  local parts = {}
+  for part in string.gmatch(text, '[^,]+') do parts[#parts + 1] = part end
+  return parts
+end
+
+local function count_bytes(number) if number ~= 0 then call('INCRBY', root .. 'bytes', number) end end
+
+local function count(hash, field, number)
+  if number ~= 0 and call('HINCRBY', root .. hash, field, number) == 0 then call('HDEL', root .. hash, field) end
+end
+
+-- Protobuf: the last value of a scalar field wins and nested messages merge, so fields are changed by appending.
+local function varint(number)
+  local bytes = ''
+  while number >= 128 do
+    bytes = bytes .. string.char(number % 128 + 128)
+    number = math.floor(number / 128)
+  end
+  return bytes .. string.char(number)
+end
+local function chunk(tag, bytes) return varint(tag * 8 + 2) .. varint(#bytes) .. bytes end
+
+-- ExplanationEvent.job_id = 1, .request_id = 4
+local function identity(id)
+  return chunk(1, id) .. chunk(4, call('HGET', job_key(id), 'request_id') or '')
+end
+
+-- A log's element: one letter ('t' terminal, 'p' passing, 'e' any other) and the serialized event.
+local function push(id, element)
+  local length = call('RPUSH', log_key(id), element)
+  call('HINCRBY', job_key(id), 'bytes', #element)
+  count_bytes(#element)
+  call('PUBLISH', log_key(id), length)
+end
+
+local function push_all(id, run, element)
+  for _, sub in ipairs(split(run.subs)) do
+    push(sub, sub == id and element or element .. identity(sub))
+  end
+end
+
+local function place(run) return run.lane .. ':' .. run.model end
+local function queue_name(run) return run.lane .. ':' .. run.model .. '@' .. run.version end
+
+local function count_load(run, sign)
+  count('load', 'jobs:' .. run.lane, sign)
+  count('load', 'evaluations:' .. run.lane, sign * tonumber(run.estimate))
+  count('load', 'tenant:' .. run.lane .. ':' .. run.tenant, sign)
+end
+
+local function enqueue(id, run)
+  call('ZADD', root .. 'ready:' .. queue_name(run), run.tag, id)
+  call('ZADD', root .. 'age:' .. place(run), run.created, id)
+  call('SADD', root .. 'lanes', place(run))
+  count_load(run, 1)
+  local bell = root .. 'bell:' .. run.model .. '@' .. run.version
+  if call('LLEN', bell) < 64 then call('LPUSH', bell, 1) end
+end
+
+local function dequeue(id, run)
+  local ready = root .. 'ready:' .. queue_name(run)
+  if call('ZREM', ready, id) == 0 then return end
+  if call('EXISTS', ready) == 0 then call('DEL', root .. 'share:' .. queue_name(run)) end
+  call('ZREM', root .. 'age:' .. place(run), id)
+  count_load(run, -1)
+end
+
+local function forget_empty(run)
+  if call('EXISTS', root .. 'age:' .. place(run)) == 0 and call('HEXISTS', root .. 'held', place(run)) == 0 then
+    call('SREM', root .. 'lanes', place(run))
+  end
+end
+
+local function unlease(id, run)
+  call('ZREM', root .. 'leases', id)
+  count('held', place(run), -1)
+end
+
+local function live(run) return run.state == 'queued' or run.state == 'running' end
+local function holds(run, token) return run.state == 'running' and run.token == token end
+
+local function index_member(id, created) return string.format('%017.6f', tonumber(created)) .. ':' .. id end
+
+local function end_job(id, run, state)
+  call('HSET', job_key(id), 'state', state, 'ended', exact(now), 'attempt', run.attempt, 'worker', run.worker)
+  call('ZREM', root .. 'deadlines', id)
+  call('ZADD', root .. 'ended', exact(now), id)
+end
+
+-- Ends a run and every job that shares it. `element` is the terminal event; `own` says that the queue made it, so that
+-- it lacks the job's identity.
+local function finish(id, run, state, element, own)
+  for _, sub in ipairs(split(run.subs)) do
+    push(sub, (sub == id and not own) and element or element .. identity(sub))
+    end_job(sub, run, state)
+  end
+  if run.state == 'running' then unlease(id, run) else dequeue(id, run) end
+  call('HSET', run_key(id), 'state', state)
+  call('HDEL', run_key(id), 'checkpoint')
+  call('ZADD', root .. 'spent', exact(now), id)
+  forget_empty(run)
+  if run.content ~= '' and call('GET', root .. 'flight:' .. run.content) == id then
+    call('DEL', root .. 'flight:' .. run.content)
+  end
+end
+
+-- Ends one of several jobs that share a run, which goes on for the others.
+local function leave(id, run_id, run, state, element)
+  push(id, element .. identity(id))
+  end_job(id, run, state)
+  local others = {}
+  for _, sub in ipairs(split(run.subs)) do if sub ~= id then others[#others + 1] = sub end end
+  call('HSET', run_key(run_id), 'subs', table.concat(others, ','))
+end
+
+local function drop_run(id)
+  local run = pick(run_key(id), {'bytes', 'state'})
+  if run.state == '' then return end
+  call('DEL', run_key(id))
+  call('ZREM', root .. 'spent', id)
+  count_bytes(-(tonumber(run.bytes) or 0))
+end
+
+local function drop_job(id)
+  local job = pick(job_key(id), {'bytes', 'created', 'tenant', 'request_id', 'run'})
+  if job.created == '' then call('ZREM', root .. 'ended', id) return end
+  call('DEL', job_key(id), log_key(id))
+  call('ZREM', root .. 'ended', id)
+  call('ZREM', root .. 'jobs', index_member(id, job.created))
+  count_bytes(-tonumber(job.bytes))
+  if job.request_id ~= '' then
+    local key = root .. 'request:' .. job.tenant .. ':' .. job.request_id
+    if call('GET', key) == id then call('DEL', key) end
+  end
+end
+
+-- What callers may know of a job, in the order that `redis_scripts.parse_job` reads.
+local function view(id)
+  local job = fields(job_key(id))
+  if not job.kind then return false end
+  local run = job
+  if job.state == '' then run = pick(run_key(job.run), {'state', 'attempt', 'worker', 'cancel'}) end
+  return {id, job.kind, run.state, job.model, job.version, job.method, job.lane, job.tenant, job.request_id,
+    job.created, job.ended or '', job.deadline, run.attempt or '0', run.worker or '',
+    tostring(call('LLEN', log_key(id))), (run.cancel and run.cancel ~= '') and '1' or ''}
+end

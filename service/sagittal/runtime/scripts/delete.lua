@@ -1,0 +1,18 @@
+-- Deletes an ended job with its events, and its images where no other job has them. Returns 'ok', 'unknown' or its
+-- state. The nonce makes a repeated call of the same deletion succeed.
+local id, nonce = ARGV[1], ARGV[2]
+local mark = root .. 'deleted:' .. id
+local job = pick(job_key(id), {'state', 'kind', 'run'})
+if job.kind == '' then return call('GET', mark) == nonce and 'ok' or 'unknown' end
+if job.state == '' then return call('HGET', run_key(job.run), 'state') end
+drop_job(id)
+local run = pick(run_key(job.run), {'subs', 'state'})
+local others = {}
+for _, sub in ipairs(split(run.subs)) do if sub ~= id then others[#others + 1] = sub end end
+if run.state ~= '' and #others > 0 then
+  call('HSET', run_key(job.run), 'subs', table.concat(others, ','))
+elseif job.run ~= '' then
+  drop_run(job.run)
+end
+call('SET', mark, nonce, 'EX', 60)
+return 'ok'

@@ -1,0 +1,148 @@
+-- Accepts a job. Returns {'new' | 'same', view} or {'reused', id} or {'full', what, bound}.
+local names = {'id', 'kind', 'model', 'version', 'method', 'lane', 'tenant', 'request_id', 'deadline', 'estimate',
+  'trace', 'content', 'fingerprint', 'cache', 'accepted', 'request', 'max_queued', 'max_tenant', 'max_evaluations',
+  'max_sharers', 'max_bytes', 'assumed', 'weight', 'cache_seconds'}
+local new = {}
+for i, name in ipairs(names) do new[name] = ARGV[i] end
+local first_image = #names + 1
+
+local request_key = root .. 'request:' .. new.tenant .. ':' .. new.request_id
+local known = call('EXISTS', job_key(new.id)) == 1 and new.id
+if not known and new.request_id ~= '' then known = call('GET', request_key) end
+if known then
+  if call('HGET', job_key(known), 'fingerprint') ~= new.fingerprint then return {'reused', known} end
+  return {known == new.id and 'new' or 'same', view(known)}
+end
+
+local content = new.content ~= '' and new.cache ~= 'bypass' and new.content or ''
+local may_share = content ~= '' and new.cache == 'use'
+
+local size = #new.request
+for i = first_image + 1, #ARGV, 2 do size = size + #ARGV[i] end
+
+-- The oldest ended jobs make room: images first, since they are large and rarely asked for again.
+local function make_room(bytes)
+  local stored = tonumber(call('GET', root .. 'bytes') or 0) + bytes
+  for _, spent in ipairs({'spent', 'ended'}) do
+    local drop = spent == 'spent' and drop_run or drop_job
+    while stored > tonumber(new.max_bytes) do
+      local oldest = call('ZRANGE', root .. spent, 0, 15)
+      if #oldest == 0 then break end
+      for _, id in ipairs(oldest) do drop(id) end
+      stored = tonumber(call('GET', root .. 'bytes') or 0) + bytes
+    end
+  end
+  return stored <= tonumber(new.max_bytes)
+end
+
+local function store_job(run)
+  local created = exact(now)
+  call('HSET', job_key(new.id), 'run', run, 'kind', new.kind, 'model', new.model, 'version', new.version, 'method',
+    new.method, 'lane', new.lane, 'tenant', new.tenant, 'request_id', new.request_id, 'created', created, 'deadline',
+    new.deadline, 'fingerprint', new.fingerprint, 'state', '', 'bytes', 0)
+  call('ZADD', root .. 'jobs', 0, index_member(new.id, created))
+  if new.deadline ~= '' then call('ZADD', root .. 'deadlines', new.deadline, new.id) end
+  if new.request_id ~= '' then call('SET', request_key, new.id) end
+  push(new.id, 'e' .. new.accepted)
+end
+
+-- Serves a stored answer: the events of the job that gave it, without what was passing, with the answer's age.
+local function answer()
+  local source = call('GET', root .. 'answer:' .. content)
+  if not source then return false end
+  local ended = tonumber(call('HGET', job_key(source), 'ended') or '')
+  if not ended or now - ended > tonumber(new.cache_seconds) then return false end
+  local events = call('LRANGE', log_key(source), 1, -1)
+  local bytes = #new.accepted
+  for _, element in ipairs(events) do bytes = bytes + #element end
+  call('ZADD', root .. 'ended', exact(now), source) -- making room must not take the answer itself
+  local fits = make_room(bytes)
+  call('ZADD', root .. 'ended', exact(ended), source)
+  if not fits then return false end
+  store_job('')
+  local seconds, nanos = tonumber(clock[1]), tonumber(clock[2]) * 1000
+  local stamp = chunk(3, '\8' .. varint(seconds) .. '\16' .. varint(nanos)) .. identity(new.id)
+  -- ExplanationEvent.completed = 21, Completed.cache_age = 18, Duration.seconds = 1, .nanos = 2
+  local past = math.max(now - ended, 0)
+  local whole = math.floor(past)
+  local age = chunk(21, chunk(18, '\8' .. varint(whole) .. '\16' .. varint(math.floor((past - whole) * 1e9))))
+  for _, element in ipairs(events) do
+    local letter = string.sub(element, 1, 1)
+    if letter == 't' then
+      push(new.id, element .. age .. stamp)
+    elseif letter ~= 'p' then
+      push(new.id, element .. stamp)
+    end
+  end
+  end_job(new.id, {attempt = '0', worker = ''}, 'completed')
+  return true
+end
+
+-- A run with much less time than the job has would end it early.
+local function in_time(run)
+  if run.state == 'queued' or run.deadline == '' then return true end
+  if new.deadline == '' then return false end
+  return tonumber(run.deadline) - now >= (tonumber(new.deadline) - now) / 2
+end
+
+-- Joins a run in flight: the job's log gets the events so far, and from now on every new one.
+local function join()
+  local id = call('GET', root .. 'flight:' .. content)
+  if not id then return false end
+  local run = read_run(id)
+  if not live(run) or run.cancel ~= '' or not in_time(run) then return false end
+  local subs = split(run.subs)
+  if #subs == 0 or #subs >= tonumber(new.max_sharers) then return false end
+  local events = call('LRANGE', log_key(subs[1]), 1, -1)
+  local bytes = #new.accepted
+  for _, element in ipairs(events) do bytes = bytes + #element end
+  if not make_room(bytes) then return false end
+  store_job(id)
+  local me = identity(new.id)
+  for _, element in ipairs(events) do push(new.id, element .. me) end
+  call('HSET', run_key(id), 'subs', run.subs .. ',' .. new.id)
+  if run.state ~= 'queued' then return true end
+  if run.deadline ~= '' and (new.deadline == '' or tonumber(new.deadline) > tonumber(run.deadline)) then
+    call('HSET', run_key(id), 'deadline', new.deadline)
+  end
+  if run.lane == 'batch' and new.lane == 'interactive' then
+    dequeue(id, run)
+    forget_empty(run)
+    run.lane = 'interactive'
+    run.tag = exact(tonumber(call('HGET', root .. 'share:' .. queue_name(run), 'clock') or 0))
+    call('HSET', run_key(id), 'lane', run.lane, 'tag', run.tag)
+    enqueue(id, run)
+  end
+  return true
+end
+
+if may_share and (answer() or join()) then return {'new', view(new.id)} end
+
+local estimate = tonumber(new.estimate)
+local function load(field) return tonumber(call('HGET', root .. 'load', field) or 0) end
+if load('jobs:' .. new.lane) >= tonumber(new.max_queued) then return {'full', 'lane', new.max_queued} end
+if load('tenant:' .. new.lane .. ':' .. new.tenant) >= tonumber(new.max_tenant) then
+  return {'full', 'tenant', new.max_tenant}
+end
+local waiting = load('evaluations:' .. new.lane)
+if waiting > 0 and waiting + estimate > tonumber(new.max_evaluations) then
+  return {'full', 'evaluations', new.max_evaluations}
+end
+if not make_room(size + #new.accepted + 1) then return {'full', 'bytes', new.max_bytes} end
+
+store_job(new.id)
+local run = {lane = new.lane, model = new.model, version = new.version, tenant = new.tenant, estimate = new.estimate,
+  created = exact(now)}
+local share = root .. 'share:' .. queue_name(run)
+local begun = math.max(tonumber(call('HGET', share, 'clock') or 0), tonumber(call('HGET', share, 't:' .. new.tenant) or 0))
+run.tag = exact(begun + (estimate > 0 and estimate or tonumber(new.assumed)) / tonumber(new.weight))
+call('HSET', share, 't:' .. new.tenant, run.tag)
+call('HSET', run_key(new.id), 'kind', new.kind, 'model', new.model, 'version', new.version, 'method', new.method, 'lane',
+  new.lane, 'tenant', new.tenant, 'request_id', new.request_id, 'created', run.created, 'deadline', new.deadline,
+  'estimate', new.estimate, 'tag', run.tag, 'token', '0', 'attempt', '0', 'worker', '', 'state', 'queued', 'cancel', '',
+  'subs', new.id, 'content', content, 'trace', new.trace, 'request', new.request, 'bytes', size, 'batch', '0')
+for i = first_image, #ARGV, 2 do call('HSET', run_key(new.id), 'image:' .. ARGV[i], ARGV[i + 1]) end
+count_bytes(size)
+if content ~= '' then call('SET', root .. 'flight:' .. content, new.id) end
+enqueue(new.id, run)
+return {'new', view(new.id)}

@@ -1,0 +1,45 @@
+-- Requeues runs whose worker was lost, drops what retention has passed, and returns what must be ended, flat:
+-- reason ('buried', 'cancelled', 'expired'), scope ('run' or 'job'), id, token, attempt, worker, detail.
+local limit, max_attempts, retention, image_retention = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local later = now + tonumber(ARGV[5])
+local ends = {}
+local function must_end(reason, scope, id, run, detail)
+  for _, value in ipairs({reason, scope, id, run.token, run.attempt, run.worker, detail}) do ends[#ends + 1] = value end
+end
+
+for _, id in ipairs(call('ZRANGEBYSCORE', root .. 'leases', '-inf', exact(now), 'LIMIT', 0, limit)) do
+  local run = read_run(id)
+  if run.state ~= 'running' then
+    call('ZREM', root .. 'leases', id)
+  elseif run.cancel ~= '' then
+    must_end('cancelled', 'run', id, run, run.cancel)
+  elseif run.deadline ~= '' and tonumber(run.deadline) <= now then
+    must_end('expired', 'run', id, run, '')
+  elseif tonumber(run.attempt) >= max_attempts then
+    must_end('buried', 'run', id, run, '')
+  else
+    unlease(id, run)
+    call('HSET', run_key(id), 'state', 'queued')
+    enqueue(id, run)
+  end
+end
+
+for _, id in ipairs(call('ZRANGEBYSCORE', root .. 'deadlines', '-inf', exact(now), 'LIMIT', 0, limit)) do
+  local job = pick(job_key(id), {'run', 'deadline'})
+  local run = read_run(job.run)
+  if not live(run) then
+    call('ZREM', root .. 'deadlines', id)
+  elseif run.state == 'queued' or #split(run.subs) > 1 and run.deadline ~= job.deadline then
+    must_end('expired', 'job', id, run, '')
+  else
+    call('ZADD', root .. 'deadlines', exact(later), id) -- its worker knows the deadline and ends it
+  end
+end
+
+for _, id in ipairs(call('ZRANGEBYSCORE', root .. 'spent', '-inf', exact(now - tonumber(image_retention)), 'LIMIT', 0, limit)) do
+  drop_run(id)
+end
+for _, id in ipairs(call('ZRANGEBYSCORE', root .. 'ended', '-inf', exact(now - tonumber(retention)), 'LIMIT', 0, limit)) do
+  drop_job(id)
+end
+return ends

@@ -1,0 +1,83 @@
+"""Settings of the queue, shared by the service and the workers."""
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+MIB = 1024 * 1024  # bytes
+
+
+class QueueSettings(BaseModel):
+    """Where the queue is, how long things last, and how much it admits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str = "redis://127.0.0.1:6379/0"
+    """`redis://`, `rediss://` (TLS; `?ssl_ca_certs=` and the like are redis-py's) or `unix:///path/to/socket`.
+
+    With `sentinels` set, only its scheme, credentials and database number count."""
+    sentinels: tuple[str, ...] = ()
+    """Sentinels as `host:port`. Empty: `url` names the server itself."""
+    sentinel_service: str = "sagittal"
+    """Name of the primary that the Sentinels watch."""
+    username: str | None = None
+    """User of Redis's access control list; overrides that of `url`."""
+    password: SecretStr | None = None
+    """Password; overrides that of `url`, so that the URL can be logged."""
+    prefix: str = Field(default="sagittal", pattern=r"^[A-Za-z0-9_.:-]{1,64}$")
+    """Every key and channel begins with `{prefix}:`; installations with different prefixes share a Redis unseen."""
+
+    operation_timeout: Seconds = 6.0
+    """Longest time an operation takes before it fails as unavailable, retries included, in seconds."""
+    retry_after: Seconds = 2.0
+    """What callers are told to wait when Redis is away, in seconds."""
+    max_connections: Count = 16
+    """Connections of one process to Redis, one more for its subscriptions not counted."""
+
+    lease_seconds: Seconds = 15.0
+    """Time without a heartbeat after which a run is taken from its worker, in seconds."""
+    heartbeat_seconds: Seconds = 1.0
+    """Time between two heartbeats of a worker, in seconds; also how soon a running job hears of its cancellation."""
+    sweep_seconds: Seconds = 1.0
+    """Time between two looks for lost leases, passed deadlines and spent retention, in seconds."""
+    max_attempts: Count = 3
+    """Times a run may be begun; a job whose last attempt loses its worker is buried."""
+    batch_every: Annotated[int, Field(ge=2)] = 5
+    """Every so many leases the batch lane is looked at first."""
+
+    retention_seconds: Seconds = 3600.0
+    """Time that an ended job and its events are kept, in seconds."""
+    image_retention_seconds: Seconds = 900.0
+    """Time that the request and the images of an ended job are kept, in seconds."""
+    cache_seconds: Annotated[float, Field(ge=0)] = 3600.0
+    """Time that an answer is given again to equal requests, in seconds, within `retention_seconds`; 0 for never."""
+    max_stored_bytes: Annotated[int, Field(ge=MIB)] = 2048 * MIB
+    """Bytes of requests, images and events kept; the oldest ended jobs go first, then new ones are refused."""
+    max_log_bytes: Annotated[int, Field(ge=MIB)] = 64 * MIB
+    """Bytes of events that one job may write, its terminal event not counted."""
+
+    max_queued: dict[str, Count] = Field(default_factory=lambda: {"interactive": 1000, "batch": 10000})
+    """Runs that may wait, by lane."""
+    max_queued_per_tenant: dict[str, Count] = Field(default_factory=lambda: {"interactive": 500, "batch": 5000})
+    """Runs of one tenant that may wait, by lane."""
+    max_queued_evaluations: Count = 50_000_000
+    """Estimated model evaluations that may wait in a lane."""
+    max_sharers: Count = 256
+    """Jobs that may share one run."""
+    assumed_evaluations: Count = 1000
+    """Model evaluations that a job without an estimate is taken to need."""
+    overload_retry_after: Seconds = 5.0
+    """What callers are told to wait past an admission bound, in seconds."""
+    tenant_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Shares of tenants within a lane, relative to 1 for those not named."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.heartbeat_seconds * 2 > self.lease_seconds:
+            raise ValueError(
+                f"heartbeat_seconds ({self.heartbeat_seconds}) must be at most half of lease_seconds "
+                f"({self.lease_seconds}), or a single late heartbeat loses the lease"
+            )
+        return self

@@ -1,0 +1,80 @@
+"""Logs and metrics of a program: structlog events with job and trace identifiers, and a Prometheus endpoint."""
+
+import logging
+import re
+import secrets
+import sys
+from dataclasses import dataclass
+from threading import Thread
+from typing import Any, Literal
+from wsgiref.simple_server import WSGIServer
+
+import structlog
+from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
+
+LogFormat = Literal["json", "console"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+_TRACEPARENT = re.compile(r"^[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$")
+
+
+def configure_logging(log_format: LogFormat = "console", level: LogLevel = "info") -> None:
+    """Sends structlog events to standard error, a line each; bound context (job_id, rpc, trace_id) is on every line."""
+    colours = sys.stderr.isatty()
+    renderers: dict[LogFormat, list[Any]] = {
+        "json": [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()],
+        "console": [structlog.dev.ConsoleRenderer(colors=colours)],
+    }
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *renderers[log_format],
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def trace_context(traceparent: str) -> str:
+    """Returns a W3C traceparent: the one given where it is valid, else the beginning of a new trace."""
+    if _TRACEPARENT.match(traceparent):
+        return traceparent
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
+
+
+def trace_id(traceparent: str) -> str:
+    """Returns the 32 hexadecimal digits that a W3C traceparent carries; empty where it carries none."""
+    match = _TRACEPARENT.match(traceparent)
+    return match.group(1) if match else ""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsServer:
+    """A running `/metrics` endpoint."""
+
+    server: WSGIServer
+    thread: Thread
+
+    @property
+    def port(self) -> int:
+        """The TCP port that it listens on."""
+        return int(self.server.server_port)
+
+    def close(self) -> None:
+        """Stops listening."""
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+def start_metrics_server(host: str, port: int, registry: CollectorRegistry = REGISTRY) -> MetricsServer:
+    """Serves the registry's metrics at `http://host:port/metrics`; port 0 takes a free one.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+    server, thread = start_http_server(port, addr=host, registry=registry)
+    return MetricsServer(server, thread)

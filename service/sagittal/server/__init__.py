@@ -1,0 +1,1 @@
+"""The gRPC service: authenticates, validates, admits, enqueues and relays. It holds no state and has no torch."""

@@ -1,0 +1,84 @@
+"""Who calls, and what they may do."""
+
+import hashlib
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from sagittal.core.errors import PermissionDenied, Unauthenticated
+from sagittal.runtime.telemetry import trace_context, trace_id
+from sagittal.server.layers import Call, Proceed
+from sagittal.server.settings import Role, Token
+
+#: RPCs that change what others see.
+ADMIN_METHODS = frozenset(
+    {
+        "/sagittal.v1.ExplanationService/RetryExplanation",
+        "/sagittal.v1.ModelService/RegisterModel",
+        "/sagittal.v1.ModelService/UpdateModel",
+        "/sagittal.v1.ModelService/UnregisterModel",
+        "/sagittal.v1.ModelService/LoadModel",
+        "/sagittal.v1.ModelService/UnloadModel",
+    }
+)
+
+#: Services that need no token: probes have none.
+OPEN_SERVICES = ("/grpc.health.v1.Health/",)
+
+_SCHEME = "bearer "
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who makes the call that is being answered."""
+
+    tenant: str = "default"
+    roles: frozenset[Role] = frozenset({"explain", "admin"})
+    trace_context: str = ""
+    """W3C traceparent."""
+
+
+_CALLER: ContextVar[Caller] = ContextVar("caller")
+
+
+def current_caller() -> Caller:
+    """Returns who makes the call that runs in this task."""
+    return _CALLER.get(Caller())
+
+
+class Access:
+    """Finds out who calls, and admits them or not. Without tokens everyone is the tenant `default`, with every role."""
+
+    def __init__(self, tokens: Mapping[str, Token]) -> None:
+        self._tokens = tokens
+
+    async def __call__(self, call: Call, proceed: Proceed) -> Any:
+        """Is the layer that sets the caller, and the context of the log."""
+        metadata = call.metadata
+        trace = trace_context(metadata.get("traceparent", ""))
+        structlog.contextvars.bind_contextvars(rpc=call.method.rpartition("/")[2], trace_id=trace_id(trace))
+        if not call.method.startswith(OPEN_SERVICES):
+            _CALLER.set(self._admit(call.method, metadata.get("authorization", ""), trace))
+        return await proceed()
+
+    def _admit(self, method: str, authorization: str, trace: str) -> Caller:
+        if not self._tokens:
+            return Caller(trace_context=trace)
+        token = self._token(authorization)
+        needed: Role = "admin" if method in ADMIN_METHODS else "explain"
+        if needed not in token.roles:
+            raise PermissionDenied(f"this token lacks the role {needed!r}: use one that has it")
+        structlog.contextvars.bind_contextvars(tenant=token.tenant)
+        return Caller(token.tenant, token.roles, trace)
+
+    def _token(self, authorization: str) -> Token:
+        if not authorization.lower().startswith(_SCHEME):
+            raise Unauthenticated("this service wants a token: send the metadata `authorization: Bearer TOKEN`")
+        digest = hashlib.sha256(authorization[len(_SCHEME) :].strip().encode()).hexdigest()
+        token = self._tokens.get(digest)
+        if token is None:
+            raise Unauthenticated("this token is not known here: check it, or ask the operator for one")
+        return token

@@ -1,0 +1,51 @@
+"""The models as the service sees them: the registry, remembered for a moment."""
+
+import time
+from collections.abc import Sequence
+
+from sagittal.core.errors import InvalidRequest, UnknownModel
+from sagittal.runtime.registry import ModelRegistry
+from sagittal.v1 import model_pb2
+
+
+class Catalogue:
+    """Answers what models there are, asking the registry at most once in `refresh` seconds for each."""
+
+    def __init__(self, registry: ModelRegistry, refresh: float) -> None:
+        self._registry = registry
+        self._refresh = refresh
+        self._known: dict[tuple[str, str], tuple[float, model_pb2.Model]] = {}
+
+    async def models(self) -> Sequence[model_pb2.Model]:
+        """Returns every model, by name and version."""
+        return await self._registry.models()
+
+    async def model(self, name: str, version: str, *, field: str) -> model_pb2.Model:
+        """Returns one model, not to be changed; an empty version means the latest.
+
+        Args:
+            name: As the caller gave it.
+            version: As the caller gave it.
+            field: Path of the name in the request, for errors.
+
+        Raises:
+            InvalidRequest: there is no name.
+            UnknownModel: there is no such model.
+        """
+        if not name:
+            raise InvalidRequest(f"{field} is not set; ListModels says what there is", field=field)
+        known = self._known.get((name, version))
+        if known is not None and known[0] > time.monotonic():
+            return known[1]
+        try:
+            model = await self._registry.model(name, version)
+        except UnknownModel as error:
+            self._known.pop((name, version), None)
+            raise UnknownModel(error.message, field=field) from error
+        self._known[name, version] = (time.monotonic() + self._refresh, model)
+        return model
+
+
+def ready_workers(model: model_pb2.Model) -> int:
+    """Returns how many workers can run the model now."""
+    return sum(1 for worker in model.workers if worker.state == model_pb2.MODEL_STATE_READY)

@@ -1,0 +1,91 @@
+"""The gRPC endpoint: its options, addresses and TLS."""
+
+from pathlib import Path
+
+import grpc
+
+from sagittal.server.settings import ConnectionSettings, TlsSettings
+
+Option = tuple[str, int]
+
+
+class CannotListen(Exception):
+    """An address cannot be had."""
+
+
+def server_options(settings: ConnectionSettings) -> list[Option]:
+    """Returns gRPC's options for these settings."""
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", 2 * settings.max_metadata_bytes),
+        ("grpc.max_concurrent_streams", settings.max_streams),
+        ("grpc.max_connection_age_ms", _milliseconds(settings.max_age)),
+        ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_age_grace)),
+        ("grpc.keepalive_time_ms", _milliseconds(settings.keepalive_interval)),
+        ("grpc.keepalive_timeout_ms", _milliseconds(settings.keepalive_timeout)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", _milliseconds(settings.min_client_keepalive)),
+        ("grpc.so_reuseport", 0),  # an address that is taken is an error, not a silent share of the calls
+    ]
+
+
+def bind(server: grpc.aio.Server, addresses: tuple[str, ...], tls: TlsSettings) -> list[int]:
+    """Binds the server to its addresses and returns their ports (0 in an address takes a free one).
+
+    Raises:
+        CannotListen: an address is taken or malformed.
+    """
+    credentials = server_credentials(tls) if tls.certificate else None
+    ports = []
+    for address in addresses:
+        try:
+            if credentials is None:
+                port = server.add_insecure_port(address)
+            else:
+                port = server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise CannotListen(f"cannot listen on {address}: {error}; set SAGITTAL_LISTEN to a free address") from error
+        ports.append(port)
+    return ports
+
+
+def server_credentials(tls: TlsSettings) -> grpc.ServerCredentials:
+    """Returns TLS credentials that follow the files: a handshake after a change uses the new certificate."""
+    files = Files(tls)
+    initial = files.changed()
+    if initial is None:
+        raise CannotListen("tls.certificate and tls.key are not set")
+    return grpc.dynamic_ssl_server_credentials(
+        initial,
+        files.changed,  # type: ignore[arg-type]  # None is admitted, and means that nothing has changed
+        require_client_authentication=tls.client_ca is not None,
+    )
+
+
+class Files:
+    """The certificate's files, read again when they change."""
+
+    def __init__(self, tls: TlsSettings) -> None:
+        self._tls = tls
+        self._seen: tuple[tuple[int, int], ...] = ()
+
+    def changed(self) -> grpc.ServerCertificateConfiguration | None:
+        """Returns the certificate where its files have changed since the last call, else None."""
+        seen = tuple(_stamp(path) for path in (self._tls.certificate, self._tls.key, self._tls.client_ca) if path)
+        if seen == self._seen or self._tls.certificate is None or self._tls.key is None:
+            return None
+        pair = (self._tls.key.read_bytes(), self._tls.certificate.read_bytes())
+        roots = self._tls.client_ca.read_bytes() if self._tls.client_ca else None
+        self._seen = seen
+        return grpc.ssl_server_certificate_configuration([pair], root_certificates=roots)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -1,0 +1,141 @@
+"""ExplanationService: jobs are accepted, watched, found, cancelled and deleted."""
+# ruff: noqa: N802, ARG002 - names and signatures are those of the API
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+import structlog
+
+from sagittal.core.errors import InvalidRequest
+from sagittal.core.jobs import Job, JobKind, JobState
+from sagittal.runtime.queue import JobQueue
+from sagittal.server.access import current_caller
+from sagittal.server.intake import Intake
+from sagittal.server.layers import Context
+from sagittal.server.many import Many
+from sagittal.server.messages import STATES, event, explanation, lasting
+from sagittal.server.relay import Relay
+from sagittal.server.unserved import refuses_the_rest
+from sagittal.v1 import explanation_pb2, explanation_service_pb2, explanation_service_pb2_grpc
+
+#: Jobs on a page where the request does not say.
+DEFAULT_PAGE = 50
+
+#: Most jobs on a page.
+MAX_PAGE = 1_000
+
+_log = structlog.get_logger(__name__)
+
+_STATES_BY_NUMBER: dict[int, JobState] = {number: state for state, number in STATES.items()}
+
+
+@refuses_the_rest(explanation_service_pb2.DESCRIPTOR.services_by_name["ExplanationService"])
+class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceServicer):
+    """Serves explanations from the queue."""
+
+    def __init__(self, queue: JobQueue, intake: Intake, relay: Relay, many: Many) -> None:
+        self._queue = queue
+        self._intake = intake
+        self._relay = relay
+        self._many = many
+
+    async def Explain(
+        self, request: explanation_service_pb2.ExplainRequest, context: Context
+    ) -> AsyncGenerator[explanation_service_pb2.ExplainResponse, None]:
+        """Accepts a job and streams its events; a dropped call cancels the job that it made, unless detached."""
+        accepting = self._intake.explain(request.spec, current_caller())
+        job, is_new = await (accepting if request.detach else self._relay.accepted(accepting, rpc="Explain"))
+        structlog.contextvars.bind_contextvars(job_id=job.job_id)
+        owned = is_new and not request.detach
+        events = self._relay.owned_events(job, rpc="Explain") if owned else self._relay.events(job)
+        async with aclosing(events):
+            async for message in events:
+                yield explanation_service_pb2.ExplainResponse(event=message)
+
+    async def ExplainMany(
+        self, request_iterator: AsyncIterator[explanation_service_pb2.ExplainManyRequest], context: Context
+    ) -> AsyncGenerator[explanation_service_pb2.ExplainManyResponse, None]:
+        """Accepts jobs as they come and streams the events of all of them."""
+        events = self._many.events(request_iterator, current_caller())
+        async with aclosing(events):
+            async for message in events:
+                yield explanation_service_pb2.ExplainManyResponse(event=message)
+
+    async def SubmitExplanation(
+        self, request: explanation_service_pb2.SubmitExplanationRequest, context: Context
+    ) -> explanation_service_pb2.SubmitExplanationResponse:
+        """Accepts a job."""
+        job, _ = await self._intake.explain(request.spec, current_caller())
+        return explanation_service_pb2.SubmitExplanationResponse(explanation=explanation(job))
+
+    async def WatchExplanation(
+        self, request: explanation_service_pb2.WatchExplanationRequest, context: Context
+    ) -> AsyncGenerator[explanation_service_pb2.WatchExplanationResponse, None]:
+        """Streams a job's events after a sequence number; a dropped call leaves the job alone."""
+        job = await self._job(request.job_id)
+        events = self._relay.events(job, request.after_sequence)
+        async with aclosing(events):
+            async for message in events:
+                yield explanation_service_pb2.WatchExplanationResponse(event=message)
+
+    async def GetExplanation(
+        self, request: explanation_service_pb2.GetExplanationRequest, context: Context
+    ) -> explanation_service_pb2.GetExplanationResponse:
+        """Returns a job with its events, without progress and partial masks where it has ended."""
+        job = await self._job(request.job_id)
+        stored = await self._queue.stored_events(job.job_id)
+        events = [event(one, job) for one in stored]
+        if stored and stored[-1].terminal:
+            events = [one for one in events if lasting(one)]
+            job = await self._job(request.job_id) if not job.state.ended else job
+        return explanation_service_pb2.GetExplanationResponse(explanation=explanation(job, events))
+
+    async def ListExplanations(
+        self, request: explanation_service_pb2.ListExplanationsRequest, context: Context
+    ) -> explanation_service_pb2.ListExplanationsResponse:
+        """Returns a page of the tenant's jobs, newest first."""
+        if request.page_size > MAX_PAGE:
+            text = f"page_size is {request.page_size}; give 1 to {MAX_PAGE:,}, or 0 for {DEFAULT_PAGE}"
+            raise InvalidRequest(text, field="page_size")
+        states = [_state(number, f"states[{index}]") for index, number in enumerate(request.states)]
+        page, token = await self._queue.list(
+            model=request.model,
+            states=states,
+            limit=request.page_size or DEFAULT_PAGE,
+            page_token=request.page_token,
+        )
+        tenant = current_caller().tenant
+        mine = [explanation(job) for job in page if job.tenant == tenant and job.kind == JobKind.EXPLANATION]
+        return explanation_service_pb2.ListExplanationsResponse(explanations=mine, next_page_token=token)
+
+    async def CancelExplanation(
+        self, request: explanation_service_pb2.CancelExplanationRequest, context: Context
+    ) -> explanation_service_pb2.CancelExplanationResponse:
+        """Cancels a job; one that has ended stays as it is."""
+        job = await self._job(request.job_id)
+        if not job.state.ended:
+            job = await self._queue.cancel(job.job_id, "requested")
+            _log.info("job-cancel-requested", job_id=job.job_id, state=job.state.value)
+        return explanation_service_pb2.CancelExplanationResponse(explanation=explanation(job))
+
+    async def DeleteExplanation(
+        self, request: explanation_service_pb2.DeleteExplanationRequest, context: Context
+    ) -> explanation_service_pb2.DeleteExplanationResponse:
+        """Deletes a job that has ended."""
+        job = await self._job(request.job_id)
+        await self._queue.delete(job.job_id)
+        _log.info("job-deleted", job_id=job.job_id)
+        return explanation_service_pb2.DeleteExplanationResponse()
+
+    async def _job(self, job_id: str) -> Job:
+        job = await self._relay.job(job_id, current_caller())
+        structlog.contextvars.bind_contextvars(job_id=job.job_id)
+        return job
+
+
+def _state(number: int, field: str) -> JobState:
+    state = _STATES_BY_NUMBER.get(number)
+    if state is None:
+        names = ", ".join(explanation_pb2.JobState.Name(known) for known in STATES.values())
+        raise InvalidRequest(f"{field} is {number}; give one of {names}", field=field)
+    return state

@@ -1,0 +1,155 @@
+"""From a request to a queued job: validated, its pictures examined, its model resolved."""
+
+import time
+
+import structlog
+
+from sagittal.core.errors import InvalidRequest, SagittalError
+from sagittal.core.identity import new_job_id
+from sagittal.core.jobs import CachePolicy, Job, JobKind, Lane, NewJob
+from sagittal.core.validation import check_image_set, check_spec
+from sagittal.runtime.queue import JobQueue
+from sagittal.server.access import Caller
+from sagittal.server.catalogue import Catalogue, ready_workers
+from sagittal.server.messages import CACHE_POLICIES, LANES, timestamp
+from sagittal.server.metrics import ServiceMetrics
+from sagittal.server.pictures import Pictures
+from sagittal.server.settings import JobSettings
+from sagittal.v1 import explanation_pb2, model_pb2, model_service_pb2
+
+#: Classes that Predict returns.
+MAX_TOP = 1_000
+
+_log = structlog.get_logger(__name__)
+
+
+class Intake:
+    """Turns requests into jobs."""
+
+    def __init__(
+        self, queue: JobQueue, catalogue: Catalogue, pictures: Pictures, settings: JobSettings, metrics: ServiceMetrics
+    ) -> None:
+        self._queue = queue
+        self._catalogue = catalogue
+        self._pictures = pictures
+        self._settings = settings
+        self._metrics = metrics
+
+    async def explain(self, spec: explanation_pb2.ExplanationSpec, caller: Caller) -> tuple[Job, bool]:
+        """Queues an explanation, and says whether it is new. Takes the pictures out of `spec`.
+
+        Raises:
+            SagittalError: the request is wrong, or cannot be admitted.
+        """
+        try:
+            return await self._explain(spec, caller)
+        except SagittalError as error:
+            self._refused(error)
+            raise
+
+    async def predict(
+        self, request: model_service_pb2.PredictRequest, caller: Caller, deadline: float
+    ) -> tuple[Job, model_pb2.Model]:
+        """Queues a prediction that must end in `deadline` seconds. Takes the picture out of `request`."""
+        try:
+            return await self._predict(request, caller, deadline)
+        except SagittalError as error:
+            self._refused(error)
+            raise
+
+    async def _explain(self, spec: explanation_pb2.ExplanationSpec, caller: Caller) -> tuple[Job, bool]:
+        model = await self._catalogue.model(spec.model, spec.model_version, field="spec.model")
+        checked = check_spec(spec, model, self._settings.limits())
+        pictures = {"image": ("spec.image", spec.image)}
+        if spec.baseline.HasField("image"):
+            pictures["baseline"] = ("spec.baseline.image", spec.baseline.image)
+        question = checked.question(spec, model)
+        examined = await self._pictures.examine(pictures, model.preprocessing.input_size, question)
+        job = NewJob(
+            job_id=new_job_id(),
+            kind=JobKind.EXPLANATION,
+            model=model.name,
+            version=model.version,
+            method=checked.method.name,
+            lane=LANES[spec.lane],
+            request=_without_pictures(spec, model, checked.target),
+            images=examined.images,
+            deadline=time.time() + checked.deadline,
+            request_id=spec.request_id,
+            tenant=caller.tenant,
+            content_key=examined.content_key,
+            cache=CACHE_POLICIES[spec.cache_policy],
+            trace_context=caller.trace_context,
+        )
+        return await self._submit(job, model)
+
+    async def _predict(
+        self, request: model_service_pb2.PredictRequest, caller: Caller, deadline: float
+    ) -> tuple[Job, model_pb2.Model]:
+        model = await self._catalogue.model(request.model, request.model_version, field="model")
+        check_image_set(request.image, "image")
+        if request.top > MAX_TOP:
+            raise InvalidRequest(f"top is {request.top}; give 1 to {MAX_TOP:,}, or 0 for 5", field="top")
+        pictures = {"image": ("image", request.image)}
+        examined = await self._pictures.examine(pictures, model.preprocessing.input_size, None)
+        request.ClearField("image")
+        request.model_version = model.version
+        job = NewJob(
+            job_id=new_job_id(),
+            kind=JobKind.PREDICTION,
+            model=model.name,
+            version=model.version,
+            method="",
+            lane=Lane.INTERACTIVE,
+            request=request.SerializeToString(),
+            images=examined.images,
+            deadline=time.time() + deadline,
+            tenant=caller.tenant,
+            cache=CachePolicy.BYPASS,
+            trace_context=caller.trace_context,
+        )
+        return (await self._submit(job, model))[0], model
+
+    async def _submit(self, new: NewJob, model: model_pb2.Model) -> tuple[Job, bool]:
+        workers = ready_workers(model)
+        ahead = (await self._queue.depth()).get((new.model, new.lane.value), 0)
+        job, is_new = await self._queue.submit(new, _accepted(new, ahead, workers))
+        if is_new:
+            self._metrics.accepted(new)
+        _log.info(
+            "job-accepted" if is_new else "job-known",
+            job_id=job.job_id,
+            kind=new.kind.value,
+            model=new.model,
+            version=new.version,
+            method=new.method,
+            lane=new.lane.value,
+            queue_position=ahead,
+        )
+        if not workers:
+            _log.warning("no-worker-ready", job_id=job.job_id, model=new.model, version=new.version)
+        return job, is_new
+
+    def _refused(self, error: SagittalError) -> None:
+        self._metrics.jobs_rejected.labels(error.reason).inc()
+        _log.info("job-refused", reason=error.reason, field=error.field, error=error.message)
+
+
+def _without_pictures(spec: explanation_pb2.ExplanationSpec, model: model_pb2.Model, target: int | None) -> bytes:
+    spec.ClearField("image")
+    if spec.HasField("baseline"):
+        spec.baseline.ClearField("image")
+    spec.model_version = model.version
+    if target is not None:
+        spec.target.index = target
+    return spec.SerializeToString()
+
+
+def _accepted(job: NewJob, ahead: int, workers: int) -> bytes:
+    accepted = explanation_pb2.Accepted(
+        queue_position=ahead, estimated_evaluations=job.estimated_evaluations, ready_workers=workers
+    )
+    event = explanation_pb2.ExplanationEvent(
+        job_id=job.job_id, time=timestamp(time.time()), request_id=job.request_id, accepted=accepted
+    )
+    return event.SerializeToString()

@@ -1,0 +1,106 @@
+"""What surrounds every RPC, as layers: errors, metrics, access, moving of streams. One interceptor carries them all."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import grpc
+from grpc.aio import ServerInterceptor, ServicerContext
+
+Context = ServicerContext[Any, Any]
+Behaviour = Callable[[Any, Context], Awaitable[Any]]
+Proceed = Callable[[], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of an RPC."""
+
+    method: str
+    """Full name, such as `/sagittal.v1.ExplanationService/Explain`."""
+    streams: bool
+    """Whether the answer is a stream."""
+    context: Context
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Text metadata of the request; the first value where a key comes twice."""
+        pairs = reversed(tuple(self.context.invocation_metadata() or ()))
+        return {key: value for key, value in pairs if isinstance(value, str)}
+
+
+class Layer(Protocol):
+    """Runs around every call."""
+
+    async def __call__(self, call: Call, proceed: Proceed) -> Any:
+        """Does its part before and after `await proceed()`, which runs the layers within and then the RPC."""
+        ...
+
+
+class Layers(ServerInterceptor):
+    """Runs every RPC within the layers, the first outermost.
+
+    Every handler becomes a coroutine that writes its own stream, so that a call that ends early ends the generators
+    below it at once, in order, in the call's own task.
+    """
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._layers = tuple(layers)
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Returns the handler within the layers, made once for each RPC; None for an RPC that does not exist."""
+        method = handler_call_details.method
+        if (known := self._handlers.get(method)) is not None:
+            return known
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        return self._handlers.setdefault(method, self._within_layers(handler, method))
+
+    def _within_layers(self, handler: grpc.RpcMethodHandler[Any, Any], method: str) -> grpc.RpcMethodHandler[Any, Any]:
+        kind = _KINDS[handler.request_streaming, handler.response_streaming]
+        behaviour = _as_coroutine(getattr(handler, kind))
+
+        async def call_through_layers(request: Any, context: Context) -> Any:
+            call = Call(method, handler.response_streaming, context)
+            proceed: Proceed = partial(behaviour, request, context)
+            for layer in reversed(self._layers):
+                proceed = partial(layer, call, proceed)
+            return await proceed()
+
+        factory = getattr(grpc, f"{kind}_rpc_method_handler")
+        rewrapped: grpc.RpcMethodHandler[Any, Any] = factory(
+            call_through_layers, handler.request_deserializer, handler.response_serializer
+        )
+        return rewrapped
+
+
+_KINDS: Mapping[tuple[bool, bool], str] = {
+    (False, False): "unary_unary",
+    (False, True): "unary_stream",
+    (True, False): "stream_unary",
+    (True, True): "stream_stream",
+}
+
+
+def _as_coroutine(behaviour: Callable[[Any, Context], Any]) -> Behaviour:
+    if not inspect.isasyncgenfunction(behaviour):
+        return behaviour
+
+    async def write_all(request: Any, context: Context) -> None:
+        responses: AsyncGenerator[Any, None] = behaviour(request, context)
+        async with aclosing(responses):
+            async for response in responses:
+                await context.write(response)
+
+    return write_all

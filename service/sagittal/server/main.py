@@ -1,0 +1,109 @@
+"""`sagittal-service`: serves the API until SIGTERM, then drains and exits with 0."""
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+import structlog
+from prometheus_client import REGISTRY
+from pydantic import BaseModel, ValidationError
+
+from sagittal.runtime.redis_queue import connect_job_queue, connect_model_registry
+from sagittal.runtime.telemetry import MetricsServer, configure_logging, start_metrics_server
+from sagittal.server.endpoint import CannotListen
+from sagittal.server.service import Service
+from sagittal.server.settings import ServiceSettings
+
+#: Exit codes: stopped as asked; a setting is wrong; an address cannot be had.
+EXIT_OK, EXIT_SETTINGS, EXIT_ADDRESS = 0, 2, 3
+
+_log = structlog.get_logger(__name__)
+
+
+def main() -> int:
+    """Runs the service and returns its exit code."""
+    _arguments()
+    try:
+        settings = ServiceSettings()
+    except ValidationError as error:
+        sys.stderr.write("".join(_complaints(error)))
+        return EXIT_SETTINGS
+    configure_logging(settings.log_format, settings.log_level)
+    try:
+        asyncio.run(serve(settings))
+    except (CannotListen, OSError) as error:
+        _log.error("service-cannot-start", error=str(error))
+        return EXIT_ADDRESS
+    return EXIT_OK
+
+
+async def serve(settings: ServiceSettings) -> None:
+    """Serves until SIGTERM or SIGINT, then drains.
+
+    Raises:
+        CannotListen, OSError: an address cannot be had.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    registry = connect_model_registry(settings.queue)
+    service = Service(settings, connect_job_queue(settings.queue), registry, REGISTRY)
+    metrics = _metrics(settings)
+    try:
+        await service.start()
+        await stop.wait()
+    finally:
+        await service.stop()
+        await registry.close()
+        if metrics is not None:
+            await asyncio.to_thread(metrics.close)
+
+
+def _metrics(settings: ServiceSettings) -> MetricsServer | None:
+    if not settings.metrics_port:
+        return None
+    try:
+        return start_metrics_server(settings.metrics_host, settings.metrics_port, REGISTRY)
+    except OSError as error:
+        place = f"{settings.metrics_host}:{settings.metrics_port}"
+        raise CannotListen(
+            f"cannot serve metrics on {place}: {error.strerror}; set SAGITTAL_METRICS_PORT to a free port, or 0"
+        ) from error
+
+
+def _arguments() -> None:
+    """Answers --help and --version; the service takes no other arguments."""
+    parser = argparse.ArgumentParser(
+        prog="sagittal-service",
+        description="The gRPC service of Sagittal. Its settings are environment variables:",
+        epilog="\n".join(describe(ServiceSettings, "SAGITTAL_")),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"sagittal {version('sagittal')}")
+    parser.parse_args()
+
+
+def describe(settings: type[BaseModel], prefix: str) -> Iterator[str]:
+    """Yields each setting as its environment variable, with its default and what it means."""
+    for name, field in settings.model_fields.items():
+        variable = f"{prefix}{name.upper()}"
+        nested: Any = field.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            yield from describe(nested, f"{variable}__")
+        else:
+            yield f"{variable} ({field.default!r})\n    {' '.join((field.description or '').split())}"
+
+
+def _complaints(error: ValidationError) -> Iterator[str]:
+    yield "sagittal-service: settings that cannot be used:\n"
+    for fault in error.errors(include_url=False, include_input=False):
+        name = "__".join(str(part) for part in fault["loc"]).upper()
+        yield f"  SAGITTAL_{name}: {fault['msg']}\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""ExplainMany: many jobs over one call, a bounded number in flight, their events as they come."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+from sagittal.core.errors import InvalidRequest, SagittalError
+from sagittal.core.jobs import Job
+from sagittal.core.status import to_status
+from sagittal.server.access import Caller
+from sagittal.server.intake import Intake
+from sagittal.server.messages import timestamp
+from sagittal.server.relay import Relay
+from sagittal.v1 import explanation_pb2, explanation_service_pb2
+
+_RPC = "ExplainMany"
+
+Requests = AsyncIterator[explanation_service_pb2.ExplainManyRequest]
+Events = AsyncGenerator[explanation_pb2.ExplanationEvent, None]
+
+
+class Many:
+    """Serves ExplainMany: a call has at most `max_in_flight` jobs, and its next request is read when one ends."""
+
+    def __init__(self, intake: Intake, relay: Relay, max_in_flight: int) -> None:
+        self._intake = intake
+        self._relay = relay
+        self._max_in_flight = max_in_flight
+
+    async def events(self, requests: Requests, caller: Caller) -> Events:
+        """Yields the events of all jobs; when the caller goes away, those that have not ended are cancelled."""
+        pipeline = Pipeline(self._intake, self._relay, caller, self._max_in_flight)
+        reading = asyncio.create_task(pipeline.read(requests))
+        try:
+            while (item := await pipeline.outbox.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        except (asyncio.CancelledError, GeneratorExit):
+            for job in pipeline.owned.values():
+                self._relay.drop(job, rpc=_RPC)
+            raise
+        finally:
+            await pipeline.stop(reading)
+
+
+class Pipeline:
+    """The state of one call."""
+
+    def __init__(self, intake: Intake, relay: Relay, caller: Caller, max_in_flight: int) -> None:
+        self._intake = intake
+        self._relay = relay
+        self._caller = caller
+        self._slots = asyncio.Semaphore(max_in_flight)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.owned: dict[str, Job] = {}
+        """Jobs in flight that this call made, by request_id."""
+        self.outbox: asyncio.Queue[explanation_pb2.ExplanationEvent | Exception | None] = asyncio.Queue(maxsize=1)
+        """Events for the caller, whose pace is everyone's; an exception ends the call, None is the end."""
+
+    async def read(self, requests: Requests) -> None:
+        """Starts a job for each request while there are free slots, and ends when all of them have ended."""
+        try:
+            await self._slots.acquire()
+            async for request in requests:
+                await self._start(request.spec)
+                await self._slots.acquire()
+            while self._tasks:
+                await asyncio.wait(tuple(self._tasks.values()))
+            await self.outbox.put(None)
+        except Exception as error:  # noqa: BLE001 - raised again by the call's own task
+            await self.outbox.put(error)
+
+    async def stop(self, reading: asyncio.Task[None]) -> None:
+        """Ends what still runs for the call."""
+        running = (reading, *self._tasks.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    async def _start(self, spec: explanation_pb2.ExplanationSpec) -> None:
+        request_id = spec.request_id
+        fault = self._fault(request_id)
+        if fault is not None:
+            await self.outbox.put(_refusal(request_id, fault))
+            self._slots.release()
+            return
+        task = asyncio.create_task(self._run(spec, request_id))
+        self._tasks[request_id] = task
+        task.add_done_callback(lambda _: self._forget(request_id))
+
+    def _forget(self, request_id: str) -> None:
+        del self._tasks[request_id]
+        self.owned.pop(request_id, None)
+        self._slots.release()
+
+    def _fault(self, request_id: str) -> InvalidRequest | None:
+        if not request_id:
+            text = "spec.request_id is not set; ExplainMany needs one to tell the jobs apart"
+            return InvalidRequest(text, field="spec.request_id")
+        if request_id in self._tasks:
+            text = f"spec.request_id {request_id[:128]!r} is in flight in this call; give each request its own"
+            return InvalidRequest(text, field="spec.request_id")
+        return None
+
+    async def _run(self, spec: explanation_pb2.ExplanationSpec, request_id: str) -> None:
+        try:
+            job, is_new = await self._relay.accepted(self._intake.explain(spec, self._caller), rpc=_RPC)
+        except SagittalError as error:
+            await self.outbox.put(_refusal(request_id, error))
+            return
+        except Exception as error:  # noqa: BLE001 - raised again by the call's own task
+            await self.outbox.put(error)
+            return
+        if is_new:
+            self.owned[request_id] = job
+        await self._relay_events(job)
+
+    async def _relay_events(self, job: Job) -> None:
+        try:
+            async with aclosing(self._relay.events(job)) as events:
+                async for event in events:
+                    await self.outbox.put(event)
+        except Exception as error:  # noqa: BLE001 - raised again by the call's own task
+            await self.outbox.put(error)
+
+
+def _refusal(request_id: str, error: SagittalError) -> explanation_pb2.ExplanationEvent:
+    return explanation_pb2.ExplanationEvent(
+        request_id=request_id, sequence=1, time=timestamp(time.time()), failed=to_status(error)
+    )

@@ -1,0 +1,94 @@
+"""The service's Prometheus metrics. Labels take values from small sets only: RPCs, codes, models, methods, lanes."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+from grpc.aio import AbortError
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from sagittal.core.errors import SagittalError, StreamMoved, Unavailable
+from sagittal.core.jobs import Backlog, NewJob
+from sagittal.server.layers import Call, Proceed
+
+#: Upper bounds of an RPC's duration, in seconds: from a lookup to a long explanation.
+_RPC_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+
+_CODES: Mapping[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
+
+
+class ServiceMetrics:
+    """Counts what the service does."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.rpcs_started = Counter("sagittal_rpcs_started", "RPCs that began.", ["rpc"], registry=registry)
+        self.rpcs_handled = Counter(
+            "sagittal_rpcs_handled", "RPCs that ended, cancelled ones included.", ["rpc", "code"], registry=registry
+        )
+        self.rpc_seconds = Histogram(
+            "sagittal_rpc_seconds", "Duration of RPCs to their end.", ["rpc"], buckets=_RPC_SECONDS, registry=registry
+        )
+        self.streams = Gauge("sagittal_streams_in_flight", "Streams that are open.", ["rpc"], registry=registry)
+        self.jobs_accepted = Counter(
+            "sagittal_jobs_accepted", "Jobs that were queued.", ["model", "method", "lane"], registry=registry
+        )
+        self.jobs_rejected = Counter(
+            "sagittal_jobs_rejected", "Requests for a job that were refused.", ["reason"], registry=registry
+        )
+        self.jobs_dropped = Counter(
+            "sagittal_jobs_dropped", "Jobs cancelled because their caller went away.", ["rpc"], registry=registry
+        )
+        self.queued = Gauge("sagittal_queue_depth", "Runs that wait.", ["model", "lane"], registry=registry)
+        self.running = Gauge(
+            "sagittal_queue_running", "Runs that a worker holds.", ["model", "lane"], registry=registry
+        )
+        self.oldest = Gauge(
+            "sagittal_queue_oldest_seconds", "Wait of the oldest queued run.", ["model", "lane"], registry=registry
+        )
+        self.queue_up = Gauge("sagittal_queue_up", "1 while Redis answers, else 0.", registry=registry)
+        self.queue_errors = Counter("sagittal_queue_errors", "Operations on Redis that failed.", registry=registry)
+
+    async def __call__(self, call: Call, proceed: Proceed) -> Any:
+        """Is the layer that counts RPCs by their code."""
+        rpc = call.method.removeprefix("/")
+        self.rpcs_started.labels(rpc).inc()
+        if call.streams:
+            self.streams.labels(rpc).inc()
+        begin, code = time.perf_counter(), "OK"
+        try:
+            return await proceed()
+        except BaseException as error:
+            code = self._code(error, call)
+            raise
+        finally:
+            self.rpcs_handled.labels(rpc, code).inc()
+            self.rpc_seconds.labels(rpc).observe(time.perf_counter() - begin)
+            if call.streams:
+                self.streams.labels(rpc).dec()
+
+    def accepted(self, job: NewJob) -> None:
+        """Counts a job that was queued."""
+        self.jobs_accepted.labels(job.model, job.method or job.kind.value, job.lane.value).inc()
+
+    def backlog(self, backlog: Mapping[tuple[str, str], Backlog]) -> None:
+        """Shows the queue as it is now; models that have left it are forgotten."""
+        for gauge in (self.queued, self.running, self.oldest):
+            gauge.clear()
+        for (model, lane), work in backlog.items():
+            self.queued.labels(model, lane).set(work.queued)
+            self.running.labels(model, lane).set(work.running)
+            self.oldest.labels(model, lane).set(work.oldest_seconds)
+
+    def _code(self, error: BaseException, call: Call) -> str:
+        if isinstance(error, SagittalError):
+            if isinstance(error, Unavailable) and not isinstance(error, StreamMoved):
+                self.queue_errors.inc()
+            return _CODES[error.code]
+        if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+            return "CANCELLED"
+        if isinstance(error, AbortError):
+            code: Any = call.context.code()
+            return str(getattr(code, "name", _CODES.get(code, "UNKNOWN")))
+        return "INTERNAL"

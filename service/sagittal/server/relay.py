@@ -1,0 +1,83 @@
+"""Event logs as streams: what a job wrote, from any sequence number, to its terminal event."""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any
+
+from sagittal.core.errors import InvalidRequest, UnknownJob
+from sagittal.core.jobs import Job
+from sagittal.runtime.queue import JobQueue
+from sagittal.server.access import Caller
+from sagittal.server.aftermath import Aftermath
+from sagittal.server.messages import event
+from sagittal.server.metrics import ServiceMetrics
+from sagittal.server.streams import stream_is_moving
+from sagittal.v1 import explanation_pb2
+
+_JOB_ID = re.compile(r"^[0-9a-f]{32}$")
+
+
+class Relay:
+    """Finds jobs and streams their events."""
+
+    def __init__(self, queue: JobQueue, aftermath: Aftermath, metrics: ServiceMetrics) -> None:
+        self._queue = queue
+        self._aftermath = aftermath
+        self._metrics = metrics
+
+    async def job(self, job_id: str, caller: Caller) -> Job:
+        """Returns a job of the caller's tenant.
+
+        Raises:
+            InvalidRequest: there is no identifier.
+            UnknownJob: there is no such job, or it is another tenant's: nobody can tell which.
+        """
+        if not job_id:
+            raise InvalidRequest("job_id is not set; give the one that the accepted event carries", field="job_id")
+        unknown = f"there is no job {job_id[:64]!r}, or its retention has passed"
+        if not _JOB_ID.match(job_id):
+            raise UnknownJob(unknown, field="job_id")
+        try:
+            job = await self._queue.get(job_id)
+        except UnknownJob as error:
+            raise UnknownJob(unknown, field="job_id") from error
+        if job.tenant != caller.tenant:
+            raise UnknownJob(unknown, field="job_id")
+        return job
+
+    async def events(self, job: Job, after_sequence: int = 0) -> AsyncGenerator[explanation_pb2.ExplanationEvent, None]:
+        """Yields the job's events after a sequence number, to the terminal one."""
+        async for stored in self._queue.events(job.job_id, after_sequence):
+            yield event(stored, job)
+
+    async def accepted(self, accepting: Coroutine[Any, Any, tuple[Job, bool]], *, rpc: str) -> tuple[Job, bool]:
+        """Waits for a job to be accepted; where the caller goes away meanwhile, a job that comes of it is cancelled."""
+        task = asyncio.create_task(accepting)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._aftermath.run(self._drop_when_accepted(task, rpc), doing="accept")
+            raise
+
+    async def owned_events(self, job: Job, *, rpc: str) -> AsyncGenerator[explanation_pb2.ExplanationEvent, None]:
+        """Yields a job's events; cancels the job when the caller goes away before the end."""
+        try:
+            async for stored in self._queue.events(job.job_id, 0):
+                yield event(stored, job)
+        except (asyncio.CancelledError, GeneratorExit):
+            self.drop(job, rpc=rpc)
+            raise
+
+    def drop(self, job: Job, *, rpc: str) -> None:
+        """Cancels a job whose caller went away, unless the stream only moves to another replica."""
+        if stream_is_moving():
+            return
+        self._metrics.jobs_dropped.labels(rpc).inc()
+        cancelling = self._queue.cancel(job.job_id, "caller went away")
+        self._aftermath.run(cancelling, doing="cancel", job_id=job.job_id)
+
+    async def _drop_when_accepted(self, accepting: asyncio.Task[tuple[Job, bool]], rpc: str) -> None:
+        job, is_new = await accepting
+        if is_new:
+            self.drop(job, rpc=rpc)

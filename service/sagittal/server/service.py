@@ -1,0 +1,129 @@
+"""The service, put together: servicers over the queue and the registry, within the layers, on an endpoint."""
+
+import asyncio
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from sagittal.runtime.queue import JobQueue
+from sagittal.runtime.registry import ModelRegistry
+from sagittal.server.access import Access
+from sagittal.server.aftermath import Aftermath
+from sagittal.server.catalogue import Catalogue
+from sagittal.server.concepts import ConceptServicer
+from sagittal.server.endpoint import bind, server_options
+from sagittal.server.explanations import ExplanationServicer
+from sagittal.server.failures import answer_failures
+from sagittal.server.intake import Intake
+from sagittal.server.layers import Layers
+from sagittal.server.many import Many
+from sagittal.server.metrics import ServiceMetrics
+from sagittal.server.models import ModelServicer
+from sagittal.server.pictures import Pictures
+from sagittal.server.readiness import Readiness
+from sagittal.server.relay import Relay
+from sagittal.server.settings import ServiceSettings
+from sagittal.server.streams import Streams
+from sagittal.v1 import concept_service_pb2_grpc, explanation_service_pb2_grpc, model_service_pb2_grpc
+
+#: Time between moving the streams and cutting off what is left, in seconds.
+_LAST_GRACE = 2.0
+
+_SERVICES = (
+    "sagittal.v1.ExplanationService",
+    "sagittal.v1.ModelService",
+    "sagittal.v1.ConceptService",
+    health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+    reflection.SERVICE_NAME,
+)
+
+_log = structlog.get_logger(__name__)
+
+
+class Service:
+    """One replica. It holds no state: any replica answers for any job."""
+
+    def __init__(
+        self, settings: ServiceSettings, queue: JobQueue, registry: ModelRegistry, metrics: CollectorRegistry
+    ) -> None:
+        self._settings = settings
+        self._queue = queue
+        self._metrics = ServiceMetrics(metrics)
+        self._streams = Streams(settings.connections.max_stream_seconds)
+        self._aftermath = Aftermath()
+        self._catalogue = Catalogue(registry, settings.model_refresh)
+        self._pictures = Pictures(settings.images.limits(), settings.images.decode_threads)
+        self._health = health_aio.HealthServicer()
+        self._server: grpc.aio.Server | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    async def start(self) -> list[int]:
+        """Begins to serve, whether Redis answers or not, and returns the ports.
+
+        Raises:
+            CannotListen: an address cannot be had.
+        """
+        layers = (answer_failures, self._metrics, Access(self._settings.tokens), self._streams)
+        self._server = grpc.aio.server(
+            interceptors=[Layers(layers)], options=server_options(self._settings.connections)
+        )
+        self._add_services(self._server)
+        ports = bind(self._server, self._settings.listen, self._settings.tls)
+        place = _place(self._settings.queue.url)
+        interval = self._settings.health_interval
+        readiness = Readiness(self._queue, self._health, self._metrics, interval, place)
+        self._watching = asyncio.create_task(readiness.run())
+        await self._server.start()
+        _log.info("service-started", listen=self._settings.listen, ports=ports, redis=place)
+        return ports
+
+    async def stop(self) -> None:
+        """Drains: not ready, no new calls, streams moved when their time is up, and then the end."""
+        _log.info("service-drains", streams=len(self._streams), seconds=self._settings.drain)
+        await self._health.enter_graceful_shutdown()
+        if self._server is not None:
+            stopping = asyncio.create_task(self._server.stop(self._settings.drain + _LAST_GRACE))
+            await asyncio.wait({stopping}, timeout=self._settings.drain)
+            self._streams.move_all()
+            await stopping
+        await self._end_watching()
+        await self._aftermath.wait()
+        self._pictures.close()
+        await self._queue.close()
+        _log.info("service-stopped")
+
+    def _add_services(self, server: grpc.aio.Server) -> None:
+        jobs = self._settings.jobs
+        intake = Intake(self._queue, self._catalogue, self._pictures, jobs, self._metrics)
+        relay = Relay(self._queue, self._aftermath, self._metrics)
+        many = Many(intake, relay, jobs.max_in_flight)
+        # the stubs cannot see that `refuses_the_rest` defines what these classes leave out
+        explanations = ExplanationServicer(self._queue, intake, relay, many)  # type: ignore[abstract]
+        models = ModelServicer(self._catalogue, intake, relay, jobs.predict_deadline)  # type: ignore[abstract]
+        concepts = ConceptServicer()  # type: ignore[abstract]
+        explanation_service_pb2_grpc.add_ExplanationServiceServicer_to_server(explanations, server)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
+        concept_service_pb2_grpc.add_ConceptServiceServicer_to_server(concepts, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if self._settings.reflection:
+            reflection.enable_server_reflection(_SERVICES, server)
+
+    async def _end_watching(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
+
+
+def _place(url: str) -> str:
+    """Returns where Redis is, without credentials."""
+    parts = urlsplit(url)
+    if parts.hostname is None:
+        return parts.path
+    return f"{parts.hostname}:{parts.port or 6379}"

@@ -1,0 +1,183 @@
+"""Settings of the service, from environment variables that begin with `SAGITTAL_` (`__` between levels)."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from sagittal.core.images import ImageLimits
+from sagittal.core.validation import TimeLimits
+from sagittal.runtime.settings import QueueSettings
+from sagittal.runtime.telemetry import LogFormat, LogLevel
+
+MIB = 2**20  # bytes
+
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+
+Role = Literal["explain", "admin"]
+
+Positive = Annotated[float, Field(gt=0)]
+Addresses = Annotated[tuple[str, ...], NoDecode]
+
+
+class Token(BaseModel):
+    """What the bearer of a token may do."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tenant: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    """Whose jobs they are."""
+    roles: frozenset[Role] = frozenset({"explain"})
+    """`explain`: explain and predict; `admin`: also change models and retry buried jobs."""
+
+
+class ImageSettings(BaseModel):
+    """How large a picture may be."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_bytes: Annotated[int, Field(gt=0)] = 16 * MIB
+    """Bytes of an encoded file."""
+    max_pixels: Annotated[int, Field(gt=0)] = 64_000_000
+    """Width times height. 8000 x 8000 is just admitted."""
+    max_frames: Annotated[int, Field(gt=0)] = 1_000
+    """Frames of an animation."""
+    decode_threads: Annotated[int, Field(ge=1, le=64)] = 2
+    """Pictures checked at the same time; each may take 3 bytes a pixel while it lasts."""
+
+    def limits(self) -> ImageLimits:
+        """Returns the limits alone."""
+        return ImageLimits(max_bytes=self.max_bytes, max_pixels=self.max_pixels, max_frames=self.max_frames)
+
+
+class JobSettings(BaseModel):
+    """How long jobs may take, and how many one call may have in flight."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    default_deadline: Positive = 3_600.0
+    """Deadline of a job whose request names none, in seconds, waiting included."""
+    max_deadline: Positive = 86_400.0
+    """Longest deadline that a request may name, in seconds."""
+    predict_deadline: Positive = 60.0
+    """Longest time that Predict waits for its answer, in seconds."""
+    max_in_flight: Annotated[int, Field(ge=1)] = 64
+    """Jobs that one ExplainMany call may have in flight; flow control holds the rest back."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.default_deadline > self.max_deadline:
+            raise ValueError(f"default_deadline must be at most max_deadline ({self.max_deadline:g} s)")
+        return self
+
+    def limits(self) -> TimeLimits:
+        """Returns the limits of deadlines alone."""
+        return TimeLimits(default=self.default_deadline, maximum=self.max_deadline)
+
+
+class TlsSettings(BaseModel):
+    """TLS of the gRPC endpoint; certificates that change on disk are taken up without a restart."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    certificate: Path | None = None
+    """PEM file of the certificate chain. Not set: no TLS."""
+    key: Path | None = None
+    """PEM file of its private key."""
+    client_ca: Path | None = None
+    """PEM file of the authorities whose clients are let in. Set: clients must have a certificate."""
+
+    @model_validator(mode="after")
+    def _paired(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together: set both or neither")
+        if self.client_ca is not None and self.certificate is None:
+            raise ValueError("client_ca needs certificate and key")
+        return self
+
+
+class ConnectionSettings(BaseModel):
+    """What a connection may do, and for how long it stays."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_message_bytes: Annotated[int, Field(ge=MIB)] = 32 * MIB
+    """Largest message either way, in bytes; an image must fit into it."""
+    max_metadata_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024
+    """Largest metadata of a call, in bytes."""
+    max_streams: Annotated[int, Field(ge=1)] = 1_000
+    """Calls at the same time on one connection."""
+    max_age: Positive = 1_800.0
+    """Age after which a connection is asked to come anew, so that load spreads over new replicas, in seconds."""
+    max_age_grace: Positive = 900.0
+    """Time that its calls then have to end, in seconds. Streams are moved before it passes; jobs go on."""
+    keepalive_interval: Positive = 60.0
+    """Silence after which the service asks whether the client is still there, in seconds."""
+    keepalive_timeout: Positive = 20.0
+    """Time that the client has to answer that, in seconds; then its calls count as dropped."""
+    min_client_keepalive: Positive = 10.0
+    """A client that asks more often than this, in seconds, is sent away."""
+
+    @property
+    def max_stream_seconds(self) -> float:
+        """Age at which a stream is moved: before the connection's grace can cut it off."""
+        return 0.9 * self.max_age_grace
+
+
+class ServiceSettings(BaseSettings):
+    """All settings of the service. `SAGITTAL_QUEUE__URL` sets `queue.url`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SAGITTAL_", env_nested_delimiter="__", frozen=True, use_attribute_docstrings=True
+    )
+
+    listen: Addresses = ("127.0.0.1:50051",)
+    """Addresses of the gRPC endpoint, comma separated: `host:port` or `unix:///path`."""
+    metrics_host: str = "127.0.0.1"
+    """Address that `/metrics` listens on."""
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9090
+    """Port of `/metrics`. 0 switches it off."""
+    log_format: LogFormat = "console"
+    """`console` for people, `json` for machines."""
+    log_level: LogLevel = "info"
+    """`debug`, `info`, `warning` or `error`."""
+    queue: QueueSettings = QueueSettings()
+    """The queue on Redis."""
+    images: ImageSettings = ImageSettings()
+    """How large a picture may be."""
+    jobs: JobSettings = JobSettings()
+    """How long jobs may take."""
+    connections: ConnectionSettings = ConnectionSettings()
+    """What a connection may do."""
+    tls: TlsSettings = TlsSettings()
+    """TLS of the gRPC endpoint."""
+    tokens: dict[str, Token] = {}
+    """Who may call, by the SHA-256 of the bearer token in hexadecimal, as JSON. Empty: everyone may do everything."""
+    reflection: bool = True
+    """Whether clients may ask for the API's description."""
+    model_refresh: Annotated[float, Field(ge=0)] = 1.0
+    """Age up to which the description of a model is used without asking Redis, in seconds."""
+    health_interval: Positive = 2.0
+    """Time between two looks whether Redis answers and how deep the queue is, in seconds."""
+    drain: Annotated[float, Field(ge=0)] = 20.0
+    """Time that calls have to end after SIGTERM before their streams are moved, in seconds."""
+
+    @field_validator("listen", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        addresses = tuple(part.strip() for part in value.split(",") if part.strip())
+        if not addresses:
+            raise ValueError("give at least one address, such as 127.0.0.1:50051")
+        return addresses
+
+    @field_validator("tokens")
+    @classmethod
+    def _hashed(cls, value: dict[str, Token]) -> dict[str, Token]:
+        for digest in value:
+            if not _SHA256.match(digest):
+                raise ValueError("tokens are named by their SHA-256: 64 lower-case hexadecimal digits, never the token")
+        return value

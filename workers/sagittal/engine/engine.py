@@ -1,0 +1,185 @@
+"""The engine: continuous batching for explanations.
+
+Each step gathers what the running tasks ask of the model into one batch that fits the device, runs it, and hands each
+task its part. A task that starts or ends changes the next batch, never the current one. The task that was served least,
+for its weight, goes first: tasks with someone waiting weigh more, and none starves.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sagittal.engine.evaluator import EvaluationFailed, Evaluator, Part
+from sagittal.engine.task import Task, TaskCancelled, join
+from sagittal.explain.seam import Evaluate, Inspect, Scores
+
+
+@dataclass(slots=True)
+class EngineCounters:
+    """What the engine has done since it was made."""
+
+    batches: int = 0
+    rows: int = 0
+    """Masked images evaluated."""
+    out_of_memory: int = 0
+    """Batches that were cut in half and run again."""
+
+
+class Engine:
+    """Runs tasks on one evaluator. `submit` is safe from any thread; `step` belongs to one."""
+
+    def __init__(self, evaluator: Evaluator, *, batch_size: int = 16) -> None:
+        """Makes an engine.
+
+        Args:
+            evaluator: The model to run.
+            batch_size: Most masked images in a batch.
+        """
+        self.evaluator = evaluator
+        self.batch_size = batch_size
+        self.counters = EngineCounters()
+        self._tasks: list[Task] = []
+        self._arrived: deque[Task] = deque()
+        self._wake = threading.Event()
+
+    @property
+    def running(self) -> int:
+        """Number of tasks that have not ended."""
+        return len(self._tasks) + len(self._arrived)
+
+    def submit(self, task: Task) -> None:
+        """Adds a task to the next step."""
+        self._arrived.append(task)
+        self._wake.set()
+
+    def wait(self, timeout: float) -> bool:
+        """Waits up to `timeout` seconds for a task when there is none; whether there is one."""
+        if self.running == 0:
+            self._wake.wait(timeout)
+        self._wake.clear()
+        return self.running > 0
+
+    def step(self) -> bool:
+        """Runs one batch or one inspection; whether there was anything to do."""
+        self._admit()
+        self._drop()
+        order = sorted((task for task in self._tasks if task.pending is not None), key=lambda task: task.served)
+        if order:
+            self._serve(order)
+        self._drop()
+        return bool(order)
+
+    def run(self, task: Task) -> None:
+        """Runs until a task has ended, others with it: for callers without a thread of their own."""
+        self.submit(task)
+        while not task.ended:
+            self.step()
+
+    def _admit(self) -> None:
+        """Starts the tasks that arrived. They begin level with those that run: neither behind nor ahead."""
+        level = min((task.served for task in self._tasks), default=0.0)
+        while self._arrived:
+            task = self._arrived.popleft()
+            task.served = level
+            self._tasks.append(task)
+            if not task.cancelled:
+                task.start()
+
+    def _drop(self) -> None:
+        for task in self._tasks:
+            if task.cancelled and not task.ended:
+                task.fail(TaskCancelled("the task was cancelled"))
+        self._tasks = [task for task in self._tasks if not task.ended]
+
+    def _serve(self, order: Sequence[Task]) -> None:
+        first = order[0]
+        if isinstance(first.pending, Inspect):
+            self._inspect(first)
+        else:
+            self._evaluate(self._batch(order))
+
+    def _batch(self, order: Sequence[Task]) -> list[tuple[Task, Part]]:
+        """Fills a batch with rows of one mode, with gradient or without: that of the task that goes first."""
+        first = order[0].pending
+        room, batch = self.batch_size, []
+        for task in order:
+            if not _same_mode(first, task.pending):
+                continue
+            if (part := task.next_part(room)) is not None:
+                batch.append((task, part))
+                room -= part.rows
+        return batch
+
+    def _inspect(self, task: Task) -> None:
+        request = task.pending
+        try:
+            result = self.evaluator.inspect(request)  # type: ignore[arg-type]
+        except Exception as error:  # noqa: BLE001 - a method that fails fails its task, not the engine
+            task.fail(error)
+        else:
+            task.answer_inspection(result)
+
+    def _evaluate(self, batch: Sequence[tuple[Task, Part]]) -> None:
+        answers = self._run(batch)
+        self.counters.batches += 1
+        self.counters.rows += sum(part.rows for _, part in batch)
+        for (task, part), answer in zip(batch, answers, strict=True):
+            error = answer if isinstance(answer, Exception) else _fault(answer)
+            if error is not None:
+                task.fail(error)
+            else:
+                task.answer(part, answer)  # type: ignore[arg-type]
+
+    def _run(self, batch: Sequence[tuple[Task, Part]]) -> list[Scores | Exception]:
+        """Evaluates a batch; where it fails, each part alone, so that a task fails by its own fault only."""
+        parts = [part for _, part in batch]
+        try:
+            return list(self.evaluator.evaluate(parts))
+        except torch.cuda.OutOfMemoryError:
+            return self._run_halves(batch)
+        except Exception as error:  # noqa: BLE001 - a model may raise anything; the tasks that caused it fail
+            if len(batch) == 1:
+                return [error if isinstance(error, EvaluationFailed) else _wrap(error)]
+            return [answer for pair in batch for answer in self._run([pair])]
+
+    def _run_halves(self, batch: Sequence[tuple[Task, Part]]) -> list[Scores | Exception]:
+        """Halves the batch size for good after out-of-memory, and runs the batch in smaller pieces."""
+        self.counters.out_of_memory += 1
+        torch.cuda.empty_cache()
+        rows = sum(part.rows for _, part in batch)
+        if rows == 1:
+            return [EvaluationFailed("the device has not enough memory for one image")]
+        self.batch_size = max(1, min(self.batch_size, rows) // 2)
+        return [self._run_pieces(task, part) for task, part in batch]
+
+    def _run_pieces(self, task: Task, part: Part) -> Scores | Exception:
+        pieces: list[Scores] = []
+        for start in range(part.start, part.stop, self.batch_size):
+            piece = Part(part.request, start, min(part.stop, start + self.batch_size))
+            answer = self._run([(task, piece)])[0]
+            if isinstance(answer, Exception):
+                return answer
+            pieces.append(answer)
+        return join(pieces)
+
+
+def _same_mode(first: object, other: object) -> bool:
+    return isinstance(first, Evaluate) and isinstance(other, Evaluate) and first.gradient == other.gradient
+
+
+def _fault(scores: Scores) -> EvaluationFailed | None:
+    """Names what makes scores unusable; None where they are sound."""
+    if not bool(torch.isfinite(scores.target).all()):
+        return EvaluationFailed("the model returned NaN or infinity")
+    if scores.gradient is not None and not bool(torch.isfinite(scores.gradient).all()):
+        return EvaluationFailed("the model's gradient is NaN or infinity")
+    return None
+
+
+def _wrap(error: Exception) -> EvaluationFailed:
+    failed = EvaluationFailed(f"the model raised {type(error).__name__}: {error}")
+    failed.__cause__ = error
+    return failed

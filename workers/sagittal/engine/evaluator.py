@@ -1,0 +1,167 @@
+"""Evaluates masked images on one model and device: upsample, compose, add noise, run, score, and the gradient back."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sagittal.explain.masking import compose, upsample
+from sagittal.explain.seam import Evaluate, Inspect, ModelView, Scores
+
+
+class Output(Enum):
+    """What the numbers that leave a model mean."""
+
+    LOGITS = "logits"
+    """One class out of many: the score is the softmax."""
+    PROBABILITIES = "probabilities"
+    """Probabilities that sum to one."""
+    MULTI_LABEL_LOGITS = "multi-label-logits"
+    """Independent labels: the score is the sigmoid."""
+
+
+PROBABILITIES: dict[Output, Callable[[Tensor], Tensor]] = {
+    Output.LOGITS: lambda outputs: outputs.float().softmax(-1),
+    Output.PROBABILITIES: lambda outputs: outputs.float(),
+    Output.MULTI_LABEL_LOGITS: lambda outputs: outputs.float().sigmoid(),
+}
+
+
+class EvaluationFailed(Exception):
+    """The model raised, or returned what is no score: the job that asked fails, others go on."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Rows `start` to `stop` of a request."""
+
+    request: Evaluate
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.stop - self.start
+
+
+class Evaluator(Protocol):
+    """Whatever can score masked images."""
+
+    supports_gradients: bool
+
+    def evaluate(self, parts: Sequence[Part]) -> list[Scores]:
+        """Scores parts as one batch, all with gradient or all without. Raises EvaluationFailed."""
+        ...
+
+    def inspect(self, request: Inspect) -> object:
+        """Runs a call with the model. Raises EvaluationFailed."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class TorchEvaluator:
+    """A PyTorch model on a device.
+
+    Every row of a request gets the same noise wherever it is evaluated, so a result depends neither on how its rows were
+    cut into batches nor, beyond rounding, on its neighbours.
+    """
+
+    module: nn.Module
+    """Maps (n, 3, height, width) to (n, classes); in evaluation mode, parameters frozen, on the device."""
+    device: torch.device
+    output: Output = Output.LOGITS
+    inspected: nn.Module | None = None
+    """The model with its own layers, for `Inspect`; None for the same module."""
+    channels_last: bool = False
+    autocast: torch.dtype | None = None
+    """Type of reduced precision for requests that are not exact, on CUDA only; None for full precision."""
+    supports_gradients: bool = True
+    classes: int = 0
+    """Number of classes; 0 leaves it unchecked."""
+    quantum: int = 1
+    """Batches are padded to a multiple of this. Kernels sum in another order for other batch sizes; where a quantum is
+    found at which they do not (see `find_quantum`), a result is the same to the last bit whoever shares its batches."""
+
+    def evaluate(self, parts: Sequence[Part]) -> list[Scores]:
+        """Scores parts as one batch, all with gradient or all without. Raises EvaluationFailed."""
+        gradient = parts[0].request.gradient
+        with torch.inference_mode(not gradient), torch.set_grad_enabled(gradient):
+            masks = [self._masks(part, gradient) for part in parts]
+            inputs = torch.cat([self._inputs(part, cells) for part, cells in zip(parts, masks, strict=True)])
+            exact = any(part.request.exact for part in parts)
+            probabilities = self._probabilities(self._run(inputs, exact))
+            targets = self._targets(parts, probabilities)
+            gradients = torch.autograd.grad(targets.sum(), masks) if gradient else [None] * len(parts)
+            return self._split(parts, probabilities.detach(), targets.detach(), gradients)
+
+    def inspect(self, request: Inspect) -> object:
+        """Runs a call with the model. Raises EvaluationFailed."""
+        module = self.module if self.inspected is None else self.inspected
+        with torch.enable_grad():
+            return request.call(ModelView(module, PROBABILITIES[self.output], request.subject))
+
+    def _masks(self, part: Part, gradient: bool) -> Tensor:
+        masks = part.request.masks[part.start : part.stop].detach().to(self.device, torch.float32)
+        return masks.clone().requires_grad_() if gradient else masks
+
+    def _inputs(self, part: Part, masks: Tensor) -> Tensor:
+        subject = part.request.subject
+        image, baseline = subject.image.to(self.device), subject.baseline.to(self.device)
+        size = (image.shape[-2], image.shape[-1])
+        inputs = compose(image, baseline, upsample(masks, size, part.request.upsampling))
+        if part.request.noise > 0:
+            inputs = inputs + part.request.noise * self._noise(part, image.shape)
+        return inputs
+
+    def _noise(self, part: Part, shape: torch.Size) -> Tensor:
+        noise = torch.empty(part.rows, *shape, device=self.device)
+        generator = torch.Generator(self.device)
+        for row in range(part.rows):
+            generator.manual_seed((part.request.noise_seed + part.start + row) % 2**63)
+            noise[row].normal_(generator=generator)
+        return noise
+
+    def _run(self, inputs: Tensor, exact: bool) -> Tensor:
+        rows, padding = len(inputs), -len(inputs) % self.quantum
+        if padding:
+            inputs = torch.cat([inputs, inputs[-1:].expand(padding, *inputs.shape[1:])])
+        if self.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        reduced = self.autocast is not None and not exact and self.device.type == "cuda"
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=reduced):
+            outputs = self.module(inputs)
+        if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(inputs):
+            shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise EvaluationFailed(f"the model returned {shape} for {len(inputs)} images; expected (images, classes)")
+        return outputs[:rows]
+
+    def _probabilities(self, outputs: Tensor) -> Tensor:
+        if self.classes and outputs.shape[1] != self.classes:
+            raise EvaluationFailed(f"the model returned {outputs.shape[1]} classes instead of {self.classes}")
+        return PROBABILITIES[self.output](outputs)
+
+    def _targets(self, parts: Sequence[Part], probabilities: Tensor) -> Tensor:
+        classes = probabilities.detach().argmax(-1)
+        row = 0
+        for part in parts:
+            if part.request.subject.target is not None:
+                classes[row : row + part.rows] = part.request.subject.target
+            row += part.rows
+        return probabilities.gather(1, classes.unsqueeze(1)).squeeze(1)
+
+    @staticmethod
+    def _split(
+        parts: Sequence[Part], probabilities: Tensor, targets: Tensor, gradients: Sequence[Tensor | None]
+    ) -> list[Scores]:
+        top_scores, top_classes = probabilities.max(-1)
+        scores, row = [], 0
+        for part, gradient in zip(parts, gradients, strict=True):
+            rows = slice(row, row + part.rows)
+            every = probabilities[rows] if part.request.probabilities else None
+            scores.append(Scores(targets[rows], top_classes[rows], top_scores[rows], gradient, every))
+            row += part.rows
+        return scores

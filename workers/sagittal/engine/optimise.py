@@ -1,0 +1,225 @@
+"""Makes a model faster without changing what it says: each step is checked against the untouched model.
+
+The steps work on the graph that torch.fx traces, not on the names of one model's layers. A model that cannot be traced,
+or a step that changes a probability by more than the tolerance, is left as it was, and the report says why.
+"""
+
+import copy
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+TOLERANCE = 1e-3
+"""Largest difference of a probability that a step may make."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of making a model faster, as it went."""
+
+    name: str
+    applied: bool
+    detail: str
+    """What it did, or why it was not applied."""
+    largest_difference: float = 0.0
+    """Of a probability, from the untouched model on the probe."""
+
+
+class NothingToDo(Exception):
+    """A step found nothing that it could change; the message says what it looked for."""
+
+
+def optimise(
+    module: nn.Module, probe: Tensor, probabilities: Callable[[Tensor], Tensor]
+) -> tuple[nn.Module, bool, list[Step]]:
+    """Returns a faster module, whether it wants channels-last inputs, and what was done.
+
+    Args:
+        module: The model in evaluation mode, parameters frozen. It is not changed.
+        probe: Inputs (n, 3, height, width) on the model's device for the checks.
+        probabilities: Turns the model's output into probabilities.
+    """
+    with torch.inference_mode():
+        expected = probabilities(module(probe))
+    report: list[Step] = []
+    for name, change in _CHANGES.items():
+        module = _attempt(name, change, module, probe, expected, probabilities, report)
+    module = _attempt("channels-last", _to_channels_last, module, probe, expected, probabilities, report)
+    return module, report[-1].applied, report
+
+
+def _attempt(
+    name: str,
+    change: Callable[[nn.Module], tuple[nn.Module, str]],
+    module: nn.Module,
+    probe: Tensor,
+    expected: Tensor,
+    probabilities: Callable[[Tensor], Tensor],
+    report: list[Step],
+) -> nn.Module:
+    """Returns the changed module where the change holds the tolerance, else the module as it was."""
+    try:
+        changed, detail = change(module)
+        with torch.inference_mode():
+            difference = float((probabilities(changed(probe)) - expected).abs().max())
+    except NothingToDo as nothing:
+        report.append(Step(name, False, str(nothing)))
+        return module
+    except Exception as error:  # noqa: BLE001 - tracing foreign code may raise anything; the model runs untouched then
+        report.append(Step(name, False, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"))
+        return module
+    if not difference <= TOLERANCE:
+        report.append(Step(name, False, f"changes a probability by {difference:.2g}, more than {TOLERANCE:g}", difference))
+        return module
+    report.append(Step(name, True, detail, difference))
+    return changed
+
+
+def _trace(module: nn.Module) -> fx.GraphModule:
+    if isinstance(module, fx.GraphModule):
+        return copy.deepcopy(module)
+    return fx.symbolic_trace(copy.deepcopy(module))
+
+
+def _modular_convolutions(module: nn.Module) -> tuple[nn.Module, str]:
+    """Makes functional convolutions with constant weights into modules, so that the other steps see them."""
+    graph_module = _trace(module)
+    changed = 0
+    for node in list(graph_module.graph.nodes):
+        if node.op == "call_function" and node.target in (F.conv2d, torch.conv2d):
+            changed += _make_convolution(graph_module, node, f"convolution_{changed}")
+    if not changed:
+        raise NothingToDo("no functional convolutions")
+    return _finish(graph_module), f"{changed} functional convolutions became modules"
+
+
+def _make_convolution(graph_module: fx.GraphModule, node: fx.Node, name: str) -> bool:
+    """Replaces a functional convolution whose weights are attributes and whose padding is a number."""
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    arguments = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    weight, bias = _attribute(graph_module, arguments["weight"]), _attribute(graph_module, arguments.get("bias"))
+    if weight is None or isinstance(arguments.get("padding", 0), str):
+        return False
+    groups = int(arguments.get("groups", 1))
+    convolution = nn.Conv2d(
+        weight.shape[1] * groups,
+        weight.shape[0],
+        tuple(weight.shape[-2:]),
+        _pair(arguments.get("stride", 1)),
+        _pair(arguments.get("padding", 0)),
+        _pair(arguments.get("dilation", 1)),
+        groups,
+        bias=bias is not None,
+    )
+    convolution.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        convolution.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    graph_module.add_module(name, convolution.eval())
+    with graph_module.graph.inserting_before(node):
+        replacement = graph_module.graph.call_module(name, (arguments["input"],))
+    node.replace_all_uses_with(replacement)
+    graph_module.graph.erase_node(node)
+    return True
+
+
+def _attribute(graph_module: fx.GraphModule, node: object) -> Tensor | None:
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    value = operator.attrgetter(str(node.target))(graph_module)
+    return value if isinstance(value, Tensor) else None
+
+
+def _pair(value: object) -> tuple[int, int]:
+    first, second = (value, value) if isinstance(value, int) else tuple(value)  # type: ignore[arg-type]
+    return int(first), int(second)
+
+
+def _fold_batch_norms(module: nn.Module) -> tuple[nn.Module, str]:
+    """Folds each batch norm into the convolution before it."""
+    graph_module = _trace(module)
+    modules = dict(graph_module.named_modules())
+    folded = 0
+    for node in list(graph_module.graph.nodes):
+        if (source := _single_source(node, modules, nn.BatchNorm2d, nn.Conv2d)) is not None:
+            fused = fuse_conv_bn_eval(modules[str(source.target)], modules[str(node.target)])
+            _replace_module(graph_module, str(source.target), fused)
+            modules[str(source.target)] = fused
+            node.replace_all_uses_with(source)
+            graph_module.graph.erase_node(node)
+            folded += 1
+    if not folded:
+        raise NothingToDo("no batch norm follows a convolution")
+    return _finish(graph_module), f"{folded} batch norms folded"
+
+
+def _merge_padding(module: nn.Module) -> tuple[nn.Module, str]:
+    """Merges symmetric zero padding into the convolution that follows."""
+    graph_module = _trace(module)
+    modules = dict(graph_module.named_modules())
+    merged = 0
+    for node in list(graph_module.graph.nodes):
+        source = _single_source(node, modules, nn.Conv2d, nn.ZeroPad2d)
+        if source is None:
+            continue
+        left, right, top, bottom = modules[str(source.target)].padding
+        convolution = copy.copy(modules[str(node.target)])
+        if left != right or top != bottom or convolution.padding_mode != "zeros" or isinstance(convolution.padding, str):
+            continue
+        convolution.padding = (convolution.padding[0] + top, convolution.padding[1] + left)
+        _replace_module(graph_module, str(node.target), convolution)
+        source.replace_all_uses_with(source.args[0])  # type: ignore[arg-type]
+        graph_module.graph.erase_node(source)
+        merged += 1
+    if not merged:
+        raise NothingToDo("no symmetric zero padding before a convolution")
+    return _finish(graph_module), f"{merged} paddings merged into convolutions"
+
+
+def _single_source(
+    node: fx.Node, modules: dict[str, nn.Module], kind: type[nn.Module], source_kind: type[nn.Module]
+) -> fx.Node | None:
+    """Returns the node before `node` where both are modules of the given kinds and nothing else uses either."""
+    if node.op != "call_module" or type(modules.get(str(node.target))) is not kind:
+        return None
+    source = node.args[0]
+    if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
+        return None
+    if type(modules.get(str(source.target))) is not source_kind:
+        return None
+    return source if _called_once(node) and _called_once(source) else None
+
+
+def _called_once(node: fx.Node) -> bool:
+    return sum(other.op == "call_module" and other.target == node.target for other in node.graph.nodes) == 1
+
+
+def _replace_module(graph_module: fx.GraphModule, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(graph_module.get_submodule(parent), name, module)
+
+
+def _finish(graph_module: fx.GraphModule) -> nn.Module:
+    graph_module.graph.eliminate_dead_code()
+    graph_module.graph.lint()
+    graph_module.recompile()
+    graph_module.delete_all_unused_submodules()
+    return graph_module.eval().requires_grad_(False)
+
+
+def _to_channels_last(module: nn.Module) -> tuple[nn.Module, str]:
+    """Stores weights of convolutions with channels last, which most kernels prefer."""
+    if not any(isinstance(layer, nn.Conv2d) for layer in module.modules()):
+        raise NothingToDo("no convolutions")
+    return copy.deepcopy(module).to(memory_format=torch.channels_last), "weights and inputs with channels last"  # type: ignore[call-overload]
+
+
+_CHANGES: dict[str, Callable[[nn.Module], tuple[nn.Module, str]]] = {
+    "modular-convolutions": _modular_convolutions,
+    "fold-batch-norm": _fold_batch_norms,
+    "merge-padding": _merge_padding,
+}

@@ -1,0 +1,169 @@
+"""A task: one explanation on the engine, from its first request to its end."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sagittal.engine.evaluator import Part
+from sagittal.explain.seam import Evaluate, Event, Inspect, OutOfBudget, Scores, Steps
+
+INTERACTIVE_WEIGHT = 16.0
+"""Share of the device that a task with someone waiting gets, relative to a batch task's 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What a task may use."""
+
+    evaluations: int | None = None
+    """Model evaluations, measurements not counted; None for no bound."""
+    deadline: float | None = None
+    """Time of `time.monotonic()` by which the search must end; None for no bound."""
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a task has used."""
+
+    evaluations: int = 0
+    """Model evaluations, those with gradient and those for metrics included."""
+    gradient_evaluations: int = 0
+    metric_evaluations: int = 0
+
+
+class TaskCancelled(Exception):
+    """The task was cancelled."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Task:
+    """A generator of requests and events, with what the engine knows of it."""
+
+    steps: Steps
+    on_event: Callable[[Event], None] = lambda event: None
+    """Called on the engine's thread with each event."""
+    on_end: Callable[[BaseException | None], None] = lambda error: None
+    """Called once on the engine's thread: None for success, TaskCancelled, or the error that ended the task."""
+    budget: Budget = field(default_factory=Budget)
+    weight: float = 1.0
+    """Share of the device relative to other tasks; see INTERACTIVE_WEIGHT."""
+    usage: Usage = field(default_factory=Usage)
+    pending: Evaluate | Inspect | None = None
+    """The request that waits to be run."""
+    asked: int = 0
+    """Rows of it that are already in a batch."""
+    answers: list[Scores] = field(default_factory=list)
+    served: float = 0.0
+    """Rows served over the weight: the task with the least goes first."""
+    ended: bool = False
+    _cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def cancel(self) -> None:
+        """Ends the task before its next batch. Safe from any thread."""
+        self._cancelled.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether cancellation was asked for."""
+        return self._cancelled.is_set()
+
+    def start(self) -> None:
+        """Runs to the first request."""
+        self._advance(lambda: next(self.steps))
+
+    def next_part(self, room: int) -> Part | None:
+        """Takes up to `room` rows of the pending request into a batch; None where all are taken."""
+        request = self.pending
+        if not isinstance(request, Evaluate) or room < 1 or self.asked >= len(request.masks):
+            return None
+        part = Part(request, self.asked, min(len(request.masks), self.asked + room))
+        self.asked = part.stop
+        return part
+
+    def answer(self, part: Part, scores: Scores) -> None:
+        """Takes the scores of a part; with the last one the generator goes on."""
+        self._count(part.rows, part.rows if part.request.gradient else 0, part.rows if part.request.metric else 0)
+        self.answers.append(scores)
+        if part.stop == len(part.request.masks):
+            whole = join(self.answers)
+            self.answers = []
+            self._advance(lambda: self.steps.send(whole))
+
+    def answer_inspection(self, result: object) -> None:
+        """Takes the result of a call with the model."""
+        request = self.pending
+        if isinstance(request, Inspect):
+            self._count(request.evaluations, request.gradient_evaluations, 0)
+        self._advance(lambda: self.steps.send(result))
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the task with an error."""
+        if not self.ended:
+            self.steps.close()
+            self._end(error)
+
+    def _count(self, rows: int, gradient: int, metric: int) -> None:
+        self.usage.evaluations += rows
+        self.usage.gradient_evaluations += gradient
+        self.usage.metric_evaluations += metric
+        self.served += rows / self.weight
+
+    def _advance(self, resume: Callable[[], object]) -> None:
+        """Resumes the generator until it has a request that its budget allows, or ends."""
+        self.pending, self.asked = None, 0
+        try:
+            item = resume()
+            while not (isinstance(item, Evaluate | Inspect) and self._affordable(item)):
+                item = self._respond(item)
+        except StopIteration:
+            self._end(None)
+        except Exception as error:  # noqa: BLE001 - whatever an explainer raises is the task's end, not the engine's
+            self._end(error)
+        else:
+            self.pending = item
+
+    def _respond(self, item: object) -> object:
+        if isinstance(item, Evaluate | Inspect):
+            return self.steps.throw(OutOfBudget(self._exceeded(item)))
+        self.on_event(item)  # type: ignore[arg-type]
+        return next(self.steps)
+
+    def _affordable(self, request: Evaluate | Inspect) -> bool:
+        return not self._exceeded(request)
+
+    def _exceeded(self, request: Evaluate | Inspect) -> str:
+        """Names the limit that the request would break; empty where none."""
+        if isinstance(request, Evaluate) and request.metric:
+            return ""
+        if self.budget.deadline is not None and time.monotonic() >= self.budget.deadline:
+            return "deadline"
+        rows = len(request.masks) if isinstance(request, Evaluate) else request.evaluations
+        searched = self.usage.evaluations - self.usage.metric_evaluations
+        if self.budget.evaluations is not None and searched + rows > self.budget.evaluations:
+            return "evaluations"
+        return ""
+
+    def _end(self, error: BaseException | None) -> None:
+        self.ended, self.pending = True, None
+        self.on_end(error)
+
+
+def join(answers: list[Scores]) -> Scores:
+    if len(answers) == 1:
+        return answers[0]
+    return Scores(
+        torch.cat([scores.target for scores in answers]),
+        torch.cat([scores.top_class for scores in answers]),
+        torch.cat([scores.top_score for scores in answers]),
+        _join_optional([scores.gradient for scores in answers]),
+        _join_optional([scores.probabilities for scores in answers]),
+    )
+
+
+def _join_optional(tensors: list[Tensor | None]) -> Tensor | None:
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(present) if present else None

@@ -1,0 +1,36 @@
+"""What every explainer is: parameters, what it needs of a model, and a generator on the seam."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Flag, auto
+from typing import ClassVar
+
+from sagittal.explain.parameters import check
+from sagittal.explain.problem import Problem
+from sagittal.explain.seam import Steps
+
+
+class Needs(Flag):
+    """What a method needs of a model beyond scores."""
+
+    NOTHING = 0
+    GRADIENTS = auto()
+    """Gradients of the score with respect to the input."""
+    SPATIAL_LAYER = auto()
+    """A layer whose output keeps the places of the image apart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explainer(ABC):
+    """A method with its parameters. Parameters out of bounds raise InvalidParameter."""
+
+    needs: ClassVar[Needs] = Needs.NOTHING
+    summary: ClassVar[str] = ""
+    """What the method does, in a sentence."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @abstractmethod
+    def explain(self, problem: Problem) -> Steps:
+        """Yields requests and events: at least one final SaliencyMask, or structured findings."""

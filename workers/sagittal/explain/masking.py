@@ -1,0 +1,70 @@
+"""Masks, patches and baselines: how parts of an image are hidden."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sagittal.explain.seam import Upsampling
+
+
+def upsample(masks: Tensor, size: tuple[int, int], how: Upsampling = Upsampling.BILINEAR) -> Tensor:
+    """Returns masks of shape (n, h, w) as (n, 1, height, width)."""
+    cells = masks.unsqueeze(1)
+    if how is Upsampling.BOX:
+        return _boxes(cells, size)
+    if cells.shape[-2:] == size:
+        return cells
+    return F.interpolate(cells, size=size, mode="bilinear", align_corners=how is Upsampling.ALIGNED)
+
+
+def _boxes(cells: Tensor, size: tuple[int, int]) -> Tensor:
+    """Each pixel takes the cell that its centre lies in, so that cells differ by at most one pixel in size."""
+    rows = _cell_of_pixel(cells.shape[-2], size[0], cells.device)
+    columns = _cell_of_pixel(cells.shape[-1], size[1], cells.device)
+    return cells.index_select(-2, rows).index_select(-1, columns)
+
+
+def _cell_of_pixel(cells: int, pixels: int, device: torch.device) -> Tensor:
+    centres = (torch.arange(pixels, device=device, dtype=torch.float64) + 0.5) * (cells / pixels)
+    return centres.floor().long().clamp_(max=cells - 1)
+
+
+def compose(image: Tensor, baseline: Tensor, masks: Tensor) -> Tensor:
+    """Returns `image * mask + baseline * (1 - mask)` of shape (n, 3, height, width) for masks (n, 1, height, width)."""
+    return baseline + masks * (image - baseline)
+
+
+def patch_masks(sets: Sequence[Sequence[int]], grid: int, *, device: torch.device | None = None) -> Tensor:
+    """Returns masks of shape (n, grid, grid) that keep only the given patches (row * grid + column)."""
+    masks = torch.zeros(len(sets), grid * grid, device=device)
+    rows = [row for row, patches in enumerate(sets) for _ in patches]
+    columns = [patch for patches in sets for patch in patches]
+    masks[rows, columns] = 1.0
+    return masks.view(-1, grid, grid)
+
+
+def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
+    """Blurs (3, height, width) with a Gaussian of `sigma` pixels, cut at about one sigma as the authors do (51 for 50).
+
+    The kernel is at most as wide as reflection allows on the image.
+    """
+    for axis in (-2, -1):
+        image = _blur_axis(image, sigma, axis)
+    return image
+
+
+def _blur_axis(image: Tensor, sigma: float, axis: int) -> Tensor:
+    length = image.shape[axis]
+    radius = min(max(1, math.ceil(sigma / 2)), length - 1)
+    if radius < 1:
+        return image
+    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    lines = image.movedim(axis, -1).contiguous()
+    padded = F.pad(lines.flatten(0, -2).unsqueeze(1), (radius, radius), mode="reflect")
+    blurred = F.conv1d(padded, kernel.view(1, 1, -1)).squeeze(1)
+    return blurred.view(lines.shape).movedim(-1, axis).contiguous()

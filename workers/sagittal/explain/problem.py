@@ -1,0 +1,69 @@
+"""The problem that an explainer solves: an image, what replaces its hidden part, and a class."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sagittal.explain.seam import Evaluate, Subject
+
+
+def derive_seed(seed: int, *path: int | str) -> int:
+    """Returns a seed in [0, 2^63) that depends on `seed` and `path` alone, so that work can be resumed anywhere."""
+    text = repr((seed, *path)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Problem:
+    """An image, its baseline and a class, with the scores of both ends already known."""
+
+    subject: Subject
+    full_score: float
+    """Probability of the target on the image."""
+    baseline_score: float
+    """Probability of the target on the baseline."""
+    seed: int = 0
+    restored: Mapping[str, Tensor] = field(default_factory=dict)
+    """State of the last checkpoint of an earlier attempt; empty for a fresh start."""
+
+    @property
+    def image(self) -> Tensor:
+        """The image as the model takes it: float32 of shape (3, height, width)."""
+        return self.subject.image
+
+    @property
+    def baseline(self) -> Tensor:
+        """What replaces the hidden part, of the image's shape."""
+        return self.subject.baseline
+
+    @property
+    def target(self) -> int:
+        """Index of the class that is explained."""
+        if self.subject.target is None:
+            raise ValueError("the problem has no target: call prepare() first")
+        return self.subject.target
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image in pixels."""
+        return self.image.shape[-2], self.image.shape[-1]
+
+    def evaluate(self, masks: Tensor, **options: Any) -> Evaluate:
+        """Asks for the scores of masks (n, h, w); the options are those of `Evaluate`."""
+        return Evaluate(subject=self.subject, masks=masks, **options)
+
+    def full(self, size: int, value: float) -> Tensor:
+        """Returns a mask of shape (size, size) with one value."""
+        return torch.full((size, size), value, device=self.image.device)
+
+    def generator(self, *path: int | str) -> torch.Generator:
+        """Returns a CPU generator of random numbers that depends on the seed and `path` alone."""
+        return torch.Generator().manual_seed(derive_seed(self.seed, *path))
+
+    def noise_seed(self, *path: int | str) -> int:
+        """Returns a seed for the noise of an evaluation that depends on the seed and `path` alone."""
+        return derive_seed(self.seed, "noise", *path)
