@@ -65,7 +65,9 @@ def _descendants(parent: type[SagittalError]) -> Iterator[type[SagittalError]]:
         yield from _descendants(child)
 
 
-_BY_REASON: Mapping[str, type[SagittalError]] = {error.reason: error for error in _descendants(SagittalError)}
+_BY_REASON: Mapping[str, type[SagittalError]] = {
+    error.reason: error for error in (SagittalError, *_descendants(SagittalError))
+}
 
 _BY_CODE: Mapping[int, type[SagittalError]] = {error.code: error for error in SagittalError.__subclasses__()}
 

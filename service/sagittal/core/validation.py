@@ -23,6 +23,9 @@ MAX_REQUEST_ID = 128
 #: Steps of a curve at mask resolution.
 MAX_CURVE_STEPS = 1_000
 
+#: Steps of a curve where the request does not say.
+DEFAULT_CURVE_STEPS = 50
+
 #: Boxes of the pointing game.
 MAX_BOXES = 1_000
 
@@ -59,8 +62,8 @@ class CheckedSpec:
             "model": [model.name, model.version, model.digest],
             "method": [self.method.name, dict(self.method.parameters)],
             "target": self.target,
-            "baseline": [spec.baseline.kind, shortest(spec.baseline.blur_sigma)],
-            "metrics": spec.metrics.SerializeToString(deterministic=True),
+            "baseline": [spec.baseline.kind or explanation_pb2.BASELINE_KIND_BLUR, shortest(spec.baseline.blur_sigma)],
+            "metrics": _metrics(spec.metrics),
             "seed": spec.seed,
             "max_evaluations": spec.max_evaluations,
             "partial_masks": spec.partial_masks,
@@ -103,6 +106,12 @@ def check_request_id(request_id: str, field: str) -> None:
     if len(request_id) > MAX_REQUEST_ID:
         text = f"{field} has {len(request_id)} characters; give at most {MAX_REQUEST_ID}"
         raise InvalidRequest(text, field=field)
+
+
+def _metrics(metrics: explanation_pb2.Metrics) -> list[Any]:
+    boxes = [[box.left, box.top, box.right, box.bottom] for box in metrics.boxes]
+    protocol = metrics.curve_protocol or explanation_pb2.CURVE_PROTOCOL_MASK
+    return [metrics.skip_curves, protocol, metrics.curve_steps or DEFAULT_CURVE_STEPS, boxes]
 
 
 def _deadline(spec: explanation_pb2.ExplanationSpec, limits: TimeLimits, field: str) -> float:

@@ -1,8 +1,8 @@
 """Keeps one server alive for exactly as long as the program that started it; run as a script, with no imports of ours.
 
 Standard input is a pipe from that program. It ends when the program closes it or dies in whatever way, and then the
-server is stopped: SIGTERM first, which lets it write its data, SIGKILL after a grace. Should the guard itself be killed,
-the kernel stops the server (Linux).
+server is stopped: SIGTERM first, which lets it write its data, SIGKILL after a grace. Should the guard itself be
+killed, the kernel stops the server (Linux).
 """
 
 import ctypes

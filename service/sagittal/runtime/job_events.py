@@ -43,8 +43,8 @@ class Ending:
             error: Expired | JobBuried = Expired(f"the deadline passed {when}; allow more time, or use the batch lane")
         else:
             error = JobBuried(
-                f"the job lost its worker {self.attempt} times, the last one was {self.worker!r}: it is not tried again; "
-                "see that worker's log for what it died of"
+                f"the job lost its worker {self.attempt} times, the last one was {self.worker!r}: it is not tried "
+                "again; see that worker's log for what it died of"
             )
         event = _event(now)
         event.failed.CopyFrom(to_status(error))

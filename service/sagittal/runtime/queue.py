@@ -38,8 +38,8 @@ class JobQueue(Protocol):
     def events(self, job_id: str, after_sequence: int = 0) -> AsyncIterator[StoredEvent]:
         """Yields the events after a sequence number as they come, and ends after the terminal one. Raises UnknownJob.
 
-        A payload is what the worker appended, with the job's own identity where the run is shared; its `sequence` is not
-        set: it is that of the `StoredEvent`.
+        A payload is what the worker appended, with the job's own identity where the run is shared. Its `sequence` is
+        not set: it is that of the `StoredEvent`.
         """
         ...
 
@@ -99,7 +99,7 @@ class WorkerQueue(Protocol):
         ...
 
     def heartbeat(self, leases: Sequence[Lease]) -> tuple[Sequence[Lease], Sequence[tuple[Lease, str]]]:
-        """Keeps leases alive. Returns those that are lost, and those whose cancellation was asked for, with the reason."""
+        """Keeps leases alive. Returns those that are lost, and those to be cancelled, with the reason."""
         ...
 
     def append(self, lease: Lease, events: Sequence[bytes]) -> None:

@@ -60,10 +60,10 @@ def connect_sync(settings: QueueSettings) -> "redis.Redis":
     """Returns a client for threads; nothing is connected yet."""
     options = connection_options(settings) | {"retry": Retry(NoBackoff(), 0), "retry_on_error": []}
     if settings.sentinels:
-        sentinel = Sentinel(
+        sentinel = Sentinel(  # type: ignore[no-untyped-call]
             _sentinels(settings), sentinel_kwargs=_sentinel_options(options), **_target(settings, options)
         )
-        client = sentinel.master_for(settings.sentinel_service, max_connections=settings.max_connections)
+        client = sentinel.master_for(settings.sentinel_service, max_connections=settings.max_connections)  # type: ignore[no-untyped-call]
         return cast("redis.Redis", client)
     pool_class = redis.BlockingConnectionPool
     pool = pool_class.from_url(
@@ -77,7 +77,7 @@ def connect_async(settings: QueueSettings) -> "redis.asyncio.Redis":
     options = connection_options(settings) | {"retry": AsyncRetry(NoBackoff(), 0), "retry_on_error": []}
     if settings.sentinels:
         target = _target(settings, options)
-        sentinel = AsyncSentinel(_sentinels(settings), sentinel_kwargs=_sentinel_options(options), **target)
+        sentinel = AsyncSentinel(_sentinels(settings), sentinel_kwargs=_sentinel_options(options), **target)  # type: ignore[no-untyped-call]
         client = sentinel.master_for(settings.sentinel_service, max_connections=settings.max_connections)
         return cast("redis.asyncio.Redis", client)
     pool = redis.asyncio.BlockingConnectionPool.from_url(

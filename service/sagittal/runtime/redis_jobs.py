@@ -151,13 +151,12 @@ class RedisJobQueue:
 
     async def _read(self, job_id: str, after: int, until: int | None) -> Sequence[StoredEvent]:
         """Returns the events with sequence numbers in (after, until]. Raises UnknownJob where there is no log."""
-        elements = await self._redis.run(
-            lambda: self._redis.client.lrange(f"{self._root}log:{job_id}", after, -1 if until is None else until - 1)
-        )
-        if not elements and not await self._redis.run(lambda: self._redis.client.exists(f"{self._root}log:{job_id}")):
+        last = -1 if until is None else until - 1
+        elements: Sequence[bytes] | None = await self._script("read", job_id, after, last)
+        if elements is None:
             raise _unknown(job_id)
         return [
-            StoredEvent(after + offset, bytes(element[1:]), terminal=element[:1] == TERMINAL)
+            StoredEvent(after + offset, element[1:], terminal=element[:1] == TERMINAL)
             for offset, element in enumerate(elements, start=1)
         ]
 

@@ -1,7 +1,8 @@
 """The queue's Lua scripts, what goes into them, and what comes out.
 
-Everything that changes the queue is one script, so it happens wholly or not at all, and each is written so that running
-it twice with the same arguments does no more than running it once: that makes it safe to send again after a lost answer.
+Everything that changes the queue is one script, so it happens wholly or not at all, and each is written so that
+running it twice with the same arguments does no more than running it once: that makes it safe to send again after a
+lost answer.
 """
 
 import functools

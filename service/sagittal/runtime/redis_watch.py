@@ -56,6 +56,8 @@ class LogNews:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+        await self._client.aclose()
+        await self._client.connection_pool.disconnect()
 
     def _start(self) -> None:
         if self._task is None or self._task.done():

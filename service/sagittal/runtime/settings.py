@@ -12,7 +12,7 @@ MIB = 1024 * 1024  # bytes
 class QueueSettings(BaseModel):
     """Where the queue is, how long things last, and how much it admits."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     url: str = "redis://127.0.0.1:6379/0"
     """`redis://`, `rediss://` (TLS; `?ssl_ca_certs=` and the like are redis-py's) or `unix:///path/to/socket`.

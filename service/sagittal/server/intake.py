@@ -116,7 +116,8 @@ class Intake:
         job, is_new = await self._queue.submit(new, _accepted(new, ahead, workers))
         if is_new:
             self._metrics.accepted(new)
-        _log.info(
+        say = _log.info if workers else _log.warning
+        say(
             "job-accepted" if is_new else "job-known",
             job_id=job.job_id,
             kind=new.kind.value,
@@ -125,9 +126,8 @@ class Intake:
             method=new.method,
             lane=new.lane.value,
             queue_position=ahead,
+            ready_workers=workers,
         )
-        if not workers:
-            _log.warning("no-worker-ready", job_id=job.job_id, model=new.model, version=new.version)
         return job, is_new
 
     def _refused(self, error: SagittalError) -> None:

@@ -5,6 +5,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -12,7 +13,7 @@ import structlog
 from prometheus_client import REGISTRY
 from pydantic import BaseModel, ValidationError
 
-from sagittal.runtime.redis_queue import connect_job_queue, connect_model_registry
+from sagittal.runtime.redis_queue import check_server, connect_job_queue, connect_model_registry
 from sagittal.runtime.telemetry import MetricsServer, configure_logging, start_metrics_server
 from sagittal.server.endpoint import CannotListen
 from sagittal.server.service import Service
@@ -51,7 +52,8 @@ async def serve(settings: ServiceSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     registry = connect_model_registry(settings.queue)
-    service = Service(settings, connect_job_queue(settings.queue), registry, REGISTRY)
+    inspect = partial(check_server, settings.queue)
+    service = Service(settings, connect_job_queue(settings.queue), registry, REGISTRY, inspect=inspect)
     metrics = _metrics(settings)
     try:
         await service.start()
@@ -95,7 +97,14 @@ def describe(settings: type[BaseModel], prefix: str) -> Iterator[str]:
         if isinstance(nested, type) and issubclass(nested, BaseModel):
             yield from describe(nested, f"{variable}__")
         else:
-            yield f"{variable} ({field.default!r})\n    {' '.join((field.description or '').split())}"
+            default = field.get_default(call_default_factory=True)
+            yield f"{variable} (default: {_shown(default)})\n    {' '.join((field.description or '').split())}"
+
+
+def _shown(default: object) -> str:
+    if default in (None, (), "", {}):
+        return "not set"
+    return ",".join(default) if isinstance(default, tuple) else str(default)
 
 
 def _complaints(error: ValidationError) -> Iterator[str]:

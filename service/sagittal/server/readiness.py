@@ -1,6 +1,7 @@
 """Health: alive always, ready while Redis answers."""
 
 import asyncio
+from collections.abc import Callable, Sequence
 
 import structlog
 from grpc_health.v1 import health_pb2
@@ -20,8 +21,26 @@ class Readiness:
     """Looks every `interval` seconds whether Redis answers, tells health checkers, and shows the queue's depth."""
 
     def __init__(
-        self, queue: JobQueue, health: health_aio.HealthServicer, metrics: ServiceMetrics, interval: float, place: str
+        self,
+        queue: JobQueue,
+        health: health_aio.HealthServicer,
+        metrics: ServiceMetrics,
+        *,
+        interval: float,
+        place: str,
+        inspect: Callable[[], Sequence[str]],
     ) -> None:
+        """Prepares to look.
+
+        Args:
+            queue: What must answer.
+            health: Who is told.
+            metrics: Where the queue's depth is shown.
+            interval: Time between two looks, in seconds.
+            place: Where Redis is, for the log.
+            inspect: Returns what an operator should hear of Redis; may block, and is called when it begins to answer.
+        """
+        self._inspect = inspect
         self._queue = queue
         self._health = health
         self._metrics = metrics
@@ -49,7 +68,15 @@ class Readiness:
         else:
             if not self._ready:
                 _log.info("queue-answers", redis=self._place)
+                await self._warn()
             await self._set(ready=True)
+
+    async def _warn(self) -> None:
+        try:
+            for warning in await asyncio.to_thread(self._inspect):
+                _log.warning("queue-unsafe", redis=self._place, warning=warning)
+        except SagittalError as error:
+            _log.warning("queue-not-inspected", redis=self._place, error=error.message)
 
     async def _set(self, *, ready: bool) -> None:
         if ready != self._ready:

@@ -2,11 +2,12 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from sagittal.core.errors import InvalidRequest, UnknownJob
-from sagittal.core.jobs import Job
+from sagittal.core.jobs import Job, StoredEvent
 from sagittal.runtime.queue import JobQueue
 from sagittal.server.access import Caller
 from sagittal.server.aftermath import Aftermath
@@ -48,8 +49,9 @@ class Relay:
 
     async def events(self, job: Job, after_sequence: int = 0) -> AsyncGenerator[explanation_pb2.ExplanationEvent, None]:
         """Yields the job's events after a sequence number, to the terminal one."""
-        async for stored in self._queue.events(job.job_id, after_sequence):
-            yield event(stored, job)
+        async with _closing(self._queue.events(job.job_id, after_sequence)) as log:
+            async for stored in log:
+                yield event(stored, job)
 
     async def accepted(self, accepting: Coroutine[Any, Any, tuple[Job, bool]], *, rpc: str) -> tuple[Job, bool]:
         """Waits for a job to be accepted; where the caller goes away meanwhile, a job that comes of it is cancelled."""
@@ -63,8 +65,9 @@ class Relay:
     async def owned_events(self, job: Job, *, rpc: str) -> AsyncGenerator[explanation_pb2.ExplanationEvent, None]:
         """Yields a job's events; cancels the job when the caller goes away before the end."""
         try:
-            async for stored in self._queue.events(job.job_id, 0):
-                yield event(stored, job)
+            async with aclosing(self.events(job)) as events:
+                async for message in events:
+                    yield message
         except (asyncio.CancelledError, GeneratorExit):
             self.drop(job, rpc=rpc)
             raise
@@ -81,3 +84,13 @@ class Relay:
         job, is_new = await accepting
         if is_new:
             self.drop(job, rpc=rpc)
+
+
+@asynccontextmanager
+async def _closing(log: AsyncIterator[StoredEvent]) -> AsyncGenerator[AsyncIterator[StoredEvent], None]:
+    """Ends a log's generator with its reader, at once and not when the collector comes by."""
+    try:
+        yield log
+    finally:
+        if isinstance(log, AsyncGenerator):
+            await log.aclose()

@@ -1,6 +1,7 @@
 """The service, put together: servicers over the queue and the registry, within the layers, on an endpoint."""
 
 import asyncio
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from urllib.parse import urlsplit
 
@@ -50,8 +51,24 @@ class Service:
     """One replica. It holds no state: any replica answers for any job."""
 
     def __init__(
-        self, settings: ServiceSettings, queue: JobQueue, registry: ModelRegistry, metrics: CollectorRegistry
+        self,
+        settings: ServiceSettings,
+        queue: JobQueue,
+        registry: ModelRegistry,
+        metrics: CollectorRegistry,
+        *,
+        inspect: Callable[[], Sequence[str]] = tuple,
     ) -> None:
+        """Puts the service together.
+
+        Args:
+            settings: All settings.
+            queue: The queue; closed with the service.
+            registry: The models.
+            metrics: Where the service's metrics are registered.
+            inspect: Returns what an operator should hear of the queue's server.
+        """
+        self._inspect = inspect
         self._settings = settings
         self._queue = queue
         self._metrics = ServiceMetrics(metrics)
@@ -77,7 +94,9 @@ class Service:
         ports = bind(self._server, self._settings.listen, self._settings.tls)
         place = _place(self._settings.queue.url)
         interval = self._settings.health_interval
-        readiness = Readiness(self._queue, self._health, self._metrics, interval, place)
+        readiness = Readiness(
+            self._queue, self._health, self._metrics, interval=interval, place=place, inspect=self._inspect
+        )
         self._watching = asyncio.create_task(readiness.run())
         await self._server.start()
         _log.info("service-started", listen=self._settings.listen, ports=ports, redis=place)

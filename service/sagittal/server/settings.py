@@ -25,7 +25,7 @@ Addresses = Annotated[tuple[str, ...], NoDecode]
 class Token(BaseModel):
     """What the bearer of a token may do."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     tenant: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     """Whose jobs they are."""
@@ -36,7 +36,7 @@ class Token(BaseModel):
 class ImageSettings(BaseModel):
     """How large a picture may be."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     max_bytes: Annotated[int, Field(gt=0)] = 16 * MIB
     """Bytes of an encoded file."""
@@ -55,7 +55,7 @@ class ImageSettings(BaseModel):
 class JobSettings(BaseModel):
     """How long jobs may take, and how many one call may have in flight."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     default_deadline: Positive = 3_600.0
     """Deadline of a job whose request names none, in seconds, waiting included."""
@@ -80,7 +80,7 @@ class JobSettings(BaseModel):
 class TlsSettings(BaseModel):
     """TLS of the gRPC endpoint; certificates that change on disk are taken up without a restart."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     certificate: Path | None = None
     """PEM file of the certificate chain. Not set: no TLS."""
@@ -101,7 +101,7 @@ class TlsSettings(BaseModel):
 class ConnectionSettings(BaseModel):
     """What a connection may do, and for how long it stays."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     max_message_bytes: Annotated[int, Field(ge=MIB)] = 32 * MIB
     """Largest message either way, in bytes; an image must fit into it."""

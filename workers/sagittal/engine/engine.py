@@ -157,12 +157,15 @@ class Engine:
 
     def _run_pieces(self, task: Task, part: Part) -> Scores | Exception:
         pieces: list[Scores] = []
-        for start in range(part.start, part.stop, self.batch_size):
+        start = part.start
+        while start < part.stop:
+            # Smaller pieces may run out of memory too, and halve the batch size again.
             piece = Part(part.request, start, min(part.stop, start + self.batch_size))
             answer = self._run([(task, piece)])[0]
             if isinstance(answer, Exception):
                 return answer
             pieces.append(answer)
+            start = piece.stop
         return join(pieces)
 
 

@@ -66,8 +66,8 @@ class Evaluator(Protocol):
 class TorchEvaluator:
     """A PyTorch model on a device.
 
-    Every row of a request gets the same noise wherever it is evaluated, so a result depends neither on how its rows were
-    cut into batches nor, beyond rounding, on its neighbours.
+    Every row of a request gets the same noise wherever it is evaluated, so a result depends neither on how its rows
+    were cut into batches nor, beyond rounding, on its neighbours.
     """
 
     module: nn.Module

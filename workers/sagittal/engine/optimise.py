@@ -8,6 +8,7 @@ import copy
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +75,9 @@ def _attempt(
         report.append(Step(name, False, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"))
         return module
     if not difference <= TOLERANCE:
-        report.append(Step(name, False, f"changes a probability by {difference:.2g}, more than {TOLERANCE:g}", difference))
+        report.append(
+            Step(name, False, f"changes a probability by {difference:.2g}, more than {TOLERANCE:g}", difference)
+        )
         return module
     report.append(Step(name, True, detail, difference))
     return changed
@@ -101,7 +104,7 @@ def _modular_convolutions(module: nn.Module) -> tuple[nn.Module, str]:
 def _make_convolution(graph_module: fx.GraphModule, node: fx.Node, name: str) -> bool:
     """Replaces a functional convolution whose weights are attributes and whose padding is a number."""
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    arguments = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    arguments: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     weight, bias = _attribute(graph_module, arguments["weight"]), _attribute(graph_module, arguments.get("bias"))
     if weight is None or isinstance(arguments.get("padding", 0), str):
         return False
@@ -109,7 +112,7 @@ def _make_convolution(graph_module: fx.GraphModule, node: fx.Node, name: str) ->
     convolution = nn.Conv2d(
         weight.shape[1] * groups,
         weight.shape[0],
-        tuple(weight.shape[-2:]),
+        (weight.shape[-2], weight.shape[-1]),
         _pair(arguments.get("stride", 1)),
         _pair(arguments.get("padding", 0)),
         _pair(arguments.get("dilation", 1)),
@@ -168,7 +171,12 @@ def _merge_padding(module: nn.Module) -> tuple[nn.Module, str]:
             continue
         left, right, top, bottom = modules[str(source.target)].padding
         convolution = copy.copy(modules[str(node.target)])
-        if left != right or top != bottom or convolution.padding_mode != "zeros" or isinstance(convolution.padding, str):
+        if (
+            left != right
+            or top != bottom
+            or convolution.padding_mode != "zeros"
+            or isinstance(convolution.padding, str)
+        ):
             continue
         convolution.padding = (convolution.padding[0] + top, convolution.padding[1] + left)
         _replace_module(graph_module, str(node.target), convolution)
@@ -195,7 +203,8 @@ def _single_source(
 
 
 def _called_once(node: fx.Node) -> bool:
-    return sum(other.op == "call_module" and other.target == node.target for other in node.graph.nodes) == 1
+    calls = [other for other in node.graph.nodes if other.op == "call_module" and other.target == node.target]
+    return len(calls) == 1
 
 
 def _replace_module(graph_module: fx.GraphModule, path: str, module: nn.Module) -> None:
@@ -215,7 +224,7 @@ def _to_channels_last(module: nn.Module) -> tuple[nn.Module, str]:
     """Stores weights of convolutions with channels last, which most kernels prefer."""
     if not any(isinstance(layer, nn.Conv2d) for layer in module.modules()):
         raise NothingToDo("no convolutions")
-    return copy.deepcopy(module).to(memory_format=torch.channels_last), "weights and inputs with channels last"  # type: ignore[call-overload]
+    return copy.deepcopy(module).to(memory_format=torch.channels_last), "weights and inputs with channels last"
 
 
 _CHANGES: dict[str, Callable[[nn.Module], tuple[nn.Module, str]]] = {

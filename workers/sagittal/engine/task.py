@@ -44,9 +44,9 @@ class Task:
     """A generator of requests and events, with what the engine knows of it."""
 
     steps: Steps
-    on_event: Callable[[Event], None] = lambda event: None
+    on_event: Callable[[Event], None] = lambda _event: None
     """Called on the engine's thread with each event."""
-    on_end: Callable[[BaseException | None], None] = lambda error: None
+    on_end: Callable[[BaseException | None], None] = lambda _error: None
     """Called once on the engine's thread: None for success, TaskCancelled, or the error that ended the task."""
     budget: Budget = field(default_factory=Budget)
     weight: float = 1.0
@@ -153,6 +153,7 @@ class Task:
 
 
 def join(answers: list[Scores]) -> Scores:
+    """Returns the scores of consecutive parts as one."""
     if len(answers) == 1:
         return answers[0]
     return Scores(

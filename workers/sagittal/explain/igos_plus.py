@@ -37,10 +37,9 @@ class IGOSPlus(MaskOptimisation):
         """Returns `L1 * |1 - M| + 1/2 (TV * tv(M) + BTV * btv(M upsampled))`."""
         batch = mask.unsqueeze(0)
         large = upsample(batch, problem.size)[:, 0]
-        roughness = (
-            self.tv_weight * regularisers.total_variation(batch)
-            + self.btv_weight * regularisers.bilateral_total_variation(large, problem.image)
-        )
+        roughness = self.tv_weight * regularisers.total_variation(
+            batch
+        ) + self.btv_weight * regularisers.bilateral_total_variation(large, problem.image)
         return self.l1_weight * regularisers.area(batch)[0] + roughness[0] / 2
 
 

@@ -23,10 +23,9 @@ from torch import Tensor
 
 from sagittal.explain import regularisers
 from sagittal.explain.explainer import Explainer, Needs
-from sagittal.explain.masking import upsample
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import OutOfBudget, Progress, SaliencyMask, Scores, Steps, Truncated
+from sagittal.explain.seam import OutOfBudget, Progress, SaliencyMask, Scores, Steps, Truncated, gradient_of
 
 _BETA1, _BETA2 = 0.9, 0.99
 _EPSILON = 1e-12
@@ -72,9 +71,7 @@ class MaskOptimisation(Explainer):
     def regulariser(self, mask: Tensor, problem: Problem) -> Tensor:
         """Returns the penalty of the kept mask: its area and its roughness."""
         batch = mask.unsqueeze(0)
-        return (
-            self.l1_weight * regularisers.area(batch)[0] + self.tv_weight * regularisers.total_variation(batch)[0]
-        )
+        return self.l1_weight * regularisers.area(batch)[0] + self.tv_weight * regularisers.total_variation(batch)[0]
 
     def explain(self, problem: Problem) -> Steps:
         """Yields progress, forming masks and the final mask."""
@@ -102,7 +99,7 @@ class MaskOptimisation(Explainer):
         scores: Scores = yield problem.evaluate(
             keep.detach().flatten(0, 1), gradient=True, noise=self.noise, noise_seed=problem.noise_seed(step)
         )
-        gradient = scores.gradient.view_as(keep)
+        gradient = gradient_of(scores).view_as(keep)
         # d score / d term is u * d score / d keep for deletions; for insertions, scored with a minus sign on the
         # complement, the two signs cancel and it is the same.
         along = (u * gradient).mean(1)

@@ -86,3 +86,10 @@ def _notices(baseline_score: float, full_score: float) -> Steps:
             f"The target's score on the baseline is {baseline_score:.3f} of {full_score:.3f} on the image: hiding does "
             "not take the class away. Try another baseline, and read the curves with care.",
         )
+
+
+def predict(image: Tensor, count: int) -> Steps:
+    """Yields a Prediction of an image's `count` most probable classes, without a baseline."""
+    probabilities = (yield _images(image, None)).probabilities[0]
+    top = top_classes(probabilities, count)
+    yield Prediction(target=top[0], top=top, baseline_score=0.0, baseline="")

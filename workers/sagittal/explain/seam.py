@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-Steps = Generator[Any, Any, None]
-"""What an explainer is: it yields requests and events, and receives answers."""
+Steps = Generator[Any, Any, Any]
+"""What an explainer is: it yields requests and events, and receives answers; some parts return a value."""
 
 
 class OutOfBudget(Exception):
@@ -88,6 +88,13 @@ class Scores:
     """Float32 of the masks' shape: derivative of each target score with respect to each cell of its mask."""
     probabilities: Tensor | None = None
     """Float32 of shape (n, classes)."""
+
+
+def gradient_of(scores: Scores) -> Tensor:
+    """Returns the gradient of scores that were asked for with one."""
+    if scores.gradient is None:
+        raise ValueError("the scores have no gradient: ask with gradient=True")
+    return scores.gradient
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -286,7 +293,6 @@ class Checkpoint:
     """State from which another worker can go on: tensors by name."""
 
     state: Mapping[str, Tensor] = field(default_factory=dict)
-
 
 
 Request = Evaluate | Inspect

@@ -1,17 +1,17 @@
 """Model entries: what an operator writes to register a model, read from TOML.
 
-    [[models]]
-    name = "efficientnet-lite0"
-    version = "1"
-    source = { kind = "efficientnet-lite", variant = 0 }
-    labels = "imagenet-1k"
+[[models]]
+name = "efficientnet-lite0"
+version = "1"
+source = { kind = "efficientnet-lite", variant = 0 }
+labels = "imagenet-1k"
 
-    [models.preprocessing]
-    input_size = 224
-    fit = "squash"
-    interpolation = "bicubic"
-    mean = [0.498, 0.498, 0.498]
-    std = [0.502, 0.502, 0.502]
+[models.preprocessing]
+input_size = 224
+fit = "squash"
+interpolation = "bicubic"
+mean = [0.498, 0.498, 0.498]
+std = [0.502, 0.502, 0.502]
 """
 
 import tomllib
@@ -85,7 +85,9 @@ def read_entries(path: Path) -> list[ModelEntry]:
     try:
         document = tomllib.loads(path.read_text())
     except OSError as error:
-        raise InvalidModelFile(f"{path}: cannot be read: {error.strerror}. Set SAGITTAL_MODELS_FILE to a file.") from error
+        raise InvalidModelFile(
+            f"{path}: cannot be read: {error.strerror}. Set SAGITTAL_MODELS_FILE to a file."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidModelFile(f"{path}: is not TOML: {error}") from error
     return parse_entries(document, str(path))
@@ -106,5 +108,7 @@ def parse_entries(document: dict[str, Any], where: str) -> list[ModelEntry]:
             raise InvalidModelFile(f"{where}: {field}: {first['msg']}") from error
     keys = [entry.key for entry in entries]
     if duplicates := {key for key in keys if keys.count(key) > 1}:
-        raise InvalidModelFile(f"{where}: registered twice: {', '.join(f'{n} version {v}' for n, v in sorted(duplicates))}")
+        raise InvalidModelFile(
+            f"{where}: registered twice: {', '.join(f'{n} version {v}' for n, v in sorted(duplicates))}"
+        )
     return entries

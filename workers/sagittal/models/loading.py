@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-
 import torch
 from torch import Tensor, nn
 
@@ -194,7 +193,7 @@ def _layers(module: nn.Module, probe: Tensor) -> tuple[tuple[str, ...], tuple[st
         return hook
 
     named = [(name, layer) for name, layer in module.named_modules() if name]
-    handles = [layer.register_forward_hook(note(name)) for name, layer in named]  # type: ignore[arg-type]
+    handles = [layer.register_forward_hook(note(name)) for name, layer in named]
     try:
         with torch.inference_mode():
             module(probe[:1])
@@ -207,12 +206,12 @@ def _layers(module: nn.Module, probe: Tensor) -> tuple[tuple[str, ...], tuple[st
 
 
 def find_quantum(evaluator: TorchEvaluator, probe: Tensor, candidates: Sequence[int] = (1, 2, 4, 8)) -> int:
-    """Returns the smallest batch quantum at which rows do not depend on the batch to the last bit; 1 where none does."""
+    """Returns the smallest quantum at which rows do not depend on their batch to the last bit; 1 where none is found."""
     rows = probe.repeat(4, 1, 1, 1)[: 2 * max(candidates)]
     rows = rows + torch.linspace(0, 1, len(rows), device=rows.device).view(-1, 1, 1, 1)
     whole = _outputs(evaluator, rows)
     for quantum in candidates:
-        pieces = [_outputs(evaluator, piece) for piece in rows.split(quantum)]
+        pieces = [_outputs(evaluator, piece) for piece in torch.split(rows, quantum)]
         if torch.equal(torch.cat(pieces), whole):
             return quantum
     return 1
@@ -253,5 +252,3 @@ def set_threads(count: int) -> None:
 def weights_bytes(module: nn.Module) -> int:
     """Returns the bytes that a module's weights take."""
     return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
-
-

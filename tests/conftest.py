@@ -1,0 +1,63 @@
+"""Fixtures that every test may use: one embedded Valkey for the session, and a queue of its own for each test."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from sagittal.core.jobs import JobKind, Lane, NewJob
+from sagittal.runtime.embedded import EmbeddedValkey
+from sagittal.runtime.settings import QueueSettings
+
+
+@pytest.fixture(scope="session")
+def valkey_url() -> Iterator[str]:
+    """Where this session's Valkey listens."""
+    with EmbeddedValkey() as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def redis_binary() -> str:
+    """The oldest Redis that is promised to work, where it is installed; CI must have it."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("redis-server is not installed: apt-get install redis-server")
+        pytest.skip("redis-server is not installed: apt-get install redis-server")
+    return binary
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_binary: str) -> Iterator[str]:
+    """Where this session's Redis listens."""
+    with EmbeddedValkey(binary=redis_binary) as server:
+        yield server.url
+
+
+@pytest.fixture
+def queue_settings(valkey_url: str) -> QueueSettings:
+    """Settings of a queue that is this test's alone."""
+    return QueueSettings(url=valkey_url, prefix=f"test-{secrets.token_hex(6)}")
+
+
+@pytest.fixture
+def new_job() -> Callable[..., NewJob]:
+    """Makes jobs to submit; keyword arguments override what is plain."""
+
+    def make(**changes: object) -> NewJob:
+        plain: dict[str, object] = {
+            "job_id": secrets.token_hex(16),
+            "kind": JobKind.EXPLANATION,
+            "model": "model",
+            "version": "1",
+            "method": "igos++",
+            "lane": Lane.INTERACTIVE,
+            "request": b"request",
+            "images": {"image": b"\x00image\xff"},
+        }
+        return NewJob(**(plain | changes))  # type: ignore[arg-type]
+
+    return make

@@ -1,0 +1,254 @@
+"""What an operator relies on: health, reflection, limits, metrics, tokens, TLS, draining."""
+
+import asyncio
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import structlog
+from google.rpc import status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from sagittal.core.errors import StreamMoved, Unavailable
+from sagittal.core.jobs import JobState
+from sagittal.core.status import from_status
+from sagittal.v1 import explanation_service_pb2 as api
+from sagittal.v1 import explanation_service_pb2_grpc, model_service_pb2, tensor_pb2
+
+from .support import Stack, eventually, quick_settings, running, spec
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+EXPLANATIONS = "sagittal.v1.ExplanationService"
+
+
+async def refusal(call: Any) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
+def details(error: grpc.aio.AioRpcError) -> Any:
+    trailers = dict(error.trailing_metadata() or ())
+    return from_status(status_pb2.Status.FromString(trailers["grpc-status-details-bin"]))
+
+
+async def health(stack: Stack, service: str) -> int:
+    stub = health_pb2_grpc.HealthStub(stack.channel)
+    return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
+
+
+async def until_health(stack: Stack, service: str, wanted: int) -> None:
+    while await health(stack, service) != wanted:
+        await asyncio.sleep(0.01)
+
+
+def submit(stack: Stack, **options: Any) -> Any:
+    return stack.explanations.SubmitExplanation(api.SubmitExplanationRequest(spec=spec()), **options)
+
+
+async def test_the_service_is_ready_while_the_queue_answers_and_alive_always(stack: Stack) -> None:
+    async def away() -> None:
+        raise Unavailable("gone", retry_after=1)
+
+    await until_health(stack, EXPLANATIONS, SERVING)
+    answers, stack.queue.jobs.ping = stack.queue.jobs.ping, away  # type: ignore[method-assign]
+    await until_health(stack, EXPLANATIONS, NOT_SERVING)
+    await until_health(stack, "sagittal.v1.ModelService", NOT_SERVING)
+    assert await health(stack, "") == SERVING
+    assert stack.metric("sagittal_queue_up") == 0
+    stack.queue.jobs.ping = answers  # type: ignore[method-assign]
+    await until_health(stack, EXPLANATIONS, SERVING)
+    assert stack.metric("sagittal_queue_up") == 1
+
+
+async def test_reflection_lists_every_service(stack: Stack) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(stack.channel)
+    call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    answer = [response async for response in call][0]
+    names = {service.name for service in answer.list_services_response.service}
+    assert {EXPLANATIONS, "sagittal.v1.ModelService", "sagittal.v1.ConceptService", "grpc.health.v1.Health"} <= names
+
+
+async def test_a_message_over_the_limit_is_refused_with_the_limit() -> None:
+    async with running(quick_settings(connections={"max_message_bytes": 2**20})) as stack:
+        large = spec(image=tensor_pb2.Image(encoded=bytes(2**20 + 1)))
+        error = await refusal(stack.explanations.SubmitExplanation(api.SubmitExplanationRequest(spec=large)))
+        assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "larger than max" in (error.details() or "")
+        assert str(2**20) in (error.details() or "")
+
+
+async def test_a_bug_shows_an_identifier_to_the_caller_and_its_trace_to_the_log(stack: Stack) -> None:
+    async def broken(*_: Any) -> Any:
+        raise ZeroDivisionError("secret detail")
+
+    stack.queue.jobs.submit = broken  # type: ignore[method-assign]
+    with structlog.testing.capture_logs() as logs:
+        error = await refusal(submit(stack))
+    assert error.code() == grpc.StatusCode.INTERNAL
+    assert "secret detail" not in (error.details() or "")
+    (line,) = [line for line in logs if line["event"] == "rpc-failed-unexpectedly"]
+    assert line["exc_info"]
+    assert line["incident"] in (error.details() or "")
+
+
+async def test_neither_pictures_nor_tokens_are_logged() -> None:
+    tokens = {hashlib.sha256(b"open sesame").hexdigest(): {"tenant": "ali"}}
+    with structlog.testing.capture_logs() as logs:
+        async with running(quick_settings(tokens=tokens)) as stack:
+            await submit(stack, metadata=(("authorization", "Bearer open sesame"),))
+            await refusal(submit(stack, metadata=(("authorization", "Bearer close sesame"),)))
+    text = repr(logs)
+    assert "job-accepted" in text
+    assert "sesame" not in text
+    assert "PNG" not in text
+
+
+async def test_metrics_count_rpcs_jobs_and_refusals(stack: Stack) -> None:
+    await submit(stack)
+    await refusal(stack.explanations.SubmitExplanation(api.SubmitExplanationRequest(spec=spec(model="nosuch"))))
+    call = stack.explanations.Explain(api.ExplainRequest(spec=spec(seed=3)))
+    await call.read()
+    explain, submitted = f"{EXPLANATIONS}/Explain", f"{EXPLANATIONS}/SubmitExplanation"
+    assert stack.metric("sagittal_streams_in_flight", rpc=explain) == 1
+    call.cancel()
+    await eventually(lambda: stack.metric("sagittal_rpcs_handled_total", rpc=explain, code="CANCELLED"))
+    assert stack.metric("sagittal_streams_in_flight", rpc=explain) == 0
+    assert stack.metric("sagittal_rpcs_started_total", rpc=submitted) == 2
+    assert stack.metric("sagittal_rpcs_handled_total", rpc=submitted, code="OK") == 1
+    assert stack.metric("sagittal_rpcs_handled_total", rpc=submitted, code="NOT_FOUND") == 1
+    assert stack.metric("sagittal_rpc_seconds_count", rpc=submitted) == 2
+    labels = {"model": "lamp", "method": "igos++", "lane": "interactive"}
+    assert stack.metric("sagittal_jobs_accepted_total", **labels) == 2
+    assert stack.metric("sagittal_jobs_rejected_total", reason="UNKNOWN_MODEL") == 1
+
+
+async def test_metrics_show_the_queue(stack: Stack) -> None:
+    await submit(stack)
+    await eventually(lambda: stack.metric("sagittal_queue_depth", model="lamp", lane="interactive") == 1)
+    await eventually(lambda: stack.metric("sagittal_queue_oldest_seconds", model="lamp", lane="interactive") > 0)
+
+
+TOKENS = {
+    hashlib.sha256(b"ann").hexdigest(): {"tenant": "ann"},
+    hashlib.sha256(b"bob").hexdigest(): {"tenant": "bob", "roles": ["explain"]},
+    hashlib.sha256(b"root").hexdigest(): {"tenant": "ann", "roles": ["admin"]},
+}
+
+
+def bearer(token: str) -> dict[str, Any]:
+    return {"metadata": (("authorization", f"Bearer {token}"),)}
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({}, grpc.StatusCode.UNAUTHENTICATED),
+        (bearer("eve"), grpc.StatusCode.UNAUTHENTICATED),
+        ({"metadata": (("authorization", "Basic ann"),)}, grpc.StatusCode.UNAUTHENTICATED),
+        (bearer("root"), grpc.StatusCode.PERMISSION_DENIED),
+    ],
+)
+async def test_with_tokens_configured_only_their_bearers_are_served(
+    options: dict[str, Any], code: grpc.StatusCode
+) -> None:
+    async with running(quick_settings(tokens=TOKENS)) as stack:
+        assert (await refusal(submit(stack, **options))).code() == code
+        assert await health(stack, "") == SERVING
+
+
+async def test_admin_rpcs_want_the_admin_role() -> None:
+    async with running(quick_settings(tokens=TOKENS)) as stack:
+        request = model_service_pb2.LoadModelRequest(name="lamp")
+        assert (await refusal(stack.models.LoadModel(request, **bearer("ann")))).code() == (
+            grpc.StatusCode.PERMISSION_DENIED
+        )
+        assert (await refusal(stack.models.LoadModel(request, **bearer("root")))).code() == (
+            grpc.StatusCode.UNIMPLEMENTED
+        )
+
+
+async def test_jobs_are_read_by_their_tenant_alone() -> None:
+    async with running(quick_settings(tokens=TOKENS)) as stack:
+        job_id = (await submit(stack, **bearer("ann"))).explanation.job_id
+        get = api.GetExplanationRequest(job_id=job_id)
+        assert (await stack.explanations.GetExplanation(get, **bearer("ann"))).explanation.job_id == job_id
+        error = await refusal(stack.explanations.GetExplanation(get, **bearer("bob")))
+        assert error.code() == grpc.StatusCode.NOT_FOUND
+        cancel = api.CancelExplanationRequest(job_id=job_id)
+        assert (await refusal(stack.explanations.CancelExplanation(cancel, **bearer("bob")))).code() == error.code()
+        listed = await stack.explanations.ListExplanations(api.ListExplanationsRequest(), **bearer("bob"))
+        assert not listed.explanations
+
+
+async def test_draining_moves_streams_and_leaves_their_jobs_alone() -> None:
+    async with running() as stack:
+        call = stack.explanations.Explain(api.ExplainRequest(spec=spec()))
+        job_id = (await call.read()).event.job_id
+        many = stack.explanations.ExplainMany(iter([api.ExplainManyRequest(spec=spec(seed=2, request_id="m"))]))
+        await many.read()
+        await stack.service.stop()
+        for stream in (call, many):
+            error = await refusal(stream.read())
+            assert error.code() == grpc.StatusCode.UNAVAILABLE
+            assert isinstance(details(error), StreamMoved)
+        jobs, _ = await stack.queue.jobs.list(model="", states=(), limit=9, page_token="")
+        assert {job.state for job in jobs} == {JobState.QUEUED}
+        assert job_id in {job.job_id for job in jobs}
+
+
+async def test_a_stream_that_grows_old_is_moved_and_resumes_where_it_stopped() -> None:
+    async with running(quick_settings(connections={"max_age_grace": 0.2})) as stack:
+        call = stack.explanations.Explain(api.ExplainRequest(spec=spec()))
+        accepted = (await call.read()).event
+        assert isinstance(details(await refusal(call.read())), StreamMoved)
+        async with stack.worker().at_work():
+            watch = api.WatchExplanationRequest(job_id=accepted.job_id, after_sequence=accepted.sequence)
+            events = [response.event async for response in stack.explanations.WatchExplanation(watch)]
+        assert events[-1].HasField("completed")
+
+
+@pytest.fixture
+def authority() -> Any:
+    return pytest.importorskip("trustme").CA()
+
+
+def issue(authority: Any, directory: Path) -> dict[str, Path]:
+    files = {name: directory / f"{name}.pem" for name in ("certificate", "key", "client_ca")}
+    server = authority.issue_cert("localhost", "127.0.0.1")
+    files["key"].write_bytes(server.private_key_pem.bytes())
+    files["certificate"].write_bytes(b"".join(part.bytes() for part in server.cert_chain_pems))
+    files["client_ca"].write_bytes(authority.cert_pem.bytes())
+    return files
+
+
+async def first_model(port: int, credentials: grpc.ChannelCredentials) -> None:
+    options = [("grpc.ssl_target_name_override", "localhost"), ("grpc.enable_retries", 0)]
+    async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options=options) as channel:
+        stub = explanation_service_pb2_grpc.ExplanationServiceStub(channel)
+        await stub.ListExplanations(api.ListExplanationsRequest(), timeout=5)
+
+
+async def test_tls_wants_the_clients_certificate_where_an_authority_is_set(authority: Any, tmp_path: Path) -> None:
+    files = issue(authority, tmp_path)
+    client = authority.issue_cert("client@example.org")
+    key, chain = client.private_key_pem.bytes(), client.cert_chain_pems[0].bytes()
+    root = authority.cert_pem.bytes()
+    async with running(quick_settings(tls=files)) as stack:
+        await first_model(stack.port, grpc.ssl_channel_credentials(root, key, chain))
+        error = await refusal(first_model(stack.port, grpc.ssl_channel_credentials(root)))
+        assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+async def test_a_renewed_certificate_is_taken_up_without_a_restart(authority: Any, tmp_path: Path) -> None:
+    files = issue(authority, tmp_path)
+    del files["client_ca"]
+    renewed = type(authority)()
+    async with running(quick_settings(tls=files)) as stack:
+        await first_model(stack.port, grpc.ssl_channel_credentials(authority.cert_pem.bytes()))
+        issue(renewed, tmp_path)
+        await first_model(stack.port, grpc.ssl_channel_credentials(renewed.cert_pem.bytes()))

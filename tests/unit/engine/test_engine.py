@@ -1,0 +1,218 @@
+"""The engine answers every request once, in order, whoever else runs."""
+
+import time
+
+import known_models
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sagittal.engine import Budget, Engine, EvaluationFailed, Task, TaskCancelled, TorchEvaluator
+from sagittal.explain.seam import Evaluate, Inspect, OutOfBudget, Progress, Scores, Subject
+
+
+class Recorder:
+    """An evaluator that answers each row with its mask's mean and keeps what it was given."""
+
+    supports_gradients = True
+
+    def __init__(self, limit=None):
+        self.batches, self.limit = [], limit
+
+    def evaluate(self, parts):
+        rows = sum(part.rows for part in parts)
+        if self.limit is not None and rows > self.limit:
+            raise torch.cuda.OutOfMemoryError("by construction")
+        self.batches.append(rows)
+        return [self._scores(part) for part in parts]
+
+    def inspect(self, request):
+        return request.call(None)
+
+    @staticmethod
+    def _scores(part):
+        masks = part.request.masks[part.start : part.stop]
+        means = masks.mean((-2, -1))
+        return Scores(means, torch.zeros(len(masks), dtype=torch.int64), means, masks if part.request.gradient else None)
+
+
+SUBJECT = Subject(torch.zeros(3, 8, 8), torch.zeros(3, 8, 8), 0)
+
+
+def ask(rows, *, gradient=False, value=1.0, metric=False):
+    masks = torch.full((rows, 4, 4), float(value)) + torch.arange(rows).view(-1, 1, 1) / 1000
+    return Evaluate(subject=SUBJECT, masks=masks, gradient=gradient, metric=metric)
+
+
+def finished(engine, tasks):
+    ends = {}
+    for name, task in tasks.items():
+        task.on_end = lambda error, name=name: ends.setdefault(name, error)
+        engine.submit(task)
+    while engine.step():
+        pass
+    return ends
+
+
+@given(
+    jobs=st.lists(st.lists(st.tuples(st.integers(1, 40), st.booleans()), min_size=1, max_size=5), min_size=1, max_size=6),
+    batch_size=st.integers(1, 17),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_request_is_answered_once_and_in_order(jobs, batch_size):
+    seen = {number: [] for number in range(len(jobs))}
+
+    def steps(number, requests):
+        for index, (rows, gradient) in enumerate(requests):
+            request = ask(rows, gradient=gradient, value=number + index / 10)
+            scores = yield request
+            torch.testing.assert_close(scores.target, request.masks.mean((-2, -1)))
+            assert (scores.gradient is not None) == gradient
+            seen[number].append(index)
+
+    recorder = Recorder()
+    engine = Engine(recorder, batch_size=batch_size)
+    ends = finished(engine, {number: Task(steps=steps(number, job)) for number, job in enumerate(jobs)})
+    assert all(error is None for error in ends.values()), ends
+    assert seen == {number: list(range(len(job))) for number, job in enumerate(jobs)}
+    assert max(recorder.batches) <= batch_size
+    assert sum(recorder.batches) == sum(rows for job in jobs for rows, _ in job)
+
+
+def test_tasks_share_batches():
+    def steps():
+        for _ in range(3):
+            yield ask(4)
+
+    recorder = Recorder()
+    finished(Engine(recorder, batch_size=16), {number: Task(steps=steps()) for number in range(4)})
+    assert recorder.batches == [16, 16, 16]
+
+
+def test_a_task_with_someone_waiting_goes_first_and_none_starves():
+    order = []
+
+    def steps(name, count):
+        for _ in range(count):
+            yield ask(8)
+            order.append(name)
+
+    engine = Engine(Recorder(), batch_size=8)
+    tasks = {"batch": Task(steps=steps("batch", 6)), "interactive": Task(steps=steps("interactive", 6), weight=4.0)}
+    finished(engine, tasks)
+    assert order.index("batch") < 6, "the batch task waited for all of the interactive one"
+    assert order[:6].count("interactive") >= 4
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_cancellation_takes_effect_within_one_step(at):
+    closed = []
+
+    def steps():
+        try:
+            for _ in range(3):
+                yield ask(2)
+        finally:
+            closed.append(True)
+
+    engine, ends = Engine(Recorder(), batch_size=2), []
+    task = Task(steps=steps(), on_end=ends.append)
+    engine.submit(task)
+    for _ in range(at):
+        engine.step()
+    task.cancel()
+    engine.step()
+    engine.step()
+    assert task.ended
+    assert engine.running == 0
+    assert len(ends) == 1
+    assert ends[0] is None if at == 3 else isinstance(ends[0], TaskCancelled)
+    assert closed or at == 0
+
+
+def test_a_budget_stops_the_search_but_not_the_measurement():
+    told = []
+
+    def steps():
+        try:
+            while True:
+                yield ask(4)
+        except OutOfBudget as spent:
+            told.append(spent.limit)
+        yield ask(50, metric=True)
+
+    task = Task(steps=steps(), budget=Budget(evaluations=10))
+    assert finished(Engine(Recorder()), {"task": task}) == {"task": None}
+    assert told == ["evaluations"]
+    assert (task.usage.evaluations, task.usage.metric_evaluations) == (58, 50)
+
+
+def test_a_deadline_stops_the_search():
+    def steps():
+        while True:
+            yield ask(1)
+
+    task = Task(steps=steps(), budget=Budget(deadline=time.monotonic() - 1))
+    ends = finished(Engine(Recorder()), {"task": task})
+    assert isinstance(ends["task"], OutOfBudget)
+    assert ends["task"].limit == "deadline"
+
+
+def test_out_of_memory_halves_the_batch_and_loses_nothing():
+    recorder = Recorder(limit=3)
+    engine = Engine(recorder, batch_size=16)
+
+    def steps():
+        request = ask(20)
+        scores = yield request
+        torch.testing.assert_close(scores.target, request.masks.mean((-2, -1)))
+
+    assert finished(engine, {"task": Task(steps=steps())}) == {"task": None}
+    assert engine.batch_size <= 3
+    assert engine.counters.out_of_memory > 0
+    assert sum(recorder.batches) == 20
+
+
+@pytest.mark.parametrize("fault", ["raise", "shape", "nan"])
+def test_a_model_that_fails_on_one_job_fails_that_job_alone(fault):
+    evaluator = TorchEvaluator(module=known_models.Faulty(fault), device=torch.device("cpu"))
+    good = Subject(torch.zeros(3, 8, 8), torch.zeros(3, 8, 8), 0)
+    bad = Subject(torch.full((3, 8, 8), 200.0), torch.zeros(3, 8, 8), 0)
+
+    def steps(subject):
+        for _ in range(3):
+            yield Evaluate(subject=subject, masks=torch.ones(2, 4, 4))
+
+    tasks = {name: Task(steps=steps(subject)) for name, subject in (("good", good), ("bad", bad), ("other", good))}
+    ends = finished(Engine(evaluator), tasks)
+    assert ends["good"] is None
+    assert ends["other"] is None
+    assert isinstance(ends["bad"], EvaluationFailed)
+
+
+def test_an_inspection_runs_alone_and_an_error_in_it_fails_its_task():
+    def steps(call):
+        result = yield Inspect(subject=SUBJECT, call=call, evaluations=3)
+        assert result == 7
+
+    def broken(_view):
+        raise ValueError("by construction")
+
+    tasks = {"good": Task(steps=steps(lambda _view: 7)), "bad": Task(steps=steps(broken))}
+    ends = finished(Engine(Recorder()), tasks)
+    assert ends["good"] is None
+    assert isinstance(ends["bad"], ValueError)
+    assert tasks["good"].usage.evaluations == 3
+
+
+def test_events_reach_their_task_only():
+    seen = {"a": [], "b": []}
+
+    def steps(fraction):
+        yield ask(1)
+        yield Progress(fraction)
+
+    tasks = {name: Task(steps=steps(value), on_event=seen[name].append) for name, value in (("a", 0.1), ("b", 0.2))}
+    finished(Engine(Recorder()), tasks)
+    assert [event.fraction for event in seen["a"]] == [0.1]
+    assert [event.fraction for event in seen["b"]] == [0.2]

@@ -1,0 +1,102 @@
+"""Optimised models say what they said before."""
+
+import pytest
+import torch
+from sagittal.engine.optimise import optimise
+from torch import nn
+
+
+def probabilities(outputs):
+    return outputs.softmax(-1)
+
+
+class Padded(nn.Module):
+    """Pads apart from the convolution and calls it as a function, as some published models do."""
+
+    def __init__(self, padding):
+        super().__init__()
+        self.pad = nn.ZeroPad2d(padding)
+        self.convolution = nn.Conv2d(3, 6, 3, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, inputs):
+        hidden = nn.functional.conv2d(self.pad(inputs), self.convolution.weight, None, 2)
+        return self.head(self.norm(hidden).relu().mean((-2, -1)))
+
+
+class Untraceable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, inputs):
+        means = inputs.mean((-2, -1))
+        return self.head(means if float(means.sum()) > -1e9 else -means)
+
+
+def prepared(module):
+    torch.manual_seed(0)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.uniform_(-1, 1)
+            layer.running_var.uniform_(0.5, 2)
+    return module.eval().requires_grad_(False)
+
+
+def applied(steps):
+    return {step.name for step in steps if step.applied}
+
+
+@pytest.mark.parametrize(("padding", "merged"), [((1, 1, 1, 1), True), ((0, 1, 0, 1), False)])
+def test_functional_convolutions_fold_their_norms_and_merge_symmetric_padding(padding, merged):
+    module, probe = prepared(Padded(padding)), torch.randn(4, 3, 17, 17)
+    faster, channels_last, steps = optimise(module, probe, probabilities)
+    torch.testing.assert_close(faster(probe), module(probe), atol=1e-5, rtol=1e-5)
+    assert {"modular-convolutions", "fold-batch-norm"} <= applied(steps)
+    assert ("merge-padding" in applied(steps)) == merged
+    assert channels_last
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in faster.modules())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
+def test_torchvision_models_keep_their_probabilities(name):
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    module, probe = prepared(models.get_model(name, weights=None, num_classes=10)), torch.randn(2, 3, 64, 64)
+    faster, _, steps = optimise(module, probe, probabilities)
+    torch.testing.assert_close(probabilities(faster(probe)), probabilities(module(probe)), atol=1e-4, rtol=0)
+    assert "fold-batch-norm" in applied(steps)
+
+
+def test_a_model_that_cannot_be_traced_runs_untouched_and_says_why():
+    module, probe = prepared(Untraceable()), torch.randn(2, 3, 8, 8)
+    faster, channels_last, steps = optimise(module, probe, probabilities)
+    assert faster is module
+    assert not channels_last
+    assert not applied(steps)
+    assert all(step.detail for step in steps)
+
+
+def test_a_step_that_changes_the_model_is_left_out(monkeypatch):
+    from sagittal.engine import optimise as optimisation
+
+    def spoil(module):
+        class Spoiled(nn.Module):
+            def forward(self, inputs):
+                return module(inputs) * torch.tensor([1.0, 1.0, 1.0, 1.0, 9.0])
+
+        return Spoiled(), "spoiled"
+
+    monkeypatch.setitem(optimisation._CHANGES, "fold-batch-norm", spoil)
+    module, probe = prepared(Padded((1, 1, 1, 1))), torch.randn(4, 3, 17, 17)
+    faster, _, steps = optimise(module, probe, probabilities)
+    torch.testing.assert_close(faster(probe), module(probe), atol=1e-5, rtol=1e-5)
+    assert "changes a probability" in next(step.detail for step in steps if step.name == "fold-batch-norm")
+
+
+def test_the_original_is_not_changed():
+    module, probe = prepared(Padded((1, 1, 1, 1))), torch.randn(4, 3, 17, 17)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    optimise(module, probe, probabilities)
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())

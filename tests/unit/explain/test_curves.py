@@ -1,0 +1,79 @@
+"""Insertion and deletion on cases that can be worked out by hand."""
+
+import pytest
+import torch
+from sagittal.engine import Engine, Output, Task, TorchEvaluator
+from sagittal.explain.curves import CurveProtocol, Metrics, area, insertion_masks, measure
+from sagittal.explain.problem import Problem
+from sagittal.explain.seam import Curve, Subject
+from torch import nn
+
+
+class Additive(nn.Module):
+    """Scores the sum of the pixels of the first channel, with weights."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.weights = weights
+
+    def forward(self, inputs):
+        score = (inputs[:, 0] * self.weights).sum((-2, -1))
+        return torch.stack([score, 1 - score], -1)
+
+
+def curves_of(weights, saliency, **metrics):
+    size = weights.shape[-1]
+    subject = Subject(torch.ones(3, size, size), torch.zeros(3, size, size), 0)
+    problem = Problem(subject=subject, full_score=float(weights.sum()), baseline_score=0.0)
+    evaluator = TorchEvaluator(module=Additive(weights), device=torch.device("cpu"), output=Output.PROBABILITIES)
+    events, ends = [], []
+    task = Task(steps=measure(problem, saliency, Metrics(**metrics)), on_event=events.append, on_end=ends.append)
+    Engine(evaluator).run(task)
+    assert ends == [None]
+    return [event for event in events if isinstance(event, Curve)]
+
+
+def test_four_cells_in_order_of_their_weight():
+    weights = torch.tensor([[0.4, 0.3], [0.2, 0.1]])
+    insertion, deletion = curves_of(weights, weights, steps=4)
+    assert insertion.fractions == (0.0, 0.25, 0.5, 0.75, 1.0)
+    assert insertion.scores == pytest.approx((0.0, 0.4, 0.7, 0.9, 1.0))
+    assert deletion.scores == pytest.approx((1.0, 0.6, 0.3, 0.1, 0.0))
+    assert insertion.auc == pytest.approx(0.25 * (0.4 + 0.7 + 0.9 + 0.5))
+    assert deletion.auc == pytest.approx(0.25 * (0.5 + 0.6 + 0.3 + 0.1))
+
+
+def test_tied_cells_give_the_mean_over_their_orders():
+    weights = torch.tensor([[0.4, 0.3], [0.2, 0.1]])
+    insertion, _ = curves_of(weights, torch.tensor([[1.0, 0.5], [0.5, 0.5]]), steps=4)
+    assert insertion.scores == pytest.approx((0.0, 0.4, 0.6, 0.8, 1.0))
+
+
+def test_a_heatmap_without_any_difference_scores_like_chance():
+    weights = torch.tensor([[0.4, 0.3], [0.2, 0.1]])
+    insertion, deletion = curves_of(weights, torch.zeros(2, 2), steps=4)
+    assert insertion.auc == pytest.approx(0.5)
+    assert deletion.auc == pytest.approx(0.5)
+
+
+def test_normalised_area_is_over_the_full_score():
+    weights = torch.tensor([[0.2, 0.15], [0.1, 0.05]])
+    insertion, _ = curves_of(weights, weights, steps=4)
+    assert insertion.auc_normalized == pytest.approx(insertion.auc / 0.5)
+
+
+def test_the_last_step_is_whole_even_where_steps_do_not_divide_the_cells():
+    masks, fractions = insertion_masks(torch.arange(9.0).view(3, 3), 2)
+    assert fractions == pytest.approx((0, 2 / 9, 4 / 9, 6 / 9, 8 / 9, 1))
+    assert torch.equal(masks[-1], torch.ones(3, 3))
+    assert torch.equal(masks[0], torch.zeros(3, 3))
+
+
+def test_the_pixel_protocol_takes_one_row_of_pixels_a_step():
+    weights = torch.rand(8, 8) / 64
+    insertion, _ = curves_of(weights, weights, protocol=CurveProtocol.PIXEL)
+    assert len(insertion.fractions) == 9
+
+
+def test_area_is_that_of_the_trapezoid():
+    assert area((0.0, 0.5, 1.0), (0.0, 1.0, 1.0)) == pytest.approx(0.75)

@@ -1,0 +1,58 @@
+"""Sets of patches as bit sets: bit `row * grid + column` of an int stands for one patch of a square grid."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+
+def bits_of(patches: Iterable[int]) -> int:
+    """Returns the bit set of some patches."""
+    bits = 0
+    for patch in patches:
+        bits |= 1 << patch
+    return bits
+
+
+def members(bits: int) -> tuple[int, ...]:
+    """Returns the patches of a bit set, ascending."""
+    return tuple(singles(bits))
+
+
+def singles(bits: int) -> Iterator[int]:
+    """Yields the patches of a bit set, ascending."""
+    while bits:
+        lowest = bits & -bits
+        yield lowest.bit_length() - 1
+        bits ^= lowest
+
+
+def everything(grid: int) -> int:
+    """Returns the set of all patches."""
+    return (1 << grid * grid) - 1
+
+
+def removals(bits: int) -> list[int]:
+    """Returns the sets with one patch less, in the order of the patch that is gone."""
+    return [bits & ~(1 << patch) for patch in singles(bits)]
+
+
+def subsets(bits: int, size: int) -> Iterator[int]:
+    """Yields the subsets with `size` patches."""
+    return map(bits_of, combinations(members(bits), size))
+
+
+def overlap(one: int, other: int) -> int:
+    """Returns how many patches two sets share."""
+    return (one & other).bit_count()
+
+
+def masks_of(sets: Sequence[int], grid: int, device: torch.device) -> Tensor:
+    """Returns float32 masks of shape (n, grid, grid), 1 where a patch is in the set, expanded on the device."""
+    cells = grid * grid
+    width = (cells + 7) // 8
+    packed = bytearray(b"".join(bits.to_bytes(width, "little") for bits in sets))
+    words = torch.frombuffer(packed, dtype=torch.uint8).view(-1, width, 1).to(device)
+    places = torch.arange(8, dtype=torch.uint8, device=device)
+    return ((words >> places) & 1).flatten(1)[:, :cells].reshape(-1, grid, grid).to(torch.float32)

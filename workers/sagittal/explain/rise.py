@@ -1,0 +1,122 @@
+"""RISE: random masks weighted by their scores (Petsiuk, Das, Saenko: RISE, BMVC 2018).
+
+Masks are random grids of cells, each kept with probability p, upsampled bilinearly and shifted by a random part of a
+cell. The paper's heatmap is the mean score of the masks that keep a pixel, `S(x) = sum f(M) M(x) / (N p)`.
+
+Where we differ, and why:
+- The mean score of all masks is subtracted, and the rest divided by `1 - p` and by the full image's score: the heatmap is
+  `cov(f(M), M(x)) / (p (1 - p) f(I))`, what keeping a place adds to the score, as a share of the full score. In
+  expectation this is the paper's heatmap but for scale and offset, so the order of pixels is the same; but a place that
+  does not matter is 0, and no stretching by image is needed. What keeping a place takes away is cut to 0.
+- The scores are centred on their mean before they are weighted, which takes out the noise of how often a pixel happened
+  to be kept: a constant model gives exactly 0 from any number of masks.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sagittal.explain.explainer import Explainer
+from sagittal.explain.parameters import parameter
+from sagittal.explain.problem import Problem
+from sagittal.explain.seam import OutOfBudget, Progress, SaliencyMask, Scores, Steps, Truncated
+
+BATCH = 128
+"""Masks in a request."""
+
+PARTIALS = 16
+"""Forming heatmaps that are shown, at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RISE(Explainer):
+    """What keeping each place adds to the score, on average over random masks."""
+
+    summary: ClassVar[str] = "Random masks weighted by their scores; needs nothing of the model but scores"
+
+    masks: int = parameter(2000, "Number of random masks", minimum=1, maximum=100_000)
+    grid: int = parameter(7, "Side of the coarse random grid in cells", minimum=2, maximum=64)
+    probability: float = parameter(
+        0.5,
+        "Probability that a cell of the grid is kept",
+        minimum=0,
+        maximum=1,
+        exclusive_minimum=True,
+        exclusive_maximum=True,
+    )
+    mask_size: int = parameter(28, "Side of the square heatmap in cells", minimum=7, maximum=224)
+
+    def explain(self, problem: Problem) -> Steps:
+        """Yields forming heatmaps and the final one, of shape (mask_size, mask_size)."""
+        sums = _Sums(self.mask_size, problem.image.device)
+        generator, shown, batch = problem.generator("masks"), 0, BATCH
+        while sums.count < self.masks:
+            batch = min(batch, self.masks - sums.count)
+            masks = random_masks(batch, self.grid, self.probability, problem.size, generator, problem.image.device)
+            try:
+                scores: Scores = yield problem.evaluate(masks)
+            except OutOfBudget as spent:
+                if spent.limit == "evaluations" and batch > 1:
+                    batch //= 2  # what is left of the budget may do for fewer
+                    continue
+                yield Truncated(spent.limit)
+                break
+            sums.add(scores.target, masks)
+            yield Progress(sums.count / self.masks, phase="sample")
+            if sums.count * PARTIALS >= (shown + 1) * self.masks:
+                shown = sums.count * PARTIALS // self.masks
+                yield SaliencyMask(self._saliency(sums, problem), final=False)
+        yield SaliencyMask(self._saliency(sums, problem))
+
+    def _saliency(self, sums: "_Sums", problem: Problem) -> Tensor:
+        variance = self.probability * (1 - self.probability)
+        return (sums.covariance() / variance / max(problem.full_score, 1e-12)).clamp(0, 1)
+
+
+class _Sums:
+    """Sums from which the covariance of scores and masks follows."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.count = 0
+        self._size = size
+        self._scores = 0.0
+        self._masks = torch.zeros(size, size, dtype=torch.float64, device=device)
+        self._products = torch.zeros_like(self._masks)
+
+    def add(self, scores: Tensor, masks: Tensor) -> None:
+        """Adds scores (n,) of masks (n, height, width)."""
+        cells = F.adaptive_avg_pool2d(masks.unsqueeze(1), self._size)[:, 0].to(torch.float64)
+        scores = scores.to(cells)
+        self.count += len(scores)
+        self._scores += float(scores.sum())
+        self._masks += cells.sum(0)
+        self._products += torch.einsum("n,nhw->hw", scores, cells)
+
+    def covariance(self) -> Tensor:
+        """Returns the mean of `(score - mean score) * mask`, float32 of shape (size, size); 0 before the first mask."""
+        count = max(1, self.count)
+        return ((self._products - self._scores / count * self._masks) / count).to(torch.float32)
+
+
+def random_masks(
+    count: int,
+    grid: int,
+    probability: float,
+    size: tuple[int, int],
+    generator: torch.Generator,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Returns masks of shape (count, height, width): grids that are kept at random, upsampled and randomly shifted."""
+    kept = torch.rand(count, 1, grid + 1, grid + 1, generator=generator) < probability
+    cell = [math.ceil(side / grid) for side in size]
+    shifts = [torch.randint(length, (count, 1), generator=generator).to(device) for length in cell]
+    large = [(grid + 1) * length for length in cell]
+    smooth = F.interpolate(kept.to(device, torch.float32), size=large, mode="bilinear", align_corners=False)[:, 0]
+    rows, columns = (
+        shift + torch.arange(side, device=smooth.device) for shift, side in zip(shifts, size, strict=True)
+    )
+    return smooth[torch.arange(count, device=smooth.device)[:, None, None], rows[:, :, None], columns[:, None, :]]

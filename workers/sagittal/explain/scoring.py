@@ -1,0 +1,136 @@
+"""Scores of patch sets, each evaluated once: the memo that every structured explanation shares within its job."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from sagittal.explain.patches import everything, masks_of
+from sagittal.explain.problem import Problem
+from sagittal.explain.seam import Scores, Steps, Upsampling
+
+CHUNK = 256
+"""Most sets in one request: between requests, progress flows and a cancellation bites."""
+
+DOUBT = 0.005
+"""A score this near to the required one is measured again in full precision before anything is decided on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What the model says when only a set is shown."""
+
+    score: float
+    """Probability of the target."""
+    top_class: int
+    top_score: float
+    exact: bool
+    """Whether it was measured in full precision."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threshold:
+    """A set is sufficient when its score reaches a share of the full image's."""
+
+    required_score: float
+
+    def holds(self, scored: Scored) -> bool:
+        """Whether the set is sufficient."""
+        return scored.score >= self.required_score
+
+    def doubtful(self, scored: Scored) -> bool:
+        """Whether the score is too near to the required one to be trusted in reduced precision."""
+        return not scored.exact and abs(scored.score - self.required_score) <= DOUBT
+
+    def shortfall(self, scored: Scored) -> float:
+        """Returns how far the set is from sufficient; at most 0 where it is."""
+        return self.required_score - scored.score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopClass:
+    """A set is sufficient when the target is still the model's top class."""
+
+    target: int
+    required_score: float = 0.0
+    """No score is required: what counts is the rank."""
+
+    def holds(self, scored: Scored) -> bool:
+        """Whether the set is sufficient."""
+        return scored.top_class == self.target
+
+    def doubtful(self, scored: Scored) -> bool:
+        """Whether full precision could change the top class. A lead over the second class is not known: it is doubted."""
+        return not scored.exact and scored.top_score - scored.score <= DOUBT
+
+    def shortfall(self, scored: Scored) -> float:
+        """Returns how far the target is behind the top class; minus its score where it leads."""
+        return scored.top_score - scored.score if scored.top_class != self.target else -scored.score
+
+
+Rule = Threshold | TopClass
+"""When a set counts as sufficient."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Memo:
+    """Scores by bit set. A set is evaluated once, and once more in full precision where a decision is close."""
+
+    problem: Problem
+    grid: int
+    rule: Rule
+    upsampling: Upsampling = Upsampling.BOX
+    scores: dict[int, Scored] = field(default_factory=dict)
+    evaluations: int = 0
+    """Sets that were evaluated, those in full precision counted apart."""
+
+    @property
+    def all(self) -> int:
+        """The set of all patches."""
+        return everything(self.grid)
+
+    def __getitem__(self, bits: int) -> Scored:
+        """Returns the scores of a set that was evaluated."""
+        return self.scores[bits]
+
+    def __contains__(self, bits: int) -> bool:
+        """Whether a set was evaluated."""
+        return bits in self.scores
+
+    def unseen(self, sets: Iterable[int]) -> list[int]:
+        """Returns the sets that were not evaluated yet, each once, in order."""
+        return [bits for bits in dict.fromkeys(sets) if bits not in self.scores]
+
+    def sufficient(self, bits: int) -> bool:
+        """Whether a set that was evaluated is sufficient."""
+        return self.rule.holds(self.scores[bits])
+
+    def evaluate(self, sets: Iterable[int]) -> Steps:
+        """Sees to it that sets are scored, in full precision where reduced precision leaves a doubt."""
+        wanted = list(dict.fromkeys(sets))
+        yield from self._request(self.unseen(wanted), exact=False)
+        yield from self._request([bits for bits in wanted if self.rule.doubtful(self.scores[bits])], exact=True)
+
+    def confirm(self, sets: Iterable[int]) -> Steps:
+        """Sees to it that sets are scored in full precision: for what is reported."""
+        wanted = dict.fromkeys(sets)
+        yield from self._request([bits for bits in wanted if not self._is_exact(bits)], exact=True)
+
+    def _is_exact(self, bits: int) -> bool:
+        return bits in self.scores and self.scores[bits].exact
+
+    def _request(self, sets: Sequence[int], *, exact: bool) -> Steps:
+        for start in range(0, len(sets), CHUNK):
+            chunk = sets[start : start + CHUNK]
+            masks = masks_of(chunk, self.grid, self.problem.image.device)
+            scores: Scores = yield self.problem.evaluate(masks, upsampling=self.upsampling, exact=exact)
+            self._store(chunk, scores, exact)
+
+    def _store(self, sets: Sequence[int], scores: Scores, exact: bool) -> None:
+        self.evaluations += len(sets)
+        rows = zip(scores.target.tolist(), scores.top_class.tolist(), scores.top_score.tolist(), strict=True)
+        for bits, (score, top_class, top_score) in zip(sets, rows, strict=True):
+            self.scores[bits] = Scored(score, top_class, top_score, exact)
+
+
+def first(sets: Iterable[int], holds: Callable[[int], bool]) -> int | None:
+    """Returns the first set for which `holds`; None where there is none."""
+    return next((bits for bits in sets if holds(bits)), None)

@@ -1,0 +1,126 @@
+"""What a worker publishes of a loaded model: where it comes from, what was found, how it can be explained.
+
+The service checks requests against this alone, so a new row in the table of explainers is served without another line.
+"""
+
+import functools
+import math
+
+from google.protobuf import json_format, struct_pb2
+
+from sagittal.engine import Output
+from sagittal.explain import EXPLAINERS, Needs, Row
+from sagittal.explain.parameters import Parameter, parameters
+from sagittal.models.entry import ModelEntry
+from sagittal.models.loading import Found, LoadedModel
+from sagittal.v1 import model_pb2
+
+_OUTPUTS = {
+    Output.LOGITS: model_pb2.OUTPUT_KIND_LOGITS,
+    Output.PROBABILITIES: model_pb2.OUTPUT_KIND_PROBABILITIES,
+    Output.MULTI_LABEL_LOGITS: model_pb2.OUTPUT_KIND_MULTI_LABEL_LOGITS,
+}
+
+
+def describe_model(loaded: LoadedModel) -> model_pb2.Model:
+    """Returns the registry's description of a loaded model."""
+    entry, found = loaded.entry, loaded.found
+    return model_pb2.Model(
+        name=entry.name,
+        version=entry.version,
+        latest=entry.latest,
+        digest=loaded.digest,
+        source=_source(entry),
+        preprocessing=model_pb2.Preprocessing(**entry.preprocessing.model_dump()),
+        labels=loaded.labels,
+        classes=found.classes,
+        output=_OUTPUTS[entry.output],
+        capabilities=_capabilities(found),
+        methods=[describe_method(row, found) for row in EXPLAINERS.values()],
+    )
+
+
+def describe_method(row: Row, found: Found) -> model_pb2.MethodDescription:
+    """Returns the description of a method for a model with these capabilities."""
+    return model_pb2.MethodDescription(
+        name=row.name,
+        field=row.field,
+        summary=row.explainer.summary,
+        parameters=[_describe_parameter(declared) for declared in parameters(row.explainer)],
+        unavailable=_unavailable(row, found),
+    )
+
+
+def _source(entry: ModelEntry) -> model_pb2.ModelSource:
+    settings = {key: value for key, value in entry.source.items() if key != "kind"}
+    source = model_pb2.ModelSource(kind=str(entry.source.get("kind", "")))
+    json_format.ParseDict(settings, source.settings)
+    return source
+
+
+def _capabilities(found: Found) -> model_pb2.Capabilities:
+    return model_pb2.Capabilities(
+        supports_gradients=found.supports_gradients,
+        supports_layers=bool(found.spatial_layers or found.feature_layers),
+        spatial_layers=found.spatial_layers,
+        feature_layers=found.feature_layers,
+        batch_size=found.batch_size,
+        evaluations_per_second=found.evaluations_per_second,
+        gradient_evaluations_per_second=found.gradient_evaluations_per_second,
+        optimizations=[
+            model_pb2.Optimization(
+                name=step.name, applied=step.applied, detail=step.detail, largest_difference=step.largest_difference
+            )
+            for step in found.steps
+        ],
+    )
+
+
+def _unavailable(row: Row, found: Found) -> str:
+    """Says why a model does not admit a method, and what works; empty where it does."""
+    missing = []
+    if Needs.GRADIENTS in row.explainer.needs and not found.supports_gradients:
+        missing.append("gradients of the score, which this model does not give")
+    if Needs.SPATIAL_LAYER in row.explainer.needs and not found.spatial_layers:
+        missing.append("a layer with a spatial output, which this model does not have")
+    if not missing:
+        return ""
+    free = ", ".join(other.name for other in EXPLAINERS.values() if other.explainer.needs is Needs.NOTHING)
+    return f"it needs {' and '.join(missing)}" + (f"; these need neither: {free}" if free else "")
+
+
+def _describe_parameter(declared: Parameter) -> model_pb2.ParameterDescription:
+    bounds = declared.bounds
+    return model_pb2.ParameterDescription(
+        name=declared.name,
+        type=declared.type,
+        default=_value(declared.default),
+        minimum=bounds.minimum,
+        maximum=bounds.maximum,
+        exclusive_minimum=bounds.exclusive_minimum,
+        exclusive_maximum=bounds.exclusive_maximum,
+        choices=bounds.choices,
+        summary=bounds.summary,
+    )
+
+
+@functools.singledispatch
+def _value(_default: object) -> struct_pb2.Value | None:
+    """Returns a default as a value of the API; None where it has none."""
+    return None
+
+
+@_value.register
+def _(default: bool) -> struct_pb2.Value:
+    return struct_pb2.Value(bool_value=default)
+
+
+@_value.register(int)
+@_value.register(float)
+def _(default: float) -> struct_pb2.Value | None:
+    return struct_pb2.Value(number_value=default) if math.isfinite(default) else None
+
+
+@_value.register
+def _(default: str) -> struct_pb2.Value:
+    return struct_pb2.Value(string_value=default)

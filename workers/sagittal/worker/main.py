@@ -1,0 +1,68 @@
+"""The program `sagittal-worker`."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import structlog
+from prometheus_client import REGISTRY
+from pydantic import ValidationError
+
+from sagittal.models.entry import InvalidModelFile
+from sagittal.models.loading import choose_device, set_threads
+from sagittal.models.sources import ModelUnavailable
+from sagittal.runtime.redis_queue import connect_worker_queue, connect_worker_registry
+from sagittal.runtime.telemetry import configure_logging, start_metrics_server
+from sagittal.worker.metrics import WorkerMetrics
+from sagittal.worker.models import HostedModels
+from sagittal.worker.settings import WorkerSettings
+from sagittal.worker.worker import Worker
+
+log = structlog.get_logger(__name__)
+
+#: Exit status for settings that cannot be used.
+USAGE = 2
+
+
+def main() -> None:
+    """Runs a worker until SIGTERM or SIGINT."""
+    try:
+        settings = WorkerSettings()  # type: ignore[call-arg]  # the default name is made when it is missing
+    except ValidationError as error:
+        sys.exit(f"sagittal-worker: the settings cannot be used:\n{error}")
+    configure_logging(settings.log_format, settings.log_level)
+    try:
+        worker = _make(settings)
+    except (InvalidModelFile, ModelUnavailable, OSError) as error:
+        log.error("cannot-start", error=str(error))
+        sys.exit(USAGE)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _drain(worker))
+    log.info("worker-started", worker=settings.worker_name, pid=os.getpid(), queue=settings.queue.url)
+    worker.run()
+    log.info("worker-stopped", worker=settings.worker_name)
+
+
+def _make(settings: WorkerSettings) -> Worker:
+    set_threads(settings.threads)
+    metrics = WorkerMetrics.create(REGISTRY)
+    if settings.metrics_port:
+        start_metrics_server(settings.metrics_host, settings.metrics_port)
+    registry = connect_worker_registry(settings.queue)
+    device = choose_device(settings.device)
+    models = HostedModels(settings.models_file, registry, metrics, worker=settings.worker_name, device=device)
+    queue = connect_worker_queue(settings.queue, worker=settings.worker_name)
+    return Worker(settings, queue, models, metrics)
+
+
+def _drain(worker: Worker) -> Callable[[int, FrameType | None], None]:
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        worker.drain()
+
+    return handle
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""One job on this worker, from its lease to its terminal event."""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import structlog
+import torch
+from google.protobuf import duration_pb2
+from google.rpc import status_pb2
+
+from sagittal.core.errors import (
+    Expired,
+    FailedPrecondition,
+    InvalidRequest,
+    ModelFailed,
+    SagittalError,
+)
+from sagittal.core.jobs import JobState, Lane, Lease
+from sagittal.core.status import internal_status, to_status
+from sagittal.engine import INTERACTIVE_WEIGHT, Budget, EvaluationFailed, Task, TaskCancelled
+from sagittal.explain import InvalidParameter, seam
+from sagittal.models.loading import LoadedModel
+from sagittal.v1 import explanation_pb2 as pb
+from sagittal.worker.metrics import WorkerMetrics
+from sagittal.worker.wire import Wire
+from sagittal.worker.work import Work
+from sagittal.worker.writer import EventWriter, Outbox
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Measured:
+    """What the terminal event sums up."""
+
+    insertion: float | None = None
+    deletion: float | None = None
+    truncated_by: str = ""
+    pointing_game_hit: bool | None = None
+
+
+class JobRun:
+    """A leased job: its task on the engine, its events to the queue."""
+
+    def __init__(
+        self, lease: Lease, loaded: LoadedModel, writer: EventWriter, metrics: WorkerMetrics, name: str
+    ) -> None:
+        """Opens the job's outbox and says that it started."""
+        self.lease = lease
+        self._loaded = loaded
+        self._writer = writer
+        self._metrics = metrics
+        self._started = time.monotonic()
+        self._waited = max(0.0, time.time() - lease.job.created)
+        self._measured = Measured()
+        self._wire = Wire(loaded.labels, loaded.digest)
+        self._outbox: Outbox = writer.open(lease)
+        self._work: Work | None = None
+        self._last_sent = -float("inf")
+        self._cancelled_because = ""
+        self._cancelled_at = 0.0
+        self._handing_back = False
+        self.task: Task | None = None
+        started = pb.Started(worker=name, attempt=lease.job.attempt, waited=duration(self._waited))
+        self._send(pb.ExplanationEvent(started=started))
+        metrics.wait.labels(lease.job.model, lease.job.lane.value).observe(self._waited)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will be written for this lease."""
+        return self._outbox.closed.is_set()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the lease was lost."""
+        return self._outbox.lost
+
+    def begin(self, work: Work) -> Task:
+        """Returns the task for the engine."""
+        self._work = work
+        job = self.lease.job
+        deadline = None if job.deadline is None else time.monotonic() + job.deadline - time.time()
+        self.task = Task(
+            steps=work.steps,
+            on_event=self._on_event,
+            on_end=self._on_end,
+            budget=Budget(evaluations=work.max_evaluations, deadline=deadline),
+            weight=INTERACTIVE_WEIGHT if job.lane is Lane.INTERACTIVE else 1.0,
+        )
+        return self.task
+
+    def cancel(self, reason: str) -> None:
+        """Ends the job before the engine's next step. Safe from any thread."""
+        if not self._cancelled_at:
+            self._cancelled_because, self._cancelled_at = reason, time.monotonic()
+        if self.task is not None:
+            self.task.cancel()
+
+    def drop(self) -> None:
+        """Stops the job without another word to the queue: its lease is lost."""
+        self._writer.drop(self._outbox)
+        if self.task is not None:
+            self.task.cancel()
+
+    def hand_back(self) -> None:
+        """Stops the job and gives it back to the queue."""
+        self._handing_back = True
+        if self.task is not None:
+            self.task.cancel()
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the job with an error before the engine has seen it."""
+        self._on_end(error)
+
+    def _on_event(self, event: seam.Event) -> None:
+        self._note(event)
+        passing = isinstance(event, seam.Progress) or (isinstance(event, seam.SaliencyMask) and not event.final)
+        if passing and not self._due(event):
+            return
+        message = self._wire.message(event, self.task.usage.evaluations if self.task else 0)
+        if message is not None:
+            self._send(message)
+
+    def _due(self, event: seam.Event) -> bool:
+        """Whether a progress event or a partial mask may be sent now."""
+        work = self._work
+        if work is None or (isinstance(event, seam.SaliencyMask) and not work.partial_masks):
+            return False
+        now = time.monotonic()
+        if isinstance(event, seam.SaliencyMask):
+            return now - self._last_sent < work.progress_seconds  # goes with the progress event just sent
+        if now - self._last_sent < work.progress_seconds:
+            return False
+        self._last_sent = now
+        return True
+
+    def _note(self, event: seam.Event) -> None:
+        """Keeps what the terminal event and the metrics sum up."""
+        measured, labels = self._measured, (self.lease.job.model, self.lease.job.method)
+        match event:
+            case seam.Curve(kind=seam.CurveKind.INSERTION, mask_index=0):
+                measured.insertion = event.auc
+                self._metrics.insertion.labels(*labels).observe(event.auc)
+            case seam.Curve(kind=seam.CurveKind.DELETION, mask_index=0):
+                measured.deletion = event.auc
+                self._metrics.deletion.labels(*labels).observe(event.auc)
+            case seam.Truncated():
+                measured.truncated_by = event.limit
+            case seam.PointingGame():
+                measured.pointing_game_hit = event.hit
+            case seam.Notice(reason="BASELINE_STILL_CONFIDENT"):
+                self._metrics.baseline_confident.labels(*labels).inc()
+
+    def _on_end(self, error: BaseException | None) -> None:
+        """Writes the one terminal event, or hands the job back."""
+        if self.lost:
+            return
+        if isinstance(error, TaskCancelled) and self._handing_back:
+            self._writer.hand_back(self._outbox)
+            return
+        if error is None:
+            event, state = pb.ExplanationEvent(completed=self._completed()), JobState.COMPLETED
+        elif isinstance(error, TaskCancelled):
+            reason = self._cancelled_because or "requested"
+            event, state = pb.ExplanationEvent(cancelled=pb.Cancelled(reason=reason)), JobState.CANCELLED
+            self._metrics.cancel_to_idle.observe(time.monotonic() - self._cancelled_at)
+        else:
+            event, state = pb.ExplanationEvent(failed=self._status(error)), JobState.FAILED
+        self._count(state)
+        self._writer.settle(self._outbox, self._stamped(event), state)
+
+    def _completed(self) -> pb.Completed:
+        work, usage, measured = self._work, self.task.usage if self.task else None, self._measured
+        completed = pb.Completed(
+            insertion=measured.insertion,
+            deletion=measured.deletion,
+            run_time=duration(time.monotonic() - self._started),
+            wait_time=duration(self._waited),
+            model_digest=self._loaded.digest,
+            model_version=self._loaded.entry.version,
+            versions=software_versions(),
+            truncated=bool(measured.truncated_by),
+            truncated_by=measured.truncated_by,
+            pointing_game_hit=measured.pointing_game_hit,
+        )
+        if usage is not None:
+            completed.evaluations = usage.evaluations
+            completed.gradient_evaluations = usage.gradient_evaluations
+            completed.metric_evaluations = usage.metric_evaluations
+        if work is not None:
+            completed.seed, completed.method = work.seed, work.method
+            completed.parameters_json = json.dumps(_plain(work.parameters), sort_keys=True)
+        return completed
+
+    def _status(self, error: BaseException) -> status_pb2.Status:
+        """Returns what the caller is told of an error; what is a bug stays in the log under an identifier."""
+        expected = translate(error)
+        if expected is not None:
+            log.info("job-failed", job_id=self.lease.job.job_id, reason=expected.reason, error=expected.message)
+            return to_status(expected)
+        incident = uuid.uuid4().hex
+        log.error("job-crashed", job_id=self.lease.job.job_id, incident=incident, exc_info=error)
+        return internal_status(incident)
+
+    def _count(self, state: JobState) -> None:
+        job, metrics = self.lease.job, self._metrics
+        metrics.jobs.labels(job.model, job.method, state.value).inc()
+        metrics.run.labels(job.model, job.method).observe(time.monotonic() - self._started)
+        if self.task is not None:
+            usage = self.task.usage
+            metrics.evaluations.labels(job.model, job.method, "gradient").inc(usage.gradient_evaluations)
+            metrics.evaluations.labels(job.model, job.method, "forward").inc(
+                usage.evaluations - usage.gradient_evaluations
+            )
+
+    def _send(self, event: pb.ExplanationEvent) -> None:
+        self._writer.put(self._outbox, self._stamped(event))
+
+    def _stamped(self, event: pb.ExplanationEvent) -> bytes:
+        event.job_id, event.request_id = self.lease.job.job_id, self.lease.job.request_id
+        event.time.GetCurrentTime()
+        return event.SerializeToString()
+
+
+TRANSLATIONS: Mapping[type[BaseException], Callable[[Any], SagittalError]] = {
+    EvaluationFailed: lambda error: ModelFailed(f"{error}"),
+    InvalidParameter: lambda error: InvalidRequest(str(error), field=f"spec.method.{error.name}"),
+    torch.cuda.OutOfMemoryError: lambda _error: ModelFailed("the device has not enough memory for this method"),
+}
+"""What the library's errors are to a caller."""
+
+
+def translate(error: BaseException) -> SagittalError | None:
+    """Returns the error to tell the caller; None for a bug."""
+    if isinstance(error, SagittalError):
+        return error
+    if isinstance(error, seam.OutOfBudget):
+        return _out_of_budget(error)
+    for kind, translation in TRANSLATIONS.items():
+        if isinstance(error, kind):
+            return translation(error)
+    return None
+
+
+def _out_of_budget(error: seam.OutOfBudget) -> SagittalError:
+    if error.limit == "deadline":
+        return Expired("the deadline passed before there was a first result; allow more time, or fewer iterations")
+    return FailedPrecondition(
+        "max_evaluations is too small for a first result of this method; allow more, or take a cheaper method",
+        field="spec.max_evaluations",
+    )
+
+
+def software_versions() -> dict[str, str]:
+    """Returns the versions of software that results depend on."""
+    return {"sagittal": metadata.version("sagittal"), "torch": torch.__version__}
+
+
+def duration(seconds: float) -> duration_pb2.Duration:
+    """Returns seconds as a message."""
+    message = duration_pb2.Duration()
+    message.FromNanoseconds(max(0, int(seconds * 1e9)))
+    return message
+
+
+def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns parameters as JSON has them: what is no number, text or truth is left out."""
+    return {name: value for name, value in parameters.items() if isinstance(value, bool | int | float | str)}

@@ -1,0 +1,164 @@
+"""What explainers tell, as events of the API: a table from the library's types to messages."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sagittal.core.tensors import tensor_of
+from sagittal.explain import seam
+from sagittal.v1 import explanation_pb2 as pb
+from sagittal.v1 import tensor_pb2
+
+_BASELINES = {
+    "blur": pb.BASELINE_KIND_BLUR,
+    "black": pb.BASELINE_KIND_BLACK,
+    "mean": pb.BASELINE_KIND_MEAN,
+    "noise": pb.BASELINE_KIND_NOISE,
+    "image": pb.BASELINE_KIND_IMAGE,
+}
+
+_LEVELS = {
+    seam.CertificateLevel.SUFFICIENT: pb.CERTIFICATE_LEVEL_SUFFICIENT,
+    seam.CertificateLevel.ONE_MINIMAL: pb.CERTIFICATE_LEVEL_ONE_MINIMAL,
+    seam.CertificateLevel.SUBSET_MINIMAL: pb.CERTIFICATE_LEVEL_SUBSET_MINIMAL,
+    seam.CertificateLevel.MINIMUM_SIZE: pb.CERTIFICATE_LEVEL_MINIMUM_SIZE,
+}
+
+_CURVES = {
+    seam.CurveKind.INSERTION: pb.CURVE_KIND_INSERTION,
+    seam.CurveKind.DELETION: pb.CURVE_KIND_DELETION,
+}
+
+
+class Wire:
+    """Turns events of one job into messages, with the labels and the digest of its model."""
+
+    def __init__(self, labels: Sequence[str], digest: str) -> None:
+        """Takes labels by class index (empty for none) and the model's digest."""
+        self._labels = labels
+        self._digest = digest
+        self._table: Mapping[type, Callable[[Any, int], pb.ExplanationEvent]] = {
+            seam.Prediction: self._prediction,
+            seam.Progress: self._progress,
+            seam.SaliencyMask: self._mask,
+            seam.SufficientSet: self._sufficient_set,
+            seam.GraphNode: self._node,
+            seam.GraphEdge: self._edge,
+            seam.Curve: self._curve,
+            seam.ConceptContribution: self._concept,
+            seam.Notice: self._notice,
+        }
+
+    def message(self, event: seam.Event, evaluations: int) -> pb.ExplanationEvent | None:
+        """Returns the message of an event, or None for those that are not sent.
+
+        Args:
+            event: What an explainer yielded.
+            evaluations: Model evaluations of the job so far.
+        """
+        convert = self._table.get(type(event))
+        return convert(event, evaluations) if convert else None
+
+    def _class(self, found: seam.ClassScore) -> pb.ClassScore:
+        label = self._labels[found.index] if found.index < len(self._labels) else ""
+        return pb.ClassScore(index=found.index, label=label, score=found.score)
+
+    def _prediction(self, event: seam.Prediction, _: int) -> pb.ExplanationEvent:
+        prediction = pb.Prediction(
+            target=self._class(event.target),
+            top=[self._class(found) for found in event.top],
+            baseline_score=event.baseline_score,
+            baseline=_BASELINES.get(event.baseline, pb.BASELINE_KIND_UNSPECIFIED),
+            blur_sigma=event.blur_sigma,
+        )
+        return pb.ExplanationEvent(prediction=prediction)
+
+    @staticmethod
+    def _progress(event: seam.Progress, evaluations: int) -> pb.ExplanationEvent:
+        progress = pb.Progress(
+            fraction=event.fraction, evaluations=evaluations, objective=event.objective, phase=event.phase
+        )
+        return pb.ExplanationEvent(progress=progress)
+
+    @staticmethod
+    def _mask(event: seam.SaliencyMask, _: int) -> pb.ExplanationEvent:
+        return pb.ExplanationEvent(mask=_mask(event))
+
+    def _sufficient_set(self, event: seam.SufficientSet, evaluations: int) -> pb.ExplanationEvent:
+        certificate = pb.Certificate(
+            level=_LEVELS[event.certificate.level],
+            checked=event.certificate.checked,
+            required_score=event.certificate.required_score,
+            model_digest=self._digest,
+        )
+        found = pb.SufficientSet(
+            patches=pb.PatchSet(grid=event.grid, patches=event.patches),
+            score=event.score,
+            certificate=certificate,
+            causal=self._causal(event.causal),
+            evaluations=evaluations,
+            diverse=event.diverse,
+        )
+        return pb.ExplanationEvent(sufficient_set=found)
+
+    def _node(self, event: seam.GraphNode, _: int) -> pb.ExplanationEvent:
+        node = pb.GraphNode(
+            id=node_id(event.patches),
+            patches=pb.PatchSet(grid=event.grid, patches=event.patches),
+            score=event.score,
+            relative_score=event.relative_score,
+            root=event.root,
+            causal=self._causal(event.causal) if event.causal else None,
+        )
+        return pb.ExplanationEvent(graph_node=node)
+
+    @staticmethod
+    def _edge(event: seam.GraphEdge, _: int) -> pb.ExplanationEvent:
+        edge = pb.GraphEdge(parent=node_id(event.parent), child=node_id(event.child), removed_patch=event.removed)
+        return pb.ExplanationEvent(graph_edge=edge)
+
+    def _causal(self, triple: seam.CausalTriple) -> pb.CausalTriple:
+        return pb.CausalTriple(
+            sufficiency=triple.sufficiency, without=triple.without, top_without=self._class(triple.top_without)
+        )
+
+    @staticmethod
+    def _curve(event: seam.Curve, _: int) -> pb.ExplanationEvent:
+        curve = pb.Curve(
+            kind=_CURVES[event.kind],
+            fractions=event.fractions,
+            scores=event.scores,
+            auc=event.auc,
+            auc_normalized=event.auc_normalized,
+            mask_index=event.mask_index,
+        )
+        return pb.ExplanationEvent(curve=curve)
+
+    @staticmethod
+    def _concept(event: seam.ConceptContribution, _: int) -> pb.ExplanationEvent:
+        concept = pb.ConceptContribution(
+            index=event.index,
+            name=event.name,
+            value=event.value,
+            contribution=event.contribution,
+            heatmap=_mask(seam.SaliencyMask(event.heatmap)),
+        )
+        return pb.ExplanationEvent(concept=concept)
+
+    @staticmethod
+    def _notice(event: seam.Notice, _: int) -> pb.ExplanationEvent:
+        return pb.ExplanationEvent(warning=pb.Warning(reason=event.reason, message=event.message))
+
+
+def node_id(patches: Sequence[int]) -> str:
+    """Returns the identifier of a patch set: its bit set in hexadecimal."""
+    return f"{sum(1 << patch for patch in patches):x}"
+
+
+def _mask(event: seam.SaliencyMask) -> pb.Mask:
+    return pb.Mask(saliency=_half(event.saliency), final=event.final, index=event.index, signed=event.signed)
+
+
+def _half(values: Tensor) -> tensor_pb2.Tensor:
+    return tensor_of(values.detach().float().cpu().numpy(), tensor_pb2.DATA_TYPE_FLOAT16)

@@ -1,0 +1,60 @@
+"""From a leased job to steps for the engine: a table by kind of job."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sagittal.core.images import ImageLimits
+from sagittal.core.jobs import JobKind, Lease
+from sagittal.explain import explain
+from sagittal.explain.preparation import predict
+from sagittal.explain.seam import Steps
+from sagittal.models.loading import LoadedModel
+from sagittal.v1 import model_pb2, model_service_pb2
+from sagittal.worker.questions import PROGRESS_SECONDS, read_image, read_request
+
+#: Classes that a prediction returns where the request names no number.
+DEFAULT_TOP = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Work:
+    """Steps for the engine, and what the job's events say of them."""
+
+    steps: Steps
+    method: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    max_evaluations: int | None = None
+    progress_seconds: float = PROGRESS_SECONDS
+    partial_masks: bool = False
+
+
+def read_work(lease: Lease, loaded: LoadedModel, described: model_pb2.Model, limits: ImageLimits) -> Work:
+    """Decodes a job. Raises InvalidRequest and its kin where the request cannot be carried out."""
+    return _KINDS[lease.job.kind](lease, loaded, described, limits)
+
+
+def _explanation(lease: Lease, loaded: LoadedModel, described: model_pb2.Model, limits: ImageLimits) -> Work:
+    request = read_request(lease.request, lease.images, loaded, described, limits)
+    return Work(
+        steps=explain(request.question, request.explainer, request.metrics),
+        method=request.method.name,
+        parameters=request.method.parameters,
+        seed=request.question.seed,
+        max_evaluations=request.max_evaluations,
+        progress_seconds=request.progress_seconds,
+        partial_masks=request.partial_masks,
+    )
+
+
+def _prediction(lease: Lease, loaded: LoadedModel, _described: model_pb2.Model, limits: ImageLimits) -> Work:
+    request = model_service_pb2.PredictRequest.FromString(lease.request)
+    image = read_image(lease.images["image"], loaded, limits, "image")
+    return Work(steps=predict(image, request.top or DEFAULT_TOP))
+
+
+_KINDS: Mapping[JobKind, Callable[[Lease, LoadedModel, model_pb2.Model, ImageLimits], Work]] = {
+    JobKind.EXPLANATION: _explanation,
+    JobKind.PREDICTION: _prediction,
+}

@@ -1,0 +1,232 @@
+"""A worker: leases jobs for the models that it has ready, runs them on its engines, and keeps their leases alive.
+
+Four threads, so that none holds up another: the engine's steps, leasing and decoding, heartbeats, and writing events.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+
+from sagittal.core.errors import Unavailable
+from sagittal.core.jobs import Lease
+from sagittal.runtime.queue import LeaseLost, WorkerQueue
+from sagittal.worker.metrics import WorkerMetrics
+from sagittal.worker.models import FORGOTTEN_AFTER, Hosted, HostedModels
+from sagittal.worker.run import JobRun
+from sagittal.worker.settings import WorkerSettings
+from sagittal.worker.work import read_work
+from sagittal.worker.writer import EventWriter
+
+log = structlog.get_logger(__name__)
+
+#: Longest time that a call for a job blocks, in seconds.
+LEASE_BLOCK = 1.0
+
+#: Time that an idle engine sleeps before it looks again, in seconds; an arriving job wakes it.
+IDLE = 0.5
+
+#: Pause after the queue was away, in seconds.
+AWAY_PAUSE = 1.0
+
+
+class Worker:
+    """Everything between the queue and the device."""
+
+    def __init__(
+        self, settings: WorkerSettings, queue: WorkerQueue, models: HostedModels, metrics: WorkerMetrics
+    ) -> None:
+        """Starts nothing yet; see `run`."""
+        self._settings = settings
+        self._queue = queue
+        self._models = models
+        self._metrics = metrics
+        self._writer = EventWriter(queue)
+        self._runs: dict[tuple[str, int], JobRun] = {}
+        self._runs_lock = threading.Lock()
+        self._draining = threading.Event()
+        self._stopped = threading.Event()
+        self._work_arrived = threading.Event()
+        self._room = threading.Event()
+
+    def drain(self) -> None:
+        """Takes no more jobs; `run` returns when the running ones have ended or were handed back. Safe in a signal."""
+        self._draining.set()
+        self._room.set()
+
+    def run(self) -> None:
+        """Works until drained."""
+        self._writer.start()
+        threads = [
+            threading.Thread(target=self._guard(loop), name=name, daemon=True)
+            for name, loop in (
+                ("models", self._load_models),
+                ("engine", self._step_engines),
+                ("leasing", self._lease_jobs),
+                ("heartbeat", self._keep_leases),
+            )
+        ]
+        for thread in threads:
+            thread.start()
+        self._draining.wait()
+        self._finish()
+        self._stopped.set()
+        self._work_arrived.set()
+        for thread in threads[1:]:
+            thread.join(timeout=5)
+        self._writer.stop(timeout=5)
+
+    def _guard(self, loop: Callable[[], None]) -> Callable[[], None]:
+        """A loop that ends by an error ends the worker: half a worker would hold jobs that nobody runs."""
+
+        def guarded() -> None:
+            try:
+                loop()
+            except BaseException:
+                log.exception("worker-thread-crashed", thread=threading.current_thread().name)
+                self.drain()
+                raise
+
+        return guarded
+
+    def _load_models(self) -> None:
+        self._models.load_all(batch_size=self._settings.batch_size, stopped=self._draining)
+        if self._models.all_failed:
+            log.error("no-model-to-serve", remedy="see the errors above; the worker stays to say so in GetModel")
+
+    def _step_engines(self) -> None:
+        while not self._stopped.is_set():
+            self._work_arrived.clear()
+            busy = [self._step(hosted) for hosted in self._models.ready()]
+            if not any(busy):
+                self._work_arrived.wait(IDLE)
+                self._forget_ended()
+
+    def _step(self, hosted: Hosted) -> bool:
+        engine = hosted.engine
+        if engine is None or not engine.running:
+            return False
+        started, before = time.monotonic(), engine.counters.rows
+        engine.step()
+        rows, name = engine.counters.rows - before, hosted.entry.name
+        self._metrics.busy.labels(name).inc(time.monotonic() - started)
+        if rows:
+            self._metrics.batch_fill.labels(name).observe(rows / engine.batch_size)
+        self._forget_ended()
+        return True
+
+    def _lease_jobs(self) -> None:
+        while not self._draining.is_set():
+            if not self._has_room():
+                continue
+            models = [hosted.entry.key for hosted in self._models.ready()]
+            if not models:
+                self._draining.wait(0.1)
+                continue
+            try:
+                lease = self._queue.lease(models, block_seconds=LEASE_BLOCK)
+            except Unavailable as away:
+                self._away("lease", away)
+                continue
+            if lease is not None:
+                self._take(lease)
+
+    def _has_room(self) -> bool:
+        self._room.clear()
+        self._forget_ended()
+        with self._runs_lock:
+            full = len(self._runs) >= self._settings.max_jobs
+        if full:
+            self._room.wait(LEASE_BLOCK)
+        return not full
+
+    def _take(self, lease: Lease) -> None:
+        """Begins a leased job; whatever is wrong with it ends the job, not the worker."""
+        hosted = self._models.get((lease.job.model, lease.job.version))
+        if self._draining.is_set():
+            self._return(lease)
+            return
+        if hosted.loaded is None or hosted.described is None or hosted.engine is None:
+            raise RuntimeError(f"leased a job of {hosted.entry.key}, which is not ready")
+        log.info("job-started", job_id=lease.job.job_id, method=lease.job.method, attempt=lease.job.attempt)
+        run = JobRun(lease, hosted.loaded, self._writer, self._metrics, self._settings.worker_name)
+        with self._runs_lock:
+            self._runs[lease.job.job_id, lease.token] = run
+        try:
+            work = read_work(lease, hosted.loaded, hosted.described, self._settings.image_limits())
+        except Exception as error:  # noqa: BLE001 - JobRun tells expected errors from bugs
+            run.fail(error)
+            return
+        hosted.engine.submit(run.begin(work))
+        self._work_arrived.set()
+
+    def _return(self, lease: Lease) -> None:
+        try:
+            self._queue.release(lease)
+        except (Unavailable, LeaseLost) as error:
+            log.warning("release-failed", job_id=lease.job.job_id, error=str(error))
+
+    def _keep_leases(self) -> None:
+        settings = self._settings
+        announced = -float("inf")
+        while not self._stopped.wait(settings.queue.heartbeat_seconds):
+            try:
+                self._beat()
+                if time.monotonic() - announced >= settings.announce_seconds and not self._draining.is_set():
+                    self._models.announce(ttl=FORGOTTEN_AFTER * settings.announce_seconds)
+                    announced = time.monotonic()
+            except Unavailable as away:
+                self._away("heartbeat", away)
+
+    def _beat(self) -> None:
+        with self._runs_lock:
+            runs = dict(self._runs)
+        lost, cancelled = self._queue.heartbeat([run.lease for run in runs.values() if not run.ended])
+        for lease in lost:
+            log.warning("lease-lost", job_id=lease.job.job_id, token=lease.token)
+            self._metrics.leases_lost.inc()
+            runs[lease.job.job_id, lease.token].drop()
+        for lease, reason in cancelled:
+            runs[lease.job.job_id, lease.token].cancel(reason)
+
+    def _away(self, call: str, away: Unavailable) -> None:
+        self._metrics.queue_errors.labels(call).inc()
+        log.warning("queue-away", doing=call, error=away.message)
+        self._stopped.wait(AWAY_PAUSE)
+
+    def _forget_ended(self) -> None:
+        with self._runs_lock:
+            ended = [key for key, run in self._runs.items() if run.ended]
+            for key in ended:
+                del self._runs[key]
+            running: dict[str, int] = {}
+            for run in self._runs.values():
+                running[run.lease.job.model] = running.get(run.lease.job.model, 0) + 1
+        for hosted in self._models.ready():
+            self._metrics.running.labels(hosted.entry.name).set(running.get(hosted.entry.name, 0))
+        if ended:
+            self._room.set()
+
+    def _finish(self) -> None:
+        """Lets running jobs end within the grace period, then hands the rest back."""
+        log.info("draining", running=len(self._runs), seconds=self._settings.drain)
+        if self._wait_for_runs(self._settings.drain):
+            return
+        with self._runs_lock:
+            left = list(self._runs.values())
+        log.info("handing-back", jobs=len(left))
+        for run in left:
+            run.hand_back()
+        self._work_arrived.set()
+        self._wait_for_runs(5.0)
+
+    def _wait_for_runs(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self._forget_ended()
+            with self._runs_lock:
+                if not self._runs:
+                    return True
+            time.sleep(0.05)
+        return False

@@ -1,0 +1,155 @@
+"""Writes the events of running jobs to the queue, on a thread of its own: a slow Redis never holds up the device."""
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from sagittal.core.errors import Overloaded, Unavailable
+from sagittal.core.jobs import JobState, Lease
+from sagittal.runtime.queue import LeaseLost, WorkerQueue
+
+log = structlog.get_logger(__name__)
+
+#: Most events of a job that are appended in one call.
+BATCH = 64
+
+#: First and longest pause before writing again when the queue is away, in seconds.
+PAUSE, LONGEST_PAUSE = 0.1, 5.0
+
+
+@dataclass(slots=True, eq=False)
+class Outbox:
+    """The events of one lease that are still to be written."""
+
+    lease: Lease
+    events: deque[bytes] = field(default_factory=deque)
+    ending: tuple[bytes, JobState] | None = None
+    """The terminal event with the state that it ends in."""
+    handed_back: bool = False
+    closed: threading.Event = field(default_factory=threading.Event)
+    """Set when there is nothing more to write: settled, handed back, or lost."""
+    lost: bool = False
+    full: bool = False
+    """Whether the queue takes no more events of this job but its last."""
+
+
+class EventWriter:
+    """One thread that writes for all jobs, each job's events in order."""
+
+    def __init__(self, queue: WorkerQueue) -> None:
+        """Starts nothing yet; see `start`."""
+        self._queue = queue
+        self._outboxes: dict[tuple[str, int], Outbox] = {}
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="event-writer", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def open(self, lease: Lease) -> Outbox:
+        """Returns the outbox of a new lease."""
+        outbox = Outbox(lease)
+        with self._changed:
+            self._outboxes[lease.job.job_id, lease.token] = outbox
+        return outbox
+
+    def put(self, outbox: Outbox, event: bytes) -> None:
+        """Adds an event, which is written soon."""
+        with self._changed:
+            if not outbox.full:
+                outbox.events.append(event)
+                self._changed.notify()
+
+    def settle(self, outbox: Outbox, event: bytes, state: JobState) -> None:
+        """Ends the job once all its events are written."""
+        with self._changed:
+            outbox.ending = (event, state)
+            self._changed.notify()
+
+    def hand_back(self, outbox: Outbox) -> None:
+        """Gives the job back to the queue once all its events are written."""
+        with self._changed:
+            outbox.handed_back = True
+            self._changed.notify()
+
+    def drop(self, outbox: Outbox) -> None:
+        """Forgets a job whose lease is lost: nothing of it may be written."""
+        with self._changed:
+            outbox.lost = True
+            self._close(outbox)
+
+    def stop(self, timeout: float) -> None:
+        """Stops once everything is written, or after `timeout` seconds."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        pause = PAUSE
+        while (work := self._next()) is not None:
+            try:
+                for outbox in work:
+                    self._write(outbox)
+                pause = PAUSE
+            except Unavailable as away:
+                log.warning("queue-away", error=away.message, pause_seconds=pause)
+                threading.Event().wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _next(self) -> Sequence[Outbox] | None:
+        """Waits for outboxes with something to write; None when stopped and all is written."""
+        with self._changed:
+            while True:
+                ready = [box for box in self._outboxes.values() if box.events or box.ending or box.handed_back]
+                if ready:
+                    return ready
+                if self._stopped:
+                    return None
+                self._changed.wait()
+
+    def _write(self, outbox: Outbox) -> None:
+        try:
+            while events := self._batch(outbox):
+                self._queue.append(outbox.lease, events)
+                self._written(outbox, len(events))
+            self._finish(outbox)
+        except LeaseLost:
+            log.warning("lease-lost", job_id=outbox.lease.job.job_id, token=outbox.lease.token)
+            self.drop(outbox)
+        except Overloaded as full:
+            log.warning("job-log-full", job_id=outbox.lease.job.job_id, error=full.message)
+            with self._changed:
+                outbox.full = True
+                outbox.events.clear()
+
+    def _batch(self, outbox: Outbox) -> list[bytes]:
+        with self._changed:
+            return [outbox.events[index] for index in range(min(BATCH, len(outbox.events)))]
+
+    def _written(self, outbox: Outbox, count: int) -> None:
+        with self._changed:
+            for _ in range(min(count, len(outbox.events))):
+                outbox.events.popleft()
+
+    def _finish(self, outbox: Outbox) -> None:
+        if outbox.ending is not None:
+            event, state = outbox.ending
+            self._queue.settle(outbox.lease, event, state)
+        elif outbox.handed_back:
+            self._queue.release(outbox.lease)
+        else:
+            return
+        with self._changed:
+            self._close(outbox)
+
+    def _close(self, outbox: Outbox) -> None:
+        self._outboxes.pop((outbox.lease.job.job_id, outbox.lease.token), None)
+        outbox.events.clear()
+        outbox.ending, outbox.handed_back = None, False
+        outbox.closed.set()
