@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 
-.PHONY: demo test check protos bench install format clean help
+.PHONY: demo test check protos bench install format constraints clean help
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -48,5 +48,12 @@ format: $(VENV)/.installed-dev ## Formats everything.
 bench: $(VENV)/.installed-dev ## Measures I-GOS and iGOS++ on the shipped pictures and writes docs/benchmarks.md.
 	$(BIN)/python benchmarks/explanations.py --write docs/benchmarks.md
 
+constraints: ## Writes constraints.txt anew from what pip resolves today.
+	rm -rf $(VENV)-fresh && $(PYTHON) -m venv $(VENV)-fresh
+	$(VENV)-fresh/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	(echo "# The versions that the demo, the tests and the images run with. Made with 'make constraints'."; \
+	  $(VENV)-fresh/bin/python -m pip freeze --exclude-editable | grep -vE '^(nvidia-|cuda-|triton)') > constraints.txt
+	rm -rf $(VENV)-fresh
+
 clean: ## Removes the environment and everything made.
-	rm -rf $(VENV) $(OUT) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-fresh $(OUT) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -83,9 +83,7 @@ async def registry(request) -> AsyncIterator[tuple[ModelRegistry, WorkerRegistry
         memory = MemoryRegistry()
         yield memory.models, memory.workers
         return
-    settings = QueueSettings(
-        url=request.getfixturevalue(f"{request.param}_url"), prefix=f"test-{secrets.token_hex(6)}"
-    )
+    settings = QueueSettings(url=request.getfixturevalue(f"{request.param}_url"), prefix=f"test-{secrets.token_hex(6)}")
     models, workers = connect_model_registry(settings), connect_worker_registry(settings)
     yield models, workers
     await models.close()

@@ -23,7 +23,9 @@ async def test_an_accepted_job_is_queued_with_its_first_event(queue, new_job) ->
 
 
 async def test_a_lease_carries_everything_that_was_submitted(queue, new_job) -> None:
-    new = new_job(trace_context="00-ab-cd-01", images={"image": b"\x00\xff", "baseline": b""}, deadline=time.time() + 99)
+    new = new_job(
+        trace_context="00-ab-cd-01", images={"image": b"\x00\xff", "baseline": b""}, deadline=time.time() + 99
+    )
     await queue.jobs.submit(new, b"accepted")
     lease = queue.lease("gpu-1")
     assert (lease.request, lease.images, lease.trace_context) == (new.request, new.images, new.trace_context)

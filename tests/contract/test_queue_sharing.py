@@ -94,7 +94,8 @@ async def test_a_stored_answer_is_given_again_with_its_age(queue, new_job) -> No
     mask, partial = explanation_pb2.Mask(final=True), explanation_pb2.Mask(final=False)
     progress = explanation_pb2.Progress(fraction=0.1)
     queue.worker().append(
-        lease, [event(leader.job_id, progress=progress), event(leader.job_id, mask=partial), event(leader.job_id, mask=mask)]
+        lease,
+        [event(leader.job_id, progress=progress), event(leader.job_id, mask=partial), event(leader.job_id, mask=mask)],
     )
     queue.worker().settle(lease, completed(leader.job_id), JobState.COMPLETED)
     job = await submit(queue, new_job(content_key="k", request_id="mine"))

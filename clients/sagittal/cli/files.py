@@ -46,7 +46,7 @@ def what_the_model_saw(image: Path, preprocessing: Preprocessing, prediction: Pr
 
 
 def write_files(results: Results) -> Mapping[str, str]:
-    """Writes everything into the directory, `explanation.json` last; returns the names of the files by what they are."""
+    """Writes everything into the directory, `explanation.json` last; returns the files' names by what they are."""
     results.directory.mkdir(parents=True, exist_ok=True)
     files: dict[str, str] = {}
     for write in WRITERS:

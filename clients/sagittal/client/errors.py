@@ -12,7 +12,8 @@
     ├── NotServed             UNIMPLEMENTED         a part of the API that nothing serves
     ├── Overloaded            RESOURCE_EXHAUSTED    past an admission bound: `retry_after` seconds
     ├── Unavailable           UNAVAILABLE           the service or its queue is away: try again
-    │   └── ConnectionFailed  UNAVAILABLE           nothing answers at the address
+    │   ├── ConnectionFailed  UNAVAILABLE           nothing answers at the address
+    │   └── StreamMoved       UNAVAILABLE           watch the job again, on any replica: streams do it by themselves
     ├── Expired               DEADLINE_EXCEEDED     a deadline passed before there was a result
     ├── Unauthenticated       UNAUTHENTICATED       no token, or an unknown one
     ├── PermissionDenied      PERMISSION_DENIED     the token lacks a role
@@ -152,6 +153,12 @@ class ConnectionFailed(Unavailable):
     reason = "CONNECTION_FAILED"
 
 
+class StreamMoved(Unavailable):
+    """This replica hands its streams over. The client's streams go on by themselves."""
+
+    reason = "STREAM_MOVED"
+
+
 class Expired(SagittalError):
     """A deadline passed before there was a result."""
 
@@ -213,7 +220,7 @@ def _by_reason(classes: Iterable[type[SagittalError]]) -> Mapping[str, type[Sagi
 REASONS: Mapping[str, type[SagittalError]] = _by_reason(
     (
         InvalidRequest, InvalidImage, MessageTooLarge, NotFound, UnknownModel, UnknownJob, AlreadyExists,
-        FailedPrecondition, NotServed, Overloaded, Unavailable, ConnectionFailed, Expired, Unauthenticated,
+        FailedPrecondition, NotServed, Overloaded, Unavailable, ConnectionFailed, StreamMoved, Expired, Unauthenticated,
         PermissionDenied, JobCancelled, JobFailed, ModelFailed, JobBuried, InternalError,
     )
 )  # fmt: skip

@@ -12,7 +12,7 @@ from sagittal.v1 import model_pb2
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """How an image becomes the model's input: resize, centre crop, scale to 0..1, subtract mean, divide by std."""
+    """How an image becomes the model's input: fit it to the square, scale to 0..1, subtract mean, divide by std."""
 
     input_size: int
     """Side of the square input in pixels."""
@@ -23,6 +23,8 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     channel_order: str
+    fit: str = "crop"
+    """"crop": resize the shorter side and crop the centre; "squash": resize both sides to the input size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,7 @@ def _preprocessing(message: model_pb2.Preprocessing) -> Preprocessing:
         mean=tuple(message.mean),
         std=tuple(message.std),
         channel_order=message.channel_order or "RGB",
+        fit=message.fit or "crop",
     )
 
 

@@ -50,6 +50,9 @@ def resolve(
         FailedPrecondition: the model does not admit this method.
     """
     listed = list(catalogue)
+    if not listed:
+        text = "no worker has loaded this model yet, so its methods are not known: start a worker that serves it"
+        raise FailedPrecondition(text, field=field)
     chosen = method.WhichOneof("method")
     if chosen == _CUSTOM:
         return _by_name(method.custom, listed, Path(f"{field}.{_CUSTOM}"))

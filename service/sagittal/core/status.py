@@ -59,15 +59,13 @@ def _bad_request(error: SagittalError) -> error_details_pb2.BadRequest:
     return error_details_pb2.BadRequest(field_violations=[violation])
 
 
-def _descendants(parent: type[SagittalError]) -> Iterator[type[SagittalError]]:
+def _family(parent: type[SagittalError]) -> Iterator[type[SagittalError]]:
+    yield parent
     for child in parent.__subclasses__():
-        yield child
-        yield from _descendants(child)
+        yield from _family(child)
 
 
-_BY_REASON: Mapping[str, type[SagittalError]] = {
-    error.reason: error for error in (SagittalError, *_descendants(SagittalError))
-}
+_BY_REASON: Mapping[str, type[SagittalError]] = {error.reason: error for error in _family(SagittalError)}
 
 _BY_CODE: Mapping[int, type[SagittalError]] = {error.code: error for error in SagittalError.__subclasses__()}
 

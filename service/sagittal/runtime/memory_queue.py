@@ -51,7 +51,9 @@ class MemoryJobQueue:
                     if record.state is not None and sequence >= len(record.log):
                         return
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(news.wait(), self._store.settings.sweep_seconds)
+                        # not wait_for, which before Python 3.12 may swallow a cancellation
+                        async with asyncio.timeout(self._store.settings.sweep_seconds):
+                            await news.wait()
                     self._store.sweep()
         finally:
             stop()

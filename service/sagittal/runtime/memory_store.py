@@ -89,7 +89,7 @@ class MemoryStore:
     def page(self, model: str, states: Sequence[JobState], limit: int, token: str) -> tuple[list[Job], str]:
         """Returns a page of jobs, newest first."""
         with self.changed:
-            before = int(token) if token else math.inf
+            before = int(token) if token.isdecimal() else math.inf
             found: list[Job] = []
             last = 0
             for record in sorted(self._jobs.values(), key=lambda each: -each.number):

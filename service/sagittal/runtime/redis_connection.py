@@ -24,10 +24,11 @@ Result = TypeVar("Result")
 
 #: Share of the operation timeout that one read, write or connect may take.
 SOCKET_SHARE = 0.25
-#: Times an operation is sent; each is idempotent.
-ATTEMPTS = 4
-#: First pause between two attempts in seconds; it doubles, and is drawn between half and the whole.
-FIRST_PAUSE = 0.05
+#: Times the service sends an operation, each being idempotent: callers hear soon that Redis is away. A worker has
+#: nothing better to do than to try until the operation timeout.
+SERVICE_ATTEMPTS, WORKER_ATTEMPTS = 4, 1000
+#: First and longest pause between two attempts in seconds; it doubles, and is drawn between half and the whole.
+FIRST_PAUSE, LAST_PAUSE = 0.05, 0.8
 
 #: What may pass by itself: the connection, a server that starts, a replica that is about to become the primary.
 PASSING = (
@@ -74,7 +75,10 @@ def connect_sync(settings: QueueSettings) -> "redis.Redis":
 
 def connect_async(settings: QueueSettings) -> "redis.asyncio.Redis":
     """Returns a client for asyncio; nothing is connected yet."""
+    # Without a socket timeout: redis-py keeps it with asyncio.wait_for, which before Python 3.12 may swallow a
+    # cancellation. AsyncRunner bounds each attempt instead.
     options = connection_options(settings) | {"retry": AsyncRetry(NoBackoff(), 0), "retry_on_error": []}
+    options["socket_timeout"] = None
     if settings.sentinels:
         target = _target(settings, options)
         sentinel = AsyncSentinel(_sentinels(settings), sentinel_kwargs=_sentinel_options(options), **target)  # type: ignore[no-untyped-call]
@@ -130,16 +134,16 @@ def translate(error: Exception, settings: QueueSettings) -> SagittalError | None
 class Attempts:
     """How often and until when one operation is tried."""
 
-    def __init__(self, settings: QueueSettings) -> None:
+    def __init__(self, settings: QueueSettings, most: int) -> None:
         self._settings = settings
         self._ends = time.monotonic() + settings.operation_timeout
         self._pause = FIRST_PAUSE
-        self._left = ATTEMPTS
+        self._left = most
 
     def next_pause(self, error: Exception) -> float:
         """Returns the seconds to wait before the next attempt; raises our error where there is none."""
         self._left -= 1
-        self._pause *= 2
+        self._pause = min(self._pause * 2, LAST_PAUSE)
         pause = random.uniform(self._pause / 2, self._pause)  # noqa: S311 - spreads load, guards nothing
         # An attempt may take two shares, to connect and to read.
         room = self._ends - time.monotonic() - pause - 2 * SOCKET_SHARE * self._settings.operation_timeout
@@ -164,7 +168,7 @@ class SyncRunner:
 
     def run(self, operation: Callable[[], Result]) -> Result:
         """Runs an idempotent operation, again where its answer was lost."""
-        attempts = Attempts(self._settings)
+        attempts = Attempts(self._settings, WORKER_ATTEMPTS)
         while True:
             try:
                 return operation()
@@ -193,13 +197,14 @@ class AsyncRunner:
 
     async def run(self, operation: Callable[[], Awaitable[Result]]) -> Result:
         """Runs an idempotent operation, again where its answer was lost."""
-        attempts = Attempts(self._settings)
+        attempts = Attempts(self._settings, SERVICE_ATTEMPTS)
         try:
             async with asyncio.timeout(self._settings.operation_timeout):
                 while True:
                     try:
-                        return await operation()
-                    except (faults.RedisError, OSError) as error:
+                        async with asyncio.timeout(2 * SOCKET_SHARE * self._settings.operation_timeout):
+                            return await operation()
+                    except (faults.RedisError, OSError) as error:  # a TimeoutError is an OSError
                         await asyncio.sleep(attempts.next_pause(error))
         except TimeoutError as error:
             raise Unavailable(

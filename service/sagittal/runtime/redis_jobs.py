@@ -79,7 +79,9 @@ class RedisJobQueue:
                     if await self._ended_at_or_before(job_id, sequence):
                         return
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(news.wait(), LOOK_SECONDS)
+                        # not wait_for, which before Python 3.12 may swallow a cancellation
+                        async with asyncio.timeout(LOOK_SECONDS):
+                            await news.wait()
 
     async def stored_events(self, job_id: str) -> Sequence[StoredEvent]:
         """Returns the events so far."""

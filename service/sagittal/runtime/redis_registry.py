@@ -18,12 +18,12 @@ class RedisModelRegistry:
 
     async def models(self) -> Sequence[model_pb2.Model]:
         """Returns every registered model, by name and version."""
-        entries = await self._redis.script(load_script("registry_read"), "", "")
+        entries = await self._redis.script(load_script("registry_read"), "all", "", "")
         return sorted((_parse(entry) for entry in entries), key=lambda model: (model.name, model.version))
 
     async def model(self, name: str, version: str = "") -> model_pb2.Model:
         """Returns one model; an empty version means the latest."""
-        found = await self._redis.script(load_script("registry_read"), name, version) if name else []
+        found = await self._redis.script(load_script("registry_read"), "one", name, version)
         if found and isinstance(found[0], list):
             return _parse(found[0])
         raise unknown_model(name, version, [key.decode() for key in found])

@@ -30,7 +30,7 @@ class LogNews:
         self._root = root
         self._watchers: dict[bytes, set[asyncio.Event]] = {}
         self._task: asyncio.Task[None] | None = None
-        self._pubsub: PubSub | None = None
+        self._closed = False
         self._changed = asyncio.Event()
 
     @contextlib.contextmanager
@@ -52,10 +52,11 @@ class LogNews:
 
     async def close(self) -> None:
         """Ends the subscription."""
-        if self._task is not None:
+        self._closed = True
+        while self._task is not None and not self._task.done():
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+            # A cancellation that meets an error inside is lost in it; the next one is not.
+            await asyncio.wait([self._task], timeout=LAST_PAUSE)
         await self._client.aclose()
         await self._client.connection_pool.disconnect()
 
@@ -64,38 +65,39 @@ class LogNews:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="sagittal-log-news")
 
     async def _run(self) -> None:
-        """Listens for ever; a broken connection is made anew, and everyone looks for what was missed."""
+        """Listens until closed; a broken connection is made anew, and everyone looks for what was missed."""
         pause = FIRST_PAUSE
-        while True:
+        while not self._closed:
             try:
                 async with self._client.pubsub() as pubsub:
                     await pubsub.subscribe(self._root + IDLE_CHANNEL)
                     pause = FIRST_PAUSE
                     await self._relay(pubsub)
-            except* (RedisError, OSError) as group:
-                log.warning("log_news_lost", error=str(group.exceptions[0]), retry_seconds=pause)
+            except (RedisError, OSError) as error:
+                log.warning("log_news_lost", error=str(error), retry_seconds=pause)
             self._wake_all()
             await asyncio.sleep(pause)
             pause = min(pause * 2, LAST_PAUSE)
 
     async def _relay(self, pubsub: PubSub) -> None:
-        """Reads news and keeps the subscriptions current, side by side on the connection."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._subscribe(pubsub))
-            tasks.create_task(self._read(pubsub))
-
-    async def _subscribe(self, pubsub: PubSub) -> None:
-        """Subscribes to what is watched and to nothing else."""
+        """Reads news and keeps the subscriptions current, side by side on the connection, until it breaks."""
+        reader = asyncio.get_running_loop().create_task(self._read(pubsub), name="sagittal-log-news-reader")
+        reader.add_done_callback(lambda _: self._changed.set())
         current: set[bytes] = set()
-        while True:
-            self._changed.clear()
-            wanted = set(self._watchers)
-            if fresh := wanted - current:
-                await pubsub.subscribe(*fresh)
-            if stale := current - wanted:
-                await pubsub.unsubscribe(*stale)
-            current = wanted
-            await self._changed.wait()
+        try:
+            while not reader.done():
+                self._changed.clear()
+                wanted = set(self._watchers)
+                if fresh := wanted - current:
+                    await pubsub.subscribe(*fresh)
+                if stale := current - wanted:
+                    await pubsub.unsubscribe(*stale)
+                current = wanted
+                await self._changed.wait()
+            reader.result()
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
 
     async def _read(self, pubsub: PubSub) -> None:
         silent = False

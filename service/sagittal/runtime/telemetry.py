@@ -20,10 +20,12 @@ _TRACEPARENT = re.compile(r"^[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-
 
 def configure_logging(log_format: LogFormat = "console", level: LogLevel = "info") -> None:
     """Sends structlog events to standard error, a line each; bound context (job_id, rpc, trace_id) is on every line."""
-    colours = sys.stderr.isatty()
+    # stack traces without local variables: those hold pictures and tokens
+    traces = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    plain = structlog.dev.plain_traceback
     renderers: dict[LogFormat, list[Any]] = {
-        "json": [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()],
-        "console": [structlog.dev.ConsoleRenderer(colors=colours)],
+        "json": [structlog.processors.ExceptionRenderer(traces), structlog.processors.JSONRenderer()],
+        "console": [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)],
     }
     structlog.configure(
         processors=[

@@ -3,8 +3,13 @@
 from pathlib import Path
 
 import grpc
+import structlog
 
 from sagittal.server.settings import ConnectionSettings, TlsSettings
+
+_LOCAL = ("127.", "localhost:", "[::1]:", "unix:")
+
+_log = structlog.get_logger(__name__)
 
 Option = tuple[str, int]
 
@@ -51,6 +56,11 @@ def bind(server: grpc.aio.Server, addresses: tuple[str, ...], tls: TlsSettings) 
     return ports
 
 
+def open_addresses(addresses: tuple[str, ...]) -> list[str]:
+    """Returns the addresses that other machines can reach."""
+    return [address for address in addresses if not address.startswith(_LOCAL)]
+
+
 def server_credentials(tls: TlsSettings) -> grpc.ServerCredentials:
     """Returns TLS credentials that follow the files: a handshake after a change uses the new certificate."""
     files = Files(tls)
@@ -72,7 +82,20 @@ class Files:
         self._seen: tuple[tuple[int, int], ...] = ()
 
     def changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """Returns the certificate where its files have changed since the last call, else None."""
+        """Returns the certificate where its files have changed since the last call, else None.
+
+        Raises:
+            OSError: a file cannot be read, and there is no earlier certificate to go on with.
+        """
+        try:
+            return self._read()
+        except OSError as error:
+            if not self._seen:
+                raise
+            _log.warning("certificate-not-renewed", error=str(error), doing="going on with the earlier one")
+            return None
+
+    def _read(self) -> grpc.ServerCertificateConfiguration | None:
         seen = tuple(_stamp(path) for path in (self._tls.certificate, self._tls.key, self._tls.client_ca) if path)
         if seen == self._seen or self._tls.certificate is None or self._tls.key is None:
             return None

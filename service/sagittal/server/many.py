@@ -5,6 +5,8 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
+import structlog
+
 from sagittal.core.errors import InvalidRequest, SagittalError
 from sagittal.core.jobs import Job
 from sagittal.core.status import to_status
@@ -38,8 +40,7 @@ class Many:
                     raise item
                 yield item
         except (asyncio.CancelledError, GeneratorExit):
-            for job in pipeline.owned.values():
-                self._relay.drop(job, rpc=_RPC)
+            pipeline.drop()
             raise
         finally:
             await pipeline.stop(reading)
@@ -54,8 +55,8 @@ class Pipeline:
         self._caller = caller
         self._slots = asyncio.Semaphore(max_in_flight)
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self.owned: dict[str, Job] = {}
-        """Jobs in flight that this call made, by request_id."""
+        self._accepting: dict[str, asyncio.Task[tuple[Job, bool]]] = {}
+        self._owned: dict[str, Job] = {}
         self.outbox: asyncio.Queue[explanation_pb2.ExplanationEvent | Exception | None] = asyncio.Queue(maxsize=1)
         """Events for the caller, whose pace is everyone's; an exception ends the call, None is the end."""
 
@@ -72,12 +73,23 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 - raised again by the call's own task
             await self.outbox.put(error)
 
+    def drop(self) -> None:
+        """Cancels the jobs in flight that the call made, those that are being accepted included."""
+        for job in self._owned.values():
+            self._relay.drop(job, rpc=_RPC)
+        self._abandon(drop=True)
+
     async def stop(self, reading: asyncio.Task[None]) -> None:
-        """Ends what still runs for the call."""
+        """Ends what still runs for the call; its jobs go on, unless they were dropped."""
+        self._abandon(drop=False)
         running = (reading, *self._tasks.values())
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+    def _abandon(self, *, drop: bool) -> None:
+        while self._accepting:
+            self._relay.abandon(self._accepting.popitem()[1], rpc=_RPC, drop=drop)
 
     async def _start(self, spec: explanation_pb2.ExplanationSpec) -> None:
         request_id = spec.request_id
@@ -92,7 +104,7 @@ class Pipeline:
 
     def _forget(self, request_id: str) -> None:
         del self._tasks[request_id]
-        self.owned.pop(request_id, None)
+        self._owned.pop(request_id, None)
         self._slots.release()
 
     def _fault(self, request_id: str) -> InvalidRequest | None:
@@ -105,16 +117,21 @@ class Pipeline:
         return None
 
     async def _run(self, spec: explanation_pb2.ExplanationSpec, request_id: str) -> None:
+        accepting = asyncio.create_task(self._intake.explain(spec, self._caller))
+        self._accepting[request_id] = accepting
         try:
-            job, is_new = await self._relay.accepted(self._intake.explain(spec, self._caller), rpc=_RPC)
+            job, is_new = await asyncio.shield(accepting)
         except SagittalError as error:
             await self.outbox.put(_refusal(request_id, error))
             return
         except Exception as error:  # noqa: BLE001 - raised again by the call's own task
             await self.outbox.put(error)
             return
+        finally:
+            self._accepting.pop(request_id, None)
+        structlog.contextvars.bind_contextvars(job_id=job.job_id)  # of this task alone
         if is_new:
-            self.owned[request_id] = job
+            self._owned[request_id] = job
         await self._relay_events(job)
 
     async def _relay_events(self, job: Job) -> None:

@@ -71,7 +71,6 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
             async with asyncio.timeout(deadline + _GRACE):
                 return await self._answer(job)
         except TimeoutError:
-            self._relay.drop(job, rpc="Predict")
             raise Expired(_too_late(model, deadline)) from None
 
     async def _answer(self, job: Job) -> model_service_pb2.PredictResponse:

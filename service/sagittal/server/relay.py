@@ -59,8 +59,12 @@ class Relay:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            self._aftermath.run(self._drop_when_accepted(task, rpc), doing="accept")
+            self.abandon(task, rpc=rpc, drop=True)
             raise
+
+    def abandon(self, accepting: asyncio.Task[tuple[Job, bool]], *, rpc: str, drop: bool) -> None:
+        """Lets a job be accepted that nobody waits for any more, and then cancels it where `drop` says so."""
+        self._aftermath.run(self._end_accepting(accepting, rpc, drop=drop), doing="accept")
 
     async def owned_events(self, job: Job, *, rpc: str) -> AsyncGenerator[explanation_pb2.ExplanationEvent, None]:
         """Yields a job's events; cancels the job when the caller goes away before the end."""
@@ -80,9 +84,9 @@ class Relay:
         cancelling = self._queue.cancel(job.job_id, "caller went away")
         self._aftermath.run(cancelling, doing="cancel", job_id=job.job_id)
 
-    async def _drop_when_accepted(self, accepting: asyncio.Task[tuple[Job, bool]], rpc: str) -> None:
+    async def _end_accepting(self, accepting: asyncio.Task[tuple[Job, bool]], rpc: str, *, drop: bool) -> None:
         job, is_new = await accepting
-        if is_new:
+        if is_new and drop:
             self.drop(job, rpc=rpc)
 
 

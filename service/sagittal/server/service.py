@@ -18,7 +18,7 @@ from sagittal.server.access import Access
 from sagittal.server.aftermath import Aftermath
 from sagittal.server.catalogue import Catalogue
 from sagittal.server.concepts import ConceptServicer
-from sagittal.server.endpoint import bind, server_options
+from sagittal.server.endpoint import bind, open_addresses, server_options
 from sagittal.server.explanations import ExplanationServicer
 from sagittal.server.failures import answer_failures
 from sagittal.server.intake import Intake
@@ -99,6 +99,9 @@ class Service:
         )
         self._watching = asyncio.create_task(readiness.run())
         await self._server.start()
+        exposed = open_addresses(self._settings.listen)
+        if exposed and not self._settings.tokens:
+            _log.warning("open-to-the-network", listen=exposed, remedy="set SAGITTAL_TOKENS, or listen on 127.0.0.1")
         _log.info("service-started", listen=self._settings.listen, ports=ports, redis=place)
         return ports
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import io
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 from PIL import Image as Pillow
@@ -18,6 +20,13 @@ from sagittal.core.jobs import JobKind, JobState, Lease
 from sagittal.runtime.memory_queue import MemoryQueue
 from sagittal.runtime.memory_registry import MemoryRegistry
 from sagittal.runtime.queue import WorkerQueue
+from sagittal.runtime.redis_queue import (
+    connect_job_queue,
+    connect_model_registry,
+    connect_worker_queue,
+    connect_worker_registry,
+)
+from sagittal.runtime.settings import QueueSettings
 from sagittal.server.service import Service
 from sagittal.server.settings import ServiceSettings
 from sagittal.v1 import (
@@ -135,7 +144,7 @@ class ScriptedWorker:
                 self.script(Run(self.queue, lease))
 
     @asynccontextmanager
-    async def at_work(self) -> AsyncIterator["ScriptedWorker"]:
+    async def at_work(self) -> AsyncIterator[ScriptedWorker]:
         """Works in its thread for as long as the context lasts."""
         thread = threading.Thread(target=self.work)
         thread.start()
@@ -144,14 +153,34 @@ class ScriptedWorker:
         finally:
             self._stop.set()
             await asyncio.to_thread(thread.join)
+            self.queue.close()
+
+
+class RedisQueue:
+    """Both sides of a queue on Redis, as `MemoryQueue` has them."""
+
+    def __init__(self, settings: QueueSettings) -> None:
+        self._settings = settings
+        self.jobs = connect_job_queue(settings)
+
+    def worker(self, name: str) -> WorkerQueue:
+        return connect_worker_queue(self._settings, worker=name)
+
+
+class RedisRegistry:
+    """Both sides of a registry on Redis, as `MemoryRegistry` has them."""
+
+    def __init__(self, settings: QueueSettings) -> None:
+        self.models = connect_model_registry(settings)
+        self.workers = connect_worker_registry(settings)
 
 
 @dataclass
 class Stack:
     """A running service, with what stands behind it."""
 
-    queue: MemoryQueue
-    registry: MemoryRegistry
+    queue: MemoryQueue | RedisQueue
+    registry: MemoryRegistry | RedisRegistry
     service: Service
     metrics: CollectorRegistry
     port: int
@@ -173,10 +202,14 @@ class Stack:
 
 
 @asynccontextmanager
-async def running(settings: ServiceSettings | None = None, queue: MemoryQueue | None = None) -> AsyncIterator[Stack]:
+async def running(
+    settings: ServiceSettings | None = None,
+    queue: MemoryQueue | RedisQueue | None = None,
+    registry: MemoryRegistry | RedisRegistry | None = None,
+) -> AsyncIterator[Stack]:
     """A service on a free port with the model `lamp`, ready on a worker."""
     queue = queue or MemoryQueue()
-    registry = MemoryRegistry()
+    registry = registry or MemoryRegistry()
     registry.workers.publish(lamp())
     registry.workers.announce(
         "scripted", [("lamp", "1", model_pb2.WorkerModel(state=model_pb2.MODEL_STATE_READY))], ttl=600
@@ -191,6 +224,8 @@ async def running(settings: ServiceSettings | None = None, queue: MemoryQueue | 
             yield Stack(queue, registry, service, metrics, port, channel)
     finally:
         await service.stop()
+        await registry.models.close()
+        registry.workers.close()
 
 
 def quick_settings(**changes: object) -> ServiceSettings:
@@ -198,9 +233,12 @@ def quick_settings(**changes: object) -> ServiceSettings:
     return ServiceSettings(**{"listen": ("127.0.0.1:0",), "health_interval": 0.05, "drain": 0.0} | changes)
 
 
-async def eventually(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Returns when the condition holds; fails after many seconds."""
+async def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+    """Returns when the condition, which may be a coroutine function, holds; fails after many seconds."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while True:
+        holds = condition()
+        if await holds if inspect.isawaitable(holds) else holds:
+            return
         assert time.monotonic() < deadline, "it never came to pass"
         await asyncio.sleep(0.01)

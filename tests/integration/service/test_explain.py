@@ -178,8 +178,10 @@ def handled(stack: Stack, rpc: str, code: str) -> float:
 
 
 async def eventually_in_state(stack: Stack, job_id: str, wanted: JobState) -> None:
-    while await state(stack, job_id) != wanted:
-        await asyncio.sleep(0.01)
+    async def arrived() -> bool:
+        return await state(stack, job_id) == wanted
+
+    await eventually(arrived)
 
 
 @pytest.mark.parametrize(
@@ -266,10 +268,12 @@ async def test_a_running_job_shows_all_its_events_and_an_ended_one_those_that_la
         run.send(mask=explanation_pb2.Mask(final=False))
         wait_for_cancel(run)
 
+    async def four_events() -> bool:
+        return len((await get(stack, job.job_id)).events) == 4
+
     job = await submit(stack)
     async with stack.worker(pause).at_work():
-        while len((await get(stack, job.job_id)).events) < 4:
-            await asyncio.sleep(0.01)
+        await eventually(four_events)
         running = await get(stack, job.job_id)
         assert kinds(running.events) == ["accepted", "progress", "mask", "started"]
         assert running.state == explanation_pb2.JOB_STATE_RUNNING

@@ -1,4 +1,4 @@
-import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -58,41 +58,40 @@ async def test_every_request_needs_an_id(stack: Stack) -> None:
 
 
 async def test_two_requests_in_flight_need_two_ids(stack: Stack) -> None:
+    refused = threading.Event()
+
     def later(run: Run) -> None:
-        while not any(seen):
-            pass
+        refused.wait(20)
         explain_at_once(run)
 
-    seen: list[Event] = []
+    ends = []
     async with stack.worker(later).at_work():
-        call = stack.explanations.ExplainMany(iter([request("twin"), request("twin")]))
-        seen.extend([response.event async for response in counted(call, seen)])
-    kinds = [event.WhichOneof("event") for event in seen]
-    assert kinds.count("failed") == 1
-    assert kinds.count("completed") == 1
-
-
-async def counted(call: Any, seen: list[Event]) -> AsyncIterator[Any]:
-    async for response in call:
-        if response.event.HasField("failed"):
-            seen.append(response.event)
-        else:
-            yield response
+        async for response in stack.explanations.ExplainMany(iter([request("twin"), request("twin")])):
+            ends.append(response.event.WhichOneof("event"))
+            if response.event.HasField("failed"):
+                refused.set()
+    assert ends.count("failed") == 1
+    assert ends[-1] == "completed"
 
 
 async def test_answers_come_as_they_are_ready(stack: Stack) -> None:
-    def later(run: Run) -> None:
-        if run.lease.job.request_id == "slow":
-            held.append(run)
-        else:
-            explain_at_once(run)
-            if held:
-                explain_at_once(held.pop())
+    answered = threading.Event()
+    waiting: dict[str, Run] = {}
 
-    held: list[Run] = []
-    async with stack.worker(later).at_work():
-        events = await explain_many(stack, [request("slow", seed=1), request("fast", seed=2)])
-    ends = [event.request_id for event in events if event.HasField("completed")]
+    def slow_last(run: Run) -> None:
+        waiting[run.lease.job.request_id] = run
+        if len(waiting) == 2:
+            explain_at_once(waiting["fast"])
+            answered.wait(20)
+            explain_at_once(waiting["slow"])
+
+    ends = []
+    async with stack.worker(slow_last).at_work():
+        asked = iter([request("slow", seed=1), request("fast", seed=2)])
+        async for response in stack.explanations.ExplainMany(asked):
+            if response.event.HasField("completed"):
+                ends.append(response.event.request_id)
+                answered.set()
     assert ends == ["fast", "slow"]
 
 
@@ -125,8 +124,7 @@ async def test_a_dropped_call_cancels_all_that_it_began(stack: Stack) -> None:
             jobs, _ = await stack.queue.jobs.list(model="", states=(), limit=99, page_token="")
             return [job.state for job in jobs] == [JobState.CANCELLED] * 4
 
-        while not await all_cancelled():
-            await asyncio.sleep(0.01)
+        await eventually(all_cancelled)
     assert stack.metric("sagittal_jobs_dropped_total", rpc="ExplainMany") == 4
 
 
@@ -157,7 +155,9 @@ async def test_a_pipeline_that_stops_reading_holds_the_others_back_and_nothing_i
     async with stack.worker().at_work():
         call = stack.explanations.ExplainMany(iter(requests(30)))
         events = [(await call.read()).event]
-        await eventually(lambda: stack.metric("sagittal_jobs_accepted_total", model="lamp", method="igos++", lane="interactive"))
+        await eventually(
+            lambda: stack.metric("sagittal_jobs_accepted_total", model="lamp", method="igos++", lane="interactive")
+        )
         while (response := await call.read()) is not grpc.aio.EOF:
             events.append(response.event)
     assert sum(event.HasField("completed") for event in events) == 30

@@ -1,5 +1,4 @@
-import asyncio
-import time
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -7,12 +6,12 @@ import pytest
 from google.rpc import status_pb2
 
 from sagittal.core.errors import ModelFailed
-from sagittal.core.jobs import JobKind, JobState, Lane
+from sagittal.core.jobs import Job, JobKind, JobState, Lane
 from sagittal.core.status import from_status, to_status
 from sagittal.v1 import concept_service_pb2, concept_service_pb2_grpc, explanation_service_pb2, model_pb2
 from sagittal.v1 import model_service_pb2 as api
 
-from .support import Run, Stack, lamp, picture, quick_settings, running
+from .support import Run, Stack, eventually, lamp, picture, quick_settings, running
 
 
 async def refusal(call: Any) -> grpc.aio.AioRpcError:
@@ -93,20 +92,25 @@ async def test_a_prediction_without_a_worker_ends_at_its_deadline_and_says_why()
         stack.registry.workers.withdraw("scripted")
         error = await refusal(predict(stack))
         assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-        jobs, _ = await stack.queue.jobs.list(model="", states=(), limit=9, page_token="")
-        while not (await stack.queue.jobs.get(jobs[0].job_id)).state.ended:
-            await asyncio.sleep(0.01)
+        assert "no worker has lamp ready" in (error.details() or "") or details(error).reason == "DEADLINE_PASSED"
+        await eventually(lambda: only_job_ended(stack))
 
 
 async def test_a_dropped_prediction_is_cancelled(stack: Stack) -> None:
     call = predict(stack)
-    while not (jobs := (await stack.queue.jobs.list(model="", states=(), limit=9, page_token=""))[0]):
-        await asyncio.sleep(0.01)
+    await eventually(lambda: jobs(stack))
     call.cancel()
-    deadline = time.monotonic() + 20
-    while (await stack.queue.jobs.get(jobs[0].job_id)).state != JobState.CANCELLED:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
+    await eventually(lambda: only_job_ended(stack))
+    assert (await jobs(stack))[0].state == JobState.CANCELLED
+
+
+async def jobs(stack: Stack) -> Sequence[Job]:
+    return (await stack.queue.jobs.list(model="", states=(), limit=9, page_token=""))[0]
+
+
+async def only_job_ended(stack: Stack) -> bool:
+    (job,) = await jobs(stack)
+    return job.state.ended
 
 
 @pytest.mark.parametrize(
@@ -124,9 +128,7 @@ async def test_a_wrong_prediction_names_its_field(stack: Stack, fields: dict[str
     assert details(error).field == field
 
 
-@pytest.mark.parametrize(
-    "rpc", ["RegisterModel", "UpdateModel", "UnregisterModel", "LoadModel", "UnloadModel"]
-)
+@pytest.mark.parametrize("rpc", ["RegisterModel", "UpdateModel", "UnregisterModel", "LoadModel", "UnloadModel"])
 async def test_what_is_not_served_yet_says_so(stack: Stack, rpc: str) -> None:
     error = await refusal(getattr(stack.models, rpc)(getattr(api, f"{rpc}Request")()))
     assert error.code() == grpc.StatusCode.UNIMPLEMENTED

@@ -1,6 +1,5 @@
 """What an operator relies on: health, reflection, limits, metrics, tokens, TLS, draining."""
 
-import asyncio
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,11 @@ from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from sagittal.core.errors import StreamMoved, Unavailable
+from sagittal.core.errors import Overloaded, StreamMoved, Unavailable
 from sagittal.core.jobs import JobState
 from sagittal.core.status import from_status
+from sagittal.runtime.memory_queue import MemoryQueue
+from sagittal.runtime.settings import QueueSettings
 from sagittal.v1 import explanation_service_pb2 as api
 from sagittal.v1 import explanation_service_pb2_grpc, model_service_pb2, tensor_pb2
 
@@ -42,8 +43,10 @@ async def health(stack: Stack, service: str) -> int:
 
 
 async def until_health(stack: Stack, service: str, wanted: int) -> None:
-    while await health(stack, service) != wanted:
-        await asyncio.sleep(0.01)
+    async def arrived() -> bool:
+        return await health(stack, service) == wanted
+
+    await eventually(arrived)
 
 
 def submit(stack: Stack, **options: Any) -> Any:
@@ -68,7 +71,7 @@ async def test_the_service_is_ready_while_the_queue_answers_and_alive_always(sta
 async def test_reflection_lists_every_service(stack: Stack) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(stack.channel)
     call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
-    answer = [response async for response in call][0]
+    answer = await anext(aiter(call))
     names = {service.name for service in answer.list_services_response.service}
     assert {EXPLANATIONS, "sagittal.v1.ModelService", "sagittal.v1.ConceptService", "grpc.health.v1.Health"} <= names
 
@@ -183,6 +186,25 @@ async def test_jobs_are_read_by_their_tenant_alone() -> None:
         assert (await refusal(stack.explanations.CancelExplanation(cancel, **bearer("bob")))).code() == error.code()
         listed = await stack.explanations.ListExplanations(api.ListExplanationsRequest(), **bearer("bob"))
         assert not listed.explanations
+
+
+async def test_past_the_admission_bound_the_caller_is_told_when_to_come_again() -> None:
+    queue = MemoryQueue(QueueSettings(max_queued={"interactive": 1, "batch": 1}))
+    async with running(queue=queue) as stack:
+        await submit(stack)
+        another = api.SubmitExplanationRequest(spec=spec(seed=2))
+        error = await refusal(stack.explanations.SubmitExplanation(another))
+        assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert isinstance(details(error), Overloaded)
+        assert details(error).retry_after > 0
+        assert stack.metric("sagittal_jobs_rejected_total", reason="QUEUE_FULL") == 1
+
+
+async def test_an_address_open_to_the_network_without_tokens_is_warned_of() -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with running(quick_settings(listen=("0.0.0.0:0",))):
+            pass
+    assert "open-to-the-network" in [line["event"] for line in logs]
 
 
 async def test_draining_moves_streams_and_leaves_their_jobs_alone() -> None:

@@ -167,3 +167,8 @@ def test_a_method_that_the_model_does_not_admit_says_why() -> None:
 def test_a_method_that_a_worker_adds_needs_nothing_here() -> None:
     new = model_pb2.MethodDescription(name="occlusion", field="occlusion", parameters=[parameter("grid", "int", 8)])
     assert resolve(of(occlusion={"grid": 4}), [*catalogue(), new]).parameters == {"grid": 4}
+
+
+def test_a_model_that_no_worker_has_loaded_says_so() -> None:
+    with pytest.raises(FailedPrecondition, match="start a worker"):
+        resolve(method_pb2.Method(), [])

@@ -21,9 +21,7 @@ class EvaluateMask(Explainer):
 
     summary: ClassVar[str] = "Measures a heatmap that the caller brings"
 
-    heatmap: Tensor | None = parameter(
-        None, "Square saliency of side 2 to 224, floating point and finite; higher is more salient"
-    )
+    heatmap: Tensor | None = parameter(None, "Square saliency of side 2 to 224, finite; higher is more salient")  # noqa: RUF009 - a field
 
     def __post_init__(self) -> None:
         """Checks that there is a heatmap, and that it can be ordered."""
@@ -33,7 +31,9 @@ class EvaluateMask(Explainer):
         if len(shape) != 2 or shape[0] != shape[1] or shape[0] not in SIZES:
             raise InvalidParameter("heatmap", f"has shape {shape}; give (size, size) with size from 2 to 224")
         if not self.heatmap.is_floating_point() or not bool(torch.isfinite(self.heatmap).all()):
-            raise InvalidParameter("heatmap", "holds values that are not finite numbers; give finite float32 or float16")
+            raise InvalidParameter(
+                "heatmap", "holds values that are not finite numbers; give finite float32 or float16"
+            )
 
     def explain(self, problem: Problem) -> Steps:
         """Yields the heatmap, divided by its largest magnitude.

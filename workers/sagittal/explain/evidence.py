@@ -1,8 +1,8 @@
 """From evidence in a method's own units to a heatmap in [0, 1].
 
-A heatmap that is stretched to its own extremes makes an empty explanation look like a full one. So the shape of a heatmap
-is relative to its peak, but the height of the peak is the strength of the evidence: a share that each method states, 0
-where there is none and 1 where it accounts for all of the score.
+A heatmap that is stretched to its own extremes makes an empty explanation look like a full one. So the shape of a
+heatmap is relative to its peak, but the height of the peak is the strength of the evidence: a share that each method
+states, 0 where there is none and 1 where it accounts for all of the score.
 """
 
 from torch import Tensor

@@ -3,8 +3,8 @@
 Captum does the method; this module brings the layer into the order that captum expects, so that transformers work too.
 
 The gradient is that of the model's output for the class, before the softmax, as in the paper: the softmax's gradient
-vanishes where the model is sure, and is negative for every other class' evidence. A model whose outputs are probabilities
-already is taken at its word.
+vanishes where the model is sure, and is negative for every other class' evidence. A model whose outputs are
+probabilities already is taken at its word.
 
 The peak of the heatmap is `1 - exp(-e)`, where `e` is the sum of the positive part of the map. For logits that is the
 share by which the class' odds fall, to first order, when that evidence is taken away. (Usual implementations divide by
@@ -12,8 +12,9 @@ the maximum, and so show a full heatmap where there is no evidence.)
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from captum.attr import LayerGradCam
 from torch import Tensor, nn
@@ -50,8 +51,8 @@ class GradCAM(Explainer):
         yield SaliencyMask(heatmap(evidence, strength).to(problem.image.device))
 
 
-def _inspect(problem: Problem, call: object) -> Inspect:
-    return Inspect(subject=problem.subject, call=call, evaluations=1, gradient_evaluations=1)  # type: ignore[arg-type]
+def _inspect(problem: Problem, call: Callable[[ModelView], Any]) -> Inspect:
+    return Inspect(subject=problem.subject, call=call, evaluations=1, gradient_evaluations=1)
 
 
 def class_activation_map(view: ModelView, layer: SpatialLayer) -> Tensor:
@@ -64,7 +65,7 @@ def class_activation_map(view: ModelView, layer: SpatialLayer) -> Tensor:
     return attribution.detach()[0, 0]
 
 
-def _through(channels: nn.Module, layout: Layout) -> object:
+def _through(channels: nn.Module, layout: Layout) -> Callable[..., Any]:
     """Returns a hook that shows the layer's output to captum as channels on a grid, and goes on with what it saw."""
 
     def hook(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
 """Integrated Gradients from the baseline to the image (Sundararajan, Taly, Yan; ICML 2017).
 
-The attribution of a pixel is its difference from the baseline times the mean gradient on the straight path between the
-two. With a mask that has the value u everywhere, that is the mean over u of the gradient with respect to the mask: so the
-engine's masked images and their gradients are all that is needed. Captum's version, which this one equals (a test says
-so), calls the model by itself: its steps would neither share batches with other jobs nor stop when a job is cancelled or
-its budget is spent.
+The attribution of a pixel is its difference from the baseline times the mean gradient on the straight path between
+the two. With a mask that has the value u everywhere, that is the mean over u of the gradient with respect to the
+mask: so the engine's masked images and their gradients are all that is needed. Captum's version, which this one
+equals (a test says so), calls the model by itself: its steps would neither share batches with other jobs nor stop
+when a job is cancelled or its budget is spent.
 
-The score is the probability, not the logit: attributions then add up to what the service reports, the score of the image
-less that of the baseline (completeness). The gap of that sum is measured, and a notice says when it is wide.
+The score is the probability, not the logit: attributions then add up to what the service reports, the score of the
+image less that of the baseline (completeness). The gap of that sum is measured, and a notice says when it is wide.
 
 The peak of the heatmap is the share of the full score that the positive attributions add up to, at most 1.
 """
@@ -22,7 +22,17 @@ from sagittal.explain.evidence import heatmap
 from sagittal.explain.explainer import Explainer, Needs
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import Notice, OutOfBudget, Progress, SaliencyMask, Scores, Steps, Truncated, Upsampling
+from sagittal.explain.seam import (
+    Notice,
+    OutOfBudget,
+    Progress,
+    SaliencyMask,
+    Scores,
+    Steps,
+    Truncated,
+    Upsampling,
+    gradient_of,
+)
 
 BATCH = 16
 """Points of the path in a request."""
@@ -33,7 +43,7 @@ WIDE_GAP = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntegratedGradients(Explainer):
-    """The mean gradient on the path from baseline to image, times their difference, summed over the pixels of a cell."""
+    """The mean gradient on the path from baseline to image, times their difference, summed over each cell."""
 
     needs: ClassVar[Needs] = Needs.GRADIENTS
     summary: ClassVar[str] = "The mean gradient on the path from baseline to image, times their difference"
@@ -51,9 +61,8 @@ class IntegratedGradients(Explainer):
             while done < self.steps:
                 points = path[done : done + BATCH].view(-1, 1, 1)
                 masks = points.expand(-1, self.mask_size, self.mask_size)
-                scores: Scores = yield problem.evaluate(masks, gradient=True, upsampling=Upsampling.BOX)
-                assert scores.gradient is not None  # noqa: S101 - it was asked for
-                total, done = total + scores.gradient.sum(0).to(total), done + len(points)
+                scores: Scores = yield problem.evaluate(masks, gradient=True, upsampling=Upsampling.BOX, exact=True)
+                total, done = total + gradient_of(scores).sum(0).to(total), done + len(points)
                 yield Progress(done / self.steps, phase="integrate")
                 yield SaliencyMask(_saliency(total / done, problem), final=False)
         except OutOfBudget as spent:
@@ -79,5 +88,6 @@ def _completeness(attribution: Tensor, problem: Problem) -> Steps:
     if abs(found - expected) > max(WIDE_GAP * abs(expected), 1e-3):
         yield Notice(
             "INTEGRATION_INEXACT",
-            f"The attributions add up to {found:.3f} instead of {expected:.3f}: the path has too few points. Raise steps.",
+            f"The attributions add up to {found:.3f} instead of {expected:.3f}: "
+            "the path has too few points. Raise steps.",
         )

@@ -41,7 +41,7 @@ class Layout:
         if self.axis == 1:
             return output
         places = output[:, self.skipped :].flatten(1, -2) if output.ndim == 3 else output.flatten(1, 2)
-        return places.transpose(1, 2).unflatten(2, (self.rows, self.columns))
+        return places.transpose(1, 2).reshape(len(output), -1, self.rows, self.columns)
 
     def from_channels(self, channels: Tensor, output: Tensor) -> Tensor:
         """Returns what `to_channels` made of `output` in the output's own shape."""
@@ -90,7 +90,9 @@ def locate(view: ModelView, name: str | None) -> SpatialLayer:
     if name not in layers:
         raise InvalidParameter("layer", f"{_why_not(view.module, name)}; give one of {_listed(reached)}")
     if reached and not layers[name].reached:
-        raise InvalidParameter("layer", f"{name!r} has no influence on the class by its places; give one of {_listed(reached)}")
+        raise InvalidParameter(
+            "layer", f"{name!r} has no influence on the class by its places; give one of {_listed(reached)}"
+        )
     return layers[name]
 
 

@@ -68,6 +68,10 @@ class MaskOptimisation(Explainer):
     def kept(self, masks: Tensor) -> Tensor:
         """Returns the one mask (size, size) that the variables stand for."""
 
+    def path(self, terms: int, generator: torch.Generator) -> Tensor:
+        """Returns the points of each term's path at which gradients are taken: (terms, points, 1, 1), in (0, 1]."""
+        return stratified(terms, self.points, generator)
+
     def regulariser(self, mask: Tensor, problem: Problem) -> Tensor:
         """Returns the penalty of the kept mask: its area and its roughness."""
         batch = mask.unsqueeze(0)
@@ -94,7 +98,7 @@ class MaskOptimisation(Explainer):
             terms = self.terms(masks)
             penalty = self.regulariser(self.kept(masks), problem)
         deleted, inserted = len(terms.deletions), len(terms.insertions)
-        u = stratified(deleted + inserted, self.points, problem.generator("path", step)).to(masks.device)
+        u = self.path(deleted + inserted, problem.generator("path", step)).to(masks.device)
         keep = torch.cat([u[:deleted] * terms.deletions.unsqueeze(1), 1 - u[deleted:] * terms.insertions.unsqueeze(1)])
         scores: Scores = yield problem.evaluate(
             keep.detach().flatten(0, 1), gradient=True, noise=self.noise, noise_seed=problem.noise_seed(step)

@@ -1,8 +1,8 @@
 """Occlusion: how far the score falls when a window is hidden (Zeiler and Fergus, ECCV 2014).
 
-A cell's saliency is the mean fall over the windows that cover it, as a share of the full image's score; 0 where hiding it
-changes nothing or raises the score. The windows are exact rectangles, filled from the baseline. They are visited in
-random order, so that a search which a budget ends has looked everywhere a little.
+A cell's saliency is the mean fall over the windows that cover it, as a share of the full image's score; 0 where
+hiding it changes nothing or raises the score. The windows are exact rectangles, filled from the baseline. They are
+visited in random order, so that a search which a budget ends has looked everywhere a little.
 """
 
 from dataclasses import dataclass

@@ -4,10 +4,11 @@ Masks are random grids of cells, each kept with probability p, upsampled bilinea
 cell. The paper's heatmap is the mean score of the masks that keep a pixel, `S(x) = sum f(M) M(x) / (N p)`.
 
 Where we differ, and why:
-- The mean score of all masks is subtracted, and the rest divided by `1 - p` and by the full image's score: the heatmap is
-  `cov(f(M), M(x)) / (p (1 - p) f(I))`, what keeping a place adds to the score, as a share of the full score. In
-  expectation this is the paper's heatmap but for scale and offset, so the order of pixels is the same; but a place that
-  does not matter is 0, and no stretching by image is needed. What keeping a place takes away is cut to 0.
+- The mean score of all masks is subtracted, and the rest divided by `1 - p` and by the full image's score: the
+  heatmap is `cov(f(M), M(x)) / (p (1 - p) f(I))`, what keeping a place adds to the score, as a share of the full
+  score. In expectation this is the paper's heatmap but for scale and offset, so the order of pixels is the same; but
+  a place that does not matter is 0, and no stretching by image is needed. What keeping a place takes away is cut to
+  0.
 - The scores are centred on their mean before they are weighted, which takes out the noise of how often a pixel happened
   to be kept: a constant model gives exactly 0 from any number of masks.
 """
@@ -115,8 +116,6 @@ def random_masks(
     cell = [math.ceil(side / grid) for side in size]
     shifts = [torch.randint(length, (count, 1), generator=generator).to(device) for length in cell]
     large = [(grid + 1) * length for length in cell]
-    smooth = F.interpolate(kept.to(device, torch.float32), size=large, mode="bilinear", align_corners=False)[:, 0]
-    rows, columns = (
-        shift + torch.arange(side, device=smooth.device) for shift, side in zip(shifts, size, strict=True)
-    )
+    smooth = F.interpolate(kept.to(device, torch.float32), size=large, mode="bilinear")[:, 0].clamp_(0, 1)
+    rows, columns = (shift + torch.arange(side, device=smooth.device) for shift, side in zip(shifts, size, strict=True))
     return smooth[torch.arange(count, device=smooth.device)[:, None, None], rows[:, :, None], columns[:, None, :]]

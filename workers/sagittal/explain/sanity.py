@@ -1,9 +1,9 @@
 """The model-randomisation check: a heatmap that stays when the weights go explains nothing.
 
-Adebayo et al.: Sanity Checks for Saliency Maps (NeurIPS 2018). The weights are replaced layer by layer from the output
-down, each state keeping what was replaced before (cascading), and the heatmap of each state is compared with that of the
-trained model by rank correlation. Weights are drawn from a normal distribution with the mean and standard deviation of
-those they replace: the scale of activations stays, and what was learnt goes.
+Adebayo et al.: Sanity Checks for Saliency Maps (NeurIPS 2018). The weights are replaced layer by layer from the
+output down, each state keeping what was replaced before (cascading), and the heatmap of each state is compared with
+that of the trained model by rank correlation. Weights are drawn from a normal distribution with the mean and standard
+deviation of those they replace: the scale of activations stays, and what was learnt goes.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,10 +37,9 @@ def randomisation_check(
 ) -> Iterator[Randomised]:
     """Yields, from the output down, how far the heatmap still agrees with the trained model's.
 
-    Args:
-        load: Returns the trained model, in evaluation mode; called once, and what it returns is changed.
-        heatmap: Returns the heatmap (height, width) of one image, for one class, of the model it is given. The class must
-            be the trained model's: a random model's own top class is another question.
+    Args: load: Returns the trained model, in evaluation mode; called once, and what it returns is changed. heatmap:
+        Returns the heatmap (height, width) of one image, for one class, of the model it is given. The class must be
+        the trained model's: a random model's own top class is another question.
         layers: Number of states to look at, evenly spread, the last with all weights replaced; None for every layer.
         seed: Of the weights.
     """

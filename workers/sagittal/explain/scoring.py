@@ -1,6 +1,6 @@
 """Scores of patch sets, each evaluated once: the memo that every structured explanation shares within its job."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from sagittal.explain.patches import everything, masks_of
@@ -103,34 +103,40 @@ class Memo:
         """Whether a set that was evaluated is sufficient."""
         return self.rule.holds(self.scores[bits])
 
+    def merit(self, bits: int) -> float:
+        """Returns how far a set that was evaluated is beyond sufficient; negative where it is not."""
+        return -self.rule.shortfall(self.scores[bits])
+
     def evaluate(self, sets: Iterable[int]) -> Steps:
         """Sees to it that sets are scored, in full precision where reduced precision leaves a doubt."""
         wanted = list(dict.fromkeys(sets))
         yield from self._request(self.unseen(wanted), exact=False)
         yield from self._request([bits for bits in wanted if self.rule.doubtful(self.scores[bits])], exact=True)
 
-    def confirm(self, sets: Iterable[int]) -> Steps:
-        """Sees to it that sets are scored in full precision: for what is reported."""
+    def confirm(self, bits: int) -> Steps:
+        """Returns the scores of a set, measured alone and in full precision: for what is reported.
+
+        A measurement: a spent budget does not stop it, so that what was found by then can be reported as it is.
+        """
+        if bits not in self.scores or not self.scores[bits].exact:
+            yield from self._request([bits], exact=True, metric=True)
+        return self.scores[bits]
+
+    def measure(self, sets: Iterable[int]) -> Steps:
+        """Sees to it that sets are scored in full precision."""
         wanted = dict.fromkeys(sets)
-        yield from self._request([bits for bits in wanted if not self._is_exact(bits)], exact=True)
+        yield from self._request([b for b in wanted if b not in self.scores or not self.scores[b].exact], exact=True)
 
-    def _is_exact(self, bits: int) -> bool:
-        return bits in self.scores and self.scores[bits].exact
-
-    def _request(self, sets: Sequence[int], *, exact: bool) -> Steps:
+    def _request(self, sets: Sequence[int], **options: bool) -> Steps:
         for start in range(0, len(sets), CHUNK):
             chunk = sets[start : start + CHUNK]
             masks = masks_of(chunk, self.grid, self.problem.image.device)
-            scores: Scores = yield self.problem.evaluate(masks, upsampling=self.upsampling, exact=exact)
-            self._store(chunk, scores, exact)
+            scores: Scores = yield self.problem.evaluate(masks, upsampling=self.upsampling, **options)
+            self.store(chunk, scores, exact=options["exact"])
 
-    def _store(self, sets: Sequence[int], scores: Scores, exact: bool) -> None:
+    def store(self, sets: Sequence[int], scores: Scores, *, exact: bool) -> None:
+        """Takes in the scores of sets."""
         self.evaluations += len(sets)
         rows = zip(scores.target.tolist(), scores.top_class.tolist(), scores.top_score.tolist(), strict=True)
         for bits, (score, top_class, top_score) in zip(sets, rows, strict=True):
             self.scores[bits] = Scored(score, top_class, top_score, exact)
-
-
-def first(sets: Iterable[int], holds: Callable[[int], bool]) -> int | None:
-    """Returns the first set for which `holds`; None where there is none."""
-    return next((bits for bits in sets if holds(bits)), None)

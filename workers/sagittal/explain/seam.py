@@ -182,9 +182,9 @@ class Certificate:
 
     level: CertificateLevel
     checked: int
-    """Sets that were scored to prove it."""
+    """Sets that the claim rests on, the certified one included; each was scored."""
     required_score: float
-    """The score that a set must reach to be sufficient."""
+    """The score that a set must reach to be sufficient; 0 where the target must be the top class instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +205,11 @@ class SufficientSet:
     """Indices row * grid + column, ascending."""
     score: float
     certificate: Certificate
-    causal: CausalTriple
+    causal: CausalTriple | None
+    """None where the budget ended before it was measured."""
     diverse: bool = True
+    """Whether it is in the largest family that overlaps no more than allowed. Known only at the end: a set whose flag
+    changes is yielded again, and of two events with the same patches the later one holds."""
 
 
 @dataclass(frozen=True, slots=True)

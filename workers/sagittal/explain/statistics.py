@@ -1,4 +1,7 @@
-"""How sure a mean over images is: bootstrap intervals and paired comparisons. Seeds are given, so that numbers repeat."""
+"""How sure a mean over images is: bootstrap intervals and paired comparisons.
+
+Seeds are given, so that numbers repeat.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,4 +108,5 @@ def _resampled_means(
 def _centred_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
     ranks: NDArray[np.float64] = (sizes.cumsum() - sizes + (sizes - 1) / 2)[group]
-    return ranks - ranks.mean()
+    centred: NDArray[np.float64] = ranks - ranks.mean()
+    return centred

@@ -3,9 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sagittal.explain.evaluate_mask import EvaluateMask
+from sagittal.explain.excitation_backprop import ExcitationBackprop
 from sagittal.explain.explainer import Explainer
+from sagittal.explain.grad_cam import GradCAM
 from sagittal.explain.igos import IGOS
 from sagittal.explain.igos_plus import IGOSPlus, IGOSPlusPlus
+from sagittal.explain.integrated_gradients import IntegratedGradients
+from sagittal.explain.meaningful_perturbation import MeaningfulPerturbation
+from sagittal.explain.occlusion import Occlusion
+from sagittal.explain.rise import RISE
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +30,13 @@ ROWS = (
     Row("igos", "igos", IGOS),
     Row("igos+", "igos_plus", IGOSPlus),
     Row("igos++", "igos_plus_plus", IGOSPlusPlus),
+    Row("meaningful-perturbation", "meaningful_perturbation", MeaningfulPerturbation),
+    Row("rise", "rise", RISE),
+    Row("grad-cam", "grad_cam", GradCAM),
+    Row("integrated-gradients", "integrated_gradients", IntegratedGradients),
+    Row("excitation-bp", "excitation_backprop", ExcitationBackprop),
+    Row("occlusion", "occlusion", Occlusion),
+    Row("evaluate-mask", "evaluate_mask", EvaluateMask),
 )
 
 EXPLAINERS: Mapping[str, Row] = {row.name: row for row in ROWS}

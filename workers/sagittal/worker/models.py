@@ -86,6 +86,13 @@ class HostedModels:
             if ttl is not None:
                 raise
 
+    def withdraw(self) -> None:
+        """Tells the registry that this worker takes no more jobs; where it cannot, silence will."""
+        try:
+            self._registry.withdraw(self._worker)
+        except Unavailable as away:
+            log.warning("queue-away", doing="withdraw", error=away.message)
+
     def _announcement(self, hosted: Hosted) -> model_pb2.WorkerModel:
         state = model_pb2.WorkerModel(worker=self._worker, message=hosted.message, device=str(self._device))
         state.state = hosted.state  # type: ignore[assignment]

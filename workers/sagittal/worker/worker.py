@@ -210,6 +210,7 @@ class Worker:
 
     def _finish(self) -> None:
         """Lets running jobs end within the grace period, then hands the rest back."""
+        self._models.withdraw()
         log.info("draining", running=len(self._runs), seconds=self._settings.drain)
         if self._wait_for_runs(self._settings.drain):
             return

@@ -47,7 +47,9 @@ def draw_graph(graph: Graph, seen: Seen, title: str) -> Figure:
     for node in graph.nodes:
         _draw_node(axes, node, places[node.id], removed[node.id], seen)
     axes.text(MARGIN, height - 0.35, title, fontsize=15, color=style.INK, weight="bold", va="center")
-    legend = "Each picture shows only the patches that are kept, with the probability that is left. Red: the patch just removed."
+    legend = (
+        "Each picture shows the patches that are kept and the probability that is left. Red: the patch just removed."
+    )
     axes.text(MARGIN, height - 0.65, legend, fontsize=9, color=style.FAINT, va="center")
     return fig
 
@@ -111,9 +113,15 @@ def _draw_node(axes: Axes, node: GraphNode, place: Place, removed: Sequence[int]
     half = THUMBNAIL / 2
     left, bottom = place.x - half, place.y - half
     extent = (left, left + THUMBNAIL, bottom, bottom + THUMBNAIL)
-    axes.imshow(np.clip(shown(seen, node.patches), 0, 1), extent=extent, zorder=3, interpolation="nearest", aspect="auto")
+    axes.imshow(
+        np.clip(shown(seen, node.patches), 0, 1), extent=extent, zorder=3, interpolation="nearest", aspect="auto"
+    )
     edge = style.GOOD if node.root else style.RULE
-    axes.add_patch(Rectangle((left, bottom), THUMBNAIL, THUMBNAIL, fill=False, edgecolor=edge, linewidth=2 if node.root else 1, zorder=4))
+    axes.add_patch(
+        Rectangle(
+            (left, bottom), THUMBNAIL, THUMBNAIL, fill=False, edgecolor=edge, linewidth=2 if node.root else 1, zorder=4
+        )
+    )
     scale = THUMBNAIL / seen.size
     for patch in removed:
         x0, y0, x1, y1 = patch_box(patch, node.patches.grid, seen.size)

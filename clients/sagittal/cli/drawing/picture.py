@@ -36,18 +36,21 @@ class Seen:
 
     def keep(self, mask: NDArray[np.float32]) -> Picture:
         """Returns the picture where the mask is 1, and the baseline where it is 0."""
-        return self.baseline + mask[..., None] * (self.picture - self.baseline)
+        return np.asarray(self.baseline + mask[..., None] * (self.picture - self.baseline), np.float32)
 
 
 def resize_and_crop(image: NDArray[np.uint8], preprocessing: Preprocessing) -> Picture:
     """Returns the part of an upright RGB picture (height, width, 3) that the model sees, at its input size."""
     height, width = image.shape[:2]
     size = preprocessing.input_size
-    side = size * min(height, width) / max(preprocessing.resize, size)
-    left, top = (width - side) / 2, (height - side) / 2
+    box = (0.0, 0.0, float(width), float(height))
+    if preprocessing.fit == "crop":
+        side = size * min(height, width) / max(preprocessing.resize, size)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
     resampling = _RESAMPLING.get(preprocessing.interpolation, PIL.Image.Resampling.BILINEAR)
-    resized = PIL.Image.fromarray(image).resize((size, size), resampling, box=(left, top, left + side, top + side))
-    return np.asarray(resized, np.float32) / 255
+    resized = PIL.Image.fromarray(image).resize((size, size), resampling, box=box)
+    return np.asarray(np.asarray(resized) / 255, np.float32)
 
 
 def with_baseline(picture: Picture, prediction: Prediction, given: Picture | None = None) -> Seen:
@@ -82,7 +85,7 @@ def gaussian_blur(picture: Picture, sigma: float) -> Picture:
         length = picture.shape[axis]
         windows = (np.take(padded, range(start, start + length), axis) for start in range(2 * radius + 1))
         picture = sum((w * window for w, window in zip(weights, windows, strict=True)), np.zeros_like(picture))
-    return picture.astype(np.float32)
+    return np.asarray(picture, np.float32)
 
 
 def upsample(mask: NDArray[np.float32], size: int) -> NDArray[np.float32]:
@@ -98,7 +101,7 @@ def patch_mask(patches: PatchSet, size: int) -> NDArray[np.float32]:
     cells = np.zeros(patches.grid * patches.grid, np.float32)
     cells[list(patches.patches)] = 1
     index = np.minimum(((np.arange(size) + 0.5) * patches.grid / size).astype(int), patches.grid - 1)
-    return cells.reshape(patches.grid, patches.grid)[np.ix_(index, index)]
+    return np.asarray(cells.reshape(patches.grid, patches.grid)[np.ix_(index, index)], np.float32)
 
 
 def patch_box(patch: int, grid: int, size: int) -> tuple[int, int, int, int]:
@@ -112,12 +115,10 @@ def patch_box(patch: int, grid: int, size: int) -> tuple[int, int, int, int]:
 def shown(seen: Seen, patches: PatchSet) -> Picture:
     """Returns a thumbnail in which only these patches are seen: the rest is a faint grey of the baseline."""
     mask = patch_mask(patches, seen.size)[..., None]
-    grey = seen.baseline.mean(2, keepdims=True) * 0.25 + 0.7
-    return (seen.picture * mask + grey * (1 - mask)).astype(np.float32)
+    grey: Picture = seen.baseline.mean(2, keepdims=True) * 0.25 + 0.7
+    return np.asarray(seen.picture * mask + grey * (1 - mask), np.float32)
 
 
 def to_image(picture: Picture) -> PIL.Image.Image:
     """Returns a picture to be stored."""
     return PIL.Image.fromarray((np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8))
-
-

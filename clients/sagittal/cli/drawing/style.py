@@ -42,11 +42,11 @@ def save(fig: Figure, path: Path) -> None:
     if path.suffix == ".svg":
         # Ids in the SVG follow from a salt; without one they differ from run to run.
         with mpl.rc_context({"svg.hashsalt": "sagittal", "svg.fonttype": "path"}):
-            FigureCanvasSVG(fig).print_svg(str(path), metadata={"Date": None})
+            FigureCanvasSVG(fig).print_svg(str(path), metadata={"Date": None})  # type: ignore[no-untyped-call]
         return
     largest = max(fig.get_size_inches()) * DPI
     fig.set_dpi(DPI * min(1.0, MAX_PIXELS / largest))
-    FigureCanvasAgg(fig).print_png(str(path), metadata={"Software": "sagittal"})
+    FigureCanvasAgg(fig).print_png(str(path), metadata={"Software": "sagittal"})  # type: ignore[no-untyped-call]
 
 
 def show(axes: Axes, picture: Picture, title: str = "", note: str = "") -> None:

@@ -57,7 +57,7 @@ def draw_overlay(saliency: NDArray[np.float32], seen: Seen) -> Picture:
 
 
 def _photograph(seen: Seen) -> Panel:
-    return Panel(lambda axes: style.show(axes, seen.picture, "What the model saw", "resized and cropped"))
+    return Panel(lambda axes: style.show(axes, seen.picture, "What the model saw", f"{seen.size} px"))
 
 
 def _mask_panels(explanation: Explanation, seen: Seen) -> Sequence[Panel]:
@@ -70,8 +70,12 @@ def _mask_panels(explanation: Explanation, seen: Seen) -> Sequence[Panel]:
     return (
         Panel(lambda axes: _heatmap(axes, mask)),
         Panel(lambda axes: style.show(axes, draw_overlay(mask.saliency, seen), "Overlay", "saliency over the picture")),
-        Panel(lambda axes: style.show(axes, seen.keep(keep), "Only the salient part kept", f"{share}, rest {background}")),
-        Panel(lambda axes: style.show(axes, seen.keep(1 - keep), "The salient part removed", f"replaced by {background}")),
+        Panel(
+            lambda axes: style.show(axes, seen.keep(keep), "Only the salient part kept", f"{share}, rest {background}")
+        ),
+        Panel(
+            lambda axes: style.show(axes, seen.keep(1 - keep), "The salient part removed", f"replaced by {background}")
+        ),
     )
 
 
@@ -79,9 +83,9 @@ def _heatmap(axes: Axes, mask: Mask) -> None:
     image = style.heat(axes, mask.saliency, mask.signed)
     size = mask.saliency.shape[0]
     peak = float(mask.saliency.max())
-    style.frame(axes, "Saliency", f"{size} × {size} cells, peak {peak:.2f}, fixed scale")
-    bar = axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.025)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    style.frame(axes, "Saliency", f"{size} x {size} cells, peak {peak:.2f}, fixed scale")
+    bar = axes.figure.colorbar(image, cax=axes.inset_axes((1.02, 0.0, 0.035, 1.0)))
+    bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, colors=style.FAINT, length=2)
 
 
@@ -116,7 +120,9 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
     axes.set_box_aspect(1)
-    axes.set_title("Is it right? Insertion and deletion", fontsize=11, color=style.INK, loc="left", pad=6, weight="bold")
+    axes.set_title(
+        "Is it right? Insertion and deletion", fontsize=11, color=style.INK, loc="left", pad=6, weight="bold"
+    )
     axes.set_xlabel("share of the picture inserted or deleted", fontsize=9, color=style.FAINT)
     axes.set_ylabel("probability of the class", fontsize=9, color=style.FAINT, labelpad=2)
     axes.tick_params(labelsize=8, colors=style.FAINT, length=2)
@@ -132,7 +138,15 @@ def _heading(fig: Figure, explanation: Explanation, width: float, height: float)
     target = explanation.target
     if target is not None:
         name = target.label or f"class {target.index}"
-        fig.text(left, first, f"{name}  {style.percent(target.score)}", fontsize=18, color=style.INK, weight="bold", va="center")
+        fig.text(
+            left,
+            first,
+            f"{name}  {style.percent(target.score)}",
+            fontsize=18,
+            color=style.INK,
+            weight="bold",
+            va="center",
+        )
     parts = [f"{explanation.model} {explanation.model_version}".strip(), explanation.method]
     if explanation.completed:
         seconds = explanation.completed.run_seconds

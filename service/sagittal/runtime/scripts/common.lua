@@ -101,7 +101,13 @@ end
 local function dequeue(id, run)
   local ready = root .. 'ready:' .. queue_name(run)
   if call('ZREM', ready, id) == 0 then return end
-  if call('EXISTS', ready) == 0 then call('DEL', root .. 'share:' .. queue_name(run)) end
+  if call('EXISTS', ready) == 0 then
+    call('DEL', root .. 'share:' .. queue_name(run))
+    local name = ':' .. run.model .. '@' .. run.version
+    if call('EXISTS', root .. 'ready:interactive' .. name, root .. 'ready:batch' .. name) == 0 then
+      call('DEL', root .. 'bell' .. name)
+    end
+  end
   call('ZREM', root .. 'age:' .. place(run), id)
   count_load(run, -1)
 end

@@ -1,5 +1,6 @@
--- Returns {[NAME@VERSION, model, created, is latest, worker, ...], ...} of all models, or of one name.
-local root, wanted, wanted_version = KEYS[1], ARGV[1], ARGV[2]
+-- Returns {[NAME@VERSION, model, created, is latest, worker, ...], ...} of all models, or of one version; an unknown one gives
+-- the names of all as strings. Arguments: 'all' or 'one', name, version or '' for the latest.
+local root, how_many, wanted, wanted_version = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local clock = redis.call('TIME')
 redis.call('ZREMRANGEBYSCORE', root .. 'workers', '-inf', clock[1] .. '.' .. string.format('%06d', clock[2]))
 local workers = redis.call('ZRANGE', root .. 'workers', 0, -1)
@@ -14,7 +15,7 @@ local function read(key, model)
   return entry
 end
 
-if wanted ~= '' then
+if how_many == 'one' then
   if wanted_version == '' then wanted_version = redis.call('HGET', root .. 'latest', wanted) or '' end
   local key = wanted .. '@' .. wanted_version
   local model = redis.call('HGET', root .. 'models', key)

@@ -1,0 +1,126 @@
+"""What the benchmarks run on: EfficientNet-Lite0 and pictures, through the library and the engine."""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sagittal.engine import Budget, Engine, Task
+from sagittal.explain import Explainer, Metrics, Question, explain
+from sagittal.explain.seam import Curve, CurveKind, SaliencyMask
+from sagittal.models.entry import read_entries
+from sagittal.models.loading import LoadedModel, load
+from sagittal.models.preprocessing import black, to_input
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = ROOT / "examples" / "images"
+MODELS = ROOT / "clients" / "sagittal" / "cli" / "models.toml"
+
+IMAGES_VARIABLE = "SAGITTAL_BENCHMARK_IMAGES"
+"""Environment variable with a directory of pictures and a `labels.json`; the shipped pictures serve without it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """A picture as the model takes it."""
+
+    name: str
+    image: Tensor
+
+
+@dataclass(slots=True, eq=False)
+class Outcome:
+    """One explanation, measured."""
+
+    insertion: float
+    deletion: float
+    evaluations: int
+    """Of the search alone, metrics and the prediction not counted."""
+    gradient_evaluations: int
+    seconds: float
+    saliency: Tensor | None
+    events: list[Any] = field(default_factory=list)
+
+
+def load_model() -> LoadedModel:
+    """Returns EfficientNet-Lite0 as the demo serves it."""
+    return load(read_entries(MODELS)[0], torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def pictures(loaded: LoadedModel, names: Sequence[str] = ()) -> Iterator[Picture]:
+    """Yields the pictures of the benchmark directory where there is one, else the shipped ones."""
+    directory = os.environ.get(IMAGES_VARIABLE)
+    if directory and not names:
+        listed = [Path(directory) / entry["file"] for entry in json.loads((Path(directory) / "labels.json").read_text())]
+    else:
+        listed = [path for path in sorted(SHIPPED.iterdir()) if path.suffix in (".png", ".jpg")]
+    for path in listed:
+        if not names or path.stem in names:
+            pixels = np.asarray(Image.open(path).convert("RGB"))
+            yield Picture(path.stem, to_input(pixels, loaded.entry.preprocessing).to(loaded.device))
+
+
+def run(loaded: LoadedModel, picture: Picture, explainer: Explainer, *, seed: int = 0, **options: Any) -> Outcome:
+    """Explains a picture's top class and measures the explanation; `options` are `budget` and `metrics`."""
+    question = Question(image=picture.image, black=black(loaded.entry.preprocessing), seed=seed)
+    events: list[Any] = []
+    ends: list[BaseException | None] = []
+    task = Task(
+        steps=explain(question, explainer, options.get("metrics", Metrics())),
+        on_event=events.append,
+        on_end=ends.append,
+        budget=options.get("budget", Budget()),
+    )
+    started = time.monotonic()
+    Engine(loaded.evaluator, batch_size=loaded.found.batch_size).run(task)
+    seconds = time.monotonic() - started
+    if ends[0] is not None:
+        raise ends[0]
+    areas = {event.kind: event.auc for event in events if isinstance(event, Curve) and event.mask_index == 0}
+    final = next((event.saliency for event in events if isinstance(event, SaliencyMask) and event.final), None)
+    return Outcome(
+        insertion=areas.get(CurveKind.INSERTION, float("nan")),
+        deletion=areas.get(CurveKind.DELETION, float("nan")),
+        evaluations=task.usage.evaluations - task.usage.metric_evaluations,
+        gradient_evaluations=task.usage.gradient_evaluations,
+        seconds=seconds,
+        saliency=final,
+        events=events,
+    )
+
+
+def machine() -> str:
+    """Says what the figures were measured on."""
+    threads = torch.get_num_threads()
+    return f"{platform.machine()}, {threads} threads, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Returns a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """Parses `--write FILE`: where the report goes; it goes to standard output without."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--write", type=Path, help="file to write the report to")
+    return parser.parse_args()
+
+
+def report(text: str, options: argparse.Namespace) -> None:
+    """Writes a report where it was asked for."""
+    print(text)
+    if options.write:
+        options.write.parent.mkdir(parents=True, exist_ok=True)
+        options.write.write_text(text)

@@ -1,0 +1,28 @@
+"""The `sagittal` command with its subcommands."""
+
+from importlib.metadata import version
+
+import click
+
+from sagittal.cli.explain import explain
+from sagittal.cli.failures import Group
+from sagittal.cli.jobs import cancel, delete, get, list_jobs, watch
+from sagittal.cli.local import demo, up
+from sagittal.cli.models import models, predict
+
+EPILOG = """
+Exit codes: 0 done; 1 the job failed or was refused; 2 the command or request is wrong; 3 the service cannot be
+reached; 4 an extra of the package is not installed; 130 interrupted.
+"""
+
+
+@click.group(
+    cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(version("sagittal"), prog_name="sagittal")
+def app() -> None:
+    """Explains what image classifiers see."""
+
+
+for command in (up, demo, explain, predict, models, watch, get, list_jobs, cancel, delete):
+    app.add_command(command)

@@ -1,0 +1,62 @@
+"""The options that say which service a command talks to."""
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from sagittal.cli.failures import USAGE, Failure
+from sagittal.client import TLS, Client
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+DEFAULT_ADDRESS = "localhost:50051"
+
+_OPTIONS = (
+    click.option(
+        "--address", default=DEFAULT_ADDRESS, envvar="SAGITTAL_ADDRESS", show_default=True, show_envvar=True,
+        help="Where the service listens: host:port, or unix:PATH.",
+    ),
+    click.option("--token", default="", envvar="SAGITTAL_TOKEN", show_envvar=True, help="Bearer token."),
+    click.option("--tls/--no-tls", default=False, envvar="SAGITTAL_TLS", help="Encrypts the connection."),
+    click.option(
+        "--tls-ca", type=click.Path(path_type=Path), envvar="SAGITTAL_TLS_CA", show_envvar=True,
+        help="PEM file of the authorities to trust; implies --tls.",
+    ),
+    click.option(
+        "--tls-cert", type=click.Path(path_type=Path), envvar="SAGITTAL_TLS_CERT",
+        help="PEM file of this client's certificate.",
+    ),
+    click.option(
+        "--tls-key", type=click.Path(path_type=Path), envvar="SAGITTAL_TLS_KEY", help="PEM file of this client's key."
+    ),
+)  # fmt: skip
+
+
+def connected(command: Command) -> Command:
+    """Gives a command the connection's options, and a `Client` as its first argument."""
+
+    @wraps(command)
+    def run(
+        address: str,
+        token: str,
+        tls: bool,
+        tls_ca: Path | None,
+        tls_cert: Path | None,
+        tls_key: Path | None,
+        **rest: Any,
+    ) -> Any:
+        encrypted = TLS(root_certificates=tls_ca, certificate=tls_cert, private_key=tls_key)
+        try:
+            client = Client(address, token=token, tls=encrypted if tls or tls_ca or tls_cert else None)
+        except ValueError as error:
+            raise Failure(str(error), USAGE) from error
+        with client:
+            return command(client, **rest)
+
+    decorated: Any = run
+    for option in reversed(_OPTIONS):
+        decorated = option(decorated)
+    return decorated  # type: ignore[no-any-return]

@@ -1,0 +1,191 @@
+"""`sagittal explain`, and what it shares with `sagittal demo`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import click
+import numpy as np
+
+from sagittal.cli.connection import connected
+from sagittal.cli.failures import FAILED, USAGE, Failure
+from sagittal.cli.files import Results, read_picture, what_the_model_saw, write_files
+from sagittal.cli.report import dump, explanation_json
+from sagittal.cli.terminal import LiveReporter, PlainReporter, make_reporter
+from sagittal.client import Baseline, Client, Explanation, Method, Metrics
+from sagittal.core.errors import SagittalError as CoreError
+
+BaselineName = Literal["blur", "black", "mean", "noise"]
+DEFAULT_MODEL = "efficientnet-lite0"
+Reporter = LiveReporter | PlainReporter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What a person asks on the command line."""
+
+    image: Path
+    model: str
+    method: str
+    parameters: Mapping[str, Any]
+    target: str | None
+    baseline: str
+    seed: int
+    max_evaluations: int
+    deadline: float | None
+    cache: Literal["use", "refresh", "bypass"]
+    protocol: Literal["mask", "pixel"]
+
+
+@click.command()
+@click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Name of a registered model.")
+@click.option(
+    "--method", default="igos++", show_default=True, help="How to explain; 'sagittal models show' lists them."
+)
+@click.option("--target", help="Index or label of the class to explain.  [default: the model's top class]")
+@click.option("--mask-size", type=int, help="Side of the square mask in cells; short for --set mask_size=N.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A parameter of the method; repeat it. @FILE.npy gives an array.",
+)
+@click.option(
+    "--baseline", default="blur", show_default=True, help="blur, black, mean, noise, or the file of an image."
+)
+@click.option("--max-evaluations", type=click.IntRange(0), default=0, help="Most model evaluations of the search.")
+@click.option("--deadline", type=click.FloatRange(0, min_open=True), help="Seconds the job may take, waiting included.")
+@click.option(
+    "--cache",
+    type=click.Choice(["use", "refresh", "bypass"]),
+    default="use",
+    show_default=True,
+    help="Whether a stored answer may be given.",
+)
+@click.option(
+    "--curves",
+    "protocol",
+    type=click.Choice(["mask", "pixel"]),
+    default="mask",
+    show_default=True,
+    help="Resolution of insertion and deletion.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory for the pictures and data.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Prints explanation.json, and nothing else, to standard output.")
+@connected
+def explain(
+    client: Client,
+    *,
+    directory: Path | None,
+    as_json: bool,
+    mask_size: int | None,
+    settings: Sequence[str],
+    **asked: Any,
+) -> None:
+    """Explains why a model sees what it sees in IMAGE."""
+    parameters = parse_settings(settings) | ({"mask_size": mask_size} if mask_size is not None else {})
+    question = Question(parameters=parameters, **asked)
+    check_readable(question.image)
+    with make_reporter(question.model, to_the_end=as_json) as reporter:
+        explanation = ask(client, question, reporter)
+        files = draw(client, question, explanation, directory) if directory else {}
+    if as_json:
+        click.echo(dump(explanation_json(explanation, files)))
+    else:
+        tell(explanation, directory, files)
+
+
+def ask(client: Client, question: Question, reporter: Reporter) -> Explanation:
+    """Explains an image, telling a person how it goes. Ctrl-C cancels the job."""
+    return client.explain(
+        question.image,
+        on_event=reporter.take,
+        model=question.model,
+        method=Method(question.method, **question.parameters),
+        target=_target(question.target),
+        baseline=_baseline(question.baseline),
+        metrics=Metrics(protocol=question.protocol),
+        seed=question.seed,
+        max_evaluations=question.max_evaluations,
+        deadline=question.deadline,
+        cache=question.cache,
+        progress_interval=0.1,
+    )
+
+
+def draw(client: Client, question: Question, explanation: Explanation, directory: Path) -> Mapping[str, str]:
+    """Writes the pictures and data of an explanation; returns the files' names by what they are."""
+    if explanation.prediction is None:
+        raise Failure("the service sent no prediction, so there is nothing to draw", FAILED)
+    preprocessing = client.model(question.model, version=explanation.model_version).preprocessing
+    given = None if question.baseline in get_args(BaselineName) else Path(question.baseline)
+    seen = what_the_model_saw(question.image, preprocessing, explanation.prediction, given)
+    return write_files(Results(explanation, seen, directory))
+
+
+def tell(explanation: Explanation, directory: Path | None, files: Mapping[str, str]) -> None:
+    """Says the result in a few lines on standard output."""
+    target, seconds = explanation.target, explanation.seconds or 0.0
+    name = (target.label or f"class {target.index}") if target else "the image"
+    how = f"{explanation.method} on {explanation.model}"
+    click.echo(f"explained {name} by {how}: {explanation.evaluations:,} evaluations in {seconds:.1f} s")
+    if explanation.insertion is not None and explanation.deletion is not None:
+        insertion, deletion = f"{explanation.insertion:.3f}", f"{explanation.deletion:.3f}"
+        click.echo(f"insertion AUC {insertion} (high is good)   deletion AUC {deletion} (low is good)")
+    if explanation.sufficient_sets:
+        smallest = min(len(each.patches.patches) for each in explanation.sufficient_sets)
+        click.echo(f"{len(explanation.sufficient_sets)} sufficient sets, the smallest of {smallest} patches")
+    for warning in explanation.warnings:
+        click.echo(f"warning: {warning.message} ({warning.reason})")
+    if directory:
+        click.echo(f"pictures in {directory}: {', '.join(dict.fromkeys(files.values()))}")
+    else:
+        click.echo(f"job {explanation.job_id}; give -o DIR for pictures")
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Returns KEY=VALUE pairs; the service types them, except for arrays, which are read here."""
+    parameters: dict[str, Any] = {}
+    for setting in settings:
+        key, sign, value = setting.partition("=")
+        if not sign or not key:
+            raise click.BadParameter(f"{setting!r}; expected KEY=VALUE", param_hint="--set")
+        parameters[key.replace("-", "_")] = _array(value[1:]) if value.startswith("@") else value
+    return parameters
+
+
+def check_readable(image: Path) -> None:
+    """Raises a Failure for a file that is no picture, before anything is sent."""
+    try:
+        read_picture(image)
+    except CoreError as error:
+        raise Failure(f"{image}: {error.message}", USAGE) from error
+
+
+def _array(path: str) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(f"{path}: cannot be read as .npy: {error}", param_hint="--set") from error
+
+
+def _target(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.isdigit() else text
+
+
+def _baseline(text: str) -> Baseline | BaselineName:
+    if text in get_args(BaselineName):
+        return cast("BaselineName", text)
+    if not Path(text).is_file():
+        raise click.BadParameter(f"{text!r}; expected blur, black, mean, noise, or a file", param_hint="--baseline")
+    return Baseline(kind="image", image=text)

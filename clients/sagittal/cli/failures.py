@@ -1,0 +1,115 @@
+"""Failures as a line or two for people, and exit codes for scripts.
+
+0    done
+1    the job failed, was cancelled, or the service refused it
+2    the command or the request is wrong: option, image, method, parameter, model
+3    the service cannot be reached, or is not ready
+4    an extra of the package is not installed
+130  interrupted (Ctrl-C); 143 and 129 after SIGTERM and SIGHUP
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import IO, Any
+
+import click
+
+from sagittal.client import InvalidRequest, NotFound, Overloaded, SagittalError, Unauthenticated, Unavailable
+
+FAILED, USAGE, UNREACHABLE, EXTRA_MISSING, INTERRUPTED = 1, 2, 3, 4, 130
+
+#: What to do, where the message does not say it.
+_REMEDIES: tuple[tuple[type[SagittalError], str], ...] = (
+    (Unavailable, "Start one on this machine with 'sagittal up', or name another with --address."),
+    (Unauthenticated, "Give the token with --token or SAGITTAL_TOKEN."),
+    (Overloaded, "Try again later."),
+)
+
+#: The exit code of each class of error; the first that fits counts.
+_CODES: tuple[tuple[type[SagittalError], int], ...] = (
+    (InvalidRequest, USAGE),
+    (NotFound, USAGE),
+    (Unavailable, UNREACHABLE),
+    (SagittalError, FAILED),
+)
+
+
+class Failure(click.ClickException):
+    """An expected failure: a message without a traceback, and an exit code."""
+
+    def __init__(self, message: str, exit_code: int = FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Prints the message to standard error."""
+        click.echo(f"sagittal: {self.format_message()}", file=file, err=file is None)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked this program to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_code = 128 + number
+
+
+class Group(click.Group):
+    """Commands whose expected failures are readable."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs a command; turns what it raises into a message and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except SagittalError as error:
+            raise readable(error) from error
+        except KeyboardInterrupt as error:
+            raise Failure("interrupted", getattr(error, "exit_code", INTERRUPTED)) from error
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] == "sagittal":
+                raise
+            message = f"this command needs {error.name}: pip install 'sagittal[demo]'"
+            raise Failure(message, EXTRA_MISSING) from error
+        except BrokenPipeError as error:
+            raise Failure("the reader of the output went away") from error
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise Failure(f"{where}{error.strerror or error}", USAGE) from error
+
+
+def readable(error: SagittalError) -> Failure:
+    """Returns an error with its remedy and exit code."""
+    remedy = next((text for kind, text in _REMEDIES if isinstance(error, kind)), "")
+    if error.retry_after:
+        remedy = f"Try again in {error.retry_after:.0f} s."
+    code = next(code for kind, code in _CODES if isinstance(error, kind))
+    return Failure(f"{error}\n{remedy}".rstrip(), code)
+
+
+@contextmanager
+def stopping_on_signals() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP end the block as Ctrl-C does, so that what it started is stopped."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def ignoring_signals() -> Iterator[None]:
+    """Lets nothing interrupt the block: for stopping what must not be left behind, which takes bounded time."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,72 @@
+"""`sagittal watch`, `get`, `list`, `cancel` and `delete`: jobs that were submitted before."""
+
+from collections.abc import Sequence
+from itertools import islice
+
+import click
+
+from sagittal.cli.connection import connected
+from sagittal.cli.report import dump, explanation_json, job_json
+from sagittal.cli.terminal import make_reporter
+from sagittal.client import Client
+
+STATES = ("queued", "running", "completed", "failed", "cancelled")
+
+
+@click.command()
+@click.argument("job")
+@click.option("--after", "after_sequence", type=click.IntRange(0), default=0, help="Begin after this event.")
+@connected
+def watch(client: Client, *, job: str, after_sequence: int) -> None:
+    """Shows how JOB goes, to its end. Ctrl-C leaves the job alone."""
+    with make_reporter("") as reporter, client.watch(job, after_sequence=after_sequence) as events:
+        for event in events:
+            reporter.take(event)
+
+
+@click.command()
+@click.argument("job")
+@connected
+def get(client: Client, *, job: str) -> None:
+    """Prints what is known of JOB as JSON."""
+    explanation = client.get(job)
+    error = explanation.error
+    failure = {"error": {"reason": error.reason, "message": error.message}} if error else {}
+    click.echo(dump({"state": explanation.state} | failure | explanation_json(explanation, {})))
+
+
+@click.command("list")
+@click.option("--model", default="", help="Only jobs of this model.")
+@click.option("--state", "states", type=click.Choice(STATES), multiple=True, help="Only jobs in this state; repeat it.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Most jobs to show.")
+@click.option("--json", "as_json", is_flag=True, help="Prints JSON.")
+@connected
+def list_jobs(client: Client, *, model: str, states: Sequence[str], limit: int, as_json: bool) -> None:
+    """Lists jobs, newest first."""
+    jobs = list(islice(client.list(model=model, states=states), limit))
+    if as_json:
+        click.echo(dump([job_json(job) for job in jobs]))
+        return
+    for job in jobs:
+        when = job.created.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        click.echo(f"{job.job_id}  {when}  {job.state:<9}  {job.model}  {job.method}")
+    if not jobs:
+        click.echo("no jobs", err=True)
+
+
+@click.command()
+@click.argument("job")
+@connected
+def cancel(client: Client, *, job: str) -> None:
+    """Cancels JOB; one that has ended stays as it is."""
+    state = client.cancel(job).state
+    click.echo(f"job {job}: {'will be cancelled at its next step' if state == 'running' else state}")
+
+
+@click.command()
+@click.argument("job")
+@connected
+def delete(client: Client, *, job: str) -> None:
+    """Deletes JOB, which must have ended, with its image and events."""
+    client.delete(job)
+    click.echo(f"job {job}: deleted")

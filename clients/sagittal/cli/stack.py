@@ -1,0 +1,252 @@
+"""Valkey, the service and a worker as three processes on this machine, which are gone when this one is."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import click
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from sagittal.cli.failures import UNREACHABLE, USAGE, Failure, ignoring_signals
+from sagittal.client import Client, Model, SagittalError, WorkerState
+from sagittal.core.errors import SagittalError as RuntimeFailure
+from sagittal.runtime.embedded import EmbeddedValkey
+
+#: The models that are served where no other file is named.
+MODELS_FILE = Path(__file__).with_name("models.toml")
+#: Time that the service and the models may take to be ready, in seconds: importing torch from a cold disk is slow.
+READY_SECONDS = 180.0
+#: Time that a process has to end after SIGTERM, in seconds, before it is killed.
+GRACE_SECONDS = 8.0
+#: Time between two looks whether something is ready, in seconds.
+LOOK_SECONDS = 0.1
+#: Lines of a log that are shown when its process died.
+TAIL_LINES = 12
+
+SERVICE = "sagittal.v1.ExplanationService"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to start, and where."""
+
+    listen: str
+    """Address of the service, host:port."""
+    service_metrics: int
+    """Port of the service's metrics; 0 for none."""
+    worker_metrics: int
+    """Port of the worker's metrics; 0 for none."""
+    models_file: Path
+    state: Path | None = None
+    """Directory in which jobs and logs survive; None for a temporary one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A process with its log."""
+
+    name: str
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    def stop(self) -> None:
+        """Asks the process to end; kills it where it does not in time."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def tail(self) -> str:
+        """The last lines of the log."""
+        lines = self.log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+        return "\n".join(f"  {line}" for line in lines) or "  (its log is empty)"
+
+
+@dataclass(slots=True)
+class LocalStack:
+    """A context manager around the three processes. They stop in the order worker, service, Valkey."""
+
+    plan: Plan
+    children: list[Child] = field(default_factory=list)
+    directory: Path = Path()
+    """Where the logs are, while the stack runs."""
+    _closing: ExitStack = field(default_factory=ExitStack)
+    _valkey: EmbeddedValkey | None = None
+
+    @property
+    def queue_url(self) -> str:
+        """Where Valkey listens."""
+        return self._valkey.url if self._valkey else ""
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except RuntimeFailure as error:
+            self.stop()
+            raise Failure(str(error)) from error
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Stops everything; returns when it is gone."""
+        with ignoring_signals():
+            self._closing.close()
+
+    def check(self) -> None:
+        """Raises a Failure with the end of its log where a process died."""
+        for child in self.children:
+            status = child.process.poll()
+            if status is not None:
+                raise Failure(f"the {child.name} ended with status {status}; its log ends:\n{child.tail()}")
+
+    def wait_for_service(self) -> None:
+        """Returns when the service can take requests."""
+        with grpc.insecure_channel(self.plan.listen) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            self._wait(lambda: _serving(stub), "the service is not ready")
+
+    def wait_for_models(self, client: Client, say: Callable[[str], None]) -> None:
+        """Returns when every model of the file is ready; says what it waits for."""
+        for name in model_names(self.plan.models_file):
+            say(f"loading model {name}")
+            self._wait(lambda name=name: _loaded(client, name), f"model {name} is not loaded")  # type: ignore[misc]
+
+    def _wait(self, done: Callable[[], bool], otherwise: str) -> None:
+        until = time.monotonic() + READY_SECONDS
+        while not done():
+            self.check()
+            if time.monotonic() > until:
+                raise Failure(f"{otherwise} after {READY_SECONDS:.0f} s; see the logs in {self.directory}", UNREACHABLE)
+            time.sleep(LOOK_SECONDS)
+
+    def _start(self) -> None:
+        _check_free(self.plan)
+        temporary = tempfile.TemporaryDirectory(prefix="sagittal-", ignore_cleanup_errors=True)
+        self.directory = self.plan.state or Path(self._closing.enter_context(temporary))
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._valkey = EmbeddedValkey(self.directory, persist=self.plan.state is not None)
+        self._closing.enter_context(self._valkey)
+        common = {"SAGITTAL_QUEUE__URL": self.queue_url}
+        self._spawn("service", "sagittal.server.main", common | service_environment(self.plan))
+        self._spawn("worker", "sagittal.worker.main", common | worker_environment(self.plan))
+
+    def _spawn(self, name: str, module: str, environment: Mapping[str, str]) -> None:
+        log = self.directory / f"{name}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(  # noqa: S603 - our own program, with arguments of our own
+                [sys.executable, "-m", "sagittal.cli.child", str(os.getpid()), module],
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                process_group=0,  # Ctrl-C is for this program, which then stops its children in order
+            )
+        child = Child(name, process, log)
+        self.children.append(child)
+        self._closing.callback(child.stop)
+
+
+def service_environment(plan: Plan) -> dict[str, str]:
+    """Returns the settings of the service. Alone on its machine, it need not drain for long."""
+    return {
+        "SAGITTAL_LISTEN": plan.listen,
+        "SAGITTAL_METRICS_PORT": str(plan.service_metrics),
+        "SAGITTAL_DRAIN": "2",
+    }
+
+
+def worker_environment(plan: Plan) -> dict[str, str]:
+    """Returns the settings of the worker."""
+    return {
+        "SAGITTAL_MODELS_FILE": str(plan.models_file.resolve()),
+        "SAGITTAL_METRICS_PORT": str(plan.worker_metrics),
+        "SAGITTAL_DRAIN": "2",
+    }
+
+
+def free_ports(number: int) -> Sequence[int]:
+    """Returns ports of 127.0.0.1 that nothing listens on, all different."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(number)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def model_names(path: Path) -> Sequence[str]:
+    """Returns the names in a models file. Raises a Failure where it cannot be read."""
+    try:
+        tables = tomllib.loads(path.read_text()).get("models", [])
+        return list(dict.fromkeys(str(table["name"]) for table in tables))
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror}; name a models file with --models", USAGE) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Failure(f"{path}: is no models file ([[models]] tables with a name): {error}", USAGE) from error
+
+
+def _check_free(plan: Plan) -> None:
+    """Raises a Failure for a port that something listens on already, which says more than a log would."""
+    _, _, port = plan.listen.rpartition(":")
+    if not port.isdigit():
+        raise click.BadParameter(f"{plan.listen!r} is no address; give host:port", param_hint="--listen")
+    wanted = (
+        ("--listen", int(port)),
+        ("--metrics-port", plan.service_metrics),
+        ("--metrics-port", plan.worker_metrics),
+    )
+    for option, number in wanted:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", number))
+            except OSError as error:
+                text = f"port {number} is in use: does Sagittal run already? Else choose another with {option}"
+                raise Failure(text, USAGE) from error
+
+
+def _serving(stub: health_pb2_grpc.HealthStub) -> bool:
+    try:
+        answer = stub.Check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=2.0)  # type: ignore[attr-defined]
+    except grpc.RpcError:
+        return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _loaded(client: Client, name: str) -> bool:
+    """Whether a worker is ready; raises a Failure where it could not load the model."""
+    for worker in _workers(client, name):
+        if worker.state == "failed":
+            raise Failure(f"model {name} cannot be loaded: {worker.message}")
+        if worker.state == "ready":
+            return True
+    return False
+
+
+def _workers(client: Client, name: str) -> Iterator[WorkerState]:
+    try:
+        model: Model = client.model(name)
+    except SagittalError:
+        return  # no worker has said anything of it yet
+    yield from model.workers

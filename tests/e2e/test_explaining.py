@@ -1,0 +1,86 @@
+"""A photograph explained by the real model through real processes."""
+
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sagittal.client import AsyncClient, Client, IGOSPlusPlus, Mask, Progress
+
+CHELSEA = Path(__file__).parents[2] / "examples" / "images" / "chelsea.png"
+QUICK = IGOSPlusPlus(mask_size=14, iterations=4)
+
+pytestmark = pytest.mark.real_model
+
+
+def test_a_photograph_is_explained_as_it_forms(client: Client):
+    events = list(client.stream(CHELSEA, model="efficientnet-lite0", method=QUICK, partial_masks=True, cache="bypass"))
+    kinds = [type(event).__name__ for event in events]
+    assert kinds[:3] == ["Accepted", "Started", "Prediction"]
+    assert kinds[-1] == "Completed"
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert any(isinstance(event, Progress) and event.objective is not None for event in events)
+    assert [event.final for event in events if isinstance(event, Mask)][-1]
+
+
+def test_the_whole_explanation_is_there_in_three_lines(client: Client):
+    explanation = client.explain(CHELSEA, model="efficientnet-lite0", method=QUICK, target="Egyptian cat")
+    assert explanation.target.label == "Egyptian cat"
+    assert explanation.mask.shape == (14, 14)
+    assert 0 <= explanation.mask.min() <= explanation.mask.max() <= 1
+    assert explanation.insertion > explanation.deletion
+    assert explanation.baseline_score < 0.05 * explanation.score
+    assert explanation.evaluations > explanation.gradient_evaluations > 0
+    assert len(explanation.model_digest) == 64
+
+
+def test_the_same_seed_repeats_the_same_bits(client: Client):
+    runs = [
+        client.explain(CHELSEA, model="efficientnet-lite0", method=QUICK, seed=7, cache="bypass") for _ in range(2)
+    ]
+    other = client.explain(CHELSEA, model="efficientnet-lite0", method=QUICK, seed=8, cache="bypass")
+    assert np.array_equal(runs[0].mask, runs[1].mask)
+    assert runs[0].insertion == runs[1].insertion
+    assert not np.array_equal(runs[0].mask, other.mask)
+
+
+async def test_asyncio_gets_the_same(stack):
+    async with AsyncClient(stack.address) as client:
+        explanation = await client.explain(CHELSEA, model="efficientnet-lite0", method=QUICK)
+    assert explanation.mask.shape == (14, 14)
+
+
+def test_prediction(client: Client):
+    top = client.predict(CHELSEA, model="efficientnet-lite0", top=3)
+    assert [found.label for found in top][0] == "Egyptian cat"
+    assert len(top) == 3
+
+
+def test_the_model_says_what_it_is_and_what_was_done_to_it(client: Client):
+    model = client.model("efficientnet-lite0")
+    assert len(model.labels) == 1000
+    applied = {step.name for step in model.capabilities.optimizations if step.applied}
+    assert {"fold-batch-norm", "merge-padding", "channels-last"} <= applied
+    assert model.capabilities.supports_gradients
+    assert "igos++" in {method.name for method in model.methods}
+
+
+def test_a_worker_that_dies_is_a_pause_to_the_caller(private_stack):
+    """The worker is killed in the middle; another goes on; the stream never breaks and nothing is repeated."""
+    stack = private_stack
+    stack.start_service()
+    first = stack.start_worker()
+    stack.wait_for_model("left")
+    with Client(stack.address) as client:
+        events = []
+        long = IGOSPlusPlus(mask_size=7, iterations=300, points=8)
+        for event in client.stream(CHELSEA, model="left", target=1, method=long, progress_interval=0.0):
+            events.append(event)
+            if isinstance(event, Progress) and first.process.poll() is None:
+                first.stop(signal.SIGKILL)
+                stack.start_worker()
+    attempts = [event.attempt for event in events if type(event).__name__ == "Started"]
+    assert attempts == [1, 2]
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert type(events[-1]).__name__ == "Completed"

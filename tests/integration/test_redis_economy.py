@@ -1,0 +1,117 @@
+"""What a job costs: round trips, connections, and what is left in Redis afterwards."""
+
+import asyncio
+import contextlib
+import time
+
+import redis
+
+from sagittal.core.jobs import JobState
+from sagittal.runtime.redis_queue import connect_job_queue, connect_worker_queue
+
+MODEL = [("model", "1")]
+
+
+def round_trips(client: redis.Redis) -> int:
+    """Commands that clients sent for the queue so far."""
+    stats = client.info("commandstats")
+    return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("evalsha", "eval", "blpop", "ping"))
+
+
+async def test_a_job_costs_one_round_trip_for_each_step(queue_settings, new_job) -> None:
+    settings = queue_settings.model_copy(update={"sweep_seconds": 600.0})
+    jobs, worker = connect_job_queue(settings), connect_worker_queue(settings, worker="worker")
+    with redis.Redis.from_url(settings.url) as client:
+        await jobs.submit(new_job(), b"accepted")  # loads the scripts
+        lease = worker.lease(MODEL, block_seconds=0)
+        worker.append(lease, [b"x"])
+        worker.settle(lease, b"done", JobState.COMPLETED)
+        await jobs.stored_events(lease.job.job_id)
+
+        before = round_trips(client)
+        job, _ = await jobs.submit(new_job(), b"accepted")
+        lease = worker.lease(MODEL, block_seconds=0)
+        worker.append(lease, [b"started", b"prediction"])
+        worker.append(lease, [b"mask", b"insertion", b"deletion"])
+        worker.settle(lease, b"done", JobState.COMPLETED)
+        assert round_trips(client) - before == 5
+        await jobs.stored_events(job.job_id)
+        assert round_trips(client) - before == 6
+    worker.close()
+    await jobs.close()
+
+
+async def test_many_watchers_share_a_fixed_number_of_connections(queue_settings, new_job) -> None:
+    name = queue_settings.prefix
+    separator = "&" if "?" in queue_settings.url else "?"
+    settings = queue_settings.model_copy(
+        update={"max_connections": 4, "url": f"{queue_settings.url}{separator}client_name={name}"}
+    )
+    jobs, worker = connect_job_queue(settings), connect_worker_queue(queue_settings, worker="worker")
+    ids = [(await jobs.submit(new_job(), b"accepted"))[0].job_id for _ in range(60)]
+
+    async def watch(job_id: str) -> int:
+        return [event.sequence async for event in jobs.events(job_id)][-1]
+
+    watchers = [asyncio.create_task(watch(job_id)) for job_id in ids for _ in range(2)]
+    while lease := await asyncio.to_thread(worker.lease, MODEL, block_seconds=0):
+        await asyncio.to_thread(worker.append, lease, [b"event"])
+        await asyncio.to_thread(worker.settle, lease, b"done", JobState.COMPLETED)
+    with redis.Redis.from_url(queue_settings.url) as client:
+        assert sum(each["name"] == name for each in client.client_list()) <= 5
+    assert await asyncio.wait_for(asyncio.gather(*watchers), 30) == [3] * 120
+    worker.close()
+    await jobs.close()
+
+
+async def test_a_watcher_hears_of_an_event_before_it_would_look_by_itself(queue_settings, new_job) -> None:
+    """Looking by itself is every five seconds: ten events, each waited for, in less than that can only be news."""
+    jobs, worker = connect_job_queue(queue_settings), connect_worker_queue(queue_settings, worker="worker")
+    job, _ = await jobs.submit(new_job(), b"accepted")
+    lease = worker.lease(MODEL, block_seconds=0)
+    events = jobs.events(job.job_id)
+    await anext(events)
+    for number in range(10):
+        waiting = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0.05)
+        worker.append(lease, [b"%d" % number])
+        assert (await asyncio.wait_for(waiting, 4)).payload == b"%d" % number
+    await events.aclose()
+    worker.close()
+    await jobs.close()
+
+
+async def test_nothing_is_left_of_jobs_whose_retention_has_passed(queue_settings, new_job) -> None:
+    settings = queue_settings.model_copy(update={"retention_seconds": 0.01, "image_retention_seconds": 0.01})
+    jobs, worker = connect_job_queue(settings), connect_worker_queue(settings, worker="worker")
+    for number in range(12):
+        key = "shared" if number % 3 == 0 else ""
+        deadline = time.time() + 60
+        await jobs.submit(new_job(content_key=key, request_id=f"r{number}", deadline=deadline), b"accepted")
+    lease = worker.lease(MODEL, block_seconds=0)
+    worker.release(lease)
+    await jobs.cancel((await jobs.submit(new_job(), b"accepted"))[0].job_id, "requested")
+    while lease := worker.lease(MODEL, block_seconds=0):
+        worker.checkpoint(lease, bytes(1000))
+        worker.checkpoint(lease, bytes(500))
+        worker.append(lease, [b"event", bytes(2000)])
+        worker.settle(lease, b"done", JobState.COMPLETED)
+    with redis.Redis.from_url(settings.url) as client:
+        while keys := _lasting(client, settings.prefix):
+            await asyncio.sleep(0.02)
+            await jobs.sweep()
+        assert keys == set()
+        assert client.get(f"{{{settings.prefix}}}:bytes") == b"0"
+    worker.close()
+    await jobs.close()
+
+
+def _lasting(client: redis.Redis, prefix: str) -> set[bytes]:
+    """Keys that neither expire by themselves nor are one of two counters."""
+    root = f"{{{prefix}}}:".encode()
+    found = set()
+    for key in client.scan_iter(match=root.replace(b"[", b"\\[") + b"*"):
+        with contextlib.suppress(redis.ResponseError):
+            if client.ttl(key) == -1 and key.removeprefix(root) not in (b"bytes", b"turn"):
+                found.add(key)
+    return found

@@ -1,0 +1,33 @@
+"""What users may rely on."""
+
+import subprocess
+import sys
+
+import sagittal.client
+
+
+def test_public_names_are_exactly_these() -> None:
+    assert set(sagittal.client.__all__) == {
+        "Accepted", "AlreadyExists", "AsyncClient", "AsyncEventStream", "Baseline", "Box", "CausalTriple",
+        "Certificate", "ClassScore", "Client", "Completed", "Concept", "Concepts", "ConnectionFailed", "Curve",
+        "EvaluateMask", "Event", "EventStream", "ExcitationBackprop", "Expired", "Explanation", "FailedPrecondition",
+        "GradCAM", "Graph", "GraphEdge", "GraphNode", "IGOS", "IGOSPlus", "IGOSPlusPlus", "ImageLike",
+        "IntegratedGradients", "InternalError", "InvalidImage", "InvalidRequest", "Job", "JobBuried", "JobCancelled",
+        "JobFailed", "Mask", "MeaningfulPerturbation", "MessageTooLarge", "Method", "MethodInfo", "MethodLike",
+        "Metrics", "MinimalSufficientExplanations", "Model", "ModelFailed", "ModelInput", "NotFound", "NotServed",
+        "Occlusion", "Optimizer", "Options", "Outcome", "Overloaded", "ParameterInfo", "PatchSet", "PatchShape",
+        "PermissionDenied", "Prediction", "Preprocessing", "Progress", "Protocol", "RISE", "RegionScore",
+        "RegionScores", "Retry", "SagittalError", "Started", "StructuredAttentionGraph", "SufficientSet",
+        "Sufficiency", "TLS", "Unauthenticated", "Unavailable", "UnknownJob", "UnknownModel", "Unrecognised",
+        "Warned", "WorkerState",
+    }  # fmt: skip
+    assert all(hasattr(sagittal.client, name) for name in sagittal.client.__all__)
+
+
+def test_the_client_imports_nothing_heavy() -> None:
+    program = (
+        "import sys, sagittal.client;"
+        "print([m for m in ('torch', 'redis', 'pydantic', 'structlog', 'click', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

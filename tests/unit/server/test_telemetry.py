@@ -1,0 +1,72 @@
+import json
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+import structlog
+from prometheus_client import CollectorRegistry, Counter
+
+from sagittal.runtime.telemetry import configure_logging, start_metrics_server, trace_context, trace_id
+
+TRACE = f"00-{'ab' * 16}-{'cd' * 8}-01"
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
+
+def test_json_logs_carry_the_bound_context(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("json")
+    structlog.contextvars.bind_contextvars(job_id="j1", trace_id="t1")
+    structlog.get_logger().info("job-accepted", model="lamp")
+    line = json.loads(capsys.readouterr().err)
+    assert line["event"] == "job-accepted"
+    assert (line["job_id"], line["trace_id"], line["model"], line["level"]) == ("j1", "t1", "lamp", "info")
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_stack_traces_are_logged_without_local_variables(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(log_format)  # type: ignore[arg-type]
+
+    def fail(picture: str) -> None:
+        raise ZeroDivisionError
+
+    try:
+        fail("secret" + " picture")
+    except ZeroDivisionError:
+        structlog.get_logger().exception("failed")
+    text = capsys.readouterr().err
+    assert "ZeroDivisionError" in text
+    assert "secret picture" not in text
+
+
+def test_lines_below_the_level_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("json", "warning")
+    structlog.get_logger().info("quiet")
+    structlog.get_logger().warning("loud")
+    assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["loud"]
+
+
+def test_a_valid_trace_is_kept() -> None:
+    assert trace_context(TRACE) == TRACE
+    assert trace_id(TRACE) == "ab" * 16
+
+
+@pytest.mark.parametrize("wrong", ["", "nonsense", f"00-{'0' * 32}-{'cd' * 8}-01", TRACE.upper(), TRACE + "-more"])
+def test_anything_else_begins_a_new_trace(wrong: str) -> None:
+    assert trace_id(wrong) == ""
+    assert len(trace_id(trace_context(wrong))) == 32
+
+
+def test_metrics_are_served_until_they_are_closed() -> None:
+    registry = CollectorRegistry()
+    Counter("sagittal_things", "Things.", registry=registry).inc()
+    server = start_metrics_server("127.0.0.1", 0, registry)
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as page:
+        assert b"sagittal_things_total 1.0" in page.read()
+    server.close()
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10)

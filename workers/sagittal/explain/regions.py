@@ -1,0 +1,46 @@
+"""What if: scores of regions that a person picks, shown alone or hidden."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sagittal.explain.parameters import InvalidParameter
+from sagittal.explain.patches import bits_of, everything
+from sagittal.explain.problem import Problem
+from sagittal.explain.scoring import Memo, Threshold
+from sagittal.explain.seam import ClassScore, Steps, Upsampling
+
+
+@dataclass(frozen=True, slots=True)
+class RegionScore:
+    """What the model says of an image with a region shown alone, or hidden."""
+
+    score: float
+    """Probability of the target."""
+    top: ClassScore
+
+
+def score_regions(
+    problem: Problem,
+    grid: int,
+    sets: Sequence[Sequence[int]],
+    *,
+    hide: bool = False,
+    upsampling: Upsampling = Upsampling.BOX,
+) -> Steps:
+    """Returns a RegionScore for each set of patches (row * grid + column), in order, in full precision.
+
+    Equal sets are evaluated once. Raises InvalidParameter for a patch outside the grid.
+    """
+    cells = everything(grid)
+    shown = [_bits(patches, grid) ^ (cells if hide else 0) for patches in sets]
+    memo = Memo(problem=problem, grid=grid, rule=Threshold(required_score=problem.full_score), upsampling=upsampling)
+    yield from memo.measure(shown)
+    scored = [memo[bits] for bits in shown]
+    return [RegionScore(each.score, ClassScore(each.top_class, each.top_score)) for each in scored]
+
+
+def _bits(patches: Sequence[int], grid: int) -> int:
+    outside = [patch for patch in patches if not 0 <= patch < grid**2]
+    if outside:
+        raise InvalidParameter("sets", f"names patch {outside[0]}; a {grid} x {grid} grid has 0 to {grid**2 - 1}")
+    return bits_of(patches)

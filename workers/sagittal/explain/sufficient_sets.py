@@ -1,0 +1,251 @@
+"""Minimal sufficient explanations: small sets of patches that alone keep the model's confidence (Shitole et al., 2021).
+
+Shitole, Li, Kahng, Tadepalli, Fern: One Explanation Is Not Enough: Structured Attention Graphs for Image Classification
+(NeurIPS 2021). Where we differ, and why: no set is scored twice; elimination from above precedes the beam, which is
+guided by all scores known so far; what is returned is certified; diversity is enforced while searching.
+
+Sets are streamed as each is certified. `SufficientSet.diverse` then says whether the set fits with those before it; when
+the search ends, the largest family is computed exactly, and a set whose flag it changes is yielded once more. Of two
+events with the same patches the later one holds.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from sagittal.explain.authors_search import authors_search
+from sagittal.explain.beam import eliminate, grow
+from sagittal.explain.certificates import Claim, causal_triple, certify
+from sagittal.explain.diversity import compatible, diverse_family, open_regions
+from sagittal.explain.explainer import Explainer
+from sagittal.explain.parameters import InvalidParameter, parameter
+from sagittal.explain.patches import members
+from sagittal.explain.preparation import TINY_SCORE
+from sagittal.explain.problem import Problem
+from sagittal.explain.scoring import Memo, Rule, Threshold, TopClass
+from sagittal.explain.seam import (
+    CausalTriple,
+    Notice,
+    OutOfBudget,
+    Progress,
+    Steps,
+    SufficientSet,
+    Truncated,
+    Upsampling,
+)
+
+GROWTH_BOUND = 260
+"""Most evaluations of the beam search that looks for a smaller first set."""
+
+FURTHER_GROWTH_BOUND = 100
+"""Most evaluations of each later one."""
+
+UPSAMPLING = {"box": Upsampling.BOX, "tent": Upsampling.ALIGNED}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetSearch:
+    """A search for diverse minimal sufficient sets; state of one job."""
+
+    memo: Memo
+    beam_width: int
+    max_sets: int
+    max_overlap: int
+    found: dict[int, SufficientSet] = field(default_factory=dict)
+    """Sets that were certified, as last yielded."""
+    claims: list[Claim] = field(default_factory=list)
+    """Claims begun; the last one may not be finished."""
+
+    def run(self) -> Steps:
+        """Yields requests and sets as they are found. A spent budget is reported, with what was found by then."""
+        try:
+            degenerate = yield from self._check_ends()
+            if not degenerate:
+                yield from self._search()
+        except OutOfBudget as spent:
+            yield Truncated(spent.limit)
+            yield from self._salvage()
+        yield from self._settle()
+        yield Progress(1.0, phase="certify")
+
+    @property
+    def family(self) -> tuple[int, ...]:
+        """The largest diverse family of the sets found so far."""
+        return diverse_family({bits: each.score for bits, each in self.found.items()}, self.max_overlap)
+
+    def _check_ends(self) -> Steps:
+        """Yields a notice where the empty set suffices or the whole image does not; whether so."""
+        yield from self.memo.evaluate([0, self.memo.all])
+        if self.memo.sufficient(0):
+            yield EMPTY_SET_SUFFICIENT
+        elif not self.memo.sufficient(self.memo.all):
+            yield IMAGE_NOT_SUFFICIENT
+        return self.memo.sufficient(0) or not self.memo.sufficient(self.memo.all)
+
+    def _search(self) -> Steps:
+        region: int | None = self.memo.all
+        while region is not None and len(self.found) < self.max_sets:
+            bits = yield from self._small_set(region)
+            before = len(self.found)
+            yield from self._report(bits)
+            if len(self.found) == before:
+                return
+            region = yield from self._next_region()
+
+    def _small_set(self, region: int) -> Steps:
+        """Returns a small sufficient set within a sufficient region."""
+        bits = yield from eliminate(self.memo, region)
+        bound = FURTHER_GROWTH_BOUND if self.found else GROWTH_BOUND
+        smaller = yield from grow(self.memo, region, width=self.beam_width, below=bits.bit_count(), bound=bound)
+        return bits if smaller is None else smaller
+
+    def _report(self, bits: int) -> Steps:
+        """Certifies a set, or one that takes its place, and yields it."""
+        claim = Claim()
+        self.claims.append(claim)
+        certified = yield from certify(self.memo, bits, claim)
+        if certified and claim.bits not in self.found:
+            causal = yield from causal_triple(self.memo, claim.bits)
+            yield self._add(claim, causal)
+        if claim.beaten_by and claim.beaten_by not in self.found and len(self.found) < self.max_sets:
+            yield from self._report(claim.beaten_by)
+
+    def _add(self, claim: Claim, causal: CausalTriple | None) -> SufficientSet:
+        """Returns a certified set as an event, and remembers it."""
+        diverse = compatible(claim.bits, self.family, self.max_overlap)
+        certificate = claim.certificate(self.memo)
+        score = self.memo[claim.bits].score
+        found = SufficientSet(self.memo.grid, members(claim.bits), score, certificate, causal, diverse)
+        self.found[claim.bits] = found
+        return found
+
+    def _next_region(self) -> Steps:
+        """Returns a sufficient region in which a further diverse set can be found; None where none was found."""
+        family = self.family
+        known = (bits for bits in self.memo.scores if self.memo.sufficient(bits))
+        fitting = self._untried(bits for bits in known if compatible(bits, family, self.max_overlap))
+        if fitting:
+            return max(fitting, key=lambda bits: (bits.bit_count(), self.memo.merit(bits)))
+        free, *variants = open_regions(self.memo.all, family, self.max_overlap)
+        for regions in ([free], variants):
+            yield from self.memo.evaluate(regions)
+            sufficient = self._untried(bits for bits in regions if self.memo.sufficient(bits))
+            if sufficient:
+                return max(sufficient, key=self.memo.merit)
+        return None
+
+    def _untried(self, sets: Iterable[int]) -> list[int]:
+        return [bits for bits in sets if bits not in self.found]
+
+    def _salvage(self) -> Steps:
+        """Yields the claim that was being proven, or the smallest set known to suffice, with what was proven of it."""
+        claim = self.claims[-1] if self.claims else Claim()
+        if claim.bits in self.found or not claim.bits:
+            claim = self._smallest_known()
+        if not claim.bits:
+            return
+        try:
+            yield from self.memo.confirm(claim.bits)
+            causal = yield from causal_triple(self.memo, claim.bits)
+        except OutOfBudget:
+            causal = None
+        if self.memo[claim.bits].exact and self.memo.sufficient(claim.bits):
+            yield self._add(claim, causal)
+
+    def _smallest_known(self) -> Claim:
+        """Returns the smallest sufficient set in the memo that fits with those found, as a claim of its sufficiency."""
+        fitting = [
+            bits
+            for bits in self.memo.scores
+            if bits and self.memo.sufficient(bits) and compatible(bits, self.family, self.max_overlap)
+        ]
+        return Claim(min(fitting, key=lambda bits: (bits.bit_count(), -self.memo.merit(bits)), default=0), checked=1)
+
+    def _settle(self) -> Steps:
+        """Yields again each set whose place in the largest family is not as it was said to be."""
+        family = self.family
+        for bits, each in self.found.items():
+            if each.diverse != (bits in family):
+                final = SufficientSet(
+                    each.grid, each.patches, each.score, each.certificate, each.causal, not each.diverse
+                )
+                self.found[bits] = final
+                yield final
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchSearch(Explainer):
+    """What explainers by patch sets have in common: the grid, and when a set suffices."""
+
+    grid: int = parameter(7, "Side of the square grid of patches", minimum=3, maximum=14)
+    sufficiency: str = parameter("threshold", "When a set counts as sufficient", choices=("threshold", "top-class"))
+    threshold: float = parameter(
+        0.9,
+        "Share of the full image's score that a sufficient set keeps",
+        minimum=0,
+        maximum=1,
+        exclusive_minimum=True,
+    )
+    beam_width: int = parameter(8, "States kept at each level of the search", minimum=1, maximum=100)
+    max_overlap: int = parameter(1, "Most patches that two diverse sets may share", minimum=0, maximum=196)
+    patch_shape: str = parameter("box", "Shape of a patch: exact rectangles or bilinear tents", choices=("box", "tent"))
+
+    def memo(self, problem: Problem) -> Memo:
+        """Returns an empty memo. Raises InvalidParameter for a grid finer than the image."""
+        if self.grid > min(problem.size):
+            raise InvalidParameter("grid", f"is {self.grid}; give at most {min(problem.size)}, the image's side in pixels")
+        return Memo(problem=problem, grid=self.grid, rule=self.rule(problem), upsampling=UPSAMPLING[self.patch_shape])
+
+    def rule(self, problem: Problem) -> Rule:
+        """Returns when a set counts as sufficient."""
+        if self.sufficiency == "top-class":
+            return TopClass(target=problem.target)
+        return Threshold(required_score=self.threshold * problem.full_score)
+
+    def search(self, problem: Problem, max_sets: int) -> SetSearch:
+        """Returns the search for diverse sets, not begun."""
+        return SetSearch(
+            memo=self.memo(problem), beam_width=self.beam_width, max_sets=max_sets, max_overlap=self.max_overlap
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MinimalSufficientExplanations(PatchSearch):
+    """Small sets of patches that alone keep the confidence, each with a certificate of minimality."""
+
+    summary = "Minimal sufficient explanations: small sets of patches that alone keep the model's confidence"
+
+    max_sets: int = parameter(10, "Most sets returned", minimum=1, maximum=100)
+    protocol: str = parameter(
+        "sagittal", "Whose rules the search follows: ours, or the authors' for comparison", choices=("sagittal", "authors")
+    )
+
+    def explain(self, problem: Problem) -> Steps:
+        """Yields each set as it is certified."""
+        yield from warn_of_tiny_score(problem)
+        if self.protocol == "authors":
+            yield from authors_search(problem, self.memo(problem), self.max_overlap)
+        else:
+            yield from self.search(problem, self.max_sets).run()
+
+
+def warn_of_tiny_score(problem: Problem) -> Steps:
+    """Yields a notice where the full score is so small that sufficiency means little."""
+    if problem.full_score < TINY_SCORE:
+        yield Notice(
+            "SUFFICIENCY_UNRELIABLE",
+            f"The target's score on the image is {problem.full_score:.2g}: a share of it is reached by chance, so the "
+            "sets say little. Choose a class that the model sees in the image.",
+        )
+
+
+EMPTY_SET_SUFFICIENT = Notice(
+    "EMPTY_SET_SUFFICIENT",
+    "The baseline alone is sufficient: nothing of the image is needed, so there is no set to report. The model may not "
+    "look at the image for this class, or the baseline may not hide the class; try another baseline.",
+)
+
+IMAGE_NOT_SUFFICIENT = Notice(
+    "IMAGE_NOT_SUFFICIENT",
+    "The target is not the model's top class on the whole image, so no set keeps it the top class. Choose the top "
+    "class, or the sufficiency by threshold.",
+)
