@@ -61,7 +61,8 @@ def pictures(loaded: LoadedModel, names: Sequence[str] = ()) -> Iterator[Picture
     """Yields the pictures of the benchmark directory where there is one, else the shipped ones."""
     directory = os.environ.get(IMAGES_VARIABLE)
     if directory and not names:
-        listed = [Path(directory) / entry["file"] for entry in json.loads((Path(directory) / "labels.json").read_text())]
+        entries = json.loads((Path(directory) / "labels.json").read_text())
+        listed = [Path(directory) / entry["file"] for entry in entries]
     else:
         listed = [path for path in sorted(SHIPPED.iterdir()) if path.suffix in (".png", ".jpg")]
     for path in listed:

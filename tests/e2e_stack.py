@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+
 from sagittal.client import Client
 
 REAL_MODEL = """

@@ -11,7 +11,7 @@ from sagittal.core.jobs import JobState, Lane
 from sagittal.runtime.queue import LeaseLost
 from sagittal.v1 import explanation_pb2
 
-SHORT = {"lease_seconds": 0.2, "heartbeat_seconds": 0.05, "sweep_seconds": 0.02}
+SHORT = {"lease_seconds": 0.5, "heartbeat_seconds": 0.05, "sweep_seconds": 0.02}
 
 
 async def test_a_job_whose_worker_went_silent_goes_to_another_with_its_checkpoint(make_queue, new_job) -> None:
@@ -64,7 +64,7 @@ async def test_a_job_that_takes_its_workers_down_is_buried_and_listed(make_queue
     job, _ = await queue.jobs.submit(new_job(), b"accepted")
     queue.lease("one")
     queue.lease("two", block_seconds=20)
-    assert queue.worker("three").lease([("model", "1")], block_seconds=0.5) is None
+    assert queue.worker("three").lease([("model", "1")], block_seconds=0.8) is None
     events = [event async for event in queue.jobs.events(job.job_id)]
     failed = explanation_pb2.ExplanationEvent.FromString(events[-1].payload).failed
     assert events[-1].terminal

@@ -154,7 +154,7 @@ async def test_a_run_with_much_less_time_left_is_not_joined(queue, new_job) -> N
 
 
 async def test_a_job_that_shares_a_run_survives_the_loss_of_the_worker(make_queue, new_job) -> None:
-    queue = make_queue(lease_seconds=0.2, heartbeat_seconds=0.05, sweep_seconds=0.02)
+    queue = make_queue(lease_seconds=0.5, heartbeat_seconds=0.05, sweep_seconds=0.02)
     jobs = [await submit(queue, new_job(content_key="k")) for _ in range(2)]
     queue.lease("lost")
     lease = queue.lease("next", block_seconds=20)

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a request is said at once, with the right code and the field's name; odd pictures just work."""
+"""What is wrong with a request is said at once, with its code and the field's name; odd pictures just work."""
 
 import io
 import struct
@@ -24,9 +24,9 @@ from sagittal.client import (
 QUICK = IGOSPlusPlus(mask_size=7, iterations=1, points=1)
 
 
-def encoded(image, format="PNG", **options):
+def encoded(image, file_format="PNG", **options):
     data = io.BytesIO()
-    image.save(data, format, **options)
+    image.save(data, file_format, **options)
     return data.getvalue()
 
 
@@ -42,7 +42,8 @@ def bomb(width=60_000, height=60_000):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    data = zlib.compress(b"\0" * 100)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def explain(client, image=None, **options):

@@ -36,9 +36,7 @@ def test_the_whole_explanation_is_there_in_three_lines(client: Client):
 
 
 def test_the_same_seed_repeats_the_same_bits(client: Client):
-    runs = [
-        client.explain(CHELSEA, model="efficientnet-lite0", method=QUICK, seed=7, cache="bypass") for _ in range(2)
-    ]
+    runs = [client.explain(CHELSEA, model="efficientnet-lite0", method=QUICK, seed=7, cache="bypass") for _ in range(2)]
     other = client.explain(CHELSEA, model="efficientnet-lite0", method=QUICK, seed=8, cache="bypass")
     assert np.array_equal(runs[0].mask, runs[1].mask)
     assert runs[0].insertion == runs[1].insertion
@@ -53,7 +51,7 @@ async def test_asyncio_gets_the_same(stack):
 
 def test_prediction(client: Client):
     top = client.predict(CHELSEA, model="efficientnet-lite0", top=3)
-    assert [found.label for found in top][0] == "Egyptian cat"
+    assert top[0].label == "Egyptian cat"
     assert len(top) == 3
 
 

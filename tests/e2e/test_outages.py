@@ -3,14 +3,13 @@
 import signal
 import time
 
-import pytest
-
-from e2e_stack import free_port, wait_until
-from sagittal.client import Accepted, Client, IGOSPlusPlus, Options, Retry, Unavailable
-from sagittal.runtime.embedded import EmbeddedValkey
-
 import known_models
 import numpy as np
+import pytest
+from e2e_stack import free_port, wait_until
+
+from sagittal.client import Accepted, Client, IGOSPlusPlus, Options, Retry, Unavailable
+from sagittal.runtime.embedded import EmbeddedValkey
 
 QUICK = IGOSPlusPlus(mask_size=7, iterations=2, points=1)
 PICTURE = (np.clip(known_models.image(known_models.LEFT).permute(1, 2, 0).numpy(), 0, 1) * 255).astype(np.uint8)
@@ -37,7 +36,9 @@ def test_a_worker_drains_on_sigterm_and_hands_back_what_it_cannot_finish(private
     worker = stack.start_worker(SAGITTAL_DRAIN="0.5")
     stack.wait_for_model("left")
     with Client(stack.address) as client:
-        job = client.submit(PICTURE, model="left", target=1, method=IGOSPlusPlus(mask_size=7, iterations=1000, points=30))
+        job = client.submit(
+            PICTURE, model="left", target=1, method=IGOSPlusPlus(mask_size=7, iterations=1000, points=30)
+        )
         wait_until(lambda: client.job(job.job_id).state == "running", "the job to run")
         assert worker.stop() == 0
         assert client.job(job.job_id).state == "queued"

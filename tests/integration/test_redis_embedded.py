@@ -74,7 +74,7 @@ def test_a_temporary_directory_goes_with_the_server() -> None:
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path) -> None:
-    with pytest.raises(Unavailable, match="(?i)nonsense"):
+    with pytest.raises(Unavailable, match=r"(?i)nonsense"):
         EmbeddedValkey(tmp_path, options=("--nonsense", "1")).start()
 
 

@@ -243,6 +243,8 @@ class IGOS(_message.Message):
     OPTIMIZER_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
     STARTS_FIELD_NUMBER: _builtins.int
+    BTV_WEIGHT_FIELD_NUMBER: _builtins.int
+    LEVELS_FIELD_NUMBER: _builtins.int
     mask_size: _builtins.int
     """Side of the square mask in cells. 7 to 224."""
     iterations: _builtins.int
@@ -263,6 +265,10 @@ class IGOS(_message.Message):
     """Whose defaults and rules to follow."""
     starts: _builtins.int
     """Number of diverse masks, each from another start. 1 to 16."""
+    btv_weight: _builtins.float
+    """Weight of the bilateral total variation, measured at image size. At least 0."""
+    levels: _builtins.int
+    """Level sets of the saliency evaluated in each step: they ask for the order of cells that curves measure. 0 to 100."""
     def __init__(
         self,
         *,
@@ -276,15 +282,21 @@ class IGOS(_message.Message):
         optimizer: Global___Optimizer.ValueType = ...,
         protocol: Global___Protocol.ValueType = ...,
         starts: _builtins.int | None = ...,
+        btv_weight: _builtins.float | None = ...,
+        levels: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tv_weight", b"_tv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "mask_size", b"mask_size", "noise", b"noise", "points", b"points", "starts", b"starts", "step_size", b"step_size", "tv_weight", b"tv_weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight", "_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_levels", b"_levels", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tv_weight", b"_tv_weight", "btv_weight", b"btv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "levels", b"levels", "mask_size", b"mask_size", "noise", b"noise", "points", b"points", "starts", b"starts", "step_size", b"step_size", "tv_weight", b"tv_weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tv_weight", b"_tv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "mask_size", b"mask_size", "noise", b"noise", "optimizer", b"optimizer", "points", b"points", "protocol", b"protocol", "starts", b"starts", "step_size", b"step_size", "tv_weight", b"tv_weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight", "_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_levels", b"_levels", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tv_weight", b"_tv_weight", "btv_weight", b"btv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "levels", b"levels", "mask_size", b"mask_size", "noise", b"noise", "optimizer", b"optimizer", "points", b"points", "protocol", b"protocol", "starts", b"starts", "step_size", b"step_size", "tv_weight", b"tv_weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__btv_weight: _TypeAlias = _typing.Literal["btv_weight"]  # noqa: Y015
+    _WhichOneofArgType__btv_weight: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight"]  # noqa: Y015
     _WhichOneofReturnType__iterations: _TypeAlias = _typing.Literal["iterations"]  # noqa: Y015
     _WhichOneofArgType__iterations: _TypeAlias = _typing.Literal["_iterations", b"_iterations"]  # noqa: Y015
     _WhichOneofReturnType__l1_weight: _TypeAlias = _typing.Literal["l1_weight"]  # noqa: Y015
     _WhichOneofArgType__l1_weight: _TypeAlias = _typing.Literal["_l1_weight", b"_l1_weight"]  # noqa: Y015
+    _WhichOneofReturnType__levels: _TypeAlias = _typing.Literal["levels"]  # noqa: Y015
+    _WhichOneofArgType__levels: _TypeAlias = _typing.Literal["_levels", b"_levels"]  # noqa: Y015
     _WhichOneofReturnType__mask_size: _TypeAlias = _typing.Literal["mask_size"]  # noqa: Y015
     _WhichOneofArgType__mask_size: _TypeAlias = _typing.Literal["_mask_size", b"_mask_size"]  # noqa: Y015
     _WhichOneofReturnType__noise: _TypeAlias = _typing.Literal["noise"]  # noqa: Y015
@@ -298,9 +310,13 @@ class IGOS(_message.Message):
     _WhichOneofReturnType__tv_weight: _TypeAlias = _typing.Literal["tv_weight"]  # noqa: Y015
     _WhichOneofArgType__tv_weight: _TypeAlias = _typing.Literal["_tv_weight", b"_tv_weight"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__btv_weight) -> _WhichOneofReturnType__btv_weight | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__iterations) -> _WhichOneofReturnType__iterations | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__l1_weight) -> _WhichOneofReturnType__l1_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__levels) -> _WhichOneofReturnType__levels | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mask_size) -> _WhichOneofReturnType__mask_size | None: ...
     @_typing.overload
@@ -333,6 +349,7 @@ class IGOSPlus(_message.Message):
     PROTOCOL_FIELD_NUMBER: _builtins.int
     STARTS_FIELD_NUMBER: _builtins.int
     BTV_WEIGHT_FIELD_NUMBER: _builtins.int
+    LEVELS_FIELD_NUMBER: _builtins.int
     mask_size: _builtins.int
     """Side of the square mask in cells. 7 to 224."""
     iterations: _builtins.int
@@ -355,6 +372,8 @@ class IGOSPlus(_message.Message):
     """Number of diverse masks, each from another start. 1 to 16."""
     btv_weight: _builtins.float
     """Weight of the bilateral total variation, measured at image size. At least 0."""
+    levels: _builtins.int
+    """Level sets of the saliency evaluated in each step: they ask for the order of cells that curves measure. 0 to 100."""
     def __init__(
         self,
         *,
@@ -369,10 +388,11 @@ class IGOSPlus(_message.Message):
         protocol: Global___Protocol.ValueType = ...,
         starts: _builtins.int | None = ...,
         btv_weight: _builtins.float | None = ...,
+        levels: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight", "_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tv_weight", b"_tv_weight", "btv_weight", b"btv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "mask_size", b"mask_size", "noise", b"noise", "points", b"points", "starts", b"starts", "step_size", b"step_size", "tv_weight", b"tv_weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight", "_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_levels", b"_levels", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tv_weight", b"_tv_weight", "btv_weight", b"btv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "levels", b"levels", "mask_size", b"mask_size", "noise", b"noise", "points", b"points", "starts", b"starts", "step_size", b"step_size", "tv_weight", b"tv_weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight", "_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tv_weight", b"_tv_weight", "btv_weight", b"btv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "mask_size", b"mask_size", "noise", b"noise", "optimizer", b"optimizer", "points", b"points", "protocol", b"protocol", "starts", b"starts", "step_size", b"step_size", "tv_weight", b"tv_weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight", "_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_levels", b"_levels", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tv_weight", b"_tv_weight", "btv_weight", b"btv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "levels", b"levels", "mask_size", b"mask_size", "noise", b"noise", "optimizer", b"optimizer", "points", b"points", "protocol", b"protocol", "starts", b"starts", "step_size", b"step_size", "tv_weight", b"tv_weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__btv_weight: _TypeAlias = _typing.Literal["btv_weight"]  # noqa: Y015
     _WhichOneofArgType__btv_weight: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight"]  # noqa: Y015
@@ -380,6 +400,8 @@ class IGOSPlus(_message.Message):
     _WhichOneofArgType__iterations: _TypeAlias = _typing.Literal["_iterations", b"_iterations"]  # noqa: Y015
     _WhichOneofReturnType__l1_weight: _TypeAlias = _typing.Literal["l1_weight"]  # noqa: Y015
     _WhichOneofArgType__l1_weight: _TypeAlias = _typing.Literal["_l1_weight", b"_l1_weight"]  # noqa: Y015
+    _WhichOneofReturnType__levels: _TypeAlias = _typing.Literal["levels"]  # noqa: Y015
+    _WhichOneofArgType__levels: _TypeAlias = _typing.Literal["_levels", b"_levels"]  # noqa: Y015
     _WhichOneofReturnType__mask_size: _TypeAlias = _typing.Literal["mask_size"]  # noqa: Y015
     _WhichOneofArgType__mask_size: _TypeAlias = _typing.Literal["_mask_size", b"_mask_size"]  # noqa: Y015
     _WhichOneofReturnType__noise: _TypeAlias = _typing.Literal["noise"]  # noqa: Y015
@@ -398,6 +420,8 @@ class IGOSPlus(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__iterations) -> _WhichOneofReturnType__iterations | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__l1_weight) -> _WhichOneofReturnType__l1_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__levels) -> _WhichOneofReturnType__levels | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mask_size) -> _WhichOneofReturnType__mask_size | None: ...
     @_typing.overload
@@ -430,6 +454,7 @@ class IGOSPlusPlus(_message.Message):
     PROTOCOL_FIELD_NUMBER: _builtins.int
     STARTS_FIELD_NUMBER: _builtins.int
     BTV_WEIGHT_FIELD_NUMBER: _builtins.int
+    LEVELS_FIELD_NUMBER: _builtins.int
     mask_size: _builtins.int
     """Side of the square masks in cells. 7 to 224."""
     iterations: _builtins.int
@@ -452,6 +477,8 @@ class IGOSPlusPlus(_message.Message):
     """Number of diverse masks, each from another start. 1 to 16."""
     btv_weight: _builtins.float
     """Weight of the bilateral total variation, measured at image size. At least 0."""
+    levels: _builtins.int
+    """Level sets of the saliency evaluated in each step: they ask for the order of cells that curves measure. 0 to 100."""
     def __init__(
         self,
         *,
@@ -466,10 +493,11 @@ class IGOSPlusPlus(_message.Message):
         protocol: Global___Protocol.ValueType = ...,
         starts: _builtins.int | None = ...,
         btv_weight: _builtins.float | None = ...,
+        levels: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight", "_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tv_weight", b"_tv_weight", "btv_weight", b"btv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "mask_size", b"mask_size", "noise", b"noise", "points", b"points", "starts", b"starts", "step_size", b"step_size", "tv_weight", b"tv_weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight", "_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_levels", b"_levels", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tv_weight", b"_tv_weight", "btv_weight", b"btv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "levels", b"levels", "mask_size", b"mask_size", "noise", b"noise", "points", b"points", "starts", b"starts", "step_size", b"step_size", "tv_weight", b"tv_weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight", "_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tv_weight", b"_tv_weight", "btv_weight", b"btv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "mask_size", b"mask_size", "noise", b"noise", "optimizer", b"optimizer", "points", b"points", "protocol", b"protocol", "starts", b"starts", "step_size", b"step_size", "tv_weight", b"tv_weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight", "_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_levels", b"_levels", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tv_weight", b"_tv_weight", "btv_weight", b"btv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "levels", b"levels", "mask_size", b"mask_size", "noise", b"noise", "optimizer", b"optimizer", "points", b"points", "protocol", b"protocol", "starts", b"starts", "step_size", b"step_size", "tv_weight", b"tv_weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__btv_weight: _TypeAlias = _typing.Literal["btv_weight"]  # noqa: Y015
     _WhichOneofArgType__btv_weight: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight"]  # noqa: Y015
@@ -477,6 +505,8 @@ class IGOSPlusPlus(_message.Message):
     _WhichOneofArgType__iterations: _TypeAlias = _typing.Literal["_iterations", b"_iterations"]  # noqa: Y015
     _WhichOneofReturnType__l1_weight: _TypeAlias = _typing.Literal["l1_weight"]  # noqa: Y015
     _WhichOneofArgType__l1_weight: _TypeAlias = _typing.Literal["_l1_weight", b"_l1_weight"]  # noqa: Y015
+    _WhichOneofReturnType__levels: _TypeAlias = _typing.Literal["levels"]  # noqa: Y015
+    _WhichOneofArgType__levels: _TypeAlias = _typing.Literal["_levels", b"_levels"]  # noqa: Y015
     _WhichOneofReturnType__mask_size: _TypeAlias = _typing.Literal["mask_size"]  # noqa: Y015
     _WhichOneofArgType__mask_size: _TypeAlias = _typing.Literal["_mask_size", b"_mask_size"]  # noqa: Y015
     _WhichOneofReturnType__noise: _TypeAlias = _typing.Literal["noise"]  # noqa: Y015
@@ -495,6 +525,8 @@ class IGOSPlusPlus(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__iterations) -> _WhichOneofReturnType__iterations | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__l1_weight) -> _WhichOneofReturnType__l1_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__levels) -> _WhichOneofReturnType__levels | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mask_size) -> _WhichOneofReturnType__mask_size | None: ...
     @_typing.overload

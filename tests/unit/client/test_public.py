@@ -17,7 +17,7 @@ def test_public_names_are_exactly_these() -> None:
         "Metrics", "MinimalSufficientExplanations", "Model", "ModelFailed", "ModelInput", "NotFound", "NotServed",
         "Occlusion", "Optimizer", "Options", "Outcome", "Overloaded", "ParameterInfo", "PatchSet", "PatchShape",
         "PermissionDenied", "Prediction", "Preprocessing", "Progress", "Protocol", "RISE", "RegionScore",
-        "RegionScores", "Retry", "SagittalError", "Started", "StructuredAttentionGraph", "SufficientSet",
+        "RegionScores", "Retry", "SagittalError", "Started", "StreamMoved", "StructuredAttentionGraph", "SufficientSet",
         "Sufficiency", "TLS", "Unauthenticated", "Unavailable", "UnknownJob", "UnknownModel", "Unrecognised",
         "Warned", "WorkerState",
     }  # fmt: skip

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sagittal.engine import Budget, Engine, EvaluationFailed, Task, TaskCancelled, TorchEvaluator
 from sagittal.explain.seam import Evaluate, Inspect, OutOfBudget, Progress, Scores, Subject
 
@@ -33,7 +34,9 @@ class Recorder:
     def _scores(part):
         masks = part.request.masks[part.start : part.stop]
         means = masks.mean((-2, -1))
-        return Scores(means, torch.zeros(len(masks), dtype=torch.int64), means, masks if part.request.gradient else None)
+        return Scores(
+            means, torch.zeros(len(masks), dtype=torch.int64), means, masks if part.request.gradient else None
+        )
 
 
 SUBJECT = Subject(torch.zeros(3, 8, 8), torch.zeros(3, 8, 8), 0)
@@ -55,7 +58,9 @@ def finished(engine, tasks):
 
 
 @given(
-    jobs=st.lists(st.lists(st.tuples(st.integers(1, 40), st.booleans()), min_size=1, max_size=5), min_size=1, max_size=6),
+    jobs=st.lists(
+        st.lists(st.tuples(st.integers(1, 40), st.booleans()), min_size=1, max_size=5), min_size=1, max_size=6
+    ),
     batch_size=st.integers(1, 17),
 )
 @settings(max_examples=60, deadline=None)

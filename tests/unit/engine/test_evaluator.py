@@ -4,6 +4,7 @@ import known_models
 import pytest
 import torch
 import torch.nn.functional as F
+
 from sagittal.engine.evaluator import EvaluationFailed, Output, Part, TorchEvaluator
 from sagittal.explain.seam import Evaluate, Subject, Upsampling
 
@@ -106,9 +107,15 @@ def test_box_patches_are_exact_rectangles():
     assert torch.equal(shown, expected)
 
 
-@pytest.mark.parametrize("fault", ["shape", "classes"])
-def test_a_model_that_returns_no_scores_is_named(fault):
-    module, options = (known_models.Faulty("shape"), {}) if fault == "shape" else (known_models.Constant(), {"classes": 3})
-    request = Evaluate(subject=Subject(torch.full((3, 8, 8), 200.0), torch.zeros(3, 8, 8), 0), masks=torch.ones(1, 2, 2))
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        pytest.param(known_models.Faulty("shape"), {}, id="shape"),
+        pytest.param(known_models.Constant(), {"classes": 3}, id="classes"),
+    ],
+)
+def test_a_model_that_returns_no_scores_is_named(module, options):
+    subject_of_fault = Subject(torch.full((3, 8, 8), 200.0), torch.zeros(3, 8, 8), 0)
+    request = Evaluate(subject=subject_of_fault, masks=torch.ones(1, 2, 2))
     with pytest.raises(EvaluationFailed, match="the model returned"):
         evaluator_of(module, **options).evaluate(whole(request))

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from sagittal.engine.optimise import optimise
 from torch import nn
+
+from sagittal.engine.optimise import optimise
 
 
 def probabilities(outputs):

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
+
 from sagittal.engine import Engine, Output, Task, TorchEvaluator
 from sagittal.explain.curves import CurveProtocol, Metrics, area, insertion_masks, measure
 from sagittal.explain.problem import Problem
 from sagittal.explain.seam import Curve, Subject
-from torch import nn
 
 
 class Additive(nn.Module):

@@ -5,10 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from known_models import LEFT, RIGHT, Constant, LooksAtRegions
-from sagittal.engine import Engine, Task, TorchEvaluator
+
+from sagittal.engine import Budget, Engine, Task, TorchEvaluator
 from sagittal.explain import IGOS, IGOSPlus, IGOSPlusPlus, InvalidParameter, Metrics, Question, explain
 from sagittal.explain.seam import Curve, CurveKind, Notice, Prediction, Progress, SaliencyMask, Truncated
-from sagittal.engine import Budget
 
 METHODS = (IGOS, IGOSPlus, IGOSPlusPlus)
 
@@ -22,9 +22,7 @@ def explained(module, image, explainer, *, seed=0, target=1, budget=Budget(), me
     evaluator = TorchEvaluator(module=module.eval(), device=torch.device("cpu"))
     events, ends = [], []
     question = Question(image=image, target=target, seed=seed)
-    task = Task(
-        steps=explain(question, explainer, metrics), on_event=events.append, on_end=ends.append, budget=budget
-    )
+    task = Task(steps=explain(question, explainer, metrics), on_event=events.append, on_end=ends.append, budget=budget)
     Engine(evaluator).run(task)
     assert ends == [None], ends
     return events, task.usage
@@ -70,7 +68,9 @@ def test_a_constant_model_gets_an_empty_mask_and_is_told_so(method):
 def test_results_repeat_to_the_last_bit(method, size):
     picture = known_models.image(LEFT)
     module = LooksAtRegions(LEFT)
-    first, again = (final(explained(module, picture, method(mask_size=size, iterations=5), seed=4)[0]) for _ in range(2))
+    first, again = (
+        final(explained(module, picture, method(mask_size=size, iterations=5), seed=4)[0]) for _ in range(2)
+    )
     other = final(explained(module, picture, method(mask_size=size, iterations=5), seed=5)[0])
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

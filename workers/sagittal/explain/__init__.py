@@ -3,6 +3,7 @@
 Useful alone: `run(model, image, IGOSPlusPlus())` in `sagittal.engine` explains without any service.
 """
 
+from sagittal.explain.attention_graph import StructuredAttentionGraph
 from sagittal.explain.baseline import Black, Blur, Given, MeanColour, Noise
 from sagittal.explain.curves import CurveProtocol, Metrics
 from sagittal.explain.evaluate_mask import EvaluateMask
@@ -19,7 +20,9 @@ from sagittal.explain.occlusion import Occlusion
 from sagittal.explain.parameters import InvalidParameter, parameter, parameters
 from sagittal.explain.preparation import Question
 from sagittal.explain.problem import Problem
+from sagittal.explain.regions import RegionScore, score_regions
 from sagittal.explain.rise import RISE
+from sagittal.explain.sufficient_sets import MinimalSufficientExplanations
 from sagittal.explain.table import EXPLAINERS, Row
 
 __all__ = [
@@ -41,14 +44,18 @@ __all__ = [
     "MeanColour",
     "MeaningfulPerturbation",
     "Metrics",
+    "MinimalSufficientExplanations",
     "Needs",
     "Noise",
     "Occlusion",
     "Problem",
     "Question",
+    "RegionScore",
     "Row",
+    "StructuredAttentionGraph",
     "Unsupported",
     "explain",
     "parameter",
     "parameters",
+    "score_regions",
 ]

@@ -63,7 +63,9 @@ class _Graph:
             yield Progress(len(self.nodes) / (len(self.nodes) + self.settings.max_nodes), phase="expand")
             frontier = yield from self._descend(frontier)
         if self.full:
-            yield Notice("NODES_BOUND", f"The graph was cut at {self.settings.max_nodes} nodes; raise max_nodes for more.")
+            yield Notice(
+                "NODES_BOUND", f"The graph was cut at {self.settings.max_nodes} nodes; raise max_nodes for more."
+            )
 
     def _descend(self, parents: list[int]) -> Steps:
         """Yields the children shown of each parent, and returns those that are expanded next."""

@@ -1,11 +1,12 @@
 """The authors' beam search as published, faults included: for comparison in benchmarks only.
 
-Patches are ordered by two steps of a coarse I-GOS; a beam of states grows by the first successors in that order, and each
-sufficient one is minimised greedily in row-major order. As in the published code, off-by-ones keep one state and one
+Patches are ordered by two steps of a coarse I-GOS; a beam of states grows by the first successors in that order, and
+each sufficient one is minimised greedily in row-major order. As in the published code, off-by-ones keep one state and one
 root more than named, successors are never de-duplicated, and every score is evaluated anew. Patches are tents.
 """
 
 import torch
+from torch import Tensor
 
 from sagittal.explain.certificates import Claim, causal_triple
 from sagittal.explain.diversity import diverse_family
@@ -57,9 +58,15 @@ def _order(problem: Problem, grid: int) -> Steps:
             noise_seed=problem.noise_seed("order", step),
             upsampling=Upsampling.ALIGNED,
         )
-        gradient = (points * scores.gradient).mean(0)
+        gradient = (points * _gradient(scores)).mean(0)
         mask = (mask - STEP * gradient / gradient.abs().max().clamp(min=1e-12)).clamp(0, 1)
     return mask.flatten().argsort().tolist()
+
+
+def _gradient(scores: Scores) -> Tensor:
+    if scores.gradient is None:
+        raise ValueError("the evaluator answered without the gradient that was asked for")
+    return scores.gradient
 
 
 def _search(memo: Memo, order: list[int], roots: list[int]) -> Steps:

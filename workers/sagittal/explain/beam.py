@@ -1,9 +1,9 @@
 """Two searches for small sufficient sets: elimination from above and growth from below.
 
-Elimination starts from a sufficient region, where scores are high and differences mean something, and drops the patches
-that matter least, as many at a time as stay sufficient: about 150 evaluations on 49 patches. Growth is a beam search from
-single patches that finds what elimination misses: each level scores only the successors that a surrogate, fitted to all
-scores known so far, ranks highest. Neither proves anything: see `certificates`.
+Elimination starts from a sufficient region, where scores are high and differences mean something, and drops the
+patches that matter least, as many at a time as stay sufficient: about 150 evaluations on 49 patches. Growth is a beam
+search from single patches that finds what elimination misses: each level scores only the successors that a surrogate,
+fitted to all scores known so far, ranks highest. Neither proves anything: see `certificates`.
 """
 
 from sagittal.explain.patches import bits_of, members, removals
@@ -73,12 +73,16 @@ def grow(memo: Memo, region: int, *, width: int, below: int, bound: int) -> Step
 
 
 def _successors(memo: Memo, beam: list[int], region: int, count: int) -> list[int]:
-    """Returns the most promising sets with one patch more than a state of the beam, each once."""
+    """Returns the most promising sets with one patch more than a state of the beam, each once.
+
+    States take turns, so that one high score does not fill the level with its own successors.
+    """
     gains = contributions(memo.scores, memo.grid**2)
-    promise: dict[int, float] = {}
+    turns: dict[int, tuple[int, float]] = {}
     for state in beam:
-        for patch in members(region & ~state):
-            successor = state | 1 << patch
+        ranked = sorted(members(region & ~state), key=lambda patch: -gains[patch])
+        for turn, patch in enumerate(ranked):
             guess = log_odds(memo[state].score) + gains[patch]
-            promise[successor] = max(guess, promise.get(successor, guess))
-    return sorted(promise, key=lambda bits: -promise[bits])[:count]
+            place = (turn, -guess)
+            turns[state | 1 << patch] = min(place, turns.get(state | 1 << patch, place))
+    return sorted(turns, key=turns.__getitem__)[:count]

@@ -86,7 +86,7 @@ def _all_subsets(bits: int, largest: int) -> Iterator[list[int]]:
 
 
 def _affordable(memo: Memo, size: int) -> bool:
-    """Whether few enough sets smaller than `size` are unknown. Counts them only where knowing so can change the answer."""
+    """Whether few enough sets smaller than `size` are unknown; counted only where that can change the answer."""
     total = sum(comb(memo.grid**2, smaller) for smaller in range(size))
     if total - len(memo.scores) > SMALLER_SETS_BOUND:
         return False

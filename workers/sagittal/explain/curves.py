@@ -5,6 +5,7 @@ which it would be in: the mean over the tied orders, exact for a model that is l
 reward whoever sorts the rows from the top.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -58,7 +59,7 @@ def _cells(problem: Problem, saliency: Tensor, metrics: Metrics) -> tuple[Tensor
 
 
 def insertion_masks(saliency: Tensor, step: int) -> tuple[Tensor, tuple[float, ...]]:
-    """Returns masks (k, h, w) that keep ever more of the most salient cells, none first and all last, and the shares."""
+    """Returns masks (k, h, w) that keep ever more of the most salient cells, from none to all, and the shares."""
     cells = saliency.numel()
     counts = torch.tensor([*range(0, cells, step), cells], dtype=torch.float32, device=saliency.device)
     first, size = _tied_ranks(saliency.flatten())
@@ -84,4 +85,4 @@ def curve(
 def area(fractions: Sequence[float], scores: Sequence[float]) -> float:
     """Returns the area under a curve by the trapezoid rule."""
     points = list(zip(fractions, scores, strict=True))
-    return sum((right[0] - left[0]) * (right[1] + left[1]) / 2 for left, right in zip(points, points[1:], strict=False))
+    return sum((right[0] - left[0]) * (right[1] + left[1]) / 2 for left, right in itertools.pairwise(points))

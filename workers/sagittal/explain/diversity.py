@@ -20,8 +20,8 @@ def compatible(bits: int, others: Sequence[int], allowed: int) -> bool:
 def diverse_family(scores: Mapping[int, float], allowed: int) -> tuple[int, ...]:
     """Returns a largest family of sets that share pairwise at most `allowed` patches.
 
-    Of the largest families it is one with the fewest patches, and of those one with the highest sum of scores. Exact, by
-    branch and bound over the sets given.
+    Of the largest families it is one with the fewest patches, and of those one with the highest sum of scores. Exact,
+    by branch and bound over the sets given.
     """
     ranked = sorted(scores, key=lambda bits: (bits.bit_count(), -scores[bits], bits))
     best: tuple[int, ...] = ()
@@ -43,13 +43,15 @@ def diverse_family(scores: Mapping[int, float], allowed: int) -> tuple[int, ...]
 
 
 def open_regions(everything: int, family: Sequence[int], allowed: int) -> list[int]:
-    """Returns regions every subset of which is compatible with the family: without its patches, then with some of them."""
+    """Returns regions whose subsets all fit with the family: first without its patches, then with some of them."""
     free = everything
     for bits in family:
         free &= ~bits
     # A patch that two sets share counts against both; only patches of one set are let in again.
     own = [members(bits & ~_shared(bits, family)) for bits in family]
-    choices = (combinations(patches, min(allowed, len(patches))) for patches in own)
+    # Never all of a set: it would only be found again.
+    letting_in = (min(allowed, len(patches), bits.bit_count() - 1) for bits, patches in zip(family, own, strict=True))
+    choices = (combinations(patches, count) for patches, count in zip(own, letting_in, strict=True))
     variants = (free | bits_of(patch for chosen in choice for patch in chosen) for choice in product(*choices))
     return list(dict.fromkeys([free, *islice(variants, VARIANTS)]))
 

@@ -13,6 +13,7 @@ class IGOS(MaskOptimisation):
     """`min_M f_c(Phi(I, I0, M)) + L1 * |1 - M| + TV * tv(M)`, descending along integrated gradients."""
 
     summary: ClassVar[str] = "A mask that hides what the model relies on, found by integrated gradients"
+    inserted_levels: ClassVar[float] = 0.0
 
     def terms(self, masks: Tensor) -> Terms:
         """Returns one deletion term."""

@@ -10,20 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sagittal.explain import regularisers
 from sagittal.explain.mask_optimisation import MaskOptimisation, Terms
-from sagittal.explain.masking import upsample
-from sagittal.explain.parameters import parameter
-from sagittal.explain.problem import Problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IGOSPlus(MaskOptimisation):
-    """One mask for `Del(M) - Ins(M)`, with the bilateral total variation at image size beside the plain one."""
+    """One mask for `Del(M) - Ins(M)`."""
 
     summary: ClassVar[str] = "One mask whose part convinces the model alone, and whose absence hides the class"
-
-    btv_weight: float = parameter(5.0, "Weight of the bilateral total variation, at image size", minimum=0)
 
     def terms(self, masks: Tensor) -> Terms:
         """Returns a deletion and an insertion term."""
@@ -33,18 +27,9 @@ class IGOSPlus(MaskOptimisation):
         """Returns the mask itself."""
         return masks[0]
 
-    def regulariser(self, mask: Tensor, problem: Problem) -> Tensor:
-        """Returns `L1 * |1 - M| + 1/2 (TV * tv(M) + BTV * btv(M upsampled))`."""
-        batch = mask.unsqueeze(0)
-        large = upsample(batch, problem.size)[:, 0]
-        roughness = self.tv_weight * regularisers.total_variation(
-            batch
-        ) + self.btv_weight * regularisers.bilateral_total_variation(large, problem.image)
-        return self.l1_weight * regularisers.area(batch)[0] + roughness[0] / 2
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IGOSPlusPlus(IGOSPlus):
+class IGOSPlusPlus(MaskOptimisation):
     """A deletion mask Md and an insertion mask Mi: `1/2 [Del(Md Mi) - Ins(Md Mi) + Del(Md) - Ins(Mi)]`.
 
     The explanation is their product.

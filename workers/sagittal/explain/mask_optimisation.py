@@ -6,12 +6,13 @@ inserted, and stay small and smooth. The descent direction is an integrated grad
 the baseline (or the image) to the masked image, which sees past local optima.
 
 Where we differ from the papers, and why:
-- The points of a path are drawn at random, one from each of `points` equal strata, anew in every iteration: 4 points do
-  then what 15 to 20 fixed ones do.
+- The points of a path are drawn at random, one from each of `points` equal strata, anew in every iteration: one point
+  does then over the iterations what 15 to 20 fixed ones do.
 - All terms are evaluated in one batch, and steps are Adam's, decaying to zero: they need neither a line search (which
   made up three quarters of the authors' evaluations) nor a step size that fits the scale of one model's gradients.
-- The masks start half-way between image and baseline, where gradients of both ends are alive, and the result is the mean
-  of the last iterations, which cancels the noise of single ones.
+- `levels` terms ask for the order of cells that the curves measure (see `level_sets`).
+- The masks start between image and baseline, where gradients of both ends are alive, and the result is the mean of the
+  last iterations.
 """
 
 from abc import abstractmethod
@@ -22,13 +23,22 @@ import torch
 from torch import Tensor
 
 from sagittal.explain import regularisers
+from sagittal.explain.descent import Descent, stratified
 from sagittal.explain.explainer import Explainer, Needs
+from sagittal.explain.level_sets import level_gradient, level_sets
+from sagittal.explain.masking import upsample
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.seam import OutOfBudget, Progress, SaliencyMask, Scores, Steps, Truncated, gradient_of
 
-_BETA1, _BETA2 = 0.9, 0.99
-_EPSILON = 1e-12
+START = 0.7
+"""Value that all masks start with."""
+
+LEVEL_WEIGHT = 3.0
+"""Mean size of the level terms' gradient over that of the others'."""
+
+REFERENCE_SIZE = 28
+"""Mask size at which the weight of the total variation is meant: finer masks have smaller differences between cells."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,12 +59,16 @@ class MaskOptimisation(Explainer):
     needs: ClassVar[Needs] = Needs.GRADIENTS
     variables: ClassVar[int] = 1
     """Masks that are optimised together."""
+    inserted_levels: ClassVar[float] = 0.75
+    """Share of the level terms that insert; the others delete."""
 
     mask_size: int = parameter(28, "Side of the square mask in cells", minimum=7, maximum=224)
-    iterations: int = parameter(25, "Steps of the optimiser", minimum=1, maximum=1000)
-    points: int = parameter(4, "Points of the integrated gradient for each term and step", minimum=1, maximum=100)
+    iterations: int = parameter(50, "Steps of the optimiser", minimum=1, maximum=1000)
+    points: int = parameter(1, "Points of the integrated gradient for each term and step", minimum=1, maximum=100)
+    levels: int = parameter(4, "Level sets of the saliency evaluated in each step", minimum=0, maximum=100)
     l1_weight: float = parameter(1.0, "Weight of the masked area (L1)", minimum=0)
     tv_weight: float = parameter(5.0, "Weight of the total variation of the mask", minimum=0)
+    btv_weight: float = parameter(5.0, "Weight of the bilateral total variation, at image size", minimum=0)
     noise: float = parameter(0.2, "Standard deviation of the noise on the normalised input", minimum=0, maximum=10)
     step_size: float = parameter(
         0.1, "Size of the first step, in units of the mask", minimum=0, maximum=1, exclusive_minimum=True
@@ -69,18 +83,14 @@ class MaskOptimisation(Explainer):
         """Returns the one mask (size, size) that the variables stand for."""
 
     def path(self, terms: int, generator: torch.Generator) -> Tensor:
-        """Returns the points of each term's path at which gradients are taken: (terms, points, 1, 1), in (0, 1]."""
+        """Returns where on the path of each term the gradient is taken: (terms, points), from 0 to 1."""
         return stratified(terms, self.points, generator)
-
-    def regulariser(self, mask: Tensor, problem: Problem) -> Tensor:
-        """Returns the penalty of the kept mask: its area and its roughness."""
-        batch = mask.unsqueeze(0)
-        return self.l1_weight * regularisers.area(batch)[0] + self.tv_weight * regularisers.total_variation(batch)[0]
 
     def explain(self, problem: Problem) -> Steps:
         """Yields progress, forming masks and the final mask."""
-        descent = Descent(problem.full(self.mask_size, 0.5).repeat(self.variables, 1, 1), self)
-        kept = self.kept(descent.masks)
+        start = problem.full(self.mask_size, START).repeat(self.variables, 1, 1)
+        descent = Descent(start, step_size=self.step_size, iterations=self.iterations)
+        kept = self.kept(start)
         try:
             for step in range(self.iterations):
                 objective = yield from self._descend(problem, descent, step)
@@ -91,61 +101,86 @@ class MaskOptimisation(Explainer):
             yield Truncated(spent.limit)
         yield SaliencyMask(1 - kept)
 
-    def _descend(self, problem: Problem, descent: "Descent", step: int) -> Steps:
+    def regulariser(self, mask: Tensor, problem: Problem) -> Tensor:
+        """Returns `L1 * |1 - M| + 1/2 (TV * tv(M) + BTV * btv(M upsampled))`."""
+        batch = mask.unsqueeze(0)
+        fineness = (self.mask_size / REFERENCE_SIZE) ** 2
+        roughness = self.tv_weight * fineness * regularisers.total_variation(batch)
+        if self.btv_weight:
+            large = upsample(batch, problem.size)[:, 0]
+            roughness = roughness + self.btv_weight * regularisers.bilateral_total_variation(large, problem.image)
+        return self.l1_weight * regularisers.area(batch)[0] + roughness[0] / 2
+
+    def _descend(self, problem: Problem, descent: Descent, step: int) -> Steps:
         """Takes one step; returns the objective before it."""
         masks = descent.masks.clone().requires_grad_()
         with torch.enable_grad():
+            kept = self.kept(masks)
             terms = self.terms(masks)
-            penalty = self.regulariser(self.kept(masks), problem)
-        deleted, inserted = len(terms.deletions), len(terms.insertions)
-        u = self.path(deleted + inserted, problem.generator("path", step)).to(masks.device)
-        keep = torch.cat([u[:deleted] * terms.deletions.unsqueeze(1), 1 - u[deleted:] * terms.insertions.unsqueeze(1)])
+            penalty = self.regulariser(kept, problem)
+        paths = _Paths(terms, self.path(self._rows(terms), problem.generator("path", step)))
+        levels = _Levels(1 - kept.detach(), self, problem.generator("levels", step))
+        batch = torch.cat([paths.masks.flatten(0, 1), levels.masks])
         scores: Scores = yield problem.evaluate(
-            keep.detach().flatten(0, 1), gradient=True, noise=self.noise, noise_seed=problem.noise_seed(step)
+            batch, gradient=True, noise=self.noise, noise_seed=problem.noise_seed(step)
         )
-        gradient = gradient_of(scores).view_as(keep)
-        # d score / d term is u * d score / d keep for deletions; for insertions, scored with a minus sign on the
-        # complement, the two signs cancel and it is the same.
-        along = (u * gradient).mean(1)
+        data, level = gradient_of(scores).split([len(batch) - len(levels.masks), len(levels.masks)])
         with torch.enable_grad():
-            surrogate = terms.weight * (along * torch.cat([terms.deletions, terms.insertions])).sum() + penalty
-        descent.step(torch.autograd.grad(surrogate, masks)[0], step)
-        means = scores.target.view(keep.shape[:2]).mean(1)
-        return float(terms.weight * (means[:deleted].sum() - means[deleted:].sum()) + penalty.detach())
+            surrogate = paths.surrogate(data)
+        gradient = torch.autograd.grad(surrogate, masks, retain_graph=True)[0]
+        if len(level):
+            gradient = gradient + levels.gradient(level, kept, masks, gradient)
+        descent.step(gradient + torch.autograd.grad(penalty, masks)[0], step)
+        return paths.objective(scores.target[: len(data)]) + float(penalty.detach())
+
+    @staticmethod
+    def _rows(terms: Terms) -> int:
+        return len(terms.deletions) + len(terms.insertions)
 
 
-def stratified(terms: int, points: int, generator: torch.Generator) -> Tensor:
-    """Returns random points in (0, 1] of shape (terms, points, 1, 1), one in each of `points` equal strata."""
-    offsets = torch.arange(points, dtype=torch.float32) + torch.rand(terms, points, generator=generator)
-    return (offsets / points).view(terms, points, 1, 1)
+class _Paths:
+    """Points on the paths of all terms."""
+
+    def __init__(self, terms: Terms, u: Tensor) -> None:
+        self._terms = terms
+        self._deleted = len(terms.deletions)
+        self._u = u.to(terms.deletions.device).unsqueeze(-1).unsqueeze(-1)
+        deletions = self._u[: self._deleted] * terms.deletions.detach().unsqueeze(1)
+        insertions = 1 - self._u[self._deleted :] * terms.insertions.detach().unsqueeze(1)
+        self.masks = torch.cat([deletions, insertions])
+        """Masks to evaluate, of shape (terms, points, size, size)."""
+
+    def surrogate(self, gradient: Tensor) -> Tensor:
+        """Returns a scalar whose gradient is the integrated gradient of the objective.
+
+        The derivative of a score by its term is u times the derivative by the evaluated mask; for insertions, which
+        count negative and are evaluated on the complement, the two signs cancel.
+        """
+        along = (self._u * gradient.view_as(self.masks)).mean(1)
+        return self._terms.weight * (along * torch.cat([self._terms.deletions, self._terms.insertions])).sum()
+
+    def objective(self, scores: Tensor) -> float:
+        """Returns the objective without its regulariser: deletion scores less insertion scores."""
+        means = scores.view(self.masks.shape[:2]).mean(1)
+        return float(self._terms.weight * (means[: self._deleted].sum() - means[self._deleted :].sum()))
 
 
-class Descent:
-    """Adam on masks in [0, 1], with steps that decay to zero and a mean of the later iterations."""
+class _Levels:
+    """Level sets of the saliency, some inserted and some deleted."""
 
-    def __init__(self, masks: Tensor, settings: MaskOptimisation) -> None:
-        """Starts at masks of shape (variables, size, size)."""
-        self.masks = masks
-        self._mean = torch.zeros_like(masks)
-        self._square = torch.zeros_like(masks)
-        self._sum = torch.zeros_like(masks)
-        self._summed = 0
-        self._settings = settings
+    def __init__(self, saliency: Tensor, settings: MaskOptimisation, generator: torch.Generator) -> None:
+        u = stratified(1, settings.levels, generator)[0].to(saliency.device)
+        inserted = torch.rand(settings.levels, 1, 1, generator=generator).to(u) < settings.inserted_levels
+        keep, self._slope = level_sets(saliency, u) if settings.levels else (saliency[None][:0], saliency[None][:0])
+        self.masks = torch.where(inserted, keep, 1 - keep)
+        """Masks to evaluate, of shape (levels, size, size)."""
 
-    @property
-    def average(self) -> Tensor:
-        """The mean of the masks over the second half of the iterations; the last masks before that."""
-        return self._sum / self._summed if self._summed else self.masks
+    def gradient(self, gradient: Tensor, kept: Tensor, masks: Tensor, data: Tensor) -> Tensor:
+        """Returns the gradient of the level terms by the masks, in proportion to that of the other terms.
 
-    def step(self, gradient: Tensor, step: int) -> None:
-        """Moves the masks against the gradient."""
-        total = self._settings.iterations
-        self._mean = _BETA1 * self._mean + (1 - _BETA1) * gradient
-        self._square = _BETA2 * self._square + (1 - _BETA2) * gradient**2
-        mean = self._mean / (1 - _BETA1 ** (step + 1))
-        root = (self._square / (1 - _BETA2 ** (step + 1))).sqrt()
-        size = self._settings.step_size * (1 - step / total)
-        self.masks = (self.masks - size * mean / (root + _EPSILON)).clamp(0, 1)
-        if step >= total // 2:
-            self._sum = self._sum + self.masks
-            self._summed += 1
+        A rising saliency raises an inserted level's score, which is wanted, and lowers a deleted one's, which is wanted
+        too: both are descended the same way, and the kept mask is one less the saliency.
+        """
+        by_kept = level_gradient(gradient, self._slope)
+        along = torch.autograd.grad(kept, masks, by_kept, retain_graph=True)[0]
+        return along * (LEVEL_WEIGHT * data.abs().mean() / (along.abs().mean() + 1e-12))

@@ -25,7 +25,7 @@ class PlainGradient(IGOS):
 
     def path(self, terms: int, generator: torch.Generator) -> Tensor:  # noqa: ARG002 - nothing is random
         """Returns ones."""
-        return torch.ones(terms, self.points, 1, 1)
+        return torch.ones(terms, self.points)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +49,10 @@ class MeaningfulPerturbation(Explainer):
             mask_size=self.mask_size,
             iterations=self.iterations,
             points=1,
+            levels=0,
             l1_weight=self.l1_weight,
             tv_weight=self.tv_weight,
+            btv_weight=0.0,
             noise=0.0,
             step_size=self.step_size,
         )

@@ -58,7 +58,7 @@ class TopClass:
         return scored.top_class == self.target
 
     def doubtful(self, scored: Scored) -> bool:
-        """Whether full precision could change the top class. A lead over the second class is not known: it is doubted."""
+        """Whether full precision could change the top class. A lead over the second is not known: it is doubted."""
         return not scored.exact and scored.top_score - scored.score <= DOUBT
 
     def shortfall(self, scored: Scored) -> float:

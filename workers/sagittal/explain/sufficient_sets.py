@@ -4,12 +4,11 @@ Shitole, Li, Kahng, Tadepalli, Fern: One Explanation Is Not Enough: Structured A
 (NeurIPS 2021). Where we differ, and why: no set is scored twice; elimination from above precedes the beam, which is
 guided by all scores known so far; what is returned is certified; diversity is enforced while searching.
 
-Sets are streamed as each is certified. `SufficientSet.diverse` then says whether the set fits with those before it; when
-the search ends, the largest family is computed exactly, and a set whose flag it changes is yielded once more. Of two
-events with the same patches the later one holds.
+Sets are streamed as each is certified. `SufficientSet.diverse` then says whether the set fits with those before it;
+when the search ends, the largest family is computed exactly, and a set whose flag it changes is yielded once more. Of
+two events with the same patches the later one holds.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sagittal.explain.authors_search import authors_search
@@ -121,20 +120,18 @@ class SetSearch:
     def _next_region(self) -> Steps:
         """Returns a sufficient region in which a further diverse set can be found; None where none was found."""
         family = self.family
-        known = (bits for bits in self.memo.scores if self.memo.sufficient(bits))
-        fitting = self._untried(bits for bits in known if compatible(bits, family, self.max_overlap))
-        if fitting:
-            return max(fitting, key=lambda bits: (bits.bit_count(), self.memo.merit(bits)))
+        known = [bits for bits in self.memo.scores if compatible(bits, family, self.max_overlap)]
         free, *variants = open_regions(self.memo.all, family, self.max_overlap)
-        for regions in ([free], variants):
+        for regions in (known, [free], variants):
             yield from self.memo.evaluate(regions)
-            sufficient = self._untried(bits for bits in regions if self.memo.sufficient(bits))
-            if sufficient:
-                return max(sufficient, key=self.memo.merit)
+            usable = [bits for bits in regions if self.memo.sufficient(bits) and not self._contains_found(bits)]
+            if usable:
+                return max(usable, key=lambda bits: (bits.bit_count(), self.memo.merit(bits)))
         return None
 
-    def _untried(self, sets: Iterable[int]) -> list[int]:
-        return [bits for bits in sets if bits not in self.found]
+    def _contains_found(self, region: int) -> bool:
+        """Whether a set that was found lies in a region, and would be found again."""
+        return any(bits & ~region == 0 for bits in self.found)
 
     def _salvage(self) -> Steps:
         """Yields the claim that was being proven, or the smallest set known to suffice, with what was proven of it."""
@@ -192,7 +189,9 @@ class PatchSearch(Explainer):
     def memo(self, problem: Problem) -> Memo:
         """Returns an empty memo. Raises InvalidParameter for a grid finer than the image."""
         if self.grid > min(problem.size):
-            raise InvalidParameter("grid", f"is {self.grid}; give at most {min(problem.size)}, the image's side in pixels")
+            raise InvalidParameter(
+                "grid", f"is {self.grid}; give at most {min(problem.size)}, the image's side in pixels"
+            )
         return Memo(problem=problem, grid=self.grid, rule=self.rule(problem), upsampling=UPSAMPLING[self.patch_shape])
 
     def rule(self, problem: Problem) -> Rule:
@@ -216,7 +215,9 @@ class MinimalSufficientExplanations(PatchSearch):
 
     max_sets: int = parameter(10, "Most sets returned", minimum=1, maximum=100)
     protocol: str = parameter(
-        "sagittal", "Whose rules the search follows: ours, or the authors' for comparison", choices=("sagittal", "authors")
+        "sagittal",
+        "Whose rules the search follows: ours, or the authors' for comparison",
+        choices=("sagittal", "authors"),
     )
 
     def explain(self, problem: Problem) -> Steps:

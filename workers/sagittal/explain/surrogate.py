@@ -33,4 +33,5 @@ def contributions(scores: Mapping[int, Scored], patches: int) -> list[float]:
 
 def _ridge(features: Tensor, values: Tensor) -> Tensor:
     penalty = RIDGE * torch.eye(features.shape[1], dtype=features.dtype)
-    return torch.linalg.solve(features.T @ features + penalty, features.T @ values)
+    coefficients: Tensor = torch.linalg.solve(features.T @ features + penalty, features.T @ values)
+    return coefficients

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sagittal.explain.attention_graph import StructuredAttentionGraph
 from sagittal.explain.evaluate_mask import EvaluateMask
 from sagittal.explain.excitation_backprop import ExcitationBackprop
 from sagittal.explain.explainer import Explainer
@@ -13,6 +14,7 @@ from sagittal.explain.integrated_gradients import IntegratedGradients
 from sagittal.explain.meaningful_perturbation import MeaningfulPerturbation
 from sagittal.explain.occlusion import Occlusion
 from sagittal.explain.rise import RISE
+from sagittal.explain.sufficient_sets import MinimalSufficientExplanations
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ ROWS = (
     Row("integrated-gradients", "integrated_gradients", IntegratedGradients),
     Row("excitation-bp", "excitation_backprop", ExcitationBackprop),
     Row("occlusion", "occlusion", Occlusion),
+    Row("mse", "minimal_sufficient_explanations", MinimalSufficientExplanations),
+    Row("sag", "structured_attention_graph", StructuredAttentionGraph),
     Row("evaluate-mask", "evaluate_mask", EvaluateMask),
 )
 

@@ -206,7 +206,7 @@ def _layers(module: nn.Module, probe: Tensor) -> tuple[tuple[str, ...], tuple[st
 
 
 def find_quantum(evaluator: TorchEvaluator, probe: Tensor, candidates: Sequence[int] = (1, 2, 4, 8)) -> int:
-    """Returns the smallest quantum at which rows do not depend on their batch to the last bit; 1 where none is found."""
+    """Returns the smallest quantum at which rows are the same in any batch, to the last bit; 1 where there is none."""
     rows = probe.repeat(4, 1, 1, 1)[: 2 * max(candidates)]
     rows = rows + torch.linspace(0, 1, len(rows), device=rows.device).view(-1, 1, 1, 1)
     whole = _outputs(evaluator, rows)

@@ -36,7 +36,7 @@ def draw_graph(graph: Graph, seen: Seen, title: str) -> Figure:
     widest = max(len(layer) for layer in layers)
     width = max(widest * (THUMBNAIL + GAP) - GAP + 2 * MARGIN, 7.0)
     height = len(layers) * (THUMBNAIL + LAYER_GAP) - LAYER_GAP + 0.55 + HEADING + MARGIN
-    places = _places(layers, width, height)
+    places = place_nodes(layers, width, height)
     fig = style.figure(width, height)
     axes = fig.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set_xlim(0, width)
@@ -77,7 +77,8 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.5
 
 
-def _places(layers: Sequence[Sequence[GraphNode]], width: float, height: float) -> Mapping[str, Place]:
+def place_nodes(layers: Sequence[Sequence[GraphNode]], width: float, height: float) -> Mapping[str, Place]:
+    """Returns where each node stands on a sheet of so many inches."""
     places = {}
     for row, layer in enumerate(layers):
         y = height - HEADING - THUMBNAIL / 2 - row * (THUMBNAIL + LAYER_GAP)

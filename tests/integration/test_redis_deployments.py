@@ -1,0 +1,163 @@
+"""The ways in which people run Redis: with an access control list, with TLS, behind Sentinels that fail over."""
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from sagittal.core.errors import Unavailable
+from sagittal.core.jobs import JobState
+from sagittal.runtime.embedded import EmbeddedValkey
+from sagittal.runtime.redis_queue import (
+    check_server,
+    connect_job_queue,
+    connect_model_registry,
+    connect_worker_queue,
+    connect_worker_registry,
+)
+from sagittal.runtime.settings import QueueSettings
+from sagittal.v1 import model_pb2
+
+MODEL = [("model", "1")]
+GUARANTEES = Path(__file__).parents[2] / "docs" / "guarantees.md"
+
+
+async def run_a_job(settings: QueueSettings, new_job) -> None:
+    """Takes a job through every operation."""
+    jobs, worker = connect_job_queue(settings), connect_worker_queue(settings, worker="worker")
+    try:
+        job, _ = await jobs.submit(new_job(request_id="mine", content_key="k", deadline=time.time() + 60), b"accepted")
+        watching = asyncio.create_task(anext(jobs.events(job.job_id, 1)))
+        lease = await asyncio.to_thread(worker.lease, MODEL, block_seconds=5)
+        worker.append(lease, [b"event"])
+        assert (await watching).payload == b"event"
+        worker.checkpoint(lease, b"state")
+        assert worker.heartbeat([lease]) == ([], [])
+        worker.release(lease)
+        lease = worker.lease(MODEL, block_seconds=0)
+        worker.settle(lease, b"done", JobState.COMPLETED)
+        await jobs.list(model="", states=[], limit=5, page_token="")
+        await jobs.backlog()
+        await jobs.sweep()
+        await jobs.cancel(job.job_id, "late")
+        await jobs.delete(job.job_id)
+        assert worker.lease(MODEL, block_seconds=0.1) is None
+    finally:
+        worker.close()
+        await jobs.close()
+
+
+async def test_the_rights_that_the_documentation_names_are_enough(tmp_path, redis_binary, valkey_url, new_job) -> None:
+    [line] = re.findall(r"user sagittal on (.*)", GUARANTEES.read_text())
+    for binary in (None, redis_binary):
+        with EmbeddedValkey(binary=binary) as server:
+            with redis.Redis.from_url(server.url) as client:
+                rights = line.replace("PASSWORD", "secret").split()
+                client.execute_command("ACL", "SETUSER", "sagittal", "on", *rights)
+                client.execute_command("ACL", "SETUSER", "default", "off")
+            settings = QueueSettings(url=server.url, username="sagittal", password="secret")
+            await run_a_job(settings, new_job)
+            check_server(settings)
+            models, workers = connect_model_registry(settings), connect_worker_registry(settings)
+            workers.publish(model_pb2.Model(name="model", version="1"))
+            workers.announce("worker", [("model", "1", model_pb2.WorkerModel())], ttl=5)
+            assert len((await models.model("model")).workers) == 1
+            workers.withdraw("worker")
+            workers.close()
+            await models.close()
+            wrong = connect_job_queue(settings.model_copy(update={"password": None, "username": None}))
+            with pytest.raises(Unavailable, match="credentials"):
+                await wrong.ping()
+            await wrong.close()
+
+
+async def test_installations_with_different_prefixes_do_not_see_each_other(queue_settings, new_job) -> None:
+    other = queue_settings.model_copy(update={"prefix": queue_settings.prefix + "-other"})
+    jobs, worker = connect_job_queue(queue_settings), connect_worker_queue(other, worker="worker")
+    await jobs.submit(new_job(), b"accepted")
+    assert worker.lease(MODEL, block_seconds=0) is None
+    worker.close()
+    await jobs.close()
+
+
+async def test_the_queue_works_over_tls(tmp_path, redis_binary, new_job) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"],
+        cwd=tmp_path, check=True, capture_output=True,
+    )  # fmt: skip
+    port, cert = free_port(), tmp_path / "cert.pem"
+    tls = ("--tls-port", str(port), "--tls-cert-file", str(cert), "--tls-key-file", str(tmp_path / "key.pem"),
+           "--tls-ca-cert-file", str(cert), "--tls-auth-clients", "no")  # fmt: skip
+    with EmbeddedValkey(binary=redis_binary, options=tls):
+        await run_a_job(QueueSettings(url=f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={cert}"), new_job)
+        untrusting = connect_job_queue(QueueSettings(url=f"rediss://127.0.0.1:{port}/0", operation_timeout=2.0))
+        with pytest.raises(Unavailable):
+            await untrusting.ping()
+        await untrusting.close()
+
+
+async def test_a_failover_of_sentinels_is_ridden_out(tmp_path, redis_binary, new_job) -> None:
+    first, second, watch = free_port(), free_port(), free_port()
+    config = tmp_path / "sentinel.conf"
+    config.write_text(
+        f"port {watch}\nbind 127.0.0.1\ndir {tmp_path}\nsentinel monitor sagittal 127.0.0.1 {first} 1\n"
+        "sentinel down-after-milliseconds sagittal 500\nsentinel failover-timeout sagittal 2000\n"
+    )
+    follow = ("--replicaof", f"127.0.0.1 {first}", "--repl-diskless-sync-delay", "0")
+    with contextlib.ExitStack() as stack:
+        primary = stack.enter_context(EmbeddedValkey(port=first, binary=redis_binary))
+        stack.enter_context(EmbeddedValkey(port=second, binary=redis_binary, options=follow))
+        replica = stack.enter_context(redis.Redis(port=second))
+        wait_until(lambda: replica.info("replication")["master_link_status"] == "up")
+        sentinel = subprocess.Popen([redis_binary, str(config), "--sentinel"], stdout=subprocess.DEVNULL)
+        stack.callback(sentinel.wait)
+        stack.callback(sentinel.kill)
+        eye = stack.enter_context(redis.Redis(port=watch, decode_responses=True))
+        wait_until(lambda: len(eye.execute_command("SENTINEL", "REPLICAS", "sagittal")) == 1)
+
+        settings = QueueSettings(sentinels=(f"127.0.0.1:{watch}",), operation_timeout=2.0)
+        jobs, worker = connect_job_queue(settings), connect_worker_queue(settings, worker="worker")
+        job, _ = await jobs.submit(new_job(), b"accepted")
+        lease = worker.lease(MODEL, block_seconds=0)
+        wait_until(lambda: replica.exists(f"{{sagittal}}:take:{job.job_id}") or replica.zcard("{sagittal}:leases") == 1)
+        os.kill(primary.pid, signal.SIGKILL)
+
+        async def append() -> None:
+            while True:
+                with contextlib.suppress(Unavailable):
+                    return await asyncio.to_thread(worker.append, lease, [b"event"])
+
+        await asyncio.wait_for(append(), 60)
+        worker.settle(lease, b"done", JobState.COMPLETED)
+        events = await jobs.stored_events(job.job_id)
+        assert [event.payload for event in events] == [b"accepted", b"event", b"done"]
+        worker.close()
+        await jobs.close()
+
+
+def wait_until(condition) -> None:
+    ends = time.monotonic() + 30
+    while True:
+        with contextlib.suppress(redis.ConnectionError):
+            if condition():
+                return
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

@@ -1,0 +1,231 @@
+"""A service that follows a script: a real gRPC server with the events that a test writes down."""
+
+import threading
+from collections.abc import Iterator
+from concurrent import futures
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import grpc
+import numpy as np
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from sagittal.client import Options, Retry
+from sagittal.client.arrays import to_tensor
+from sagittal.v1 import explanation_pb2 as pb
+from sagittal.v1 import explanation_service_pb2 as service_pb
+from sagittal.v1 import explanation_service_pb2_grpc as service_grpc
+from sagittal.v1 import model_pb2
+from sagittal.v1 import model_service_pb2 as models_pb
+from sagittal.v1 import model_service_pb2_grpc as models_grpc
+
+JOB = "0123456789abcdef0123456789abcdef"
+SALIENCY = np.linspace(0, 1, 49, dtype=np.float16).reshape(7, 7)
+
+
+def event(sequence: int, **kind: object) -> pb.ExplanationEvent:
+    return pb.ExplanationEvent(job_id=JOB, sequence=sequence, **kind)
+
+
+def whole_log() -> list[pb.ExplanationEvent]:
+    """The events of a job that does all there is."""
+    patches = pb.PatchSet(grid=7, patches=[8, 9])
+    one = pb.PatchSet(grid=7, patches=[8])
+    target = pb.ClassScore(index=3, label="lamp", score=0.75)
+    kinds = [
+        {"accepted": pb.Accepted(queue_position=2, ready_workers=0)},
+        {"started": pb.Started(worker="w", attempt=1)},
+        {"prediction": pb.Prediction(target=target, top=[target], baseline_score=0.25, blur_sigma=50)},
+        {"progress": pb.Progress(fraction=0.5, evaluations=10, objective=-1.5, phase="optimise")},
+        {"mask": pb.Mask(saliency=to_tensor(SALIENCY * 0))},
+        {"mask": pb.Mask(saliency=to_tensor(SALIENCY), final=True)},
+        {
+            "sufficient_set": pb.SufficientSet(
+                patches=patches,
+                score=0.5,
+                certificate=pb.Certificate(level=pb.CERTIFICATE_LEVEL_SUBSET_MINIMAL, checked=2, required_score=0.5),
+                causal=pb.CausalTriple(sufficiency=0.5, without=0.25, top_without=target),
+                diverse=True,
+            )
+        },
+        {"graph_node": pb.GraphNode(id="300", patches=patches, score=0.5, root=True)},
+        {"graph_node": pb.GraphNode(id="100", patches=one, score=0.25)},
+        {"graph_edge": pb.GraphEdge(parent="300", child="100", removed_patch=9)},
+        {"curve": pb.Curve(kind=pb.CURVE_KIND_INSERTION, fractions=[0, 0.5, 1], scores=[0, 0.5, 0.75], auc=0.4375)},
+        {"curve": pb.Curve(kind=pb.CURVE_KIND_DELETION, fractions=[0, 0.5, 1], scores=[0.75, 0.25, 0], auc=0.3125)},
+        {"concept": pb.ConceptContribution(index=1, name="eye", value=2, contribution=0.5)},
+        {"warning": pb.Warning(reason="BASELINE_STILL_CONFIDENT", message="The baseline hides too little.")},
+        {
+            "completed": pb.Completed(
+                insertion=0.4375,
+                deletion=0.3125,
+                evaluations=20,
+                gradient_evaluations=8,
+                run_time=duration_pb2.Duration(seconds=1, nanos=500_000_000),
+                model_digest="d1",
+                model_version="1",
+                seed=7,
+                method="igos++",
+                parameters_json='{"mask_size": 7}',
+            )
+        },
+    ]
+    return [event(number, **kind) for number, kind in enumerate(kinds, start=1)]
+
+
+@dataclass
+class Script(service_grpc.ExplanationServiceServicer, models_grpc.ModelServiceServicer):
+    """What the service does. Each call of Explain or Watch takes the next of `calls`, the last one again and again."""
+
+    log: list[pb.ExplanationEvent] = field(default_factory=whole_log)
+    breaks: list[tuple[int, grpc.StatusCode, str]] = field(default_factory=list)
+    """After how many events each streaming call breaks, and how."""
+    refuse: status_pb2.Status | None = None
+    unavailable: int = 0
+    """Unary calls that are answered with UNAVAILABLE first."""
+    hang_after: int = 0
+    """Streams hold their breath after this event; 0 for never."""
+    specs: list[pb.ExplanationSpec] = field(default_factory=list)
+    watched_after: list[int] = field(default_factory=list)
+    cancelled_jobs: list[str] = field(default_factory=list)
+    dropped: threading.Event = field(default_factory=threading.Event)
+    model: model_pb2.Model = field(default_factory=lambda: model_pb2.Model(name="lamp", version="1", latest=True))
+
+    def Explain(self, request: service_pb.ExplainRequest, context: grpc.ServicerContext) -> Iterator:
+        self.specs.append(request.spec)
+        self._refuse(context)
+        yield from (service_pb.ExplainResponse(event=each) for each in self._stream(0, context))
+
+    def WatchExplanation(self, request: service_pb.WatchExplanationRequest, context: grpc.ServicerContext) -> Iterator:
+        self.watched_after.append(request.after_sequence)
+        self._refuse(context)
+        for each in self._stream(request.after_sequence, context):
+            yield service_pb.WatchExplanationResponse(event=each)
+
+    def ExplainMany(self, requests: Iterator, context: grpc.ServicerContext) -> Iterator:
+        for request in requests:
+            self.specs.append(request.spec)
+            if self.breaks:
+                self._break(context, *self.breaks.pop(0)[1:])
+            if request.spec.target.index == 9:
+                failed = status_pb2.Status(code=5, message="no such class")
+                yield service_pb.ExplainManyResponse(
+                    event=pb.ExplanationEvent(request_id=request.spec.request_id, failed=failed)
+                )
+                continue
+            for each in self.log:
+                copy = pb.ExplanationEvent()
+                copy.CopyFrom(each)
+                copy.request_id = request.spec.request_id
+                yield service_pb.ExplainManyResponse(event=copy)
+
+    def SubmitExplanation(self, request, context):
+        self.specs.append(request.spec)
+        self._answer(context)
+        return service_pb.SubmitExplanationResponse(
+            explanation=pb.Explanation(job_id=JOB, state=pb.JOB_STATE_QUEUED, model=request.spec.model)
+        )
+
+    def GetExplanation(self, request, context):
+        self._answer(context)
+        return service_pb.GetExplanationResponse(
+            explanation=pb.Explanation(
+                job_id=request.job_id, state=pb.JOB_STATE_COMPLETED, model="lamp", events=self.log
+            )
+        )
+
+    def ListExplanations(self, request, context):
+        self._answer(context)
+        page = int(request.page_token or 0)
+        jobs = [pb.Explanation(job_id=f"job-{page}-{n}", state=pb.JOB_STATE_RUNNING) for n in range(2)]
+        return service_pb.ListExplanationsResponse(explanations=jobs, next_page_token="1" if page == 0 else "")
+
+    def CancelExplanation(self, request, context):
+        self.cancelled_jobs.append(request.job_id)
+        return service_pb.CancelExplanationResponse(
+            explanation=pb.Explanation(job_id=request.job_id, state=pb.JOB_STATE_CANCELLED)
+        )
+
+    def DeleteExplanation(self, request, context):
+        self._answer(context)
+        return service_pb.DeleteExplanationResponse()
+
+    def ScoreRegions(self, request, context):
+        scores = [service_pb.RegionScore(score=len(each.patches) / 4) for each in request.sets]
+        return service_pb.ScoreRegionsResponse(scores=scores, full=pb.ClassScore(index=3, score=0.75))
+
+    def GetModel(self, request, context):
+        self._answer(context)
+        return models_pb.GetModelResponse(model=self.model)
+
+    def ListModels(self, request, context):
+        return models_pb.ListModelsResponse(models=[self.model])
+
+    def Predict(self, request, context):
+        self._answer(context)
+        return models_pb.PredictResponse(top=[pb.ClassScore(index=3, label="lamp", score=0.75)])
+
+    def _stream(self, after: int, context: grpc.ServicerContext) -> Iterator[pb.ExplanationEvent]:
+        stop = self.breaks.pop(0) if self.breaks else None
+        context.add_callback(self.dropped.set)
+        if stop is not None and stop[0] == 0:
+            self._break(context, *stop[1:])
+        for number, each in enumerate(self.log[after:], start=1):
+            yield each
+            if stop is not None and number == stop[0]:
+                self._break(context, *stop[1:])
+            if each.sequence == self.hang_after:
+                self.dropped.wait(30)
+                return
+
+    def _break(self, context: grpc.ServicerContext, code: grpc.StatusCode, text: str) -> None:
+        if code is not grpc.StatusCode.OK:
+            context.abort(code, text)
+
+    def _answer(self, context: grpc.ServicerContext) -> None:
+        if self.unavailable:
+            self.unavailable -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
+        self._refuse(context)
+
+    def _refuse(self, context: grpc.ServicerContext) -> None:
+        if self.refuse is not None:
+            context.set_trailing_metadata((("grpc-status-details-bin", self.refuse.SerializeToString()),))
+            code = next(code for code in grpc.StatusCode if code.value[0] == self.refuse.code)
+            context.abort(code, self.refuse.message)
+
+
+def failure(
+    code: int, reason: str, *, field: str = "", retry_after: float = 0, message: str = "no"
+) -> status_pb2.Status:
+    """A status as the service makes it."""
+    status = status_pb2.Status(code=code, message=message)
+    details: list = [error_details_pb2.ErrorInfo(reason=reason, domain="sagittal")]
+    if field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if retry_after:
+        nanos = int(retry_after * 1e9)
+        details.append(error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(nanos=nanos)))
+    for detail in details:
+        status.details.add().Pack(detail)
+    return status
+
+
+#: Waits so short that tests need not.
+OPTIONS = Options(retry=Retry(first_wait=0.01, longest_wait=0.05, call_seconds=2.0, stream_seconds=5.0))
+
+
+@contextmanager
+def served(script: Script) -> Iterator[str]:
+    """Serves a script; yields its address."""
+    server = grpc.server(futures.ThreadPoolExecutor(8))
+    service_grpc.add_ExplanationServiceServicer_to_server(script, server)
+    models_grpc.add_ModelServiceServicer_to_server(script, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(0).wait()

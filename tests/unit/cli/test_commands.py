@@ -1,0 +1,119 @@
+"""What the commands print, write and return."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+from click.testing import CliRunner
+from scripted_service import JOB, failure
+
+from sagittal.cli.app import app
+
+
+def test_explain_writes_its_files(run, picture, tmp_path) -> None:
+    out = tmp_path / "out"
+    result = run("explain", picture, "--model", "lamp", "-o", out)
+    assert result.exit_code == 0, result.output
+    document = json.loads((out / "explanation.json").read_text())
+    assert all((out / name).is_file() for name in document["files"].values())
+    mask = np.load(out / "mask.npy", allow_pickle=False)
+    assert (mask.dtype, mask.shape) == (np.float32, (7, 7))
+    with PIL.Image.open(out / "overlay.png") as overlay, PIL.Image.open(out / "summary.png") as summary:
+        assert overlay.size == (56, 56)
+        assert summary.width > 1000
+    assert {curve["kind"] for curve in json.loads((out / "curves.json").read_text())} == {"insertion", "deletion"}
+    assert (out / "graph.svg").read_text().startswith("<?xml")
+    assert document["sufficient_sets"][0]["patches"] == [[1, 1], [1, 2]]
+    assert document["graph"]["edges"] == [{"parent": "300", "child": "100", "removed_patch": [1, 2]}]
+
+
+def test_json_is_all_there_is_on_standard_output(run, picture) -> None:
+    result = run("explain", picture, "--model", "lamp", "--json")
+    document = json.loads(result.stdout)
+    assert document["target"] == {"index": 3, "label": "lamp"}
+    assert {
+        "job_id", "model", "model_digest", "method", "parameters", "target", "score", "baseline_score", "insertion",
+        "deletion", "evaluations", "gradient_evaluations", "seconds", "seed", "warnings", "files",
+    } <= document.keys()  # fmt: skip
+    assert "optimise" in result.stderr
+
+
+def test_the_wait_for_a_worker_is_said(run, picture) -> None:
+    assert "waiting for a worker for model lamp" in run("explain", picture, "--model", "lamp").stderr
+
+
+def test_parameters_go_along(run, script, picture) -> None:
+    run("explain", picture, "--model", "lamp", "--mask-size", 14, "--set", "iterations=3", "--target", "2", "--seed", 5)
+    (spec,) = script.specs
+    assert (spec.method.igos_plus_plus.mask_size, spec.method.igos_plus_plus.iterations) == (14, 3)
+    assert (spec.target.index, spec.seed) == (2, 5)
+
+
+def test_models_predict_and_jobs(run) -> None:
+    assert "lamp  version 1 (latest)  4 classes  1 worker ready" in run("models").stdout
+    assert "--set mask_size" in run("models", "show", "lamp").stdout
+    assert json.loads(run("models", "show", "lamp", "--json").stdout)["ready_workers"] == 1
+    assert run("list").stdout.count("running") == 4
+    assert len(json.loads(run("list", "--json", "--limit", "3").stdout)) == 3
+    assert "cancelled" in run("cancel", JOB).stdout
+    assert "deleted" in run("delete", JOB).stdout
+    assert json.loads(run("get", JOB).stdout)["insertion"] == 0.4375
+    assert "insertion 0.438" in run("watch", JOB).stderr
+
+
+def test_predict_lists_classes(run, picture) -> None:
+    assert run("predict", picture, "--model", "lamp").stdout == " 75.00%  lamp\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["explain", "PICTURE", "--model", "lamp", "--method", "magic"], 2, "igos++"),
+        (["explain", "PICTURE", "--model", "lamp", "--set", "maks_size=3"], 2, "mask_size"),
+        (["explain", "PICTURE", "--model", "lamp", "--set", "nonsense"], 2, "KEY=VALUE"),
+        (["explain", "PICTURE", "--model", "lamp", "--baseline", "chalk"], 2, "expected blur"),
+        (["explain", "no-such-file.png"], 2, "does not exist"),
+        (["explain"], 2, "Missing argument"),
+        (["list", "--state", "asleep"], 2, "asleep"),
+        (["models", "--address", "example.com:1", "--token", "t"], 2, "unencrypted"),
+    ],
+)
+def test_wrong_use_is_code_2_and_says_what_is_right(run, picture, arguments, code, text) -> None:
+    result = run(*[picture if each == "PICTURE" else each for each in arguments])
+    assert result.exit_code == code
+    assert text in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_file_that_is_no_picture_is_said_before_anything_is_sent(run, script, tmp_path) -> None:
+    text = tmp_path / "text.png"
+    text.write_text("hello")
+    result = run("explain", text, "--model", "lamp")
+    assert (result.exit_code, script.specs) == (2, [])
+    assert "text.png" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (failure(5, "UNKNOWN_MODEL"), 2),
+        (failure(9, "UNSUPPORTED"), 1),
+        (failure(8, "QUEUE_FULL", retry_after=0.9), 1),
+        (failure(13, "MODEL_FAILED"), 1),
+    ],
+    ids=lambda each: getattr(each, "message", each),
+)
+def test_a_refusal_is_a_line_and_a_code(run, script, picture, status, code) -> None:
+    script.refuse = status
+    result = run("predict", picture, "--model", "lamp")
+    assert result.exit_code == code
+    assert result.stderr.startswith("sagittal: no")
+    assert len(result.stderr.splitlines()) <= 2
+
+
+def test_nobody_at_the_address_is_code_3_with_a_remedy(picture) -> None:
+    result = CliRunner().invoke(app, ["models", "--address", "127.0.0.1:1"])
+    assert result.exit_code == 3
+    assert "127.0.0.1:1" in result.stderr
+    assert "sagittal up" in result.stderr

@@ -1,0 +1,139 @@
+"""What is started is gone at the end, whatever the end is."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sagittal.cli.failures import Failure
+from sagittal.cli.stack import free_ports, model_names
+
+SAGITTAL = [sys.executable, "-m", "sagittal.cli.main"]
+#: A model that takes no time to load.
+MODELS = """
+[[models]]
+name = "tiny"
+source = { kind = "python", factory = "known_models:looks_at_left" }
+labels = ["nothing", "left"]
+preprocessing = { input_size = 56, fit = "squash", mean = [0.0, 0.0, 0.0], std = [1.0, 1.0, 1.0] }
+"""
+
+
+def descendants(pid: int) -> set[int]:
+    found: set[int] = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            if parent == pid:
+                found |= {int(entry.name)} | descendants(int(entry.name))
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def wait_until(condition, seconds: float = 60.0) -> bool:
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.fixture
+def up(tmp_path):
+    models = tmp_path / "models.toml"
+    models.write_text(MODELS)
+    (port,) = free_ports(1)
+    tests = str(Path(__file__).parents[2])
+    command = [*SAGITTAL, "up", "--listen", f"127.0.0.1:{port}", "--metrics-port", "0", "--models", str(models)]
+    output = (tmp_path / "output").open("w")
+    process = subprocess.Popen(
+        command, stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": tests, "PYTHONUNBUFFERED": "1"}
+    )
+    try:
+        ready = wait_until(lambda: "ready;" in (tmp_path / "output").read_text() or process.poll() is not None, 120)
+        assert ready, (tmp_path / "output").read_text()
+        assert process.poll() is None, (tmp_path / "output").read_text()
+        yield process, tmp_path / "output"
+    finally:
+        process.kill()
+        process.wait()
+        output.close()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks into /proc")
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_every_process_is_gone_after_a_signal(up, number, status) -> None:
+    process, output = up
+    children = descendants(process.pid)
+    assert len(children) >= 3
+    process.send_signal(number)
+    assert process.wait(60) == status, output.read_text()
+    assert wait_until(lambda: not any(alive(pid) for pid in children)), output.read_text()
+    assert "Traceback" not in output.read_text()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks into /proc")
+def test_a_child_that_dies_stops_the_others_and_its_log_is_shown(up) -> None:
+    process, output = up
+    children = descendants(process.pid)
+    worker = next(pid for pid in children if b"sagittal.worker.main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(worker, signal.SIGKILL)
+    assert process.wait(60) == 1
+    assert "the worker ended with status -9; its log ends:" in output.read_text()
+    assert wait_until(lambda: not any(alive(pid) for pid in children))
+
+
+def test_a_port_in_use_is_said(tmp_path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [*SAGITTAL, "up", "--listen", f"127.0.0.1:{port}", "--metrics-port", "0"], capture_output=True, text=True
+        )
+    assert done.returncode == 2
+    assert f"port {port} is in use" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["no toml", "models = 3", "[[models]]\nversion = '1'"])
+def test_a_models_file_that_is_none_is_said(tmp_path, text) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text(text)
+    with pytest.raises(Failure, match=r"models\.toml"):
+        model_names(path)
+
+
+@pytest.mark.parametrize(("module", "extra", "code"), [("click", "cli", 4), ("matplotlib", "cli", 4)])
+def test_a_missing_extra_is_named(module, extra, code) -> None:
+    program = f"import sys; sys.modules[{module!r}] = None; from sagittal.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert f"sagittal[{extra}]" in done.stderr
+
+
+def test_up_without_its_extra_names_it() -> None:
+    program = (
+        "import sys; sys.modules['grpc_health'] = None; sys.argv = ['sagittal', 'up'];"
+        "from sagittal.cli.main import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "sagittal[demo]" in done.stderr

@@ -1,0 +1,83 @@
+from collections import Counter
+
+import pytest
+
+from sagittal.engine import Budget
+from sagittal.explain import StructuredAttentionGraph
+from sagittal.explain.patches import bits_of, removals
+from sagittal.explain.seam import GraphEdge, GraphNode, SufficientSet, Truncated
+
+
+def graph(run):
+    nodes = {node.patches: node for node in run.of(GraphNode)}
+    assert len(nodes) == len(run.of(GraphNode))
+    return nodes, run.of(GraphEdge)
+
+
+def test_nodes_that_are_reached_twice_are_shared(search, known):
+    weights = [0.0] * 9
+    weights[0], weights[1], weights[2], weights[3] = 0.24, 0.23, 0.22, 0.21
+    run = search(known.additive(weights), StructuredAttentionGraph(grid=3, threshold=1, children=4, max_overlap=0))
+    nodes, edges = graph(run)
+    assert [node.patches for node in nodes.values() if node.root] == [(0, 1, 2, 3)]
+    parents = Counter(edge.child for edge in edges)
+    assert parents[0, 1] == 2
+    assert all(set(edge.parent) - set(edge.child) == {edge.removed} for edge in edges)
+
+
+def test_nodes_come_before_their_edges(search, known):
+    run = search(known.any_of([0, 1, 2], [6, 7]), StructuredAttentionGraph(grid=3))
+    seen = set()
+    for event in run.events:
+        if isinstance(event, GraphNode):
+            seen.add(event.patches)
+        if isinstance(event, GraphEdge):
+            assert {event.parent, event.child} <= seen
+
+
+def test_roots_are_the_diverse_sets_with_what_they_cause(search, known):
+    run = search(known.any_of([0, 1, 2], [6, 7]), StructuredAttentionGraph(grid=3))
+    nodes, _ = graph(run)
+    roots = {patches: node for patches, node in nodes.items() if node.root}
+    assert set(roots) == {(0, 1, 2), (6, 7)} == {event.patches for event in run.of(SufficientSet)}
+    assert all(node.causal is not None for node in roots.values())
+    assert roots[6, 7].relative_score == pytest.approx(1.0)
+
+
+def test_all_single_removals_of_every_root_are_evaluated(search, known):
+    run = search(known.any_of([0, 1, 2, 3, 4]), StructuredAttentionGraph(children=1))
+    assert set(removals(bits_of([0, 1, 2, 3, 4]))) <= set(run.model.evaluated)
+
+
+def test_the_children_shown_lower_the_score_most(search, known):
+    weights = [0.0] * 9
+    weights[0], weights[4], weights[8] = 0.5, 0.3, 0.15
+    run = search(
+        known.additive(weights), StructuredAttentionGraph(grid=3, threshold=0.99, children=2, expand_above=0.99)
+    )
+    _, edges = graph(run)
+    assert [edge.removed for edge in edges] == [0, 4]
+
+
+def test_nodes_are_expanded_while_they_keep_the_confidence(search, known):
+    weights = [0.0] * 9
+    weights[0], weights[4], weights[8] = 0.5, 0.3, 0.15
+    score = known.additive(weights)
+    run = search(score, StructuredAttentionGraph(grid=3, threshold=0.99, children=9, expand_above=0.6))
+    nodes, edges = graph(run)
+    parents = {edge.parent for edge in edges}
+    assert parents == {patches for patches, node in nodes.items() if node.root or node.relative_score > 0.6}
+
+
+def test_the_bound_on_nodes_is_reported_when_it_binds(search, known):
+    score = known.any_of([0, 1, 2, 3, 4])
+    run = search(score, StructuredAttentionGraph(max_nodes=3))
+    assert len(run.of(GraphNode)) == 3
+    assert "NODES_BOUND" in run.notices
+    assert "NODES_BOUND" not in search(score, StructuredAttentionGraph()).notices
+
+
+def test_a_spent_budget_still_draws_the_roots(search, known):
+    run = search(known.any_of([0, 1, 2]), StructuredAttentionGraph(), Budget(evaluations=70))
+    assert run.of(Truncated)
+    assert [node.root for node in run.of(GraphNode)][:1] == [True]

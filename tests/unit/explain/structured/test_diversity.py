@@ -1,0 +1,33 @@
+from itertools import combinations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sagittal.explain.diversity import compatible, diverse_family, open_regions
+from sagittal.explain.patches import overlap
+
+SETS = st.dictionaries(st.integers(1, 2**9 - 1), st.floats(0, 1), max_size=9)
+
+
+def families(sets, allowed):
+    for size in range(len(sets) + 1):
+        for family in combinations(sets, size):
+            if all(overlap(one, other) <= allowed for one, other in combinations(family, 2)):
+                yield family
+
+
+@given(SETS, st.integers(0, 3))
+def test_the_family_is_the_largest_then_smallest_then_best_of_all(scores, allowed):
+    def worth(family):
+        return len(family), -sum(bits.bit_count() for bits in family), round(sum(scores[bits] for bits in family), 9)
+
+    family = diverse_family(scores, allowed)
+    assert all(overlap(one, other) <= allowed for one, other in combinations(family, 2))
+    assert worth(family) == max(map(worth, families(scores, allowed)))
+
+
+@given(st.lists(st.integers(1, 2**9 - 1), max_size=3), st.integers(0, 2), st.data())
+def test_whatever_is_found_in_an_open_region_fits_with_the_family(family, allowed, data):
+    for region in open_regions(2**9 - 1, family, allowed):
+        inside = data.draw(st.integers(0, 2**9 - 1)) & region
+        assert compatible(inside, family, allowed)
