@@ -45,8 +45,8 @@ All heatmaps are measured at 28x28 cells in 50 steps. Means with 95 % bootstrap 
 
 SANITY_TEXT = """
 *Random weights* is the rank correlation of the heatmap with that of the same architecture with all weights replaced by
-random ones of the same scale, for the same class, over {count} pictures: near 0 is good; near 1 says that a method
-shows the picture and not the model.
+random ones of the same scale, for the same class, over {count} pictures: near 0 is good (0 where the heatmap goes
+empty); near 1 says that a method shows the picture and not the model.
 """
 
 

@@ -64,7 +64,7 @@ async def test_the_rights_that_the_documentation_names_are_enough(tmp_path, redi
                 rights = line.replace("PASSWORD", "secret").split()
                 client.execute_command("ACL", "SETUSER", "sagittal", "on", *rights)
                 client.execute_command("ACL", "SETUSER", "default", "off")
-            settings = QueueSettings(url=server.url, username="sagittal", password="secret")
+            settings = QueueSettings(url=server.url, username="sagittal", password="secret")  # noqa: S106
             await run_a_job(settings, new_job)
             check_server(settings)
             models, workers = connect_model_registry(settings), connect_worker_registry(settings)
@@ -93,7 +93,7 @@ async def test_the_queue_works_over_tls(tmp_path, redis_binary, new_job) -> None
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("openssl is not installed")
-    subprocess.run(
+    subprocess.run(  # noqa: ASYNC221 - nothing else runs yet
         [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
          "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"],
         cwd=tmp_path, check=True, capture_output=True,
@@ -122,7 +122,7 @@ async def test_a_failover_of_sentinels_is_ridden_out(tmp_path, redis_binary, new
         stack.enter_context(EmbeddedValkey(port=second, binary=redis_binary, options=follow))
         replica = stack.enter_context(redis.Redis(port=second))
         wait_until(lambda: replica.info("replication")["master_link_status"] == "up")
-        sentinel = subprocess.Popen([redis_binary, str(config), "--sentinel"], stdout=subprocess.DEVNULL)
+        sentinel = subprocess.Popen([redis_binary, str(config), "--sentinel"], stdout=subprocess.DEVNULL)  # noqa: ASYNC220
         stack.callback(sentinel.wait)
         stack.callback(sentinel.kill)
         eye = stack.enter_context(redis.Redis(port=watch, decode_responses=True))

@@ -173,7 +173,7 @@ def service_environment(plan: Plan) -> dict[str, str]:
     return {
         "SAGITTAL_LISTEN": plan.listen,
         "SAGITTAL_METRICS_PORT": str(plan.service_metrics),
-        "SAGITTAL_DRAIN": "2",
+        "SAGITTAL_DRAIN": "0.5",
     }
 
 
@@ -182,7 +182,7 @@ def worker_environment(plan: Plan) -> dict[str, str]:
     return {
         "SAGITTAL_MODELS_FILE": str(plan.models_file.resolve()),
         "SAGITTAL_METRICS_PORT": str(plan.worker_metrics),
-        "SAGITTAL_DRAIN": "2",
+        "SAGITTAL_DRAIN": "0",
     }
 
 

@@ -1,6 +1,6 @@
 """What is wrong with a Redis server for a queue that must lose nothing."""
 
-from sagittal.runtime.redis_connection import SyncRunner, connect_sync
+from sagittal.runtime.redis_connection import SyncRunner, close_sync, connect_sync
 from sagittal.runtime.redis_scripts import root_key
 from sagittal.runtime.settings import QueueSettings
 
@@ -18,7 +18,7 @@ def check_server(settings: QueueSettings) -> list[str]:
     try:
         info = SyncRunner(client, settings, root_key(settings)).run(client.info)
     finally:
-        client.close()
+        close_sync(client)
     return judge(info)
 
 

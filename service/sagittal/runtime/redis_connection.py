@@ -90,6 +90,22 @@ def connect_async(settings: QueueSettings) -> "redis.asyncio.Redis":
     return redis.asyncio.Redis(connection_pool=pool)
 
 
+def close_sync(client: "redis.Redis") -> None:
+    """Closes all connections, those to Sentinels included."""
+    manager = getattr(client.connection_pool, "sentinel_manager", None)
+    for each in (client, *(manager.sentinels if manager else ())):
+        each.close()
+        each.connection_pool.disconnect()
+
+
+async def close_async(client: "redis.asyncio.Redis") -> None:
+    """Closes all connections, those to Sentinels included."""
+    manager = getattr(client.connection_pool, "sentinel_manager", None)
+    for each in (client, *(manager.sentinels if manager else ())):
+        await each.aclose()
+        await each.connection_pool.disconnect()
+
+
 def _sentinels(settings: QueueSettings) -> list[tuple[str, int]]:
     pairs = (address.rpartition(":") for address in settings.sentinels)
     return [(host, int(port)) for host, _, port in pairs]
@@ -122,13 +138,25 @@ def translate(error: Exception, settings: QueueSettings) -> SagittalError | None
             "(retention_seconds, max_stored_bytes)",
             retry_after=settings.overload_retry_after,
         )
-    if isinstance(error, faults.AuthenticationError):
-        return Unavailable(f"the queue refuses our credentials: {error}", retry_after=settings.retry_after)
+    if refused(error):
+        return Unavailable(
+            "the queue refuses our credentials or their rights: the operator must set them right",
+            retry_after=settings.retry_after,
+        )
     if isinstance(error, PASSING):
         return Unavailable(
             f"the queue cannot be reached ({type(error).__name__}): try again", retry_after=settings.retry_after
         )
     return None
+
+
+def refused(error: BaseException | None) -> bool:
+    """Whether Redis refused who we are or what we may do; redis-py may hide that behind a lost connection."""
+    while error is not None:
+        if isinstance(error, (faults.AuthenticationError, faults.NoPermissionError)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class Attempts:
@@ -147,12 +175,7 @@ class Attempts:
         pause = random.uniform(self._pause / 2, self._pause)  # noqa: S311 - spreads load, guards nothing
         # An attempt may take two shares, to connect and to read.
         room = self._ends - time.monotonic() - pause - 2 * SOCKET_SHARE * self._settings.operation_timeout
-        if (
-            isinstance(error, PASSING)
-            and not isinstance(error, faults.AuthenticationError)
-            and self._left > 0
-            and room > 0
-        ):
+        if isinstance(error, PASSING) and not refused(error) and self._left > 0 and room > 0:
             return pause
         translated = translate(error, self._settings)
         raise (translated or error) from error

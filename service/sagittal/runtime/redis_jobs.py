@@ -12,7 +12,7 @@ import structlog
 from sagittal.core.errors import AlreadyExists, FailedPrecondition, Overloaded, SagittalError, UnknownJob
 from sagittal.core.jobs import Backlog, Job, JobState, NewJob, StoredEvent
 from sagittal.runtime.job_events import TERMINAL, cancelled_event
-from sagittal.runtime.redis_connection import AsyncRunner, connect_async
+from sagittal.runtime.redis_connection import AsyncRunner, close_async, connect_async
 from sagittal.runtime.redis_scripts import load_script, parse_job, root_key, submit_arguments
 from sagittal.runtime.redis_sweep import end_arguments, parse_endings, sweep_arguments
 from sagittal.runtime.redis_watch import LOOK_SECONDS, LogNews
@@ -69,23 +69,21 @@ class RedisJobQueue:
             sequence = after_sequence
             while True:
                 news.clear()
-                batch = await self._read(job_id, sequence, sequence + EVENTS_AT_ONCE)
+                ended, batch = await self._read(job_id, sequence, sequence + EVENTS_AT_ONCE)
                 for event in batch:
                     yield event
                     sequence = event.sequence
                     if event.terminal:
                         return
-                if not batch:
-                    if await self._ended_at_or_before(job_id, sequence):
-                        return
+                if ended and not batch:
+                    return
+                if len(batch) < EVENTS_AT_ONCE:
                     with contextlib.suppress(TimeoutError):
-                        # not wait_for, which before Python 3.12 may swallow a cancellation
-                        async with asyncio.timeout(LOOK_SECONDS):
-                            await news.wait()
+                        await asyncio.wait_for(news.wait(), LOOK_SECONDS)
 
     async def stored_events(self, job_id: str) -> Sequence[StoredEvent]:
         """Returns the events so far."""
-        return await self._read(job_id, 0, None)
+        return (await self._read(job_id, 0, None))[1]
 
     async def cancel(self, job_id: str, reason: str) -> Job:
         """Cancels a job; one that shares its run leaves it to the others."""
@@ -144,28 +142,22 @@ class RedisJobQueue:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
         await self._news.close()
-        await self._redis.client.aclose()
-        await self._redis.client.connection_pool.disconnect()
+        await close_async(self._redis.client)
 
     async def _script(self, name: str, *arguments: bytes | str | int | float) -> Any:
         self._start_sweeper()
         return await self._redis.script(load_script(name), *arguments)
 
-    async def _read(self, job_id: str, after: int, until: int | None) -> Sequence[StoredEvent]:
-        """Returns the events with sequence numbers in (after, until]. Raises UnknownJob where there is no log."""
-        last = -1 if until is None else until - 1
-        elements: Sequence[bytes] | None = await self._script("read", job_id, after, last)
-        if elements is None:
+    async def _read(self, job_id: str, after: int, until: int | None) -> tuple[bool, Sequence[StoredEvent]]:
+        """Returns whether the job has ended, and its events with sequence numbers in (after, until]."""
+        answer = await self._script("read", job_id, after, -1 if until is None else until - 1)
+        if not answer:
             raise _unknown(job_id)
-        return [
+        ended, *elements = answer
+        return bool(ended), [
             StoredEvent(after + offset, element[1:], terminal=element[:1] == TERMINAL)
             for offset, element in enumerate(elements, start=1)
         ]
-
-    async def _ended_at_or_before(self, job_id: str, sequence: int) -> bool:
-        """Whether no event after this one will come."""
-        job = await self.get(job_id)
-        return job.state.ended and job.last_sequence <= sequence
 
     def _start_sweeper(self) -> None:
         if self._sweeper is None:

@@ -3,7 +3,14 @@
 import time
 from collections.abc import Sequence
 
-from sagittal.runtime.redis_connection import AsyncRunner, SyncRunner, connect_async, connect_sync
+from sagittal.runtime.redis_connection import (
+    AsyncRunner,
+    SyncRunner,
+    close_async,
+    close_sync,
+    connect_async,
+    connect_sync,
+)
 from sagittal.runtime.redis_scripts import load_script, model_key, root_key
 from sagittal.runtime.registry_records import announced_state, stored_model, unknown_model
 from sagittal.runtime.settings import QueueSettings
@@ -34,8 +41,7 @@ class RedisModelRegistry:
 
     async def close(self) -> None:
         """Closes all connections."""
-        await self._redis.client.aclose()
-        await self._redis.client.connection_pool.disconnect()
+        await close_async(self._redis.client)
 
 
 class RedisWorkerRegistry:
@@ -63,8 +69,7 @@ class RedisWorkerRegistry:
 
     def close(self) -> None:
         """Closes all connections."""
-        self._redis.client.close()
-        self._redis.client.connection_pool.disconnect()
+        close_sync(self._redis.client)
 
 
 def _publication(model: model_pb2.Model) -> tuple[str, str, bytes, str]:

@@ -12,6 +12,8 @@ import structlog
 from redis.asyncio.client import PubSub, Redis
 from redis.exceptions import RedisError
 
+from sagittal.runtime.redis_connection import close_async
+
 log = structlog.get_logger(__name__)
 
 #: Longest time without news after which a watcher looks by itself, in seconds.
@@ -57,8 +59,7 @@ class LogNews:
             self._task.cancel()
             # A cancellation that meets an error inside is lost in it; the next one is not.
             await asyncio.wait([self._task], timeout=LAST_PAUSE)
-        await self._client.aclose()
-        await self._client.connection_pool.disconnect()
+        await close_async(self._client)
 
     def _start(self) -> None:
         if self._task is None or self._task.done():

@@ -14,7 +14,7 @@ from sagittal.core.errors import Overloaded, Unavailable
 from sagittal.core.jobs import JobState, Lease
 from sagittal.runtime.job_events import TERMINAL, Ending, classify
 from sagittal.runtime.queue import LeaseLost
-from sagittal.runtime.redis_connection import SOCKET_SHARE, SyncRunner, connect_sync
+from sagittal.runtime.redis_connection import SOCKET_SHARE, SyncRunner, close_sync, connect_sync
 from sagittal.runtime.redis_scripts import load_script, model_key, parse_lease, root_key
 from sagittal.runtime.redis_sweep import end_arguments, parse_endings, sweep_arguments
 from sagittal.runtime.settings import QueueSettings
@@ -114,8 +114,7 @@ class RedisWorkerQueue:
 
     def close(self) -> None:
         """Closes all connections."""
-        self._redis.client.close()
-        self._redis.client.connection_pool.disconnect()
+        close_sync(self._redis.client)
 
     def _script(self, name: str, *arguments: bytes | str | int | float) -> Any:
         return self._redis.script(load_script(name), *arguments)

@@ -41,9 +41,17 @@ class Catalogue:
             model = await self._registry.model(name, version)
         except UnknownModel as error:
             self._known.pop((name, version), None)
-            raise UnknownModel(error.message, field=field) from error
+            raise UnknownModel(error.message, field=await self._at_fault(name, version, field)) from error
         self._known[name, version] = (time.monotonic() + self._refresh, model)
         return model
+
+    async def _at_fault(self, name: str, version: str, field: str) -> str:
+        """Returns the field to blame: the version where the model has others, else its name."""
+        if not version or all(model.name != name for model in await self._registry.models()):
+            return field
+        parent, _, last = field.rpartition(".")
+        blamed = "version" if last == "name" else f"{last}_version"
+        return f"{parent}.{blamed}" if parent else blamed
 
 
 def ready_workers(model: model_pb2.Model) -> int:

@@ -95,6 +95,20 @@ def test_a_model_without_a_spatial_layer_is_unsupported(view):
         locate(view(module, IMAGE), None)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("compiled", ["script", "trace"])
+def test_layers_of_a_compiled_model_cannot_be_seen(view, compiled):
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    made = torch.jit.script(module) if compiled == "script" else torch.jit.trace(module, IMAGE.unsqueeze(0))
+    with pytest.raises(Unsupported, match="no layer with a spatial output"):
+        locate(view(made, IMAGE), None)
+
+
+def test_an_oblong_image_has_an_oblong_grid(view):
+    module = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert locate(view(module, torch.randn(3, 24, 32)), None).layout == Layout(12, 16, axis=1)
+
+
 def test_a_model_without_gradients_is_unsupported(view):
     class Rounded(nn.Module):
         def __init__(self):

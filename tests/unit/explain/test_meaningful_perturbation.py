@@ -19,11 +19,13 @@ def test_it_equals_i_gos_with_one_point_and_no_noise(explained, monkeypatch):
     plain = explained(
         LooksAtRegions(LEFT), MeaningfulPerturbation(**shared), picture, target=1, baseline=blurred(picture)
     )
-    monkeypatch.setattr(
-        mask_optimisation, "stratified", lambda terms, points, generator: torch.ones(terms, points, 1, 1)
-    )
+    monkeypatch.setattr(mask_optimisation, "stratified", lambda terms, points, generator: torch.ones(terms, points))
     igos = explained(
-        LooksAtRegions(LEFT), IGOS(points=1, noise=0.0, **shared), picture, target=1, baseline=blurred(picture)
+        LooksAtRegions(LEFT),
+        IGOS(points=1, noise=0.0, levels=0, btv_weight=0.0, **shared),
+        picture,
+        target=1,
+        baseline=blurred(picture),
     )
     assert torch.equal(plain.saliency, igos.saliency)
     assert bool(plain.saliency.any())

@@ -1,8 +1,13 @@
 """Descent on masks: normalised steps that fit any scale of gradient, and random points of a path."""
 
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sagittal.explain.seam import Steps
 
 _MOMENTUM, _MEMORY = 0.9, 0.99
 _EPSILON = 1e-12
@@ -10,39 +15,135 @@ _EPSILON = 1e-12
 AVERAGED = 0.5
 """Share of the iterations, the last ones, whose masks are averaged: it cancels the noise of single steps."""
 
+ARMIJO, DECAY = 1e-4, 0.2
+"""Of the line search: share of the linear decrease that a step must reach, and what shortens a step that does not."""
+
+FIRST_TRIAL, MAX_TRIALS = 10.0, 6
+"""Of the line search: its first step over `step_size`, and the most trials of one iteration."""
+
 FINE = 28
 """Masks with more cells a side than this take smoothed steps: single cells of a fine mask are adversarial."""
 
 
-class Descent:
-    """Adam on masks in [0, 1], with steps that decay to zero, and the mean of the later masks."""
+class Trial(Protocol):
+    """Evaluates the objective at other masks, with the points and the noise of the current step."""
 
-    def __init__(self, masks: Tensor, *, step_size: float, iterations: int) -> None:
-        """Starts at masks of shape (variables, size, size)."""
-        self.masks = masks
-        self._step_size, self._iterations = step_size, iterations
-        self._mean = torch.zeros_like(masks)
-        self._square = torch.zeros_like(masks)
-        self._sum = torch.zeros_like(masks)
-        self._summed = 0
-        self._sigma = masks.shape[-1] / (2 * FINE) if masks.shape[-1] > FINE else 0.0
+    def __call__(self, masks: Tensor, /) -> Steps:
+        """Yields requests; returns the objective as a float."""
+        ...
 
-    @property
-    def average(self) -> Tensor:
-        """The mean of the masks over the last iterations; the newest masks before that."""
-        return self._sum / self._summed if self._summed else self.masks
 
-    def step(self, gradient: Tensor, step: int) -> None:
-        """Moves the masks against the gradient."""
+class Optimiser(Protocol):
+    """How masks move against the gradient. Steps are in units of the mask, so that no model's scale matters."""
+
+    def step(self, masks: Tensor, gradient: Tensor, objective: float, trial: Trial, share: float) -> Steps:
+        """Returns the new masks, in [0, 1]; yields requests only where it must try several.
+
+        Args:
+            masks: Of shape (variables, size, size).
+            gradient: Of the objective, of the masks' shape.
+            objective: At these masks.
+            trial: Evaluates the objective elsewhere.
+            share: Of the iterations that are done, from 0 up to 1.
+        """
+        ...
+
+
+class Adam:
+    """Adam with steps that decay to zero, smoothed where the mask is fine. Asks for no evaluations."""
+
+    def __init__(self, step_size: float) -> None:
+        self._step_size = step_size
+        self._mean, self._square, self._steps = torch.zeros(()), torch.zeros(()), 0
+
+    def step(self, masks: Tensor, gradient: Tensor, objective: float, trial: Trial, share: float) -> Steps:
+        """Returns the new masks."""
+        yield from ()
+        self._steps += 1
         self._mean = _MOMENTUM * self._mean + (1 - _MOMENTUM) * gradient
         self._square = _MEMORY * self._square + (1 - _MEMORY) * gradient**2
-        mean = self._mean / (1 - _MOMENTUM ** (step + 1))
-        root = (self._square / (1 - _MEMORY ** (step + 1))).sqrt()
-        size = self._step_size * (1 - step / self._iterations)
-        self.masks = (self.masks - size * smoothed(mean / (root + _EPSILON), self._sigma)).clamp(0, 1)
-        if step >= self._iterations * (1 - AVERAGED):
-            self._sum = self._sum + self.masks
-            self._summed += 1
+        mean = self._mean / (1 - _MOMENTUM**self._steps)
+        root = (self._square / (1 - _MEMORY**self._steps)).sqrt()
+        move = smoothed(mean / (root + _EPSILON), _smoothing(masks))
+        return (masks - self._step_size * (1 - share) * move).clamp(0, 1)
+
+
+class Nesterov:
+    """Nesterov's accelerated gradient (Khorram et al., BMVC 2023), the gradient scaled to its largest value.
+
+    The published step of 1000 on the raw gradient diverges on models whose gradients are larger.
+    """
+
+    def __init__(self, step_size: float) -> None:
+        self._step_size = step_size
+        self._previous: Tensor | None = None
+        self._steps = 0
+
+    def step(self, masks: Tensor, gradient: Tensor, objective: float, trial: Trial, share: float) -> Steps:
+        """Returns the new masks."""
+        yield from ()
+        largest = gradient.abs().amax() + _EPSILON
+        moved = (masks - self._step_size * (1 - share) * gradient / largest).clamp(0, 1)
+        previous = moved if self._previous is None else self._previous
+        momentum = self._steps / (self._steps + 3)
+        self._previous, self._steps = moved, self._steps + 1
+        return (moved + momentum * (moved - previous)).clamp(0, 1)
+
+
+class LineSearch:
+    """Armijo backtracking along the gradient; a step that finds no decrease leaves the masks as they are."""
+
+    def __init__(self, step_size: float) -> None:
+        self._first = step_size * FIRST_TRIAL
+
+    def step(self, masks: Tensor, gradient: Tensor, objective: float, trial: Trial, share: float) -> Steps:
+        """Yields trials; returns the new masks."""
+        scale = gradient.abs().amax() + _EPSILON
+        slope = float((gradient**2).sum() / scale)
+        length = self._first
+        for _ in range(MAX_TRIALS):
+            moved = (masks - length * gradient / scale).clamp(0, 1)
+            value: float = yield from trial(moved)
+            if value <= objective - ARMIJO * length * slope:
+                return moved
+            length *= DECAY
+        return masks
+
+
+OPTIMISERS: Mapping[str, Callable[[float], Optimiser]] = {
+    "adam": Adam,
+    "line-search": LineSearch,
+    "nesterov": Nesterov,
+}
+"""Optimisers by name, made from the size of the first step."""
+
+
+class Average:
+    """The mean of the masks over the last iterations; the newest masks before those."""
+
+    def __init__(self, masks: Tensor) -> None:
+        """Starts with the first masks."""
+        self._sum, self._count = masks, 0
+
+        self.untouched = True
+        """Whether nothing was added yet."""
+
+    @property
+    def masks(self) -> Tensor:
+        """The mean so far."""
+        return self._sum / max(self._count, 1)
+
+    def add(self, masks: Tensor, share: float) -> None:
+        """Adds the masks of an iteration, done when `share` of all were done."""
+        self.untouched = False
+        counts = share >= 1 - AVERAGED
+        self._sum = self._sum + masks if counts and self._count else masks
+        self._count += counts
+
+
+def _smoothing(masks: Tensor) -> float:
+    """Returns the width of the blur of a step, in cells; 0 for coarse masks."""
+    return masks.shape[-1] / (2 * FINE) if masks.shape[-1] > FINE else 0.0
 
 
 def smoothed(values: Tensor, sigma: float) -> Tensor:

@@ -12,8 +12,8 @@ batch norm, pooling, mean, padding, addition, concatenation, changes of shape, d
 DenseNet, GoogLeNet, MobileNet at any layer; for networks with gates (squeeze-and-excitation) or smooth activations only
 above these, where the last layer with a spatial output usually is; not for transformers. Anything else is Unsupported.
 
-The peak of the heatmap is the probability that arrives: less than one where a neuron is excited by its bias alone, or
-where other paths go round the layer.
+The peak of the heatmap is the probability that arrives: less than one where other paths go round the layer, or where a
+neuron is excited by its bias alone. Trained depthwise convolutions often are: deep inside MobileNets little arrives.
 """
 
 import operator

@@ -111,7 +111,7 @@ def spatial_layers(view: ModelView) -> Mapping[str, SpatialLayer]:
 
         return hook
 
-    with hooked({layer: note(name) for name, layer in view.module.named_modules() if name}):
+    with hooked({layer: note(name) for name, layer in view.module.named_modules() if name and _can_be_seen(layer)}):
         logits = view.module(image)
     size = (image.shape[-2], image.shape[-1])
     layouts = {name: found for name, output in outputs.items() if (found := layout_of(output.shape, size))}
@@ -145,6 +145,11 @@ def hooked(hooks: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _can_be_seen(layer: nn.Module) -> bool:
+    """Whether a layer takes hooks: compiled ones do not."""
+    return not isinstance(layer, torch.jit.ScriptModule)
 
 
 def _gradients(score: Tensor, outputs: Sequence[Tensor]) -> Sequence[Tensor | None]:

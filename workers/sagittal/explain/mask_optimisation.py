@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from sagittal.explain import regularisers
-from sagittal.explain.descent import Descent, stratified
+from sagittal.explain.authors import AUTHORS, authors_masks
+from sagittal.explain.descent import OPTIMISERS, Average, Optimiser, stratified
 from sagittal.explain.explainer import Explainer, Needs
 from sagittal.explain.level_sets import level_gradient, level_sets
 from sagittal.explain.masking import upsample
@@ -39,6 +40,12 @@ LEVEL_WEIGHT = 3.0
 
 REFERENCE_SIZE = 28
 """Mask size at which the weight of the total variation is meant: finer masks have smaller differences between cells."""
+
+
+PROTOCOLS = ("sagittal", "authors")
+
+LOWERED, LOWERED_GRID = 0.3, 4
+"""What the start of a further mask is lowered to in one cell of a grid of this side, so that it ends elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,6 +80,11 @@ class MaskOptimisation(Explainer):
     step_size: float = parameter(
         0.1, "Size of the first step, in units of the mask", minimum=0, maximum=1, exclusive_minimum=True
     )
+    optimizer: str = parameter("adam", "How the objective is minimised", choices=tuple(OPTIMISERS))
+    protocol: str = parameter(
+        "sagittal", "Whose defaults and rules to follow; `authors` ignores all but size and noise", choices=PROTOCOLS
+    )
+    starts: int = parameter(1, "Diverse masks, each from another start", minimum=1, maximum=16)
 
     @abstractmethod
     def terms(self, masks: Tensor) -> Terms:
@@ -87,19 +99,40 @@ class MaskOptimisation(Explainer):
         return stratified(terms, self.points, generator)
 
     def explain(self, problem: Problem) -> Steps:
-        """Yields progress, forming masks and the final mask."""
-        start = problem.full(self.mask_size, START).repeat(self.variables, 1, 1)
-        descent = Descent(start, step_size=self.step_size, iterations=self.iterations)
-        kept = self.kept(start)
+        """Yields progress, forming masks and the final mask of each start."""
+        for index in range(self.starts):
+            kept = yield from self._optimise(problem, index)
+            if kept is not None:
+                yield SaliencyMask(1 - kept, index=index)
+
+    def _optimise(self, problem: Problem, index: int) -> Steps:
+        """Returns the kept mask of one start; None where the budget was spent before it began and others are there."""
+        masks = self._start(problem, index)
+        average, optimiser = Average(masks), OPTIMISERS[self.optimizer](self.step_size)
         try:
+            if self.protocol == "authors":
+                return (yield from authors_masks(problem, self, AUTHORS[type(self).__name__]))
             for step in range(self.iterations):
-                objective = yield from self._descend(problem, descent, step)
-                kept = self.kept(descent.average)
-                yield Progress((step + 1) / self.iterations, objective)
-                yield SaliencyMask(1 - kept, final=False)
+                masks, objective = yield from self._descend(problem, masks, optimiser, (index, step))
+                average.add(masks, step / self.iterations)
+                fraction = (index + (step + 1) / self.iterations) / self.starts
+                yield Progress(fraction, objective)
+                yield SaliencyMask(1 - self.kept(average.masks), final=False, index=index)
         except OutOfBudget as spent:
             yield Truncated(spent.limit)
-        yield SaliencyMask(1 - kept)
+            if index and average.untouched:
+                return None
+        return self.kept(average.masks)
+
+    def _start(self, problem: Problem, index: int) -> Tensor:
+        """Returns the first masks: level for the first start, lowered in one cell of a coarse grid for each other."""
+        masks = problem.full(self.mask_size, START).repeat(self.variables, 1, 1)
+        if index:
+            order = torch.randperm(LOWERED_GRID**2, generator=problem.generator("starts"))
+            row, column = divmod(int(order[index % LOWERED_GRID**2]), LOWERED_GRID)
+            edges = torch.linspace(0, self.mask_size, LOWERED_GRID + 1).round().int().tolist()
+            masks[:, edges[row] : edges[row + 1], edges[column] : edges[column + 1]] = LOWERED
+        return masks
 
     def regulariser(self, mask: Tensor, problem: Problem) -> Tensor:
         """Returns `L1 * |1 - M| + 1/2 (TV * tv(M) + BTV * btv(M upsampled))`."""
@@ -111,31 +144,40 @@ class MaskOptimisation(Explainer):
             roughness = roughness + self.btv_weight * regularisers.bilateral_total_variation(large, problem.image)
         return self.l1_weight * regularisers.area(batch)[0] + roughness[0] / 2
 
-    def _descend(self, problem: Problem, descent: Descent, step: int) -> Steps:
-        """Takes one step; returns the objective before it."""
-        masks = descent.masks.clone().requires_grad_()
+    def _descend(self, problem: Problem, masks: Tensor, optimiser: Optimiser, place: tuple[int, int]) -> Steps:
+        """Takes one step; returns the new masks and the objective before it."""
+        masks = masks.clone().requires_grad_()
         with torch.enable_grad():
             kept = self.kept(masks)
             terms = self.terms(masks)
             penalty = self.regulariser(kept, problem)
-        paths = _Paths(terms, self.path(self._rows(terms), problem.generator("path", step)))
-        levels = _Levels(1 - kept.detach(), self, problem.generator("levels", step))
+        u = self.path(len(terms.deletions) + len(terms.insertions), problem.generator("path", *place))
+        paths = _Paths(terms, u)
+        levels = _Levels(1 - kept.detach(), self, problem.generator("levels", *place))
         batch = torch.cat([paths.masks.flatten(0, 1), levels.masks])
-        scores: Scores = yield problem.evaluate(
-            batch, gradient=True, noise=self.noise, noise_seed=problem.noise_seed(step)
-        )
-        data, level = gradient_of(scores).split([len(batch) - len(levels.masks), len(levels.masks)])
+        seed = problem.noise_seed(*place)
+        scores: Scores = yield problem.evaluate(batch, gradient=True, noise=self.noise, noise_seed=seed)
+        data, level = torch.split(gradient_of(scores), [len(batch) - len(levels.masks), len(levels.masks)])
         with torch.enable_grad():
             surrogate = paths.surrogate(data)
         gradient = torch.autograd.grad(surrogate, masks, retain_graph=True)[0]
         if len(level):
             gradient = gradient + levels.gradient(level, kept, masks, gradient)
-        descent.step(gradient + torch.autograd.grad(penalty, masks)[0], step)
-        return paths.objective(scores.target[: len(data)]) + float(penalty.detach())
+        gradient = gradient + torch.autograd.grad(penalty, masks)[0]
+        objective = paths.objective(scores.target[: len(data)]) + float(penalty.detach())
 
-    @staticmethod
-    def _rows(terms: Terms) -> int:
-        return len(terms.deletions) + len(terms.insertions)
+        def trial(moved: Tensor) -> Steps:
+            return (yield from self._objective(problem, moved, u, seed))
+
+        share = place[1] / self.iterations
+        moved = yield from optimiser.step(masks.detach(), gradient, objective, trial, share)
+        return moved, objective
+
+    def _objective(self, problem: Problem, masks: Tensor, u: Tensor, seed: int) -> Steps:
+        """Returns the objective at masks, at the same points and with the same noise as the gradient's."""
+        paths = _Paths(self.terms(masks), u)
+        scores: Scores = yield problem.evaluate(paths.masks.flatten(0, 1), noise=self.noise, noise_seed=seed)
+        return paths.objective(scores.target) + float(self.regulariser(self.kept(masks), problem))
 
 
 class _Paths:

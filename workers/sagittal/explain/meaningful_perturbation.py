@@ -23,7 +23,7 @@ from sagittal.explain.seam import Steps
 class PlainGradient(IGOS):
     """I-GOS whose path is its end: every point is the masked image itself."""
 
-    def path(self, terms: int, generator: torch.Generator) -> Tensor:  # noqa: ARG002 - nothing is random
+    def path(self, terms: int, generator: torch.Generator) -> Tensor:
         """Returns ones."""
         return torch.ones(terms, self.points)
 

@@ -37,7 +37,7 @@ def draw_summary(explanation: Explanation, seen: Seen) -> Figure:
     fig = style.figure(width, height)
     grid = fig.add_gridspec(
         rows, columns, left=0.3 / width, right=1 - 0.45 / width, top=1 - top / height, bottom=(bottom + 0.3) / height,
-        wspace=0.14, hspace=0.22,
+        wspace=0.17, hspace=0.22,
     )  # fmt: skip
     for number, panel in enumerate(panels):
         panel.draw(fig.add_subplot(grid[divmod(number, columns)]))
