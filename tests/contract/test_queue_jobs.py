@@ -51,6 +51,22 @@ async def test_events_come_in_order_to_every_watcher_and_end_with_the_terminal_o
     assert late == first[2:]
 
 
+async def test_a_watcher_that_is_cancelled_stops_whatever_it_was_doing(queue, new_job) -> None:
+    job, _ = await queue.jobs.submit(new_job(), b"accepted")
+    lease = queue.lease()
+    for turns in range(24):
+        watching = asyncio.create_task(watch(queue, job.job_id))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        queue.worker().append(lease, [b"event"])
+        for _ in range(turns % 3):
+            await asyncio.sleep(0)
+        watching.cancel()
+        done, _ = await asyncio.wait([watching], timeout=20)
+        assert done
+        assert watching.cancelled()
+
+
 async def test_watching_goes_on_where_it_stopped_also_after_the_end(queue, new_job) -> None:
     job, _ = await queue.jobs.submit(new_job(), b"accepted")
     lease = queue.lease()

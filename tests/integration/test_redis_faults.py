@@ -7,6 +7,7 @@ import secrets
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -36,11 +37,13 @@ async def connected(settings: QueueSettings):
 
 
 @pytest.fixture(params=["valkey", "redis"])
-def server(request, tmp_path) -> Iterator[EmbeddedValkey]:
+def server(request) -> Iterator[EmbeddedValkey]:
     """A server with an append-only file, on a socket of its own."""
     binary = request.getfixturevalue("redis_binary") if request.param == "redis" else None
-    directory = f"/tmp/sg-{secrets.token_hex(4)}"  # noqa: S108 - a unix socket's path must be short
-    with EmbeddedValkey(directory, persist=True, binary=binary) as running:
+    with (
+        tempfile.TemporaryDirectory(prefix="sg-") as directory,  # tmp_path is too long for a unix socket
+        EmbeddedValkey(directory, persist=True, binary=binary) as running,
+    ):
         yield running
 
 

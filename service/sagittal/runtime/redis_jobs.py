@@ -78,8 +78,10 @@ class RedisJobQueue:
                 if ended and not batch:
                     return
                 if len(batch) < EVENTS_AT_ONCE:
+                    # Not wait_for, which before Python 3.12 may swallow the cancellation of a stream.
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(news.wait(), LOOK_SECONDS)
+                        async with asyncio.timeout(LOOK_SECONDS):
+                            await news.wait()
 
     async def stored_events(self, job_id: str) -> Sequence[StoredEvent]:
         """Returns the events so far."""

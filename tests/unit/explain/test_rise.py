@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from known_models import LEFT, SIZE, Constant, LooksAtRegions, image
+from torch import nn
 
 from sagittal.engine import Budget, Output
 from sagittal.explain import RISE, InvalidParameter
@@ -35,8 +36,33 @@ def test_it_converges_to_the_known_expectation_on_an_additive_model(explained, a
         torch.ones(3, 16, 16),
         output=Output.PROBABILITIES,
     )
-    expected = expected_effect(weights, 2) / float(weights.sum())
-    assert torch.allclose(run.saliency, expected.clamp(0, 1), atol=0.02)
+    expected = expected_effect(weights, 2)
+    assert torch.allclose(run.saliency / run.saliency.max(), expected / expected.max(), atol=0.04)
+
+
+def test_the_peak_is_what_hiding_at_random_costs(explained, additive):
+    weights = torch.zeros(16, 16)
+    weights[2:6, 2:6] = 0.05
+    run = explained(
+        additive(weights),
+        RISE(masks=20_000, grid=2, probability=0.4),
+        torch.ones(3, 16, 16),
+        output=Output.PROBABILITIES,
+    )
+    assert float(run.saliency.max()) == pytest.approx(0.6, abs=0.03)
+
+
+class Noise(nn.Module):
+    """Scores that depend on the image as a hash does: on no place of it."""
+
+    def forward(self, inputs):
+        score = (inputs.sum((1, 2, 3)) * 1e4).sin() * 0.2 + 0.3
+        return torch.stack([score, 1 - score], -1)
+
+
+def test_noise_looks_empty(explained):
+    run = explained(Noise(), RISE(masks=500), torch.ones(3, 56, 56), output=Output.PROBABILITIES)
+    assert float(run.saliency.max()) < 0.1
 
 
 def test_masks_keep_every_pixel_with_the_same_probability():

@@ -1,8 +1,8 @@
 """The authors' beam search as published, faults included: for comparison in benchmarks only.
 
 Patches are ordered by two steps of a coarse I-GOS; a beam of states grows by the first successors in that order, and
-each sufficient one is minimised greedily in row-major order. As in the published code, off-by-ones keep one state and one
-root more than named, successors are never de-duplicated, and every score is evaluated anew. Patches are tents.
+each sufficient one is minimised greedily in row-major order. As in the published code, off-by-ones keep one state and
+one root more than named, successors are never de-duplicated, and every score is evaluated anew. Patches are tents.
 """
 
 import torch

@@ -4,13 +4,12 @@ Masks are random grids of cells, each kept with probability p, upsampled bilinea
 cell. The paper's heatmap is the mean score of the masks that keep a pixel, `S(x) = sum f(M) M(x) / (N p)`.
 
 Where we differ, and why:
-- The mean score of all masks is subtracted, and the rest divided by `1 - p` and by the full image's score: the
-  heatmap is `cov(f(M), M(x)) / (p (1 - p) f(I))`, what keeping a place adds to the score, as a share of the full
-  score. In expectation this is the paper's heatmap but for scale and offset, so the order of pixels is the same; but
-  a place that does not matter is 0, and no stretching by image is needed. What keeping a place takes away is cut to
-  0.
-- The scores are centred on their mean before they are weighted, which takes out the noise of how often a pixel happened
-  to be kept: a constant model gives exactly 0 from any number of masks.
+- The scores are centred on their mean before they are weighted: the heatmap is the covariance of score and place, what
+  keeping a place adds. In expectation it is the paper's but for scale and offset, so the order of pixels is the same;
+  but a place that does not matter is 0, and the noise of how often a pixel happened to be kept is gone.
+- It is not stretched to its extremes. The peak is the share of the full score that hiding at random costs, less where
+  the covariance at the peak is within `NOISE` standard errors of chance: a model that does not care, and a heatmap that
+  is noise, look empty. What keeping a place takes away is cut to 0.
 """
 
 import math
@@ -21,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sagittal.explain.evidence import heatmap
 from sagittal.explain.explainer import Explainer
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
@@ -28,6 +28,9 @@ from sagittal.explain.seam import OutOfBudget, Progress, SaliencyMask, Scores, S
 
 BATCH = 128
 """Masks in a request."""
+
+NOISE = 3.0
+"""Standard errors up to which the highest covariance of a heatmap is chance."""
 
 PARTIALS = 16
 """Forming heatmaps that are shown, at most."""
@@ -74,33 +77,48 @@ class RISE(Explainer):
         yield SaliencyMask(self._saliency(sums, problem))
 
     def _saliency(self, sums: "_Sums", problem: Problem) -> Tensor:
-        variance = self.probability * (1 - self.probability)
-        return (sums.covariance() / variance / max(problem.full_score, 1e-12)).clamp(0, 1)
+        cost = 1 - sums.mean_score / max(problem.full_score, 1e-12)
+        return heatmap(sums.covariance().to(torch.float32), cost * sums.certainty())
 
 
 class _Sums:
-    """Sums from which the covariance of scores and masks follows."""
+    """Sums from which the covariance of scores and masks follows, in double precision."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.count = 0
         self._size = size
-        self._scores = 0.0
-        self._masks = torch.zeros(size, size, dtype=torch.float64, device=device)
-        self._products = torch.zeros_like(self._masks)
+        self._scores = self._score_squares = torch.zeros((), dtype=torch.float64, device=device)
+        self._masks = self._mask_squares = self._products = self._scores.expand(size, size)
+
+    @property
+    def mean_score(self) -> float:
+        """Mean score of the masks; 0 before the first."""
+        return float(self._scores) / max(1, self.count)
 
     def add(self, scores: Tensor, masks: Tensor) -> None:
         """Adds scores (n,) of masks (n, height, width)."""
         cells = F.adaptive_avg_pool2d(masks.unsqueeze(1), self._size)[:, 0].to(torch.float64)
         scores = scores.to(cells)
         self.count += len(scores)
-        self._scores += float(scores.sum())
-        self._masks += cells.sum(0)
-        self._products += torch.einsum("n,nhw->hw", scores, cells)
+        self._scores = self._scores + scores.sum()
+        self._score_squares = self._score_squares + (scores**2).sum()
+        self._masks = self._masks + cells.sum(0)
+        self._mask_squares = self._mask_squares + (cells**2).sum(0)
+        self._products = self._products + torch.einsum("n,nhw->hw", scores, cells)
 
     def covariance(self) -> Tensor:
-        """Returns the mean of `(score - mean score) * mask`, float32 of shape (size, size); 0 before the first mask."""
+        """Returns the mean of `(score - mean score) * mask`, of shape (size, size); 0 before the first mask."""
         count = max(1, self.count)
-        return ((self._products - self._scores / count * self._masks) / count).to(torch.float32)
+        return (self._products - self.mean_score * self._masks) / count
+
+    def certainty(self) -> float:
+        """Returns 0 where the highest covariance may be chance, towards 1 the further it is from that."""
+        count = max(1, self.count)
+        covariance, place = self.covariance().flatten().max(0)
+        score_variance = self._score_squares / count - self.mean_score**2
+        mask_variance = (self._mask_squares / count - (self._masks / count) ** 2).flatten()[place]
+        error = (score_variance.clamp(min=0) * mask_variance.clamp(min=0) / count).sqrt()
+        return max(0.0, 1 - NOISE * float(error / covariance)) if float(covariance) > 0 else 0.0
 
 
 def random_masks(

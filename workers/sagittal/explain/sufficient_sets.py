@@ -1,8 +1,8 @@
 """Minimal sufficient explanations: small sets of patches that alone keep the model's confidence (Shitole et al., 2021).
 
 Shitole, Li, Kahng, Tadepalli, Fern: One Explanation Is Not Enough: Structured Attention Graphs for Image Classification
-(NeurIPS 2021). Where we differ, and why: no set is scored twice; elimination from above precedes the beam, which is
-guided by all scores known so far; what is returned is certified; diversity is enforced while searching.
+(NeurIPS 2021). Where we differ, and why: no set is scored twice; elimination from above and proposals learnt from all
+scores known so far replace the beam; what is returned is certified; diversity is enforced while searching.
 
 Sets are streamed as each is certified. `SufficientSet.diverse` then says whether the set fits with those before it;
 when the search ends, the largest family is computed exactly, and a set whose flag it changes is yielded once more. Of
@@ -12,7 +12,7 @@ two events with the same patches the later one holds.
 from dataclasses import dataclass, field
 
 from sagittal.explain.authors_search import authors_search
-from sagittal.explain.beam import eliminate, grow
+from sagittal.explain.beam import eliminate, refine
 from sagittal.explain.certificates import Claim, causal_triple, certify
 from sagittal.explain.diversity import compatible, diverse_family, open_regions
 from sagittal.explain.explainer import Explainer
@@ -32,11 +32,14 @@ from sagittal.explain.seam import (
     Upsampling,
 )
 
-GROWTH_BOUND = 260
-"""Most evaluations of the beam search that looks for a smaller first set."""
+REFINEMENT_BOUND = 260
+"""Evaluations after which no smaller first set is looked for."""
 
-FURTHER_GROWTH_BOUND = 100
-"""Most evaluations of each later one."""
+FURTHER_REFINEMENT_BOUND = 80
+"""The same for each later set."""
+
+SEARCH_BOUND = 560
+"""Evaluations after which no further set is looked for."""
 
 UPSAMPLING = {"box": Upsampling.BOX, "tent": Upsampling.ALIGNED}
 
@@ -82,7 +85,7 @@ class SetSearch:
 
     def _search(self) -> Steps:
         region: int | None = self.memo.all
-        while region is not None and len(self.found) < self.max_sets:
+        while region is not None and len(self.found) < self.max_sets and self.memo.evaluations < SEARCH_BOUND:
             bits = yield from self._small_set(region)
             before = len(self.found)
             yield from self._report(bits)
@@ -93,9 +96,8 @@ class SetSearch:
     def _small_set(self, region: int) -> Steps:
         """Returns a small sufficient set within a sufficient region."""
         bits = yield from eliminate(self.memo, region)
-        bound = FURTHER_GROWTH_BOUND if self.found else GROWTH_BOUND
-        smaller = yield from grow(self.memo, region, width=self.beam_width, below=bits.bit_count(), bound=bound)
-        return bits if smaller is None else smaller
+        bound = FURTHER_REFINEMENT_BOUND if self.found else REFINEMENT_BOUND
+        return (yield from refine(self.memo, region, bits, width=2 * self.beam_width, bound=bound))
 
     def _report(self, bits: int) -> Steps:
         """Certifies a set, or one that takes its place, and yields it."""
@@ -182,7 +184,7 @@ class PatchSearch(Explainer):
         maximum=1,
         exclusive_minimum=True,
     )
-    beam_width: int = parameter(8, "States kept at each level of the search", minimum=1, maximum=100)
+    beam_width: int = parameter(8, "Breadth of the search: half the sets proposed in a round", minimum=1, maximum=100)
     max_overlap: int = parameter(1, "Most patches that two diverse sets may share", minimum=0, maximum=196)
     patch_shape: str = parameter("box", "Shape of a patch: exact rectangles or bilinear tents", choices=("box", "tent"))
 

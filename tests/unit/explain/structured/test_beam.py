@@ -1,9 +1,9 @@
 import pytest
 
-from sagittal.explain.beam import eliminate, grow
-from sagittal.explain.patches import everything, members
+from sagittal.explain.beam import eliminate, refine
+from sagittal.explain.patches import bits_of, everything, members
 from sagittal.explain.scoring import Memo, Threshold
-from sagittal.explain.surrogate import contributions
+from sagittal.explain.surrogate import propose
 
 
 def found(steps, score, grid, search):
@@ -24,33 +24,39 @@ def test_elimination_ends_where_no_patch_can_go(steps, known):
     assert members(bits) == (0, 10, 20, 30)
 
 
-def test_growth_finds_the_smallest_set_of_an_additive_score(steps, known):
+def refined(region, best, bound=300):
+    return lambda memo: refine_from(memo, region, bits_of(best), bound)
+
+
+def refine_from(memo, region, best, bound):
+    yield from memo.evaluate([best])
+    return (yield from refine(memo, region, best, width=16, bound=bound))
+
+
+def test_refinement_finds_the_smallest_set_of_an_additive_score(steps, known):
     weights = [0.001] * 49
     weights[4], weights[11], weights[40] = 0.5, 0.3, 0.1
-    bits, _ = found(steps, known.additive(weights), 7, lambda memo: grow(memo, memo.all, width=2, below=9, bound=400))
+    bits, _ = found(steps, known.additive(weights), 7, refined(everything(7), [0, 2, 4, 6, 11, 12, 13, 22, 40]))
     assert members(bits) == (4, 11, 40)
 
 
-def test_growth_stays_in_its_region_and_below_its_size(steps, known):
+def test_refinement_stays_in_its_region(steps, known):
     score = known.any_of([0, 1], [10, 11, 12])
-    region = everything(7) & ~1
-    bits, _ = found(steps, score, 7, lambda memo: grow(memo, region, width=4, below=4, bound=400))
+    bits, _ = found(steps, score, 7, refined(everything(7) & ~1, [1, 5, 10, 11, 12, 20]))
     assert members(bits) == (10, 11, 12)
-    bits, _ = found(steps, score, 7, lambda memo: grow(memo, region, width=4, below=3, bound=400))
-    assert bits is None
 
 
-@pytest.mark.parametrize("bound", [10, 49, 100])
-def test_growth_keeps_its_bound(steps, known, bound):
-    _, memo = found(
-        steps, known.any_of(range(12)), 7, lambda memo: grow(memo, memo.all, width=8, below=12, bound=bound)
-    )
-    assert memo.evaluations <= bound + 2
+@pytest.mark.parametrize("bound", [1, 49, 100])
+def test_refinement_begins_no_round_beyond_its_bound(steps, known, bound):
+    _, memo = found(steps, known.any_of(range(12)), 7, refined(everything(7), range(12), bound))
+    assert memo.evaluations < 3 + bound + 16
 
 
-def test_the_surrogate_ranks_patches_by_what_they_add(steps, known):
+def test_proposals_are_the_patches_that_add_most(steps, known):
     weights = [0.01] * 9
     weights[2], weights[7] = 0.4, 0.2
     _, memo = found(steps, known.additive(weights, 0.1), 3, lambda memo: memo.evaluate(range(0, 512, 5)))
-    ranked = contributions(memo.scores, 9)
-    assert sorted(range(9), key=lambda patch: -ranked[patch])[:2] == [2, 7]
+    generator = memo.problem.generator()
+    assert set(propose(memo.scores, 3, 0b111111111, [2, 2], 0.0, generator)) == {bits_of([2, 7])}
+    assert members(propose(memo.scores, 3, 0b011111111, [1], 0.0, generator)[0]) == (2,)
+    assert members(propose(memo.scores, 3, 0b111111011, [1], 0.0, generator)[0]) == (7,)
