@@ -446,6 +446,7 @@ class ExplanationEvent(_message.Message):
     COMPLETED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
+    REGION_SCORES_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     sequence: _builtins.int
@@ -512,6 +513,10 @@ class ExplanationEvent(_message.Message):
     def cancelled(self) -> Global___Cancelled:
         """Terminal: it was cancelled."""
 
+    @_builtins.property
+    def region_scores(self) -> Global___RegionScores:
+        """The scores of sets of patches that were asked for."""
+
     def __init__(
         self,
         *,
@@ -533,12 +538,13 @@ class ExplanationEvent(_message.Message):
         completed: Global___Completed | None = ...,
         failed: _status_pb2.Status | None = ...,
         cancelled: Global___Cancelled | None = ...,
+        region_scores: Global___RegionScores | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "cancelled", b"cancelled", "completed", b"completed", "concept", b"concept", "curve", b"curve", "event", b"event", "failed", b"failed", "graph_edge", b"graph_edge", "graph_node", b"graph_node", "mask", b"mask", "prediction", b"prediction", "progress", b"progress", "started", b"started", "sufficient_set", b"sufficient_set", "time", b"time", "warning", b"warning"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "cancelled", b"cancelled", "completed", b"completed", "concept", b"concept", "curve", b"curve", "event", b"event", "failed", b"failed", "graph_edge", b"graph_edge", "graph_node", b"graph_node", "mask", b"mask", "prediction", b"prediction", "progress", b"progress", "region_scores", b"region_scores", "started", b"started", "sufficient_set", b"sufficient_set", "time", b"time", "warning", b"warning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "cancelled", b"cancelled", "completed", b"completed", "concept", b"concept", "curve", b"curve", "event", b"event", "failed", b"failed", "graph_edge", b"graph_edge", "graph_node", b"graph_node", "job_id", b"job_id", "mask", b"mask", "prediction", b"prediction", "progress", b"progress", "request_id", b"request_id", "sequence", b"sequence", "started", b"started", "sufficient_set", b"sufficient_set", "time", b"time", "warning", b"warning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "cancelled", b"cancelled", "completed", b"completed", "concept", b"concept", "curve", b"curve", "event", b"event", "failed", b"failed", "graph_edge", b"graph_edge", "graph_node", b"graph_node", "job_id", b"job_id", "mask", b"mask", "prediction", b"prediction", "progress", b"progress", "region_scores", b"region_scores", "request_id", b"request_id", "sequence", b"sequence", "started", b"started", "sufficient_set", b"sufficient_set", "time", b"time", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "started", "prediction", "progress", "mask", "sufficient_set", "graph_node", "graph_edge", "curve", "concept", "warning", "completed", "failed", "cancelled"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "started", "prediction", "progress", "mask", "sufficient_set", "graph_node", "graph_edge", "curve", "concept", "warning", "completed", "failed", "cancelled", "region_scores"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -576,7 +582,9 @@ Global___Accepted: _TypeAlias = Accepted  # noqa: Y015
 
 @_typing.final
 class Started(_message.Message):
-    """A worker began."""
+    """A worker began. After a lost worker the log goes on with a higher attempt: what is found out once a job (the
+    prediction, warnings) and masks on the way may come again, equal to those before, and of two the newest counts.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -858,6 +866,7 @@ class SufficientSet(_message.Message):
     CAUSAL_FIELD_NUMBER: _builtins.int
     EVALUATIONS_FIELD_NUMBER: _builtins.int
     DIVERSE_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
     score: _builtins.float
     """The target's probability when only they are shown."""
     evaluations: _builtins.int
@@ -876,6 +885,10 @@ class SufficientSet(_message.Message):
     def causal(self) -> Global___CausalTriple:
         """Sufficient and necessary, measured."""
 
+    @_builtins.property
+    def top(self) -> Global___ClassScore:
+        """The top class when only they are shown."""
+
     def __init__(
         self,
         *,
@@ -885,10 +898,11 @@ class SufficientSet(_message.Message):
         causal: Global___CausalTriple | None = ...,
         evaluations: _builtins.int = ...,
         diverse: _builtins.bool = ...,
+        top: Global___ClassScore | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["causal", b"causal", "certificate", b"certificate", "patches", b"patches"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["causal", b"causal", "certificate", b"certificate", "patches", b"patches", "top", b"top"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["causal", b"causal", "certificate", b"certificate", "diverse", b"diverse", "evaluations", b"evaluations", "patches", b"patches", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["causal", b"causal", "certificate", b"certificate", "diverse", b"diverse", "evaluations", b"evaluations", "patches", b"patches", "score", b"score", "top", b"top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -906,6 +920,7 @@ class GraphNode(_message.Message):
     RELATIVE_SCORE_FIELD_NUMBER: _builtins.int
     ROOT_FIELD_NUMBER: _builtins.int
     CAUSAL_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identifies the node in its graph: the patches as a bit set in hexadecimal."""
     score: _builtins.float
@@ -922,6 +937,10 @@ class GraphNode(_message.Message):
     def causal(self) -> Global___CausalTriple:
         """Sufficient and necessary, measured; for roots."""
 
+    @_builtins.property
+    def top(self) -> Global___ClassScore:
+        """The top class when only they are shown."""
+
     def __init__(
         self,
         *,
@@ -931,14 +950,51 @@ class GraphNode(_message.Message):
         relative_score: _builtins.float = ...,
         root: _builtins.bool = ...,
         causal: Global___CausalTriple | None = ...,
+        top: Global___ClassScore | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["causal", b"causal", "patches", b"patches"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["causal", b"causal", "patches", b"patches", "top", b"top"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["causal", b"causal", "id", b"id", "patches", b"patches", "relative_score", b"relative_score", "root", b"root", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["causal", b"causal", "id", b"id", "patches", b"patches", "relative_score", b"relative_score", "root", b"root", "score", b"score", "top", b"top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GraphNode: _TypeAlias = GraphNode  # noqa: Y015
+
+@_typing.final
+class RegionScores(_message.Message):
+    """What the model says of sets of patches, each shown alone or hidden, in the order in which they were asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FULL_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def full(self) -> Global___ClassScore:
+        """The target's probability on the full image."""
+
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The target's probability for each set."""
+
+    @_builtins.property
+    def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassScore]:
+        """The top class for each set."""
+
+    def __init__(
+        self,
+        *,
+        full: Global___ClassScore | None = ...,
+        scores: _abc.Iterable[_builtins.float] | None = ...,
+        top: _abc.Iterable[Global___ClassScore] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["full", b"full"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["full", b"full", "scores", b"scores", "top", b"top"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegionScores: _TypeAlias = RegionScores  # noqa: Y015
 
 @_typing.final
 class GraphEdge(_message.Message):

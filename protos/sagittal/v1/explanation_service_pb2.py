@@ -23,60 +23,61 @@ _sym_db = _symbol_database.Default()
 
 
 from sagittal.v1 import explanation_pb2 as sagittal_dot_v1_dot_explanation__pb2
+from sagittal.v1 import method_pb2 as sagittal_dot_v1_dot_method__pb2
 from sagittal.v1 import tensor_pb2 as sagittal_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%sagittal/v1/explanation_service.proto\x12\x0bsagittal.v1\x1a\x1dsagittal/v1/explanation.proto\x1a\x18sagittal/v1/tensor.proto\"L\n\x0e\x45xplainRequest\x12*\n\x04spec\x18\x01 \x01(\x0b\x32\x1c.sagittal.v1.ExplanationSpec\x12\x0e\n\x06\x64\x65tach\x18\x02 \x01(\x08\"?\n\x0f\x45xplainResponse\x12,\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.sagittal.v1.ExplanationEvent\"@\n\x12\x45xplainManyRequest\x12*\n\x04spec\x18\x01 \x01(\x0b\x32\x1c.sagittal.v1.ExplanationSpec\"C\n\x13\x45xplainManyResponse\x12,\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.sagittal.v1.ExplanationEvent\"F\n\x18SubmitExplanationRequest\x12*\n\x04spec\x18\x01 \x01(\x0b\x32\x1c.sagittal.v1.ExplanationSpec\"J\n\x19SubmitExplanationResponse\x12-\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\x18.sagittal.v1.Explanation\"A\n\x17WatchExplanationRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\"H\n\x18WatchExplanationResponse\x12,\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.sagittal.v1.ExplanationEvent\"\'\n\x15GetExplanationRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"G\n\x16GetExplanationResponse\x12-\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\x18.sagittal.v1.Explanation\"v\n\x17ListExplanationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12%\n\x06states\x18\x04 \x03(\x0e\x32\x15.sagittal.v1.JobState\"c\n\x18ListExplanationsResponse\x12.\n\x0c\x65xplanations\x18\x01 \x03(\x0b\x32\x18.sagittal.v1.Explanation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x18\x43\x61ncelExplanationRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"J\n\x19\x43\x61ncelExplanationResponse\x12-\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\x18.sagittal.v1.Explanation\"*\n\x18\x44\x65leteExplanationRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x1b\n\x19\x44\x65leteExplanationResponse\")\n\x17RetryExplanationRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"I\n\x18RetryExplanationResponse\x12-\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\x18.sagittal.v1.Explanation\"\x92\x01\n\x13ScoreRegionsRequest\x12\x10\n\x06job_id\x18\x01 \x01(\tH\x00\x12+\n\x05image\x18\x02 \x01(\x0b\x32\x1a.sagittal.v1.RegionSubjectH\x00\x12#\n\x04sets\x18\x03 \x03(\x0b\x32\x15.sagittal.v1.PatchSet\x12\x0c\n\x04hide\x18\x04 \x01(\x08\x42\t\n\x07subject\"\xa6\x01\n\rRegionSubject\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12!\n\x05image\x18\x03 \x01(\x0b\x32\x12.sagittal.v1.Image\x12#\n\x06target\x18\x04 \x01(\x0b\x32\x13.sagittal.v1.Target\x12\'\n\x08\x62\x61seline\x18\x05 \x01(\x0b\x32\x15.sagittal.v1.Baseline\"g\n\x14ScoreRegionsResponse\x12(\n\x06scores\x18\x01 \x03(\x0b\x32\x18.sagittal.v1.RegionScore\x12%\n\x04\x66ull\x18\x02 \x01(\x0b\x32\x17.sagittal.v1.ClassScore\"j\n\x0bRegionScore\x12\r\n\x05score\x18\x01 \x01(\x02\x12\x16\n\x0erelative_score\x18\x02 \x01(\x02\x12$\n\x03top\x18\x03 \x01(\x0b\x32\x17.sagittal.v1.ClassScore\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\x08\x32\xb3\x07\n\x12\x45xplanationService\x12\x46\n\x07\x45xplain\x12\x1b.sagittal.v1.ExplainRequest\x1a\x1c.sagittal.v1.ExplainResponse0\x01\x12T\n\x0b\x45xplainMany\x12\x1f.sagittal.v1.ExplainManyRequest\x1a .sagittal.v1.ExplainManyResponse(\x01\x30\x01\x12\x62\n\x11SubmitExplanation\x12%.sagittal.v1.SubmitExplanationRequest\x1a&.sagittal.v1.SubmitExplanationResponse\x12\x61\n\x10WatchExplanation\x12$.sagittal.v1.WatchExplanationRequest\x1a%.sagittal.v1.WatchExplanationResponse0\x01\x12Y\n\x0eGetExplanation\x12\".sagittal.v1.GetExplanationRequest\x1a#.sagittal.v1.GetExplanationResponse\x12_\n\x10ListExplanations\x12$.sagittal.v1.ListExplanationsRequest\x1a%.sagittal.v1.ListExplanationsResponse\x12\x62\n\x11\x43\x61ncelExplanation\x12%.sagittal.v1.CancelExplanationRequest\x1a&.sagittal.v1.CancelExplanationResponse\x12\x62\n\x11\x44\x65leteExplanation\x12%.sagittal.v1.DeleteExplanationRequest\x1a&.sagittal.v1.DeleteExplanationResponse\x12_\n\x10RetryExplanation\x12$.sagittal.v1.RetryExplanationRequest\x1a%.sagittal.v1.RetryExplanationResponse\x12S\n\x0cScoreRegions\x12 .sagittal.v1.ScoreRegionsRequest\x1a!.sagittal.v1.ScoreRegionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%sagittal/v1/explanation_service.proto\x12\x0bsagittal.v1\x1a\x1dsagittal/v1/explanation.proto\x1a\x18sagittal/v1/method.proto\x1a\x18sagittal/v1/tensor.proto\"L\n\x0e\x45xplainRequest\x12*\n\x04spec\x18\x01 \x01(\x0b\x32\x1c.sagittal.v1.ExplanationSpec\x12\x0e\n\x06\x64\x65tach\x18\x02 \x01(\x08\"?\n\x0f\x45xplainResponse\x12,\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.sagittal.v1.ExplanationEvent\"@\n\x12\x45xplainManyRequest\x12*\n\x04spec\x18\x01 \x01(\x0b\x32\x1c.sagittal.v1.ExplanationSpec\"C\n\x13\x45xplainManyResponse\x12,\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.sagittal.v1.ExplanationEvent\"F\n\x18SubmitExplanationRequest\x12*\n\x04spec\x18\x01 \x01(\x0b\x32\x1c.sagittal.v1.ExplanationSpec\"J\n\x19SubmitExplanationResponse\x12-\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\x18.sagittal.v1.Explanation\"A\n\x17WatchExplanationRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\"H\n\x18WatchExplanationResponse\x12,\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.sagittal.v1.ExplanationEvent\"\'\n\x15GetExplanationRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"G\n\x16GetExplanationResponse\x12-\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\x18.sagittal.v1.Explanation\"v\n\x17ListExplanationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12%\n\x06states\x18\x04 \x03(\x0e\x32\x15.sagittal.v1.JobState\"c\n\x18ListExplanationsResponse\x12.\n\x0c\x65xplanations\x18\x01 \x03(\x0b\x32\x18.sagittal.v1.Explanation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x18\x43\x61ncelExplanationRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"J\n\x19\x43\x61ncelExplanationResponse\x12-\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\x18.sagittal.v1.Explanation\"*\n\x18\x44\x65leteExplanationRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x1b\n\x19\x44\x65leteExplanationResponse\")\n\x17RetryExplanationRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"I\n\x18RetryExplanationResponse\x12-\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\x18.sagittal.v1.Explanation\"\x92\x01\n\x13ScoreRegionsRequest\x12\x10\n\x06job_id\x18\x01 \x01(\tH\x00\x12+\n\x05image\x18\x02 \x01(\x0b\x32\x1a.sagittal.v1.RegionSubjectH\x00\x12#\n\x04sets\x18\x03 \x03(\x0b\x32\x15.sagittal.v1.PatchSet\x12\x0c\n\x04hide\x18\x04 \x01(\x08\x42\t\n\x07subject\"\xe2\x01\n\rRegionSubject\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12!\n\x05image\x18\x03 \x01(\x0b\x32\x12.sagittal.v1.Image\x12#\n\x06target\x18\x04 \x01(\x0b\x32\x13.sagittal.v1.Target\x12\'\n\x08\x62\x61seline\x18\x05 \x01(\x0b\x32\x15.sagittal.v1.Baseline\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12,\n\x0bpatch_shape\x18\x07 \x01(\x0e\x32\x17.sagittal.v1.PatchShape\"g\n\x14ScoreRegionsResponse\x12(\n\x06scores\x18\x01 \x03(\x0b\x32\x18.sagittal.v1.RegionScore\x12%\n\x04\x66ull\x18\x02 \x01(\x0b\x32\x17.sagittal.v1.ClassScore\"j\n\x0bRegionScore\x12\r\n\x05score\x18\x01 \x01(\x02\x12\x16\n\x0erelative_score\x18\x02 \x01(\x02\x12$\n\x03top\x18\x03 \x01(\x0b\x32\x17.sagittal.v1.ClassScore\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\x08\x32\xb3\x07\n\x12\x45xplanationService\x12\x46\n\x07\x45xplain\x12\x1b.sagittal.v1.ExplainRequest\x1a\x1c.sagittal.v1.ExplainResponse0\x01\x12T\n\x0b\x45xplainMany\x12\x1f.sagittal.v1.ExplainManyRequest\x1a .sagittal.v1.ExplainManyResponse(\x01\x30\x01\x12\x62\n\x11SubmitExplanation\x12%.sagittal.v1.SubmitExplanationRequest\x1a&.sagittal.v1.SubmitExplanationResponse\x12\x61\n\x10WatchExplanation\x12$.sagittal.v1.WatchExplanationRequest\x1a%.sagittal.v1.WatchExplanationResponse0\x01\x12Y\n\x0eGetExplanation\x12\".sagittal.v1.GetExplanationRequest\x1a#.sagittal.v1.GetExplanationResponse\x12_\n\x10ListExplanations\x12$.sagittal.v1.ListExplanationsRequest\x1a%.sagittal.v1.ListExplanationsResponse\x12\x62\n\x11\x43\x61ncelExplanation\x12%.sagittal.v1.CancelExplanationRequest\x1a&.sagittal.v1.CancelExplanationResponse\x12\x62\n\x11\x44\x65leteExplanation\x12%.sagittal.v1.DeleteExplanationRequest\x1a&.sagittal.v1.DeleteExplanationResponse\x12_\n\x10RetryExplanation\x12$.sagittal.v1.RetryExplanationRequest\x1a%.sagittal.v1.RetryExplanationResponse\x12S\n\x0cScoreRegions\x12 .sagittal.v1.ScoreRegionsRequest\x1a!.sagittal.v1.ScoreRegionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sagittal.v1.explanation_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXPLAINREQUEST']._serialized_start=111
-  _globals['_EXPLAINREQUEST']._serialized_end=187
-  _globals['_EXPLAINRESPONSE']._serialized_start=189
-  _globals['_EXPLAINRESPONSE']._serialized_end=252
-  _globals['_EXPLAINMANYREQUEST']._serialized_start=254
-  _globals['_EXPLAINMANYREQUEST']._serialized_end=318
-  _globals['_EXPLAINMANYRESPONSE']._serialized_start=320
-  _globals['_EXPLAINMANYRESPONSE']._serialized_end=387
-  _globals['_SUBMITEXPLANATIONREQUEST']._serialized_start=389
-  _globals['_SUBMITEXPLANATIONREQUEST']._serialized_end=459
-  _globals['_SUBMITEXPLANATIONRESPONSE']._serialized_start=461
-  _globals['_SUBMITEXPLANATIONRESPONSE']._serialized_end=535
-  _globals['_WATCHEXPLANATIONREQUEST']._serialized_start=537
-  _globals['_WATCHEXPLANATIONREQUEST']._serialized_end=602
-  _globals['_WATCHEXPLANATIONRESPONSE']._serialized_start=604
-  _globals['_WATCHEXPLANATIONRESPONSE']._serialized_end=676
-  _globals['_GETEXPLANATIONREQUEST']._serialized_start=678
-  _globals['_GETEXPLANATIONREQUEST']._serialized_end=717
-  _globals['_GETEXPLANATIONRESPONSE']._serialized_start=719
-  _globals['_GETEXPLANATIONRESPONSE']._serialized_end=790
-  _globals['_LISTEXPLANATIONSREQUEST']._serialized_start=792
-  _globals['_LISTEXPLANATIONSREQUEST']._serialized_end=910
-  _globals['_LISTEXPLANATIONSRESPONSE']._serialized_start=912
-  _globals['_LISTEXPLANATIONSRESPONSE']._serialized_end=1011
-  _globals['_CANCELEXPLANATIONREQUEST']._serialized_start=1013
-  _globals['_CANCELEXPLANATIONREQUEST']._serialized_end=1055
-  _globals['_CANCELEXPLANATIONRESPONSE']._serialized_start=1057
-  _globals['_CANCELEXPLANATIONRESPONSE']._serialized_end=1131
-  _globals['_DELETEEXPLANATIONREQUEST']._serialized_start=1133
-  _globals['_DELETEEXPLANATIONREQUEST']._serialized_end=1175
-  _globals['_DELETEEXPLANATIONRESPONSE']._serialized_start=1177
-  _globals['_DELETEEXPLANATIONRESPONSE']._serialized_end=1204
-  _globals['_RETRYEXPLANATIONREQUEST']._serialized_start=1206
-  _globals['_RETRYEXPLANATIONREQUEST']._serialized_end=1247
-  _globals['_RETRYEXPLANATIONRESPONSE']._serialized_start=1249
-  _globals['_RETRYEXPLANATIONRESPONSE']._serialized_end=1322
-  _globals['_SCOREREGIONSREQUEST']._serialized_start=1325
-  _globals['_SCOREREGIONSREQUEST']._serialized_end=1471
-  _globals['_REGIONSUBJECT']._serialized_start=1474
-  _globals['_REGIONSUBJECT']._serialized_end=1640
-  _globals['_SCOREREGIONSRESPONSE']._serialized_start=1642
-  _globals['_SCOREREGIONSRESPONSE']._serialized_end=1745
-  _globals['_REGIONSCORE']._serialized_start=1747
-  _globals['_REGIONSCORE']._serialized_end=1853
-  _globals['_EXPLANATIONSERVICE']._serialized_start=1856
-  _globals['_EXPLANATIONSERVICE']._serialized_end=2803
+  _globals['_EXPLAINREQUEST']._serialized_start=137
+  _globals['_EXPLAINREQUEST']._serialized_end=213
+  _globals['_EXPLAINRESPONSE']._serialized_start=215
+  _globals['_EXPLAINRESPONSE']._serialized_end=278
+  _globals['_EXPLAINMANYREQUEST']._serialized_start=280
+  _globals['_EXPLAINMANYREQUEST']._serialized_end=344
+  _globals['_EXPLAINMANYRESPONSE']._serialized_start=346
+  _globals['_EXPLAINMANYRESPONSE']._serialized_end=413
+  _globals['_SUBMITEXPLANATIONREQUEST']._serialized_start=415
+  _globals['_SUBMITEXPLANATIONREQUEST']._serialized_end=485
+  _globals['_SUBMITEXPLANATIONRESPONSE']._serialized_start=487
+  _globals['_SUBMITEXPLANATIONRESPONSE']._serialized_end=561
+  _globals['_WATCHEXPLANATIONREQUEST']._serialized_start=563
+  _globals['_WATCHEXPLANATIONREQUEST']._serialized_end=628
+  _globals['_WATCHEXPLANATIONRESPONSE']._serialized_start=630
+  _globals['_WATCHEXPLANATIONRESPONSE']._serialized_end=702
+  _globals['_GETEXPLANATIONREQUEST']._serialized_start=704
+  _globals['_GETEXPLANATIONREQUEST']._serialized_end=743
+  _globals['_GETEXPLANATIONRESPONSE']._serialized_start=745
+  _globals['_GETEXPLANATIONRESPONSE']._serialized_end=816
+  _globals['_LISTEXPLANATIONSREQUEST']._serialized_start=818
+  _globals['_LISTEXPLANATIONSREQUEST']._serialized_end=936
+  _globals['_LISTEXPLANATIONSRESPONSE']._serialized_start=938
+  _globals['_LISTEXPLANATIONSRESPONSE']._serialized_end=1037
+  _globals['_CANCELEXPLANATIONREQUEST']._serialized_start=1039
+  _globals['_CANCELEXPLANATIONREQUEST']._serialized_end=1081
+  _globals['_CANCELEXPLANATIONRESPONSE']._serialized_start=1083
+  _globals['_CANCELEXPLANATIONRESPONSE']._serialized_end=1157
+  _globals['_DELETEEXPLANATIONREQUEST']._serialized_start=1159
+  _globals['_DELETEEXPLANATIONREQUEST']._serialized_end=1201
+  _globals['_DELETEEXPLANATIONRESPONSE']._serialized_start=1203
+  _globals['_DELETEEXPLANATIONRESPONSE']._serialized_end=1230
+  _globals['_RETRYEXPLANATIONREQUEST']._serialized_start=1232
+  _globals['_RETRYEXPLANATIONREQUEST']._serialized_end=1273
+  _globals['_RETRYEXPLANATIONRESPONSE']._serialized_start=1275
+  _globals['_RETRYEXPLANATIONRESPONSE']._serialized_end=1348
+  _globals['_SCOREREGIONSREQUEST']._serialized_start=1351
+  _globals['_SCOREREGIONSREQUEST']._serialized_end=1497
+  _globals['_REGIONSUBJECT']._serialized_start=1500
+  _globals['_REGIONSUBJECT']._serialized_end=1726
+  _globals['_SCOREREGIONSRESPONSE']._serialized_start=1728
+  _globals['_SCOREREGIONSRESPONSE']._serialized_end=1831
+  _globals['_REGIONSCORE']._serialized_start=1833
+  _globals['_REGIONSCORE']._serialized_end=1939
+  _globals['_EXPLANATIONSERVICE']._serialized_start=1942
+  _globals['_EXPLANATIONSERVICE']._serialized_end=2889
 # @@protoc_insertion_point(module_scope)

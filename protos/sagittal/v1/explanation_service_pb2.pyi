@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from sagittal.v1 import explanation_pb2 as _explanation_pb2
+from sagittal.v1 import method_pb2 as _method_pb2
 from sagittal.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
 import sys
@@ -421,7 +422,7 @@ class RetryExplanationRequest(_message.Message):
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
-    """The job. Required."""
+    """The buried job, whose images must still be kept. Required."""
     def __init__(
         self,
         *,
@@ -437,14 +438,16 @@ Global___RetryExplanationRequest: _TypeAlias = RetryExplanationRequest  # noqa: 
 
 @_typing.final
 class RetryExplanationResponse(_message.Message):
-    """The job after the request."""
+    """The job that runs in its place."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EXPLANATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def explanation(self) -> _explanation_pb2.Explanation:
-        """The job, without events."""
+        """A new job with the buried one's request and images, without events. It has no `request_id`, which stays the buried
+        job's, and its deadline counts from now.
+        """
 
     def __init__(
         self,
@@ -470,7 +473,9 @@ class ScoreRegionsRequest(_message.Message):
     SETS_FIELD_NUMBER: _builtins.int
     HIDE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
-    """A job: its model, image, target and baseline, and what it has scored already."""
+    """A job: its model, image, target, baseline and shape of patches, and what it has scored already. Its images must
+    still be kept.
+    """
     hide: _builtins.bool
     """Hides the sets instead of showing only them."""
     @_builtins.property
@@ -479,7 +484,7 @@ class ScoreRegionsRequest(_message.Message):
 
     @_builtins.property
     def sets(self) -> _containers.RepeatedCompositeFieldContainer[_explanation_pb2.PatchSet]:
-        """The sets. At least one, at most 1,000."""
+        """The sets, all on the same grid of 3 to 14 patches a side. At least one, at most 1,000; a set may be empty."""
 
     def __init__(
         self,
@@ -510,10 +515,16 @@ class RegionSubject(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
     BASELINE_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    PATCH_SHAPE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of a registered model. Required."""
     model_version: _builtins.str
     """Version of the model. Empty means the latest."""
+    seed: _builtins.int
+    """Seed of what is random in the baseline."""
+    patch_shape: _method_pb2.PatchShape.ValueType
+    """Shape of a patch."""
     @_builtins.property
     def image(self) -> _tensor_pb2.Image:
         """The picture. Required."""
@@ -534,10 +545,12 @@ class RegionSubject(_message.Message):
         image: _tensor_pb2.Image | None = ...,
         target: _explanation_pb2.Target | None = ...,
         baseline: _explanation_pb2.Baseline | None = ...,
+        seed: _builtins.int = ...,
+        patch_shape: _method_pb2.PatchShape.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "image", b"image", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "image", b"image", "model", b"model", "model_version", b"model_version", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "image", b"image", "model", b"model", "model_version", b"model_version", "patch_shape", b"patch_shape", "seed", b"seed", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -588,7 +601,7 @@ class RegionScore(_message.Message):
     relative_score: _builtins.float
     """That probability over the full image's."""
     cached: _builtins.bool
-    """True where it was answered from the job's memo."""
+    """True where the job had scored the set already, and the answer is from its events."""
     @_builtins.property
     def top(self) -> _explanation_pb2.ClassScore:
         """The top class then."""

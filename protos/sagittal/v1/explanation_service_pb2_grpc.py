@@ -154,7 +154,8 @@ class ExplanationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RetryExplanation(self, request, context):
-        """Puts a buried job (one that took its workers down) back into the queue. For administrators.
+        """Runs a buried job (one that took its workers down) again, as a new job: the buried one has its one terminal event
+        and stays as it is. For administrators.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

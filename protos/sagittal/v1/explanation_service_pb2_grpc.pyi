@@ -54,7 +54,9 @@ class ExplanationServiceStub:
     DeleteExplanation: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.DeleteExplanationRequest, _explanation_service_pb2.DeleteExplanationResponse]
     """Deletes a job that has ended, with its image and its events."""
     RetryExplanation: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.RetryExplanationRequest, _explanation_service_pb2.RetryExplanationResponse]
-    """Puts a buried job (one that took its workers down) back into the queue. For administrators."""
+    """Runs a buried job (one that took its workers down) again, as a new job: the buried one has its one terminal event
+    and stays as it is. For administrators.
+    """
     ScoreRegions: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.ScoreRegionsRequest, _explanation_service_pb2.ScoreRegionsResponse]
     """Answers "what if": the score when only some patches are shown, or hidden."""
 
@@ -84,7 +86,9 @@ class ExplanationServiceAsyncStub(ExplanationServiceStub):
     DeleteExplanation: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.DeleteExplanationRequest, _explanation_service_pb2.DeleteExplanationResponse]  # type: ignore[assignment]
     """Deletes a job that has ended, with its image and its events."""
     RetryExplanation: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.RetryExplanationRequest, _explanation_service_pb2.RetryExplanationResponse]  # type: ignore[assignment]
-    """Puts a buried job (one that took its workers down) back into the queue. For administrators."""
+    """Runs a buried job (one that took its workers down) again, as a new job: the buried one has its one terminal event
+    and stays as it is. For administrators.
+    """
     ScoreRegions: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.ScoreRegionsRequest, _explanation_service_pb2.ScoreRegionsResponse]  # type: ignore[assignment]
     """Answers "what if": the score when only some patches are shown, or hidden."""
 
@@ -165,7 +169,9 @@ class ExplanationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _explanation_service_pb2.RetryExplanationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_explanation_service_pb2.RetryExplanationResponse, _abc.Awaitable[_explanation_service_pb2.RetryExplanationResponse]]:
-        """Puts a buried job (one that took its workers down) back into the queue. For administrators."""
+        """Runs a buried job (one that took its workers down) again, as a new job: the buried one has its one terminal event
+        and stays as it is. For administrators.
+        """
 
     @_abc_1.abstractmethod
     def ScoreRegions(

@@ -130,6 +130,16 @@ class Lease:
     """State that an earlier attempt stored; None for none."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRequest:
+    """What a job was made of, while it is kept."""
+
+    request: bytes
+    """The serialized request, without its images."""
+    images: dict[str, bytes]
+    """Images by name, as in `NewJob`."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredEvent:
     """An event in a job's log."""

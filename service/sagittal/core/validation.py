@@ -83,7 +83,7 @@ def check_spec(
     check_request_id(spec.request_id, f"{field}.request_id")
     _check_enum(explanation_pb2.Lane.DESCRIPTOR, spec.lane, f"{field}.lane")
     _check_enum(explanation_pb2.CachePolicy.DESCRIPTOR, spec.cache_policy, f"{field}.cache_policy")
-    _check_baseline(spec.baseline, f"{field}.baseline")
+    check_baseline(spec.baseline, f"{field}.baseline")
     _check_metrics(spec.metrics, model.preprocessing.input_size, f"{field}.metrics")
     if spec.HasField("progress_interval"):
         _seconds(spec.progress_interval, 0.0, MAX_PROGRESS_INTERVAL, f"{field}.progress_interval")
@@ -99,6 +99,25 @@ def check_image_set(image: tensor_pb2.Image, field: str) -> None:
     if image.WhichOneof("source") is None:
         text = f"{field} is not set; give a JPEG, PNG or WebP file in `encoded`, or a tensor"
         raise InvalidRequest(text, field=field)
+
+
+def check_baseline(baseline: explanation_pb2.Baseline, field: str) -> None:
+    """Checks everything of a baseline but the content of its picture. Raises InvalidRequest."""
+    _check_enum(explanation_pb2.BaselineKind.DESCRIPTOR, baseline.kind, f"{field}.kind")
+    by_image = baseline.kind == explanation_pb2.BASELINE_KIND_IMAGE
+    if by_image:
+        check_image_set(baseline.image, f"{field}.image")
+    elif baseline.HasField("image"):
+        text = f"{field}.image is set; that needs BASELINE_KIND_IMAGE in {field}.kind"
+        raise InvalidRequest(text, field=f"{field}.image")
+    blurred = baseline.kind in (explanation_pb2.BASELINE_KIND_UNSPECIFIED, explanation_pb2.BASELINE_KIND_BLUR)
+    sigma = baseline.blur_sigma
+    if not (math.isfinite(sigma) and 0 <= sigma <= MAX_BLUR_SIGMA):
+        text = f"{field}.blur_sigma is {sigma:g}; give 0 (chosen for you) to {MAX_BLUR_SIGMA:g} pixels"
+        raise InvalidRequest(text, field=f"{field}.blur_sigma")
+    if sigma and not blurred:
+        text = f"{field}.blur_sigma is {sigma:g}; it belongs to BASELINE_KIND_BLUR alone: leave it out"
+        raise InvalidRequest(text, field=f"{field}.blur_sigma")
 
 
 def check_request_id(request_id: str, field: str) -> None:
@@ -137,24 +156,6 @@ def _check_enum(enum: EnumDescriptor, number: int, field: str) -> None:
 
 def _values(names: Iterable[str]) -> str:
     return ", ".join(name for name in names if not name.endswith("_UNSPECIFIED"))
-
-
-def _check_baseline(baseline: explanation_pb2.Baseline, field: str) -> None:
-    _check_enum(explanation_pb2.BaselineKind.DESCRIPTOR, baseline.kind, f"{field}.kind")
-    by_image = baseline.kind == explanation_pb2.BASELINE_KIND_IMAGE
-    if by_image:
-        check_image_set(baseline.image, f"{field}.image")
-    elif baseline.HasField("image"):
-        text = f"{field}.image is set; that needs BASELINE_KIND_IMAGE in {field}.kind"
-        raise InvalidRequest(text, field=f"{field}.image")
-    blurred = baseline.kind in (explanation_pb2.BASELINE_KIND_UNSPECIFIED, explanation_pb2.BASELINE_KIND_BLUR)
-    sigma = baseline.blur_sigma
-    if not (math.isfinite(sigma) and 0 <= sigma <= MAX_BLUR_SIGMA):
-        text = f"{field}.blur_sigma is {sigma:g}; give 0 (chosen for you) to {MAX_BLUR_SIGMA:g} pixels"
-        raise InvalidRequest(text, field=f"{field}.blur_sigma")
-    if sigma and not blurred:
-        text = f"{field}.blur_sigma is {sigma:g}; it belongs to BASELINE_KIND_BLUR alone: leave it out"
-        raise InvalidRequest(text, field=f"{field}.blur_sigma")
 
 
 def _check_metrics(metrics: explanation_pb2.Metrics, input_size: int, field: str) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from google.protobuf.message import DecodeError
 
-from sagittal.core.errors import Expired, JobBuried
+from sagittal.core.errors import Expired, FailedPrecondition, JobBuried
 from sagittal.core.jobs import JobState
 from sagittal.core.status import to_status
 from sagittal.v1 import explanation_pb2
@@ -56,6 +56,13 @@ def cancelled_event(reason: str, now: float) -> bytes:
     event = _event(now)
     event.cancelled.reason = reason
     return event.SerializeToString()
+
+
+def forgotten_request(job_id: str) -> FailedPrecondition:
+    """Returns the error that the request and the images of a job are gone."""
+    return FailedPrecondition(
+        f"the request and the images of job {job_id} are no longer kept: send the image again", field="job_id"
+    )
 
 
 def classify(payload: bytes) -> bytes:

@@ -5,7 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-from sagittal.core.jobs import Backlog, Job, JobState, Lease, NewJob, StoredEvent
+from sagittal.core.jobs import Backlog, Job, JobState, Lease, NewJob, StoredEvent, StoredRequest
 from sagittal.runtime.job_events import classify
 from sagittal.runtime.memory_store import MemoryStore
 from sagittal.runtime.settings import QueueSettings
@@ -61,6 +61,11 @@ class MemoryJobQueue:
     async def stored_events(self, job_id: str) -> Sequence[StoredEvent]:
         """Returns the events so far."""
         return self._store.find(job_id).events(0, None)
+
+    async def request_of(self, job_id: str) -> StoredRequest:
+        """Returns what a job was made of."""
+        self._store.sweep()
+        return self._store.request_of(job_id)
 
     async def cancel(self, job_id: str, reason: str) -> Job:
         """Cancels a job; one that shares its run leaves it to the others."""

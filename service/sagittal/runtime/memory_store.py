@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from sagittal.core.errors import AlreadyExists, FailedPrecondition, Overloaded, UnknownJob
-from sagittal.core.jobs import Backlog, CachePolicy, Job, JobState, Lane, Lease, NewJob
-from sagittal.runtime.job_events import LASTING, TERMINAL, Ending, cancelled_event
+from sagittal.core.jobs import Backlog, CachePolicy, Job, JobState, Lane, Lease, NewJob, StoredRequest
+from sagittal.runtime.job_events import LASTING, TERMINAL, Ending, cancelled_event, forgotten_request
 from sagittal.runtime.memory_records import Record, Run, lease_of, next_token
 from sagittal.runtime.queue import LeaseLost
 from sagittal.runtime.settings import QueueSettings
@@ -61,6 +61,14 @@ class MemoryStore:
             raise UnknownJob(
                 f"no job {job_id!r}: it never was, was deleted, or its retention has passed", field="job_id"
             ) from None
+
+    def request_of(self, job_id: str) -> StoredRequest:
+        """Returns what a job was made of. Raises UnknownJob, FailedPrecondition."""
+        with self.changed:
+            run = self.find(job_id).run
+            if run is None or self._runs.get(run.new.job_id) is not run:
+                raise forgotten_request(job_id)
+            return StoredRequest(request=run.new.request, images=dict(run.new.images))
 
     def cancel(self, job_id: str, reason: str) -> Job:
         """Cancels a job."""
@@ -209,7 +217,7 @@ class MemoryStore:
         now = self._clock()
         if now - source.ended > self.settings.cache_seconds or not self._make_room(source.size, keep=source):
             return None
-        record = self._store(job, accepted, None)
+        record = self._store(job, accepted, source.run)
         record.copy_answer(source, now)
         record.state, record.ended = JobState.COMPLETED, now
         return record

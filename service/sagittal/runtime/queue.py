@@ -8,7 +8,7 @@ implementation to them.
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
-from sagittal.core.jobs import Backlog, Job, JobState, Lease, NewJob, StoredEvent
+from sagittal.core.jobs import Backlog, Job, JobState, Lease, NewJob, StoredEvent, StoredRequest
 
 
 class LeaseLost(Exception):
@@ -45,6 +45,15 @@ class JobQueue(Protocol):
 
     async def stored_events(self, job_id: str) -> Sequence[StoredEvent]:
         """Returns the events so far, without waiting. Raises UnknownJob."""
+        ...
+
+    async def request_of(self, job_id: str) -> StoredRequest:
+        """Returns what a job was made of; one that was answered from the cache has that of its source.
+
+        Raises:
+            UnknownJob: there is no such job.
+            FailedPrecondition: request and images are no longer kept (`image_retention_seconds`, `max_stored_bytes`).
+        """
         ...
 
     async def cancel(self, job_id: str, reason: str) -> Job:

@@ -10,10 +10,10 @@ from typing import Any
 import structlog
 
 from sagittal.core.errors import AlreadyExists, FailedPrecondition, Overloaded, SagittalError, UnknownJob
-from sagittal.core.jobs import Backlog, Job, JobState, NewJob, StoredEvent
-from sagittal.runtime.job_events import TERMINAL, cancelled_event
+from sagittal.core.jobs import Backlog, Job, JobState, NewJob, StoredEvent, StoredRequest
+from sagittal.runtime.job_events import TERMINAL, cancelled_event, forgotten_request
 from sagittal.runtime.redis_connection import AsyncRunner, close_async, connect_async
-from sagittal.runtime.redis_scripts import load_script, parse_job, root_key, submit_arguments
+from sagittal.runtime.redis_scripts import load_script, parse_job, parse_request, root_key, submit_arguments
 from sagittal.runtime.redis_sweep import end_arguments, parse_endings, sweep_arguments
 from sagittal.runtime.redis_watch import LOOK_SECONDS, LogNews
 from sagittal.runtime.settings import QueueSettings
@@ -86,6 +86,15 @@ class RedisJobQueue:
     async def stored_events(self, job_id: str) -> Sequence[StoredEvent]:
         """Returns the events so far."""
         return (await self._read(job_id, 0, None))[1]
+
+    async def request_of(self, job_id: str) -> StoredRequest:
+        """Returns what a job was made of."""
+        answer = await self._script("request", job_id)
+        if answer is None:
+            raise _unknown(job_id)
+        if not answer:
+            raise forgotten_request(job_id)
+        return parse_request(answer)
 
     async def cancel(self, job_id: str, reason: str) -> Job:
         """Cancels a job; one that shares its run leaves it to the others."""

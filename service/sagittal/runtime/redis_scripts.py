@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from sagittal.core.jobs import Job, JobKind, JobState, Lane, Lease, NewJob
+from sagittal.core.jobs import Job, JobKind, JobState, Lane, Lease, NewJob, StoredRequest
 from sagittal.runtime.settings import QueueSettings
 
 #: Fields that the script `view` returns for a job.
@@ -122,6 +122,11 @@ def parse_lease(answer: Sequence[bytes]) -> Lease:
         trace_context=trace.decode(),
         checkpoint=checkpoint if has_checkpoint else None,
     )
+
+
+def parse_request(answer: Sequence[bytes]) -> StoredRequest:
+    """Returns what a job was made of from the answer of the script `request`."""
+    return StoredRequest(request=answer[0], images=dict(_pairs(answer[1:])))
 
 
 def _pairs(flat: Sequence[bytes]) -> Iterable[tuple[str, bytes]]:

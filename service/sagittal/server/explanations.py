@@ -1,5 +1,5 @@
-"""ExplanationService: jobs are accepted, watched, found, cancelled and deleted."""
-# ruff: noqa: N802, ARG002 - names and signatures are those of the API
+"""ExplanationService: jobs are accepted, watched, found, cancelled, retried and deleted, and their regions scored."""
+# ruff: noqa: N802 - names and signatures are those of the API
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -10,10 +10,12 @@ from sagittal.core.errors import InvalidRequest
 from sagittal.core.jobs import Job, JobKind, JobState
 from sagittal.runtime.queue import JobQueue
 from sagittal.server.access import current_caller
+from sagittal.server.inquiries import time_left
 from sagittal.server.intake import Intake
 from sagittal.server.layers import Context
 from sagittal.server.many import Many
 from sagittal.server.messages import STATES, event, explanation, lasting
+from sagittal.server.regions import Regions
 from sagittal.server.relay import Relay
 from sagittal.server.unserved import refuses_the_rest
 from sagittal.v1 import explanation_pb2, explanation_service_pb2, explanation_service_pb2_grpc
@@ -36,11 +38,21 @@ _STATES_BY_NUMBER: dict[int, JobState] = {number: state for state, number in STA
 class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceServicer):
     """Serves explanations from the queue."""
 
-    def __init__(self, queue: JobQueue, intake: Intake, relay: Relay, many: Many) -> None:
+    def __init__(
+        self,
+        queue: JobQueue,
+        intake: Intake,
+        relay: Relay,
+        many: Many,
+        regions: Regions,
+        regions_deadline: float,
+    ) -> None:
         self._queue = queue
         self._intake = intake
         self._relay = relay
         self._many = many
+        self._regions = regions
+        self._regions_deadline = regions_deadline
 
     async def Explain(
         self, request: explanation_service_pb2.ExplainRequest, context: Context
@@ -124,6 +136,12 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         await self._queue.delete(job.job_id)
         _log.info("job-deleted", job_id=job.job_id)
         return explanation_service_pb2.DeleteExplanationResponse()
+
+    async def ScoreRegions(
+        self, request: explanation_service_pb2.ScoreRegionsRequest, context: Context
+    ) -> explanation_service_pb2.ScoreRegionsResponse:
+        """Scores sets of patches of a job or an image."""
+        return await self._regions.score(request, current_caller(), time_left(context, self._regions_deadline))
 
     async def _page(
         self, request: explanation_service_pb2.ListExplanationsRequest, states: list[JobState]

@@ -1,6 +1,8 @@
 """From a request to a queued job: validated, its pictures examined, its model resolved."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import structlog
 
@@ -41,20 +43,53 @@ class Intake:
         Raises:
             SagittalError: the request is wrong, or cannot be admitted.
         """
-        try:
+        with self.counting_refusals():
             return await self._explain(spec, caller)
-        except SagittalError as error:
-            self._refused(error)
-            raise
 
     async def predict(
         self, request: model_service_pb2.PredictRequest, caller: Caller, deadline: float
     ) -> tuple[Job, model_pb2.Model]:
         """Queues a prediction that must end in `deadline` seconds. Takes the picture out of `request`."""
-        try:
+        with self.counting_refusals():
             return await self._predict(request, caller, deadline)
+
+    async def inquire(
+        self,
+        kind: JobKind,
+        model: model_pb2.Model,
+        request: bytes,
+        images: dict[str, bytes],
+        caller: Caller,
+        deadline: float,
+        *,
+        evaluations: int = 0,
+    ) -> Job:
+        """Queues a checked job that a call waits for, to end in `deadline` seconds; it is shared with nobody."""
+        job = NewJob(
+            job_id=new_job_id(),
+            kind=kind,
+            model=model.name,
+            version=model.version,
+            method="",
+            lane=Lane.INTERACTIVE,
+            request=request,
+            images=images,
+            deadline=time.time() + deadline,
+            tenant=caller.tenant,
+            cache=CachePolicy.BYPASS,
+            estimated_evaluations=evaluations,
+            trace_context=caller.trace_context,
+        )
+        return (await self._submit(job, model))[0]
+
+    @contextmanager
+    def counting_refusals(self) -> Iterator[None]:
+        """Counts and logs an expected error that leaves the context: a request for a job that was refused."""
+        try:
+            yield
         except SagittalError as error:
-            self._refused(error)
+            self._metrics.jobs_rejected.labels(error.reason).inc()
+            _log.info("job-refused", reason=error.reason, field=error.field, error=error.message)
             raise
 
     async def _explain(self, spec: explanation_pb2.ExplanationSpec, caller: Caller) -> tuple[Job, bool]:
@@ -94,21 +129,8 @@ class Intake:
         examined = await self._pictures.examine(pictures, model.preprocessing.input_size, None)
         request.ClearField("image")
         request.model_version = model.version
-        job = NewJob(
-            job_id=new_job_id(),
-            kind=JobKind.PREDICTION,
-            model=model.name,
-            version=model.version,
-            method="",
-            lane=Lane.INTERACTIVE,
-            request=request.SerializeToString(),
-            images=examined.images,
-            deadline=time.time() + deadline,
-            tenant=caller.tenant,
-            cache=CachePolicy.BYPASS,
-            trace_context=caller.trace_context,
-        )
-        return (await self._submit(job, model))[0], model
+        payload = request.SerializeToString()
+        return await self.inquire(JobKind.PREDICTION, model, payload, examined.images, caller, deadline), model
 
     async def _submit(self, new: NewJob, model: model_pb2.Model) -> tuple[Job, bool]:
         workers = ready_workers(model)
@@ -129,10 +151,6 @@ class Intake:
             ready_workers=workers,
         )
         return job, is_new
-
-    def _refused(self, error: SagittalError) -> None:
-        self._metrics.jobs_rejected.labels(error.reason).inc()
-        _log.info("job-refused", reason=error.reason, field=error.field, error=error.message)
 
 
 def _without_pictures(spec: explanation_pb2.ExplanationSpec, model: model_pb2.Model, target: int | None) -> bytes:

@@ -1,16 +1,10 @@
 """ModelService: what can be explained, and what a model says of a picture."""
-# ruff: noqa: N802, ARG002 - names and signatures are those of the API
+# ruff: noqa: N802 - names and signatures are those of the API
 
-import asyncio
-from contextlib import aclosing
-
-import structlog
-
-from sagittal.core.errors import Expired, InvalidRequest, JobFailed
-from sagittal.core.jobs import Job
-from sagittal.core.status import from_status
+from sagittal.core.errors import InvalidRequest
 from sagittal.server.access import current_caller
-from sagittal.server.catalogue import Catalogue, ready_workers
+from sagittal.server.catalogue import Catalogue
+from sagittal.server.inquiries import outcome, time_left
 from sagittal.server.intake import Intake
 from sagittal.server.layers import Context
 from sagittal.server.relay import Relay
@@ -22,9 +16,6 @@ DEFAULT_PAGE = 100
 
 #: Most models on a page.
 MAX_PAGE = 1_000
-
-#: Time that a worker has beyond a prediction's deadline to say that it passed, in seconds.
-_GRACE = 1.0
 
 
 @refuses_the_rest(model_service_pb2.DESCRIPTOR.services_by_name["ModelService"])
@@ -63,31 +54,14 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         self, request: model_service_pb2.PredictRequest, context: Context
     ) -> model_service_pb2.PredictResponse:
         """Runs a prediction as a job that people wait for, and returns its answer."""
-        remaining = context.time_remaining()
-        deadline = min(self._predict_deadline, remaining if remaining is not None else self._predict_deadline)
-        job, model = await self._intake.predict(request, current_caller(), deadline)
-        structlog.contextvars.bind_contextvars(job_id=job.job_id)
-        try:
-            async with asyncio.timeout(deadline + _GRACE):
-                return await self._answer(job)
-        except TimeoutError:
-            raise Expired(_too_late(model, deadline)) from None
-
-    async def _answer(self, job: Job) -> model_service_pb2.PredictResponse:
-        response = model_service_pb2.PredictResponse(model_version=job.version)
-        async with aclosing(self._relay.owned_events(job, rpc="Predict")) as events:
-            async for event in events:
-                kind = event.WhichOneof("event")
-                if kind == "prediction":
-                    response.top.extend(event.prediction.top)
-                elif kind == "completed":
-                    response.model_digest = event.completed.model_digest
-                    return response
-                elif kind == "failed":
-                    raise from_status(event.failed)
-                elif kind == "cancelled":
-                    raise JobFailed(f"the prediction was cancelled: {event.cancelled.reason}")
-        raise JobFailed("the prediction's log ended without an answer")
+        seconds = time_left(context, self._predict_deadline)
+        job, model = await self._intake.predict(request, current_caller(), seconds)
+        events = await outcome(self._relay, job, model, rpc="Predict", seconds=seconds)
+        return model_service_pb2.PredictResponse(
+            top=events["prediction"].prediction.top if "prediction" in events else (),
+            model_digest=events["completed"].completed.model_digest,
+            model_version=job.version,
+        )
 
 
 def _token(model: model_pb2.Model) -> str:
@@ -100,9 +74,3 @@ def _summary(model: model_pb2.Model) -> model_pb2.Model:
     summary.ClearField("labels")
     summary.ClearField("methods")
     return summary
-
-
-def _too_late(model: model_pb2.Model, deadline: float) -> str:
-    workers = ready_workers(model)
-    why = f"{workers} workers have {model.name} ready" if workers else f"no worker has {model.name} ready"
-    return f"no answer within {deadline:g} s: {why}"

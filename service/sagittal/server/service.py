@@ -28,6 +28,7 @@ from sagittal.server.metrics import ServiceMetrics
 from sagittal.server.models import ModelServicer
 from sagittal.server.pictures import Pictures
 from sagittal.server.readiness import Readiness
+from sagittal.server.regions import Regions
 from sagittal.server.relay import Relay
 from sagittal.server.settings import ServiceSettings
 from sagittal.server.streams import Streams
@@ -125,8 +126,11 @@ class Service:
         intake = Intake(self._queue, self._catalogue, self._pictures, jobs, self._metrics)
         relay = Relay(self._queue, self._aftermath, self._metrics)
         many = Many(intake, relay, jobs.max_in_flight)
+        regions = Regions(self._queue, self._catalogue, self._pictures, intake, relay)
         # the stubs cannot see that `refuses_the_rest` defines what these classes leave out
-        explanations = ExplanationServicer(self._queue, intake, relay, many)  # type: ignore[abstract]
+        explanations = ExplanationServicer(  # type: ignore[abstract]
+            self._queue, intake, relay, many, regions, jobs.regions_deadline
+        )
         models = ModelServicer(self._catalogue, intake, relay, jobs.predict_deadline)  # type: ignore[abstract]
         concepts = ConceptServicer()  # type: ignore[abstract]
         explanation_service_pb2_grpc.add_ExplanationServiceServicer_to_server(explanations, server)

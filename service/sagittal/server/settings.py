@@ -63,6 +63,8 @@ class JobSettings(BaseModel):
     """Longest deadline that a request may name, in seconds."""
     predict_deadline: Positive = 60.0
     """Longest time that Predict waits for its answer, in seconds."""
+    regions_deadline: Positive = 300.0
+    """Longest time that ScoreRegions waits for its answer, in seconds."""
     max_in_flight: Annotated[int, Field(ge=1)] = 64
     """Jobs that one ExplainMany call may have in flight; flow control holds the rest back."""
 

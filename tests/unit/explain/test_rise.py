@@ -40,16 +40,17 @@ def test_it_converges_to_the_known_expectation_on_an_additive_model(explained, a
     assert torch.allclose(run.saliency / run.saliency.max(), expected / expected.max(), atol=0.04)
 
 
-def test_the_peak_is_what_hiding_at_random_costs(explained, additive):
-    weights = torch.zeros(16, 16)
-    weights[2:6, 2:6] = 0.05
+def test_the_peak_is_the_share_of_the_score_that_places_add_together(explained, additive):
+    weights = torch.zeros(32, 32)
+    weights[8:20, 10:24] = 1 / (12 * 14)
     run = explained(
         additive(weights),
-        RISE(masks=20_000, grid=2, probability=0.4),
-        torch.ones(3, 16, 16),
+        RISE(masks=20_000, grid=4),
+        torch.ones(3, 32, 32),
+        baseline=torch.full((3, 32, 32), 0.5),
         output=Output.PROBABILITIES,
     )
-    assert float(run.saliency.max()) == pytest.approx(0.6, abs=0.03)
+    assert float(run.saliency.max()) == pytest.approx(0.5, abs=0.06)
 
 
 class Noise(nn.Module):

@@ -7,6 +7,7 @@ expanded node are scored, and those that lower the score most are shown, instead
 
 from dataclasses import dataclass
 
+from sagittal.explain.beam import progress
 from sagittal.explain.parameters import parameter
 from sagittal.explain.patches import members, removals
 from sagittal.explain.problem import Problem
@@ -37,7 +38,8 @@ class StructuredAttentionGraph(PatchSearch):
         try:
             yield from graph.draw(search)
         except OutOfBudget as spent:
-            yield Truncated(spent.limit)
+            if not search.truncated:
+                yield Truncated(spent.limit)
         yield Progress(1.0, phase="expand")
 
 
@@ -60,7 +62,7 @@ class _Graph:
                 yield self._node(bits, root=True, causal=search.found[bits].causal)
         while frontier:
             yield from self.memo.evaluate(child for parent in frontier for child in removals(parent))
-            yield Progress(len(self.nodes) / (len(self.nodes) + self.settings.max_nodes), phase="expand")
+            yield progress(self.memo, "expand")
             frontier = yield from self._descend(frontier)
         if self.full:
             yield Notice(

@@ -1,9 +1,8 @@
-"""Two searches for small sufficient sets: elimination from above, then refinement by proposals.
+"""The search for small sufficient sets: proposals learnt from what was scored, then elimination.
 
-Elimination starts from a sufficient region, where scores are high and differences mean something, and drops the
-patches that matter least, as many at a time as stay sufficient: about 150 evaluations on 49 patches. Refinement scores
-sets smaller than the best one, proposed by a surrogate that is fitted to all scores known so far, and eliminates in
-each that suffices; the longer it finds nothing, the bolder the proposals. Neither proves anything: see `certificates`.
+Refinement starts from a sufficient region and scores sets smaller than the best one, proposed by a surrogate that is
+fitted to all scores known so far; the longer it finds nothing, the bolder the proposals. Elimination drops the patches
+that matter least, as many at a time as stay sufficient. Neither proves anything: see `certificates`.
 
 A beam that grows from single patches, as published, gropes in the dark at first: below some size all scores are near
 zero and say little. Measured on photographs, it needs several times the evaluations for sets of the same size.
@@ -22,14 +21,17 @@ DROP_SHARES = (0.75, 0.6, 0.45, 0.3, 0.2, 0.1)
 FIRST_NOISE = 0.5
 """Boldness of the first proposals, in log-odds of one observation."""
 
-BOLDER = 1.15
+BOLDER = 1.25
 """Factor of the boldness from round to round while nothing is found."""
 
-LAST_NOISE = 10.0
+LAST_NOISE = 8.0
 """Boldness at which proposals are no better than chance, and refinement ends."""
 
 SMALLEST_SHARE = 0.6
 """Proposals have from this share of the best set's patches to one patch less."""
+
+SMALL = 14
+"""Sets of up to this many patches are worth the single removals that eliminate what they can spare."""
 
 TYPICAL = 400
 """Evaluations of a typical job, for progress."""
@@ -61,20 +63,19 @@ def _drops(memo: Memo, region: int) -> list[int]:
     return [region & ~bits_of(harmless[:count]) for count in counts]
 
 
-def refine(memo: Memo, region: int, best: int, *, width: int, bound: int) -> Steps:
-    """Returns a sufficient set within a region, smaller than `best` where the proposals find one.
+def refine(memo: Memo, region: int, *, width: int, bound: float) -> Steps:
+    """Returns a small sufficient set within a sufficient region, of which no single patch can go.
 
     Args:
         memo: Scores known so far; more are added.
         region: Patches that may be used.
-        best: A sufficient set within the region.
         width: Proposals scored together in a round.
         bound: Evaluations after which no round begins.
     """
-    end, noise = memo.evaluations + bound, FIRST_NOISE
+    best, noise, end = region, FIRST_NOISE, memo.evaluations + bound
     for turn in count():
         if memo.evaluations >= end or best.bit_count() < 2 or noise > LAST_NOISE:
-            return best
+            break
         generator = memo.problem.generator("propose", region, turn)
         sizes = _sizes(best.bit_count(), width)
         proposals = memo.unseen(propose(memo.scores, memo.grid, region, sizes, noise, generator))
@@ -83,9 +84,10 @@ def refine(memo: Memo, region: int, best: int, *, width: int, bound: int) -> Ste
         noise *= BOLDER
         sufficient = [bits for bits in proposals if memo.sufficient(bits)]
         if sufficient:
-            smallest = min(sufficient, key=lambda bits: (bits.bit_count(), -memo.merit(bits)))
-            best = yield from eliminate(memo, smallest)
-            noise = FIRST_NOISE
+            best, noise = min(sufficient, key=lambda bits: (bits.bit_count(), -memo.merit(bits))), FIRST_NOISE
+            if best.bit_count() <= SMALL:
+                best = yield from eliminate(memo, best)
+    return (yield from eliminate(memo, best))
 
 
 def _sizes(best: int, count: int) -> list[int]:

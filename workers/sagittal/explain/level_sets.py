@@ -1,8 +1,8 @@
 """Level sets: the masks that insertion and deletion curves are made of, as terms of an objective.
 
 A curve inserts the most salient cells first: its masks are level sets of the saliency. A mask optimised by its own
-score alone says which cells matter, but not which come first. Level sets of random areas, softened so that a gradient reaches
-the cells near their edge, ask for that order: what is inserted first should convince the network most.
+score alone says which cells matter, but not which come first. Level sets of random areas, softened so that a gradient
+reaches the cells near their edge, ask for that order: what is inserted first should convince the network most.
 """
 
 import torch

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from sagittal.explain.parameters import InvalidParameter
 from sagittal.explain.patches import bits_of, everything
+from sagittal.explain.preparation import Question, prepare
 from sagittal.explain.problem import Problem
 from sagittal.explain.scoring import Memo, Threshold
-from sagittal.explain.seam import ClassScore, Steps, Upsampling
+from sagittal.explain.seam import ClassScore, RegionScores, Steps, Upsampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,21 @@ def score_regions(
     yield from memo.measure(shown)
     scored = [memo[bits] for bits in shown]
     return [RegionScore(each.score, ClassScore(each.top_class, each.top_score)) for each in scored]
+
+
+def ask_regions(
+    question: Question,
+    grid: int,
+    sets: Sequence[Sequence[int]],
+    *,
+    hide: bool = False,
+    upsampling: Upsampling = Upsampling.BOX,
+) -> Steps:
+    """Yields requests, a Prediction and notices as `prepare` does, then the RegionScores of the sets in their order."""
+    problem: Problem = yield from prepare(question)
+    scored: list[RegionScore] = yield from score_regions(problem, grid, sets, hide=hide, upsampling=upsampling)
+    full = ClassScore(problem.target, problem.full_score)
+    yield RegionScores(full, tuple(each.score for each in scored), tuple(each.top for each in scored))
 
 
 def _bits(patches: Sequence[int], grid: int) -> int:

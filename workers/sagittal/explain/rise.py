@@ -7,9 +7,10 @@ Where we differ, and why:
 - The scores are centred on their mean before they are weighted: the heatmap is the covariance of score and place, what
   keeping a place adds. In expectation it is the paper's but for scale and offset, so the order of pixels is the same;
   but a place that does not matter is 0, and the noise of how often a pixel happened to be kept is gone.
-- It is not stretched to its extremes. The peak is the share of the full score that hiding at random costs, less where
-  the covariance at the peak is within `NOISE` standard errors of chance: a model that does not care, and a heatmap that
-  is noise, look empty. What keeping a place takes away is cut to 0.
+- It is not stretched to its extremes. The peak is the share of the full score that all places add together, to first
+  order: the effect of each cell of the grid, `cov / (p (1 - p) f(I))`, less `NOISE` standard errors, summed where that
+  is positive. A model that does not care about places looks empty; a heatmap within chance is faint, its order kept.
+  What keeping a place takes away is cut to 0.
 """
 
 import math
@@ -29,8 +30,11 @@ from sagittal.explain.seam import OutOfBudget, Progress, SaliencyMask, Scores, S
 BATCH = 128
 """Masks in a request."""
 
-NOISE = 3.0
-"""Standard errors up to which the highest covariance of a heatmap is chance."""
+NOISE = 2.0
+"""Standard errors that an effect must exceed to count for the height of the peak."""
+
+FAINT = 0.01
+"""Peak of a heatmap in which no effect does."""
 
 PARTIALS = 16
 """Forming heatmaps that are shown, at most."""
@@ -77,8 +81,14 @@ class RISE(Explainer):
         yield SaliencyMask(self._saliency(sums, problem))
 
     def _saliency(self, sums: "_Sums", problem: Problem) -> Tensor:
-        cost = 1 - sums.mean_score / max(problem.full_score, 1e-12)
-        return heatmap(sums.covariance().to(torch.float32), cost * sums.certainty())
+        covariance, error = sums.covariance()
+        certain, seen = self._share(covariance - NOISE * error, problem), self._share(covariance, problem)
+        return heatmap(covariance.to(torch.float32), max(certain, min(FAINT, seen)))
+
+    def _share(self, covariance: Tensor, problem: Problem) -> float:
+        """Returns the share of the full score that the positive effects of all cells of the grid add up to."""
+        effect = float(covariance.clamp(min=0).mean()) / (self.probability * (1 - self.probability))
+        return self.grid**2 * effect / max(problem.full_score, 1e-12)
 
 
 class _Sums:
@@ -89,11 +99,6 @@ class _Sums:
         self._size = size
         self._scores = self._score_squares = torch.zeros((), dtype=torch.float64, device=device)
         self._masks = self._mask_squares = self._products = self._scores.expand(size, size)
-
-    @property
-    def mean_score(self) -> float:
-        """Mean score of the masks; 0 before the first."""
-        return float(self._scores) / max(1, self.count)
 
     def add(self, scores: Tensor, masks: Tensor) -> None:
         """Adds scores (n,) of masks (n, height, width)."""
@@ -106,19 +111,13 @@ class _Sums:
         self._mask_squares = self._mask_squares + (cells**2).sum(0)
         self._products = self._products + torch.einsum("n,nhw->hw", scores, cells)
 
-    def covariance(self) -> Tensor:
-        """Returns the mean of `(score - mean score) * mask`, of shape (size, size); 0 before the first mask."""
+    def covariance(self) -> tuple[Tensor, Tensor]:
+        """Returns the covariance of score and mask and its standard error, of shape (size, size); 0 before any mask."""
         count = max(1, self.count)
-        return (self._products - self.mean_score * self._masks) / count
-
-    def certainty(self) -> float:
-        """Returns 0 where the highest covariance may be chance, towards 1 the further it is from that."""
-        count = max(1, self.count)
-        covariance, place = self.covariance().flatten().max(0)
-        score_variance = self._score_squares / count - self.mean_score**2
-        mask_variance = (self._mask_squares / count - (self._masks / count) ** 2).flatten()[place]
-        error = (score_variance.clamp(min=0) * mask_variance.clamp(min=0) / count).sqrt()
-        return max(0.0, 1 - NOISE * float(error / covariance)) if float(covariance) > 0 else 0.0
+        score, mask = self._scores / count, self._masks / count
+        score_variance = (self._score_squares / count - score**2).clamp(min=0)
+        mask_variance = (self._mask_squares / count - mask**2).clamp(min=0)
+        return self._products / count - score * mask, (score_variance * mask_variance / count).sqrt()
 
 
 def random_masks(

@@ -210,6 +210,8 @@ class SufficientSet:
     diverse: bool = True
     """Whether it is in the largest family that overlaps no more than allowed. Known only at the end: a set whose flag
     changes is yielded again, and of two events with the same patches the later one holds."""
+    top: ClassScore | None = None
+    """The top class when only the set is shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +224,8 @@ class GraphNode:
     relative_score: float
     root: bool
     causal: CausalTriple | None = None
+    top: ClassScore | None = None
+    """The top class when only the patches are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +236,18 @@ class GraphEdge:
     parent: tuple[int, ...]
     child: tuple[int, ...]
     removed: int
+
+
+@dataclass(frozen=True, slots=True)
+class RegionScores:
+    """What the model says of sets of patches, each shown alone or hidden, in the order in which they were asked for."""
+
+    full: ClassScore
+    """The target on the whole image."""
+    scores: tuple[float, ...]
+    """Probability of the target for each set."""
+    top: tuple[ClassScore, ...]
+    """The top class for each set."""
 
 
 class CurveKind(Enum):
@@ -308,6 +324,7 @@ Event = (
     | SufficientSet
     | GraphNode
     | GraphEdge
+    | RegionScores
     | Curve
     | ConceptContribution
     | Notice

@@ -45,6 +45,7 @@ class Wire:
             seam.SufficientSet: self._sufficient_set,
             seam.GraphNode: self._node,
             seam.GraphEdge: self._edge,
+            seam.RegionScores: self._regions,
             seam.Curve: self._curve,
             seam.ConceptContribution: self._concept,
             seam.Notice: self._notice,
@@ -99,6 +100,7 @@ class Wire:
             causal=self._causal(event.causal),
             evaluations=evaluations,
             diverse=event.diverse,
+            top=self._class(event.top) if event.top else None,
         )
         return pb.ExplanationEvent(sufficient_set=found)
 
@@ -109,7 +111,8 @@ class Wire:
             score=event.score,
             relative_score=event.relative_score,
             root=event.root,
-            causal=self._causal(event.causal) if event.causal else None,
+            causal=self._causal(event.causal),
+            top=self._class(event.top) if event.top else None,
         )
         return pb.ExplanationEvent(graph_node=node)
 
@@ -118,7 +121,14 @@ class Wire:
         edge = pb.GraphEdge(parent=node_id(event.parent), child=node_id(event.child), removed_patch=event.removed)
         return pb.ExplanationEvent(graph_edge=edge)
 
-    def _causal(self, triple: seam.CausalTriple) -> pb.CausalTriple:
+    def _regions(self, event: seam.RegionScores, _: int) -> pb.ExplanationEvent:
+        top = [self._class(found) for found in event.top]
+        scores = pb.RegionScores(full=self._class(event.full), scores=event.scores, top=top)
+        return pb.ExplanationEvent(region_scores=scores)
+
+    def _causal(self, triple: seam.CausalTriple | None) -> pb.CausalTriple | None:
+        if triple is None:
+            return None
         return pb.CausalTriple(
             sufficiency=triple.sufficiency, without=triple.without, top_without=self._class(triple.top_without)
         )

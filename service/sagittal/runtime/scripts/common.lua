@@ -181,6 +181,16 @@ local function drop_job(id)
   end
 end
 
+-- Adds name and image of each image in a run's fields.
+local function add_images(answer, run)
+  for name, value in pairs(run) do
+    if string.sub(name, 1, 6) == 'image:' then
+      answer[#answer + 1] = string.sub(name, 7)
+      answer[#answer + 1] = value
+    end
+  end
+end
+
 -- What callers may know of a job, in the order that `redis_scripts.parse_job` reads.
 local function view(id)
   local job = fields(job_key(id))

@@ -9,12 +9,7 @@ local function describe(id)
   local answer = {'lease', run.token, id, run.kind, run.state, run.model, run.version, run.method, run.lane, run.tenant,
     run.request_id, run.created, '', run.deadline, run.attempt, run.worker, tostring(call('LLEN', log_key(id))),
     run.cancel ~= '' and '1' or '', run.request, run.trace, run.checkpoint and '1' or '', run.checkpoint or ''}
-  for name, value in pairs(run) do
-    if string.sub(name, 1, 6) == 'image:' then
-      answer[#answer + 1] = string.sub(name, 7)
-      answer[#answer + 1] = value
-    end
-  end
+  add_images(answer, run)
   return answer
 end
 

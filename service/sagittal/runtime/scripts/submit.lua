@@ -59,7 +59,7 @@ local function answer()
   local fits = make_room(bytes)
   call('ZADD', root .. 'ended', exact(ended), source)
   if not fits then return false end
-  store_job('')
+  store_job(call('HGET', job_key(source), 'run') or '')
   local seconds, nanos = tonumber(clock[1]), tonumber(clock[2]) * 1000
   local stamp = chunk(3, '\8' .. varint(seconds) .. '\16' .. varint(nanos)) .. identity(new.id)
   -- ExplanationEvent.completed = 21, Completed.cache_age = 18, Duration.seconds = 1, .nanos = 2

@@ -5,7 +5,7 @@ import pytest
 from sagittal.engine import Budget
 from sagittal.explain import StructuredAttentionGraph
 from sagittal.explain.patches import bits_of, removals
-from sagittal.explain.seam import GraphEdge, GraphNode, SufficientSet, Truncated
+from sagittal.explain.seam import GraphEdge, GraphNode, Progress, SufficientSet, Truncated
 
 
 def graph(run):
@@ -79,5 +79,12 @@ def test_the_bound_on_nodes_is_reported_when_it_binds(search, known):
 
 def test_a_spent_budget_still_draws_the_roots(search, known):
     run = search(known.any_of([0, 1, 2]), StructuredAttentionGraph(), Budget(evaluations=70))
-    assert run.of(Truncated)
+    assert len(run.of(Truncated)) == 1
     assert [node.root for node in run.of(GraphNode)][:1] == [True]
+
+
+def test_progress_only_goes_forward(search, known):
+    run = search(known.any_of([0, 1, 2], [6, 7]), StructuredAttentionGraph(grid=3))
+    fractions = [event.fraction for event in run.of(Progress)]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0

@@ -26,7 +26,7 @@ def test_the_family_is_the_largest_then_smallest_then_best_of_all(scores, allowe
     assert worth(family) == max(map(worth, families(scores, allowed)))
 
 
-@given(st.lists(st.integers(1, 2**9 - 1), max_size=3), st.integers(0, 2), st.data())
+@given(st.lists(st.integers(1, 2**9 - 1), max_size=3, unique=True), st.integers(0, 2), st.data())
 def test_whatever_is_found_in_an_open_region_fits_with_the_family(family, allowed, data):
     for region in open_regions(2**9 - 1, family, allowed):
         inside = data.draw(st.integers(0, 2**9 - 1)) & region

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Writes deploy/requirements-*.txt: everything that the images install, with versions from constraints.txt and hashes.
+# Run it with `make lock` after a change of pyproject.toml or constraints.txt.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+tools=$(mktemp -d)
+trap 'rm -rf "$tools"' EXIT
+"${PYTHON:-python3.11}" -m venv "$tools"
+"$tools/bin/python" -m pip install --quiet --disable-pip-version-check uv==0.13.9
+
+# lock NAME ARGUMENTS...: one lock file, for the platform of the images whatever this machine is.
+lock() {
+  local file="deploy/requirements-$1.txt"
+  shift
+  "$tools/bin/uv" pip compile --quiet --system-certs --no-annotate --generate-hashes --python-version 3.11 \
+    --python-platform x86_64-manylinux_2_28 --default-index "${LOCK_INDEX:-https://pypi.org/simple}" \
+    --custom-compile-command "make lock" --constraints constraints.txt --output-file "$file" "$@"
+  sed -i '/^--default-index\|^--index-url\|^--find-links\|^--extra-index-url/d' "$file"
+}
+
+lock build deploy/build.in
+lock service --extra service pyproject.toml
+lock worker-cuda --extra worker pyproject.toml deploy/worker.in
+# The CPU build of torch is on PyTorch's own index and needs none of NVIDIA's libraries.
+mapfile -t cuda < <(grep -oE '^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==' deploy/requirements-worker-cuda.txt | tr -d '=')
+lock worker-cpu --extra worker pyproject.toml deploy/worker.in "${cuda[@]/#/--no-emit-package=}"

@@ -1,0 +1,174 @@
+"""What if: scores of sets of patches, from what a job has found out already or from the model."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from sagittal.core.errors import FailedPrecondition, InvalidRequest, UnknownModel
+from sagittal.core.jobs import Job, JobKind
+from sagittal.core.methods import resolve
+from sagittal.core.regions import (
+    Known,
+    bits_of,
+    check_patch_shape,
+    check_sets,
+    full_score,
+    known_sets,
+    region_score,
+)
+from sagittal.core.targets import resolve_target
+from sagittal.core.validation import check_baseline, check_image_set
+from sagittal.runtime.queue import JobQueue
+from sagittal.server.access import Caller
+from sagittal.server.catalogue import Catalogue
+from sagittal.server.inquiries import outcome
+from sagittal.server.intake import Intake
+from sagittal.server.messages import event
+from sagittal.server.pictures import Pictures
+from sagittal.server.relay import Relay
+from sagittal.v1 import explanation_pb2, explanation_service_pb2, method_pb2, model_pb2
+
+#: Evaluations beside the sets: the full image, and the baseline until it hides the class.
+_PREPARATION = 4
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Subject:
+    """What the sets belong to."""
+
+    about: explanation_service_pb2.RegionSubject
+    """Checked, without pictures."""
+    model: model_pb2.Model
+    images: dict[str, bytes]
+    full: explanation_pb2.ClassScore | None = None
+    known: Mapping[int, Known] = field(default_factory=dict)
+    """What was scored already of sets that are shown alone, by their bits."""
+
+
+class Regions:
+    """Answers ScoreRegions."""
+
+    def __init__(self, queue: JobQueue, catalogue: Catalogue, pictures: Pictures, intake: Intake, relay: Relay) -> None:
+        self._queue = queue
+        self._catalogue = catalogue
+        self._pictures = pictures
+        self._intake = intake
+        self._relay = relay
+
+    async def score(
+        self, request: explanation_service_pb2.ScoreRegionsRequest, caller: Caller, seconds: float
+    ) -> explanation_service_pb2.ScoreRegionsResponse:
+        """Returns the scores in the order of the sets; only what is not known already is evaluated.
+
+        Raises:
+            InvalidRequest, UnknownModel, UnknownJob: the request is wrong.
+            FailedPrecondition: the job is no explanation, or its images are no longer kept.
+            Expired: there was no answer in time.
+        """
+        with self._intake.counting_refusals():
+            grid = check_sets(request.sets)
+            subject = await self._subject(request, grid, caller)
+            check_sets(request.sets, subject.model.preprocessing.input_size)
+        flip = (1 << grid * grid) - 1 if request.hide else 0
+        answers = [subject.known.get(bits_of(each) ^ flip) for each in request.sets]
+        missing = [each for each, answer in zip(request.sets, answers, strict=True) if answer is None]
+        _log.info("regions-asked", sets=len(request.sets), known=len(request.sets) - len(missing))
+        if not missing and subject.full is not None:
+            return _response(answers, [], subject.full)
+        found = await self._evaluate(subject, missing, caller, seconds, hide=request.hide)
+        return _response(answers, map(Known, found.scores, found.top), found.full)
+
+    async def _subject(
+        self, request: explanation_service_pb2.ScoreRegionsRequest, grid: int, caller: Caller
+    ) -> _Subject:
+        match request.WhichOneof("subject"):
+            case "job_id":
+                return await self._of_job(await self._relay.job(request.job_id, caller), grid)
+            case "image":
+                return await self._of_image(request.image)
+        raise InvalidRequest("subject is not set; give a job_id, or an image with its model", field="subject")
+
+    async def _of_image(self, about: explanation_service_pb2.RegionSubject) -> _Subject:
+        """Checks a subject that a caller sent, and takes its pictures out."""
+        model = await self._catalogue.model(about.model, about.model_version, field="image.model")
+        check_image_set(about.image, "image.image")
+        check_baseline(about.baseline, "image.baseline")
+        check_patch_shape(about.patch_shape, "image.patch_shape")
+        if about.HasField("target"):
+            about.target.index = resolve_target(about.target, model, "image.target")
+        pictures = {"image": ("image.image", about.image)}
+        if about.baseline.HasField("image"):
+            pictures["baseline"] = ("image.baseline.image", about.baseline.image)
+        examined = await self._pictures.examine(pictures, model.preprocessing.input_size, None)
+        about.ClearField("image")
+        about.baseline.ClearField("image")
+        about.model_version = model.version
+        return _Subject(about=about, model=model, images=examined.images)
+
+    async def _of_job(self, job: Job, grid: int) -> _Subject:
+        """Returns what a job is about, with what its events say on this grid."""
+        if job.kind is not JobKind.EXPLANATION:
+            text = f"job {job.job_id} is a {job.kind.value}, not an explanation: send the image"
+            raise FailedPrecondition(text, field="job_id")
+        stored = await self._queue.request_of(job.job_id)
+        spec = explanation_pb2.ExplanationSpec.FromString(stored.request)
+        model = await self._model_of(job)
+        parameters = resolve(spec.method, model.methods, field="spec.method").parameters
+        shape = f"PATCH_SHAPE_{str(parameters.get('patch_shape', 'box')).upper()}"
+        about = explanation_service_pb2.RegionSubject(
+            model=job.model,
+            model_version=job.version,
+            target=spec.target if spec.HasField("target") else None,
+            baseline=spec.baseline,
+            seed=spec.seed,
+            patch_shape=method_pb2.PatchShape.Value(shape),
+        )
+        if "patch_shape" not in parameters or parameters.get("grid") != grid:
+            return _Subject(about=about, model=model, images=stored.images)
+        events = [event(one, job) for one in await self._queue.stored_events(job.job_id)]
+        full = full_score(events)
+        known = known_sets(events, grid, model.digest) if full else {}
+        return _Subject(about=about, model=model, images=stored.images, full=full, known=known)
+
+    async def _model_of(self, job: Job) -> model_pb2.Model:
+        try:
+            return await self._catalogue.model(job.model, job.version, field="job_id")
+        except UnknownModel as gone:
+            text = f"the model of job {job.job_id}, {job.model} {job.version}, is no longer there"
+            raise FailedPrecondition(text, field="job_id") from gone
+
+    async def _evaluate(
+        self,
+        subject: _Subject,
+        sets: Sequence[explanation_pb2.PatchSet],
+        caller: Caller,
+        seconds: float,
+        *,
+        hide: bool,
+    ) -> explanation_pb2.RegionScores:
+        """Runs a job that scores sets, and waits for it."""
+        request = explanation_service_pb2.ScoreRegionsRequest(image=subject.about, sets=sets, hide=hide)
+        with self._intake.counting_refusals():
+            job = await self._intake.inquire(
+                JobKind.REGIONS,
+                subject.model,
+                request.SerializeToString(),
+                subject.images,
+                caller,
+                seconds,
+                evaluations=len(sets) + _PREPARATION,
+            )
+        events = await outcome(self._relay, job, subject.model, rpc="ScoreRegions", seconds=seconds)
+        return events["region_scores"].region_scores
+
+
+def _response(
+    answers: Sequence[Known | None], found: Iterable[Known], full: explanation_pb2.ClassScore
+) -> explanation_service_pb2.ScoreRegionsResponse:
+    """Returns the answers in order, each missing one taken from what was found."""
+    rest = iter(found)
+    scores = [region_score(answer or next(rest), full, cached=answer is not None) for answer in answers]
+    return explanation_service_pb2.ScoreRegionsResponse(scores=scores, full=full)
