@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from sagittal.engine import Budget, Engine, Task
+from sagittal.engine.allocator import keep_freed_memory
 from sagittal.explain import Explainer, Metrics, Question, explain
 from sagittal.explain.seam import Curve, CurveKind, SaliencyMask
 from sagittal.models.entry import read_entries
@@ -53,7 +54,8 @@ class Outcome:
 
 
 def load_model() -> LoadedModel:
-    """Returns EfficientNet-Lite0 as the demo serves it."""
+    """Returns EfficientNet-Lite0 as the demo serves it, in a process that is set up as a worker's."""
+    keep_freed_memory()
     return load(read_entries(MODELS)[0], torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 

@@ -185,6 +185,8 @@ class Gathering:
 
     def explanation(self, state: str = "completed", error: SagittalError | None = None) -> Explanation:
         """Returns what was gathered."""
+        # What is told again replaces what was said before: whether a set is diverse is known for sure at the end only.
+        sets = {found.patches: found for found in self._all(SufficientSet)}
         nodes = {node.id: node for node in self._all(GraphNode)}
         edges = {(edge.parent, edge.child): edge for edge in self._all(GraphEdge)}
         return Explanation(
@@ -194,7 +196,7 @@ class Gathering:
             prediction=self._last(Prediction),
             masks=tuple(sorted(self._all(Mask), key=lambda mask: mask.index)),
             curves=tuple(self._all(Curve)),
-            sufficient_sets=tuple(self._all(SufficientSet)),
+            sufficient_sets=tuple(sets.values()),
             graph=Graph(tuple(nodes.values()), tuple(edges.values())) if nodes else None,
             concepts=tuple(self._all(Concept)),
             warnings=tuple(self._all(Warned)),

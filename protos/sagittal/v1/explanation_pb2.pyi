@@ -775,7 +775,7 @@ class Certificate(_message.Message):
     checked: _builtins.int
     """Sets that were scored to prove it."""
     required_score: _builtins.float
-    """The score a set must reach to be sufficient."""
+    """The score a set must reach to be sufficient. 0 for SUFFICIENCY_TOP_CLASS."""
     model_digest: _builtins.str
     """Digest of the model it was checked on."""
     def __init__(
@@ -872,7 +872,9 @@ class SufficientSet(_message.Message):
     evaluations: _builtins.int
     """Model evaluations of the job when it was found."""
     diverse: _builtins.bool
-    """True where it is in the largest family of sets that overlap by no more than asked."""
+    """True where it is in the largest family of sets that overlap by no more than asked. Known for sure when the search
+    ends: a set whose flag changes then is sent again, and the later event holds.
+    """
     @_builtins.property
     def patches(self) -> Global___PatchSet:
         """The patches."""
@@ -883,7 +885,7 @@ class SufficientSet(_message.Message):
 
     @_builtins.property
     def causal(self) -> Global___CausalTriple:
-        """Sufficient and necessary, measured."""
+        """Sufficient and necessary, measured. Not set where a deadline left no time to."""
 
     @_builtins.property
     def top(self) -> Global___ClassScore:

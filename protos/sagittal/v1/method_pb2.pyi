@@ -783,7 +783,7 @@ class MinimalSufficientExplanations(_message.Message):
     threshold: _builtins.float
     """Share of the full image's score that a sufficient set keeps. In (0, 1]."""
     beam_width: _builtins.int
-    """States kept at each level of the search. 1 to 100."""
+    """Breadth of the search: half the sets proposed in each round (with PROTOCOL_AUTHORS, the beams kept). 1 to 100."""
     max_sets: _builtins.int
     """Most sets returned. 1 to 100."""
     max_overlap: _builtins.int
@@ -854,7 +854,7 @@ class StructuredAttentionGraph(_message.Message):
     threshold: _builtins.float
     """Share of the full image's score that a root keeps. In (0, 1]."""
     beam_width: _builtins.int
-    """States kept at each level of the search. 1 to 100."""
+    """Breadth of the search: half the sets proposed in each round (with PROTOCOL_AUTHORS, the beams kept). 1 to 100."""
     max_roots: _builtins.int
     """Most roots. 1 to 20."""
     max_overlap: _builtins.int

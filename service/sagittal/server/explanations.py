@@ -17,6 +17,7 @@ from sagittal.server.many import Many
 from sagittal.server.messages import STATES, event, explanation, lasting
 from sagittal.server.regions import Regions
 from sagittal.server.relay import Relay
+from sagittal.server.retries import Retries
 from sagittal.server.unserved import refuses_the_rest
 from sagittal.v1 import explanation_pb2, explanation_service_pb2, explanation_service_pb2_grpc
 
@@ -44,13 +45,16 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         intake: Intake,
         relay: Relay,
         many: Many,
+        retries: Retries,
         regions: Regions,
+        *,
         regions_deadline: float,
     ) -> None:
         self._queue = queue
         self._intake = intake
         self._relay = relay
         self._many = many
+        self._retries = retries
         self._regions = regions
         self._regions_deadline = regions_deadline
 
@@ -136,6 +140,13 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         await self._queue.delete(job.job_id)
         _log.info("job-deleted", job_id=job.job_id)
         return explanation_service_pb2.DeleteExplanationResponse()
+
+    async def RetryExplanation(
+        self, request: explanation_service_pb2.RetryExplanationRequest, context: Context
+    ) -> explanation_service_pb2.RetryExplanationResponse:
+        """Runs a buried job of the tenant again, as a new job."""
+        job = await self._retries.again(await self._job(request.job_id), current_caller())
+        return explanation_service_pb2.RetryExplanationResponse(explanation=explanation(job))
 
     async def ScoreRegions(
         self, request: explanation_service_pb2.ScoreRegionsRequest, context: Context

@@ -30,6 +30,7 @@ from sagittal.server.pictures import Pictures
 from sagittal.server.readiness import Readiness
 from sagittal.server.regions import Regions
 from sagittal.server.relay import Relay
+from sagittal.server.retries import Retries
 from sagittal.server.settings import ServiceSettings
 from sagittal.server.streams import Streams
 from sagittal.v1 import concept_service_pb2_grpc, explanation_service_pb2_grpc, model_service_pb2_grpc
@@ -128,8 +129,9 @@ class Service:
         many = Many(intake, relay, jobs.max_in_flight)
         regions = Regions(self._queue, self._catalogue, self._pictures, intake, relay)
         # the stubs cannot see that `refuses_the_rest` defines what these classes leave out
+        retries = Retries(self._queue, intake, relay)
         explanations = ExplanationServicer(  # type: ignore[abstract]
-            self._queue, intake, relay, many, regions, jobs.regions_deadline
+            self._queue, intake, relay, many, retries, regions, regions_deadline=jobs.regions_deadline
         )
         models = ModelServicer(self._catalogue, intake, relay, jobs.predict_deadline)  # type: ignore[abstract]
         concepts = ConceptServicer()  # type: ignore[abstract]

@@ -189,7 +189,7 @@ async def eventually_in_state(stack: Stack, job_id: str, wanted: JobState) -> No
     [
         ({"model": ""}, grpc.StatusCode.INVALID_ARGUMENT, "spec.model"),
         ({"model": "nosuch"}, grpc.StatusCode.NOT_FOUND, "spec.model"),
-        ({"model_version": "9"}, grpc.StatusCode.NOT_FOUND, "spec.model"),
+        ({"model_version": "9"}, grpc.StatusCode.NOT_FOUND, "spec.model_version"),
         ({"image": {"encoded": b"not a picture"}}, grpc.StatusCode.INVALID_ARGUMENT, "spec.image.encoded"),
         ({"target": {"index": 2}}, grpc.StatusCode.INVALID_ARGUMENT, "spec.target.index"),
         (

@@ -136,12 +136,6 @@ async def test_what_is_not_served_yet_says_so(stack: Stack, rpc: str) -> None:
     assert details(error).reason == "NOT_SERVED"
 
 
-@pytest.mark.parametrize("rpc", ["RetryExplanation", "ScoreRegions"])
-async def test_explanation_rpcs_that_are_not_served_say_so(stack: Stack, rpc: str) -> None:
-    request = getattr(explanation_service_pb2, f"{rpc}Request")()
-    assert (await refusal(getattr(stack.explanations, rpc)(request))).code() == grpc.StatusCode.UNIMPLEMENTED
-
-
 async def test_no_rpc_of_the_concept_service_is_served(stack: Stack) -> None:
     concepts = concept_service_pb2_grpc.ConceptServiceStub(stack.channel)
     for method in concept_service_pb2.DESCRIPTOR.services_by_name["ConceptService"].methods:

@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sagittal.engine.evaluator import EvaluationFailed, Output, Part, TorchEvaluator
+from sagittal.engine.composition import Part
+from sagittal.engine.evaluator import EvaluationFailed, Output, TorchEvaluator
 from sagittal.explain.seam import Evaluate, Subject, Upsampling
 
 SIZES = (7, 28, 56)

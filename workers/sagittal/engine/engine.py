@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from sagittal.engine.evaluator import EvaluationFailed, Evaluator, Part
+from sagittal.engine.composition import Part
+from sagittal.engine.evaluator import EvaluationFailed, Evaluator
 from sagittal.engine.task import Task, TaskCancelled, join
 from sagittal.explain.seam import Evaluate, Inspect, Scores
 
@@ -126,8 +127,9 @@ class Engine:
         answers = self._run(batch)
         self.counters.batches += 1
         self.counters.rows += sum(part.rows for _, part in batch)
+        sound = _all_sound(answers)
         for (task, part), answer in zip(batch, answers, strict=True):
-            error = answer if isinstance(answer, Exception) else _fault(answer)
+            error = answer if isinstance(answer, Exception) else None if sound else _fault(answer)
             if error is not None:
                 task.fail(error)
             else:
@@ -171,6 +173,14 @@ class Engine:
 
 def _same_mode(first: object, other: object) -> bool:
     return isinstance(first, Evaluate) and isinstance(other, Evaluate) and first.gradient == other.gradient
+
+
+def _all_sound(answers: Sequence[Scores | Exception]) -> bool:
+    """Whether no score or gradient is NaN or infinite: looked at once a batch, since the device must be waited for."""
+    scores = [answer for answer in answers if isinstance(answer, Scores)]
+    sums = [answer.target.sum() for answer in scores]
+    sums += [answer.gradient.sum() for answer in scores if answer.gradient is not None]
+    return not sums or bool(torch.isfinite(torch.stack(sums)).all())
 
 
 def _fault(scores: Scores) -> EvaluationFailed | None:

@@ -1,15 +1,15 @@
-"""Evaluates masked images on one model and device: upsample, compose, add noise, run, score, and the gradient back."""
+"""Evaluates masked images on one model and device: compose them, run the model, score, and bring the gradient back."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from sagittal.explain.masking import compose, upsample
-from sagittal.explain.seam import Evaluate, Inspect, ModelView, Scores
+from sagittal.engine.composition import Composed, Composer, Part
+from sagittal.explain.seam import Inspect, ModelView, Scores
 
 
 class Output(Enum):
@@ -32,20 +32,6 @@ PROBABILITIES: dict[Output, Callable[[Tensor], Tensor]] = {
 
 class EvaluationFailed(Exception):
     """The model raised, or returned what is no score: the job that asked fails, others go on."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Part:
-    """Rows `start` to `stop` of a request."""
-
-    request: Evaluate
-    start: int
-    stop: int
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return self.stop - self.start
 
 
 class Evaluator(Protocol):
@@ -86,16 +72,21 @@ class TorchEvaluator:
     """Batches are padded to a multiple of this. Kernels sum in another order for other batch sizes; where a quantum is
     found at which they do not (see `find_quantum`), a result is the same to the last bit whoever shares its batches."""
 
+    _composer: Composer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._composer = Composer(self.device)
+
     def evaluate(self, parts: Sequence[Part]) -> list[Scores]:
         """Scores parts as one batch, all with gradient or all without. Raises EvaluationFailed."""
         gradient = parts[0].request.gradient
         with torch.inference_mode(not gradient), torch.set_grad_enabled(gradient):
-            masks = [self._masks(part, gradient) for part in parts]
-            inputs = torch.cat([self._inputs(part, cells) for part, cells in zip(parts, masks, strict=True)])
+            composed = [self._composer.compose(part) for part in parts]
+            inputs = self._batch(composed).requires_grad_(gradient)
             exact = any(part.request.exact for part in parts)
-            probabilities = self._probabilities(self._run(inputs, exact))
+            probabilities = self._probabilities(self._run(inputs, exact)[: sum(part.rows for part in parts)])
             targets = self._targets(parts, probabilities)
-            gradients = torch.autograd.grad(targets.sum(), masks) if gradient else [None] * len(parts)
+            gradients = self._gradients(targets, inputs, composed) if gradient else [None] * len(parts)
             return self._split(parts, probabilities.detach(), targets.detach(), gradients)
 
     def inspect(self, request: Inspect) -> object:
@@ -104,40 +95,32 @@ class TorchEvaluator:
         with torch.enable_grad():
             return request.call(ModelView(module, PROBABILITIES[self.output], request.subject))
 
-    def _masks(self, part: Part, gradient: bool) -> Tensor:
-        masks = part.request.masks[part.start : part.stop].detach().to(self.device, torch.float32)
-        return masks.clone().requires_grad_() if gradient else masks
+    def _batch(self, composed: Sequence[Composed]) -> Tensor:
+        """Returns the inputs of all parts as one batch, padded to the quantum, in the layout that the model wants."""
+        pieces = [one.inputs for one in composed]
+        if padding := -sum(len(piece) for piece in pieces) % self.quantum:
+            pieces.append(pieces[-1][-1:].expand(padding, *pieces[-1].shape[1:]))
+        inputs = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return inputs.contiguous(memory_format=torch.channels_last) if self.channels_last else inputs
 
-    def _inputs(self, part: Part, masks: Tensor) -> Tensor:
-        subject = part.request.subject
-        image, baseline = subject.image.to(self.device), subject.baseline.to(self.device)
-        size = (image.shape[-2], image.shape[-1])
-        inputs = compose(image, baseline, upsample(masks, size, part.request.upsampling))
-        if part.request.noise > 0:
-            inputs = inputs + part.request.noise * self._noise(part, image.shape)
-        return inputs
-
-    def _noise(self, part: Part, shape: torch.Size) -> Tensor:
-        noise = torch.empty(part.rows, *shape, device=self.device)
-        generator = torch.Generator(self.device)
-        for row in range(part.rows):
-            generator.manual_seed((part.request.noise_seed + part.start + row) % 2**63)
-            noise[row].normal_(generator=generator)
-        return noise
+    @staticmethod
+    def _gradients(targets: Tensor, inputs: Tensor, composed: Sequence[Composed]) -> list[Tensor]:
+        """Returns the gradient of each part's targets with respect to its masks."""
+        (of_inputs,) = torch.autograd.grad(targets.sum(), inputs)
+        gradients, row = [], 0
+        for one in composed:
+            gradients.append(one.gradient(of_inputs[row : row + len(one.masks)]))
+            row += len(one.masks)
+        return gradients
 
     def _run(self, inputs: Tensor, exact: bool) -> Tensor:
-        rows, padding = len(inputs), -len(inputs) % self.quantum
-        if padding:
-            inputs = torch.cat([inputs, inputs[-1:].expand(padding, *inputs.shape[1:])])
-        if self.channels_last:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
         reduced = self.autocast is not None and not exact and self.device.type == "cuda"
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=reduced):
             outputs = self.module(inputs)
         if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(inputs):
             shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise EvaluationFailed(f"the model returned {shape} for {len(inputs)} images; expected (images, classes)")
-        return outputs[:rows]
+        return outputs
 
     def _probabilities(self, outputs: Tensor) -> Tensor:
         if self.classes and outputs.shape[1] != self.classes:

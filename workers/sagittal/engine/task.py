@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sagittal.engine.evaluator import Part
+from sagittal.engine.composition import Part
 from sagittal.explain.seam import Evaluate, Event, Inspect, OutOfBudget, Scores, Steps
 
 INTERACTIVE_WEIGHT = 16.0

@@ -1,12 +1,14 @@
 """Descent on masks: normalised steps that fit any scale of gradient, and random points of a path."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sagittal.explain.checkpoints import State
 from sagittal.explain.seam import Steps
 
 _MOMENTUM, _MEMORY = 0.9, 0.99
@@ -34,7 +36,15 @@ class Trial(Protocol):
 
 
 class Optimiser(Protocol):
-    """How masks move against the gradient. Steps are in units of the mask, so that no model's scale matters."""
+    """How masks move against the gradient. Steps are in units of the mask, so that no model's scale matters.
+
+    One that is made with the `state` of another goes on where that one stopped.
+    """
+
+    @property
+    def state(self) -> State:
+        """What the next step depends on beyond its arguments."""
+        ...
 
     def step(self, masks: Tensor, gradient: Tensor, objective: float, trial: Trial, share: float) -> Steps:
         """Returns the new masks, in [0, 1]; yields requests only where it must try several.
@@ -52,9 +62,16 @@ class Optimiser(Protocol):
 class Adam:
     """Adam with steps that decay to zero, smoothed where the mask is fine. Asks for no evaluations."""
 
-    def __init__(self, step_size: float) -> None:
+    def __init__(self, step_size: float, state: State = MappingProxyType({})) -> None:
         self._step_size = step_size
-        self._mean, self._square, self._steps = torch.zeros(()), torch.zeros(()), 0
+        zero = torch.zeros(())
+        self._mean, self._square = state.get("mean", zero), state.get("square", zero)
+        self._steps = int(state.get("steps", 0))
+
+    @property
+    def state(self) -> State:
+        """Both moments, and the steps taken."""
+        return {"mean": self._mean, "square": self._square, "steps": torch.tensor(self._steps)}
 
     def step(self, masks: Tensor, gradient: Tensor, objective: float, trial: Trial, share: float) -> Steps:
         """Returns the new masks."""
@@ -74,10 +91,16 @@ class Nesterov:
     The published step of 1000 on the raw gradient diverges on models whose gradients are larger.
     """
 
-    def __init__(self, step_size: float) -> None:
+    def __init__(self, step_size: float, state: State = MappingProxyType({})) -> None:
         self._step_size = step_size
-        self._previous: Tensor | None = None
-        self._steps = 0
+        self._previous = state.get("previous")
+        self._steps = int(state.get("steps", 0))
+
+    @property
+    def state(self) -> State:
+        """The masks before momentum, and the steps taken."""
+        previous = {} if self._previous is None else {"previous": self._previous}
+        return {**previous, "steps": torch.tensor(self._steps)}
 
     def step(self, masks: Tensor, gradient: Tensor, objective: float, trial: Trial, share: float) -> Steps:
         """Returns the new masks."""
@@ -93,8 +116,13 @@ class Nesterov:
 class LineSearch:
     """Armijo backtracking along the gradient; a step that finds no decrease leaves the masks as they are."""
 
-    def __init__(self, step_size: float) -> None:
+    def __init__(self, step_size: float, state: State = MappingProxyType({})) -> None:
         self._first = step_size * FIRST_TRIAL
+
+    @property
+    def state(self) -> State:
+        """Nothing: each step is a search of its own."""
+        return {}
 
     def step(self, masks: Tensor, gradient: Tensor, objective: float, trial: Trial, share: float) -> Steps:
         """Yields trials; returns the new masks."""
@@ -121,12 +149,17 @@ OPTIMISERS: Mapping[str, Callable[[float], Optimiser]] = {
 class Average:
     """The mean of the masks over the last iterations; the newest masks before those."""
 
-    def __init__(self, masks: Tensor) -> None:
-        """Starts with the first masks."""
-        self._sum, self._count = masks, 0
+    def __init__(self, masks: Tensor, state: State = MappingProxyType({})) -> None:
+        """Starts with the first masks, or where another average with this state stopped."""
+        self._sum, self._count = state.get("sum", masks), int(state.get("count", 0))
 
-        self.untouched = True
+        self.untouched = not state
         """Whether nothing was added yet."""
+
+    @property
+    def state(self) -> State:
+        """The sum, and how many masks it is of."""
+        return {"sum": self._sum, "count": torch.tensor(self._count)}
 
     @property
     def masks(self) -> Tensor:

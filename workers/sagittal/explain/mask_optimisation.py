@@ -16,6 +16,7 @@ Where we differ from the papers, and why:
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,13 +25,23 @@ from torch import Tensor
 
 from sagittal.explain import regularisers
 from sagittal.explain.authors import AUTHORS, authors_masks
+from sagittal.explain.checkpoints import prefixed, within
 from sagittal.explain.descent import OPTIMISERS, Average, Optimiser, stratified
 from sagittal.explain.explainer import Explainer, Needs
 from sagittal.explain.level_sets import level_gradient, level_sets
 from sagittal.explain.masking import upsample
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import OutOfBudget, Progress, SaliencyMask, Scores, Steps, Truncated, gradient_of
+from sagittal.explain.seam import (
+    Checkpoint,
+    OutOfBudget,
+    Progress,
+    SaliencyMask,
+    Scores,
+    Steps,
+    Truncated,
+    gradient_of,
+)
 
 START = 0.7
 """Value that all masks start with."""
@@ -99,25 +110,35 @@ class MaskOptimisation(Explainer):
         return stratified(terms, self.points, generator)
 
     def explain(self, problem: Problem) -> Steps:
-        """Yields progress, forming masks and the final mask of each start."""
+        """Yields progress, forming masks, the final mask of each start, and a checkpoint after each step."""
+        done = [*problem.restored.get("done", ())]
         for index in range(self.starts):
-            kept = yield from self._optimise(problem, index)
-            if kept is not None:
-                yield SaliencyMask(1 - kept, index=index)
+            if index == len(done):
+                kept = yield from self._optimise(problem, done)
+                if kept is None:
+                    return
+                done.append(kept)
+            yield SaliencyMask(1 - done[index], index=index)
 
-    def _optimise(self, problem: Problem, index: int) -> Steps:
-        """Returns the kept mask of one start; None where the budget was spent before it began and others are there."""
-        masks = self._start(problem, index)
-        average, optimiser = Average(masks), OPTIMISERS[self.optimizer](self.step_size)
+    def _optimise(self, problem: Problem, done: Sequence[Tensor]) -> Steps:
+        """Returns the kept mask of the start after those that are done; None where the budget was spent before it began.
+
+        The first start has a mask even then.
+        """
+        index, state = len(done), within(problem.restored, f"start-{len(done)}")
+        masks = state.get("masks", self._start(problem, index))
+        average = Average(masks, within(state, "average"))
+        optimiser = OPTIMISERS[self.optimizer](self.step_size, within(state, "optimiser"))
         try:
             if self.protocol == "authors":
                 return (yield from authors_masks(problem, self, AUTHORS[type(self).__name__]))
-            for step in range(self.iterations):
+            for step in range(int(state.get("step", 0)), self.iterations):
                 masks, objective = yield from self._descend(problem, masks, optimiser, (index, step))
                 average.add(masks, step / self.iterations)
                 fraction = (index + (step + 1) / self.iterations) / self.starts
                 yield Progress(fraction, objective)
                 yield SaliencyMask(1 - self.kept(average.masks), final=False, index=index)
+                yield _checkpoint(done, step + 1, masks, average, optimiser)
         except OutOfBudget as spent:
             yield Truncated(spent.limit)
             if index and average.untouched:
@@ -178,6 +199,13 @@ class MaskOptimisation(Explainer):
         paths = _Paths(self.terms(masks), u)
         scores: Scores = yield problem.evaluate(paths.masks.flatten(0, 1), noise=self.noise, noise_seed=seed)
         return paths.objective(scores.target) + float(self.regulariser(self.kept(masks), problem))
+
+
+def _checkpoint(done: Sequence[Tensor], step: int, masks: Tensor, average: Average, optimiser: Optimiser) -> Checkpoint:
+    """Returns all that the steps to come depend on: what is random follows from the seed and the step."""
+    state = {"step": torch.tensor(step), "masks": masks}
+    state |= prefixed("average", average.state) | prefixed("optimiser", optimiser.state)
+    return Checkpoint(prefixed(f"start-{len(done)}", state) | ({"done": torch.stack([*done])} if done else {}))
 
 
 class _Paths:

@@ -1,11 +1,12 @@
 """From a question to a problem: predicts the image, settles the target, finds a baseline that hides it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from sagittal.explain.baseline import Baseline, Blur, Candidate, is_low
+from sagittal.explain.checkpoints import State
 from sagittal.explain.problem import Problem
 from sagittal.explain.seam import ClassScore, Evaluate, Notice, Prediction, Scores, Steps, Subject
 
@@ -28,6 +29,8 @@ class Question:
     black: Tensor | None = None
     """Black as the model takes it, of shape (3, 1, 1); None where black is zero."""
     seed: int = 0
+    restored: State = field(default_factory=dict)
+    """State of the last checkpoint of an earlier attempt; empty for a fresh start."""
 
 
 def prepare(question: Question) -> Steps:
@@ -45,7 +48,13 @@ def prepare(question: Question) -> Steps:
     )
     yield from _notices(score, full_score)
     subject = Subject(question.image, candidate.image, target)
-    return Problem(subject=subject, full_score=full_score, baseline_score=score, seed=question.seed)
+    return Problem(
+        subject=subject,
+        full_score=full_score,
+        baseline_score=score,
+        seed=question.seed,
+        restored=question.restored,
+    )
 
 
 def top_classes(probabilities: Tensor, count: int) -> tuple[ClassScore, ...]:

@@ -10,6 +10,7 @@ import structlog
 from prometheus_client import REGISTRY
 from pydantic import ValidationError
 
+from sagittal.engine.allocator import keep_freed_memory
 from sagittal.models.entry import InvalidModelFile
 from sagittal.models.loading import choose_device, set_threads
 from sagittal.models.sources import ModelUnavailable
@@ -52,6 +53,8 @@ def _make(settings: WorkerSettings) -> Worker:
         start_metrics_server(settings.metrics_host, settings.metrics_port)
     registry = connect_worker_registry(settings.queue)
     device = choose_device(settings.device)
+    if device.type == "cpu" and not keep_freed_memory():
+        log.info("allocator-left-alone", reason="the C library has no mallopt")
     models = HostedModels(settings.models_file, registry, metrics, worker=settings.worker_name, device=device)
     queue = connect_worker_queue(settings.queue, worker=settings.worker_name)
     return Worker(settings, queue, models, metrics)

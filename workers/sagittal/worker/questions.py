@@ -28,7 +28,7 @@ from sagittal.explain.baseline import Baseline
 from sagittal.explain.parameters import InvalidParameter
 from sagittal.models.loading import LoadedModel
 from sagittal.models.preprocessing import black, to_input
-from sagittal.v1 import explanation_pb2, model_pb2, tensor_pb2
+from sagittal.v1 import explanation_pb2, explanation_service_pb2, model_pb2, tensor_pb2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -59,22 +59,31 @@ def read_request(
     """Decodes an explanation's request. Raises InvalidRequest and its kin, as the service would have."""
     spec = explanation_pb2.ExplanationSpec.FromString(payload)
     method = resolve(spec.method, described.methods, field="spec.method")
-    image = read_image(images["image"], loaded, limits, "spec.image")
-    question = Question(
-        image=image,
-        target=spec.target.index if spec.HasField("target") else None,
-        baseline=_baseline(spec.baseline, images, loaded, limits),
-        black=black(loaded.entry.preprocessing).to(loaded.device),
-        seed=spec.seed,
-    )
     return Request(
-        question=question,
+        question=read_question(spec, images, loaded, limits, "spec"),
         method=method,
         explainer=make_explainer(method, loaded.device),
         metrics=_metrics(spec.metrics),
         max_evaluations=spec.max_evaluations or None,
         progress_seconds=_progress_seconds(spec),
         partial_masks=spec.partial_masks,
+    )
+
+
+def read_question(
+    asked: explanation_pb2.ExplanationSpec | explanation_service_pb2.RegionSubject,
+    images: Mapping[str, bytes],
+    loaded: LoadedModel,
+    limits: ImageLimits,
+    field: str,
+) -> Question:
+    """Returns image, target and baseline of a request; `field` is its path, for errors."""
+    return Question(
+        image=read_image(images["image"], loaded, limits, f"{field}.image"),
+        target=asked.target.index if asked.HasField("target") else None,
+        baseline=_baseline(asked.baseline, images, loaded, limits, f"{field}.baseline"),
+        black=black(loaded.entry.preprocessing).to(loaded.device),
+        seed=asked.seed,
     )
 
 
@@ -108,7 +117,11 @@ def _parameter(value: Any, name: str, device: torch.device) -> Any:
 
 
 def _baseline(
-    baseline: explanation_pb2.Baseline, images: Mapping[str, bytes], loaded: LoadedModel, limits: ImageLimits
+    baseline: explanation_pb2.Baseline,
+    images: Mapping[str, bytes],
+    loaded: LoadedModel,
+    limits: ImageLimits,
+    field: str,
 ) -> Baseline:
     match baseline.kind:
         case explanation_pb2.BASELINE_KIND_BLACK:
@@ -118,7 +131,7 @@ def _baseline(
         case explanation_pb2.BASELINE_KIND_NOISE:
             return Noise()
         case explanation_pb2.BASELINE_KIND_IMAGE:
-            return Given(read_image(images["baseline"], loaded, limits, "spec.baseline.image"))
+            return Given(read_image(images["baseline"], loaded, limits, f"{field}.image"))
         case _:
             return Blur(sigma=baseline.blur_sigma)
 

@@ -23,7 +23,7 @@ from sagittal.core.errors import (
 from sagittal.core.jobs import JobState, Lane, Lease
 from sagittal.core.status import internal_status, to_status
 from sagittal.engine import INTERACTIVE_WEIGHT, Budget, EvaluationFailed, Task, TaskCancelled
-from sagittal.explain import InvalidParameter, seam
+from sagittal.explain import InvalidParameter, Unsupported, seam
 from sagittal.models.loading import LoadedModel
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.worker.metrics import WorkerMetrics
@@ -230,6 +230,7 @@ class JobRun:
 TRANSLATIONS: Mapping[type[BaseException], Callable[[Any], SagittalError]] = {
     EvaluationFailed: lambda error: ModelFailed(f"{error}"),
     InvalidParameter: lambda error: InvalidRequest(str(error), field=f"spec.method.{error.name}"),
+    Unsupported: lambda error: FailedPrecondition(str(error), field="spec.method"),
     torch.cuda.OutOfMemoryError: lambda _error: ModelFailed("the device has not enough memory for this method"),
 }
 """What the library's errors are to a caller."""

@@ -8,10 +8,11 @@ from sagittal.core.images import ImageLimits
 from sagittal.core.jobs import JobKind, Lease
 from sagittal.explain import explain
 from sagittal.explain.preparation import predict
-from sagittal.explain.seam import Steps
+from sagittal.explain.regions import ask_regions
+from sagittal.explain.seam import Steps, Upsampling
 from sagittal.models.loading import LoadedModel
-from sagittal.v1 import model_pb2, model_service_pb2
-from sagittal.worker.questions import PROGRESS_SECONDS, read_image, read_request
+from sagittal.v1 import explanation_service_pb2, method_pb2, model_pb2, model_service_pb2
+from sagittal.worker.questions import PROGRESS_SECONDS, read_image, read_question, read_request
 
 #: Classes that a prediction returns where the request names no number.
 DEFAULT_TOP = 5
@@ -54,7 +55,23 @@ def _prediction(lease: Lease, loaded: LoadedModel, _described: model_pb2.Model, 
     return Work(steps=predict(image, request.top or DEFAULT_TOP))
 
 
+def _regions(lease: Lease, loaded: LoadedModel, _described: model_pb2.Model, limits: ImageLimits) -> Work:
+    request = explanation_service_pb2.ScoreRegionsRequest.FromString(lease.request)
+    question = read_question(request.image, lease.images, loaded, limits, "image")
+    sets = [tuple(each.patches) for each in request.sets]
+    shape = _SHAPES[request.image.patch_shape]
+    steps = ask_regions(question, request.sets[0].grid, sets, hide=request.hide, upsampling=shape)
+    return Work(steps=steps, seed=question.seed)
+
+
+_SHAPES: Mapping[int, Upsampling] = {
+    method_pb2.PATCH_SHAPE_UNSPECIFIED: Upsampling.BOX,
+    method_pb2.PATCH_SHAPE_BOX: Upsampling.BOX,
+    method_pb2.PATCH_SHAPE_TENT: Upsampling.ALIGNED,
+}
+
 _KINDS: Mapping[JobKind, Callable[[Lease, LoadedModel, model_pb2.Model, ImageLimits], Work]] = {
     JobKind.EXPLANATION: _explanation,
     JobKind.PREDICTION: _prediction,
+    JobKind.REGIONS: _regions,
 }

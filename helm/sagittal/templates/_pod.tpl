@@ -1,0 +1,120 @@
+{{- define "sagittal.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "sagittal.securityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{- /* Where pods go: a dict of root, pod (values) and selector (text). */ -}}
+{{- define "sagittal.placement" -}}
+{{- with .root.Values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .pod.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .pod.runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- with .pod.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .pod.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .pod.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if hasKey .pod "topologySpreadConstraints" }}
+topologySpreadConstraints:
+{{- if .pod.topologySpreadConstraints }}
+{{- toYaml .pod.topologySpreadConstraints | nindent 2 }}
+{{- else }}
+{{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
+  - maxSkew: 1
+    topologyKey: {{ . }}
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels: {{- $.selector | nindent 8 }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- /* Environment variables of the queue, for service and workers. */ -}}
+{{- define "sagittal.queueEnv" -}}
+{{- $queue := .Values.queue -}}
+{{- $secret := $queue.existingSecret -}}
+{{- $key := $queue.secretPasswordKey -}}
+{{- if .Values.valkey.enabled -}}
+{{- if or $queue.url $secret -}}
+{{- fail "queue: set valkey.enabled to false to use an external Redis, or leave queue.url and queue.existingSecret empty" -}}
+{{- end -}}
+{{- $secret = include "sagittal.valkeySecret" . -}}
+{{- $key = .Values.valkey.secretPasswordKey -}}
+- name: SAGITTAL_QUEUE__URL
+  value: redis://{{ include "sagittal.fullname" . }}-valkey:6379/0
+{{- else if and $secret $queue.secretUrlKey -}}
+- name: SAGITTAL_QUEUE__URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ $secret }}
+      key: {{ $queue.secretUrlKey }}
+{{- else -}}
+- name: SAGITTAL_QUEUE__URL
+  value: {{ required "queue.url: needed where valkey.enabled is false" $queue.url | quote }}
+{{- end }}
+{{- if and $secret $key }}
+- name: SAGITTAL_QUEUE__PASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ $secret }}
+      key: {{ $key }}
+{{- end }}
+{{- range $name, $value := $queue.settings }}
+- name: SAGITTAL_QUEUE__{{ upper $name }}
+  value: {{ include "sagittal.setting" $value }}
+{{- end }}
+{{- end -}}
+
+{{- /* Further settings: SAGITTAL_ and the name in upper case. */ -}}
+{{- define "sagittal.settingsEnv" -}}
+{{- range $name, $value := . }}
+- name: SAGITTAL_{{ upper $name }}
+  value: {{ include "sagittal.setting" $value }}
+{{- end }}
+{{- end -}}
+
+{{- /* A value as an environment variable has it: large numbers without exponents, structures as JSON. */ -}}
+{{- define "sagittal.setting" -}}
+{{- if kindIs "float64" . -}}
+{{- if eq (floor .) . }}{{ printf "%.0f" . | quote }}{{ else }}{{ toString . | quote }}{{ end -}}
+{{- else if or (kindIs "map" .) (kindIs "slice" .) -}}
+{{- toJson . | quote -}}
+{{- else -}}
+{{- toString . | quote -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Looks at a gauge of the pod's own metrics: a dict of port and pattern. For what a gRPC probe cannot reach. */ -}}
+{{- define "sagittal.metricProbe" -}}
+exec:
+  command:
+    - python
+    - -c
+    - >-
+      import re, sys, urllib.request;
+      text = urllib.request.urlopen("http://127.0.0.1:{{ .port }}/metrics", timeout=3).read().decode();
+      sys.exit(0 if re.search(r"(?m)^{{ .pattern }}$", text) else "not ready")
+timeoutSeconds: 5
+{{- end -}}

@@ -1,0 +1,291 @@
+import json
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from packaging_support import CHART, load_script
+from sagittal.models.entry import parse_entries
+from sagittal.server.settings import ServiceSettings
+from sagittal.worker.settings import WorkerSettings
+
+CI = sorted(path.name for path in (CHART / "ci").iterdir())
+#: Kinds that are no part of Kubernetes itself.
+FOREIGN = {"ScaledObject", "ServiceMonitor", "PodMonitor", "PrometheusRule"}
+#: Oldest and newest minor version that the chart is checked against.
+MINORS = ("1.30", "1.37")
+#: Time that the programs take after their drain time at most, in seconds; see Service.stop and Worker.run.
+AFTER_DRAIN = {"service": 5, "worker": 25}
+
+every_ci_file = pytest.mark.parametrize("values", CI)
+
+
+def kinds(documents, kind: str) -> list[Mapping[str, Any]]:
+    return [document for document in documents if document["kind"] == kind]
+
+
+def workloads(documents) -> list[Mapping[str, Any]]:
+    return kinds(documents, "Deployment") + kinds(documents, "StatefulSet")
+
+
+def containers(documents) -> Iterator[Mapping[str, Any]]:
+    for workload in workloads(documents):
+        yield from workload["spec"]["template"]["spec"]["containers"]
+
+
+def environment(container) -> dict[str, str]:
+    return {entry["name"]: entry.get("value", "") for entry in container["env"]}
+
+
+def component(workload) -> str:
+    return workload["metadata"]["labels"]["app.kubernetes.io/component"]
+
+
+def selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    return selector.items() <= labels.items()
+
+
+@every_ci_file
+def test_lint_is_content(helm: Path, values: str) -> None:
+    done = subprocess.run(
+        [helm, "lint", "--strict", CHART, "--values", CHART / "ci" / values], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@every_ci_file
+@pytest.mark.parametrize("minor", MINORS)
+def test_kubernetes_takes_every_object(render, values: str, minor: str) -> None:
+    for document in render(values):
+        if document["kind"] not in FOREIGN:
+            kubernetes_validate.validate(document, minor, strict=True)
+
+
+@every_ci_file
+def test_names_are_unique_and_everything_is_in_the_namespace(render, values: str) -> None:
+    documents = render(values)
+    names = [(document["kind"], document["metadata"]["name"]) for document in documents]
+    assert len(set(names)) == len(names)
+    assert {document["metadata"].get("namespace") for document in documents} == {"ns"}
+
+
+@every_ci_file
+def test_containers_can_do_nothing_that_they_need_not(render, values: str) -> None:
+    documents = render(values)
+    for container in containers(documents):
+        context = container["securityContext"]
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert container["resources"]["limits"]["memory"]
+        assert container["resources"]["requests"]["cpu"]
+    for workload in workloads(documents):
+        context = workload["spec"]["template"]["spec"]["securityContext"]
+        assert context["runAsNonRoot"] is True
+        assert context["runAsUser"] > 0
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+
+
+@every_ci_file
+def test_no_pod_has_a_token_or_the_environment_of_other_services(render, values: str) -> None:
+    documents = render(values)
+    accounts = {account["metadata"]["name"]: account for account in kinds(documents, "ServiceAccount")}
+    assert all(account["automountServiceAccountToken"] is False for account in accounts.values())
+    for workload in workloads(documents):
+        pod = workload["spec"]["template"]["spec"]
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False
+        assert pod["serviceAccountName"] in accounts
+
+
+@every_ci_file
+def test_pods_are_given_the_time_that_draining_takes(render, values: str) -> None:
+    for workload in kinds(render(values), "Deployment"):
+        pod = workload["spec"]["template"]["spec"]
+        container = pod["containers"][0]
+        drain = float(environment(container)["SAGITTAL_DRAIN"])
+        stop = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        assert pod["terminationGracePeriodSeconds"] >= stop + drain + AFTER_DRAIN[component(workload)]
+
+
+@every_ci_file
+def test_every_container_is_probed(render, values: str) -> None:
+    for container in containers(render(values)):
+        assert "livenessProbe" in container
+        assert "readinessProbe" in container
+
+
+@every_ci_file
+def test_settings_in_the_environment_are_settings_of_the_programs(
+    render, values: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classes = {"service": ServiceSettings, "worker": WorkerSettings}
+    for workload in kinds(render(values), "Deployment"):
+        settings = classes[component(workload)]
+        with monkeypatch.context() as patch:
+            for name, value in environment(workload["spec"]["template"]["spec"]["containers"][0]).items():
+                top = name.removeprefix("SAGITTAL_").split("__")[0].lower()
+                assert top in settings.model_fields, name
+                filled = {"SAGITTAL_WORKER_NAME": "pod-1", "SAGITTAL_QUEUE__URL": "redis://x", "SAGITTAL_TOKENS": "{}"}
+                patch.setenv(name, value or filled.get(name, "secret"))
+            settings()
+
+
+@every_ci_file
+def test_selectors_find_exactly_their_pods(render, values: str) -> None:
+    documents = render(values)
+    pods = {w["metadata"]["name"]: w["spec"]["template"]["metadata"]["labels"] for w in workloads(documents)}
+    for workload in workloads(documents):
+        selector = workload["spec"]["selector"]["matchLabels"]
+        assert [name for name, labels in pods.items() if selects(selector, labels)] == [workload["metadata"]["name"]]
+    for budget in kinds(documents, "PodDisruptionBudget"):
+        selector = budget["spec"]["selector"]["matchLabels"]
+        assert sum(selects(selector, labels) for labels in pods.values()) == 1
+    for service in kinds(documents, "Service"):
+        assert sum(selects(service["spec"]["selector"], labels) for labels in pods.values()) == 1
+    for policy in kinds(documents, "NetworkPolicy"):
+        assert any(selects(policy["spec"]["podSelector"]["matchLabels"], labels) for labels in pods.values())
+
+
+@every_ci_file
+def test_ports_of_services_and_policies_are_ports_of_containers(render, values: str) -> None:
+    documents = render(values)
+    for service in kinds(documents, "Service"):
+        named = {
+            port["name"]
+            for workload in workloads(documents)
+            if selects(service["spec"]["selector"], workload["spec"]["template"]["metadata"]["labels"])
+            for container in workload["spec"]["template"]["spec"]["containers"]
+            for port in container["ports"]
+        }
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= named
+
+
+@every_ci_file
+def test_everything_is_denied_that_is_not_allowed(render, values: str) -> None:
+    documents = render(values)
+    policies = {policy["metadata"]["name"]: policy["spec"] for policy in kinds(documents, "NetworkPolicy")}
+    deny = policies["rel-sagittal-default-deny"]
+    assert deny["policyTypes"] == ["Ingress", "Egress"]
+    assert "ingress" not in deny
+    assert "egress" not in deny
+    for workload in workloads(documents):
+        assert selects(deny["podSelector"]["matchLabels"], workload["spec"]["template"]["metadata"]["labels"])
+
+
+@every_ci_file
+def test_models_files_can_be_read_by_a_worker(render, values: str) -> None:
+    documents = render(values)
+    files = [m["data"]["models.toml"] for m in kinds(documents, "ConfigMap") if "models.toml" in m["data"]]
+    assert files
+    for file in files:
+        parse_entries(tomllib.loads(file), "models.toml")
+
+
+def test_selectors_never_change_by_an_upgrade(render) -> None:
+    plain = workloads(render("cpu-only-values.yaml"))
+    changed = workloads(render("cpu-only-values.yaml", "commonLabels.team=vision", "service.podLabels.tier=front"))
+    assert [w["spec"]["selector"] for w in plain] == [w["spec"]["selector"] for w in changed]
+    common = {"app.kubernetes.io/name": "sagittal", "app.kubernetes.io/instance": "rel"}
+    assert {w["metadata"]["name"]: w["spec"]["selector"]["matchLabels"] for w in plain} == {
+        "rel-sagittal": {**common, "app.kubernetes.io/component": "service"},
+        "rel-sagittal-worker-cpu": {**common, "app.kubernetes.io/component": "worker", "sagittal/worker": "cpu"},
+        "rel-sagittal-valkey": {**common, "app.kubernetes.io/component": "valkey"},
+    }
+
+
+def test_workers_are_scaled_by_the_jobs_of_their_own_models(render) -> None:
+    scaled = {s["metadata"]["name"]: s["spec"] for s in kinds(render("gpu-values.yaml"), "ScaledObject")}
+    large = scaled["rel-sagittal-worker-large"]
+    assert large["minReplicaCount"] == 0
+    assert large["maxReplicaCount"] == 16
+    query = large["triggers"][0]["metadata"]["query"]
+    pattern = re.search(r'model=~"([^"]*)"', query)
+    assert pattern
+    models = re.compile(pattern.group(1).replace("\\\\", "\\"))
+    assert models.fullmatch("resnet50")
+    assert models.fullmatch("vgg19.bn")
+    assert not models.fullmatch("vgg19xbn")
+    assert not models.fullmatch("efficientnet-lite0")
+    assert scaled["rel-sagittal-worker-small"]["minReplicaCount"] == 1
+
+
+def test_a_scaled_deployment_does_not_fix_its_replicas(render) -> None:
+    gpu = {d["metadata"]["name"]: d["spec"] for d in kinds(render("gpu-values.yaml"), "Deployment")}
+    assert "replicas" not in gpu["rel-sagittal-worker-large"]
+    assert gpu["rel-sagittal"]["replicas"] == 2
+    ha = {d["metadata"]["name"]: d["spec"] for d in kinds(render("ha-values.yaml"), "Deployment")}
+    assert "replicas" not in ha["rel-sagittal"]
+
+
+def test_new_models_make_new_workers(render) -> None:
+    def sums(*options: str) -> list[str]:
+        deployments = kinds(render("cpu-only-values.yaml", *options), "Deployment")
+        return [
+            d["spec"]["template"]["metadata"]["annotations"]["checksum/models"]
+            for d in deployments
+            if component(d) == "worker"
+        ]
+
+    other = 'models.efficientnet-lite0=[[models]]\nname = "efficientnet-lite0"\nsource = { kind = "x" }'
+    assert sums() != sums(other)
+
+
+def test_tls_tokens_and_passwords_come_from_secrets_alone(render) -> None:
+    documents = render("locked-down-values.yaml")
+    assert not kinds(documents, "Secret")
+    service = next(w for w in kinds(documents, "Deployment") if component(w) == "service")
+    container = service["spec"]["template"]["spec"]["containers"][0]
+    sources = {e["name"]: e["valueFrom"]["secretKeyRef"] for e in container["env"] if "valueFrom" in e}
+    assert sources["SAGITTAL_TOKENS"] == {"name": "sagittal-tokens", "key": "tokens.json"}
+    assert sources["SAGITTAL_QUEUE__PASSWORD"] == {"name": "sagittal-redis", "key": "password"}
+    assert sources["SAGITTAL_QUEUE__URL"] == {"name": "sagittal-redis", "key": "url"}
+    assert environment(container)["SAGITTAL_TLS__CLIENT_CA"] == "/etc/sagittal/client-ca/ca.crt"
+    assert "grpc" not in container["livenessProbe"], "the kubelet's gRPC probe speaks no TLS"
+
+
+def test_the_bundled_valkey_throws_nothing_away(render) -> None:
+    documents = render("cpu-only-values.yaml")
+    maps = {m["metadata"]["name"]: m["data"] for m in kinds(documents, "ConfigMap")}
+    configuration = maps["rel-sagittal-valkey"]["valkey.conf"].splitlines()
+    assert "maxmemory-policy noeviction" in configuration
+    assert "appendonly yes" in configuration
+    (stateful,) = kinds(documents, "StatefulSet")
+    assert stateful["spec"]["volumeClaimTemplates"]
+    assert stateful["spec"]["persistentVolumeClaimRetentionPolicy"]["whenDeleted"] == "Retain"
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ("service.settings.misspelt=1", "misspelt"),
+        ("workerDefaults.settings.misspelt=1", "misspelt"),
+        ("queue.settings.misspelt=1", "misspelt"),
+        ("service.port=99999", "/service/port"),
+        ("misspelt=1", "misspelt"),
+        ("workers[0].models={unknown}", "serves the model unknown"),
+        ("workers[0].models={}", "has no models"),
+        ("workers[0].keda.enabled=true", "needs keda.prometheusUrl"),
+        ("valkey.enabled=false", "queue.url: needed"),
+        ("queue.url=redis://elsewhere", "set valkey.enabled to false"),
+        ("tls.clientCaSecret=ca", "needs tls.existingSecret"),
+        ("ingress.enabled=true", "ingress.host: needed"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_by_name(render, option: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        render("cpu-only-values.yaml", option)
+
+
+def test_readme_and_schema_are_current() -> None:
+    script = load_script("chart_docs")
+    text = (CHART / "values.yaml").read_text()
+    values, comments = yaml.safe_load(text), script.read_comments(text)
+    assert (CHART / "README.md").read_text() == script.readme(list(script.documented(values, comments)))
+    assert json.loads((CHART / "values.schema.json").read_text()) == script.schema(values, comments)

@@ -1,0 +1,68 @@
+"""One distribution over four source roots: what an install brings, and what it does not."""
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCE_ROOTS = ("protos", "service", "workers", "clients")
+
+CLIENT = "import sagittal.client"
+SERVICE = "import sagittal.server.main"
+
+
+def imported_without(program: str, *packages: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program in an interpreter in which these packages cannot be imported."""
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({packages!r}))"
+    return subprocess.run([sys.executable, "-c", f"{blocked}; {program}"], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    target = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(target.glob("*.whl"))
+
+
+@pytest.mark.parametrize("root", SOURCE_ROOTS)
+def test_the_namespace_has_no_init_which_would_hide_the_other_roots(root):
+    assert (ROOT / root / "sagittal").is_dir()
+    assert not (ROOT / root / "sagittal" / "__init__.py").exists()
+
+
+def test_the_wheel_holds_every_part_and_its_data(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {
+        "sagittal/v1/explanation_pb2.py",
+        "sagittal/v1/explanation.proto",
+        "sagittal/core/data/imagenet-1k.txt",
+        "sagittal/server/main.py",
+        "sagittal/explain/igos.py",
+        "sagittal/client/__init__.py",
+        "sagittal/cli/models.toml",
+    } <= names
+    assert any(name.startswith("sagittal/runtime/scripts/") and name.endswith(".lua") for name in names)
+    assert "sagittal/__init__.py" not in names
+
+
+def test_the_bare_install_is_the_client_and_pulls_neither_torch_nor_redis():
+    required = importlib.metadata.requires("sagittal") or []
+    bare = {re.split(r"[ ;<>=!~\[]", line)[0] for line in required if "extra ==" not in line}
+    assert bare == {"googleapis-common-protos", "grpcio", "numpy", "pillow", "protobuf"}
+
+
+def test_the_client_imports_with_nothing_but_its_own_dependencies():
+    absent = ("torch", "torchvision", "redis", "prometheus_client", "structlog", "pydantic", "click", "matplotlib")
+    done = imported_without(CLIENT, *absent)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_service_imports_without_torch():
+    done = imported_without(SERVICE, "torch", "torchvision")
+    assert done.returncode == 0, done.stderr

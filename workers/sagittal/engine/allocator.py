@@ -1,0 +1,29 @@
+"""Memory of the process: freed blocks are kept for the next batch instead of being returned to the system.
+
+Activations are large, so glibc maps each from the system and unmaps it when it is freed: every batch then pays for the
+same pages again. On the CPU this can cost as much as the convolutions themselves (`make bench-engine` measures it).
+"""
+
+import ctypes
+import sys
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+"""Parameters of `mallopt(3)`."""
+
+KEPT = 2**31 - 1
+"""Bytes that may stay free before any are returned: in effect, what the process has used once."""
+
+LARGEST = 2**30
+"""Largest block, in bytes, that comes from the kept memory; larger ones are mapped one by one."""
+
+
+def keep_freed_memory() -> bool:
+    """Keeps freed memory for the rest of the process. Returns whether the C library knows how (glibc does)."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return False
+    settings = ((_M_MMAP_THRESHOLD, LARGEST), (_M_TRIM_THRESHOLD, KEPT), (_M_TOP_PAD, 2**26))
+    return all(bool(mallopt(name, value)) for name, value in settings)

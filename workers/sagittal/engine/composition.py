@@ -1,0 +1,110 @@
+"""From masks to a model's inputs, and from the gradient of the inputs back to the masks.
+
+The way back is done by hand: the model's gradient ends at its inputs, and what lies before them is linear in the mask.
+Only the upsampling, one channel deep, is left to autograd.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sagittal.engine.noise import NoiseTable
+from sagittal.explain.masking import upsample
+from sagittal.explain.seam import Evaluate, Subject
+
+SUBJECTS_KEPT = 64
+"""Subjects whose tensors stay on the device: as many as a worker runs jobs, and some."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Rows `start` to `stop` of a request."""
+
+    request: Evaluate
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Canvas:
+    """A subject on the device."""
+
+    subject: Subject
+    baseline: Tensor
+    difference: Tensor
+    """Image less baseline: what a mask of 1 adds to the baseline."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Composed:
+    """The inputs of one part, with what the way back needs."""
+
+    inputs: Tensor
+    """Float32 of shape (rows, 3, height, width)."""
+    masks: Tensor
+    pixels: Tensor
+    """The masks at the size of the image, (rows, 1, height, width); a function of `masks` where a gradient is asked."""
+    difference: Tensor
+
+    def gradient(self, of_inputs: Tensor) -> Tensor:
+        """Returns the gradient with respect to the masks, given that with respect to the inputs."""
+        of_pixels = of_inputs[:, 0] * self.difference[0]
+        for channel in range(1, len(self.difference)):
+            of_pixels.addcmul_(of_inputs[:, channel], self.difference[channel])
+        (gradient,) = torch.autograd.grad(self.pixels, self.masks, of_pixels.unsqueeze(1))
+        return gradient
+
+
+@dataclass(slots=True, eq=False)
+class Composer:
+    """Makes inputs of masks on one device. Every row gets the same noise wherever it is evaluated."""
+
+    device: torch.device
+    _noise: NoiseTable = field(init=False)
+    _canvases: OrderedDict[int, Canvas] = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        self._noise = NoiseTable(self.device)
+
+    def compose(self, part: Part) -> Composed:
+        """Returns `image * mask + baseline * (1 - mask)`, with noise where it is asked for."""
+        request, canvas = part.request, self._canvas(part.request.subject)
+        masks = self._moved(request.masks[part.start : part.stop].detach())
+        size = (canvas.baseline.shape[-2], canvas.baseline.shape[-1])
+        with torch.set_grad_enabled(request.gradient):
+            masks = masks.clone().requires_grad_() if request.gradient else masks
+            pixels = upsample(masks, size, request.upsampling)
+        with torch.no_grad():
+            inputs = torch.addcmul(canvas.baseline, pixels, canvas.difference)
+            if request.noise > 0:
+                rows = range(request.noise_seed + part.start, request.noise_seed + part.stop)
+                inputs += self._noise.rows(rows, inputs.shape[1:]).mul_(request.noise)
+        return Composed(inputs, masks, pixels, canvas.difference)
+
+    def _canvas(self, subject: Subject) -> Canvas:
+        """Returns the subject on the device, kept from earlier requests; the least recently used goes first."""
+        canvas = self._canvases.get(id(subject))
+        if canvas is None:
+            # Outside inference mode, since requests with gradient use it too.
+            with torch.inference_mode(False), torch.no_grad():
+                baseline = self._moved(subject.baseline)
+                canvas = Canvas(subject, baseline, self._moved(subject.image) - baseline)
+            # The canvas holds the subject, so its id belongs to no other for as long as it is a key.
+            self._canvases[id(subject)] = canvas
+            while len(self._canvases) > SUBJECTS_KEPT:
+                self._canvases.popitem(last=False)
+        self._canvases.move_to_end(id(subject))
+        return canvas
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """Returns a tensor on the device; from the host to CUDA through pinned memory, without waiting for the copy."""
+        if self.device.type == "cuda" and tensor.device.type == "cpu":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, torch.float32, non_blocking=True)
