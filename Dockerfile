@@ -11,6 +11,9 @@ COPY deploy/requirements-build.txt deploy/
 RUN python3 -m venv /opt/build \
  && /opt/build/bin/pip install --require-hashes --only-binary :all: -r deploy/requirements-build.txt \
  && python3 -m venv --without-pip /opt/sagittal
+
+# Sagittal itself comes last, so that a change of it installs nothing else anew.
+FROM build AS wheel
 COPY pyproject.toml README.md LICENSE ./
 COPY protos protos
 COPY service service
@@ -21,24 +24,24 @@ RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels 
 FROM build AS build-service
 COPY deploy/requirements-service.txt deploy/
 RUN /opt/build/bin/pip --python /opt/sagittal/bin/python install --require-hashes --only-binary :all: \
-      -r deploy/requirements-service.txt \
- && /opt/build/bin/pip --python /opt/sagittal/bin/python install --no-deps --no-index /wheels/*.whl \
+      -r deploy/requirements-service.txt
+COPY --from=wheel /wheels /wheels
+RUN /opt/build/bin/pip --python /opt/sagittal/bin/python install --no-deps --no-index /wheels/*.whl \
  && /opt/sagittal/bin/python -m compileall -q /opt/sagittal/lib
 
 FROM build AS build-worker
 # `cuda`: PyPI's build of torch with NVIDIA's libraries, all by hash. `cpu`: the build of TORCH_INDEX, by version.
 ARG COMPUTE=cuda
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-COPY constraints.txt ./
-COPY deploy/requirements-worker-${COMPUTE}.txt deploy/
+COPY deploy/requirements-worker-${COMPUTE}.txt deploy/torch.txt deploy/
 RUN if [ "${COMPUTE}" = cpu ]; then \
-      grep -E '^torch(vision)?==' constraints.txt > deploy/torch.txt \
-      && /opt/build/bin/pip --python /opt/sagittal/bin/python install --no-deps --only-binary :all: \
-           --index-url "${TORCH_INDEX}" -r deploy/torch.txt; \
+      /opt/build/bin/pip --python /opt/sagittal/bin/python install --no-deps --only-binary :all: \
+        --index-url "${TORCH_INDEX}" -r deploy/torch.txt; \
     fi \
- && /opt/build/bin/pip --python /opt/sagittal/bin/python install --require-hashes --no-deps --no-build-isolation \
-      -r "deploy/requirements-worker-${COMPUTE}.txt" \
- && /opt/build/bin/pip --python /opt/sagittal/bin/python install --no-deps --no-index /wheels/*.whl
+ && /opt/build/bin/pip --python /opt/sagittal/bin/python install --require-hashes --no-deps --only-binary :all: \
+      -r "deploy/requirements-worker-${COMPUTE}.txt"
+COPY --from=wheel /wheels /wheels
+RUN /opt/build/bin/pip --python /opt/sagittal/bin/python install --no-deps --no-index /wheels/*.whl
 
 FROM ${PYTHON_IMAGE} AS runtime
 ARG VERSION=0.0.0

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 
-.PHONY: demo test check protos bench install format constraints clean help
+.PHONY: demo test check protos bench bench-engine install format constraints clean help image chart reference lock sbom
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -35,7 +35,11 @@ check: $(VENV)/.installed-dev ## Runs every static check.
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code protos
+	@if git rev-parse --quiet --verify main > /dev/null; then echo buf breaking; $(BIN)/buf breaking --against '.git#branch=main'; fi
 	scripts/protos.sh --check $(BIN)
+	$(BIN)/python scripts/chart_docs.py --check
+	$(BIN)/python scripts/reference_docs.py --check
+	$(BIN)/python scripts/helm.py lint --strict --quiet helm/sagittal
 
 protos: $(VENV)/.installed-dev ## Generates the modules beside the .proto files: the only way it is done.
 	scripts/protos.sh $(BIN)
@@ -47,6 +51,25 @@ format: $(VENV)/.installed-dev ## Formats everything.
 
 bench: $(VENV)/.installed-dev ## Measures I-GOS and iGOS++ on the shipped pictures and writes docs/benchmarks.md.
 	$(BIN)/python benchmarks/explanations.py --write docs/benchmarks.md
+
+image: $(VENV)/.installed-dev ## Builds both images (COMPUTE=cpu or cuda) and explains a picture through them.
+	BIN=$(BIN) scripts/image.sh $(or $(COMPUTE),cuda)
+
+chart: $(VENV)/.installed-dev ## Writes what is derived from the chart's values, and lints the chart for every ci file.
+	$(BIN)/python scripts/chart_docs.py
+	@for values in helm/sagittal/ci/*; do $(BIN)/python scripts/helm.py lint --strict --quiet --values $$values helm/sagittal || exit 1; done
+
+reference: $(VENV)/.installed-dev ## Writes the tables of metrics and settings in docs/.
+	$(BIN)/python scripts/reference_docs.py
+
+sbom: ## Writes dist/sbom-*.cdx.json: what each image installs, in CycloneDX.
+	PYTHON=$(PYTHON) scripts/sbom.sh
+
+lock: ## Writes deploy/requirements-*.txt, which the images install, anew from pyproject.toml and constraints.txt.
+	PYTHON=$(PYTHON) scripts/lock.sh
+
+bench-engine: $(VENV)/.installed-dev ## Measures the engine against the bare model and writes docs/performance.md.
+	$(BIN)/python benchmarks/engine.py --write docs/performance.md
 
 constraints: ## Writes constraints.txt anew from what pip resolves today.
 	rm -rf $(VENV)-fresh && $(PYTHON) -m venv $(VENV)-fresh

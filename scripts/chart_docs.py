@@ -26,8 +26,8 @@ Installs the service, workers and, if wanted, a Valkey. How to deploy, drain and
 
     helm install sagittal helm/sagittal --values helm/sagittal/ci/cpu-only-values.yaml
 
-`ci/` holds values to begin with: `cpu-only`, `gpu` (two pools, scaled from zero), `ha` (external Redis, autoscaling) and
-`locked-down` (mTLS, tokens, digests). Needs Kubernetes 1.30 or later, and Helm 3.17 or later.
+`ci/` holds values to begin with: `cpu-only`, `gpu` (two pools, scaled from zero), `ha` (external Redis, autoscaling)
+and `locked-down` (mTLS, tokens, digests). Needs Kubernetes 1.30 or later, and Helm 3.17 or later.
 
 This file and `values.schema.json` are generated from `values.yaml` by `make chart`.
 
@@ -101,7 +101,9 @@ def setting_names(settings: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def read_comments(text: str) -> Mapping[str, str]:
     """Returns the `# --` comment of each key by its path."""
-    comments, path, comment = {}, [], ""
+    comments: dict[str, str] = {}
+    path: list[str] = []
+    comment = ""
     for line in text.splitlines():
         stripped = line.strip()
         indent = len(line) - len(line.lstrip())
@@ -162,7 +164,12 @@ def _property(path: str, value: Any, comments: Mapping[str, str]) -> dict[str, A
 
 
 def _settings(path: str) -> dict[str, Any]:
-    settings = {"queue": QueueSettings, "service": ServiceSettings, "workerDefaults": WorkerSettings}[path.split(".")[0]]
+    owners: Mapping[str, type[BaseModel]] = {
+        "queue": QueueSettings,
+        "service": ServiceSettings,
+        "workerDefaults": WorkerSettings,
+    }
+    settings = owners[path.partition(".")[0]]
     taken = {"url", "password"} if settings is QueueSettings else set()
     return {"propertyNames": {"enum": sorted(set(setting_names(settings)) - taken)}}
 

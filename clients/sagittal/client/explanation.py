@@ -175,9 +175,9 @@ class Gathering:
     kept: dict[type[Event], list[Any]] = field(default_factory=dict)
 
     def add(self, event: Event) -> None:
-        """Takes an event in. A new attempt starts over, since its events say all again."""
+        """Takes an event in. A worker that starts says all again, whatever one before it said."""
         self.job_id = event.job_id
-        if isinstance(event, Started) and event.attempt > 1:
+        if isinstance(event, Started):
             self.kept = {kind: events for kind, events in self.kept.items() if kind is Accepted}
         if isinstance(event, Mask) and not event.final:
             return

@@ -582,8 +582,8 @@ Global___Accepted: _TypeAlias = Accepted  # noqa: Y015
 
 @_typing.final
 class Started(_message.Message):
-    """A worker began. After a lost worker the log goes on with a higher attempt: what is found out once a job (the
-    prediction, warnings) and masks on the way may come again, equal to those before, and of two the newest counts.
+    """A worker began, or began again after another was lost or stopped. It goes on from the last checkpoint where there is
+    one, and its events say everything again: those between an earlier start and this one can be forgotten.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

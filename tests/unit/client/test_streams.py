@@ -144,11 +144,12 @@ def test_a_finished_job_is_not_cancelled(client, script, picture) -> None:
     assert script.cancelled_jobs == []
 
 
-def test_an_attempt_after_a_lost_worker_starts_the_gathering_anew(client, script, picture) -> None:
+@pytest.mark.parametrize("attempt", [1, 2], ids=["handed-back", "worker-lost"])
+def test_a_worker_that_begins_again_starts_the_gathering_anew(client, script, picture, attempt) -> None:
     again = list(script.log)
     retried = type(again[1])()
     retried.CopyFrom(again[1])
-    retried.started.attempt = 2
+    retried.started.attempt = attempt
     script.log = [*again[:14], retried, *again[2:]]
     for number, each in enumerate(script.log, start=1):
         copy = type(each)()

@@ -5,8 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sagittal.engine.composition import Part
+from sagittal.engine.composition import SUBJECTS_KEPT, Part
 from sagittal.engine.evaluator import EvaluationFailed, Output, TorchEvaluator
+from sagittal.explain.masking import compose, upsample
 from sagittal.explain.seam import Evaluate, Subject, Upsampling
 
 SIZES = (7, 28, 56)
@@ -120,3 +121,63 @@ def test_a_model_that_returns_no_scores_is_named(module, options):
     request = Evaluate(subject=subject_of_fault, masks=torch.ones(1, 2, 2))
     with pytest.raises(EvaluationFailed, match="the model returned"):
         evaluator_of(module, **options).evaluate(whole(request))
+
+
+class EchoesPixels(torch.nn.Module):
+    """Returns the input itself, so that whatever differs was differently composed."""
+
+    def forward(self, inputs):
+        return inputs.flatten(1)
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("upsampling", list(Upsampling))
+def test_rows_are_composed_alike_to_the_last_bit_however_they_are_cut(gradient, upsampling):
+    masks = torch.rand(9, 5, 7)
+    request = Evaluate(
+        subject=subject(100),
+        masks=masks,
+        gradient=gradient,
+        noise=0.3,
+        noise_seed=11,
+        upsampling=upsampling,
+        probabilities=True,
+    )
+    evaluator = evaluator_of(EchoesPixels(), output=Output.PROBABILITIES)
+    together = evaluator.evaluate(whole(request))[0]
+    cuts = [(0, 1), (1, 3), (3, 9)]
+    apart = [evaluator.evaluate([Part(request, *cut)])[0] for cut in cuts]
+    assert torch.equal(together.probabilities, torch.cat([one.probabilities for one in apart]))
+    if gradient:
+        assert torch.equal(together.gradient, torch.cat([one.gradient for one in apart]))
+
+
+@pytest.mark.parametrize("upsampling", list(Upsampling))
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gradient_equals_autograd_for_every_upsampling_and_layout(network, upsampling, channels_last):
+    masks = torch.rand(3, 7, 9)
+    request = Evaluate(subject=subject(), masks=masks, gradient=True, upsampling=upsampling)
+    scores = evaluator_of(network, channels_last=channels_last).evaluate(whole(request))[0]
+    leaf = masks.clone().requires_grad_()
+    composed = compose(request.subject.image, request.subject.baseline, upsample(leaf, (56, 56), upsampling))
+    (expected,) = torch.autograd.grad(network(composed).softmax(-1)[:, 1].sum(), leaf)
+    torch.testing.assert_close(scores.gradient, expected, atol=1e-5, rtol=0)
+
+
+def test_a_subject_first_used_without_gradient_serves_with_gradient(network):
+    one, evaluator = subject(), evaluator_of(network)
+    masks = torch.rand(2, 7, 7)
+    without = evaluator.evaluate(whole(Evaluate(subject=one, masks=masks)))[0]
+    with_gradient = evaluator.evaluate(whole(Evaluate(subject=one, masks=masks, gradient=True)))[0]
+    torch.testing.assert_close(without.target, with_gradient.target)
+
+
+def test_subjects_are_kept_by_identity_and_not_for_ever(network):
+    evaluator, mask = evaluator_of(network), torch.ones(1, 7, 7)
+    shades = torch.linspace(-1, 1, SUBJECTS_KEPT + 5)
+    for _ in range(2):
+        for shade in shades:
+            image = torch.full((3, 56, 56), float(shade))
+            score = evaluator.evaluate(whole(Evaluate(subject=Subject(image, -image, 1), masks=mask)))[0].target
+            torch.testing.assert_close(score, network(image[None]).softmax(-1)[:, 1], atol=1e-5, rtol=0)
+    assert len(evaluator._composer._canvases) == SUBJECTS_KEPT

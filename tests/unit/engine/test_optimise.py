@@ -1,10 +1,16 @@
 """Optimised models say what they said before."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
 
-from sagittal.engine.optimise import optimise
+from sagittal.engine import optimise as optimisation
+from sagittal.engine.timing import measure_speedup
+
+optimise = functools.partial(optimisation.optimise, speedup=lambda *_: 2.0)
+"""Takes every step for faster, so that no test hangs on the machine's mood."""
 
 
 def probabilities(outputs):
@@ -80,8 +86,6 @@ def test_a_model_that_cannot_be_traced_runs_untouched_and_says_why():
 
 
 def test_a_step_that_changes_the_model_is_left_out(monkeypatch):
-    from sagittal.engine import optimise as optimisation
-
     def spoil(module):
         class Spoiled(nn.Module):
             def forward(self, inputs):
@@ -101,3 +105,26 @@ def test_the_original_is_not_changed():
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     optimise(module, probe, probabilities)
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+
+
+def test_steps_that_make_the_model_slower_are_left_out_with_the_figure():
+    module, probe = prepared(Padded((1, 1, 1, 1))), torch.randn(4, 3, 17, 17)
+    chosen, channels_last, steps = optimisation.optimise(module, probe, probabilities, speedup=lambda *_: 0.5)
+    assert chosen is module
+    assert not channels_last
+    assert not applied(steps)
+    assert sum("0.50x as fast" in step.detail for step in steps) == 2, "the graph and the layout are timed"
+
+
+def test_channels_last_has_to_gain_something():
+    factors = iter([1.5, 1.0])
+    module, probe = prepared(Padded((1, 1, 1, 1))), torch.randn(4, 3, 17, 17)
+    _, channels_last, steps = optimisation.optimise(module, probe, probabilities, speedup=lambda *_: next(factors))
+    assert not channels_last
+    assert "fold-batch-norm" in applied(steps)
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_model_is_about_as_fast_as_itself(gradient):
+    variant = optimisation.Variant(prepared(Padded((1, 1, 1, 1))), gradient=gradient)
+    assert measure_speedup(variant, variant, torch.randn(2, 3, 17, 17)) > 0

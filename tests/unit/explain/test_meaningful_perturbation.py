@@ -6,6 +6,7 @@ from known_models import LEFT, Constant, LooksAtRegions, image
 
 from sagittal.engine import Budget
 from sagittal.explain import IGOS, MeaningfulPerturbation, mask_optimisation
+from sagittal.explain.meaningful_perturbation import START
 from sagittal.explain.seam import SaliencyMask, Truncated
 
 
@@ -20,6 +21,7 @@ def test_it_equals_i_gos_with_one_point_and_no_noise(explained, monkeypatch):
         LooksAtRegions(LEFT), MeaningfulPerturbation(**shared), picture, target=1, baseline=blurred(picture)
     )
     monkeypatch.setattr(mask_optimisation, "stratified", lambda terms, points, generator: torch.ones(terms, points))
+    monkeypatch.setattr(IGOS, "start", START)
     igos = explained(
         LooksAtRegions(LEFT),
         IGOS(points=1, noise=0.0, levels=0, btv_weight=0.0, **shared),

@@ -98,8 +98,8 @@ class _Graph:
         return True
 
     def _node(self, bits: int, *, root: bool, causal: CausalTriple | None) -> GraphNode:
-        score = self.memo[bits].score
-        return GraphNode(self.memo.grid, members(bits), score, self._relative(bits), root, causal)
+        scored = self.memo[bits]
+        return GraphNode(self.memo.grid, members(bits), scored.score, self._relative(bits), root, causal, scored.top)
 
     def _relative(self, bits: int) -> float:
         return self.memo[bits].score / max(self.memo.problem.full_score, 1e-12)

@@ -115,7 +115,7 @@ def _report(memo: Memo, roots: list[int], max_overlap: int) -> Steps:
             return
         if memo.sufficient(bits):
             claim = Claim(bits, checked=1)
-            score = memo[bits].score
+            scored, diverse = memo[bits], bits in family
             yield SufficientSet(
-                memo.grid, members(bits), score, claim.certificate(memo), causal, diverse=bits in family
+                memo.grid, members(bits), scored.score, claim.certificate(memo), causal, diverse, scored.top
             )

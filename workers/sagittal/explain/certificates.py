@@ -17,7 +17,7 @@ from math import comb
 from sagittal.explain.beam import progress
 from sagittal.explain.patches import removals, subsets
 from sagittal.explain.scoring import Memo
-from sagittal.explain.seam import CausalTriple, Certificate, CertificateLevel, ClassScore, Steps
+from sagittal.explain.seam import CausalTriple, Certificate, CertificateLevel, Steps
 
 SUBSETS_TO = 8
 """Sets of up to this many patches have all their subsets scored: at most 2^8 - 2."""
@@ -111,4 +111,4 @@ def causal_triple(memo: Memo, bits: int) -> Steps:
     """Returns what the model says when only the set is shown, and when only the set is hidden."""
     shown = yield from memo.confirm(bits)
     hidden = yield from memo.confirm(memo.all & ~bits)
-    return CausalTriple(shown.score, hidden.score, ClassScore(hidden.top_class, hidden.top_score))
+    return CausalTriple(shown.score, hidden.score, hidden.top)

@@ -23,8 +23,8 @@ ARMIJO, DECAY = 1e-4, 0.2
 FIRST_TRIAL, MAX_TRIALS = 10.0, 6
 """Of the line search: its first step over `step_size`, and the most trials of one iteration."""
 
-FINE = 28
-"""Masks with more cells a side than this take smoothed steps: single cells of a fine mask are adversarial."""
+SMOOTHED = 56
+"""Steps are blurred by one part in so many of the mask's side (half a cell of 28): single cells are adversarial."""
 
 
 class Trial(Protocol):
@@ -60,7 +60,7 @@ class Optimiser(Protocol):
 
 
 class Adam:
-    """Adam with steps that decay to zero, smoothed where the mask is fine. Asks for no evaluations."""
+    """Adam with smoothed steps that decay to zero. Asks for no evaluations."""
 
     def __init__(self, step_size: float, state: State = MappingProxyType({})) -> None:
         self._step_size = step_size
@@ -138,7 +138,7 @@ class LineSearch:
         return masks
 
 
-OPTIMISERS: Mapping[str, Callable[[float], Optimiser]] = {
+OPTIMISERS: Mapping[str, Callable[[float, State], Optimiser]] = {
     "adam": Adam,
     "line-search": LineSearch,
     "nesterov": Nesterov,
@@ -175,8 +175,8 @@ class Average:
 
 
 def _smoothing(masks: Tensor) -> float:
-    """Returns the width of the blur of a step, in cells; 0 for coarse masks."""
-    return masks.shape[-1] / (2 * FINE) if masks.shape[-1] > FINE else 0.0
+    """Returns the width of the blur of a step, in cells."""
+    return masks.shape[-1] / SMOOTHED
 
 
 def smoothed(values: Tensor, sigma: float) -> Tensor:

@@ -6,13 +6,12 @@ inserted, and stay small and smooth. The descent direction is an integrated grad
 the baseline (or the image) to the masked image, which sees past local optima.
 
 Where we differ from the papers, and why:
-- The points of a path are drawn at random, one from each of `points` equal strata, anew in every iteration: one point
-  does then over the iterations what 15 to 20 fixed ones do.
+- The points of a path are drawn at random, one from each of `points` equal strata, anew in every iteration: 4 points do
+  then over the iterations what 15 to 20 fixed ones do.
 - All terms are evaluated in one batch, and steps are Adam's, decaying to zero: they need neither a line search (which
   made up three quarters of the authors' evaluations) nor a step size that fits the scale of one model's gradients.
 - `levels` terms ask for the order of cells that the curves measure (see `level_sets`).
-- The masks start between image and baseline, where gradients of both ends are alive, and the result is the mean of the
-  last iterations.
+- Steps are smoothed a little, and the result is the mean of the last iterations.
 """
 
 from abc import abstractmethod
@@ -42,9 +41,6 @@ from sagittal.explain.seam import (
     Truncated,
     gradient_of,
 )
-
-START = 0.7
-"""Value that all masks start with."""
 
 LEVEL_WEIGHT = 3.0
 """Mean size of the level terms' gradient over that of the others'."""
@@ -77,16 +73,18 @@ class MaskOptimisation(Explainer):
     needs: ClassVar[Needs] = Needs.GRADIENTS
     variables: ClassVar[int] = 1
     """Masks that are optimised together."""
+    start: ClassVar[float] = 1.0
+    """Value that all masks start with; 1 hides nothing."""
     inserted_levels: ClassVar[float] = 0.75
     """Share of the level terms that insert; the others delete."""
 
     mask_size: int = parameter(28, "Side of the square mask in cells", minimum=7, maximum=224)
-    iterations: int = parameter(50, "Steps of the optimiser", minimum=1, maximum=1000)
-    points: int = parameter(1, "Points of the integrated gradient for each term and step", minimum=1, maximum=100)
+    iterations: int = parameter(20, "Steps of the optimiser", minimum=1, maximum=1000)
+    points: int = parameter(4, "Points of the integrated gradient for each term and step", minimum=1, maximum=100)
     levels: int = parameter(4, "Level sets of the saliency evaluated in each step", minimum=0, maximum=100)
     l1_weight: float = parameter(1.0, "Weight of the masked area (L1)", minimum=0)
-    tv_weight: float = parameter(5.0, "Weight of the total variation of the mask", minimum=0)
-    btv_weight: float = parameter(5.0, "Weight of the bilateral total variation, at image size", minimum=0)
+    tv_weight: float = parameter(20.0, "Weight of the total variation of the mask", minimum=0)
+    btv_weight: float = parameter(20.0, "Weight of the bilateral total variation, at image size", minimum=0)
     noise: float = parameter(0.2, "Standard deviation of the noise on the normalised input", minimum=0, maximum=10)
     step_size: float = parameter(
         0.1, "Size of the first step, in units of the mask", minimum=0, maximum=1, exclusive_minimum=True
@@ -121,10 +119,7 @@ class MaskOptimisation(Explainer):
             yield SaliencyMask(1 - done[index], index=index)
 
     def _optimise(self, problem: Problem, done: Sequence[Tensor]) -> Steps:
-        """Returns the kept mask of the start after those that are done; None where the budget was spent before it began.
-
-        The first start has a mask even then.
-        """
+        """Returns the kept mask of the next start; None where a spent budget left it none and others are done."""
         index, state = len(done), within(problem.restored, f"start-{len(done)}")
         masks = state.get("masks", self._start(problem, index))
         average = Average(masks, within(state, "average"))
@@ -147,7 +142,7 @@ class MaskOptimisation(Explainer):
 
     def _start(self, problem: Problem, index: int) -> Tensor:
         """Returns the first masks: level for the first start, lowered in one cell of a coarse grid for each other."""
-        masks = problem.full(self.mask_size, START).repeat(self.variables, 1, 1)
+        masks = problem.full(self.mask_size, self.start).repeat(self.variables, 1, 1)
         if index:
             order = torch.randperm(LOWERED_GRID**2, generator=problem.generator("starts"))
             row, column = divmod(int(order[index % LOWERED_GRID**2]), LOWERED_GRID)

@@ -19,9 +19,18 @@ from sagittal.explain.problem import Problem
 from sagittal.explain.seam import Steps
 
 
+START = 0.5
+"""Value that the mask starts with."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainGradient(IGOS):
-    """I-GOS whose path is its end: every point is the masked image itself."""
+    """I-GOS whose path is its end: every point is the masked image itself.
+
+    It starts half-way to the baseline: at the image a confident score is saturated, and its plain gradient vanishes.
+    """
+
+    start: ClassVar[float] = START
 
     def path(self, terms: int, generator: torch.Generator) -> Tensor:
         """Returns ones."""

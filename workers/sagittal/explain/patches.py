@@ -48,11 +48,16 @@ def overlap(one: int, other: int) -> int:
     return (one & other).bit_count()
 
 
+def packed(sets: Sequence[int], grid: int) -> Tensor:
+    """Returns sets as uint8 of shape (n, bytes), patch 0 in the lowest bit of the first byte."""
+    width = (grid * grid + 7) // 8
+    data = bytearray(b"".join(bits.to_bytes(width, "little") for bits in sets))
+    return torch.frombuffer(data, dtype=torch.uint8).view(-1, width)
+
+
 def masks_of(sets: Sequence[int], grid: int, device: torch.device) -> Tensor:
     """Returns float32 masks of shape (n, grid, grid), 1 where a patch is in the set, expanded on the device."""
     cells = grid * grid
-    width = (cells + 7) // 8
-    packed = bytearray(b"".join(bits.to_bytes(width, "little") for bits in sets))
-    words = torch.frombuffer(packed, dtype=torch.uint8).view(-1, width, 1).to(device)
+    words = packed(sets, grid).unsqueeze(-1).to(device)
     places = torch.arange(8, dtype=torch.uint8, device=device)
     return ((words >> places) & 1).flatten(1)[:, :cells].reshape(-1, grid, grid).to(torch.float32)

@@ -37,7 +37,7 @@ def score_regions(
     memo = Memo(problem=problem, grid=grid, rule=Threshold(required_score=problem.full_score), upsampling=upsampling)
     yield from memo.measure(shown)
     scored = [memo[bits] for bits in shown]
-    return [RegionScore(each.score, ClassScore(each.top_class, each.top_score)) for each in scored]
+    return [RegionScore(each.score, each.top) for each in scored]
 
 
 def ask_regions(

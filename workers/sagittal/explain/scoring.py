@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from sagittal.explain.patches import everything, masks_of
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import Scores, Steps, Upsampling
+from sagittal.explain.recording import Recording
+from sagittal.explain.seam import Checkpoint, ClassScore, Scores, Steps, Upsampling
 
 CHUNK = 256
 """Most sets in one request: between requests, progress flows and a cancellation bites."""
@@ -24,6 +25,11 @@ class Scored:
     top_score: float
     exact: bool
     """Whether it was measured in full precision."""
+
+    @property
+    def top(self) -> ClassScore:
+        """The top class with its probability."""
+        return ClassScore(self.top_class, self.top_score)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +86,12 @@ class Memo:
     upsampling: Upsampling = Upsampling.BOX
     scores: dict[int, Scored] = field(default_factory=dict)
     evaluations: int = 0
-    """Sets that were evaluated, those in full precision counted apart."""
+    """Sets that were evaluated, by this attempt or one before it, those in full precision counted apart."""
+    recording: Recording = field(init=False)
+    """What was evaluated, so that an attempt that goes on from a checkpoint evaluates it no more."""
+
+    def __post_init__(self) -> None:
+        self.recording = Recording(self.grid, self.problem.restored)
 
     @property
     def all(self) -> int:
@@ -130,9 +141,15 @@ class Memo:
     def _request(self, sets: Sequence[int], **options: bool) -> Steps:
         for start in range(0, len(sets), CHUNK):
             chunk = sets[start : start + CHUNK]
+            recorded = self.recording.scores(chunk, exact=options["exact"])
+            if recorded is not None:
+                self.store(chunk, recorded, exact=options["exact"])
+                continue
             masks = masks_of(chunk, self.grid, self.problem.image.device)
             scores: Scores = yield self.problem.evaluate(masks, upsampling=self.upsampling, **options)
+            self.recording.add(chunk, scores, exact=options["exact"])
             self.store(chunk, scores, exact=options["exact"])
+            yield Checkpoint(self.recording.state)
 
     def store(self, sets: Sequence[int], scores: Scores, *, exact: bool) -> None:
         """Takes in the scores of sets."""

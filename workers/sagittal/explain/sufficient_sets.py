@@ -12,7 +12,7 @@ two events with the same patches the later one holds.
 A job on 7x7 takes 300 to 700 evaluations: see the bounds below.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sagittal.explain.authors_search import authors_search
 from sagittal.explain.beam import refine
@@ -119,8 +119,10 @@ class SetSearch:
         """Returns a certified set as an event, and remembers it."""
         diverse = compatible(claim.bits, self.family, self.max_overlap)
         certificate = claim.certificate(self.memo)
-        score = self.memo[claim.bits].score
-        found = SufficientSet(self.memo.grid, members(claim.bits), score, certificate, causal, diverse)
+        scored = self.memo[claim.bits]
+        found = SufficientSet(
+            self.memo.grid, members(claim.bits), scored.score, certificate, causal, diverse, scored.top
+        )
         self.found[claim.bits] = found
         return found
 
@@ -169,11 +171,8 @@ class SetSearch:
         family = self.family
         for bits, each in self.found.items():
             if each.diverse != (bits in family):
-                final = SufficientSet(
-                    each.grid, each.patches, each.score, each.certificate, each.causal, not each.diverse
-                )
-                self.found[bits] = final
-                yield final
+                self.found[bits] = replace(each, diverse=not each.diverse)
+                yield self.found[bits]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from sagittal.core.labels import read_labels
 from sagittal.engine.evaluator import PROBABILITIES, TorchEvaluator
 from sagittal.engine.optimise import Step, optimise
+from sagittal.engine.timing import Variant
 from sagittal.models.entry import ModelEntry
+from sagittal.models.measuring import batch_sizes, find_quantum, find_throughput
 from sagittal.models.sources import ModelUnavailable, load_source
 
 PROBE_IMAGES = 4
@@ -53,6 +55,13 @@ class LoadedModel:
         """Where it runs."""
         return self.evaluator.device
 
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of all weights on the device, those of the model as it came and of the optimised one."""
+        modules = {self.evaluator.module, self.evaluator.inspected or self.evaluator.module}
+        tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
 
 def load(entry: ModelEntry, device: torch.device, *, batch_size: int = 0) -> LoadedModel:
     """Loads a model, makes it faster and finds out what it can do.
@@ -72,20 +81,23 @@ def load(entry: ModelEntry, device: torch.device, *, batch_size: int = 0) -> Loa
     probe = _probe(entry, device)
     classes = _classes(module, probe)
     labels = _labels(entry, classes)
-    evaluator, steps = _evaluator(module, entry, probe, classes)
-    gradients = _gradients_flow(evaluator, probe)
-    evaluator.supports_gradients = gradients
+    gradients = _gradients_flow(module, probe)
+    evaluator, steps = _evaluator(module, entry, probe, classes=classes, gradients=gradients)
     spatial, flat = _layers(module, probe)
-    evaluator.quantum = find_quantum(evaluator, probe)
+    variant = Variant(evaluator.module, channels_last=evaluator.channels_last, gradient=gradients)
+    evaluator.quantum = find_quantum(variant, probe)
+    # A size that is given is not measured at, however large it is.
+    sizes = batch_sizes(device, evaluator.quantum)
+    throughput = find_throughput(variant, probe[:1], sizes[:1] if batch_size else sizes)
     found = Found(
         classes=classes,
         supports_gradients=gradients,
         spatial_layers=spatial,
         feature_layers=flat,
         steps=tuple(steps),
-        batch_size=batch_size or default_batch_size(device),
-        evaluations_per_second=_throughput(evaluator, probe, gradient=False),
-        gradient_evaluations_per_second=_throughput(evaluator, probe, gradient=True) if gradients else 0.0,
+        batch_size=_whole_quanta(batch_size or throughput.batch_size, evaluator.quantum),
+        evaluations_per_second=throughput.forward,
+        gradient_evaluations_per_second=throughput.backward,
     )
     seconds = time.monotonic() - started
     return LoadedModel(
@@ -93,9 +105,9 @@ def load(entry: ModelEntry, device: torch.device, *, batch_size: int = 0) -> Loa
     )
 
 
-def default_batch_size(device: torch.device) -> int:
-    """Returns a batch size that suits the kind of device."""
-    return 16 if device.type == "cpu" else 128
+def _whole_quanta(batch_size: int, quantum: int) -> int:
+    """Returns the multiple of the quantum that is at most the batch size, since batches are padded to one."""
+    return max(quantum, batch_size - batch_size % quantum)
 
 
 def choose_device(wish: str = "") -> torch.device:
@@ -150,8 +162,10 @@ def _labels(entry: ModelEntry, classes: int) -> Sequence[str]:
     return labels
 
 
-def _evaluator(module: nn.Module, entry: ModelEntry, probe: Tensor, classes: int) -> tuple[TorchEvaluator, list[Step]]:
-    fast, channels_last, steps = optimise(module, probe, PROBABILITIES[entry.output])
+def _evaluator(
+    module: nn.Module, entry: ModelEntry, probe: Tensor, *, classes: int, gradients: bool
+) -> tuple[TorchEvaluator, list[Step]]:
+    fast, channels_last, steps = optimise(module, probe, PROBABILITIES[entry.output], gradient=gradients)
     evaluator = TorchEvaluator(
         module=fast,
         inspected=module,
@@ -159,6 +173,7 @@ def _evaluator(module: nn.Module, entry: ModelEntry, probe: Tensor, classes: int
         output=entry.output,
         channels_last=channels_last,
         autocast=_reduced_precision(probe.device),
+        supports_gradients=gradients,
         classes=classes,
     )
     return evaluator, steps
@@ -170,12 +185,10 @@ def _reduced_precision(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def _gradients_flow(evaluator: TorchEvaluator, probe: Tensor) -> bool:
-    inputs = probe[:1].clone().requires_grad_()
+def _gradients_flow(module: nn.Module, probe: Tensor) -> bool:
+    """Whether the score has a finite gradient with respect to the input."""
     try:
-        with torch.enable_grad():
-            scores = PROBABILITIES[evaluator.output](evaluator.module(inputs))
-            (gradient,) = torch.autograd.grad(scores.amax(), inputs)
+        _, gradient = Variant(module).backward(probe[:1])
     except RuntimeError:
         return False
     return bool(torch.isfinite(gradient).all())
@@ -205,50 +218,6 @@ def _layers(module: nn.Module, probe: Tensor) -> tuple[tuple[str, ...], tuple[st
     return spatial, flat
 
 
-def find_quantum(evaluator: TorchEvaluator, probe: Tensor, candidates: Sequence[int] = (1, 2, 4, 8)) -> int:
-    """Returns the smallest quantum at which rows are the same in any batch, to the last bit; 1 where there is none."""
-    rows = probe.repeat(4, 1, 1, 1)[: 2 * max(candidates)]
-    rows = rows + torch.linspace(0, 1, len(rows), device=rows.device).view(-1, 1, 1, 1)
-    whole = _outputs(evaluator, rows)
-    for quantum in candidates:
-        pieces = [_outputs(evaluator, piece) for piece in torch.split(rows, quantum)]
-        if torch.equal(torch.cat(pieces), whole):
-            return quantum
-    return 1
-
-
-def _outputs(evaluator: TorchEvaluator, inputs: Tensor) -> Tensor:
-    if evaluator.channels_last:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        return evaluator.module(inputs)  # type: ignore[no-any-return]
-
-
-def _throughput(evaluator: TorchEvaluator, probe: Tensor, *, gradient: bool) -> float:
-    """Returns images a second on the probe, measured once after a warm-up: orientation, not a benchmark."""
-
-    def run() -> None:
-        inputs = probe.clone().requires_grad_(gradient)
-        if evaluator.channels_last:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(not gradient), torch.set_grad_enabled(gradient):
-            outputs = PROBABILITIES[evaluator.output](evaluator.module(inputs))
-            if gradient:
-                torch.autograd.grad(outputs[:, 0].sum(), inputs)
-
-    run()
-    started = time.monotonic()
-    run()
-    if probe.device.type == "cuda":
-        torch.cuda.synchronize(probe.device)
-    return len(probe) / max(time.monotonic() - started, 1e-9)
-
-
 def set_threads(count: int) -> None:
     """Sets the threads that PyTorch computes with on the CPU; 0 takes one for each processor that may be used."""
     torch.set_num_threads(count or len(os.sched_getaffinity(0)))
-
-
-def weights_bytes(module: nn.Module) -> int:
-    """Returns the bytes that a module's weights take."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())

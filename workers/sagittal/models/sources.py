@@ -76,9 +76,11 @@ def load_weights(module: nn.Module, path: Path) -> None:
         raise ModelUnavailable(f"the weights {path} do not exist") from error
     except Exception as error:
         raise ModelUnavailable(f"the weights {path} cannot be read: {type(error).__name__}") from error
+    if not isinstance(state, Mapping):
+        raise ModelUnavailable(f"the weights {path} hold {type(state).__name__}; expected tensors by name")
     expected = module.state_dict()
     for name, tensor in expected.items():
-        if name not in state:
+        if not isinstance(state.get(name), torch.Tensor):
             raise ModelUnavailable(f"the weights {path} lack the tensor {name}: is it the right architecture?")
         if state[name].shape != tensor.shape:
             found, wanted = tuple(state[name].shape), tuple(tensor.shape)

@@ -55,7 +55,14 @@ def _make(settings: WorkerSettings) -> Worker:
     device = choose_device(settings.device)
     if device.type == "cpu" and not keep_freed_memory():
         log.info("allocator-left-alone", reason="the C library has no mallopt")
-    models = HostedModels(settings.models_file, registry, metrics, worker=settings.worker_name, device=device)
+    models = HostedModels(
+        settings.models_file,
+        registry,
+        metrics,
+        worker=settings.worker_name,
+        device=device,
+        memory_mib=settings.model_memory_mib,
+    )
     queue = connect_worker_queue(settings.queue, worker=settings.worker_name)
     return Worker(settings, queue, models, metrics)
 

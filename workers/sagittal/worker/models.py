@@ -1,7 +1,14 @@
-"""The models of a worker: loaded in the background, published when ready, announced for as long as the worker lives."""
+"""The models of a worker: loaded in the background, published when ready, announced for as long as the worker lives.
 
+Where memory is bounded, the model that was used least recently makes room, never one with running jobs. It stays
+published, and is loaded again when a job for it waits.
+"""
+
+import gc
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,20 +45,56 @@ class Hosted:
     loaded: LoadedModel | None = None
     described: model_pb2.Model | None = None
     engine: Engine | None = None
+    memory_bytes: int = 0
+    """Of its weights, as found when it was last loaded; 0 before."""
+    batch_size: int = 0
+    """Found when it was first loaded, halved where memory ran out; 0 before."""
+    used: float = 0.0
+    """Time of `time.monotonic()` when it last got a job."""
+    pins: int = 0
+    """Jobs that are being handed to its engine."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is loaded and has no job."""
+        return self.engine is not None and not self.pins and not self.engine.running
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether it was unloaded to make room and can be loaded again."""
+        return self.described is not None and self.state == model_pb2.MODEL_STATE_UNLOADED
 
 
 class HostedModels:
     """The models of this worker by (name, version)."""
 
     def __init__(
-        self, path: Path, registry: WorkerRegistry, metrics: WorkerMetrics, *, worker: str, device: torch.device
+        self,
+        path: Path,
+        registry: WorkerRegistry,
+        metrics: WorkerMetrics,
+        *,
+        worker: str,
+        device: torch.device,
+        memory_mib: int = 0,
     ) -> None:
-        """Reads the model file. Raises InvalidModelFile."""
+        """Reads the model file. Raises InvalidModelFile.
+
+        Args:
+            path: The model file.
+            registry: Where models are published and announced.
+            metrics: Where loading is counted.
+            worker: Name of this worker.
+            device: Where models run.
+            memory_mib: Most memory of all loaded models' weights; 0 for no bound.
+        """
         self._hosted = {entry.key: Hosted(entry=entry) for entry in read_entries(path)}
         self._registry = registry
         self._metrics = metrics
         self._worker = worker
         self._device = device
+        self._bound = memory_mib * 2**20
+        self._lock = threading.RLock()
 
     def ready(self) -> Sequence[Hosted]:
         """Returns the models that can run jobs."""
@@ -66,16 +109,82 @@ class HostedModels:
         """Whether no model can be served, now or later."""
         return all(hosted.state == model_pb2.MODEL_STATE_FAILED for hosted in self._hosted.values())
 
+    def offered(self) -> Sequence[tuple[str, str]]:
+        """Returns the models whose jobs may be leased: those that are ready, and those that there is room to load."""
+        with self._lock:
+            return [
+                hosted.entry.key
+                for hosted in self._hosted.values()
+                if hosted.state == model_pb2.MODEL_STATE_READY or (hosted.on_demand and self._has_room(hosted))
+            ]
+
+    @contextmanager
+    def pinned(self, hosted: Hosted) -> Iterator[bool]:
+        """Keeps a model loaded while a job is handed to it; False where it is not loaded."""
+        with self._lock:
+            ready = hosted.state == model_pb2.MODEL_STATE_READY
+            hosted.pins += ready
+            hosted.used = time.monotonic()
+        try:
+            yield ready
+        finally:
+            with self._lock:
+                hosted.pins -= ready
+
     def load_all(self, *, batch_size: int, stopped: threading.Event) -> None:
         """Loads every model, one after the other, and publishes each as soon as it is ready."""
         for hosted in self._hosted.values():
             if stopped.is_set():
                 return
-            self._load(hosted, batch_size)
-            if hosted.described is not None:
-                self._publish(hosted.described, stopped)
-                hosted.state = model_pb2.MODEL_STATE_READY
-                self.announce(ttl=None)
+            self.load(hosted, batch_size=batch_size, stopped=stopped)
+
+    def load(self, hosted: Hosted, *, batch_size: int, stopped: threading.Event) -> None:
+        """Loads a model, others making room where memory is bounded; the first time, it is published too."""
+        self._make_room(lambda: self._has_space(hosted.memory_bytes), spared=hosted)
+        before = hosted.described
+        self._load(hosted, hosted.batch_size or batch_size)
+        if hosted.loaded is None or hosted.described is None:
+            return
+        if before is None or before.digest != hosted.described.digest:
+            self._publish(hosted.described, stopped)
+        with self._lock:
+            hosted.state, hosted.used = model_pb2.MODEL_STATE_READY, time.monotonic()
+            self._make_room(self._within_bound, spared=hosted)
+            if not self._within_bound() and len(self.ready()) > 1:
+                self._unload(hosted)
+        self.announce(ttl=None)
+
+    def _make_room(self, enough: Callable[[], bool], *, spared: Hosted) -> None:
+        """Unloads idle models, the least recently used first, until there is room enough or none is left."""
+        with self._lock:
+            idle = [hosted for hosted in self.ready() if hosted.idle and hosted is not spared]
+            for hosted in sorted(idle, key=lambda one: one.used):
+                if enough():
+                    return
+                self._unload(hosted)
+
+    def _unload(self, hosted: Hosted) -> None:
+        if hosted.engine is not None:
+            hosted.batch_size = hosted.engine.batch_size
+        hosted.state, hosted.loaded, hosted.engine = model_pb2.MODEL_STATE_UNLOADED, None, None
+        gc.collect()  # traced modules refer to themselves
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        log.info("model-unloaded", model=hosted.entry.name, version=hosted.entry.version, bytes=hosted.memory_bytes)
+        self._metrics.loaded.labels(*hosted.entry.key).set(0)
+        self.announce(ttl=None)
+
+    def _has_room(self, wanted: Hosted) -> bool:
+        """Whether a model fits, or fits once the idle ones are gone, or would be the only one."""
+        busy = [hosted for hosted in self.ready() if not hosted.idle]
+        taken = sum(hosted.memory_bytes for hosted in busy)
+        return not busy or not self._bound or taken + wanted.memory_bytes <= self._bound
+
+    def _has_space(self, wanted: int) -> bool:
+        return not self._bound or sum(hosted.memory_bytes for hosted in self.ready()) + wanted <= self._bound
+
+    def _within_bound(self) -> bool:
+        return self._has_space(0)
 
     def announce(self, *, ttl: float | None) -> None:
         """Tells the registry how this worker stands to its models. Raises Unavailable only with a `ttl`."""
@@ -114,6 +223,7 @@ class HostedModels:
             return
         hosted.loaded, hosted.described = loaded, describe_model(loaded)
         hosted.engine = Engine(loaded.evaluator, batch_size=loaded.found.batch_size)
+        hosted.memory_bytes = loaded.memory_bytes
         self._report(loaded)
 
     def _failed(self, hosted: Hosted, message: str) -> None:

@@ -4,7 +4,8 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -26,6 +27,7 @@ from sagittal.engine import INTERACTIVE_WEIGHT, Budget, EvaluationFailed, Task, 
 from sagittal.explain import InvalidParameter, Unsupported, seam
 from sagittal.models.loading import LoadedModel
 from sagittal.v1 import explanation_pb2 as pb
+from sagittal.worker.checkpoints import Checkpoints
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.wire import Wire
 from sagittal.worker.work import Work
@@ -48,7 +50,14 @@ class JobRun:
     """A leased job: its task on the engine, its events to the queue."""
 
     def __init__(
-        self, lease: Lease, loaded: LoadedModel, writer: EventWriter, metrics: WorkerMetrics, name: str
+        self,
+        lease: Lease,
+        loaded: LoadedModel,
+        writer: EventWriter,
+        metrics: WorkerMetrics,
+        name: str,
+        *,
+        checkpoint_seconds: float,
     ) -> None:
         """Opens the job's outbox and says that it started."""
         self.lease = lease
@@ -60,6 +69,7 @@ class JobRun:
         self._measured = Measured()
         self._wire = Wire(loaded.labels, loaded.digest)
         self._outbox: Outbox = writer.open(lease)
+        self._checkpoints = Checkpoints(partial(writer.checkpoint, self._outbox), loaded, seconds=checkpoint_seconds)
         self._work: Work | None = None
         self._last_sent = -float("inf")
         self._cancelled_because = ""
@@ -91,7 +101,9 @@ class JobRun:
             on_end=self._on_end,
             budget=Budget(evaluations=work.max_evaluations, deadline=deadline),
             weight=INTERACTIVE_WEIGHT if job.lane is Lane.INTERACTIVE else 1.0,
+            usage=replace(work.used),
         )
+        self._checkpoints.begin(self.task.usage)
         return self.task
 
     def cancel(self, reason: str) -> None:
@@ -119,6 +131,7 @@ class JobRun:
 
     def _on_event(self, event: seam.Event) -> None:
         self._note(event)
+        self._checkpoints.note(event)
         passing = isinstance(event, seam.Progress) or (isinstance(event, seam.SaliencyMask) and not event.final)
         if passing and not self._due(event):
             return
@@ -161,6 +174,7 @@ class JobRun:
         if self.lost:
             return
         if isinstance(error, TaskCancelled) and self._handing_back:
+            self._checkpoints.store_newest()
             self._writer.hand_back(self._outbox)
             return
         if error is None:

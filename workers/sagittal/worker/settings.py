@@ -34,6 +34,9 @@ class WorkerSettings(BaseSettings):
     """Threads that PyTorch computes with on the CPU. 0: one for each processor that may be used."""
     batch_size: Annotated[int, Field(ge=0)] = 0
     """Most masked images in a batch. 0: chosen for the device."""
+    model_memory_mib: Annotated[int, Field(ge=0)] = 0
+    """Most memory of all loaded models' weights, in MiB: past it, the least recently used idle model is unloaded until
+    a job asks for it. A model that is loaded for the first time comes on top for a moment. 0: no bound."""
     max_jobs: Annotated[int, Field(ge=1)] = 8
     """Jobs that run at the same time."""
     metrics_host: str = "127.0.0.1"
@@ -48,6 +51,8 @@ class WorkerSettings(BaseSettings):
     """The queue on Redis."""
     max_image_pixels: Annotated[int, Field(gt=0)] = 64_000_000
     """Width times height of the largest picture."""
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 5.0
+    """Least time between two checkpoints of a job, from which another worker can go on, in seconds."""
     announce_seconds: Annotated[float, Field(gt=0)] = 2.0
     """Time between two announcements that this worker is there, in seconds; it is forgotten after five of them."""
     drain: Annotated[float, Field(ge=0)] = 20.0

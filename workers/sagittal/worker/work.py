@@ -1,17 +1,19 @@
 """From a leased job to steps for the engine: a table by kind of job."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sagittal.core.images import ImageLimits
 from sagittal.core.jobs import JobKind, Lease
+from sagittal.engine.task import Usage
 from sagittal.explain import explain
 from sagittal.explain.preparation import predict
 from sagittal.explain.regions import ask_regions
 from sagittal.explain.seam import Steps, Upsampling
 from sagittal.models.loading import LoadedModel
 from sagittal.v1 import explanation_service_pb2, method_pb2, model_pb2, model_service_pb2
+from sagittal.worker.checkpoints import unpack
 from sagittal.worker.questions import PROGRESS_SECONDS, read_image, read_question, read_request
 
 #: Classes that a prediction returns where the request names no number.
@@ -27,6 +29,8 @@ class Work:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     max_evaluations: int | None = None
+    used: Usage = field(default_factory=Usage)
+    """What the search of an earlier attempt used, from which this one goes on."""
     progress_seconds: float = PROGRESS_SECONDS
     partial_masks: bool = False
 
@@ -38,12 +42,15 @@ def read_work(lease: Lease, loaded: LoadedModel, described: model_pb2.Model, lim
 
 def _explanation(lease: Lease, loaded: LoadedModel, described: model_pb2.Model, limits: ImageLimits) -> Work:
     request = read_request(lease.request, lease.images, loaded, described, limits)
+    restored = unpack(lease, loaded)
+    question = replace(request.question, restored=restored.state)
     return Work(
-        steps=explain(request.question, request.explainer, request.metrics),
+        steps=explain(question, request.explainer, request.metrics),
         method=request.method.name,
         parameters=request.method.parameters,
         seed=request.question.seed,
         max_evaluations=request.max_evaluations,
+        used=restored.usage,
         progress_seconds=request.progress_seconds,
         partial_masks=request.partial_masks,
     )

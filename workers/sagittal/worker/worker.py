@@ -120,7 +120,7 @@ class Worker:
         while not self._draining.is_set():
             if not self._has_room():
                 continue
-            models = [hosted.entry.key for hosted in self._models.ready()]
+            models = self._models.offered()
             if not models:
                 self._draining.wait(0.1)
                 continue
@@ -147,10 +147,26 @@ class Worker:
         if self._draining.is_set():
             self._return(lease)
             return
+        with self._models.pinned(hosted) as ready:
+            if ready:
+                self._begin(lease, hosted)
+                return
+        # Unloaded to make room: another worker may have it ready, so the job waits in the queue while it is loaded.
+        self._return(lease)
+        self._models.load(hosted, batch_size=self._settings.batch_size, stopped=self._draining)
+
+    def _begin(self, lease: Lease, hosted: Hosted) -> None:
         if hosted.loaded is None or hosted.described is None or hosted.engine is None:
             raise RuntimeError(f"leased a job of {hosted.entry.key}, which is not ready")
         log.info("job-started", job_id=lease.job.job_id, method=lease.job.method, attempt=lease.job.attempt)
-        run = JobRun(lease, hosted.loaded, self._writer, self._metrics, self._settings.worker_name)
+        run = JobRun(
+            lease,
+            hosted.loaded,
+            self._writer,
+            self._metrics,
+            self._settings.worker_name,
+            checkpoint_seconds=self._settings.checkpoint_seconds,
+        )
         with self._runs_lock:
             self._runs[lease.job.job_id, lease.token] = run
         try:

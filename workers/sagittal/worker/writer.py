@@ -29,11 +29,18 @@ class Outbox:
     ending: tuple[bytes, JobState] | None = None
     """The terminal event with the state that it ends in."""
     handed_back: bool = False
+    checkpoint: bytes | None = None
+    """The newest checkpoint, where it is still to be written."""
     closed: threading.Event = field(default_factory=threading.Event)
     """Set when there is nothing more to write: settled, handed back, or lost."""
     lost: bool = False
     full: bool = False
     """Whether the queue takes no more events of this job but its last."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to write."""
+        return bool(self.events or self.ending or self.handed_back or self.checkpoint)
 
 
 class EventWriter:
@@ -65,6 +72,12 @@ class EventWriter:
                 outbox.events.append(event)
                 self._changed.notify()
 
+    def checkpoint(self, outbox: Outbox, state: bytes) -> None:
+        """Stores a checkpoint once the events before it are written, in place of one that waits."""
+        with self._changed:
+            outbox.checkpoint = state
+            self._changed.notify()
+
     def settle(self, outbox: Outbox, event: bytes, state: JobState) -> None:
         """Ends the job once all its events are written."""
         with self._changed:
@@ -72,7 +85,7 @@ class EventWriter:
             self._changed.notify()
 
     def hand_back(self, outbox: Outbox) -> None:
-        """Gives the job back to the queue once all its events are written."""
+        """Gives the job back to the queue once all its events and its checkpoint are written."""
         with self._changed:
             outbox.handed_back = True
             self._changed.notify()
@@ -106,7 +119,7 @@ class EventWriter:
         """Waits for outboxes with something to write; None when stopped and all is written."""
         with self._changed:
             while True:
-                ready = [box for box in self._outboxes.values() if box.events or box.ending or box.handed_back]
+                ready = [box for box in self._outboxes.values() if box.waits]
                 if ready:
                     return ready
                 if self._stopped:
@@ -118,6 +131,7 @@ class EventWriter:
             while events := self._batch(outbox):
                 self._queue.append(outbox.lease, events)
                 self._written(outbox, len(events))
+            self._write_checkpoint(outbox)
             self._finish(outbox)
         except LeaseLost:
             log.warning("lease-lost", job_id=outbox.lease.job.job_id, token=outbox.lease.token)
@@ -137,6 +151,15 @@ class EventWriter:
             for _ in range(min(count, len(outbox.events))):
                 outbox.events.popleft()
 
+    def _write_checkpoint(self, outbox: Outbox) -> None:
+        state = outbox.checkpoint
+        if state is None or outbox.ending is not None:
+            return
+        self._queue.checkpoint(outbox.lease, state)
+        with self._changed:
+            if outbox.checkpoint is state:
+                outbox.checkpoint = None
+
     def _finish(self, outbox: Outbox) -> None:
         if outbox.ending is not None:
             event, state = outbox.ending
@@ -151,5 +174,5 @@ class EventWriter:
     def _close(self, outbox: Outbox) -> None:
         self._outboxes.pop((outbox.lease.job.job_id, outbox.lease.token), None)
         outbox.events.clear()
-        outbox.ending, outbox.handed_back = None, False
+        outbox.ending, outbox.handed_back, outbox.checkpoint = None, False, None
         outbox.closed.set()

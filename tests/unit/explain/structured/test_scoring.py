@@ -1,4 +1,5 @@
 from collections import Counter
+from contextlib import suppress
 
 import torch
 
@@ -33,7 +34,7 @@ def test_a_score_near_the_required_one_is_measured_again_in_full_precision(steps
 
 def test_large_levels_are_asked_for_in_chunks(known):
     from sagittal.explain.problem import Problem
-    from sagittal.explain.seam import Scores, Subject
+    from sagittal.explain.seam import Evaluate, Scores, Subject
 
     image = torch.ones(3, 12, 12)
     memo = Memo(
@@ -41,16 +42,15 @@ def test_large_levels_are_asked_for_in_chunks(known):
         grid=4,
         rule=Threshold(required_score=0.5),
     )
-    requests = []
+    requests, answer = [], None
     asking = memo.evaluate(range(2 * CHUNK + 1))
-    request = next(asking)
-    while True:
-        requests.append(len(request.masks))
-        nothing = torch.zeros(len(request.masks))
-        try:
-            request = asking.send(Scores(nothing, nothing.long(), nothing))
-        except StopIteration:
-            break
+    with suppress(StopIteration):
+        while True:
+            item, answer = asking.send(answer), None
+            if isinstance(item, Evaluate):
+                requests.append(len(item.masks))
+                nothing = torch.zeros(len(item.masks))
+                answer = Scores(nothing, nothing.long(), nothing)
     assert requests == [CHUNK, CHUNK, 1]
 
 

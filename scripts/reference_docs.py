@@ -1,0 +1,136 @@
+#!/usr/bin/env python3
+"""Writes the tables of docs/metrics.md and docs/operations.md from the programs themselves, between their markers.
+
+With --check it writes nothing, and fails where a document is not current.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+
+from sagittal.runtime.settings import QueueSettings
+from sagittal.server.metrics import ServiceMetrics
+from sagittal.server.settings import ServiceSettings
+from sagittal.worker.metrics import WorkerMetrics
+from sagittal.worker.settings import WorkerSettings
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+#: What a sample of a metric is, by the end of its name; the first that fits counts.
+UNITS: Mapping[str, str] = {
+    "_seconds": "seconds",
+    "_bytes": "bytes",
+    "_ratio": "0 to 1",
+    "_auc": "0 to 1",
+    "_up": "0 or 1",
+    "_ready": "0 or 1",
+    "": "number",
+}
+
+
+def metric_rows(registry: CollectorRegistry) -> Iterator[str]:
+    """Yields a row for each metric of a registry, in the order of their names."""
+    collectors: set[Any] = set(registry._collector_to_names)
+    for metric in sorted(collectors, key=lambda metric: str(metric._name)):
+        name = metric._name + ("_total" if metric._type == "counter" else "")
+        labels = ", ".join(f"`{label}`" for label in metric._labelnames) or "none"
+        unit = next(unit for end, unit in UNITS.items() if metric._name.endswith(end))
+        yield f"| `{name}` | {metric._type} | {labels} | {unit} | {metric._documentation} |"
+
+
+def service_registry() -> CollectorRegistry:
+    """Returns a registry with the service's metrics."""
+    registry = CollectorRegistry()
+    ServiceMetrics(registry)
+    return registry
+
+
+def worker_registry() -> CollectorRegistry:
+    """Returns a registry with a worker's metrics."""
+    registry = CollectorRegistry()
+    WorkerMetrics.create(registry)
+    return registry
+
+
+def metrics_table(registry: CollectorRegistry) -> str:
+    """Returns the table of a registry."""
+    return "\n".join(
+        ["| name | type | labels | unit | meaning |", "| --- | --- | --- | --- | --- |", *metric_rows(registry)]
+    )
+
+
+def setting_rows(settings: type[BaseModel], prefix: str) -> Iterator[str]:
+    """Yields a row for each setting; those of the queue, which both programs have, only for the queue itself."""
+    for name, field in settings.model_fields.items():
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            if nested is not QueueSettings:
+                yield from setting_rows(nested, f"{prefix}{name.upper()}__")
+            continue
+        default = "" if name == "worker_name" else _shown(field.get_default(call_default_factory=True))
+        text = " ".join((field.description or "").split())
+        yield f"| `{prefix}{name.upper()}` | {default} | {text} |".replace("<", "&lt;")
+
+
+def _shown(default: object) -> str:
+    if default in (None, (), "", {}):
+        return "not set"
+    if isinstance(default, tuple):
+        return f"`{','.join(map(str, default))}`"
+    return f"`{json.dumps(to_jsonable_python(default))}`" if not isinstance(default, str | Path) else f"`{default}`"
+
+
+def settings_table(settings: type[BaseModel], prefix: str) -> str:
+    """Returns the table of a class of settings."""
+    return "\n".join(["| variable | default | meaning |", "| --- | --- | --- |", *setting_rows(settings, prefix)])
+
+
+def tables() -> Mapping[tuple[str, str], str]:
+    """Returns each table by its document and the name in its markers."""
+    return {
+        ("metrics.md", "service"): metrics_table(service_registry()),
+        ("metrics.md", "worker"): metrics_table(worker_registry()),
+        ("operations.md", "service"): settings_table(ServiceSettings, "SAGITTAL_"),
+        ("operations.md", "worker"): settings_table(WorkerSettings, "SAGITTAL_"),
+        ("operations.md", "queue"): settings_table(QueueSettings, "SAGITTAL_QUEUE__"),
+    }
+
+
+def filled(document: str, name: str, table: str) -> str:
+    """Returns the document with the table between its markers. Raises ValueError where there are none."""
+    begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+    before, found, rest = document.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"there is no place for the table {name}: put {begin.strip()} and {end} where it belongs")
+    return f"{before}{begin}\n{table}\n\n{end}{after}"
+
+
+def stale() -> Mapping[Path, str]:
+    """Returns what the documents that are not current should be."""
+    wanted: dict[Path, str] = {}
+    for (document, name), table in tables().items():
+        path = DOCS / document
+        wanted[path] = filled(wanted.get(path, path.read_text()), name, table)
+    return {path: text for path, text in wanted.items() if path.read_text() != text}
+
+
+def main() -> int:
+    """Writes the documents, or with --check says which are not current."""
+    documents = stale()
+    if "--check" in sys.argv[1:]:
+        sys.stderr.write("".join(f"docs/{path.name} is not current: run make reference\n" for path in documents))
+        return 1 if documents else 0
+    for path, text in documents.items():
+        path.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from itertools import product
+
+import promql_parser
+import pytest
+import yaml
+from packaging_support import CHART, ROOT, dashboard_queries, load_script
+from prometheus_client import generate_latest
+
+ALERTS = CHART / "files" / "alerts.yaml"
+DASHBOARD = json.loads((CHART / "files" / "dashboard.json").read_text())
+#: Labels that take few values. Jobs, tenants and callers are none of them.
+BOUNDED = {"rpc", "code", "model", "method", "lane", "reason", "state", "kind", "version", "call"}
+#: Metrics of redis_exporter that alerts and dashboard use.
+EXPORTED = {"redis_memory_used_bytes", "redis_memory_max_bytes"}
+
+
+def rules() -> list[dict]:
+    return [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    for rule in rules():
+        yield rule["alert"], rule["expr"]
+    yield from dashboard_queries()
+
+
+def exported() -> dict[str, set[str]]:
+    """Returns the labels of every series that the programs export."""
+    script = load_script("reference_docs")
+    series: dict[str, set[str]] = {}
+    for registry in (script.service_registry(), script.worker_registry()):
+        for metric in registry._collector_to_names:
+            name, labels = metric._name, set(metric._labelnames)
+            ends = {"counter": ["_total"], "histogram": ["_sum", "_count", "_bucket"]}.get(metric._type, [""])
+            for end in ends:
+                series.setdefault(name + end, set()).update(labels | ({"le"} if end == "_bucket" else set()))
+    return series
+
+
+def selectors(node) -> Iterator:
+    if isinstance(node, promql_parser.VectorSelector):
+        yield node
+    for part in ("expr", "lhs", "rhs", "vector_selector", "vs"):
+        child = getattr(node, part, None)
+        if child is not None:
+            yield from selectors(child)
+    for child in getattr(node, "args", None) or []:
+        yield from selectors(child)
+
+
+@pytest.mark.parametrize(("where", "query"), list(queries()))
+def test_every_query_asks_for_what_the_programs_export(where: str, query: str) -> None:
+    series = exported()
+    found = list(selectors(promql_parser.parse(query)))
+    assert found, where
+    for selector in found:
+        assert selector.name in series or selector.name in EXPORTED, f"{where}: nothing exports {selector.name}"
+        if selector.name in series:
+            known = series[selector.name] | {"namespace", "pod", "job"}
+            assert {matcher.name for matcher in selector.matchers.matchers} <= known, where
+
+
+def test_alerts_fire_when_they_should(promtool: str) -> None:
+    for command in (["check", "rules", ALERTS], ["test", "rules", ROOT / "tests" / "packaging" / "alerts_test.yaml"]):
+        done = subprocess.run([promtool, *command], check=False, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_tested_and_has_a_runbook() -> None:
+    tested = (ROOT / "tests" / "packaging" / "alerts_test.yaml").read_text()
+    operations = (ROOT / "docs" / "operations.md").read_text()
+    for rule in rules():
+        assert f"alertname: {rule['alert']}" in tested
+        assert rule["alert"] in operations
+        assert rule["labels"]["severity"] in {"warning", "critical"}
+        runbook = ROOT / rule["annotations"]["runbook"]
+        assert runbook.exists(), runbook
+        assert rule["alert"] in runbook.read_text()
+
+
+def test_every_metric_is_on_the_dashboard_or_in_an_alert() -> None:
+    asked = " ".join(query for _, query in queries())
+    # rpcs_started less rpcs_handled, and jobs_running, say again what streams and the queue say
+    spared = {"sagittal_rpcs_started_total", "sagittal_jobs_running"}
+    names = {re.sub(r"_(bucket|sum|count)$", "", name) for name in exported()} - spared
+    assert not {name for name in names if name not in asked}
+
+
+def test_panels_are_named_placed_and_apart() -> None:
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        columns, lines = range(place["x"], place["x"] + place["w"]), range(place["y"], place["y"] + place["h"])
+        cells = set(product(columns, lines))
+        assert not cells & taken, panel["title"]
+        taken |= cells
+        if panel["type"] != "row":
+            assert panel["description"]
+            assert all(target["legendFormat"] for target in panel["targets"])
+
+
+def test_reference_tables_are_current() -> None:
+    assert load_script("reference_docs").stale() == {}
+
+
+def test_every_metric_follows_the_conventions() -> None:
+    script = load_script("reference_docs")
+    for registry in (script.service_registry(), script.worker_registry()):
+        for metric in registry._collector_to_names:
+            assert metric._name.startswith("sagittal_")
+            assert metric._documentation.endswith(".")
+            assert set(metric._labelnames) <= BOUNDED
+
+
+def test_promtool_finds_the_names_well_chosen(promtool: str) -> None:
+    script = load_script("reference_docs")
+    for registry in (script.service_registry(), script.worker_registry()):
+        for metric in registry._collector_to_names:
+            if metric._labelnames:
+                metric.labels(*metric._labelnames)
+        text = generate_latest(registry)
+        done = subprocess.run([promtool, "check", "metrics"], check=False, input=text, capture_output=True, timeout=60)
+        assert done.returncode == 0, done.stderr.decode()

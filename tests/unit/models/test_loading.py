@@ -1,0 +1,154 @@
+"""What is found about a model when it is loaded is true."""
+
+import sys
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from sagittal.engine import Engine, Task
+from sagittal.explain.seam import Evaluate, Subject
+from sagittal.models.entry import ModelEntry
+from sagittal.models.loading import choose_device, load, model_digest
+from sagittal.models.sources import ModelUnavailable
+
+CPU = torch.device("cpu")
+
+
+class Tiny(nn.Module):
+    """A network with a spatial and a flat layer, and faults on demand."""
+
+    def __init__(self, seed=0, fault=""):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.features = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU())
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flat = nn.Flatten()
+        self.head = nn.Linear(6, 5)
+        self.fault = fault
+
+    def forward(self, inputs):
+        hidden = self.flat(self.pool(self.features(inputs)))
+        if self.fault == "raise":
+            raise ValueError("a fault by construction")
+        if self.fault == "tuple":
+            return (self.head(hidden),)
+        return self.head(hidden).detach() if self.fault == "detached" else self.head(hidden)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Makes entries of Tiny, as an operator's file would name it."""
+    module = types.ModuleType("tiny_networks")
+    module.Tiny = Tiny
+    monkeypatch.setitem(sys.modules, "tiny_networks", module)
+
+    def entry(size=32, labels=(), mean=0.5, output="logits", **arguments):
+        return ModelEntry(
+            name="tiny",
+            source={"kind": "python", "factory": "tiny_networks:Tiny", "arguments": arguments},
+            preprocessing={"input_size": size, "fit": "squash", "mean": (mean, mean, mean)},
+            labels=list(labels),
+            output=output,
+        )
+
+    return entry
+
+
+def test_classes_layers_and_gradients_are_found(tiny):
+    loaded = load(tiny(), CPU)
+    assert loaded.found.classes == 5
+    assert loaded.found.supports_gradients
+    assert loaded.found.spatial_layers == ("features.0", "features.1", "features.2", "features")
+    assert loaded.found.feature_layers == ("flat", "head")
+    assert loaded.found.evaluations_per_second > 0
+    assert loaded.found.gradient_evaluations_per_second > 0
+    assert loaded.found.batch_size % loaded.evaluator.quantum == 0
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
+def test_torchvision_networks_have_spatial_and_flat_layers(name):
+    pytest.importorskip("torchvision")
+    source = {"kind": "torchvision", "model": name, "classes": 7}
+    loaded = load(ModelEntry(name="a", source=source, preprocessing={"input_size": 64}), CPU)
+    assert loaded.found.classes == 7
+    assert loaded.found.spatial_layers
+    assert loaded.found.feature_layers or name == "squeezenet1_1", "squeezenet has no linear layer"
+
+
+def test_a_model_that_gives_no_gradients_is_found_out_and_still_scores(tiny):
+    loaded = load(tiny(fault="detached"), CPU)
+    assert not loaded.found.supports_gradients
+    assert not loaded.evaluator.supports_gradients
+    assert loaded.found.gradient_evaluations_per_second == 0
+    assert loaded.found.evaluations_per_second > 0
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        pytest.param({"fault": "raise"}, "fails on an input of 32x32 pixels", id="raises"),
+        pytest.param({"fault": "tuple"}, "returns tuple; expected a tensor", id="returns a tuple"),
+        pytest.param({"labels": ["one", "two"]}, "2 labels for 5 classes", id="labels"),
+    ],
+)
+def test_a_model_that_cannot_be_served_says_why(tiny, entry, said):
+    with pytest.raises(ModelUnavailable, match=said):
+        load(tiny(**entry), CPU)
+
+
+def test_a_batch_size_that_is_given_is_taken_in_whole_quanta(tiny):
+    loaded = load(tiny(), CPU, batch_size=24)
+    assert loaded.found.batch_size == 24 - 24 % loaded.evaluator.quantum
+    assert load(tiny(), CPU, batch_size=1).found.batch_size == loaded.evaluator.quantum
+
+
+def test_the_digest_is_of_weights_and_preprocessing(tiny):
+    def digest(**fields):
+        entry = tiny(**fields)
+        return model_digest(Tiny(fields.get("seed", 0)), entry)
+
+    assert digest() == digest()
+    different = [digest(), digest(seed=1), digest(size=48), digest(mean=0.4), digest(output="multi-label-logits")]
+    assert len(set(different)) == len(different)
+
+
+def test_the_digest_is_of_the_model_as_it_came_not_as_it_was_optimised(tiny):
+    assert load(tiny(), CPU).digest == model_digest(Tiny(), tiny())
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(ModelUnavailable, match="'cuda:99' is not there"):
+        choose_device("cuda:99")
+
+
+@pytest.mark.parametrize("neighbours", [1, 7])
+def test_a_jobs_result_does_not_depend_on_its_neighbours(tiny, neighbours):
+    loaded = load(tiny(), CPU)
+    generator = torch.Generator().manual_seed(0)
+    subjects = [Subject(*torch.randn(2, 3, 32, 32, generator=generator), n % 5) for n in range(neighbours + 1)]
+
+    def steps(number, seen):
+        rows = torch.rand(2 + 3 * (number % 3), 7, 7, generator=torch.Generator().manual_seed(number))
+        for turn in range(4):
+            gradient = (number + turn) % 2 == 0
+            request = Evaluate(
+                subject=subjects[number], masks=rows, gradient=gradient, noise=0.2, noise_seed=100 * turn
+            )
+            seen.append((yield request))
+
+    def results(numbers):
+        engine = Engine(loaded.evaluator, batch_size=loaded.found.batch_size)
+        seen = {number: [] for number in numbers}
+        for number in numbers:
+            engine.submit(Task(steps=steps(number, seen[number])))
+        while engine.step():
+            pass
+        return seen[0]
+
+    # Beyond what quanta promise nothing is promised but this.
+    for alone, shared in zip(results([0]), results(range(neighbours + 1)), strict=True):
+        torch.testing.assert_close(alone.target, shared.target, atol=1e-4, rtol=0)
+        if alone.gradient is not None:
+            torch.testing.assert_close(alone.gradient, shared.gradient, atol=1e-4, rtol=0)

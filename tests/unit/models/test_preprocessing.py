@@ -1,0 +1,64 @@
+"""A picture of any size becomes the input that the model was trained on."""
+
+import numpy as np
+import pytest
+import torch
+
+from sagittal.models.entry import Preprocessing
+from sagittal.models.preprocessing import black, resize_and_crop, to_input, visible_box
+
+PLAIN = {"input_size": 16, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "interpolation": "nearest"}
+
+
+def squash(**fields):
+    return Preprocessing(**PLAIN | {"fit": "squash"} | fields)
+
+
+def crop(**fields):
+    return Preprocessing(**PLAIN | {"fit": "crop", "resize": 16} | fields)
+
+
+def thirds(height=48, width=96):
+    """Red on the left, green in the middle, blue on the right."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    for channel, columns in enumerate(np.array_split(np.arange(width), 3)):
+        picture[:, columns, channel] = 255
+    return picture
+
+
+def test_squash_shows_the_whole_picture():
+    seen = resize_and_crop(thirds(), squash())
+    assert seen.shape == (16, 16, 3)
+    assert seen[:, 0].tolist() == [[255, 0, 0]] * 16
+    assert seen[:, -1].tolist() == [[0, 0, 255]] * 16
+
+
+def test_crop_shows_the_centre_of_the_longer_side():
+    seen = resize_and_crop(thirds(height=32, width=96), crop())
+    assert (seen == [0, 255, 0]).all()
+
+
+def test_crop_leaves_out_the_border_by_the_ratio_of_input_to_resize():
+    assert visible_box((100, 100), crop(resize=20)) == pytest.approx((10, 10, 90, 90))
+    assert visible_box((50, 100), crop()) == pytest.approx((25, 0, 75, 50))
+
+
+@pytest.mark.parametrize("preprocessing", [squash(), crop(), crop(resize=20)], ids=["squash", "crop", "crop of more"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (60_000, 2), (7, 5)])
+def test_a_picture_of_one_colour_stays_so_whatever_its_shape(shape, preprocessing):
+    inputs = to_input(np.full((*shape, 3), 51, np.uint8), preprocessing)
+    assert inputs.dtype == torch.float32
+    torch.testing.assert_close(inputs, torch.full((3, 16, 16), 0.2))
+
+
+def test_channels_are_normalised_and_ordered_as_the_model_takes_them():
+    picture = np.full((4, 4, 3), (255, 51, 0), np.uint8)
+    settings = {"mean": (0.5, 0.2, 0.0), "std": (0.5, 1.0, 2.0)}
+    assert to_input(picture, squash(**settings))[:, 0, 0].tolist() == pytest.approx([1, 0, 0])
+    assert to_input(picture, squash(**settings, channel_order="BGR"))[:, 0, 0].tolist() == pytest.approx([-1, 0, 0.5])
+
+
+def test_black_is_what_a_black_picture_becomes():
+    preprocessing = squash(mean=(0.5, 0.2, 0.1), std=(0.5, 1.0, 2.0))
+    inputs = to_input(np.zeros((5, 5, 3), np.uint8), preprocessing)
+    torch.testing.assert_close(black(preprocessing).expand(3, 16, 16), inputs)

@@ -1,0 +1,100 @@
+"""What is written for a job, and in which order."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from sagittal.core.errors import Unavailable
+from sagittal.core.jobs import JobState, Lease, NewJob
+from sagittal.runtime.memory_queue import MemoryQueue
+from sagittal.runtime.queue import LeaseLost
+from sagittal.worker.writer import EventWriter
+
+
+class Recorder:
+    """A worker's queue that notes what is written, and fails where it is told to."""
+
+    def __init__(self) -> None:
+        self.written: list[tuple[str, object]] = []
+        self.failing: list[Exception] = []
+
+    def append(self, lease: Lease, events: list[bytes]) -> None:
+        self._note("append", tuple(events))
+
+    def checkpoint(self, lease: Lease, state: bytes) -> None:
+        self._note("checkpoint", state)
+
+    def settle(self, lease: Lease, event: bytes, state: JobState) -> None:
+        self._note("settle", event)
+
+    def release(self, lease: Lease) -> None:
+        self._note("release", None)
+
+    def _note(self, call: str, value: object) -> None:
+        if self.failing:
+            raise self.failing.pop(0)
+        self.written.append((call, value))
+
+
+@pytest.fixture
+def queue() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def writer(queue: Recorder) -> Iterator[EventWriter]:
+    """A writer that is not started: a test fills it, then starts and stops it."""
+    return EventWriter(queue)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def lease(new_job: Callable[..., NewJob]) -> Lease:
+    memory = MemoryQueue()
+    await memory.jobs.submit(new_job(), b"accepted")
+    found = memory.worker("worker").lease([("model", "1")], block_seconds=0)
+    assert found is not None
+    return found
+
+
+def write_all(writer: EventWriter) -> None:
+    writer.start()
+    writer.stop(timeout=20)
+
+
+def test_a_checkpoint_comes_after_the_events_before_it_and_before_the_job_is_handed_back(writer, queue, lease) -> None:
+    outbox = writer.open(lease)
+    writer.put(outbox, b"one")
+    writer.checkpoint(outbox, b"old")
+    writer.put(outbox, b"two")
+    writer.checkpoint(outbox, b"new")
+    writer.hand_back(outbox)
+    write_all(writer)
+    assert queue.written == [("append", (b"one", b"two")), ("checkpoint", b"new"), ("release", None)]
+
+
+def test_a_job_that_has_ended_needs_no_checkpoint(writer, queue, lease) -> None:
+    outbox = writer.open(lease)
+    writer.checkpoint(outbox, b"state")
+    writer.settle(outbox, b"done", JobState.COMPLETED)
+    write_all(writer)
+    assert queue.written == [("settle", b"done")]
+    assert outbox.closed.is_set()
+
+
+def test_a_checkpoint_that_could_not_be_written_is_written_later(writer, queue, lease) -> None:
+    queue.failing.append(Unavailable("away"))
+    outbox = writer.open(lease)
+    writer.checkpoint(outbox, b"state")
+    write_all(writer)
+    assert queue.written == [("checkpoint", b"state")]
+
+
+def test_nothing_is_written_for_a_lease_that_is_lost(writer, queue, lease) -> None:
+    queue.failing.append(LeaseLost("stale"))
+    outbox = writer.open(lease)
+    writer.checkpoint(outbox, b"state")
+    writer.put(outbox, b"one")
+    write_all(writer)
+    writer.checkpoint(outbox, b"later")
+    assert queue.written == []
+    assert outbox.lost

@@ -1,0 +1,116 @@
+"""Checkpoints of running jobs: the newest is kept, one is stored every few seconds, another attempt goes on from it.
+
+As bytes they are safetensors, which can carry nothing but numbers. Beside the explainer's state they say what the
+search has used, so that budgets and sums go on too, and what model and software they are of: others start afresh.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+
+import structlog
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from sagittal.core.jobs import Lease
+from sagittal.engine.task import Usage
+from sagittal.explain import seam
+from sagittal.explain.checkpoints import prefixed, within
+from sagittal.models.loading import LoadedModel
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Restored:
+    """What an earlier attempt left; nothing where there was none."""
+
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    """As the explainer gave it, on the model's device."""
+    usage: Usage = field(default_factory=Usage)
+    """What that attempt's search had used by then."""
+
+
+def pack(state: Mapping[str, Tensor], usage: Usage, loaded: LoadedModel) -> bytes:
+    """Returns a checkpoint as bytes."""
+    counts = torch.tensor([usage.evaluations, usage.gradient_evaluations, usage.metric_evaluations])
+    tensors = prefixed("state", state) | {"usage": counts, "origin": _origin(loaded)}
+    # cloned, since safetensors refuses tensors that share memory
+    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+
+
+def unpack(lease: Lease, loaded: LoadedModel) -> Restored:
+    """Returns what an earlier attempt at a job left, nothing where it is of another model or release."""
+    if lease.checkpoint is None:
+        return Restored()
+    try:
+        tensors = load(lease.checkpoint)
+        if not torch.equal(tensors["origin"], _origin(loaded)):
+            log.warning("checkpoint-of-another-model", job_id=lease.job.job_id, doing="starting afresh")
+            return Restored()
+        usage = Usage(*tensors["usage"].tolist())
+    except (SafetensorError, KeyError) as error:
+        log.warning("checkpoint-unreadable", job_id=lease.job.job_id, error=str(error), doing="starting afresh")
+        return Restored()
+    log.info("job-resumed", job_id=lease.job.job_id, evaluations=usage.evaluations, bytes=len(lease.checkpoint))
+    state = {name: tensor.to(loaded.device) for name, tensor in within(tensors, "state").items()}
+    return Restored(state=state, usage=usage)
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(self, store: Callable[[bytes], None], loaded: LoadedModel, *, seconds: float) -> None:
+        """Stores nothing yet.
+
+        Args:
+            store: Takes a checkpoint's bytes to the queue.
+            loaded: The model that the run is on.
+            seconds: Least time between two that are stored.
+        """
+        self._store = store
+        self._loaded = loaded
+        self._seconds = seconds
+        self._stored = time.monotonic()
+        self._usage, self._begun, self._preparation = Usage(), Usage(), Usage()
+        self._newest: tuple[Mapping[str, Tensor], Usage] | None = None
+
+    def begin(self, usage: Usage) -> None:
+        """Takes the usage of the run's task, which grows with it; it begins with what earlier attempts used."""
+        self._usage, self._begun = usage, replace(usage)
+
+    def note(self, event: seam.Event) -> None:
+        """Keeps a checkpoint, and stores it when it is time."""
+        match event:
+            case seam.Prediction():
+                self._preparation = _difference(self._usage, self._begun)
+            case seam.Checkpoint():
+                # an attempt that goes on prepares anew, so that this is not counted twice
+                self._newest = event.state, _difference(self._usage, self._preparation)
+                if time.monotonic() - self._stored >= self._seconds:
+                    self.store_newest()
+
+    def store_newest(self) -> None:
+        """Stores the newest checkpoint, if there is one that is not stored yet."""
+        if self._newest is not None:
+            self._stored = time.monotonic()
+            self._store(pack(*self._newest, self._loaded))
+            self._newest = None
+
+
+def _difference(usage: Usage, less: Usage) -> Usage:
+    return Usage(
+        usage.evaluations - less.evaluations,
+        usage.gradient_evaluations - less.gradient_evaluations,
+        usage.metric_evaluations - less.metric_evaluations,
+    )
+
+
+def _origin(loaded: LoadedModel) -> Tensor:
+    """Returns what a checkpoint is of, as a digest: uint8 of shape (32,)."""
+    text = f"{loaded.digest} {metadata.version('sagittal')}"
+    return torch.frombuffer(bytearray(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8)
