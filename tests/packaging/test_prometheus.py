@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 import time
 import urllib.parse
 import urllib.request
@@ -38,12 +39,17 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @pytest.fixture(scope="module")
-def ask(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
+def ports() -> dict[str, int]:
+    """Where the programs show their metrics."""
+    return {"service": free_port(), "worker": free_port()}
+
+
+@pytest.fixture(scope="module")
+def ask(stack: Stack, ports: dict[str, int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
     """Asks a Prometheus that has scraped service and worker, before and after a job."""
     binary = shutil.which("prometheus")
     if binary is None:
         missing("prometheus is not installed: apt-get install prometheus", package="prometheus")
-    ports = {"service": free_port(), "worker": free_port()}
     stack.start_service(SAGITTAL_METRICS_PORT=str(ports["service"]))
     stack.start_worker(SAGITTAL_METRICS_PORT=str(ports["worker"]))
     stack.wait_for_model("left")
@@ -130,3 +136,19 @@ def test_workers_are_scaled_to_zero_by_a_zero_and_not_by_silence(ask: Ask, rende
     assert float(sample["value"][1]) == 0
     # as if every replica had lost Redis, or Prometheus every replica
     assert ask(query.replace('namespace="n"', 'namespace="elsewhere"')) == []
+
+
+@pytest.mark.parametrize("program", ["service", "worker"])
+def test_the_charts_probe_of_a_metric_finds_a_ready_program(ask: Ask, render, ports, program: str) -> None:
+    deployments = [d for d in render("locked-down-values.yaml") if d["kind"] == "Deployment"]
+    (deployment,) = [d for d in deployments if d["metadata"]["labels"]["app.kubernetes.io/component"] == program]
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    _, *arguments = container["readinessProbe"]["exec"]["command"]
+    port = str(container["ports"][-1]["containerPort"])
+
+    def probe(text: str) -> int:
+        command = [sys.executable, *(argument.replace(f":{port}/", f":{ports[program]}/") for argument in arguments)]
+        return subprocess.run([part.replace("sagittal_", text) for part in command], check=False).returncode
+
+    assert probe("sagittal_") == 0
+    assert probe("no_such_metric_") == 1

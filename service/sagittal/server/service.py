@@ -130,7 +130,7 @@ class Service:
         regions = Regions(self._queue, self._catalogue, self._pictures, intake, relay)
         # the stubs cannot see that `refuses_the_rest` defines what these classes leave out
         retries = Retries(self._queue, intake, relay)
-        explanations = ExplanationServicer(  # type: ignore[abstract]
+        explanations = ExplanationServicer(
             self._queue, intake, relay, many, retries, regions, regions_deadline=jobs.regions_deadline
         )
         models = ModelServicer(self._catalogue, intake, relay, jobs.predict_deadline)  # type: ignore[abstract]

@@ -18,7 +18,6 @@ from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.seam import Steps
 
-
 START = 0.5
 """Value that the mask starts with."""
 
