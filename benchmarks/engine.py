@@ -291,10 +291,10 @@ Written by `make bench-engine`. Model: EfficientNet-Lite0 at 224x224, random inp
 {machine()}, device {loaded.device}. {_about_clock(loaded.device)} Both sides of a ratio ran in turn in one process, so
 ratios hold on a busy machine where absolute times do not.
 
-Batch size found at load: {loaded.found.batch_size}; batches are multiples of {loaded.evaluator.quantum}, at which
-results do not depend on neighbours to the last bit. Load took {loaded.load_seconds:.1f} s of wall time. The bare model
-is fastest in batches of {best[False]} (forward) and {best[True]} (forward + backward), among
-{", ".join(map(str, RAW_SIZES))}.
+Batch size found at load: {loaded.found.batch_size}; batches are padded to multiples of {loaded.evaluator.quantum}. Load
+took {loaded.load_seconds:.1f} s of wall time. The bare model is fastest in batches of {best[False]} (forward) and
+{best[True]} (forward + backward), among {", ".join(map(str, RAW_SIZES))}. Each figure is of one run: on a machine that
+others use, expect a tenth of difference between runs.
 
 ## Efficiency
 
@@ -317,8 +317,8 @@ of a probability, on noise.
 {sections["optimisation"]}
 ## Growth
 
-Through the engine, in the order of the table. The peak is the process's so far, model and libraries included: what
-matters is that it follows the batch and the image, not the number of jobs.
+Through the engine, with gradient, in the order of the table; the first line pays for the warm-up. The peak is the
+process's so far, on a CPU with what the libraries and the trial of batch sizes took before: only a rise says something.
 
 {sections["growth"]}"""
 

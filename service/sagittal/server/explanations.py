@@ -18,7 +18,6 @@ from sagittal.server.messages import STATES, event, explanation, lasting
 from sagittal.server.regions import Regions
 from sagittal.server.relay import Relay
 from sagittal.server.retries import Retries
-from sagittal.server.unserved import refuses_the_rest
 from sagittal.v1 import explanation_pb2, explanation_service_pb2, explanation_service_pb2_grpc
 
 #: Jobs on a page where the request does not say.
@@ -35,7 +34,6 @@ _log = structlog.get_logger(__name__)
 _STATES_BY_NUMBER: dict[int, JobState] = {number: state for state, number in STATES.items()}
 
 
-@refuses_the_rest(explanation_service_pb2.DESCRIPTOR.services_by_name["ExplanationService"])
 class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceServicer):
     """Serves explanations from the queue."""
 

@@ -128,11 +128,11 @@ class Service:
         relay = Relay(self._queue, self._aftermath, self._metrics)
         many = Many(intake, relay, jobs.max_in_flight)
         regions = Regions(self._queue, self._catalogue, self._pictures, intake, relay)
-        # the stubs cannot see that `refuses_the_rest` defines what these classes leave out
         retries = Retries(self._queue, intake, relay)
         explanations = ExplanationServicer(
             self._queue, intake, relay, many, retries, regions, regions_deadline=jobs.regions_deadline
         )
+        # the stubs cannot see that `refuses_the_rest` defines what these classes leave out
         models = ModelServicer(self._catalogue, intake, relay, jobs.predict_deadline)  # type: ignore[abstract]
         concepts = ConceptServicer()  # type: ignore[abstract]
         explanation_service_pb2_grpc.add_ExplanationServiceServicer_to_server(explanations, server)

@@ -41,7 +41,7 @@ def main() -> None:
         sys.exit(USAGE)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _drain(worker))
-    log.info("worker-started", worker=settings.worker_name, pid=os.getpid(), queue=settings.queue.url)
+    log.info("worker-started", worker=settings.worker_name, pid=os.getpid(), models=str(settings.models_file))
     worker.run()
     log.info("worker-stopped", worker=settings.worker_name)
 

@@ -47,10 +47,8 @@ def draw_graph(graph: Graph, seen: Seen, title: str) -> Figure:
     for node in graph.nodes:
         _draw_node(axes, node, places[node.id], removed[node.id], seen)
     axes.text(MARGIN, height - 0.35, title, fontsize=15, color=style.INK, weight="bold", va="center")
-    legend = (
-        "Each picture shows the patches that are kept and the probability that is left. Red: the patch just removed."
-    )
-    axes.text(MARGIN, height - 0.65, legend, fontsize=9, color=style.FAINT, va="center")
+    legend = "Each picture: the patches kept, and the probability left.\nRed: the patch just removed."
+    axes.text(MARGIN, height - 0.55, legend, fontsize=9, color=style.FAINT, va="top")
     return fig
 
 
