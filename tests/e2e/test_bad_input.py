@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 
+import grpc
 import numpy as np
 import pytest
 from PIL import Image
@@ -102,7 +103,7 @@ def test_nan_in_a_raw_tensor_is_refused(client: Client):
     values[0, 1, 2] = np.nan
     with pytest.raises(InvalidRequest, match="NaN") as failure:
         explain(client, ModelInput(values))
-    assert failure.value.field.startswith("spec.image.model_input")
+    assert failure.value.field.startswith("spec.image")
 
 
 def test_a_message_over_the_limit_is_refused(client: Client):
@@ -134,3 +135,17 @@ def test_odd_pictures_simply_work(client: Client, image):
     explanation = explain(client, image)
     assert explanation.state == "completed"
     assert explanation.mask.shape == (7, 7)
+
+
+def test_nan_that_passes_the_client_is_refused_by_the_service(stack):
+    from sagittal.v1 import explanation_pb2, explanation_service_pb2, explanation_service_pb2_grpc, tensor_pb2
+
+    values = np.full((3, 56, 56), np.nan, np.float32)
+    tensor = tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=values.shape, data=values.tobytes())
+    spec = explanation_pb2.ExplanationSpec(model="left", image=tensor_pb2.Image(model_input=tensor))
+    with grpc.insecure_channel(stack.address) as channel:
+        stub = explanation_service_pb2_grpc.ExplanationServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as failure:
+            stub.SubmitExplanation(explanation_service_pb2.SubmitExplanationRequest(spec=spec))
+    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "spec.image.model_input" in failure.value.details()

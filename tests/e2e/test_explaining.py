@@ -58,9 +58,9 @@ def test_prediction(client: Client):
 def test_the_model_says_what_it_is_and_what_was_done_to_it(client: Client):
     model = client.model("efficientnet-lite0")
     assert len(model.labels) == 1000
-    applied = {step.name for step in model.capabilities.optimizations if step.applied}
+    applied = {step.name for step in model.optimizations if step.applied}
     assert {"fold-batch-norm", "merge-padding", "channels-last"} <= applied
-    assert model.capabilities.supports_gradients
+    assert model.supports_gradients
     assert "igos++" in {method.name for method in model.methods}
 
 
@@ -72,7 +72,7 @@ def test_a_worker_that_dies_is_a_pause_to_the_caller(private_stack):
     stack.wait_for_model("left")
     with Client(stack.address) as client:
         events = []
-        long = IGOSPlusPlus(mask_size=7, iterations=300, points=8)
+        long = IGOSPlusPlus(mask_size=7, iterations=150, points=8)
         for event in client.stream(CHELSEA, model="left", target=1, method=long, progress_interval=0.0):
             events.append(event)
             if isinstance(event, Progress) and first.process.poll() is None:

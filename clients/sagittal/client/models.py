@@ -68,6 +68,18 @@ class MethodInfo:
     """Empty where the model admits it; else why not."""
 
 
+@dataclass(frozen=True, slots=True)
+class Optimization:
+    """One step of making the model faster, as it went on the worker that loaded it last."""
+
+    name: str
+    applied: bool
+    detail: str
+    """What it did, or why it was not applied."""
+    largest_difference: float
+    """Of a probability, from the untouched model on probe images."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A registered model."""
@@ -89,6 +101,7 @@ class Model:
     feature_layers: tuple[str, ...]
     evaluations_per_second: float
     gradient_evaluations_per_second: float
+    optimizations: tuple[Optimization, ...] = ()
 
     @property
     def ready_workers(self) -> int:
@@ -116,6 +129,9 @@ def parse_model(message: model_pb2.Model) -> Model:
         feature_layers=tuple(found.feature_layers),
         evaluations_per_second=found.evaluations_per_second,
         gradient_evaluations_per_second=found.gradient_evaluations_per_second,
+        optimizations=tuple(
+            Optimization(step.name, step.applied, step.detail, step.largest_difference) for step in found.optimizations
+        ),
     )
 
 

@@ -15,7 +15,7 @@ CPU_SIZES = (8, 16, 32)
 GPU_SIZES = (8, 16, 32, 64, 128, 256, 512)
 """Batch sizes that are tried on a GPU, as far as memory goes."""
 
-CLOSE = 0.97
+CLOSE = 0.99
 """Share of the best throughput that is as good: the smaller batch wins, since cancellation and turns wait for it."""
 
 PATIENCE = 2.0
