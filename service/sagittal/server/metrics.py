@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import grpc
@@ -10,11 +10,13 @@ from grpc.aio import AbortError
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from sagittal.core.errors import SagittalError, StreamMoved, Unavailable
-from sagittal.core.jobs import Backlog, NewJob
+from sagittal.core.jobs import Backlog, Lane, NewJob
 from sagittal.server.layers import Call, Proceed
 
 #: Upper bounds of an RPC's duration, in seconds: from a lookup to a long explanation.
 _RPC_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+
+_IDLE = Backlog(queued=0, running=0, oldest_seconds=0.0)
 
 _CODES: Mapping[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
@@ -47,6 +49,7 @@ class ServiceMetrics:
         self.oldest = Gauge(
             "sagittal_queue_oldest_seconds", "Wait of the oldest queued run.", ["model", "lane"], registry=registry
         )
+        self._shown: set[tuple[str, str]] = set()
         self.queue_up = Gauge("sagittal_queue_up", "1 while Redis answers, else 0.", registry=registry)
         self.queue_errors = Counter("sagittal_queue_errors", "Operations on Redis that failed.", registry=registry)
 
@@ -72,11 +75,14 @@ class ServiceMetrics:
         """Counts a job that was queued."""
         self.jobs_accepted.labels(job.model, job.method or job.kind.value, job.lane.value).inc()
 
-    def backlog(self, backlog: Mapping[tuple[str, str], Backlog]) -> None:
-        """Shows the queue as it is now; models that have left it are forgotten."""
-        for gauge in (self.queued, self.running, self.oldest):
-            gauge.clear()
-        for (model, lane), work in backlog.items():
+    def backlog(self, backlog: Mapping[tuple[str, str], Backlog], models: Iterable[str]) -> None:
+        """Shows the queue as it is now: registered models without work as zeros, models that are gone not at all."""
+        shown = {(model, lane.value): _IDLE for model in models for lane in Lane} | dict(backlog)
+        for gone in self._shown - shown.keys():
+            for gauge in (self.queued, self.running, self.oldest):
+                gauge.remove(*gone)
+        self._shown = set(shown)
+        for (model, lane), work in shown.items():
             self.queued.labels(model, lane).set(work.queued)
             self.running.labels(model, lane).set(work.running)
             self.oldest.labels(model, lane).set(work.oldest_seconds)

@@ -9,6 +9,7 @@ from grpc_health.v1.health import aio as health_aio
 
 from sagittal.core.errors import SagittalError
 from sagittal.runtime.queue import JobQueue
+from sagittal.server.catalogue import Catalogue
 from sagittal.server.metrics import ServiceMetrics
 
 #: Services whose readiness follows Redis. `""` is liveness and does not.
@@ -23,6 +24,7 @@ class Readiness:
     def __init__(
         self,
         queue: JobQueue,
+        catalogue: Catalogue,
         health: health_aio.HealthServicer,
         metrics: ServiceMetrics,
         *,
@@ -34,6 +36,7 @@ class Readiness:
 
         Args:
             queue: What must answer.
+            catalogue: The models whose queues are shown, empty ones too.
             health: Who is told.
             metrics: Where the queue's depth is shown.
             interval: Time between two looks, in seconds.
@@ -42,6 +45,7 @@ class Readiness:
         """
         self._inspect = inspect
         self._queue = queue
+        self._catalogue = catalogue
         self._health = health
         self._metrics = metrics
         self._interval = interval
@@ -59,7 +63,8 @@ class Readiness:
         try:
             async with asyncio.timeout(max(self._interval, 1.0)):
                 await self._queue.ping()
-                self._metrics.backlog(await self._queue.backlog())
+                models = {model.name for model in await self._catalogue.models()}
+                self._metrics.backlog(await self._queue.backlog(), models)
         except (SagittalError, TimeoutError) as error:
             self._metrics.queue_errors.inc()
             if self._ready is not False:

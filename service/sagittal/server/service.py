@@ -97,7 +97,13 @@ class Service:
         place = _place(self._settings.queue.url)
         interval = self._settings.health_interval
         readiness = Readiness(
-            self._queue, self._health, self._metrics, interval=interval, place=place, inspect=self._inspect
+            self._queue,
+            self._catalogue,
+            self._health,
+            self._metrics,
+            interval=interval,
+            place=place,
+            inspect=self._inspect,
         )
         self._watching = asyncio.create_task(readiness.run())
         await self._server.start()
