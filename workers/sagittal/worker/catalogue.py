@@ -94,7 +94,7 @@ def _describe_parameter(declared: Parameter) -> model_pb2.ParameterDescription:
     return model_pb2.ParameterDescription(
         name=declared.name,
         type=declared.type,
-        default=_value(declared.default),
+        default=None if declared.type == "tensor" else _value(declared.default),
         minimum=bounds.minimum,
         maximum=bounds.maximum,
         exclusive_minimum=bounds.exclusive_minimum,
@@ -108,6 +108,11 @@ def _describe_parameter(declared: Parameter) -> model_pb2.ParameterDescription:
 def _value(_default: object) -> struct_pb2.Value | None:
     """Returns a default as a value of the API; None where it has none."""
     return None
+
+
+@_value.register
+def _(_default: None) -> struct_pb2.Value:
+    return struct_pb2.Value(null_value=struct_pb2.NULL_VALUE)
 
 
 @_value.register

@@ -1,0 +1,46 @@
+"""What a worker publishes is enough for the service to check every method with its defaults."""
+
+import pytest
+
+from sagittal.core.methods import resolve
+from sagittal.explain import EXPLAINERS, parameters
+from sagittal.models.loading import Found
+from sagittal.v1 import method_pb2
+from sagittal.worker.catalogue import describe_method
+
+FOUND = Found(
+    classes=2,
+    supports_gradients=True,
+    spatial_layers=("features",),
+    feature_layers=("head",),
+    steps=(),
+    batch_size=8,
+    evaluations_per_second=1.0,
+    gradient_evaluations_per_second=1.0,
+)
+NEEDS_NO_TENSOR = [
+    row for row in EXPLAINERS.values() if all(declared.type != "tensor" for declared in parameters(row.explainer))
+]
+
+
+@pytest.mark.parametrize("row", NEEDS_NO_TENSOR, ids=lambda row: row.name)
+def test_every_method_runs_with_its_defaults(row):
+    method = method_pb2.Method()
+    getattr(method, row.field).SetInParent()
+    resolved = resolve(method, [describe_method(row, FOUND)])
+    assert row.explainer(**resolved.parameters) == row.explainer()
+
+
+def test_a_method_that_the_model_does_not_admit_says_what_works():
+    blind = Found(
+        classes=2,
+        supports_gradients=False,
+        spatial_layers=(),
+        feature_layers=(),
+        steps=(),
+        batch_size=8,
+        evaluations_per_second=1.0,
+        gradient_evaluations_per_second=0.0,
+    )
+    assert "rise" in describe_method(EXPLAINERS["igos++"], blind).unavailable
+    assert not describe_method(EXPLAINERS["rise"], blind).unavailable
