@@ -1,7 +1,7 @@
 """Memory of the process: freed blocks are kept for the next batch instead of being returned to the system.
 
 Activations are large, so glibc maps each from the system and unmaps it when it is freed: every batch then pays for the
-same pages again. On the CPU this can cost as much as the convolutions themselves (`make bench-engine` measures it).
+same pages again.
 """
 
 import ctypes

@@ -213,7 +213,7 @@ class JobRun:
 
     def _status(self, error: BaseException) -> status_pb2.Status:
         """Returns what the caller is told of an error; what is a bug stays in the log under an identifier."""
-        expected = translate(error)
+        expected = translate(error, self._work.method_field if self._work else "")
         if expected is not None:
             log.info("job-failed", job_id=self.lease.job.job_id, reason=expected.reason, error=expected.message)
             return to_status(expected)
@@ -243,19 +243,21 @@ class JobRun:
 
 TRANSLATIONS: Mapping[type[BaseException], Callable[[Any], SagittalError]] = {
     EvaluationFailed: lambda error: ModelFailed(f"{error}"),
-    InvalidParameter: lambda error: InvalidRequest(str(error), field=f"spec.method.{error.name}"),
     Unsupported: lambda error: FailedPrecondition(str(error), field="spec.method"),
     torch.cuda.OutOfMemoryError: lambda _error: ModelFailed("the device has not enough memory for this method"),
 }
 """What the library's errors are to a caller."""
 
 
-def translate(error: BaseException) -> SagittalError | None:
-    """Returns the error to tell the caller; None for a bug."""
+def translate(error: BaseException, method_field: str = "") -> SagittalError | None:
+    """Returns the error to tell the caller; None for a bug. `method_field` is the method's field in the request."""
     if isinstance(error, SagittalError):
         return error
     if isinstance(error, seam.OutOfBudget):
         return _out_of_budget(error)
+    if isinstance(error, InvalidParameter):
+        field = ".".join(part for part in ("spec.method", method_field, error.name) if part)
+        return InvalidRequest(f"{field}: {error.message}", field=field)
     for kind, translation in TRANSLATIONS.items():
         if isinstance(error, kind):
             return translation(error)

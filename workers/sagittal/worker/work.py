@@ -26,6 +26,8 @@ class Work:
 
     steps: Steps
     method: str = ""
+    method_field: str = ""
+    """Field of `Method` that carries the method; empty for jobs that are no explanations."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     max_evaluations: int | None = None
@@ -47,6 +49,7 @@ def _explanation(lease: Lease, loaded: LoadedModel, described: model_pb2.Model, 
     return Work(
         steps=explain(question, request.explainer, request.metrics),
         method=request.method.name,
+        method_field=request.method.field,
         parameters=request.method.parameters,
         seed=request.question.seed,
         max_evaluations=request.max_evaluations,
