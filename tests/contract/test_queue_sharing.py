@@ -125,6 +125,14 @@ async def test_a_policy_can_ask_for_a_new_answer(queue, new_job, policy: CachePo
     assert log[-1].completed.evaluations == (8 if policy is CachePolicy.REFRESH else 7)
 
 
+async def test_an_answer_that_a_deadline_cut_short_is_not_given_again(queue, new_job) -> None:
+    await submit(queue, new_job(content_key="k"))
+    lease = queue.lease()
+    cut = explanation_pb2.Completed(truncated=True, truncated_by="deadline")
+    queue.worker().settle(lease, event(lease.job.job_id, completed=cut), JobState.COMPLETED)
+    assert (await submit(queue, new_job(content_key="k"))).state is JobState.QUEUED
+
+
 async def test_a_failure_is_no_answer(queue, new_job) -> None:
     await submit(queue, new_job(content_key="k"))
     lease = queue.lease()

@@ -77,6 +77,8 @@ class Accepted(Event):
     """Model evaluations it is expected to take; 0 where not known."""
     ready_workers: int
     """Workers that have the model ready; 0 means that the job waits until one comes."""
+    estimated_seconds: float | None = None
+    """Time that it is expected to run once begun; None where not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

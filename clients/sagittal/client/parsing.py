@@ -81,6 +81,7 @@ def _accepted(event: pb.Accepted, common: dict[str, Any]) -> Event:
         queue_position=event.queue_position,
         estimated_evaluations=event.estimated_evaluations,
         ready_workers=event.ready_workers,
+        estimated_seconds=to_seconds(event.estimated_run_time) if event.HasField("estimated_run_time") else None,
         **common,
     )
 

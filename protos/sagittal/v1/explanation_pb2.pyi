@@ -559,22 +559,28 @@ class Accepted(_message.Message):
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     ESTIMATED_EVALUATIONS_FIELD_NUMBER: _builtins.int
     READY_WORKERS_FIELD_NUMBER: _builtins.int
+    ESTIMATED_RUN_TIME_FIELD_NUMBER: _builtins.int
     queue_position: _builtins.int
     """Jobs ahead of it in its lane when it was accepted. 0 means none."""
     estimated_evaluations: _builtins.int
-    """Model evaluations it is expected to take. 0 means not known."""
+    """Model evaluations it is expected to take, from jobs of its model and method that ended. 0 means not known."""
     ready_workers: _builtins.int
     """Workers that have the model ready. 0 means the job waits until one comes."""
+    @_builtins.property
+    def estimated_run_time(self) -> _duration_pb2.Duration:
+        """Time it is expected to run once a worker has begun it. Not set where it is not known."""
+
     def __init__(
         self,
         *,
         queue_position: _builtins.int = ...,
         estimated_evaluations: _builtins.int = ...,
         ready_workers: _builtins.int = ...,
+        estimated_run_time: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimated_run_time", b"estimated_run_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimated_evaluations", b"estimated_evaluations", "queue_position", b"queue_position", "ready_workers", b"ready_workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimated_evaluations", b"estimated_evaluations", "estimated_run_time", b"estimated_run_time", "queue_position", b"queue_position", "ready_workers", b"ready_workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

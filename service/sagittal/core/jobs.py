@@ -72,6 +72,8 @@ class NewJob:
     """Whether an answer to the same `content_key` may be shared."""
     estimated_evaluations: int = 0
     """Model evaluations it is expected to take; 0 for not known."""
+    setting: str = ""
+    """What of the request decides its cost (`core.costs`); empty where nothing is to be learned from it."""
     trace_context: str = ""
     """W3C traceparent of the request; empty for none."""
 

@@ -11,6 +11,7 @@ from typing import Any
 from google.protobuf import duration_pb2
 from google.protobuf.descriptor import EnumDescriptor
 
+from sagittal.core.costs import setting_of
 from sagittal.core.errors import InvalidRequest
 from sagittal.core.methods import ResolvedMethod, resolve
 from sagittal.core.parameters import shortest
@@ -68,6 +69,16 @@ class CheckedSpec:
             "max_evaluations": spec.max_evaluations,
             "partial_masks": spec.partial_masks,
         }
+
+    def setting(self, spec: explanation_pb2.ExplanationSpec) -> str:
+        """Returns what of the request decides its cost."""
+        skip, protocol, steps, _ = _metrics(spec.metrics)
+        return setting_of(self.method.parameters, curve_steps=0 if skip else steps, curve_protocol=str(protocol))
+
+    def most_evaluations(self, spec: explanation_pb2.ExplanationSpec) -> int:
+        """Returns the evaluations within which its budget keeps a job, two curves included; 0 for no bound."""
+        skip, _, steps, _ = _metrics(spec.metrics)
+        return spec.max_evaluations + (0 if skip else 2 * steps) if spec.max_evaluations else 0
 
 
 def check_spec(

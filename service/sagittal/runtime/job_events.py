@@ -16,6 +16,18 @@ from sagittal.v1 import explanation_pb2
 TERMINAL, PASSING, LASTING = b"t", b"p", b"e"
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What the queue wants to know of a terminal event that a worker wrote."""
+
+    evaluations: int = 0
+    """Model evaluations of a whole explanation; 0 where it was cut short, or is none."""
+    seconds: float = 0.0
+    """Time from its start to its end on the worker."""
+    may_answer: bool = True
+    """Whether equal requests may be given this answer: not one that a deadline, which is not in it, cut short."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
     """A run, or a job of it, that the queue must end because no worker will."""
@@ -56,6 +68,24 @@ def cancelled_event(reason: str, now: float) -> bytes:
     event = _event(now)
     event.cancelled.reason = reason
     return event.SerializeToString()
+
+
+def read_settled(payload: bytes) -> Settled:
+    """Returns what a terminal event says of the run."""
+    event = explanation_pb2.ExplanationEvent()
+    try:
+        event.ParseFromString(payload)
+    except DecodeError:
+        return Settled()  # not ours to judge, as in `classify`
+    completed = event.completed
+    whole = 0 if completed.truncated else completed.evaluations
+    return Settled(whole, completed.run_time.ToNanoseconds() / 1e9, completed.truncated_by != "deadline")
+
+
+def position(ahead: int) -> bytes:
+    """Returns what is joined to an `accepted` event to say how many runs are ahead; serialized messages merge."""
+    accepted = explanation_pb2.Accepted(queue_position=ahead)
+    return explanation_pb2.ExplanationEvent(accepted=accepted).SerializeToString() if ahead else b""
 
 
 def forgotten_request(job_id: str) -> FailedPrecondition:

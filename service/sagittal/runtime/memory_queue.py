@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
+from sagittal.core.costs import Cost
 from sagittal.core.jobs import Backlog, Job, JobState, Lease, NewJob, StoredEvent, StoredRequest
 from sagittal.runtime.job_events import classify
 from sagittal.runtime.memory_store import MemoryStore
@@ -88,6 +89,10 @@ class MemoryJobQueue:
     async def backlog(self) -> Mapping[tuple[str, str], Backlog]:
         """Returns the work by (model, lane)."""
         return self._store.backlog()
+
+    async def costs(self, model: str, version: str, method: str) -> Mapping[str, Cost]:
+        """Returns what settings of a method cost on a model."""
+        return self._store.ledger.costs(model, version, method)
 
     async def sweep(self) -> int:
         """Ends what is overdue, requeues what was lost, drops what retention has passed."""

@@ -9,7 +9,17 @@ from typing import Literal
 
 from sagittal.core.errors import AlreadyExists, FailedPrecondition, Overloaded, UnknownJob
 from sagittal.core.jobs import Backlog, CachePolicy, Job, JobState, Lane, Lease, NewJob, StoredRequest
-from sagittal.runtime.job_events import LASTING, TERMINAL, Ending, cancelled_event, forgotten_request
+from sagittal.runtime.admission import overloaded
+from sagittal.runtime.job_events import (
+    LASTING,
+    TERMINAL,
+    Ending,
+    cancelled_event,
+    forgotten_request,
+    position,
+    read_settled,
+)
+from sagittal.runtime.memory_ledger import MemoryLedger
 from sagittal.runtime.memory_records import Record, Run, lease_of, next_token
 from sagittal.runtime.queue import LeaseLost
 from sagittal.runtime.settings import QueueSettings
@@ -22,6 +32,7 @@ class MemoryStore:
 
     def __init__(self, settings: QueueSettings, clock: Callable[[], float] = time.time) -> None:
         self.settings = settings
+        self.ledger = MemoryLedger(settings)
         self.changed = threading.Condition(threading.RLock())
         self._clock = clock
         self._jobs: dict[str, Record] = {}
@@ -177,9 +188,12 @@ class MemoryStore:
             run = self._runs.get(lease.job.job_id)
             if run is not None and run.state is state and run.token == lease.token:
                 return
-            run = self._held(lease)
+            run, settled = self._held(lease), read_settled(event)
             self._finish(run, event, state, own=True)
-            if state is JobState.COMPLETED and (key := _shared(run.new)) and self.settings.cache_seconds:
+            if state is not JobState.COMPLETED:
+                return
+            self.ledger.learn(run, settled, self._clock())
+            if settled.may_answer and (key := _shared(run.new)) and self.settings.cache_seconds:
                 self._answers[key] = run.jobs[0]
 
     def release(self, lease: Lease) -> None:
@@ -217,7 +231,7 @@ class MemoryStore:
         now = self._clock()
         if now - source.ended > self.settings.cache_seconds or not self._make_room(source.size, keep=source):
             return None
-        record = self._store(job, accepted, source.run)
+        record = self._store(job, accepted, source.run, 0)
         record.copy_answer(source, now)
         record.state, record.ended = JobState.COMPLETED, now
         return record
@@ -230,11 +244,13 @@ class MemoryStore:
         if not self._make_room(run.jobs[0].size):
             return None
         events = run.jobs[0].log[1:]
-        record = self._store(job, accepted, run)
+        queued = run.state is JobState.QUEUED
+        older = [each for each in self._waiting(run.lane) if each.new.model == job.model and each.created < run.created]
+        record = self._store(job, accepted, run, len(older) if queued else 0)
         for kind, payload in events:
             record.write(kind, payload, own=False)
         run.jobs.append(record)
-        if run.state is JobState.QUEUED:
+        if queued:
             run.deadline = max(run.deadline, _deadline(job))
             if job.lane is Lane.INTERACTIVE and run.lane is Lane.BATCH:
                 run.lane = job.lane
@@ -248,44 +264,31 @@ class MemoryStore:
             self._clocks.pop(share, None)
             for tag_key in [each for each in self._tags if each[0] == share]:
                 del self._tags[tag_key]
-        cost = (job.estimated_evaluations or self.settings.assumed_evaluations) / self.settings.tenant_weights.get(
-            job.tenant, 1.0
-        )
+        cost = self.ledger.evaluations(job) / self.settings.tenant_weights.get(job.tenant, 1.0)
         tag = max(self._clocks[share], self._tags[share, job.tenant]) + cost
         self._tags[share, job.tenant] = tag
         run = Run(new=job, lane=job.lane, deadline=_deadline(job), tag=tag, created=self._clock())
+        ahead = sum(each.live and (each.new.model, each.lane) == share[::2] for each in self._runs.values())
         self._runs[job.job_id] = run
         if (key := _shared(job)) is not None:
             self._flights[key] = run
-        record = self._store(job, accepted, run)
+        record = self._store(job, accepted, run, ahead)
         run.jobs.append(record)
         self.changed.notify_all()
         return record
 
     def _admit(self, job: NewJob, extra: int) -> None:
-        waiting, lane, bounds = self._waiting(job.lane), job.lane.value, self.settings
-        evaluations = sum(run.new.estimated_evaluations for run in waiting)
-        tenants = sum(run.new.tenant == job.tenant for run in waiting)
-        size = len(job.request) + sum(map(len, job.images.values())) + extra
-        checks: Iterable[tuple[Callable[[], bool], str]] = (
-            (lambda: len(waiting) >= bounds.max_queued.get(lane, math.inf), "max_queued"),
-            (lambda: tenants >= bounds.max_queued_per_tenant.get(lane, math.inf), "max_queued_per_tenant"),
-            (
-                lambda: evaluations > 0 and evaluations + job.estimated_evaluations > bounds.max_queued_evaluations,
-                "max_queued_evaluations",
-            ),
-            (lambda: not self._make_room(size), "max_stored_bytes"),
-        )
-        for full, bound in checks:
-            if full():
-                raise Overloaded(
-                    f"the queue is full ({bound}): try again later", retry_after=bounds.overload_retry_after
-                )
+        running = sum(run.lane is job.lane and run.state is JobState.RUNNING for run in self._runs.values())
+        refusal = self.ledger.refusal(job, self._waiting(job.lane), running)
+        if refusal is not None:
+            raise refusal
+        if not self._make_room(len(job.request) + sum(map(len, job.images.values())) + extra):
+            raise overloaded("bytes", self.settings.max_stored_bytes, None, self.settings)
 
-    def _store(self, job: NewJob, accepted: bytes, run: Run | None) -> Record:
+    def _store(self, job: NewJob, accepted: bytes, run: Run | None, ahead: int) -> Record:
         self._number += 1
         record = Record(job, self._clock(), self._number, job.fingerprint, run)
-        record.write(LASTING, accepted, own=True)
+        record.write(LASTING, accepted + position(ahead), own=True)
         self._jobs[job.job_id] = record
         if job.request_id:
             self._requests[job.tenant, job.request_id] = job.job_id

@@ -8,6 +8,7 @@ implementation to them.
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
+from sagittal.core.costs import Cost
 from sagittal.core.jobs import Backlog, Job, JobState, Lease, NewJob, StoredEvent, StoredRequest
 
 
@@ -20,6 +21,8 @@ class JobQueue(Protocol):
 
     async def submit(self, job: NewJob, accepted: bytes) -> tuple[Job, bool]:
         """Accepts a job: stores it, appends `accepted` as event 1, and queues it, all or nothing.
+
+        The queue adds the job's position to `accepted` where it is not the next.
 
         Returns the job and whether it is new: the same tenant's `request_id` with the same content gives the job that
         exists. A job whose `content_key` was answered before, or is being answered, shares that answer as its `cache`
@@ -76,6 +79,10 @@ class JobQueue(Protocol):
 
     async def backlog(self) -> Mapping[tuple[str, str], Backlog]:
         """Returns what `depth` does in detail, with the age of the oldest run that waits."""
+        ...
+
+    async def costs(self, model: str, version: str, method: str) -> Mapping[str, Cost]:
+        """Returns what settings of a method cost on a model, learned from jobs that were completed whole."""
         ...
 
     async def sweep(self) -> int:

@@ -5,15 +5,25 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import structlog
 
-from sagittal.core.errors import AlreadyExists, FailedPrecondition, Overloaded, SagittalError, UnknownJob
+from sagittal.core.costs import Cost
+from sagittal.core.errors import AlreadyExists, FailedPrecondition, SagittalError, UnknownJob
 from sagittal.core.jobs import Backlog, Job, JobState, NewJob, StoredEvent, StoredRequest
+from sagittal.runtime.admission import overloaded
 from sagittal.runtime.job_events import TERMINAL, cancelled_event, forgotten_request
 from sagittal.runtime.redis_connection import AsyncRunner, close_async, connect_async
-from sagittal.runtime.redis_scripts import load_script, parse_job, parse_request, root_key, submit_arguments
+from sagittal.runtime.redis_scripts import (
+    cost_key,
+    load_script,
+    parse_costs,
+    parse_job,
+    parse_request,
+    root_key,
+    submit_arguments,
+)
 from sagittal.runtime.redis_sweep import end_arguments, parse_endings, sweep_arguments
 from sagittal.runtime.redis_watch import LOOK_SECONDS, LogNews
 from sagittal.runtime.settings import QueueSettings
@@ -24,14 +34,6 @@ log = structlog.get_logger(__name__)
 EVENTS_AT_ONCE = 16
 #: Jobs that one call of the script `list` looks at.
 JOBS_AT_ONCE = 500
-
-#: What is full, and what helps.
-FULL = {
-    "lane": "the lane holds {bound} waiting jobs, the most it may (max_queued)",
-    "tenant": "you have {bound} jobs waiting in this lane, the most you may (max_queued_per_tenant)",
-    "evaluations": "the lane's waiting jobs need {bound} model evaluations, the most they may (max_queued_evaluations)",
-    "bytes": "the queue stores {bound} bytes, the most it may (max_stored_bytes)",
-}
 
 
 class RedisJobQueue:
@@ -55,8 +57,8 @@ class RedisJobQueue:
                 field="spec.request_id",
             )
         if verdict == b"full":
-            text = FULL[rest[0].decode()].format(bound=rest[1].decode())
-            raise Overloaded(f"{text}: try again later", retry_after=self._settings.overload_retry_after)
+            what, bound, seconds = (part.decode() for part in rest)
+            raise overloaded(what, int(bound), float(seconds) if seconds else None, self._settings)
         return parse_job(rest[0]), verdict == b"new"
 
     async def get(self, job_id: str) -> Job:
@@ -134,6 +136,15 @@ class RedisJobQueue:
             lane, _, model = where.decode().partition(":")
             found[model, lane] = Backlog(queued=int(queued), running=int(running), oldest_seconds=float(oldest))
         return found
+
+    async def costs(self, model: str, version: str, method: str) -> Mapping[str, Cost]:
+        """Returns what settings of a method cost on a model."""
+        key = cost_key(self._settings, model, version, method)
+
+        async def read() -> dict[bytes, bytes]:
+            return cast("dict[bytes, bytes]", await self._redis.client.hgetall(key))
+
+        return parse_costs(await self._redis.run(read))
 
     async def sweep(self) -> int:
         """Ends what is overdue, requeues what was lost, drops what retention has passed; returns the jobs ended.

@@ -7,10 +7,11 @@ lost answer.
 
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
+from sagittal.core.costs import Cost
 from sagittal.core.jobs import Job, JobKind, JobState, Lane, Lease, NewJob, StoredRequest
 from sagittal.runtime.settings import QueueSettings
 
@@ -71,12 +72,14 @@ def submit_arguments(job: NewJob, accepted: bytes, settings: QueueSettings) -> l
         job.request,
         settings.max_queued.get(job.lane.value, UNBOUNDED),
         settings.max_queued_per_tenant.get(job.lane.value, UNBOUNDED),
-        settings.max_queued_evaluations,
+        settings.max_queued_evaluations.get(job.lane.value, UNBOUNDED),
+        settings.max_queued_evaluations_per_tenant.get(job.lane.value, UNBOUNDED),
         settings.max_sharers,
         settings.max_stored_bytes,
         settings.assumed_evaluations,
         settings.tenant_weights.get(job.tenant, 1.0),
         settings.cache_seconds,
+        job.setting,
     ]
     for name, image in job.images.items():
         arguments += [name, image]
@@ -85,6 +88,17 @@ def submit_arguments(job: NewJob, accepted: bytes, settings: QueueSettings) -> l
 
 #: Stands for no bound where a lane has none.
 UNBOUNDED = 2**53
+
+
+def cost_key(settings: QueueSettings, model: str, version: str, method: str) -> str:
+    """Returns the key of what settings of a method cost on a model."""
+    return f"{root_key(settings)}cost:{method}:{model_key(model, version)}"
+
+
+def parse_costs(fields: Mapping[bytes, bytes]) -> Mapping[str, Cost]:
+    """Returns costs by setting, as the script `settle` keeps them."""
+    costs = {setting.decode(): value.split() for setting, value in fields.items()}
+    return {setting: Cost(float(parts[0]), float(parts[1])) for setting, parts in costs.items()}
 
 
 def parse_job(view: Sequence[bytes]) -> Job:

@@ -12,7 +12,7 @@ import structlog
 
 from sagittal.core.errors import Overloaded, Unavailable
 from sagittal.core.jobs import JobState, Lease
-from sagittal.runtime.job_events import TERMINAL, Ending, classify
+from sagittal.runtime.job_events import TERMINAL, Ending, classify, read_settled
 from sagittal.runtime.queue import LeaseLost
 from sagittal.runtime.redis_connection import SOCKET_SHARE, SyncRunner, close_sync, connect_sync
 from sagittal.runtime.redis_scripts import load_script, model_key, parse_lease, root_key
@@ -94,9 +94,18 @@ class RedisWorkerQueue:
         """Appends the terminal event and ends the job."""
         if not state.ended:
             raise ValueError(f"a job is settled as completed, failed or cancelled, not {state.value}")
+        settled = read_settled(event)
+        cache_seconds = self._settings.cache_seconds if settled.may_answer else 0
         with self._writer(lease).lock:
             answer = self._script(
-                "settle", lease.job.job_id, lease.token, state.value, TERMINAL + event, self._settings.cache_seconds
+                "settle",
+                lease.job.job_id,
+                lease.token,
+                state.value,
+                TERMINAL + event,
+                cache_seconds,
+                settled.evaluations,
+                settled.seconds,
             )
         self._check(lease, answer)
         self._forget(lease)

@@ -62,14 +62,20 @@ class QueueSettings(BaseModel):
     """Runs that may wait, by lane."""
     max_queued_per_tenant: dict[str, Count] = Field(default_factory=lambda: {"interactive": 500, "batch": 5000})
     """Runs of one tenant that may wait, by lane."""
-    max_queued_evaluations: Count = 50_000_000
-    """Estimated model evaluations that may wait in a lane."""
+    max_queued_evaluations: dict[str, Count] = Field(
+        default_factory=lambda: {"interactive": 5_000_000, "batch": 50_000_000}
+    )
+    """Estimated model evaluations that may wait, by lane; one job is admitted into an empty lane, however large."""
+    max_queued_evaluations_per_tenant: dict[str, Count] = Field(
+        default_factory=lambda: {"interactive": 2_500_000, "batch": 25_000_000}
+    )
+    """Estimated model evaluations of one tenant that may wait, by lane."""
     max_sharers: Count = 256
     """Jobs that may share one run."""
     assumed_evaluations: Count = 1000
-    """Model evaluations that a job without an estimate is taken to need."""
+    """Model evaluations that a job is taken to need while nothing is known of its method on its model."""
     overload_retry_after: Seconds = 5.0
-    """What callers are told to wait past an admission bound, in seconds."""
+    """What callers are told to wait past an admission bound while no pace is known, in seconds."""
     tenant_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Shares of tenants within a lane, relative to 1 for those not named."""
 

@@ -1,5 +1,6 @@
 """From a request to a queued job: validated, its pictures examined, its model resolved."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from sagittal.core.validation import check_image_set, check_spec
 from sagittal.runtime.queue import JobQueue
 from sagittal.server.access import Caller
 from sagittal.server.catalogue import Catalogue, ready_workers
+from sagittal.server.estimates import Estimates
 from sagittal.server.messages import CACHE_POLICIES, LANES, timestamp
 from sagittal.server.metrics import ServiceMetrics
 from sagittal.server.pictures import Pictures
@@ -32,6 +34,7 @@ class Intake:
         self, queue: JobQueue, catalogue: Catalogue, pictures: Pictures, settings: JobSettings, metrics: ServiceMetrics
     ) -> None:
         self._queue = queue
+        self._estimates = Estimates(queue)
         self._catalogue = catalogue
         self._pictures = pictures
         self._settings = settings
@@ -100,6 +103,8 @@ class Intake:
             pictures["baseline"] = ("spec.baseline.image", spec.baseline.image)
         question = checked.question(spec, model)
         examined = await self._pictures.examine(pictures, model.preprocessing.input_size, question)
+        setting = checked.setting(spec)
+        cost = await self._estimates.of(model, checked.method.name, setting, checked.most_evaluations(spec))
         job = NewJob(
             job_id=new_job_id(),
             kind=JobKind.EXPLANATION,
@@ -114,9 +119,11 @@ class Intake:
             tenant=caller.tenant,
             content_key=examined.content_key,
             cache=CACHE_POLICIES[spec.cache_policy],
+            estimated_evaluations=math.ceil(cost.evaluations),
+            setting=setting,
             trace_context=caller.trace_context,
         )
-        return await self._submit(job, model)
+        return await self._submit(job, model, cost.seconds)
 
     async def _predict(
         self, request: model_service_pb2.PredictRequest, caller: Caller, deadline: float
@@ -132,10 +139,9 @@ class Intake:
         payload = request.SerializeToString()
         return await self.inquire(JobKind.PREDICTION, model, payload, examined.images, caller, deadline), model
 
-    async def _submit(self, new: NewJob, model: model_pb2.Model) -> tuple[Job, bool]:
+    async def _submit(self, new: NewJob, model: model_pb2.Model, seconds: float = 0.0) -> tuple[Job, bool]:
         workers = ready_workers(model)
-        ahead = (await self._queue.depth()).get((new.model, new.lane.value), 0)
-        job, is_new = await self._queue.submit(new, _accepted(new, ahead, workers))
+        job, is_new = await self._queue.submit(new, _accepted(new, workers, seconds))
         if is_new:
             self._metrics.accepted(new)
         say = _log.info if workers else _log.warning
@@ -147,7 +153,7 @@ class Intake:
             version=new.version,
             method=new.method,
             lane=new.lane.value,
-            queue_position=ahead,
+            estimated_evaluations=new.estimated_evaluations,
             ready_workers=workers,
         )
         return job, is_new
@@ -163,10 +169,11 @@ def _without_pictures(spec: explanation_pb2.ExplanationSpec, model: model_pb2.Mo
     return spec.SerializeToString()
 
 
-def _accepted(job: NewJob, ahead: int, workers: int) -> bytes:
-    accepted = explanation_pb2.Accepted(
-        queue_position=ahead, estimated_evaluations=job.estimated_evaluations, ready_workers=workers
-    )
+def _accepted(job: NewJob, workers: int, seconds: float) -> bytes:
+    """Returns the first event of a job; the queue, which alone knows it, adds the job's position."""
+    accepted = explanation_pb2.Accepted(estimated_evaluations=job.estimated_evaluations, ready_workers=workers)
+    if seconds:
+        accepted.estimated_run_time.FromNanoseconds(int(seconds * 1e9))
     event = explanation_pb2.ExplanationEvent(
         job_id=job.job_id, time=timestamp(time.time()), request_id=job.request_id, accepted=accepted
     )

@@ -57,6 +57,26 @@ async def test_accepted_says_who_is_ahead_and_how_many_workers_are_ready(stack: 
     assert (accepted.queue_position, accepted.ready_workers) == (1, 1)
 
 
+async def test_accepted_says_what_the_job_will_cost_once_such_jobs_have_ended(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take_half_a_second(run: Run) -> None:
+        done = explanation_pb2.Completed(evaluations=40, run_time={"nanos": 500_000_000})
+        run.settle(completed=done)
+
+    async def accepted(**changes: object) -> explanation_pb2.Accepted:
+        return (await first(stack.explanations.Explain(api.ExplainRequest(spec=spec(**changes))))).accepted
+
+    monkeypatch.setattr("sagittal.server.estimates.REFRESH", 0.0)
+    unknown = await accepted()
+    assert (unknown.estimated_evaluations, unknown.HasField("estimated_run_time")) == (0, False)
+    assert (await accepted(max_evaluations=30)).estimated_evaluations == 130  # with two curves of 50 steps
+    async with stack.worker(take_half_a_second).at_work():
+        await explain(stack, seed=1)
+    known = await accepted(seed=2)
+    assert (known.estimated_evaluations, known.estimated_run_time.ToMilliseconds()) == (40, 500)
+
+
 async def test_without_a_worker_the_job_waits_and_says_so(stack: Stack) -> None:
     stack.registry.workers.withdraw("scripted")
     call = stack.explanations.Explain(api.ExplainRequest(spec=spec()))

@@ -5,7 +5,8 @@
 --   ready:LANE:MODEL@VERSION zset of runs by fair-share tag   share:LANE:MODEL@VERSION hash of tags by tenant
 --   age:LANE:MODEL zset of queued runs by time   held hash of running runs by LANE:MODEL   lanes set of LANE:MODEL
 --   leases zset of runs by expiry   deadlines zset of jobs   jobs zset by creation (lexicographic)
---   ended zset of jobs   spent zset of runs   load hash of admission counters   bell:MODEL@VERSION list that wakes workers
+--   ended zset of jobs   spent zset of runs   load hash of admission counters   pace hash of evaluations a second by lane
+--   cost:METHOD:MODEL@VERSION hash of what settings cost   bell:MODEL@VERSION list that wakes workers
 --   request:TENANT:KEY, flight:CONTENT, answer:CONTENT strings that name a job or a run   take:NONCE string
 -- Times are seconds since the epoch on Redis's clock. Nothing below waits, and a script is atomic.
 
@@ -87,6 +88,7 @@ local function count_load(run, sign)
   count('load', 'jobs:' .. run.lane, sign)
   count('load', 'evaluations:' .. run.lane, sign * tonumber(run.estimate))
   count('load', 'tenant:' .. run.lane .. ':' .. run.tenant, sign)
+  count('load', 'tenant_evaluations:' .. run.lane .. ':' .. run.tenant, sign * tonumber(run.estimate))
 end
 
 local function enqueue(id, run)

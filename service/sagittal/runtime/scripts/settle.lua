@@ -1,8 +1,50 @@
--- Appends the terminal event and ends the run with all its jobs. Returns 'ok' or 'lost'.
+-- Appends the terminal event, ends the run with all its jobs, and learns what it cost. Returns 'ok' or 'lost'.
 local id, token, state, element, cache_seconds = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local evaluations, seconds = tonumber(ARGV[6]), tonumber(ARGV[7])
+
+-- A setting's cost is a mean in which the newest runs count most; the setting that was not used longest makes room.
+local most_settings, newest_share, kept_seconds = 32, 0.2, 30 * 86400
+
+local function mean(old, new, share) return old + share * (new - old) end
+
+local function learn_cost(run)
+  local setting = call('HGET', run_key(id), 'setting')
+  if not setting or setting == '' then return end
+  local key = root .. 'cost:' .. run.method .. ':' .. run.model .. '@' .. run.version
+  local count, spent, took = 0, evaluations, seconds
+  local known = call('HGET', key, setting)
+  if known then
+    local old_spent, old_took, old_count = string.match(known, '(%S+) (%S+) (%d+)')
+    count = tonumber(old_count)
+    local share = math.max(1 / (count + 1), newest_share)
+    spent, took = mean(tonumber(old_spent), spent, share), mean(tonumber(old_took), took, share)
+  elseif call('HLEN', key) >= most_settings then
+    local oldest, when
+    for name, value in pairs(fields(key)) do
+      local last = tonumber(string.match(value, '%S+$'))
+      if not when or last < when then oldest, when = name, last end
+    end
+    call('HDEL', key, oldest)
+  end
+  call('HSET', key, setting, string.format('%.9g %.9g %d %s', spent, took, math.min(count + 1, 1e6), exact(now)))
+  call('EXPIRE', key, kept_seconds)
+end
+
+local function learn_pace(run)
+  local old = call('HGET', root .. 'pace', run.lane)
+  local pace = evaluations / seconds
+  call('HSET', root .. 'pace', run.lane, exact(old and mean(tonumber(old), pace, newest_share) or pace))
+  call('EXPIRE', root .. 'pace', kept_seconds)
+end
+
 local run = read_run(id)
 if run.state == state and run.token == token then return 'ok' end
 if not holds(run, token) then return 'lost' end
+-- A later attempt may have gone on from a checkpoint: its time is not that of the whole.
+if state == 'completed' and evaluations > 0 and seconds > 0 and run.attempt == '1' then
+  learn_cost(run)
+  learn_pace(run)
+end
 finish(id, run, state, element, false)
 if state == 'completed' and run.content ~= '' and cache_seconds > 0 then
   call('SET', root .. 'answer:' .. run.content, split(run.subs)[1], 'PX', string.format('%.0f', cache_seconds * 1000))

@@ -1,7 +1,7 @@
--- Accepts a job. Returns {'new' | 'same', view} or {'reused', id} or {'full', what, bound}.
+-- Accepts a job. Returns {'new' | 'same', view} or {'reused', id} or {'full', what, bound, seconds to wait or ''}.
 local names = {'id', 'kind', 'model', 'version', 'method', 'lane', 'tenant', 'request_id', 'deadline', 'estimate',
   'trace', 'content', 'fingerprint', 'cache', 'accepted', 'request', 'max_queued', 'max_tenant', 'max_evaluations',
-  'max_sharers', 'max_bytes', 'assumed', 'weight', 'cache_seconds'}
+  'max_tenant_evaluations', 'max_sharers', 'max_bytes', 'assumed', 'weight', 'cache_seconds', 'setting'}
 local new = {}
 for i, name in ipairs(names) do new[name] = ARGV[i] end
 local first_image = #names + 1
@@ -35,7 +35,15 @@ local function make_room(bytes)
   return stored <= tonumber(new.max_bytes)
 end
 
-local function store_job(run)
+-- Runs ahead of a new one in its lane.
+local function ahead()
+  return call('ZCARD', root .. 'age:' .. place(new)) + tonumber(call('HGET', root .. 'held', place(new)) or 0)
+end
+
+-- ExplanationEvent.accepted = 10, Accepted.queue_position = 1
+local function position(number) return number > 0 and chunk(10, '\8' .. varint(number)) or '' end
+
+local function store_job(run, before)
   local created = exact(now)
   call('HSET', job_key(new.id), 'run', run, 'kind', new.kind, 'model', new.model, 'version', new.version, 'method',
     new.method, 'lane', new.lane, 'tenant', new.tenant, 'request_id', new.request_id, 'created', created, 'deadline',
@@ -43,7 +51,7 @@ local function store_job(run)
   call('ZADD', root .. 'jobs', 0, index_member(new.id, created))
   if new.deadline ~= '' then call('ZADD', root .. 'deadlines', new.deadline, new.id) end
   if new.request_id ~= '' then call('SET', request_key, new.id) end
-  push(new.id, 'e' .. new.accepted)
+  push(new.id, 'e' .. new.accepted .. position(before))
 end
 
 -- Serves a stored answer: the events of the job that gave it, without what was passing, with the answer's age.
@@ -59,7 +67,7 @@ local function answer()
   local fits = make_room(bytes)
   call('ZADD', root .. 'ended', exact(ended), source)
   if not fits then return false end
-  store_job(call('HGET', job_key(source), 'run') or '')
+  store_job(call('HGET', job_key(source), 'run') or '', 0)
   local seconds, nanos = tonumber(clock[1]), tonumber(clock[2]) * 1000
   local stamp = chunk(3, '\8' .. varint(seconds) .. '\16' .. varint(nanos)) .. identity(new.id)
   -- ExplanationEvent.completed = 21, Completed.cache_age = 18, Duration.seconds = 1, .nanos = 2
@@ -97,7 +105,8 @@ local function join()
   local bytes = #new.accepted
   for _, element in ipairs(events) do bytes = bytes + #element end
   if not make_room(bytes) then return false end
-  store_job(id)
+  local before = run.state == 'queued' and call('ZRANK', root .. 'age:' .. place(run), id) or 0
+  store_job(id, before)
   local me = identity(new.id)
   for _, element in ipairs(events) do push(new.id, element .. me) end
   call('HSET', run_key(id), 'subs', run.subs .. ',' .. new.id)
@@ -118,29 +127,50 @@ end
 
 if may_share and (answer() or join()) then return {'new', view(new.id)} end
 
+if tonumber(new.estimate) == 0 then new.estimate = new.assumed end
 local estimate = tonumber(new.estimate)
+local mine = new.lane .. ':' .. new.tenant
 local function load(field) return tonumber(call('HGET', root .. 'load', field) or 0) end
-if load('jobs:' .. new.lane) >= tonumber(new.max_queued) then return {'full', 'lane', new.max_queued} end
-if load('tenant:' .. new.lane .. ':' .. new.tenant) >= tonumber(new.max_tenant) then
-  return {'full', 'tenant', new.max_tenant}
-end
-local waiting = load('evaluations:' .. new.lane)
-if waiting > 0 and waiting + estimate > tonumber(new.max_evaluations) then
-  return {'full', 'evaluations', new.max_evaluations}
-end
-if not make_room(size + #new.accepted + 1) then return {'full', 'bytes', new.max_bytes} end
+local jobs, evaluations = load('jobs:' .. new.lane), load('evaluations:' .. new.lane)
+local my_jobs, my_evaluations = load('tenant:' .. mine), load('tenant_evaluations:' .. mine)
 
-store_job(new.id)
+-- Seconds until so many evaluations have left the lane, at the pace of the runs that workers hold; '' where none runs.
+local function seconds_for(number)
+  local held, lane = 0, new.lane .. ':'
+  for name, runs in pairs(fields(root .. 'held')) do
+    if string.sub(name, 1, #lane) == lane then held = held + tonumber(runs) end
+  end
+  local pace = held * tonumber(call('HGET', root .. 'pace', new.lane) or 0)
+  return pace > 0 and exact(number / pace) or ''
+end
+
+if jobs >= tonumber(new.max_queued) then
+  return {'full', 'lane', new.max_queued, seconds_for(evaluations / jobs)}
+end
+if my_jobs >= tonumber(new.max_tenant) then
+  return {'full', 'tenant', new.max_tenant, seconds_for(evaluations / my_jobs)}
+end
+if evaluations > 0 and evaluations + estimate > tonumber(new.max_evaluations) then
+  return {'full', 'evaluations', new.max_evaluations, seconds_for(evaluations + estimate - new.max_evaluations)}
+end
+if my_evaluations > 0 and my_evaluations + estimate > tonumber(new.max_tenant_evaluations) then
+  local excess = my_evaluations + estimate - new.max_tenant_evaluations
+  return {'full', 'tenant_evaluations', new.max_tenant_evaluations, seconds_for(excess * evaluations / my_evaluations)}
+end
+if not make_room(size + #new.accepted + 1) then return {'full', 'bytes', new.max_bytes, ''} end
+
+store_job(new.id, ahead())
 local run = {lane = new.lane, model = new.model, version = new.version, tenant = new.tenant, estimate = new.estimate,
   created = exact(now)}
 local share = root .. 'share:' .. queue_name(run)
 local begun = math.max(tonumber(call('HGET', share, 'clock') or 0), tonumber(call('HGET', share, 't:' .. new.tenant) or 0))
-run.tag = exact(begun + (estimate > 0 and estimate or tonumber(new.assumed)) / tonumber(new.weight))
+run.tag = exact(begun + estimate / tonumber(new.weight))
 call('HSET', share, 't:' .. new.tenant, run.tag)
 call('HSET', run_key(new.id), 'kind', new.kind, 'model', new.model, 'version', new.version, 'method', new.method, 'lane',
   new.lane, 'tenant', new.tenant, 'request_id', new.request_id, 'created', run.created, 'deadline', new.deadline,
   'estimate', new.estimate, 'tag', run.tag, 'token', '0', 'attempt', '0', 'worker', '', 'state', 'queued', 'cancel', '',
-  'subs', new.id, 'content', content, 'trace', new.trace, 'request', new.request, 'bytes', size, 'batch', '0')
+  'subs', new.id, 'content', content, 'trace', new.trace, 'request', new.request, 'bytes', size, 'batch', '0',
+  'setting', new.setting)
 for i = first_image, #ARGV, 2 do call('HSET', run_key(new.id), 'image:' .. ARGV[i], ARGV[i + 1]) end
 count_bytes(size)
 if content ~= '' then call('SET', root .. 'flight:' .. content, new.id) end

@@ -1,0 +1,24 @@
+"""What callers hear past an admission bound: which one, and when there will be room."""
+
+from sagittal.core.errors import Overloaded
+from sagittal.runtime.settings import QueueSettings
+
+#: Shortest and longest wait that is asked for, in seconds: a computed one may be of no time, or of a day.
+SHORTEST_WAIT, LONGEST_WAIT = 0.5, 300.0
+
+#: What is full, with the setting that bounds it.
+FULL = {
+    "lane": "the lane holds {bound:,} waiting jobs, the most it may (max_queued)",
+    "tenant": "you have {bound:,} jobs waiting in this lane, the most you may (max_queued_per_tenant)",
+    "evaluations": "with this job the lane's waiting jobs would need more than {bound:,} model evaluations, the most "
+    "they may (max_queued_evaluations)",
+    "tenant_evaluations": "with this job your waiting jobs in this lane would need more than {bound:,} model "
+    "evaluations, the most they may (max_queued_evaluations_per_tenant)",
+    "bytes": "the queue stores {bound:,} bytes, the most it may (max_stored_bytes)",
+}
+
+
+def overloaded(what: str, bound: int, seconds: float | None, settings: QueueSettings) -> Overloaded:
+    """Returns the error of a bound; `seconds` is when there will be room, None where it is not known."""
+    wait = settings.overload_retry_after if seconds is None else min(max(seconds, SHORTEST_WAIT), LONGEST_WAIT)
+    return Overloaded(f"{FULL[what].format(bound=bound)}: try again in {wait:.3g} s", retry_after=wait)
