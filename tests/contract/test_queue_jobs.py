@@ -136,7 +136,9 @@ async def test_a_running_job_that_is_cancelled_is_marked_for_its_worker(queue, n
     assert queue.worker().heartbeat([lease]) == ([], [])
     marked = await queue.jobs.cancel(job.job_id, "requested")
     assert (marked.state, marked.cancel_requested) == (JobState.RUNNING, True)
-    assert queue.worker().heartbeat([lease]) == ([], [(lease, "requested")])
+    lost, [cancellation] = queue.worker().heartbeat([lease])
+    assert (lost, cancellation.lease, cancellation.reason) == ([], lease, "requested")
+    assert 0 <= cancellation.age < 60
     queue.worker().settle(lease, b"cancelled", JobState.CANCELLED)
     assert (await queue.jobs.cancel(job.job_id, "again")).state is JobState.CANCELLED
 

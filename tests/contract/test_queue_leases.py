@@ -212,3 +212,17 @@ async def test_a_job_cannot_write_without_bound(make_queue, new_job) -> None:
     with pytest.raises(Overloaded, match="max_log_bytes"):
         worker.append(lease, [bytes(700_000)])
     worker.settle(lease, b"failed", JobState.FAILED)
+
+
+async def test_the_worker_of_a_cancelled_run_gets_word_of_it_and_no_other_does(queue, new_job) -> None:
+    job, _ = await queue.jobs.submit(new_job(), b"accepted")
+    lease, other = queue.lease(), queue.worker("other")
+    for each in (queue.worker(), other):
+        while await asyncio.to_thread(each.listen, block_seconds=0.2):
+            pass  # a new subscription counts as word
+    listening = asyncio.create_task(asyncio.to_thread(queue.worker().listen, block_seconds=30))
+    await queue.jobs.cancel(job.job_id, "requested")
+    assert await listening
+    assert not await asyncio.to_thread(other.listen, block_seconds=0.05)
+    _, [cancellation] = queue.worker().heartbeat([lease])
+    assert cancellation.reason == "requested"

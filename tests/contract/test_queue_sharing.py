@@ -67,7 +67,8 @@ async def test_the_last_one_to_cancel_ends_the_run(queue, new_job) -> None:
     lease = queue.lease()
     await queue.jobs.cancel(jobs[0].job_id, "first")
     assert (await queue.jobs.cancel(jobs[1].job_id, "last")).cancel_requested
-    assert queue.worker().heartbeat([lease]) == ([], [(lease, "last")])
+    lost, [cancellation] = queue.worker().heartbeat([lease])
+    assert (lost, cancellation.lease, cancellation.reason) == ([], lease, "last")
     fresh = await submit(queue, new_job(content_key="k"))
     assert fresh.state is JobState.QUEUED  # what is being cancelled is not joined
 

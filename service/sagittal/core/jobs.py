@@ -133,6 +133,16 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cancellation:
+    """Word to a worker that a run of its must end."""
+
+    lease: Lease
+    reason: str
+    age: float
+    """Time since the cancellation was accepted, in seconds on the queue's clock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredRequest:
     """What a job was made of, while it is kept."""
 

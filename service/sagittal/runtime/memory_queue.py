@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from sagittal.core.costs import Cost
-from sagittal.core.jobs import Backlog, Job, JobState, Lease, NewJob, StoredEvent, StoredRequest
+from sagittal.core.jobs import Backlog, Cancellation, Job, JobState, Lease, NewJob, StoredEvent, StoredRequest
 from sagittal.runtime.job_events import classify
 from sagittal.runtime.memory_store import MemoryStore
 from sagittal.runtime.settings import QueueSettings
@@ -123,11 +123,16 @@ class MemoryWorkerQueue:
                     return lease
                 self._store.changed.wait(min(left, self._store.settings.sweep_seconds))
 
-    def heartbeat(self, leases: Sequence[Lease]) -> tuple[Sequence[Lease], Sequence[tuple[Lease, str]]]:
+    def heartbeat(self, leases: Sequence[Lease]) -> tuple[Sequence[Lease], Sequence[Cancellation]]:
         """Keeps leases alive."""
         answers = [(lease, self._store.keep(lease)) for lease in leases]
-        lost = [lease for lease, answer in answers if answer is None]
-        return lost, [(lease, answer) for lease, answer in answers if answer]
+        lost = [lease for lease, answer in answers if answer is False]
+        return lost, [answer for _, answer in answers if isinstance(answer, Cancellation)]
+
+    def listen(self, *, block_seconds: float) -> bool:
+        """Waits for word that a run of this worker may have to end."""
+        with self._store.changed:
+            return self._store.changed.wait_for(lambda: self._store.called(self._worker), block_seconds)
 
     def append(self, lease: Lease, events: Sequence[bytes]) -> None:
         """Appends events."""

@@ -24,6 +24,8 @@ class Run:
     worker: str = ""
     token: int = 0
     cancel: str = ""
+    cancelled: float = 0.0
+    """When its cancellation was asked for."""
     expires: float = math.inf
     """When the lease ends without a heartbeat."""
     jobs: list["Record"] = field(default_factory=list)

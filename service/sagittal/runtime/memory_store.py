@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from sagittal.core.errors import AlreadyExists, FailedPrecondition, Overloaded, UnknownJob
-from sagittal.core.jobs import Backlog, CachePolicy, Job, JobState, Lane, Lease, NewJob, StoredRequest
+from sagittal.core.jobs import Backlog, CachePolicy, Cancellation, Job, JobState, Lane, Lease, NewJob, StoredRequest
 from sagittal.runtime.admission import overloaded
 from sagittal.runtime.job_events import (
     LASTING,
@@ -43,6 +43,7 @@ class MemoryStore:
         self._clocks: defaultdict[Share, float] = defaultdict(float)
         self._tags: defaultdict[tuple[Share, str], float] = defaultdict(float)
         self._listeners: set[Callable[[str], None]] = set()
+        self._called: set[str] = set()
         self._turn = 0
         self._number = 0
 
@@ -92,8 +93,10 @@ class MemoryStore:
                     self._leave(record, run, event, JobState.CANCELLED)
                 elif run.state is JobState.QUEUED:
                     self._finish(run, event, JobState.CANCELLED, own=False)
-                else:
-                    run.cancel = run.cancel or reason
+                elif not run.cancel:
+                    run.cancel, run.cancelled = reason, self._clock()
+                    self._called.add(run.worker)
+                    self.changed.notify_all()
             return record.view()
 
     def delete(self, job_id: str) -> None:
@@ -153,15 +156,26 @@ class MemoryStore:
                         return self._begin_lease(min(waiting, key=lambda run: run.tag), worker)
             return None
 
-    def keep(self, lease: Lease) -> str | None:
-        """Keeps a lease; returns the reason of its cancellation, or an empty string. None: it is lost."""
+    def called(self, worker: str) -> bool:
+        """Whether there is word for a worker since it was last asked."""
+        with self.changed:
+            there = worker in self._called
+            self._called.discard(worker)
+            return there
+
+    def keep(self, lease: Lease) -> Cancellation | bool:
+        """Keeps a lease; returns its cancellation where there is one, else whether it is still held."""
         with self.changed:
             run = self._runs.get(lease.job.job_id)
             if run is None or not _holds(run, lease):
-                return None
+                return False
             now = self._clock()
             run.expires = now + self.settings.lease_seconds
-            return run.cancel or ("deadline" if now > run.deadline + self.settings.lease_seconds else "")
+            if run.cancel:
+                return Cancellation(lease=lease, reason=run.cancel, age=now - run.cancelled)
+            if now > run.deadline + self.settings.lease_seconds:
+                return Cancellation(lease=lease, reason="deadline", age=0.0)
+            return True
 
     def write(self, lease: Lease, events: Sequence[tuple[bytes, bytes]]) -> None:
         """Appends events to the logs of all jobs of a run."""

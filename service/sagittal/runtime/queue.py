@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from sagittal.core.costs import Cost
-from sagittal.core.jobs import Backlog, Job, JobState, Lease, NewJob, StoredEvent, StoredRequest
+from sagittal.core.jobs import Backlog, Cancellation, Job, JobState, Lease, NewJob, StoredEvent, StoredRequest
 
 
 class LeaseLost(Exception):
@@ -114,8 +114,16 @@ class WorkerQueue(Protocol):
         """
         ...
 
-    def heartbeat(self, leases: Sequence[Lease]) -> tuple[Sequence[Lease], Sequence[tuple[Lease, str]]]:
-        """Keeps leases alive. Returns those that are lost, and those to be cancelled, with the reason."""
+    def heartbeat(self, leases: Sequence[Lease]) -> tuple[Sequence[Lease], Sequence[Cancellation]]:
+        """Keeps leases alive. Returns those that are lost, and those to be cancelled."""
+        ...
+
+    def listen(self, *, block_seconds: float) -> bool:
+        """Waits for word that a run of this worker may have to end, which the next heartbeat then names.
+
+        Returns whether there was any. Word may be lost with a connection, and may come without a cause: a worker beats
+        in its own time as well. Belongs to one thread.
+        """
         ...
 
     def append(self, lease: Lease, events: Sequence[bytes]) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import structlog
 
 from sagittal.core.errors import Overloaded, Unavailable
-from sagittal.core.jobs import JobState, Lease
+from sagittal.core.jobs import Cancellation, JobState, Lease
 from sagittal.runtime.job_events import TERMINAL, Ending, classify, read_settled
 from sagittal.runtime.queue import LeaseLost
 from sagittal.runtime.redis_connection import SOCKET_SHARE, SyncRunner, close_sync, connect_sync
+from sagittal.runtime.redis_news import WorkerNews
 from sagittal.runtime.redis_scripts import load_script, model_key, parse_lease, root_key
 from sagittal.runtime.redis_sweep import end_arguments, parse_endings, sweep_arguments
 from sagittal.runtime.settings import QueueSettings
@@ -40,6 +41,7 @@ class RedisWorkerQueue:
         self._worker = worker
         self._root = root_key(settings)
         self._redis = SyncRunner(connect_sync(settings), settings, self._root)
+        self._news = WorkerNews(self._redis, f"{self._root}worker:{worker}")
         self._writers: dict[tuple[str, int], _Writer] = {}
         self._writers_lock = threading.Lock()
         self._swept = 0.0
@@ -56,7 +58,7 @@ class RedisWorkerQueue:
                 return lease
             self._wait(names, left)
 
-    def heartbeat(self, leases: Sequence[Lease]) -> tuple[Sequence[Lease], Sequence[tuple[Lease, str]]]:
+    def heartbeat(self, leases: Sequence[Lease]) -> tuple[Sequence[Lease], Sequence[Cancellation]]:
         """Keeps leases alive, all in one round trip."""
         if not leases:
             return [], []
@@ -68,8 +70,13 @@ class RedisWorkerQueue:
                 self._forget(lease)
                 lost.append(lease)
             elif answer:
-                cancelled.append((lease, answer.decode().removeprefix("cancel:")))
+                _, age, reason = answer.decode().split(":", 2)
+                cancelled.append(Cancellation(lease=lease, reason=reason, age=float(age)))
         return lost, cancelled
+
+    def listen(self, *, block_seconds: float) -> bool:
+        """Waits for word that a run of this worker may have to end."""
+        return self._news.wait(block_seconds)
 
     def append(self, lease: Lease, events: Sequence[bytes]) -> None:
         """Appends events, each batch once, in the order of the calls.
@@ -123,6 +130,7 @@ class RedisWorkerQueue:
 
     def close(self) -> None:
         """Closes all connections."""
+        self._news.close()
         close_sync(self._redis.client)
 
     def _script(self, name: str, *arguments: bytes | str | int | float) -> Any:

@@ -39,7 +39,8 @@ class QueueSettings(BaseModel):
     lease_seconds: Seconds = 15.0
     """Time without a heartbeat after which a run is taken from its worker, in seconds."""
     heartbeat_seconds: Seconds = 1.0
-    """Time between two heartbeats of a worker, in seconds; also how soon a running job hears of its cancellation."""
+    """Time between two heartbeats of a worker, in seconds; also how soon a run hears of its cancellation where word
+    of it was lost."""
     sweep_seconds: Seconds = 1.0
     """Time between two looks for lost leases, passed deadlines and spent retention, in seconds."""
     max_attempts: Count = 3

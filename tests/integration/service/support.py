@@ -94,7 +94,7 @@ class Run:
     def cancelled(self) -> str | None:
         """Returns why the job was cancelled, or None."""
         _, asked = self.queue.heartbeat([self.lease])
-        return asked[0][1] if asked else None
+        return asked[0].reason if asked else None
 
     def _event(self, event: dict[str, object]) -> bytes:
         self.sent += 1

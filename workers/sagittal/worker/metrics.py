@@ -75,7 +75,7 @@ class WorkerMetrics:
             leases_lost=Counter("sagittal_leases_lost", "Leases taken from this worker.", registry=registry),
             cancel_to_idle=Histogram(
                 "sagittal_cancel_to_idle_seconds",
-                "Time from hearing of a cancellation to the end of the job's last step.",
+                "Time from when a cancellation was accepted to the end of the job's last step.",
                 registry=registry,
                 buckets=_STEP_SECONDS,
             ),

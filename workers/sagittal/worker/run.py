@@ -106,10 +106,15 @@ class JobRun:
         self._checkpoints.begin(self.task.usage)
         return self.task
 
-    def cancel(self, reason: str) -> None:
-        """Ends the job before the engine's next step. Safe from any thread."""
+    def cancel(self, reason: str, *, age: float = 0.0) -> None:
+        """Ends the job before the engine's next step. Safe from any thread.
+
+        Args:
+            reason: Why.
+            age: Time since the queue accepted the cancellation, in seconds.
+        """
         if not self._cancelled_at:
-            self._cancelled_because, self._cancelled_at = reason, time.monotonic()
+            self._cancelled_because, self._cancelled_at = reason, time.monotonic() - age
         if self.task is not None:
             self.task.cancel()
 

@@ -1,6 +1,7 @@
 """A worker: leases jobs for the models that it has ready, runs them on its engines, and keeps their leases alive.
 
-Four threads, so that none holds up another: the engine's steps, leasing and decoding, heartbeats, and writing events.
+Its threads hold up none of each other: the engine's steps, leasing and decoding, heartbeats, listening for
+cancellations, and writing events.
 """
 
 import threading
@@ -23,6 +24,9 @@ log = structlog.get_logger(__name__)
 
 #: Longest time that a call for a job blocks, in seconds.
 LEASE_BLOCK = 1.0
+
+#: Longest time that one call for word of a cancellation blocks, in seconds.
+LISTEN_BLOCK = 1.0
 
 #: Time that an idle engine sleeps before it looks again, in seconds; an arriving job wakes it.
 IDLE = 0.5
@@ -49,6 +53,7 @@ class Worker:
         self._stopped = threading.Event()
         self._work_arrived = threading.Event()
         self._room = threading.Event()
+        self._beat_soon = threading.Event()
 
     def drain(self) -> None:
         """Takes no more jobs; `run` returns when the running ones have ended or were handed back. Safe in a signal."""
@@ -65,6 +70,7 @@ class Worker:
                 ("engine", self._step_engines),
                 ("leasing", self._lease_jobs),
                 ("heartbeat", self._keep_leases),
+                ("cancellations", self._hear_cancellations),
             )
         ]
         for thread in threads:
@@ -73,6 +79,7 @@ class Worker:
         self._finish()
         self._stopped.set()
         self._work_arrived.set()
+        self._beat_soon.set()
         for thread in threads[1:]:
             thread.join(timeout=5)
         self._writer.stop(timeout=5)
@@ -186,7 +193,11 @@ class Worker:
     def _keep_leases(self) -> None:
         settings = self._settings
         announced = -float("inf")
-        while not self._stopped.wait(settings.queue.heartbeat_seconds):
+        while True:
+            self._beat_soon.wait(settings.queue.heartbeat_seconds)
+            self._beat_soon.clear()
+            if self._stopped.is_set():
+                return
             try:
                 self._beat()
                 if time.monotonic() - announced >= settings.announce_seconds and not self._draining.is_set():
@@ -203,8 +214,17 @@ class Worker:
             log.warning("lease-lost", job_id=lease.job.job_id, token=lease.token)
             self._metrics.leases_lost.inc()
             runs[lease.job.job_id, lease.token].drop()
-        for lease, reason in cancelled:
-            runs[lease.job.job_id, lease.token].cancel(reason)
+        for each in cancelled:
+            runs[each.lease.job.job_id, each.lease.token].cancel(each.reason, age=each.age)
+
+    def _hear_cancellations(self) -> None:
+        """Beats at once on word of a cancellation, so that none waits for the next heartbeat."""
+        while not self._stopped.is_set():
+            try:
+                if self._queue.listen(block_seconds=LISTEN_BLOCK):
+                    self._beat_soon.set()
+            except Unavailable as away:
+                self._away("listen", away)
 
     def _away(self, call: str, away: Unavailable) -> None:
         self._metrics.queue_errors.labels(call).inc()

@@ -10,6 +10,7 @@ if #split(run.subs) > 1 then
 elseif run.state == 'queued' then
   finish(job.run, run, 'cancelled', 't' .. event, true)
 elseif run.cancel == '' then
-  call('HSET', run_key(job.run), 'cancel', reason)
+  call('HSET', run_key(job.run), 'cancel', reason, 'cancelled', exact(now))
+  call('PUBLISH', root .. 'worker:' .. run.worker, id)
 end
 return view(id)

@@ -1,16 +1,18 @@
--- Keeps leases alive. For each (id, token) returns '' (kept), 'lost', or 'cancel:' and the reason.
+-- Keeps leases alive. For each (id, token) returns '' (kept), 'lost', or 'cancel:', the seconds since, ':' and the reason.
 local seconds = tonumber(ARGV[1])
 local answers = {}
 for i = 2, #ARGV, 2 do
   local id = ARGV[i]
-  local run = pick(run_key(id), {'state', 'token', 'cancel', 'deadline'})
+  local run = pick(run_key(id), {'state', 'token', 'cancel', 'cancelled', 'deadline'})
   if not holds(run, ARGV[i + 1]) then
     answers[#answers + 1] = 'lost'
   else
     call('ZADD', root .. 'leases', exact(now + seconds), id)
     -- A worker ends at the deadline by itself; this is for one that does not.
     local overdue = run.deadline ~= '' and now > tonumber(run.deadline) + seconds
-    answers[#answers + 1] = run.cancel ~= '' and 'cancel:' .. run.cancel or overdue and 'cancel:deadline' or ''
+    local since = now - tonumber(run.cancelled ~= '' and run.cancelled or now)
+    local cancelled = run.cancel ~= '' and string.format('cancel:%.6f:', since) .. run.cancel
+    answers[#answers + 1] = cancelled or overdue and 'cancel:0:deadline' or ''
   end
 end
 return answers
