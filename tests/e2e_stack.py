@@ -91,7 +91,7 @@ class Stack:
         tests = str(Path(__file__).parent)
         variables = {
             **os.environ,
-            "PYTHONPATH": tests,
+            "PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
             "SAGITTAL_QUEUE__URL": self.url,
             "SAGITTAL_QUEUE__PREFIX": self.prefix,
             "SAGITTAL_QUEUE__LEASE_SECONDS": "3",

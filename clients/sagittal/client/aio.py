@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
 from sagittal.client.astreams import AsyncEventStream
 from sagittal.client.base import BaseClient, list_request, spec_for, wanted_name
@@ -22,6 +24,7 @@ from sagittal.client.parsing import parse_class
 from sagittal.client.regions import RegionOptions, RegionScores, parse_regions
 from sagittal.client.requests import ExplainOptions, build_regions, build_states
 from sagittal.client.resume import Cursor
+from sagittal.client.tracing import CallSpan, Metadata
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import explanation_service_pb2 as service_pb
 from sagittal.v1 import explanation_service_pb2_grpc as service_grpc
@@ -85,10 +88,15 @@ class AsyncClient(BaseClient):
         request = service_pb.ExplainRequest(spec=await self._spec(image, options), detach=detach)
 
         def open_call(cursor: Cursor) -> Any:
-            return self._watch(cursor) if cursor.job_id else self._jobs.Explain(request, metadata=self._metadata)
+            return (
+                self._watch(cursor)
+                if cursor.job_id
+                else self._jobs.Explain(request, metadata=self._metadata + cursor.span.metadata)
+            )
 
-        cancel_job = None if detach else self._abandon
-        return AsyncEventStream(self._cursor(), open_call, model=options["model"], cancel_job=cancel_job)
+        cursor = self._cursor(request)
+        cancel_job = None if detach else partial(self._abandon, cursor.span)
+        return AsyncEventStream(cursor, open_call, model=options["model"], cancel_job=cancel_job)
 
     async def explain_many(
         self, images: Images, *, in_flight: int = 32, **options: Unpack[ExplainOptions]
@@ -106,16 +114,17 @@ class AsyncClient(BaseClient):
             model=options["model"],
             in_flight=in_flight,
         )
-        cursor = self._cursor()
-        while not batch.done:
-            try:
-                async with contextlib.aclosing(self._run_batch(batch, cursor)) as outcomes:
-                    async for outcome in outcomes:
-                        yield outcome
-                wait = 0.0 if batch.done else cursor.wait_after(None)
-            except grpc.RpcError as error:
-                wait = cursor.wait_after(error)
-            await asyncio.sleep(wait)
+        cursor = self._cursor(service_pb.ExplainManyRequest())
+        with cursor.span:
+            while not batch.done:
+                try:
+                    async with contextlib.aclosing(self._run_batch(batch, cursor)) as outcomes:
+                        async for outcome in outcomes:
+                            yield outcome
+                    wait = 0.0 if batch.done else cursor.wait_after(None)
+                except grpc.RpcError as error:
+                    wait = cursor.wait_after(error)
+                await asyncio.sleep(wait)
 
     async def submit(self, image: ImageLike, **options: Unpack[ExplainOptions]) -> Job:
         """Submits a job and returns at once; `watch` or `get` it by its `job_id`."""
@@ -124,7 +133,8 @@ class AsyncClient(BaseClient):
 
     def watch(self, job_id: str, *, after_sequence: int = 0) -> AsyncEventStream:
         """Yields the events of a job after a sequence number, to its end. Closing the stream leaves the job alone."""
-        return AsyncEventStream(self._cursor(job_id=job_id, after_sequence=after_sequence), self._watch)
+        request = service_pb.WatchExplanationRequest(job_id=job_id)
+        return AsyncEventStream(self._cursor(request, job_id=job_id, after_sequence=after_sequence), self._watch)
 
     async def get(self, job_id: str) -> Explanation:
         """Returns what is known of a job, whether it has ended or not."""
@@ -197,12 +207,16 @@ class AsyncClient(BaseClient):
     ) -> None:
         await self.close()
 
-    async def _call(self, method: Callable[..., Awaitable[Answer]], request: object) -> Answer:
+    async def _call(self, method: Callable[..., Awaitable[Answer]], request: Message) -> Answer:
         """Makes a call that may be repeated, and repeats it while the service is away."""
+        with self._span(request) as span:
+            return await self._repeat(method, request, self._metadata + span.metadata)
+
+    async def _repeat(self, method: Callable[..., Awaitable[Answer]], request: Message, metadata: Metadata) -> Answer:
         patience = self._call_patience()
         while True:
             try:
-                return await method(request, timeout=self.options.timeout, metadata=self._metadata)
+                return await method(request, timeout=self.options.timeout, metadata=metadata)
             except grpc.RpcError as error:
                 failure = from_rpc_error(error, address=self.address)
                 if not isinstance(failure, Unavailable):
@@ -212,13 +226,13 @@ class AsyncClient(BaseClient):
 
     def _watch(self, cursor: Cursor) -> Any:
         request = service_pb.WatchExplanationRequest(job_id=cursor.job_id, after_sequence=cursor.sequence)
-        return self._jobs.WatchExplanation(request, metadata=self._metadata)
+        return self._jobs.WatchExplanation(request, metadata=self._metadata + cursor.span.metadata)
 
-    async def _abandon(self, job_id: str) -> None:
+    async def _abandon(self, span: CallSpan, job_id: str) -> None:
         """Cancels a job whose caller went away, in bounded time. The service sees the dropped call anyway."""
         with contextlib.suppress(grpc.RpcError, grpc.aio.UsageError):
             request = service_pb.CancelExplanationRequest(job_id=job_id)
-            await self._jobs.CancelExplanation(request, timeout=2.0, metadata=self._metadata)
+            await self._jobs.CancelExplanation(request, timeout=2.0, metadata=self._metadata + span.metadata)
 
     async def _catalogue(self, options: ExplainOptions) -> Model | None:
         if wanted_name(options.get("method")) is None:
@@ -236,7 +250,7 @@ class AsyncClient(BaseClient):
             requests.put_nowait(request)
         for refused in await _send(batch, requests):
             yield refused
-        call = self._jobs.ExplainMany(_drain(requests), metadata=self._metadata)
+        call = self._jobs.ExplainMany(_drain(requests), metadata=self._metadata + cursor.span.metadata)
         try:
             if batch.done:
                 return

@@ -73,6 +73,8 @@ class AsyncEventStream(AsyncIterator[Event]):
             return
         self._closed = True
         await self._events.aclose()
+        if not self._cursor.ended:
+            self._cursor.span.end(GeneratorExit())
         if self._cancel_job is not None and self.job_id and not self._cursor.ended:
             # Shielded: the task that reads is often being cancelled itself.
             await asyncio.shield(asyncio.ensure_future(self._cancel_job(self.job_id)))
@@ -86,18 +88,19 @@ class AsyncEventStream(AsyncIterator[Event]):
         await self.aclose()
 
     async def _run(self) -> AsyncGenerator[Event, None]:
-        while not self._cursor.ended:
-            call = self._open_call(self._cursor)
-            try:
-                async for response in call:
-                    event = take_event(self._cursor, self._gathering, response.event)
-                    if event is not None:
-                        yield event
-                    if self._cursor.ended:
-                        return
-                wait = self._cursor.wait_after(None)
-            except (grpc.RpcError, Unavailable) as error:
-                wait = self._cursor.wait_after(error)
-            finally:
-                call.cancel()
-            await asyncio.sleep(wait)
+        with self._cursor.span:
+            while not self._cursor.ended:
+                call = self._open_call(self._cursor)
+                try:
+                    async for response in call:
+                        event = take_event(self._cursor, self._gathering, response.event)
+                        if event is not None:
+                            yield event
+                        if self._cursor.ended:
+                            return
+                    wait = self._cursor.wait_after(None)
+                except (grpc.RpcError, Unavailable) as error:
+                    wait = self._cursor.wait_after(error)
+                finally:
+                    call.cancel()
+                await asyncio.sleep(wait)

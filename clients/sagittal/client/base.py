@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 
+from google.protobuf.message import Message
+
 from sagittal.client.images import ImageLike
 from sagittal.client.methods import Method, MethodLike, pack_method, resolve_method
 from sagittal.client.models import Model
 from sagittal.client.options import TLS, Options, call_metadata
 from sagittal.client.requests import ExplainOptions, build_spec
 from sagittal.client.resume import Cursor, Patience
+from sagittal.client.tracing import CallSpan, begin_call, rpc_of
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import explanation_service_pb2 as service_pb
 from sagittal.v1 import method_pb2
@@ -28,9 +31,12 @@ class BaseClient:
     def _call_patience(self) -> Patience:
         return Patience(self.options.retry, self.options.retry.call_seconds)
 
-    def _cursor(self, *, job_id: str = "", after_sequence: int = 0) -> Cursor:
+    def _span(self, request: Message) -> CallSpan:
+        return begin_call(rpc_of(request), self.address)
+
+    def _cursor(self, request: Message, *, job_id: str = "", after_sequence: int = 0) -> Cursor:
         # Before anything came through, an address where nothing listens fails as soon as for any other call.
-        return Cursor(self._call_patience(), self.address, job_id, after_sequence)
+        return Cursor(self._call_patience(), self.address, job_id, after_sequence, span=self._span(request))
 
 
 def wanted_name(method: MethodLike | None) -> Method | None:

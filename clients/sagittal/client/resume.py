@@ -13,6 +13,7 @@ import grpc
 
 from sagittal.client.errors import ConnectionFailed, SagittalError, Unavailable, from_rpc_error, trailing_metadata
 from sagittal.client.options import Retry
+from sagittal.client.tracing import CallSpan
 from sagittal.v1 import explanation_pb2 as pb
 
 #: Codes with which gRPC itself ends a call whose connection broke, where the service attached nothing.
@@ -66,6 +67,8 @@ class Cursor:
     sequence: int = 0
     """Sequence number of the last event handed on."""
     ended: bool = field(default=False)
+    span: CallSpan = field(default_factory=CallSpan)
+    """The operation in the caller's traces; every call of the stream is part of it."""
 
     def admit(self, event: pb.ExplanationEvent) -> bool:
         """Takes note of an event; returns whether it is new and to be handed on."""

@@ -36,14 +36,17 @@ class Reading:
 
     def events(self) -> Generator[Event, None, None]:
         """Yields the events to the end; raises the error of a job that failed or was cancelled."""
-        while not (self.cursor.ended or self.closed):
-            wait = yield from self._read()
-            if wait and not self.closed:
-                time.sleep(wait)
+        with self.cursor.span:
+            while not (self.cursor.ended or self.closed):
+                wait = yield from self._read()
+                if wait and not self.closed:
+                    time.sleep(wait)
 
     def stop(self) -> None:
         """Drops the call under way."""
         self.closed = True
+        if not self.cursor.ended:
+            self.cursor.span.end(GeneratorExit())
         if self._call is not None:
             self._call.cancel()
 

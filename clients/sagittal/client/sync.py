@@ -4,10 +4,12 @@ import contextlib
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
+from google.protobuf.message import Message
 
 from sagittal.client.base import BaseClient, list_request, spec_for, wanted_name
 from sagittal.client.batch import Batch, Images, Outcome
@@ -22,6 +24,7 @@ from sagittal.client.regions import RegionOptions, RegionScores, parse_regions
 from sagittal.client.requests import ExplainOptions, build_regions, build_states
 from sagittal.client.resume import Cursor
 from sagittal.client.streams import EventStream, Reading
+from sagittal.client.tracing import CallSpan, Metadata
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import explanation_service_pb2 as service_pb
 from sagittal.v1 import explanation_service_pb2_grpc as service_grpc
@@ -82,10 +85,15 @@ class Client(BaseClient):
         request = service_pb.ExplainRequest(spec=self._spec(image, options), detach=detach)
 
         def open_call(cursor: Cursor) -> Any:
-            return self._watch(cursor) if cursor.job_id else self._jobs.Explain(request, metadata=self._metadata)
+            return (
+                self._watch(cursor)
+                if cursor.job_id
+                else self._jobs.Explain(request, metadata=self._metadata + cursor.span.metadata)
+            )
 
-        reading = Reading(self._cursor(), open_call, options["model"])
-        return EventStream(reading, None if detach else self._abandon)
+        cursor = self._cursor(request)
+        reading = Reading(cursor, open_call, options["model"])
+        return EventStream(reading, None if detach else partial(self._abandon, cursor.span))
 
     def explain_many(
         self, images: Images, *, in_flight: int = 32, **options: Unpack[ExplainOptions]
@@ -103,14 +111,15 @@ class Client(BaseClient):
             model=options["model"],
             in_flight=in_flight,
         )
-        cursor = self._cursor()
-        while not batch.done:
-            try:
-                yield from self._run_batch(batch, cursor)
-                wait = 0.0 if batch.done else cursor.wait_after(None)
-            except grpc.RpcError as error:
-                wait = cursor.wait_after(error)
-            time.sleep(wait)
+        cursor = self._cursor(service_pb.ExplainManyRequest())
+        with cursor.span:
+            while not batch.done:
+                try:
+                    yield from self._run_batch(batch, cursor)
+                    wait = 0.0 if batch.done else cursor.wait_after(None)
+                except grpc.RpcError as error:
+                    wait = cursor.wait_after(error)
+                time.sleep(wait)
 
     def submit(self, image: ImageLike, **options: Unpack[ExplainOptions]) -> Job:
         """Submits a job and returns at once; `watch` or `get` it by its `job_id`."""
@@ -119,7 +128,9 @@ class Client(BaseClient):
 
     def watch(self, job_id: str, *, after_sequence: int = 0) -> EventStream:
         """Yields the events of a job after a sequence number, to its end. Closing the stream leaves the job alone."""
-        return EventStream(Reading(self._cursor(job_id=job_id, after_sequence=after_sequence), self._watch, ""))
+        request = service_pb.WatchExplanationRequest(job_id=job_id)
+        cursor = self._cursor(request, job_id=job_id, after_sequence=after_sequence)
+        return EventStream(Reading(cursor, self._watch, ""))
 
     def get(self, job_id: str) -> Explanation:
         """Returns what is known of a job, whether it has ended or not."""
@@ -188,12 +199,16 @@ class Client(BaseClient):
     ) -> None:
         self.close()
 
-    def _call(self, method: Callable[..., Answer], request: object) -> Answer:
+    def _call(self, method: Callable[..., Answer], request: Message) -> Answer:
         """Makes a call that may be repeated, and repeats it while the service is away."""
+        with self._span(request) as span:
+            return self._repeat(method, request, self._metadata + span.metadata)
+
+    def _repeat(self, method: Callable[..., Answer], request: Message, metadata: Metadata) -> Answer:
         patience = self._call_patience()
         while True:
             try:
-                return method(request, timeout=self.options.timeout, metadata=self._metadata)
+                return method(request, timeout=self.options.timeout, metadata=metadata)
             except grpc.RpcError as error:
                 failure = from_rpc_error(error, address=self.address)
                 if not isinstance(failure, Unavailable):
@@ -203,13 +218,13 @@ class Client(BaseClient):
 
     def _watch(self, cursor: Cursor) -> Any:
         request = service_pb.WatchExplanationRequest(job_id=cursor.job_id, after_sequence=cursor.sequence)
-        return self._jobs.WatchExplanation(request, metadata=self._metadata)
+        return self._jobs.WatchExplanation(request, metadata=self._metadata + cursor.span.metadata)
 
-    def _abandon(self, job_id: str) -> None:
+    def _abandon(self, span: CallSpan, job_id: str) -> None:
         """Cancels a job whose caller went away, in bounded time. The service sees the dropped call anyway."""
         with contextlib.suppress(grpc.RpcError, ValueError):  # ValueError: the channel is closed
             request = service_pb.CancelExplanationRequest(job_id=job_id)
-            self._jobs.CancelExplanation(request, timeout=2.0, metadata=self._metadata)
+            self._jobs.CancelExplanation(request, timeout=2.0, metadata=self._metadata + span.metadata)
 
     def _catalogue(self, options: ExplainOptions) -> Model | None:
         if wanted_name(options.get("method")) is None:
@@ -225,7 +240,7 @@ class Client(BaseClient):
         for request in batch.reopen():
             requests.put(request)
         yield from _send(batch, requests)
-        call = self._jobs.ExplainMany(iter(requests.get, None), metadata=self._metadata)
+        call = self._jobs.ExplainMany(iter(requests.get, None), metadata=self._metadata + cursor.span.metadata)
         try:
             if batch.done:
                 return

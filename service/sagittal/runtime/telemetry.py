@@ -1,8 +1,10 @@
 """Logs and metrics of a program: structlog events with job and trace identifiers, and a Prometheus endpoint."""
 
 import logging
+import os
 import re
 import secrets
+import socket
 import sys
 from dataclasses import dataclass
 from threading import Thread
@@ -38,6 +40,11 @@ def configure_logging(log_format: LogFormat = "console", level: LogLevel = "info
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+
+
+def own_name() -> str:
+    """Returns a name of this process that no other running one has: its host and number."""
+    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 def trace_context(traceparent: str) -> str:

@@ -10,6 +10,7 @@ import structlog
 
 from sagittal.core.errors import PermissionDenied, Unauthenticated
 from sagittal.runtime.telemetry import trace_context, trace_id
+from sagittal.runtime.tracing import current_span
 from sagittal.server.layers import Call, Proceed
 from sagittal.server.settings import Role, Token
 
@@ -58,7 +59,7 @@ class Access:
     async def __call__(self, call: Call, proceed: Proceed) -> Any:
         """Is the layer that sets the caller, and the context of the log."""
         metadata = call.metadata
-        trace = trace_context(metadata.get("traceparent", ""))
+        trace = current_span().traceparent or trace_context(metadata.get("traceparent", ""))
         structlog.contextvars.bind_contextvars(rpc=call.method.rpartition("/")[2], trace_id=trace_id(trace))
         if not call.method.startswith(OPEN_SERVICES):
             _CALLER.set(self._admit(call.method, metadata.get("authorization", ""), trace))

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import structlog
 
@@ -12,6 +13,7 @@ from sagittal.core.identity import new_job_id
 from sagittal.core.jobs import CachePolicy, Job, JobKind, Lane, NewJob
 from sagittal.core.validation import check_image_set, check_spec
 from sagittal.runtime.queue import JobQueue
+from sagittal.runtime.tracing import JOB_ID, SpanKind, current_span, within
 from sagittal.server.access import Caller
 from sagittal.server.catalogue import Catalogue, ready_workers
 from sagittal.server.estimates import Estimates
@@ -141,7 +143,11 @@ class Intake:
 
     async def _submit(self, new: NewJob, model: model_pb2.Model, seconds: float = 0.0) -> tuple[Job, bool]:
         workers = ready_workers(model)
-        job, is_new = await self._queue.submit(new, _accepted(new, workers, seconds))
+        attributes = {JOB_ID: new.job_id, "sagittal.model": new.model, "sagittal.method": new.method}
+        with within(current_span().child("submit", kind=SpanKind.PRODUCER, attributes=attributes)) as span:
+            new = replace(new, trace_context=span.traceparent or new.trace_context)
+            job, is_new = await self._queue.submit(new, _accepted(new, workers, seconds))
+            span.set({JOB_ID: job.job_id, "sagittal.job.new": is_new})
         if is_new:
             self._metrics.accepted(new)
         say = _log.info if workers else _log.warning

@@ -14,7 +14,9 @@ from prometheus_client import REGISTRY
 from pydantic import BaseModel, ValidationError
 
 from sagittal.runtime.redis_queue import check_server, connect_job_queue, connect_model_registry
-from sagittal.runtime.telemetry import MetricsServer, configure_logging, start_metrics_server
+from sagittal.runtime.telemetry import MetricsServer, configure_logging, own_name, start_metrics_server
+from sagittal.runtime.tracing import NO_TRACER, Tracer
+from sagittal.runtime.tracing_start import TracingMissing, start_tracing
 from sagittal.server.endpoint import CannotListen
 from sagittal.server.service import Service
 from sagittal.server.settings import ServiceSettings
@@ -35,14 +37,21 @@ def main() -> int:
         return EXIT_SETTINGS
     configure_logging(settings.log_format, settings.log_level)
     try:
-        asyncio.run(serve(settings))
+        tracer = start_tracing(settings.tracing, program="sagittal-service", instance=own_name())
+    except TracingMissing as error:
+        sys.stderr.write(f"sagittal-service: {error}\n")
+        return EXIT_SETTINGS
+    try:
+        asyncio.run(serve(settings, tracer))
     except (CannotListen, OSError) as error:
         _log.error("service-cannot-start", error=str(error))
         return EXIT_ADDRESS
+    finally:
+        tracer.close()
     return EXIT_OK
 
 
-async def serve(settings: ServiceSettings) -> None:
+async def serve(settings: ServiceSettings, tracer: Tracer = NO_TRACER) -> None:
     """Serves until SIGTERM or SIGINT, then drains.
 
     Raises:
@@ -53,7 +62,7 @@ async def serve(settings: ServiceSettings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     registry = connect_model_registry(settings.queue)
     inspect = partial(check_server, settings.queue)
-    service = Service(settings, connect_job_queue(settings.queue), registry, REGISTRY, inspect=inspect)
+    service = Service(settings, connect_job_queue(settings.queue), registry, REGISTRY, inspect=inspect, tracer=tracer)
     metrics = _metrics(settings)
     try:
         await service.start()

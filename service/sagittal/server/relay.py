@@ -9,12 +9,15 @@ from typing import Any
 from sagittal.core.errors import InvalidRequest, UnknownJob
 from sagittal.core.jobs import Job, StoredEvent
 from sagittal.runtime.queue import JobQueue
+from sagittal.runtime.tracing import JOB_ID, JOB_STATE, current_span
 from sagittal.server.access import Caller
 from sagittal.server.aftermath import Aftermath
-from sagittal.server.messages import event
+from sagittal.server.messages import event, lasting
 from sagittal.server.metrics import ServiceMetrics
 from sagittal.server.streams import stream_is_moving
 from sagittal.v1 import explanation_pb2
+
+_TERMINAL = frozenset({"completed", "failed", "cancelled"})
 
 _JOB_ID = re.compile(r"^[0-9a-f]{32}$")
 
@@ -51,7 +54,9 @@ class Relay:
         """Yields the job's events after a sequence number, to the terminal one."""
         async with _closing(self._queue.events(job.job_id, after_sequence)) as log:
             async for stored in log:
-                yield event(stored, job)
+                message = event(stored, job)
+                _note(message)
+                yield message
 
     async def accepted(self, accepting: Coroutine[Any, Any, tuple[Job, bool]], *, rpc: str) -> tuple[Job, bool]:
         """Waits for a job to be accepted; where the caller goes away meanwhile, a job that comes of it is cancelled."""
@@ -88,6 +93,20 @@ class Relay:
         job, is_new = await accepting
         if is_new and drop:
             self.drop(job, rpc=rpc)
+
+
+def _note(message: explanation_pb2.ExplanationEvent) -> None:
+    """Tells the trace of a call what was relayed; progress and forming masks are left out."""
+    kind = message.WhichOneof("event") or ""
+    if not lasting(message):
+        return
+    about: dict[str, str | int] = {JOB_ID: message.job_id, "sagittal.sequence": message.sequence}
+    if kind == "cancelled":
+        about["sagittal.cancelled.reason"] = message.cancelled.reason
+    if kind in _TERMINAL:
+        about[JOB_STATE] = kind
+        current_span().set({JOB_STATE: kind})
+    current_span().note(kind, about)
 
 
 @asynccontextmanager

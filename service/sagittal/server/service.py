@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from sagittal.runtime.queue import JobQueue
 from sagittal.runtime.registry import ModelRegistry
+from sagittal.runtime.tracing import NO_TRACER, Tracer
 from sagittal.server.access import Access
 from sagittal.server.aftermath import Aftermath
 from sagittal.server.catalogue import Catalogue
@@ -33,6 +34,7 @@ from sagittal.server.relay import Relay
 from sagittal.server.retries import Retries
 from sagittal.server.settings import ServiceSettings
 from sagittal.server.streams import Streams
+from sagittal.server.tracing import Tracing
 from sagittal.v1 import concept_service_pb2_grpc, explanation_service_pb2_grpc, model_service_pb2_grpc
 
 #: Time between moving the streams and cutting off what is left, in seconds.
@@ -60,6 +62,7 @@ class Service:
         metrics: CollectorRegistry,
         *,
         inspect: Callable[[], Sequence[str]] = tuple,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         """Puts the service together.
 
@@ -69,8 +72,10 @@ class Service:
             registry: The models.
             metrics: Where the service's metrics are registered.
             inspect: Returns what an operator should hear of the queue's server.
+            tracer: Makes the spans of RPCs and jobs.
         """
         self._inspect = inspect
+        self._tracer = tracer
         self._settings = settings
         self._queue = queue
         self._metrics = ServiceMetrics(metrics)
@@ -88,7 +93,7 @@ class Service:
         Raises:
             CannotListen: an address cannot be had.
         """
-        layers = (answer_failures, self._metrics, Access(self._settings.tokens), self._streams)
+        layers = (answer_failures, Tracing(self._tracer), self._metrics, Access(self._settings.tokens), self._streams)
         self._server = grpc.aio.server(
             interceptors=[Layers(layers)], options=server_options(self._settings.connections)
         )

@@ -11,6 +11,7 @@ from sagittal.core.images import ImageLimits
 from sagittal.core.validation import TimeLimits
 from sagittal.runtime.settings import QueueSettings
 from sagittal.runtime.telemetry import LogFormat, LogLevel
+from sagittal.runtime.tracing import TracingSettings
 
 MIB = 2**20  # bytes
 
@@ -147,6 +148,8 @@ class ServiceSettings(BaseSettings):
     """`debug`, `info`, `warning` or `error`."""
     queue: QueueSettings = QueueSettings()
     """The queue on Redis."""
+    tracing: TracingSettings = TracingSettings()
+    """Where traces go."""
     images: ImageSettings = ImageSettings()
     """How large a picture may be."""
     jobs: JobSettings = JobSettings()

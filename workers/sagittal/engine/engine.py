@@ -6,6 +6,7 @@ for its weight, goes first: tasks with someone waiting weigh more, and none star
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,20 +116,25 @@ class Engine:
         return batch
 
     def _inspect(self, task: Task) -> None:
-        request = task.pending
+        request, begun = task.pending, time.perf_counter()
         try:
             result = self.evaluator.inspect(request)  # type: ignore[arg-type]
         except Exception as error:  # noqa: BLE001 - a method that fails fails its task, not the engine
+            task.charge(time.perf_counter() - begun)
             task.fail(error)
         else:
+            task.charge(time.perf_counter() - begun)
             task.answer_inspection(result)
 
     def _evaluate(self, batch: Sequence[tuple[Task, Part]]) -> None:
+        begun = time.perf_counter()
         answers = self._run(batch)
         self.counters.batches += 1
-        self.counters.rows += sum(part.rows for _, part in batch)
-        sound = _all_sound(answers)
+        sound = _all_sound(answers)  # waits for the device
+        rows, seconds = sum(part.rows for _, part in batch), time.perf_counter() - begun
+        self.counters.rows += rows
         for (task, part), answer in zip(batch, answers, strict=True):
+            task.charge(seconds * part.rows / rows)
             error = answer if isinstance(answer, Exception) else None if sound else _fault(answer)
             if error is not None:
                 task.fail(error)

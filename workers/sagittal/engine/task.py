@@ -54,6 +54,10 @@ class Task:
     usage: Usage = field(default_factory=Usage)
     pending: Evaluate | Inspect | None = None
     """The request that waits to be run."""
+    batches: int = 0
+    """Batches that had a part of it, and calls with the model."""
+    device_seconds: float = 0.0
+    """Its share of the time that they took, by rows."""
     asked: int = 0
     """Rows of it that are already in a batch."""
     answers: list[Scores] = field(default_factory=list)
@@ -105,6 +109,11 @@ class Task:
         if not self.ended:
             self.steps.close()
             self._end(error)
+
+    def charge(self, seconds: float) -> None:
+        """Takes note of a batch or a call with the model, and of its part of the time."""
+        self.batches += 1
+        self.device_seconds += seconds
 
     def _count(self, rows: int, gradient: int, metric: int) -> None:
         self.usage.evaluations += rows

@@ -16,6 +16,8 @@ from sagittal.models.loading import choose_device, set_threads
 from sagittal.models.sources import ModelUnavailable
 from sagittal.runtime.redis_queue import connect_worker_queue, connect_worker_registry
 from sagittal.runtime.telemetry import configure_logging, start_metrics_server
+from sagittal.runtime.tracing import Tracer
+from sagittal.runtime.tracing_start import TracingMissing, start_tracing
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.models import HostedModels
 from sagittal.worker.settings import WorkerSettings
@@ -35,18 +37,20 @@ def main() -> None:
         sys.exit(f"sagittal-worker: the settings cannot be used:\n{error}")
     configure_logging(settings.log_format, settings.log_level)
     try:
-        worker = _make(settings)
-    except (InvalidModelFile, ModelUnavailable, OSError) as error:
+        tracer = start_tracing(settings.tracing, program="sagittal-worker", instance=settings.worker_name)
+        worker = _make(settings, tracer)
+    except (InvalidModelFile, ModelUnavailable, OSError, TracingMissing) as error:
         log.error("cannot-start", error=str(error))
         sys.exit(USAGE)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _drain(worker))
     log.info("worker-started", worker=settings.worker_name, pid=os.getpid(), models=str(settings.models_file))
     worker.run()
+    tracer.close()
     log.info("worker-stopped", worker=settings.worker_name)
 
 
-def _make(settings: WorkerSettings) -> Worker:
+def _make(settings: WorkerSettings, tracer: Tracer) -> Worker:
     set_threads(settings.threads)
     metrics = WorkerMetrics.create(REGISTRY)
     if settings.metrics_port:
@@ -64,7 +68,7 @@ def _make(settings: WorkerSettings) -> Worker:
         memory_mib=settings.model_memory_mib,
     )
     queue = connect_worker_queue(settings.queue, worker=settings.worker_name)
-    return Worker(settings, queue, models, metrics)
+    return Worker(settings, queue, models, metrics, tracer)
 
 
 def _drain(worker: Worker) -> Callable[[int, FrameType | None], None]:

@@ -9,7 +9,6 @@ from functools import partial
 from importlib import metadata
 from typing import Any
 
-import structlog
 import torch
 from google.protobuf import duration_pb2
 from google.rpc import status_pb2
@@ -26,14 +25,14 @@ from sagittal.core.status import internal_status, to_status
 from sagittal.engine import INTERACTIVE_WEIGHT, Budget, EvaluationFailed, Task, TaskCancelled
 from sagittal.explain import InvalidParameter, Unsupported, seam
 from sagittal.models.loading import LoadedModel
+from sagittal.runtime.tracing import NO_TRACER, Tracer
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.worker.checkpoints import Checkpoints
 from sagittal.worker.metrics import WorkerMetrics
+from sagittal.worker.trace import JobTrace, job_log
 from sagittal.worker.wire import Wire
 from sagittal.worker.work import Work
 from sagittal.worker.writer import EventWriter, Outbox
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -58,12 +57,15 @@ class JobRun:
         name: str,
         *,
         checkpoint_seconds: float,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         """Opens the job's outbox and says that it started."""
         self.lease = lease
         self._loaded = loaded
         self._writer = writer
         self._metrics = metrics
+        self._log = job_log(lease)
+        self._trace = JobTrace(tracer, lease, name)
         self._started = time.monotonic()
         self._waited = max(0.0, time.time() - lease.job.created)
         self._measured = Measured()
@@ -104,6 +106,7 @@ class JobRun:
             usage=replace(work.used),
         )
         self._checkpoints.begin(self.task.usage)
+        self._trace.enter_engine(batch_size=self._loaded.found.batch_size)
         return self.task
 
     def cancel(self, reason: str, *, age: float = 0.0) -> None:
@@ -115,6 +118,7 @@ class JobRun:
         """
         if not self._cancelled_at:
             self._cancelled_because, self._cancelled_at = reason, time.monotonic() - age
+            self._trace.cancel(reason)
         if self.task is not None:
             self.task.cancel()
 
@@ -136,6 +140,7 @@ class JobRun:
 
     def _on_event(self, event: seam.Event) -> None:
         self._note(event)
+        self._trace.note(event)
         self._checkpoints.note(event)
         passing = isinstance(event, seam.Progress) or (isinstance(event, seam.SaliencyMask) and not event.final)
         if passing and not self._due(event):
@@ -177,8 +182,10 @@ class JobRun:
     def _on_end(self, error: BaseException | None) -> None:
         """Writes the one terminal event, or hands the job back."""
         if self.lost:
+            self._trace.end("lost", self.task)
             return
         if isinstance(error, TaskCancelled) and self._handing_back:
+            self._trace.end("handed-back", self.task)
             self._checkpoints.store_newest()
             self._writer.hand_back(self._outbox)
             return
@@ -191,6 +198,7 @@ class JobRun:
         else:
             event, state = pb.ExplanationEvent(failed=self._status(error)), JobState.FAILED
         self._count(state)
+        self._trace.end(state.value, self.task, error=event.failed.message)
         self._writer.settle(self._outbox, self._stamped(event), state)
 
     def _completed(self) -> pb.Completed:
@@ -220,10 +228,10 @@ class JobRun:
         """Returns what the caller is told of an error; what is a bug stays in the log under an identifier."""
         expected = translate(error, self._work.method_field if self._work else "")
         if expected is not None:
-            log.info("job-failed", job_id=self.lease.job.job_id, reason=expected.reason, error=expected.message)
+            self._log.info("job-failed", reason=expected.reason, error=expected.message)
             return to_status(expected)
         incident = uuid.uuid4().hex
-        log.error("job-crashed", job_id=self.lease.job.job_id, incident=incident, exc_info=error)
+        self._log.error("job-crashed", incident=incident, exc_info=error)
         return internal_status(incident)
 
     def _count(self, state: JobState) -> None:

@@ -1,7 +1,5 @@
 """Settings of a worker, from environment variables that begin with `SAGITTAL_` (`__` between levels)."""
 
-import os
-import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -10,11 +8,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sagittal.core.images import ImageLimits
 from sagittal.runtime.settings import QueueSettings
-from sagittal.runtime.telemetry import LogFormat, LogLevel
-
-
-def _own_name() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}"
+from sagittal.runtime.telemetry import LogFormat, LogLevel, own_name
+from sagittal.runtime.tracing import TracingSettings
 
 
 class WorkerSettings(BaseSettings):
@@ -26,7 +21,7 @@ class WorkerSettings(BaseSettings):
 
     models_file: Path = Path("models.toml")
     """TOML file with the models to serve."""
-    worker_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$", default_factory=_own_name)]
+    worker_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$", default_factory=own_name)]
     """Name of this worker, unique among those that run. Not set: host and process."""
     device: str = ""
     """Device to run on, such as `cpu` or `cuda:1`. Empty: CUDA where there is one."""
@@ -49,6 +44,8 @@ class WorkerSettings(BaseSettings):
     """`debug`, `info`, `warning` or `error`."""
     queue: QueueSettings = QueueSettings()
     """The queue on Redis."""
+    tracing: TracingSettings = TracingSettings()
+    """Where traces go."""
     max_image_pixels: Annotated[int, Field(gt=0)] = 64_000_000
     """Width times height of the largest picture."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 5.0

@@ -13,10 +13,12 @@ import structlog
 from sagittal.core.errors import Unavailable
 from sagittal.core.jobs import Lease
 from sagittal.runtime.queue import LeaseLost, WorkerQueue
+from sagittal.runtime.tracing import NO_TRACER, Tracer, within
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.models import FORGOTTEN_AFTER, Hosted, HostedModels
 from sagittal.worker.run import JobRun
 from sagittal.worker.settings import WorkerSettings
+from sagittal.worker.trace import job_log, load_span
 from sagittal.worker.work import read_work
 from sagittal.worker.writer import EventWriter
 
@@ -39,13 +41,19 @@ class Worker:
     """Everything between the queue and the device."""
 
     def __init__(
-        self, settings: WorkerSettings, queue: WorkerQueue, models: HostedModels, metrics: WorkerMetrics
+        self,
+        settings: WorkerSettings,
+        queue: WorkerQueue,
+        models: HostedModels,
+        metrics: WorkerMetrics,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         """Starts nothing yet; see `run`."""
         self._settings = settings
         self._queue = queue
         self._models = models
         self._metrics = metrics
+        self._tracer = tracer
         self._writer = EventWriter(queue)
         self._runs: dict[tuple[str, int], JobRun] = {}
         self._runs_lock = threading.Lock()
@@ -160,12 +168,13 @@ class Worker:
                 return
         # Unloaded to make room: another worker may have it ready, so the job waits in the queue while it is loaded.
         self._return(lease)
-        self._models.load(hosted, batch_size=self._settings.batch_size, stopped=self._draining)
+        with within(load_span(self._tracer, lease)):
+            self._models.load(hosted, batch_size=self._settings.batch_size, stopped=self._draining)
 
     def _begin(self, lease: Lease, hosted: Hosted) -> None:
         if hosted.loaded is None or hosted.described is None or hosted.engine is None:
             raise RuntimeError(f"leased a job of {hosted.entry.key}, which is not ready")
-        log.info("job-started", job_id=lease.job.job_id, method=lease.job.method, attempt=lease.job.attempt)
+        job_log(lease).info("job-started", method=lease.job.method, attempt=lease.job.attempt)
         run = JobRun(
             lease,
             hosted.loaded,
@@ -173,6 +182,7 @@ class Worker:
             self._metrics,
             self._settings.worker_name,
             checkpoint_seconds=self._settings.checkpoint_seconds,
+            tracer=self._tracer,
         )
         with self._runs_lock:
             self._runs[lease.job.job_id, lease.token] = run
@@ -188,7 +198,7 @@ class Worker:
         try:
             self._queue.release(lease)
         except (Unavailable, LeaseLost) as error:
-            log.warning("release-failed", job_id=lease.job.job_id, error=str(error))
+            job_log(lease).warning("release-failed", error=str(error))
 
     def _keep_leases(self) -> None:
         settings = self._settings
@@ -211,7 +221,7 @@ class Worker:
             runs = dict(self._runs)
         lost, cancelled = self._queue.heartbeat([run.lease for run in runs.values() if not run.ended])
         for lease in lost:
-            log.warning("lease-lost", job_id=lease.job.job_id, token=lease.token)
+            job_log(lease).warning("lease-lost", token=lease.token)
             self._metrics.leases_lost.inc()
             runs[lease.job.job_id, lease.token].drop()
         for each in cancelled:

@@ -10,6 +10,7 @@ import structlog
 from sagittal.core.errors import Overloaded, Unavailable
 from sagittal.core.jobs import JobState, Lease
 from sagittal.runtime.queue import LeaseLost, WorkerQueue
+from sagittal.worker.trace import job_log
 
 log = structlog.get_logger(__name__)
 
@@ -134,10 +135,10 @@ class EventWriter:
             self._write_checkpoint(outbox)
             self._finish(outbox)
         except LeaseLost:
-            log.warning("lease-lost", job_id=outbox.lease.job.job_id, token=outbox.lease.token)
+            job_log(outbox.lease).warning("lease-lost", token=outbox.lease.token)
             self.drop(outbox)
         except Overloaded as full:
-            log.warning("job-log-full", job_id=outbox.lease.job.job_id, error=full.message)
+            job_log(outbox.lease).warning("job-log-full", error=full.message)
             with self._changed:
                 outbox.full = True
                 outbox.events.clear()
