@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sagittal.engine import INTERACTIVE_WEIGHT, Budget, Engine, Task, TorchEvaluator
 from sagittal.engine.composition import Part
+from sagittal.engine.evaluator import Evaluator
 from sagittal.engine.optimise import optimise
 from sagittal.engine.timing import Variant
 from sagittal.explain import EXPLAINERS, Explainer, Metrics, Question, explain
@@ -133,17 +134,20 @@ class Bench:
         """Runs tasks together; returns the seconds that the engine took, and what ran beside it."""
         beside = Beside(self.loaded.evaluator, self.bare)
         started = self.clock()
-        seconds = self._finish(Engine(beside, batch_size=self.loaded.found.batch_size), tasks, started)
+        seconds = self._finish(self._engine(beside), tasks, started)
         return seconds - beside.spent, beside
 
     def run_until(self, awaited: Sequence[Task], others: Sequence[Task] = ()) -> float:
         """Returns the seconds until the awaited tasks have ended, others running with them from before."""
-        engine = Engine(self.loaded.evaluator, batch_size=self.loaded.found.batch_size)
+        engine = self._engine(self.loaded.evaluator)
         for task in others:
             engine.submit(task)
         for _ in range(len(others)):
             engine.step()
         return self._finish(engine, awaited, self.clock())
+
+    def _engine(self, evaluator: Evaluator) -> Engine:
+        return Engine(evaluator, batch_size=self.loaded.found.batch_size, unit=self.loaded.evaluator.unit)
 
     def _finish(self, engine: Engine, awaited: Sequence[Task], started: float) -> float:
         for task in awaited:

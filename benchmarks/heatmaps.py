@@ -153,7 +153,7 @@ def _heatmap(loaded: LoadedModel, module: nn.Module, question: Question, explain
             finals.append(event.saliency)
 
     task = Task(steps=explain(question, explainer, Metrics(curves=False)), on_event=note, on_end=ends.append)
-    Engine(evaluator, batch_size=loaded.found.batch_size).run(task)
+    Engine(evaluator, batch_size=loaded.found.batch_size, unit=loaded.evaluator.unit).run(task)
     if ends[0] is not None:
         raise ends[0]
     return finals[0]

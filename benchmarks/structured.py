@@ -101,7 +101,7 @@ def search(loaded: LoadedModel, picture: Picture, baseline: str, shape: str, pro
     ends: list[BaseException | None] = []
     task = Task(steps=explain(question, explainer), on_event=events.append, on_end=ends.append)
     started = time.monotonic()
-    Engine(loaded.evaluator, batch_size=loaded.found.batch_size).run(task)
+    Engine(loaded.evaluator, batch_size=loaded.found.batch_size, unit=loaded.evaluator.unit).run(task)
     if ends[0] is not None:
         raise ends[0]
     sets = {event.patches: event for event in events if isinstance(event, SufficientSet)}

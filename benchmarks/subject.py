@@ -85,7 +85,7 @@ def run(loaded: LoadedModel, picture: Picture, explainer: Explainer, *, seed: in
         budget=options.get("budget", Budget()),
     )
     started = time.monotonic()
-    Engine(loaded.evaluator, batch_size=loaded.found.batch_size).run(task)
+    Engine(loaded.evaluator, batch_size=loaded.found.batch_size, unit=loaded.evaluator.unit).run(task)
     seconds = time.monotonic() - started
     if ends[0] is not None:
         raise ends[0]

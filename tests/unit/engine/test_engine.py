@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sagittal.engine import Budget, Engine, EvaluationFailed, Task, TaskCancelled, TorchEvaluator
+from sagittal.engine.task import STRETCHED
 from sagittal.explain.seam import Evaluate, Inspect, OutOfBudget, Progress, Scores, Subject
 
 
@@ -18,13 +19,14 @@ class Recorder:
     supports_gradients = True
 
     def __init__(self, limit=None):
-        self.batches, self.limit = [], limit
+        self.batches, self.parts, self.limit = [], [], limit
 
     def evaluate(self, parts):
         rows = sum(part.rows for part in parts)
         if self.limit is not None and rows > self.limit:
             raise torch.cuda.OutOfMemoryError("by construction")
         self.batches.append(rows)
+        self.parts.append([part.rows for part in parts])
         return [self._scores(part) for part in parts]
 
     def inspect(self, request):
@@ -62,9 +64,10 @@ def finished(engine, tasks):
         st.lists(st.tuples(st.integers(1, 40), st.booleans()), min_size=1, max_size=5), min_size=1, max_size=6
     ),
     batch_size=st.integers(1, 17),
+    unit=st.sampled_from((1, 2, 4)),
 )
-@settings(max_examples=60, deadline=None)
-def test_every_request_is_answered_once_and_in_order(jobs, batch_size):
+@settings(max_examples=80, deadline=None)
+def test_every_request_is_answered_once_and_in_order(jobs, batch_size, unit):
     seen = {number: [] for number in range(len(jobs))}
 
     def steps(number, requests):
@@ -76,12 +79,24 @@ def test_every_request_is_answered_once_and_in_order(jobs, batch_size):
             seen[number].append(index)
 
     recorder = Recorder()
-    engine = Engine(recorder, batch_size=batch_size)
+    engine = Engine(recorder, batch_size=batch_size, unit=unit)
     ends = finished(engine, {number: Task(steps=steps(number, job)) for number, job in enumerate(jobs)})
     assert all(error is None for error in ends.values()), ends
     assert seen == {number: list(range(len(job))) for number, job in enumerate(jobs)}
-    assert max(recorder.batches) <= batch_size
+    assert max(recorder.batches) <= STRETCHED * batch_size
     assert sum(recorder.batches) == sum(rows for job in jobs for rows, _ in job)
+    if unit <= batch_size:
+        for parts in recorder.parts:
+            assert all(rows % unit == 0 for rows in parts) or (len(parts) == 1 and parts[0] < unit)
+
+
+def test_a_request_leaves_no_small_batch_behind():
+    def steps():
+        yield ask(20)
+
+    recorder = Recorder()
+    finished(Engine(recorder, batch_size=16), {0: Task(steps=steps())})
+    assert recorder.batches == [20]
 
 
 def test_tasks_share_batches():

@@ -139,7 +139,7 @@ def test_a_jobs_result_does_not_depend_on_its_neighbours(tiny, neighbours):
             seen.append((yield request))
 
     def results(numbers):
-        engine = Engine(loaded.evaluator, batch_size=loaded.found.batch_size)
+        engine = Engine(loaded.evaluator, batch_size=loaded.found.batch_size, unit=loaded.evaluator.unit)
         seen = {number: [] for number in numbers}
         for number in numbers:
             engine.submit(Task(steps=steps(number, seen[number])))

@@ -5,7 +5,14 @@ import torch
 from torch import nn
 
 from sagittal.engine.timing import Variant
-from sagittal.models.measuring import QUANTUM_ROWS, batch_sizes, find_quantum, find_throughput, pieces_of
+from sagittal.models.measuring import (
+    QUANTUM_ROWS,
+    batch_sizes,
+    find_quantum,
+    find_throughput,
+    pieces_of,
+    runs_small_cheaply,
+)
 
 IMAGE = torch.zeros(1, 3, 4, 4)
 
@@ -96,3 +103,10 @@ def test_pieces_are_multiples_that_sum_to_all_rows(quantum):
     assert sum(sizes) == QUANTUM_ROWS
     assert len(sizes) > 1
     assert all(size % quantum == 0 for size in sizes)
+
+
+def test_a_small_batch_is_padded_only_where_that_costs_little():
+    variant, image = Variant(nn.Identity()), torch.zeros(1, 3, 4, 4)
+    assert runs_small_cheaply(variant, image, 4, seconds=clock(lambda _: 0.001))
+    assert not runs_small_cheaply(variant, image, 4, seconds=clock(lambda _: 0.0001, fixed=0.01))
+    assert not runs_small_cheaply(variant, image, 1, seconds=clock(lambda _: 0.001))

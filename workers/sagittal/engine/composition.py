@@ -1,7 +1,6 @@
 """From masks to a model's inputs, and from the gradient of the inputs back to the masks.
 
 The way back is done by hand: the model's gradient ends at its inputs, and what lies before them is linear in the mask.
-Only the upsampling, one channel deep, is left to autograd.
 """
 
 from collections import OrderedDict
@@ -11,11 +10,14 @@ import torch
 from torch import Tensor
 
 from sagittal.engine.noise import NoiseTable
-from sagittal.explain.masking import upsample
-from sagittal.explain.seam import Evaluate, Subject
+from sagittal.engine.stretching import Stretch, stretch_of
+from sagittal.explain.seam import Evaluate, Subject, Upsampling
 
 SUBJECTS_KEPT = 64
 """Subjects whose tensors stay on the device: as many as a worker runs jobs, and some."""
+
+STRETCHES_KEPT = 64
+"""Pairs of mask and image size whose matrices stay on the device: at most a megabyte each at common sizes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +43,11 @@ class Canvas:
     difference: Tensor
     """Image less baseline: what a mask of 1 adds to the baseline."""
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.baseline.shape[-2], self.baseline.shape[-1]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Composed:
@@ -48,9 +55,7 @@ class Composed:
 
     inputs: Tensor
     """Float32 of shape (rows, 3, height, width)."""
-    masks: Tensor
-    pixels: Tensor
-    """The masks at the size of the image, (rows, 1, height, width); a function of `masks` where a gradient is asked."""
+    stretch: Stretch
     difference: Tensor
 
     def gradient(self, of_inputs: Tensor) -> Tensor:
@@ -58,8 +63,7 @@ class Composed:
         of_pixels = of_inputs[:, 0] * self.difference[0]
         for channel in range(1, len(self.difference)):
             of_pixels.addcmul_(of_inputs[:, channel], self.difference[channel])
-        (gradient,) = torch.autograd.grad(self.pixels, self.masks, of_pixels.unsqueeze(1))
-        return gradient
+        return self.stretch.back(of_pixels)
 
 
 @dataclass(slots=True, eq=False)
@@ -69,24 +73,33 @@ class Composer:
     device: torch.device
     _noise: NoiseTable = field(init=False)
     _canvases: OrderedDict[int, Canvas] = field(default_factory=OrderedDict)
+    _stretches: dict[tuple[torch.Size, tuple[int, int], Upsampling], Stretch] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._noise = NoiseTable(self.device)
 
+    @torch.no_grad()
     def compose(self, part: Part) -> Composed:
         """Returns `image * mask + baseline * (1 - mask)`, with noise where it is asked for."""
         request, canvas = part.request, self._canvas(part.request.subject)
         masks = self._moved(request.masks[part.start : part.stop].detach())
-        size = (canvas.baseline.shape[-2], canvas.baseline.shape[-1])
-        with torch.set_grad_enabled(request.gradient):
-            masks = masks.clone().requires_grad_() if request.gradient else masks
-            pixels = upsample(masks, size, request.upsampling)
-        with torch.no_grad():
-            inputs = torch.addcmul(canvas.baseline, pixels, canvas.difference)
-            if request.noise > 0:
-                rows = range(request.noise_seed + part.start, request.noise_seed + part.stop)
-                inputs += self._noise.rows(rows, inputs.shape[1:]).mul_(request.noise)
-        return Composed(inputs, masks, pixels, canvas.difference)
+        stretch = self._stretch(masks.shape[1:], canvas.size, request.upsampling)
+        inputs = torch.addcmul(canvas.baseline, stretch.up(masks).unsqueeze(1), canvas.difference)
+        if request.noise > 0:
+            rows = range(request.noise_seed + part.start, request.noise_seed + part.stop)
+            inputs += self._noise.rows(rows, inputs.shape[1:]).mul_(request.noise)
+        return Composed(inputs, stretch, canvas.difference)
+
+    def _stretch(self, cells: torch.Size, size: tuple[int, int], how: Upsampling) -> Stretch:
+        """Returns how masks are brought to the image's size, kept from earlier requests."""
+        key = (cells, size, how)
+        if key not in self._stretches:
+            if len(self._stretches) >= STRETCHES_KEPT:
+                self._stretches.clear()
+            # Outside inference mode, since requests with gradient use it too.
+            with torch.inference_mode(False), torch.no_grad():
+                self._stretches[key] = stretch_of((cells[0], cells[1]), size, how, self.device)
+        return self._stretches[key]
 
     def _canvas(self, subject: Subject) -> Canvas:
         """Returns the subject on the device, kept from earlier requests; the least recently used goes first."""

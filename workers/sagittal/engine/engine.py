@@ -33,15 +33,18 @@ class EngineCounters:
 class Engine:
     """Runs tasks on one evaluator. `submit` is safe from any thread; `step` belongs to one."""
 
-    def __init__(self, evaluator: Evaluator, *, batch_size: int = 16) -> None:
+    def __init__(self, evaluator: Evaluator, *, batch_size: int = 16, unit: int = 1) -> None:
         """Makes an engine.
 
         Args:
             evaluator: The model to run.
-            batch_size: Most masked images in a batch.
+            batch_size: Most masked images in a batch, but for a request whose last rows would make a small one.
+            unit: Rows that share a batch come in multiples of this; what a request has beyond that runs alone. So each
+                row is always computed in the same way, whoever else is there, without padding.
         """
         self.evaluator = evaluator
         self.batch_size = batch_size
+        self.unit = unit
         self.counters = EngineCounters()
         self._tasks: list[Task] = []
         self._arrived: deque[Task] = deque()
@@ -105,15 +108,22 @@ class Engine:
 
     def _batch(self, order: Sequence[Task]) -> list[tuple[Task, Part]]:
         """Fills a batch with rows of one mode, with gradient or without: that of the task that goes first."""
-        first = order[0].pending
-        room, batch = self.batch_size, []
-        for task in order:
-            if not _same_mode(first, task.pending):
+        first, part = order[0], order[0].first_part(self.batch_size, self._unit)
+        batch, room = [(first, part)], self.batch_size - part.rows
+        if part.rows % self._unit:
+            return batch
+        for task in order[1:]:
+            if not _same_mode(part.request, task.pending):
                 continue
-            if (part := task.next_part(room)) is not None:
-                batch.append((task, part))
-                room -= part.rows
+            if (other := task.next_part(room, self._unit)) is not None:
+                batch.append((task, other))
+                room -= other.rows
         return batch
+
+    @property
+    def _unit(self) -> int:
+        """The unit, where a batch has room for one: out-of-memory may have made batches smaller."""
+        return self.unit if self.unit <= self.batch_size else 1
 
     def _inspect(self, task: Task) -> None:
         request, begun = task.pending, time.perf_counter()

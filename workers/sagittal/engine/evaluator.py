@@ -71,11 +71,19 @@ class TorchEvaluator:
     quantum: int = 1
     """Batches are padded to a multiple of this. Kernels sum in another order for other batch sizes; where a quantum is
     found at which they do not (see `find_quantum`), a result is the same to the last bit whoever shares its batches."""
+    pads_small: bool = True
+    """Whether batches smaller than the quantum are padded too. Where they are not, they must hold one request each: an
+    engine whose `unit` is the quantum sees to that."""
 
     _composer: Composer = field(init=False)
 
     def __post_init__(self) -> None:
         self._composer = Composer(self.device)
+
+    @property
+    def unit(self) -> int:
+        """What rows that share a batch must come in multiples of; see `Engine`."""
+        return 1 if self.pads_small else self.quantum
 
     def evaluate(self, parts: Sequence[Part]) -> list[Scores]:
         """Scores parts as one batch, all with gradient or all without. Raises EvaluationFailed."""
@@ -98,7 +106,8 @@ class TorchEvaluator:
     def _batch(self, composed: Sequence[Composed]) -> Tensor:
         """Returns the inputs of all parts as one batch, padded to the quantum, in the layout that the model wants."""
         pieces = [one.inputs for one in composed]
-        if padding := -sum(len(piece) for piece in pieces) % self.quantum:
+        rows = sum(len(piece) for piece in pieces)
+        if (padding := -rows % self.quantum) and (self.pads_small or rows > self.quantum):
             pieces.append(pieces[-1][-1:].expand(padding, *pieces[-1].shape[1:]))
         inputs = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         return inputs.contiguous(memory_format=torch.channels_last) if self.channels_last else inputs
@@ -109,8 +118,8 @@ class TorchEvaluator:
         (of_inputs,) = torch.autograd.grad(targets.sum(), inputs)
         gradients, row = [], 0
         for one in composed:
-            gradients.append(one.gradient(of_inputs[row : row + len(one.masks)]))
-            row += len(one.masks)
+            gradients.append(one.gradient(of_inputs[row : row + len(one.inputs)]))
+            row += len(one.inputs)
         return gradients
 
     def _run(self, inputs: Tensor, exact: bool) -> Tensor:

@@ -11,8 +11,12 @@ from torch import Tensor
 from sagittal.engine.composition import Part
 from sagittal.explain.seam import Evaluate, Event, Inspect, OutOfBudget, Scores, Steps
 
-INTERACTIVE_WEIGHT = 16.0
+INTERACTIVE_WEIGHT = 32.0
 """Share of the device that a task with someone waiting gets, relative to a batch task's 1."""
+
+STRETCHED = 1.5
+"""How much larger than usual a batch may be if it then holds all that a request has left: a small last batch costs more
+for each row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,12 +83,26 @@ class Task:
         """Runs to the first request."""
         self._advance(lambda: next(self.steps))
 
-    def next_part(self, room: int) -> Part | None:
-        """Takes up to `room` rows of the pending request into a batch; None where all are taken."""
-        request = self.pending
-        if not isinstance(request, Evaluate) or room < 1 or self.asked >= len(request.masks):
-            return None
-        part = Part(request, self.asked, min(len(request.masks), self.asked + room))
+    def first_part(self, room: int, unit: int = 1) -> Part:
+        """Takes rows of the pending request into an empty batch: whole units, or what is left where that is less."""
+        left = self._left
+        most = left if left <= STRETCHED * room else room
+        return self._take(most - most % unit or left)
+
+    def next_part(self, room: int, unit: int = 1) -> Part | None:
+        """Takes up to `room` rows of the pending request into a batch that has some: whole units, or nothing."""
+        rows = min(self._left, room)
+        return self._take(rows - rows % unit) if rows >= unit else None
+
+    @property
+    def _left(self) -> int:
+        """Rows of the pending request that are in no batch yet."""
+        return len(self.pending.masks) - self.asked if isinstance(self.pending, Evaluate) else 0
+
+    def _take(self, rows: int) -> Part:
+        if not isinstance(self.pending, Evaluate):
+            raise TypeError("the task has no request to evaluate")
+        part = Part(self.pending, self.asked, self.asked + rows)
         self.asked = part.stop
         return part
 

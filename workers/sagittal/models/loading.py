@@ -14,7 +14,7 @@ from sagittal.engine.evaluator import PROBABILITIES, TorchEvaluator
 from sagittal.engine.optimise import Step, optimise
 from sagittal.engine.timing import Variant
 from sagittal.models.entry import ModelEntry
-from sagittal.models.measuring import batch_sizes, find_quantum, find_throughput
+from sagittal.models.measuring import batch_sizes, find_quantum, find_throughput, runs_small_cheaply
 from sagittal.models.sources import ModelUnavailable, load_source
 
 PROBE_IMAGES = 4
@@ -86,6 +86,7 @@ def load(entry: ModelEntry, device: torch.device, *, batch_size: int = 0) -> Loa
     spatial, flat = _layers(module, probe)
     variant = Variant(evaluator.module, channels_last=evaluator.channels_last, gradient=gradients)
     evaluator.quantum = find_quantum(variant, probe)
+    evaluator.pads_small = not runs_small_cheaply(variant, probe[:1], evaluator.quantum)
     # A size that is given is not measured at, however large it is.
     sizes = batch_sizes(device, evaluator.quantum)
     throughput = find_throughput(variant, probe[:1], sizes[:1] if batch_size else sizes)

@@ -9,17 +9,25 @@ from torch import Tensor
 
 from sagittal.engine.timing import Variant, pass_seconds
 
-CPU_SIZES = (8, 16, 32)
-"""Batch sizes that are tried on a CPU: larger ones fall out of its caches, in smaller ones a step's own cost shows."""
+CPU_SIZES = (16, 8, 32)
+"""Batch sizes that are tried on a CPU, the most likely first: larger ones fall out of its caches, and in smaller ones a
+step's own cost shows."""
 
 GPU_SIZES = (8, 16, 32, 64, 128, 256, 512)
-"""Batch sizes that are tried on a GPU, as far as memory goes."""
+"""Batch sizes that are tried on a GPU, as far as memory goes: the smallest that is fast wins, since cancellation and
+turns wait for a batch."""
 
-CLOSE = 0.99
-"""Share of the best throughput that is as good: the smaller batch wins, since cancellation and turns wait for it."""
+CLOSE = 0.96
+"""Share of the best throughput that is as good."""
 
-PATIENCE = 2.0
+PATIENCE = 4.0
 """Time for trying batch sizes, in seconds; a size that would take longer is not tried."""
+
+ROUNDS = 3
+"""Most times that every size is tried: on a busy machine the fastest of a few says more than one."""
+
+CHEAP = 0.5
+"""Share of the time of a whole quantum, below which a single image is better run unpadded."""
 
 MEMORY_SHARE = 0.5
 """Share of a GPU's memory that a batch may take, other models beside it."""
@@ -49,36 +57,55 @@ def find_throughput(
     seconds: Callable[[Variant, Tensor], float] = pass_seconds,
     patience: float = PATIENCE,
 ) -> Throughput:
-    """Returns the smallest batch size that is about as fast as any, and the throughput there.
+    """Returns the first batch size that is about as fast as any, and the throughput there.
 
     Args:
         variant: The model as it will run.
         image: An input (1, 3, height, width).
-        sizes: Batch sizes to try, ascending. The first is tried in any case.
+        sizes: Batch sizes to try, the one to be preferred first. The first is tried in any case.
         seconds: Measures a pass.
         patience: Time to spend, in seconds.
     """
-    forward_only = Variant(variant.module, channels_last=variant.channels_last, gradient=False)
-    tried: list[Throughput] = []
     started = time.perf_counter()
-    for size in sizes:
-        if tried and time.perf_counter() - started + size * _cost(tried[-1]) > patience:
-            break
-        inputs = image.repeat(size, 1, 1, 1)
-        try:
-            if not tried:
-                seconds(variant, inputs)
-            forward, whole = seconds(forward_only, inputs), seconds(variant, inputs)
-        except torch.cuda.OutOfMemoryError:
-            break
-        backward = size / max(whole - forward, 1e-9) if variant.gradient else 0.0
-        tried.append(Throughput(batch_size=size, forward=size / forward, backward=backward))
-        if _fills_memory(image.device):
-            break
-    if not tried:
+    trials: dict[int, Trial] = {}
+    seconds(variant, image.repeat(sizes[0], 1, 1, 1))
+    for round_number in range(ROUNDS):
+        for size in sizes if round_number == 0 else tuple(trials):
+            needed = size * min((trial.whole for trial in trials.values()), default=0.0)
+            if trials and time.perf_counter() - started + needed > patience:
+                break
+            try:
+                trial = _try(variant, image, size, seconds)
+            except torch.cuda.OutOfMemoryError:
+                break
+            trials[size] = trial.faster(trials.get(size))
+            if round_number == 0 and _fills_memory(image.device):
+                break
+    if not trials:
         raise torch.cuda.OutOfMemoryError(f"the device has not enough memory for {sizes[0]} images of this size")
-    least = min(_cost(one) for one in tried)
-    return next(one for one in tried if _cost(one) * CLOSE <= least)
+    least = min(trial.whole for trial in trials.values())
+    size, trial = next((size, trial) for size, trial in trials.items() if trial.whole * CLOSE <= least)
+    backward = 1 / max(trial.whole - trial.forward, 1e-9) if variant.gradient else 0.0
+    return Throughput(batch_size=size, forward=1 / trial.forward, backward=backward)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Seconds for an image at a batch size."""
+
+    forward: float
+    whole: float
+    """A forward pass, and one with gradient where the model gives one: what sizes are compared by."""
+
+    def faster(self, other: "Trial | None") -> "Trial":
+        """Returns the best of both."""
+        return self if other is None else Trial(min(self.forward, other.forward), min(self.whole, other.whole))
+
+
+def _try(variant: Variant, image: Tensor, size: int, seconds: Callable[[Variant, Tensor], float]) -> Trial:
+    inputs = image.repeat(size, 1, 1, 1)
+    forward_only = Variant(variant.module, channels_last=variant.channels_last, gradient=False)
+    return Trial(seconds(forward_only, inputs) / size, seconds(variant, inputs) / size)
 
 
 def batch_sizes(device: torch.device, quantum: int) -> Sequence[int]:
@@ -112,6 +139,17 @@ def _same_in_pieces(variant: Variant, rows: Tensor, whole: Sequence[Tensor], qua
     return True
 
 
+def runs_small_cheaply(
+    variant: Variant, image: Tensor, quantum: int, *, seconds: Callable[[Variant, Tensor], float] = pass_seconds
+) -> bool:
+    """Whether one image alone takes much less time than a whole quantum, so that padding it would be waste."""
+    if quantum == 1:
+        return False
+    alone, padded = image, image.repeat(quantum, 1, 1, 1)
+    times = [(seconds(variant, alone), seconds(variant, padded)) for _ in range(2)]
+    return min(one for one, _ in times) < CHEAP * min(whole for _, whole in times)
+
+
 def pieces_of(quantum: int, rows: int) -> Sequence[int]:
     """Returns unequal multiples of the quantum that sum to `rows`; equal ones where two are all that fit."""
     sizes, left = [], rows
@@ -126,11 +164,6 @@ def pieces_of(quantum: int, rows: int) -> Sequence[int]:
 def _results(variant: Variant, rows: Tensor) -> Sequence[Tensor]:
     without = variant.forward(rows)
     return (without, *variant.backward(rows)) if variant.gradient else (without,)
-
-
-def _cost(throughput: Throughput) -> float:
-    """Returns seconds for an image without and one with gradient."""
-    return 1 / throughput.forward + (1 / throughput.backward if throughput.backward else 0.0)
 
 
 def _fills_memory(device: torch.device) -> bool:

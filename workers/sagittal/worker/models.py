@@ -222,7 +222,7 @@ class HostedModels:
             self._failed(hosted, f"{type(error).__name__}: {error}")
             return
         hosted.loaded, hosted.described = loaded, describe_model(loaded)
-        hosted.engine = Engine(loaded.evaluator, batch_size=loaded.found.batch_size)
+        hosted.engine = Engine(loaded.evaluator, batch_size=loaded.found.batch_size, unit=loaded.evaluator.unit)
         hosted.memory_bytes = loaded.memory_bytes
         self._report(loaded)
 
