@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 
-.PHONY: demo test check protos bench bench-engine install format constraints clean help image chart reference lock sbom
+.PHONY: demo test check protos bench bench-engine install format constraints clean help image chart reference lock sbom fuzz
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -27,6 +27,9 @@ demo: $(VENV)/.installed ## Explains a picture (IMAGE=path) and leaves the resul
 
 test: $(VENV)/.installed-dev ## Runs the whole test suite.
 	$(BIN)/python -m pytest
+
+fuzz: $(VENV)/.installed-dev ## Fuzzes for SECONDS (1200) each: every RPC, pictures, stored jobs and events, model files.
+	PYTHONPATH=tests $(BIN)/python -m fuzzing --seconds $(or $(SECONDS),1200) --keep out/fuzzing
 
 check: $(VENV)/.installed-dev ## Runs every static check.
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ import numpy as np
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from sagittal.client.arrays import to_array
+from sagittal.client.errors import InternalError
 from sagittal.client.events import (
     Accepted,
     CausalTriple,
@@ -32,7 +33,19 @@ from sagittal.v1 import explanation_pb2 as pb
 
 
 def parse_event(event: pb.ExplanationEvent) -> Event:
-    """Returns a non-failing event as its dataclass; `failed` and `cancelled` are errors and not parsed here."""
+    """Returns a non-failing event as its dataclass; `failed` and `cancelled` are errors and not parsed here.
+
+    Raises:
+        InternalError: the event makes no sense, such as a mask whose bytes do not fill its shape.
+    """
+    try:
+        return _parsed(event)
+    except (ValueError, OverflowError) as error:
+        text = f"event {event.sequence} of job {event.job_id} cannot be read: {error}"
+        raise InternalError(text, job_id=event.job_id) from error
+
+
+def _parsed(event: pb.ExplanationEvent) -> Event:
     common: dict[str, Any] = {
         "job_id": event.job_id,
         "sequence": event.sequence,

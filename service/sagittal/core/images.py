@@ -129,10 +129,9 @@ def _pixels(tensor: tensor_pb2.Tensor, limits: ImageLimits, path: str) -> NDArra
 
 def _decoded(data: bytes, limits: ImageLimits, path: str) -> NDArray[np.uint8]:
     with _opened(data, limits, path) as picture:
-        orientation = _orientation(picture)
-        _load(picture, path)
+        _load(picture, path)  # first: asking a PNG for its orientation loads it, and that damage would be overlooked
+        turn = _TURNS.get(_orientation(picture))
         colour = _in_colour(picture)
-        turn = _TURNS.get(orientation)
         return np.array(colour.transpose(turn) if turn is not None else colour, dtype=np.uint8)
 
 

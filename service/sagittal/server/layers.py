@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import grpc
 from grpc.aio import ServerInterceptor, ServicerContext
 
+from sagittal.server.unreadable import all_readable, readable, tolerant
+
 Context = ServicerContext[Any, Any]
 Behaviour = Callable[[Any, Context], Awaitable[Any]]
 Proceed = Callable[[], Awaitable[Any]]
@@ -70,17 +72,21 @@ class Layers(ServerInterceptor):
     def _within_layers(self, handler: grpc.RpcMethodHandler[Any, Any], method: str) -> grpc.RpcMethodHandler[Any, Any]:
         kind = _KINDS[handler.request_streaming, handler.response_streaming]
         behaviour = _as_coroutine(getattr(handler, kind))
+        read = all_readable if handler.request_streaming else readable
+
+        async def read_and_proceed(request: Any, context: Context) -> Any:
+            return await behaviour(read(request), context)
 
         async def call_through_layers(request: Any, context: Context) -> Any:
             call = Call(method, handler.response_streaming, context)
-            proceed: Proceed = partial(behaviour, request, context)
+            proceed: Proceed = partial(read_and_proceed, request, context)
             for layer in reversed(self._layers):
                 proceed = partial(layer, call, proceed)
             return await proceed()
 
         factory = getattr(grpc, f"{kind}_rpc_method_handler")
         rewrapped: grpc.RpcMethodHandler[Any, Any] = factory(
-            call_through_layers, handler.request_deserializer, handler.response_serializer
+            call_through_layers, tolerant(handler.request_deserializer or bytes), handler.response_serializer
         )
         return rewrapped
 

@@ -172,6 +172,14 @@ def test_what_is_no_picture_is_refused(data: bytes) -> None:
     refused(tensor_pb2.Image(encoded=data))
 
 
+def test_a_png_whose_data_breaks_off_is_refused_when_it_is_decoded() -> None:
+    file = bytearray(encoded(Pillow.linear_gradient("L").resize((24, 17))).encoded)
+    file[24] = 16  # bits of a sample: twice the data that there is
+    file[29:33] = struct.pack(">I", zlib.crc32(file[12:29]))
+    with pytest.raises(InvalidImage, match="damaged or cut short"):
+        decode(tensor_pb2.Image(encoded=bytes(file)), LIMITS)
+
+
 def test_an_empty_file_is_refused() -> None:
     assert "empty" in refused(tensor_pb2.Image(encoded=b"")).message
 

@@ -4,8 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
+from sagittal.core.errors import JobFailed
 from sagittal.core.images import ImageLimits
 from sagittal.core.jobs import JobKind, Lease
+from sagittal.core.regions import check_patch_shape, check_sets
 from sagittal.engine.task import Usage
 from sagittal.explain import explain
 from sagittal.explain.preparation import predict
@@ -38,8 +42,17 @@ class Work:
 
 
 def read_work(lease: Lease, loaded: LoadedModel, described: model_pb2.Model, limits: ImageLimits) -> Work:
-    """Decodes a job. Raises InvalidRequest and its kin where the request cannot be carried out."""
-    return _KINDS[lease.job.kind](lease, loaded, described, limits)
+    """Decodes a job.
+
+    Raises:
+        InvalidRequest and its kin: the request cannot be carried out.
+        JobFailed: what the queue stored is not what the service wrote.
+    """
+    try:
+        return _KINDS[lease.job.kind](lease, loaded, described, limits)
+    except DecodeError as error:
+        text = f"the request of this job was damaged while it was stored ({error}): submit it again"
+        raise JobFailed(text) from error
 
 
 def _explanation(lease: Lease, loaded: LoadedModel, described: model_pb2.Model, limits: ImageLimits) -> Work:
@@ -67,6 +80,8 @@ def _prediction(lease: Lease, loaded: LoadedModel, _described: model_pb2.Model, 
 
 def _regions(lease: Lease, loaded: LoadedModel, _described: model_pb2.Model, limits: ImageLimits) -> Work:
     request = explanation_service_pb2.ScoreRegionsRequest.FromString(lease.request)
+    check_sets(request.sets, loaded.entry.preprocessing.input_size)
+    check_patch_shape(request.image.patch_shape, "image.patch_shape")
     question = read_question(request.image, lease.images, loaded, limits, "image")
     sets = [tuple(each.patches) for each in request.sets]
     shape = _SHAPES[request.image.patch_shape]

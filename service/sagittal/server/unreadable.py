@@ -1,0 +1,41 @@
+"""Requests whose bytes are no message: the caller's fault, where gRPC would call them the service's (UNKNOWN)."""
+
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from sagittal.core.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Stands for a request that could not be read until there is a call to refuse."""
+
+    why: str
+
+
+def tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Returns a deserializer that gives `Unreadable` where `parse` finds no message."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError as error:
+            return Unreadable(str(error))
+
+    return read
+
+
+def readable(request: Any) -> Any:
+    """Returns the request. Raises InvalidRequest where it could not be read."""
+    if isinstance(request, Unreadable):
+        raise InvalidRequest(f"the request cannot be read: {request.why}; send the message that this RPC takes")
+    return request
+
+
+async def all_readable(requests: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
+    """Yields the requests of a stream. Raises InvalidRequest at the first that could not be read."""
+    async for request in requests:
+        yield readable(request)
