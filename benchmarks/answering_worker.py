@@ -1,0 +1,76 @@
+"""A worker that answers at once: what is left of a job's time is the service's, the queue's and the callers' own."""
+
+import contextlib
+import os
+import signal
+import threading
+
+import numpy as np
+from google.protobuf.message import Message
+
+from sagittal.core.errors import Unavailable
+from sagittal.core.jobs import JobState, Lease
+from sagittal.runtime.redis_queue import connect_worker_queue, connect_worker_registry
+from sagittal.runtime.settings import QueueSettings
+from sagittal.v1 import explanation_pb2 as pb
+from sagittal.v1 import model_pb2, tensor_pb2
+
+MODEL = "at-once"
+
+
+def model() -> model_pb2.Model:
+    """Returns a model that takes any method that it is asked for here."""
+    return model_pb2.Model(
+        name=MODEL,
+        version="1",
+        digest="0" * 64,
+        labels=["no", "yes"],
+        classes=2,
+        methods=[model_pb2.MethodDescription(name="igos++", field="igos_plus_plus")],
+        preprocessing=model_pb2.Preprocessing(input_size=224),
+    )
+
+
+def answer(lease: Lease) -> tuple[list[bytes], bytes]:
+    """Returns the events of a small explanation, with a 28 x 28 mask and both curves, and its terminal one."""
+    score = pb.ClassScore(index=1, label="yes", score=0.9)
+    steps = np.linspace(0, 1, 51).tolist()
+    half = tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_FLOAT16, shape=[28, 28], data=bytes(28 * 28 * 2))
+    facts: list[dict[str, Message]] = [
+        {"started": pb.Started(worker="at-once", attempt=lease.job.attempt)},
+        {"prediction": pb.Prediction(target=score, top=[score])},
+        {"mask": pb.Mask(saliency=half, final=True)},
+        *({"curve": pb.Curve(kind=kind, fractions=steps, scores=steps, auc=0.5)} for kind in (1, 2)),
+    ]
+    completed = pb.Completed(insertion=0.9, deletion=0.1, evaluations=100, model_version="1", run_time={"nanos": 1000})
+    return [_event(lease, **fact) for fact in facts], _event(lease, completed=completed)
+
+
+def _event(lease: Lease, **fact: Message) -> bytes:
+    event = pb.ExplanationEvent(job_id=lease.job.job_id, request_id=lease.job.request_id, **fact)
+    event.time.GetCurrentTime()
+    return event.SerializeToString()
+
+
+def main() -> None:
+    """Answers until SIGTERM."""
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    settings = QueueSettings(url=os.environ["SAGITTAL_QUEUE__URL"])
+    queue, registry = connect_worker_queue(settings, worker="at-once"), connect_worker_registry(settings)
+    registry.publish(model())
+    states = [(MODEL, "1", model_pb2.WorkerModel(state=model_pb2.MODEL_STATE_READY))]
+    registry.announce("at-once", states, ttl=86_400.0)
+    while not stopped.is_set():
+        with contextlib.suppress(Unavailable):
+            lease = queue.lease([(MODEL, "1")], block_seconds=0.5)
+            if lease is not None:
+                events, terminal = answer(lease)
+                queue.append(lease, events)
+                queue.settle(lease, terminal, JobState.COMPLETED)
+    queue.close()
+    registry.close()
+
+
+if __name__ == "__main__":
+    main()

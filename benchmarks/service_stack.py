@@ -1,0 +1,116 @@
+"""What the benchmarks of the service run on: Valkey with its append-only file, the service, a worker, each a process."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import redis
+
+from sagittal.client import Client
+from sagittal.runtime.embedded import EmbeddedValkey
+from sagittal.runtime.settings import QueueSettings
+
+HERE = Path(__file__).resolve().parent
+
+#: Ticks of the system's clock in a second, in which /proc gives a process's time.
+TICKS = os.sysconf("SC_CLK_TCK")
+
+#: Bytes of a page, in which /proc gives a process's memory.
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+#: Time that a program has to start, in seconds.
+PATIENCE = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A running process."""
+
+    name: str
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        """Returns the processor time that it has used, in the kernel too."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS
+
+    def resident_bytes(self) -> int:
+        """Returns the memory that it holds, less what it shares with files."""
+        _, resident, shared, *_ = map(int, Path(f"/proc/{self.pid}/statm").read_text().split())
+        return (resident - shared) * PAGE
+
+
+@dataclass(slots=True)
+class Stack:
+    """One installation."""
+
+    address: str
+    settings: QueueSettings
+    programs: list[Program] = field(default_factory=list)
+
+    def redis(self) -> "redis.Redis":
+        """Returns a client of the server beneath."""
+        return redis.Redis.from_url(self.settings.url)
+
+    def cpu_seconds(self) -> Mapping[str, float]:
+        """Returns the processor time of each process."""
+        return {program.name: program.cpu_seconds() for program in self.programs}
+
+
+def free_port() -> int:
+    """Returns a TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running_stack(worker: list[str], *, model: str, environment: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """Runs an installation whose worker is the command given, from when the model is ready.
+
+    Args:
+        worker: The worker's program and its arguments, after `python`.
+        model: Name of the model to wait for.
+        environment: More variables of both programs.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as directory,
+        EmbeddedValkey(directory, persist=True) as server,
+        contextlib.ExitStack() as stop,
+    ):
+        address = f"127.0.0.1:{free_port()}"
+        variables = {
+            **os.environ,
+            "SAGITTAL_QUEUE__URL": server.url,
+            "SAGITTAL_METRICS_PORT": "0",
+            "SAGITTAL_LOG_LEVEL": "warning",
+            "SAGITTAL_LISTEN": address,
+            **(environment or {}),
+        }
+        stack = Stack(address, QueueSettings(url=server.url), [Program("Redis (Valkey)", server.pid)])
+        for name, command in (("service", ["-m", "sagittal.server.main"]), ("worker", worker)):
+            process = subprocess.Popen([sys.executable, *command], env=variables)
+            stop.callback(process.wait, PATIENCE)
+            stop.callback(process.terminate)
+            stack.programs.append(Program(name, process.pid))
+        _wait_for(address, model)
+        yield stack
+
+
+def _wait_for(address: str, model: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        grpc.channel_ready_future(channel).result(PATIENCE)
+    until = time.monotonic() + PATIENCE
+    with Client(address) as client:
+        while not any(each.name == model and each.ready_workers for each in client.models()):
+            if time.monotonic() > until:
+                raise SystemExit(f"no worker with {model} within {PATIENCE:g} s")
+            time.sleep(0.1)
