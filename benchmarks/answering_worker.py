@@ -66,8 +66,7 @@ def main() -> None:
             lease = queue.lease([(MODEL, "1")], block_seconds=0.5)
             if lease is not None:
                 events, terminal = answer(lease)
-                queue.append(lease, events)
-                queue.settle(lease, terminal, JobState.COMPLETED)
+                queue.settle(lease, terminal, JobState.COMPLETED, events)
     queue.close()
     registry.close()
 

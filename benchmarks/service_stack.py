@@ -1,4 +1,4 @@
-"""What the benchmarks of the service run on: Valkey with its append-only file, the service, a worker, each a process."""
+"""What the benchmarks of the service run on: Valkey with its append-only file, the service, a worker; processes all."""
 
 import contextlib
 import os

@@ -143,11 +143,11 @@ class MemoryWorkerQueue:
         """Stores state from which another attempt can go on."""
         self._store.checkpoint(lease, state)
 
-    def settle(self, lease: Lease, event: bytes, state: JobState) -> None:
+    def settle(self, lease: Lease, event: bytes, state: JobState, events: Sequence[bytes] = ()) -> None:
         """Appends the terminal event and ends the job."""
         if not state.ended:
             raise ValueError(f"a job is settled as completed, failed or cancelled, not {state.value}")
-        self._store.settle(lease, event, state)
+        self._store.settle(lease, event, state, [(classify(each), each) for each in events])
 
     def release(self, lease: Lease) -> None:
         """Hands a job back unfinished."""

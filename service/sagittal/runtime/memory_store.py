@@ -196,13 +196,15 @@ class MemoryStore:
         with self.changed:
             self._held(lease).checkpoint = state
 
-    def settle(self, lease: Lease, event: bytes, state: JobState) -> None:
+    def settle(self, lease: Lease, event: bytes, state: JobState, events: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """Ends a run."""
         with self.changed:
             run = self._runs.get(lease.job.job_id)
             if run is not None and run.state is state and run.token == lease.token:
                 return
             run, settled = self._held(lease), read_settled(event)
+            if events:
+                self.write(lease, events)
             self._finish(run, event, state, own=True)
             if state is not JobState.COMPLETED:
                 return

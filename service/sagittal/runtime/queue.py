@@ -138,8 +138,12 @@ class WorkerQueue(Protocol):
         """Stores state from which another attempt can go on. Raises LeaseLost."""
         ...
 
-    def settle(self, lease: Lease, event: bytes, state: JobState) -> None:
-        """Appends the terminal event and ends the job. Raises LeaseLost."""
+    def settle(self, lease: Lease, event: bytes, state: JobState, events: Sequence[bytes] = ()) -> None:
+        """Appends `events`, then the terminal `event`, and ends the job, all or nothing.
+
+        Raises LeaseLost, and Overloaded as `append` does: then it is settled without `events`. After Unavailable it may
+        be settled again in the same way.
+        """
         ...
 
     def release(self, lease: Lease) -> None:

@@ -97,22 +97,24 @@ class RedisWorkerQueue:
         """Stores state from which another attempt can go on."""
         self._check(lease, self._script("checkpoint", lease.job.job_id, lease.token, state))
 
-    def settle(self, lease: Lease, event: bytes, state: JobState) -> None:
-        """Appends the terminal event and ends the job."""
+    def settle(self, lease: Lease, event: bytes, state: JobState, events: Sequence[bytes] = ()) -> None:
+        """Appends the last events and the terminal one, and ends the job, all in one round trip."""
         if not state.ended:
             raise ValueError(f"a job is settled as completed, failed or cancelled, not {state.value}")
         settled = read_settled(event)
-        cache_seconds = self._settings.cache_seconds if settled.may_answer else 0
+        elements = [classify(each) + each for each in events]
         with self._writer(lease).lock:
             answer = self._script(
                 "settle",
                 lease.job.job_id,
                 lease.token,
                 state.value,
-                TERMINAL + event,
-                cache_seconds,
+                self._settings.cache_seconds if settled.may_answer else 0,
+                self._settings.max_log_bytes,
                 settled.evaluations,
                 settled.seconds,
+                *elements,
+                TERMINAL + event,
             )
         self._check(lease, answer)
         self._forget(lease)

@@ -1,14 +1,14 @@
 """What is written for a job, and in which order."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from sagittal.core.errors import Unavailable
+from sagittal.core.errors import Overloaded, Unavailable
 from sagittal.core.jobs import JobState, Lease, NewJob
 from sagittal.runtime.memory_queue import MemoryQueue
 from sagittal.runtime.queue import LeaseLost
-from sagittal.worker.writer import EventWriter
+from sagittal.worker.writer import BATCH, EventWriter
 
 
 class Recorder:
@@ -17,6 +17,7 @@ class Recorder:
     def __init__(self) -> None:
         self.written: list[tuple[str, object]] = []
         self.failing: list[Exception] = []
+        self.when_failing: Callable[[], None] = lambda: None
 
     def append(self, lease: Lease, events: list[bytes]) -> None:
         self._note("append", tuple(events))
@@ -24,14 +25,15 @@ class Recorder:
     def checkpoint(self, lease: Lease, state: bytes) -> None:
         self._note("checkpoint", state)
 
-    def settle(self, lease: Lease, event: bytes, state: JobState) -> None:
-        self._note("settle", event)
+    def settle(self, lease: Lease, event: bytes, state: JobState, events: Sequence[bytes] = ()) -> None:
+        self._note("settle", (*events, event))
 
     def release(self, lease: Lease) -> None:
         self._note("release", None)
 
     def _note(self, call: str, value: object) -> None:
         if self.failing:
+            self.when_failing()
             raise self.failing.pop(0)
         self.written.append((call, value))
 
@@ -77,7 +79,7 @@ def test_a_job_that_has_ended_needs_no_checkpoint(writer, queue, lease) -> None:
     writer.checkpoint(outbox, b"state")
     writer.settle(outbox, b"done", JobState.COMPLETED)
     write_all(writer)
-    assert queue.written == [("settle", b"done")]
+    assert queue.written == [("settle", (b"done",))]
     assert outbox.closed.is_set()
 
 
@@ -98,3 +100,37 @@ def test_nothing_is_written_for_a_lease_that_is_lost(writer, queue, lease) -> No
     writer.checkpoint(outbox, b"later")
     assert queue.written == []
     assert outbox.lost
+
+
+def test_the_last_events_go_with_the_terminal_one(writer, queue, lease) -> None:
+    outbox = writer.open(lease)
+    for number in range(BATCH + 2):
+        writer.put(outbox, b"%d" % number)
+    writer.settle(outbox, b"done", JobState.COMPLETED)
+    write_all(writer)
+    first = tuple(b"%d" % number for number in range(BATCH))
+    assert queue.written == [("append", first), ("settle", (b"64", b"65", b"done"))]
+
+
+def test_events_that_were_sent_without_an_answer_are_sent_again_just_so(writer, queue, lease) -> None:
+    """The queue counts a batch once however often it is sent, and knows it by its content."""
+    outbox = writer.open(lease)
+    writer.put(outbox, b"one")
+
+    def grow() -> None:
+        writer.put(outbox, b"two")
+        writer.settle(outbox, b"done", JobState.COMPLETED)
+
+    queue.failing.append(Unavailable("away"))
+    queue.when_failing = grow
+    write_all(writer)
+    assert queue.written == [("append", (b"one",)), ("settle", (b"two", b"done"))]
+
+
+def test_a_job_whose_log_is_full_ends_without_what_is_left(writer, queue, lease) -> None:
+    outbox = writer.open(lease)
+    writer.put(outbox, b"one")
+    writer.settle(outbox, b"done", JobState.COMPLETED)
+    queue.failing.append(Overloaded("full"))
+    write_all(writer)
+    assert queue.written == [("settle", (b"done",))]

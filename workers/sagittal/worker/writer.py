@@ -34,6 +34,8 @@ class Outbox:
     """The newest checkpoint, where it is still to be written."""
     closed: threading.Event = field(default_factory=threading.Event)
     """Set when there is nothing more to write: settled, handed back, or lost."""
+    unsure: int = 0
+    """Events at the front that were sent without an answer: they are sent again just so, and count once."""
     lost: bool = False
     full: bool = False
     """Whether the queue takes no more events of this job but its last."""
@@ -42,6 +44,18 @@ class Outbox:
     def waits(self) -> bool:
         """Whether there is something to write."""
         return bool(self.events or self.ending or self.handed_back or self.checkpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What of an outbox is written next, as of one moment: nothing that comes later may overtake what came before."""
+
+    events: Sequence[bytes]
+    checkpoint: bytes | None = None
+    """Of after these events; None also where there are more events before it."""
+    ending: tuple[bytes, JobState] | None = None
+    """Set where these are the last events: one round trip writes both."""
+    handed_back: bool = False
 
 
 class EventWriter:
@@ -129,48 +143,55 @@ class EventWriter:
 
     def _write(self, outbox: Outbox) -> None:
         try:
-            while events := self._batch(outbox):
-                self._queue.append(outbox.lease, events)
-                self._written(outbox, len(events))
-            self._write_checkpoint(outbox)
-            self._finish(outbox)
+            while self._write_part(outbox, self._part(outbox)):
+                pass
         except LeaseLost:
             job_log(outbox.lease).warning("lease-lost", token=outbox.lease.token)
             self.drop(outbox)
         except Overloaded as full:
             job_log(outbox.lease).warning("job-log-full", error=full.message)
             with self._changed:
-                outbox.full = True
+                outbox.full, outbox.unsure = True, 0
                 outbox.events.clear()
 
-    def _batch(self, outbox: Outbox) -> list[bytes]:
+    def _part(self, outbox: Outbox) -> _Part:
         with self._changed:
-            return [outbox.events[index] for index in range(min(BATCH, len(outbox.events)))]
+            count = outbox.unsure or min(BATCH, len(outbox.events))
+            events = [outbox.events[index] for index in range(count)]
+            if len(outbox.events) > count or outbox.unsure:
+                return _Part(events)
+            return _Part(events, outbox.checkpoint, outbox.ending, outbox.handed_back)
+
+    def _write_part(self, outbox: Outbox, part: _Part) -> bool:
+        """Writes a part; returns whether there may be more."""
+        if part.ending is not None:
+            event, state = part.ending
+            self._queue.settle(outbox.lease, event, state, part.events)
+            return self._closed(outbox)
+        if part.events:
+            outbox.unsure = len(part.events)
+            self._queue.append(outbox.lease, part.events)
+            self._written(outbox, len(part.events))
+        if part.checkpoint is not None:
+            self._queue.checkpoint(outbox.lease, part.checkpoint)
+            with self._changed:
+                if outbox.checkpoint is part.checkpoint:
+                    outbox.checkpoint = None
+        if part.handed_back:
+            self._queue.release(outbox.lease)
+            return self._closed(outbox)
+        return bool(part.events or part.checkpoint is not None)
 
     def _written(self, outbox: Outbox, count: int) -> None:
         with self._changed:
+            outbox.unsure = 0
             for _ in range(min(count, len(outbox.events))):
                 outbox.events.popleft()
 
-    def _write_checkpoint(self, outbox: Outbox) -> None:
-        state = outbox.checkpoint
-        if state is None or outbox.ending is not None:
-            return
-        self._queue.checkpoint(outbox.lease, state)
-        with self._changed:
-            if outbox.checkpoint is state:
-                outbox.checkpoint = None
-
-    def _finish(self, outbox: Outbox) -> None:
-        if outbox.ending is not None:
-            event, state = outbox.ending
-            self._queue.settle(outbox.lease, event, state)
-        elif outbox.handed_back:
-            self._queue.release(outbox.lease)
-        else:
-            return
+    def _closed(self, outbox: Outbox) -> bool:
         with self._changed:
             self._close(outbox)
+        return False
 
     def _close(self, outbox: Outbox) -> None:
         self._outboxes.pop((outbox.lease.job.job_id, outbox.lease.token), None)

@@ -3,9 +3,8 @@ local id, token, number, most = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(AR
 local run = read_run(id)
 if not holds(run, token) then return 'lost' end
 if tonumber(run.batch) >= number then return 'ok' end
-local bytes = tonumber(call('HGET', job_key(split(run.subs)[1]), 'bytes'))
-for i = 5, #ARGV do bytes = bytes + #ARGV[i] end
-if bytes > most then return 'full' end
-for i = 5, #ARGV do push_all(id, run, ARGV[i]) end
+local elements = {unpack(ARGV, 5)}
+if log_bytes(run, elements) > most then return 'full' end
+push_all(id, run, elements)
 call('HSET', run_key(id), 'batch', number)
 return 'ok'

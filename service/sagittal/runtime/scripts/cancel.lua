@@ -8,7 +8,7 @@ local run = read_run(job.run)
 if #split(run.subs) > 1 then
   leave(id, job.run, run, 'cancelled', 't' .. event)
 elseif run.state == 'queued' then
-  finish(job.run, run, 'cancelled', 't' .. event, true)
+  finish(job.run, run, 'cancelled', {'t' .. event}, true)
 elseif run.cancel == '' then
   call('HSET', run_key(job.run), 'cancel', reason, 'cancelled', exact(now))
   call('PUBLISH', root .. 'worker:' .. run.worker, id)

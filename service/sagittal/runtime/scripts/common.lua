@@ -67,18 +67,37 @@ local function identity(id)
   return chunk(1, id) .. chunk(4, call('HGET', job_key(id), 'request_id') or '')
 end
 
--- A log's element: one letter ('t' terminal, 'p' passing, 'e' any other) and the serialized event.
-local function push(id, element)
-  local length = call('RPUSH', log_key(id), element)
-  call('HINCRBY', job_key(id), 'bytes', #element)
-  count_bytes(#element)
+-- Adds elements to a log, and says so once. An element is one letter ('t' terminal, 'p' passing, 'e' any other) and
+-- the serialized event.
+local function push(id, elements)
+  local bytes, length = 0, 0
+  for first = 1, #elements, 1000 do -- what Lua passes on at once is bounded
+    length = call('RPUSH', log_key(id), unpack(elements, first, math.min(first + 999, #elements)))
+  end
+  for _, element in ipairs(elements) do bytes = bytes + #element end
+  call('HINCRBY', job_key(id), 'bytes', bytes)
+  count_bytes(bytes)
   call('PUBLISH', log_key(id), length)
 end
 
-local function push_all(id, run, element)
+local function signed(elements, suffix)
+  local copies = {}
+  for i, element in ipairs(elements) do copies[i] = element .. suffix end
+  return copies
+end
+
+-- `own` says that the queue made the elements, so that they lack the job's identity.
+local function push_all(id, run, elements, own)
   for _, sub in ipairs(split(run.subs)) do
-    push(sub, sub == id and element or element .. identity(sub))
+    push(sub, (sub == id and not own) and elements or signed(elements, identity(sub)))
   end
+end
+
+-- Bytes of a run's log with these elements.
+local function log_bytes(run, elements)
+  local bytes = tonumber(call('HGET', job_key(split(run.subs)[1]), 'bytes'))
+  for _, element in ipairs(elements) do bytes = bytes + #element end
+  return bytes
 end
 
 local function place(run) return run.lane .. ':' .. run.model end
@@ -136,13 +155,10 @@ local function end_job(id, run, state)
   call('ZADD', root .. 'ended', exact(now), id)
 end
 
--- Ends a run and every job that shares it. `element` is the terminal event; `own` says that the queue made it, so that
--- it lacks the job's identity.
-local function finish(id, run, state, element, own)
-  for _, sub in ipairs(split(run.subs)) do
-    push(sub, (sub == id and not own) and element or element .. identity(sub))
-    end_job(sub, run, state)
-  end
+-- Ends a run and every job that shares it. The last of the elements is the terminal event.
+local function finish(id, run, state, elements, own)
+  push_all(id, run, elements, own)
+  for _, sub in ipairs(split(run.subs)) do end_job(sub, run, state) end
   if run.state == 'running' then unlease(id, run) else dequeue(id, run) end
   call('HSET', run_key(id), 'state', state)
   call('HDEL', run_key(id), 'checkpoint')
@@ -155,7 +171,7 @@ end
 
 -- Ends one of several jobs that share a run, which goes on for the others.
 local function leave(id, run_id, run, state, element)
-  push(id, element .. identity(id))
+  push(id, {element .. identity(id)})
   end_job(id, run, state)
   local others = {}
   for _, sub in ipairs(split(run.subs)) do if sub ~= id then others[#others + 1] = sub end end

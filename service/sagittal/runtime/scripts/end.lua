@@ -14,5 +14,5 @@ if scope == 'job' and #split(run.subs) > 1 then
   return 1
 end
 if run.state == 'running' and tonumber(call('ZSCORE', root .. 'leases', run_id) or 0) > now then return 0 end
-finish(run_id, run, state, element, true)
+finish(run_id, run, state, {element}, true)
 return 1

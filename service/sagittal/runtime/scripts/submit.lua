@@ -51,7 +51,7 @@ local function store_job(run, before)
   call('ZADD', root .. 'jobs', 0, index_member(new.id, created))
   if new.deadline ~= '' then call('ZADD', root .. 'deadlines', new.deadline, new.id) end
   if new.request_id ~= '' then call('SET', request_key, new.id) end
-  push(new.id, 'e' .. new.accepted .. position(before))
+  push(new.id, {'e' .. new.accepted .. position(before)})
 end
 
 -- Serves a stored answer: the events of the job that gave it, without what was passing, with the answer's age.
@@ -74,14 +74,12 @@ local function answer()
   local past = math.max(now - ended, 0)
   local whole = math.floor(past)
   local age = chunk(21, chunk(18, '\8' .. varint(whole) .. '\16' .. varint(math.floor((past - whole) * 1e9))))
+  local copies = {}
   for _, element in ipairs(events) do
     local letter = string.sub(element, 1, 1)
-    if letter == 't' then
-      push(new.id, element .. age .. stamp)
-    elseif letter ~= 'p' then
-      push(new.id, element .. stamp)
-    end
+    if letter ~= 'p' then copies[#copies + 1] = element .. (letter == 't' and age or '') .. stamp end
   end
+  push(new.id, copies)
   end_job(new.id, {attempt = '0', worker = ''}, 'completed')
   return true
 end
@@ -107,8 +105,7 @@ local function join()
   if not make_room(bytes) then return false end
   local before = run.state == 'queued' and call('ZRANK', root .. 'age:' .. place(run), id) or 0
   store_job(id, before)
-  local me = identity(new.id)
-  for _, element in ipairs(events) do push(new.id, element .. me) end
+  if #events > 0 then push(new.id, signed(events, identity(new.id))) end
   call('HSET', run_key(id), 'subs', run.subs .. ',' .. new.id)
   if run.state ~= 'queued' then return true end
   if run.deadline ~= '' and (new.deadline == '' or tonumber(new.deadline) > tonumber(run.deadline)) then
