@@ -15,7 +15,8 @@ from typing import Any
 
 import structlog
 import torch
-from subject import arguments, load_model, machine, pictures, report, table
+from reports import table
+from subject import arguments, load_model, machine, pictures, report
 from torch import Tensor, nn
 
 from sagittal.engine import INTERACTIVE_WEIGHT, Budget, Engine, Task, TorchEvaluator
@@ -284,12 +285,12 @@ def write(options: argparse.Namespace) -> None:
     for section in (growth, efficiency, concurrency, optimisation):
         sections[section.__name__] = section(bench)
         log.info("section-done", section=section.__name__, table=sections[section.__name__])
-    report(_text(bench, sections), options)
+    report(_text(bench, sections), options, "engine")
 
 
 def _text(bench: Bench, sections: dict[str, str]) -> str:
     loaded, best = bench.loaded, bench.bare.best
-    return f"""# Performance of the engine
+    return f"""## Engine
 
 Written by `make bench-engine`. Model: EfficientNet-Lite0 at 224x224, random inputs where no picture is named. Machine:
 {machine()}, device {loaded.device}. {_about_clock(loaded.device)} Both sides of a ratio ran in turn in one process, so
@@ -300,26 +301,26 @@ took {loaded.load_seconds:.1f} s of wall time. The bare model is fastest in batc
 {best[True]} (forward + backward), among {", ".join(map(str, RAW_SIZES))}. Each figure is of one run: on a machine that
 others use, expect a tenth of difference between runs.
 
-## Efficiency
+### Efficiency
 
 The time of an explanation, composing masks, noise, regularisers and the search included, over the time that the bare
 optimised model needs for as many evaluations at its best batch size. The ideal ran between the engine's batches. The
 MSE search and RISE end at a budget of 300 evaluations.
 
 {sections["efficiency"]}
-## Jobs together
+### Jobs together
 
 Eight jobs of iGOS++, RISE, MSE and occlusion with 32 evaluations each; then two interactive RISE jobs of 48 evaluations
 that arrive while eight batch jobs run, against the same two alone.
 
 {sections["concurrency"]}
-## Optimised against plain
+### Optimised against plain
 
 Batches of {TIMED}; the fastest of {ROUNDS} runs in turn; random weights but for EfficientNet-Lite0. The difference is
 of a probability, on noise.
 
 {sections["optimisation"]}
-## Growth
+### Growth
 
 Through the engine, with gradient, in the order of the table; the first line pays for the warm-up. The peak is the
 process's so far, on a CPU with what the libraries and the trial of batch sizes took before: only a rise says something.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import reports
 import torch
 from PIL import Image
 from torch import Tensor
@@ -29,6 +30,8 @@ MODELS = ROOT / "clients" / "sagittal" / "cli" / "models.toml"
 
 IMAGES_VARIABLE = "SAGITTAL_BENCHMARK_IMAGES"
 """Environment variable with a directory of pictures and a `labels.json`; the shipped pictures serve without it."""
+
+table = reports.table
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,12 +111,6 @@ def machine() -> str:
     return f"{platform.machine()}, {threads} threads, Python {platform.python_version()}, torch {torch.__version__}"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Returns a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
-
-
 def arguments(description: str) -> argparse.Namespace:
     """Parses `--write FILE`: where the report goes; it goes to standard output without."""
     parser = argparse.ArgumentParser(description=description)
@@ -121,9 +118,11 @@ def arguments(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def report(text: str, options: argparse.Namespace) -> None:
-    """Writes a report where it was asked for."""
+def report(text: str, options: argparse.Namespace, section: str = "") -> None:
+    """Writes a report where it was asked for: the whole file, or its section of that name."""
     print(text)
-    if options.write:
+    if options.write and section:
+        reports.write_section(options.write, section, text)
+    elif options.write:
         options.write.parent.mkdir(parents=True, exist_ok=True)
         options.write.write_text(text)
