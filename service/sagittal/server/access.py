@@ -12,6 +12,7 @@ from sagittal.core.errors import PermissionDenied, Unauthenticated
 from sagittal.runtime.telemetry import trace_context, trace_id
 from sagittal.runtime.tracing import current_span
 from sagittal.server.layers import Call, Proceed
+from sagittal.server.logins import FailedLogins
 from sagittal.server.settings import Role, Token
 
 #: RPCs that change what others see.
@@ -53,8 +54,9 @@ def current_caller() -> Caller:
 class Access:
     """Finds out who calls, and admits them or not. Without tokens everyone is the tenant `default`, with every role."""
 
-    def __init__(self, tokens: Mapping[str, Token]) -> None:
+    def __init__(self, tokens: Mapping[str, Token], logins: FailedLogins) -> None:
         self._tokens = tokens
+        self._logins = logins
 
     async def __call__(self, call: Call, proceed: Proceed) -> Any:
         """Is the layer that sets the caller, and the context of the log."""
@@ -62,24 +64,27 @@ class Access:
         trace = current_span().traceparent or trace_context(metadata.get("traceparent", ""))
         structlog.contextvars.bind_contextvars(rpc=call.method.rpartition("/")[2], trace_id=trace_id(trace))
         if not call.method.startswith(OPEN_SERVICES):
-            _CALLER.set(self._admit(call.method, metadata.get("authorization", ""), trace))
+            _CALLER.set(self._admit(call, metadata.get("authorization", ""), trace))
         return await proceed()
 
-    def _admit(self, method: str, authorization: str, trace: str) -> Caller:
+    def _admit(self, call: Call, authorization: str, trace: str) -> Caller:
         if not self._tokens:
             return Caller(trace_context=trace)
-        token = self._token(authorization)
-        needed: Role = "admin" if method in ADMIN_METHODS else "explain"
+        token = self._token(authorization, call.context.peer())
+        needed: Role = "admin" if call.method in ADMIN_METHODS else "explain"
         if needed not in token.roles:
             raise PermissionDenied(f"this token lacks the role {needed!r}: use one that has it")
         structlog.contextvars.bind_contextvars(tenant=token.tenant)
         return Caller(token.tenant, token.roles, trace)
 
-    def _token(self, authorization: str) -> Token:
+    def _token(self, authorization: str, peer: str) -> Token:
         if not authorization.lower().startswith(_SCHEME):
             raise Unauthenticated("this service wants a token: send the metadata `authorization: Bearer TOKEN`")
         digest = hashlib.sha256(authorization[len(_SCHEME) :].strip().encode()).hexdigest()
+        self._logins.check(peer, digest)
         token = self._tokens.get(digest)
         if token is None:
+            self._logins.failed(peer)
             raise Unauthenticated("this token is not known here: check it, or ask the operator for one")
+        self._logins.succeeded(peer, digest)
         return token

@@ -24,6 +24,7 @@ from sagittal.server.explanations import ExplanationServicer
 from sagittal.server.failures import answer_failures
 from sagittal.server.intake import Intake
 from sagittal.server.layers import Layers
+from sagittal.server.logins import FailedLogins
 from sagittal.server.many import Many
 from sagittal.server.metrics import ServiceMetrics
 from sagittal.server.models import ModelServicer
@@ -93,7 +94,13 @@ class Service:
         Raises:
             CannotListen: an address cannot be had.
         """
-        layers = (answer_failures, Tracing(self._tracer), self._metrics, Access(self._settings.tokens), self._streams)
+        layers = (
+            answer_failures,
+            Tracing(self._tracer),
+            self._metrics,
+            Access(self._settings.tokens, FailedLogins(self._settings.logins)),
+            self._streams,
+        )
         self._server = grpc.aio.server(
             interceptors=[Layers(layers)], options=server_options(self._settings.connections)
         )

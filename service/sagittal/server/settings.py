@@ -101,6 +101,19 @@ class TlsSettings(BaseModel):
         return self
 
 
+class LoginSettings(BaseModel):
+    """How many wrong tokens an address may send."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    attempts: Annotated[int, Field(ge=1)] = 10
+    """Wrong tokens in a row after which an address must wait; tokens that were good from it stay good."""
+    window: Positive = 60.0
+    """Time after which it has all of them again, in seconds."""
+    max_addresses: Annotated[int, Field(ge=1)] = 10_000
+    """Addresses that are remembered; of IPv6 a network of 64 bits counts as one."""
+
+
 class ConnectionSettings(BaseModel):
     """What a connection may do, and for how long it stays."""
 
@@ -160,6 +173,8 @@ class ServiceSettings(BaseSettings):
     """TLS of the gRPC endpoint."""
     tokens: dict[str, Token] = {}
     """Who may call, by the SHA-256 of the bearer token in hexadecimal, as JSON. Empty: everyone may do everything."""
+    logins: LoginSettings = LoginSettings()
+    """How many wrong tokens an address may send."""
     reflection: bool = True
     """Whether clients may ask for the API's description."""
     model_refresh: Annotated[float, Field(ge=0)] = 1.0
