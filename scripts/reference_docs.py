@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
+from sagittal.runtime.queue_metrics import QueueMetrics
 from sagittal.runtime.settings import QueueSettings
 from sagittal.server.metrics import ServiceMetrics
 from sagittal.server.settings import ServiceSettings
@@ -48,6 +49,7 @@ def service_registry() -> CollectorRegistry:
     """Returns a registry with the service's metrics."""
     registry = CollectorRegistry()
     ServiceMetrics(registry)
+    QueueMetrics(registry)
     return registry
 
 
@@ -55,6 +57,7 @@ def worker_registry() -> CollectorRegistry:
     """Returns a registry with a worker's metrics."""
     registry = CollectorRegistry()
     WorkerMetrics.create(registry)
+    QueueMetrics(registry)
     return registry
 
 

@@ -17,6 +17,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from sagittal.core.errors import Overloaded, SagittalError, Unavailable
+from sagittal.runtime.queue_metrics import UNOBSERVED, QueueObserver, timed
 from sagittal.runtime.redis_scripts import Script
 from sagittal.runtime.settings import QueueSettings
 
@@ -39,6 +40,9 @@ PASSING = (
     faults.TryAgainError,
     OSError,
 )
+
+#: What an attempt may fail with.
+FAILURES = (faults.RedisError, OSError)
 
 
 def connection_options(settings: QueueSettings) -> dict[str, Any]:
@@ -184,18 +188,22 @@ class Attempts:
 class SyncRunner:
     """Runs operations for threads."""
 
-    def __init__(self, client: "redis.Redis", settings: QueueSettings, root: str) -> None:
+    def __init__(
+        self, client: "redis.Redis", settings: QueueSettings, root: str, observer: QueueObserver = UNOBSERVED
+    ) -> None:
         self.client = client
+        self._observer = observer
         self._settings = settings
         self._root = root
 
-    def run(self, operation: Callable[[], Result]) -> Result:
-        """Runs an idempotent operation, again where its answer was lost."""
+    def run(self, operation: Callable[[], Result], *, name: str = "command") -> Result:
+        """Runs an idempotent operation, again where its answer was lost; `name` is what metrics call it."""
         attempts = Attempts(self._settings, WORKER_ATTEMPTS)
         while True:
             try:
-                return operation()
-            except (faults.RedisError, OSError) as error:
+                with timed(self._observer, name, FAILURES):
+                    return operation()
+            except FAILURES as error:
                 time.sleep(attempts.next_pause(error))
 
     def script(self, script: Script, *arguments: bytes | str | int | float) -> Any:
@@ -207,27 +215,31 @@ class SyncRunner:
             except faults.NoScriptError:
                 return self.client.eval(script.text, 1, self._root, *arguments)
 
-        return self.run(operation)
+        return self.run(operation, name=script.name)
 
 
 class AsyncRunner:
     """Runs operations for asyncio."""
 
-    def __init__(self, client: "redis.asyncio.Redis", settings: QueueSettings, root: str) -> None:
+    def __init__(
+        self, client: "redis.asyncio.Redis", settings: QueueSettings, root: str, observer: QueueObserver = UNOBSERVED
+    ) -> None:
         self.client = client
+        self._observer = observer
         self._settings = settings
         self._root = root
 
-    async def run(self, operation: Callable[[], Awaitable[Result]]) -> Result:
-        """Runs an idempotent operation, again where its answer was lost."""
+    async def run(self, operation: Callable[[], Awaitable[Result]], *, name: str = "command") -> Result:
+        """Runs an idempotent operation, again where its answer was lost; `name` is what metrics call it."""
         attempts = Attempts(self._settings, SERVICE_ATTEMPTS)
         try:
             async with asyncio.timeout(self._settings.operation_timeout):
                 while True:
                     try:
-                        async with asyncio.timeout(2 * SOCKET_SHARE * self._settings.operation_timeout):
-                            return await operation()
-                    except (faults.RedisError, OSError) as error:  # a TimeoutError is an OSError
+                        with timed(self._observer, name, FAILURES):
+                            async with asyncio.timeout(2 * SOCKET_SHARE * self._settings.operation_timeout):
+                                return await operation()
+                    except FAILURES as error:  # a TimeoutError is an OSError
                         await asyncio.sleep(attempts.next_pause(error))
         except TimeoutError as error:
             raise Unavailable(
@@ -244,4 +256,4 @@ class AsyncRunner:
             except faults.NoScriptError:
                 return await self.client.eval(script.text, 1, self._root, *arguments)
 
-        return await self.run(operation)
+        return await self.run(operation, name=script.name)

@@ -5,7 +5,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import structlog
 
@@ -14,6 +14,7 @@ from sagittal.core.errors import AlreadyExists, FailedPrecondition, SagittalErro
 from sagittal.core.jobs import Backlog, Job, JobState, NewJob, StoredEvent, StoredRequest
 from sagittal.runtime.admission import overloaded
 from sagittal.runtime.job_events import TERMINAL, cancelled_event, forgotten_request
+from sagittal.runtime.queue_metrics import UNOBSERVED, QueueObserver
 from sagittal.runtime.redis_connection import AsyncRunner, close_async, connect_async
 from sagittal.runtime.redis_scripts import (
     cost_key,
@@ -35,14 +36,18 @@ EVENTS_AT_ONCE = 16
 #: Jobs that one call of the script `list` looks at.
 JOBS_AT_ONCE = 500
 
+#: Verdicts of `submit` for jobs that cost no run.
+SHARED: Mapping[bytes, Literal["cache", "flight"]] = {b"cached": "cache", b"joined": "flight"}
+
 
 class RedisJobQueue:
     """A `JobQueue` on Redis 7 or Valkey 8 and later."""
 
-    def __init__(self, settings: QueueSettings) -> None:
+    def __init__(self, settings: QueueSettings, observer: QueueObserver = UNOBSERVED) -> None:
         self._settings = settings
+        self._observer = observer
         self._root = root_key(settings)
-        self._redis = AsyncRunner(connect_async(settings), settings, self._root)
+        self._redis = AsyncRunner(connect_async(settings), settings, self._root, observer)
         self._news = LogNews(connect_async(settings.model_copy(update={"max_connections": 1})), self._root)
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -59,7 +64,9 @@ class RedisJobQueue:
         if verdict == b"full":
             what, bound, seconds = (part.decode() for part in rest)
             raise overloaded(what, int(bound), float(seconds) if seconds else None, self._settings)
-        return parse_job(rest[0]), verdict == b"new"
+        if verdict in SHARED:
+            self._observer.shared(job.model, SHARED[verdict])
+        return parse_job(rest[0]), verdict != b"same"
 
     async def get(self, job_id: str) -> Job:
         """Returns a job."""
@@ -144,7 +151,7 @@ class RedisJobQueue:
         async def read() -> dict[bytes, bytes]:
             return cast("dict[bytes, bytes]", await self._redis.client.hgetall(key))
 
-        return parse_costs(await self._redis.run(read))
+        return parse_costs(await self._redis.run(read, name="costs"))
 
     async def sweep(self) -> int:
         """Ends what is overdue, requeues what was lost, drops what retention has passed; returns the jobs ended.
@@ -155,7 +162,7 @@ class RedisJobQueue:
 
     async def ping(self) -> None:
         """Returns when Redis answers."""
-        await self._redis.run(self._redis.client.ping)
+        await self._redis.run(self._redis.client.ping, name="ping")
         self._start_sweeper()
 
     async def close(self) -> None:
@@ -199,6 +206,7 @@ class RedisJobQueue:
         for ending in parse_endings(answer):
             done = await self._redis.script(load_script("end"), *end_arguments(ending, time.time()))
             if done:
+                self._observer.ended(ending.reason)
                 log.warning("job_ended_by_queue", job_id=ending.job_id, reason=ending.reason, attempt=ending.attempt)
             ended += int(done)
         return ended

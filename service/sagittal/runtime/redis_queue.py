@@ -4,6 +4,7 @@ Nothing connects here: each object connects when it is first used, and again whe
 program calls once at start, to hear of a Redis that would lose jobs.
 """
 
+from sagittal.runtime.queue_metrics import UNOBSERVED, QueueObserver
 from sagittal.runtime.redis_check import check_server
 from sagittal.runtime.redis_jobs import RedisJobQueue
 from sagittal.runtime.redis_registry import RedisModelRegistry, RedisWorkerRegistry
@@ -23,14 +24,16 @@ __all__ = [
 ]
 
 
-def connect_job_queue(settings: QueueSettings) -> RedisJobQueue:
+def connect_job_queue(settings: QueueSettings, observer: QueueObserver = UNOBSERVED) -> RedisJobQueue:
     """Returns the service's side of the queue. Close it on the loop that used it."""
-    return RedisJobQueue(settings)
+    return RedisJobQueue(settings, observer)
 
 
-def connect_worker_queue(settings: QueueSettings, *, worker: str) -> RedisWorkerQueue:
+def connect_worker_queue(
+    settings: QueueSettings, *, worker: str, observer: QueueObserver = UNOBSERVED
+) -> RedisWorkerQueue:
     """Returns a worker's side of the queue; `worker` is its name in jobs and logs."""
-    return RedisWorkerQueue(settings, worker=worker)
+    return RedisWorkerQueue(settings, worker=worker, observer=observer)
 
 
 def connect_model_registry(settings: QueueSettings) -> RedisModelRegistry:

@@ -14,6 +14,7 @@ from sagittal.core.errors import Overloaded, Unavailable
 from sagittal.core.jobs import Cancellation, JobState, Lease
 from sagittal.runtime.job_events import TERMINAL, Ending, classify, read_settled
 from sagittal.runtime.queue import LeaseLost
+from sagittal.runtime.queue_metrics import UNOBSERVED, WAIT, QueueObserver
 from sagittal.runtime.redis_connection import SOCKET_SHARE, SyncRunner, close_sync, connect_sync
 from sagittal.runtime.redis_news import WorkerNews
 from sagittal.runtime.redis_scripts import load_script, model_key, parse_lease, root_key
@@ -36,11 +37,12 @@ class _Writer:
 class RedisWorkerQueue:
     """A `WorkerQueue` on Redis 7 or Valkey 8 and later."""
 
-    def __init__(self, settings: QueueSettings, *, worker: str) -> None:
+    def __init__(self, settings: QueueSettings, *, worker: str, observer: QueueObserver = UNOBSERVED) -> None:
+        self._observer = observer
         self._settings = settings
         self._worker = worker
         self._root = root_key(settings)
-        self._redis = SyncRunner(connect_sync(settings), settings, self._root)
+        self._redis = SyncRunner(connect_sync(settings), settings, self._root, observer)
         self._news = WorkerNews(self._redis, f"{self._root}worker:{worker}")
         self._writers: dict[tuple[str, int], _Writer] = {}
         self._writers_lock = threading.Lock()
@@ -128,7 +130,7 @@ class RedisWorkerQueue:
 
     def ping(self) -> None:
         """Returns when Redis answers."""
-        self._redis.run(self._redis.client.ping)
+        self._redis.run(self._redis.client.ping, name="ping")
 
     def close(self) -> None:
         """Closes all connections."""
@@ -160,7 +162,7 @@ class RedisWorkerQueue:
             time.sleep(seconds)
             return
         bells = [f"{self._root}bell:{name}" for name in names]
-        self._redis.run(lambda: self._redis.client.blpop(bells, timeout=seconds))
+        self._redis.run(lambda: self._redis.client.blpop(bells, timeout=seconds), name=WAIT)
 
     def _sweep_when_due(self) -> None:
         now = time.monotonic()
@@ -172,6 +174,7 @@ class RedisWorkerQueue:
     def _end(self, endings: Iterable[Ending]) -> None:
         for ending in endings:
             if self._script("end", *end_arguments(ending, time.time())):
+                self._observer.ended(ending.reason)
                 log.warning("job_ended_by_queue", job_id=ending.job_id, reason=ending.reason, attempt=ending.attempt)
 
     def _check(self, lease: Lease, answer: bytes) -> None:

@@ -13,6 +13,7 @@ import structlog
 from prometheus_client import REGISTRY
 from pydantic import BaseModel, ValidationError
 
+from sagittal.runtime.queue_metrics import QueueMetrics
 from sagittal.runtime.redis_queue import check_server, connect_job_queue, connect_model_registry
 from sagittal.runtime.telemetry import MetricsServer, configure_logging, own_name, start_metrics_server
 from sagittal.runtime.tracing import NO_TRACER, Tracer
@@ -62,7 +63,8 @@ async def serve(settings: ServiceSettings, tracer: Tracer = NO_TRACER) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     registry = connect_model_registry(settings.queue)
     inspect = partial(check_server, settings.queue)
-    service = Service(settings, connect_job_queue(settings.queue), registry, REGISTRY, inspect=inspect, tracer=tracer)
+    queue = connect_job_queue(settings.queue, QueueMetrics(REGISTRY))
+    service = Service(settings, queue, registry, REGISTRY, inspect=inspect, tracer=tracer)
     metrics = _metrics(settings)
     try:
         await service.start()

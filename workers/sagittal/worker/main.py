@@ -14,6 +14,7 @@ from sagittal.engine.allocator import keep_freed_memory
 from sagittal.models.entry import InvalidModelFile
 from sagittal.models.loading import choose_device, set_threads
 from sagittal.models.sources import ModelUnavailable
+from sagittal.runtime.queue_metrics import QueueMetrics
 from sagittal.runtime.redis_queue import connect_worker_queue, connect_worker_registry
 from sagittal.runtime.telemetry import configure_logging, start_metrics_server
 from sagittal.runtime.tracing import Tracer
@@ -67,7 +68,7 @@ def _make(settings: WorkerSettings, tracer: Tracer) -> Worker:
         device=device,
         memory_mib=settings.model_memory_mib,
     )
-    queue = connect_worker_queue(settings.queue, worker=settings.worker_name)
+    queue = connect_worker_queue(settings.queue, worker=settings.worker_name, observer=QueueMetrics(REGISTRY))
     return Worker(settings, queue, models, metrics, tracer)
 
 

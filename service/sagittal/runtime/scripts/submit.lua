@@ -1,4 +1,4 @@
--- Accepts a job. Returns {'new' | 'same', view} or {'reused', id} or {'full', what, bound, seconds to wait or ''}.
+-- Accepts a job. Returns {'new' | 'same' | 'cached' | 'joined', view} or {'reused', id} or {'full', what, bound, seconds to wait or ''}.
 local names = {'id', 'kind', 'model', 'version', 'method', 'lane', 'tenant', 'request_id', 'deadline', 'estimate',
   'trace', 'content', 'fingerprint', 'cache', 'accepted', 'request', 'max_queued', 'max_tenant', 'max_evaluations',
   'max_tenant_evaluations', 'max_sharers', 'max_bytes', 'assumed', 'weight', 'cache_seconds', 'setting'}
@@ -122,7 +122,8 @@ local function join()
   return true
 end
 
-if may_share and (answer() or join()) then return {'new', view(new.id)} end
+if may_share and answer() then return {'cached', view(new.id)} end
+if may_share and join() then return {'joined', view(new.id)} end
 
 if tonumber(new.estimate) == 0 then new.estimate = new.assumed end
 local estimate = tonumber(new.estimate)
