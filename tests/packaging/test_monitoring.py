@@ -14,7 +14,22 @@ ALERTS = CHART / "files" / "alerts.yaml"
 ALERT_TESTS = sorted((ROOT / "tests" / "packaging").glob("*alerts_test.yaml"))
 DASHBOARD = json.loads((CHART / "files" / "dashboard.json").read_text())
 #: Labels that take few values. Jobs, tenants and callers are none of them.
-BOUNDED = {"rpc", "code", "model", "method", "lane", "reason", "state", "kind", "version", "call"}
+BOUNDED = {
+    "rpc",
+    "code",
+    "model",
+    "method",
+    "lane",
+    "reason",
+    "state",
+    "kind",
+    "version",
+    "call",
+    "operation",
+    "how",
+    "outcome",
+    "device",
+}
 #: Metrics of redis_exporter that alerts and dashboard use.
 EXPORTED = {"redis_memory_used_bytes", "redis_memory_max_bytes"}
 

@@ -10,7 +10,7 @@ from grpc.aio import AbortError
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from sagittal.core.errors import SagittalError, StreamMoved, Unavailable
-from sagittal.core.jobs import Backlog, Lane, NewJob
+from sagittal.core.jobs import Backlog, Job, Lane, NewJob
 from sagittal.server.layers import Call, Proceed
 
 #: Upper bounds of an RPC's duration, in seconds: from a lookup to a long explanation.
@@ -41,6 +41,13 @@ class ServiceMetrics:
         )
         self.jobs_dropped = Counter(
             "sagittal_jobs_dropped", "Jobs cancelled because their caller went away.", ["rpc"], registry=registry
+        )
+        self.first_event = Histogram(
+            "sagittal_first_event_seconds",
+            "Time from acceptance to the first result that a stream of the job carries.",
+            ["model", "method", "lane"],
+            buckets=_RPC_SECONDS,
+            registry=registry,
         )
         self.queued = Gauge("sagittal_queue_depth", "Runs that wait.", ["model", "lane"], registry=registry)
         self.running = Gauge(
@@ -74,6 +81,11 @@ class ServiceMetrics:
     def accepted(self, job: NewJob) -> None:
         """Counts a job that was queued."""
         self.jobs_accepted.labels(job.model, job.method or job.kind.value, job.lane.value).inc()
+
+    def first_result(self, job: Job) -> None:
+        """Observes that the first result of a job goes out to the caller who waits for it."""
+        seconds = max(0.0, time.time() - job.created)
+        self.first_event.labels(job.model, job.method or job.kind.value, job.lane.value).observe(seconds)
 
     def backlog(self, backlog: Mapping[tuple[str, str], Backlog], models: Iterable[str]) -> None:
         """Shows the queue as it is now: registered models without work as zeros, models that are gone not at all."""

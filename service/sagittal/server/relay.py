@@ -19,6 +19,9 @@ from sagittal.v1 import explanation_pb2
 
 _TERMINAL = frozenset({"completed", "failed", "cancelled"})
 
+#: Events that carry no result yet.
+_BEFORE_RESULTS = frozenset({"accepted", "started", "failed", "cancelled"})
+
 _JOB_ID = re.compile(r"^[0-9a-f]{32}$")
 
 
@@ -75,7 +78,11 @@ class Relay:
         """Yields a job's events; cancels the job when the caller goes away before the end."""
         try:
             async with aclosing(self.events(job)) as events:
+                waiting = True
                 async for message in events:
+                    if waiting and message.WhichOneof("event") not in _BEFORE_RESULTS:
+                        self._metrics.first_result(job)
+                        waiting = False
                     yield message
         except (asyncio.CancelledError, GeneratorExit):
             self.drop(job, rpc=rpc)

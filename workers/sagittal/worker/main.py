@@ -19,6 +19,7 @@ from sagittal.runtime.redis_queue import connect_worker_queue, connect_worker_re
 from sagittal.runtime.telemetry import configure_logging, start_metrics_server
 from sagittal.runtime.tracing import Tracer
 from sagittal.runtime.tracing_start import TracingMissing, start_tracing
+from sagittal.worker.device import watch_memory
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.models import HostedModels
 from sagittal.worker.settings import WorkerSettings
@@ -58,6 +59,7 @@ def _make(settings: WorkerSettings, tracer: Tracer) -> Worker:
         start_metrics_server(settings.metrics_host, settings.metrics_port)
     registry = connect_worker_registry(settings.queue)
     device = choose_device(settings.device)
+    watch_memory(metrics.device_memory, device)
     if device.type == "cpu" and not keep_freed_memory():
         log.info("allocator-left-alone", reason="the C library has no mallopt")
     models = HostedModels(

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from sagittal.worker.quality import QualityMetrics
+
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 _SHARES = tuple(step / 20 for step in range(1, 21))
 _STEP_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -20,13 +22,17 @@ class WorkerMetrics:
     evaluations: Counter
     batch_fill: Histogram
     busy: Counter
-    insertion: Histogram
-    deletion: Histogram
-    baseline_confident: Counter
+    step: Histogram
+    device_seconds: Counter
+    quality: QualityMetrics
+    retries: Counter
     leases_lost: Counter
     cancel_to_idle: Histogram
     loaded: Gauge
     load_seconds: Gauge
+    loads: Counter
+    model_memory: Gauge
+    device_memory: Gauge
     queue_errors: Counter
 
     @classmethod
@@ -60,18 +66,21 @@ class WorkerMetrics:
                 buckets=_SHARES,
             ),
             busy=Counter("sagittal_device_busy_seconds", "Time spent in engine steps.", ("model",), registry=registry),
-            insertion=Histogram(
-                "sagittal_insertion_auc", "Insertion AUC served.", by_method, registry=registry, buckets=_SHARES
+            step=Histogram(
+                "sagittal_engine_step_seconds",
+                "Time of an engine step: a batch, or a call with the model.",
+                ("model",),
+                registry=registry,
+                buckets=_STEP_SECONDS,
             ),
-            deletion=Histogram(
-                "sagittal_deletion_auc", "Deletion AUC served.", by_method, registry=registry, buckets=_SHARES
-            ),
-            baseline_confident=Counter(
-                "sagittal_baseline_still_confident",
-                "Explanations whose baseline did not hide the class.",
+            device_seconds=Counter(
+                "sagittal_device_seconds",
+                "Device time of jobs: of each batch, their share by rows.",
                 by_method,
                 registry=registry,
             ),
+            quality=QualityMetrics.create(registry),
+            retries=Counter("sagittal_retries", "Attempts after a job's first.", ("model",), registry=registry),
             leases_lost=Counter("sagittal_leases_lost", "Leases taken from this worker.", registry=registry),
             cancel_to_idle=Histogram(
                 "sagittal_cancel_to_idle_seconds",
@@ -84,6 +93,24 @@ class WorkerMetrics:
             ),
             load_seconds=Gauge(
                 "sagittal_model_load_seconds", "Time that loading took.", ("model", "version"), registry=registry
+            ),
+            loads=Counter(
+                "sagittal_model_loads",
+                "Times that a model was loaded, by outcome: ready or failed.",
+                ("model", "version", "outcome"),
+                registry=registry,
+            ),
+            model_memory=Gauge(
+                "sagittal_model_memory_bytes",
+                "Memory of a loaded model's weights.",
+                ("model", "version"),
+                registry=registry,
+            ),
+            device_memory=Gauge(
+                "sagittal_device_memory_bytes",
+                "Memory of the device, by kind: used and total. On the CPU, that of this process.",
+                ("device", "kind"),
+                registry=registry,
             ),
             queue_errors=Counter(
                 "sagittal_queue_errors", "Calls to the queue that failed, by call.", ("call",), registry=registry

@@ -172,6 +172,7 @@ class HostedModels:
             torch.cuda.empty_cache()
         log.info("model-unloaded", model=hosted.entry.name, version=hosted.entry.version, bytes=hosted.memory_bytes)
         self._metrics.loaded.labels(*hosted.entry.key).set(0)
+        self._metrics.model_memory.labels(*hosted.entry.key).set(0)
         self.announce(ttl=None)
 
     def _has_room(self, wanted: Hosted) -> bool:
@@ -228,6 +229,7 @@ class HostedModels:
 
     def _failed(self, hosted: Hosted, message: str) -> None:
         hosted.state, hosted.message = model_pb2.MODEL_STATE_FAILED, message
+        self._metrics.loads.labels(*hosted.entry.key, "failed").inc()
         log.error("model-failed", model=hosted.entry.name, version=hosted.entry.version, error=message)
         self._metrics.loaded.labels(*hosted.entry.key).set(0)
         self.announce(ttl=None)
@@ -251,6 +253,8 @@ class HostedModels:
         )
         self._metrics.loaded.labels(*loaded.entry.key).set(1)
         self._metrics.load_seconds.labels(*loaded.entry.key).set(loaded.load_seconds)
+        self._metrics.loads.labels(*loaded.entry.key, "ready").inc()
+        self._metrics.model_memory.labels(*loaded.entry.key).set(loaded.memory_bytes)
 
     def _publish(self, described: model_pb2.Model, stopped: threading.Event) -> None:
         """Publishes until the registry has it."""

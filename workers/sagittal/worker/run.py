@@ -20,7 +20,7 @@ from sagittal.core.errors import (
     ModelFailed,
     SagittalError,
 )
-from sagittal.core.jobs import JobState, Lane, Lease
+from sagittal.core.jobs import JobKind, JobState, Lane, Lease
 from sagittal.core.status import internal_status, to_status
 from sagittal.engine import INTERACTIVE_WEIGHT, Budget, EvaluationFailed, Task, TaskCancelled
 from sagittal.explain import InvalidParameter, Unsupported, seam
@@ -29,6 +29,7 @@ from sagittal.runtime.tracing import NO_TRACER, Tracer
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.worker.checkpoints import Checkpoints
 from sagittal.worker.metrics import WorkerMetrics
+from sagittal.worker.quality import Quality
 from sagittal.worker.trace import JobTrace, job_log
 from sagittal.worker.wire import Wire
 from sagittal.worker.work import Work
@@ -39,8 +40,6 @@ from sagittal.worker.writer import EventWriter, Outbox
 class Measured:
     """What the terminal event sums up."""
 
-    insertion: float | None = None
-    deletion: float | None = None
     truncated_by: str = ""
     pointing_game_hit: bool | None = None
 
@@ -69,6 +68,7 @@ class JobRun:
         self._started = time.monotonic()
         self._waited = max(0.0, time.time() - lease.job.created)
         self._measured = Measured()
+        self._quality = Quality()
         self._wire = Wire(loaded.labels, loaded.digest)
         self._outbox: Outbox = writer.open(lease)
         self._checkpoints = Checkpoints(partial(writer.checkpoint, self._outbox), loaded, seconds=checkpoint_seconds)
@@ -80,6 +80,7 @@ class JobRun:
         self.task: Task | None = None
         started = pb.Started(worker=name, attempt=lease.job.attempt, waited=duration(self._waited))
         self._send(pb.ExplanationEvent(started=started))
+        metrics.retries.labels(lease.job.model).inc(lease.job.attempt > 1)
         metrics.wait.labels(lease.job.model, lease.job.lane.value).observe(self._waited)
 
     @property
@@ -164,20 +165,12 @@ class JobRun:
 
     def _note(self, event: seam.Event) -> None:
         """Keeps what the terminal event and the metrics sum up."""
-        measured, labels = self._measured, (self.lease.job.model, self.lease.job.method)
+        self._quality.note(event)
         match event:
-            case seam.Curve(kind=seam.CurveKind.INSERTION, mask_index=0):
-                measured.insertion = event.auc
-                self._metrics.insertion.labels(*labels).observe(event.auc)
-            case seam.Curve(kind=seam.CurveKind.DELETION, mask_index=0):
-                measured.deletion = event.auc
-                self._metrics.deletion.labels(*labels).observe(event.auc)
             case seam.Truncated():
-                measured.truncated_by = event.limit
+                self._measured.truncated_by = event.limit
             case seam.PointingGame():
-                measured.pointing_game_hit = event.hit
-            case seam.Notice(reason="BASELINE_STILL_CONFIDENT"):
-                self._metrics.baseline_confident.labels(*labels).inc()
+                self._measured.pointing_game_hit = event.hit
 
     def _on_end(self, error: BaseException | None) -> None:
         """Writes the one terminal event, or hands the job back."""
@@ -204,8 +197,8 @@ class JobRun:
     def _completed(self) -> pb.Completed:
         work, usage, measured = self._work, self.task.usage if self.task else None, self._measured
         completed = pb.Completed(
-            insertion=measured.insertion,
-            deletion=measured.deletion,
+            insertion=self._quality.insertion,
+            deletion=self._quality.deletion,
             run_time=duration(time.monotonic() - self._started),
             wait_time=duration(self._waited),
             model_digest=self._loaded.digest,
@@ -238,7 +231,10 @@ class JobRun:
         job, metrics = self.lease.job, self._metrics
         metrics.jobs.labels(job.model, job.method, state.value).inc()
         metrics.run.labels(job.model, job.method).observe(time.monotonic() - self._started)
+        if state is JobState.COMPLETED and job.kind is JobKind.EXPLANATION:
+            self._quality.observe(metrics.quality, job)
         if self.task is not None:
+            metrics.device_seconds.labels(job.model, job.method).inc(self.task.device_seconds)
             usage = self.task.usage
             metrics.evaluations.labels(job.model, job.method, "gradient").inc(usage.gradient_evaluations)
             metrics.evaluations.labels(job.model, job.method, "forward").inc(

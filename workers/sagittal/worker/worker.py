@@ -124,8 +124,9 @@ class Worker:
             return False
         started, before = time.monotonic(), engine.counters.rows
         engine.step()
-        rows, name = engine.counters.rows - before, hosted.entry.name
-        self._metrics.busy.labels(name).inc(time.monotonic() - started)
+        rows, name, seconds = engine.counters.rows - before, hosted.entry.name, time.monotonic() - started
+        self._metrics.busy.labels(name).inc(seconds)
+        self._metrics.step.labels(name).observe(seconds)
         if rows:
             self._metrics.batch_fill.labels(name).observe(rows / engine.batch_size)
         self._forget_ended()
