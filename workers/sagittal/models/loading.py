@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from sagittal.core.labels import read_labels
+from sagittal.core.labels import IMAGENET, read_labels
 from sagittal.engine.evaluator import PROBABILITIES, TorchEvaluator
 from sagittal.engine.optimise import Step, optimise
 from sagittal.engine.timing import Variant
 from sagittal.models.entry import ModelEntry
 from sagittal.models.measuring import batch_sizes, find_quantum, find_throughput, runs_small_cheaply
-from sagittal.models.sources import ModelUnavailable, load_source
+from sagittal.models.sources import EVERYTHING, Access, ModelUnavailable, load_source
+from sagittal.models.sources.files import find_inside
 
 PROBE_IMAGES = 4
 """Images of noise on which optimisations are checked."""
@@ -63,24 +64,26 @@ class LoadedModel:
         return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
 
-def load(entry: ModelEntry, device: torch.device, *, batch_size: int = 0) -> LoadedModel:
+def load(entry: ModelEntry, device: torch.device, *, batch_size: int = 0, access: Access = EVERYTHING) -> LoadedModel:
     """Loads a model, makes it faster and finds out what it can do.
 
     Args:
         entry: What to load.
         device: Where to run it.
         batch_size: Most masked images in a batch; 0 finds one.
+        access: What it may be loaded from.
 
     Raises:
         ModelUnavailable: it cannot be loaded, or does not classify images of the size that its preprocessing makes.
     """
     started = time.monotonic()
-    module = load_source(entry.source).eval().requires_grad_(False)
+    sourced = load_source(entry.source, access)
+    module = sourced.module.eval().requires_grad_(False)
     digest = model_digest(module, entry)
     module = module.to(device)
     probe = _probe(entry, device)
     classes = _classes(module, probe)
-    labels = _labels(entry, classes)
+    labels = _labels(entry, classes, access)
     gradients = _gradients_flow(module, probe)
     evaluator, steps = _evaluator(module, entry, probe, classes=classes, gradients=gradients)
     spatial, flat = _layers(module, probe)
@@ -95,7 +98,7 @@ def load(entry: ModelEntry, device: torch.device, *, batch_size: int = 0) -> Loa
         supports_gradients=gradients,
         spatial_layers=spatial,
         feature_layers=flat,
-        steps=tuple(steps),
+        steps=(*sourced.notes, *steps),
         batch_size=_whole_quanta(batch_size or throughput.batch_size, evaluator.quantum),
         evaluations_per_second=throughput.forward,
         gradient_evaluations_per_second=throughput.backward,
@@ -150,17 +153,22 @@ def _classes(module: nn.Module, probe: Tensor) -> int:
     return int(outputs.shape[1])
 
 
-def _labels(entry: ModelEntry, classes: int) -> Sequence[str]:
+def _labels(entry: ModelEntry, classes: int, access: Access) -> Sequence[str]:
     if isinstance(entry.labels, list):
         labels: Sequence[str] = entry.labels
     else:
         try:
-            labels = read_labels(entry.labels)
+            labels = read_labels(_labels_source(entry.labels, access))
         except OSError as error:
             raise ModelUnavailable(f"the labels {entry.labels} cannot be read: {error.strerror}") from error
     if labels and len(labels) != classes:
         raise ModelUnavailable(f"there are {len(labels)} labels for {classes} classes")
     return labels
+
+
+def _labels_source(name: str, access: Access) -> str:
+    """Returns what names the labels; files lie where weights may."""
+    return name if name == IMAGENET else str(find_inside(name, access.directories, "SAGITTAL_SOURCES__DIRECTORIES"))
 
 
 def _evaluator(

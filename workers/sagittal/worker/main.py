@@ -69,6 +69,7 @@ def _make(settings: WorkerSettings, tracer: Tracer) -> Worker:
         worker=settings.worker_name,
         device=device,
         memory_mib=settings.model_memory_mib,
+        access=settings.access(),
     )
     queue = connect_worker_queue(settings.queue, worker=settings.worker_name, observer=QueueMetrics(REGISTRY))
     return Worker(settings, queue, models, metrics, tracer)

@@ -19,7 +19,7 @@ from sagittal.core.errors import Unavailable
 from sagittal.engine import Engine
 from sagittal.models.entry import ModelEntry, read_entries
 from sagittal.models.loading import LoadedModel, load
-from sagittal.models.sources import ModelUnavailable
+from sagittal.models.sources import EVERYTHING, Access, ModelUnavailable
 from sagittal.runtime.registry import WorkerRegistry
 from sagittal.v1 import model_pb2
 from sagittal.worker.catalogue import describe_model
@@ -77,6 +77,7 @@ class HostedModels:
         worker: str,
         device: torch.device,
         memory_mib: int = 0,
+        access: Access = EVERYTHING,
     ) -> None:
         """Reads the model file. Raises InvalidModelFile.
 
@@ -87,6 +88,7 @@ class HostedModels:
             worker: Name of this worker.
             device: Where models run.
             memory_mib: Most memory of all loaded models' weights; 0 for no bound.
+            access: What models may be loaded from.
         """
         self._hosted = {entry.key: Hosted(entry=entry) for entry in read_entries(path)}
         self._registry = registry
@@ -94,6 +96,7 @@ class HostedModels:
         self._worker = worker
         self._device = device
         self._bound = memory_mib * 2**20
+        self._access = access
         self._lock = threading.RLock()
 
     def ready(self) -> Sequence[Hosted]:
@@ -214,7 +217,7 @@ class HostedModels:
         self.announce(ttl=None)
         log.info("model-loading", model=entry.name, version=entry.version, device=str(self._device))
         try:
-            loaded = load(entry, self._device, batch_size=batch_size)
+            loaded = load(entry, self._device, batch_size=batch_size, access=self._access)
         except ModelUnavailable as unavailable:
             self._failed(hosted, str(unavailable))
             return

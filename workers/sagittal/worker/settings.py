@@ -7,6 +7,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sagittal.core.images import ImageLimits
+from sagittal.models.sources import Access
 from sagittal.runtime.settings import QueueSettings
 from sagittal.runtime.telemetry import LogFormat, LogLevel, own_name
 from sagittal.runtime.tracing import TracingSettings
@@ -34,6 +35,8 @@ class WorkerSettings(BaseSettings):
     a job asks for it. A model that is loaded for the first time comes on top for a moment. 0: no bound."""
     max_jobs: Annotated[int, Field(ge=1)] = 8
     """Jobs that run at the same time."""
+    sources: Access = Access()
+    """What models may be loaded from."""
     metrics_host: str = "127.0.0.1"
     """Address that `/metrics` listens on."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9091
@@ -58,3 +61,9 @@ class WorkerSettings(BaseSettings):
     def image_limits(self) -> ImageLimits:
         """Returns the limits of pictures."""
         return ImageLimits(max_pixels=self.max_image_pixels)
+
+    def access(self) -> Access:
+        """Returns what models may be loaded from: the directory of the model file where none is set."""
+        if self.sources.directories:
+            return self.sources
+        return self.sources.model_copy(update={"directories": (self.models_file.absolute().parent,)})

@@ -1,0 +1,47 @@
+"""Sources of models: a table of kinds, each with its settings and a way to a module.
+
+The operator's settings bound what any of them may touch (see `access`): a model file or a registration names things
+inside these bounds. Nothing is ever unpickled, and no caller of an explanation names any of it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from sagittal.models.sources.access import EVERYTHING, Access
+from sagittal.models.sources.efficientnet_lite import EfficientNetLite
+from sagittal.models.sources.failures import ModelUnavailable
+from sagittal.models.sources.python_models import Python
+from sagittal.models.sources.source import Source, Sourced
+from sagittal.models.sources.timm_models import Timm
+from sagittal.models.sources.torchvision_models import Torchvision
+
+__all__ = ["EVERYTHING", "SOURCES", "Access", "ModelUnavailable", "Sourced", "load_source"]
+
+SOURCES: Mapping[str, type[Source]] = {
+    "efficientnet-lite": EfficientNetLite,
+    "python": Python,
+    "timm": Timm,
+    "torchvision": Torchvision,
+}
+"""Settings of each kind, by the name that model files give as `kind`."""
+
+
+def load_source(source: Mapping[str, Any], access: Access = EVERYTHING) -> Sourced:
+    """Returns the model of a source such as `{kind = "torchvision", model = "resnet50"}`. Raises ModelUnavailable."""
+    return read_source(source).load(access)
+
+
+def read_source(source: Mapping[str, Any]) -> Source:
+    """Returns the settings of a source, checked. Raises ModelUnavailable, naming the field."""
+    settings = dict(source)
+    kind = settings.pop("kind", None)
+    if kind not in SOURCES:
+        raise ModelUnavailable(f"source.kind is {kind!r}; give one of {', '.join(sorted(SOURCES))}")
+    try:
+        return SOURCES[kind].model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in ("source", *first["loc"]))
+        raise ModelUnavailable(f"{field}: {first['msg']} (source of kind {kind!r})") from error
