@@ -1,0 +1,105 @@
+"""An optimised model against the plain one, each in a process of its own, in turn.
+
+The optimised side is a worker's: its steps at load, and memory that is kept when it is freed. The plain side is what
+one gets from the model's source and nothing else.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from bare import Bare, clock_of
+
+from sagittal.engine.allocator import keep_freed_memory
+from sagittal.engine.optimise import optimise
+from sagittal.engine.timing import Variant
+from sagittal.models.sources import load_source
+
+IMAGES = 4
+"""Images in a batch."""
+
+ROUNDS = 5
+"""Runs of each side, in turn: the fastest counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """How many times as fast the optimised side is, and what was done to the model."""
+
+    forward: float
+    backward: float
+    """Forward and backward together."""
+    kept: tuple[str, ...]
+    largest_difference: float
+    """Of a probability, from the plain model on noise."""
+
+
+def compare(source: Mapping[str, Any]) -> Compared:
+    """Runs both sides in turn."""
+    sides = {name: _start(name, source) for name in ("plain", "optimised")}
+    said = {name: _read(side) for name, side in sides.items()}
+    times: dict[tuple[str, str], list[float]] = {}
+    for _ in range(ROUNDS):
+        for mode in ("forward", "backward"):
+            for name, side in sides.items():
+                times.setdefault((name, mode), []).append(_ask(side, mode)["seconds"])
+    for side in sides.values():
+        side.communicate("")
+    ratios = [min(times["plain", mode]) / min(times["optimised", mode]) for mode in ("forward", "backward")]
+    return Compared(*ratios, tuple(said["optimised"]["kept"]), said["optimised"]["largest_difference"])
+
+
+def _start(side: str, source: Mapping[str, Any]) -> subprocess.Popen[str]:
+    command = [sys.executable, __file__, side, json.dumps(source)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _ask(side: subprocess.Popen[str], mode: str) -> dict[str, Any]:
+    assert side.stdin is not None
+    side.stdin.write(f"{mode}\n")
+    side.stdin.flush()
+    return _read(side)
+
+
+def _read(side: subprocess.Popen[str]) -> dict[str, Any]:
+    """Returns the next answer; lines that the model's package prints are passed over."""
+    assert side.stdout is not None
+    for line in side.stdout:
+        if line.startswith("{"):
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+    raise RuntimeError("a side of the comparison ended; its error is above")
+
+
+def serve(side: str, source: Mapping[str, Any]) -> None:
+    """One side: says what was done to the model, then times what it is asked for."""
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if side == "optimised":
+        keep_freed_memory()
+    module = load_source(dict(source)).eval().requires_grad_(False).to(device)
+    probe = torch.randn(IMAGES, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
+    variant, said = Variant(module), {"kept": [], "largest_difference": 0.0}
+    if side == "optimised":
+        fast, channels_last, steps = optimise(module, probe, lambda outputs: outputs.softmax(-1))
+        variant, applied = Variant(fast, channels_last=channels_last), [step for step in steps if step.applied]
+        said["kept"] = [step.name for step in applied]
+        said["largest_difference"] = max((step.largest_difference for step in applied), default=0.0)
+    print(json.dumps(said), flush=True)
+    bare = Bare(variant, probe[:1], clock_of(device))
+    for mode in sys.stdin:
+        seconds = bare.seconds(IMAGES, gradient=mode.strip() == "backward")
+        print(json.dumps({"seconds": seconds}), flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("side", choices=["plain", "optimised"])
+    parser.add_argument("source", type=json.loads)
+    options = parser.parse_args()
+    serve(options.side, options.source)
