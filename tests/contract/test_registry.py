@@ -4,25 +4,34 @@ import asyncio
 
 import pytest
 
-from sagittal.core.errors import UnknownModel
+from sagittal.core.errors import FailedPrecondition, ModelExists, UnknownModel
 from sagittal.v1 import model_pb2
 
 READY = model_pb2.WorkerModel(state=model_pb2.MODEL_STATE_READY, device="cpu")
 
 
+def lite(version="1", **fields):
+    source = model_pb2.ModelSource(kind="torchvision")
+    return model_pb2.Model(name="lite", version=version, **{"source": source} | fields)
+
+
+def resnet(version="1", **fields):
+    return lite(version, source=model_pb2.ModelSource(kind="resnet"), **fields)
+
+
 async def test_a_published_model_is_there_with_what_its_worker_found(registry) -> None:
     models, workers = registry
-    workers.publish(model_pb2.Model(name="lite", version="1", digest="abc", labels=["cat", "dog"], classes=2))
+    assert workers.publish(model_pb2.Model(name="lite", version="1", digest="abc", labels=["cat", "dog"], classes=2))
     model = await models.model("lite")
     assert (model.version, model.digest, model.labels, model.latest) == ("1", "abc", ["cat", "dog"], True)
     assert model.create_time.seconds > 0
     assert not model.workers
 
 
-async def test_the_first_version_of_a_name_is_its_latest(registry) -> None:
+async def test_the_first_version_of_a_name_is_its_latest_until_another_is_said_to_be(registry) -> None:
     models, workers = registry
-    await models.register(model_pb2.Model(name="lite", version="2"))
-    workers.publish(model_pb2.Model(name="lite", version="10"))
+    await models.register(lite("2"))
+    assert workers.declare(lite("10"))
     workers.publish(model_pb2.Model(name="heavy", version="1"))
     assert (await models.model("lite")).version == "2"
     assert not (await models.model("lite", "10")).latest
@@ -31,16 +40,130 @@ async def test_the_first_version_of_a_name_is_its_latest(registry) -> None:
         ("lite", "10"),
         ("lite", "2"),
     ]
+    await models.update(lite("10"), latest=True)
+    assert (await models.model("lite")).version == "10"
+    await models.register(lite("11"), latest=True)
+    assert (await models.model("lite")).version == "11"
 
 
-async def test_publishing_again_replaces_all_but_the_time(registry) -> None:
+async def test_what_was_declared_stands_beside_what_was_found(registry) -> None:
     models, workers = registry
-    await models.register(model_pb2.Model(name="lite", version="1", labels=["cat"]))
+    declared = lite(labels_from="imagenet-1k", tags={"team": "vision"}, weights_digest="a" * 64)
+    await models.register(declared)
+    model = await models.model("lite")
+    assert model.origin == model_pb2.MODEL_ORIGIN_API
+    assert (model.labels_from, dict(model.tags), list(model.labels), model.digest) == (
+        "imagenet-1k",
+        {"team": "vision"},
+        [],
+        "",
+    )
+    found = lite(revision=model.revision, digest="abc", classes=2, labels=["cat", "dog"])
+    found.capabilities.supports_gradients = True
+    assert workers.publish(found)
+    model = await models.model("lite")
+    assert (model.digest, model.classes, list(model.labels)) == ("abc", 2, ["cat", "dog"])
+    assert model.capabilities.supports_gradients
+    assert (model.labels_from, model.tags["team"], model.weights_digest) == ("imagenet-1k", "vision", "a" * 64)
+
+
+async def test_a_changed_declaration_takes_away_what_was_found_of_the_one_before(registry) -> None:
+    models, workers = registry
+    workers.declare(lite())
     before = await models.model("lite")
-    workers.publish(model_pb2.Model(name="lite", version="1", digest="abc"))
+    assert workers.publish(lite(revision=before.revision, digest="abc"))
+    changes = workers.changes()
+    await models.update(resnet())
     after = await models.model("lite")
-    assert (after.digest, list(after.labels)) == ("abc", [])
+    assert (after.source.kind, after.digest) == ("resnet", "")
+    assert after.revision > before.revision
     assert after.create_time == before.create_time
+    assert workers.changes() > changes
+    assert not workers.publish(lite(revision=before.revision, digest="abc")), "found of what is no longer registered"
+    assert (await models.model("lite")).digest == ""
+
+
+async def test_the_same_declaration_changes_nothing(registry) -> None:
+    models, workers = registry
+    await models.register(lite())
+    revision, changes = (await models.model("lite")).revision, workers.changes()
+    workers.publish(lite(revision=revision, digest="abc"))
+    await models.register(lite())
+    await models.update(lite(), revision=12345)
+    assert workers.declare(lite())
+    model = await models.model("lite")
+    assert (model.revision, model.digest, workers.changes()) == (revision, "abc", changes)
+
+
+async def test_what_the_api_said_holds_over_files(registry) -> None:
+    models, workers = registry
+    assert workers.declare(lite())
+    assert workers.declare(resnet()), "another file"
+    await models.update(lite())
+    assert not workers.declare(resnet())
+    model = await models.model("lite")
+    assert (model.source.kind, model.origin) == ("torchvision", model_pb2.MODEL_ORIGIN_API)
+
+
+async def test_a_restart_with_the_same_file_leaves_the_latest_alone(registry) -> None:
+    models, workers = registry
+    workers.declare(lite("1"), latest=True)
+    workers.declare(lite("2"))
+    await models.update(lite("2"), latest=True)
+    workers.declare(lite("1"), latest=True)
+    assert (await models.model("lite")).version == "2"
+
+
+async def test_a_version_is_registered_once(registry) -> None:
+    models, _ = registry
+    await models.register(lite())
+    with pytest.raises(ModelExists, match="UpdateModel"):
+        await models.register(resnet())
+    await models.register(resnet("2"))
+
+
+async def test_an_update_of_what_was_changed_meanwhile_is_refused(registry) -> None:
+    models, _ = registry
+    with pytest.raises(UnknownModel):
+        await models.update(lite())
+    await models.register(lite())
+    revision = (await models.model("lite")).revision
+    await models.update(resnet(), revision=revision)
+    with pytest.raises(FailedPrecondition, match="meanwhile"):
+        await models.update(lite(tags={"a": "b"}), revision=revision)
+
+
+async def test_the_latest_of_several_cannot_be_removed(registry) -> None:
+    models, workers = registry
+    await models.register(lite("1"))
+    await models.register(lite("2"))
+    with pytest.raises(FailedPrecondition, match="another version the latest"):
+        await models.unregister("lite", "1")
+    changes = workers.changes()
+    await models.unregister("lite", "2")
+    assert workers.changes() > changes
+    await models.unregister("lite", "1")
+    with pytest.raises(UnknownModel):
+        await models.unregister("lite", "1")
+    assert not await models.models()
+    assert not workers.publish(lite("1", revision=1)), "it is gone"
+
+
+async def test_wishes_reach_workers_each_with_a_turn_of_its_own(registry) -> None:
+    models, workers = registry
+    with pytest.raises(UnknownModel):
+        await models.wish("lite", "", "load")
+    await models.register(lite())
+    turns = []
+    for wish in ("load", "unload", "unload"):
+        await models.wish("lite", "", wish)
+        (seen,) = workers.registrations()
+        assert seen.wish == wish
+        assert seen.declaration == lite()
+        turns.append(seen.turn)
+    assert turns == sorted(set(turns))
+    await models.update(resnet())
+    assert workers.registrations()[0].wish == ""
 
 
 async def test_an_unknown_model_names_those_that_exist(registry) -> None:
@@ -48,7 +171,8 @@ async def test_an_unknown_model_names_those_that_exist(registry) -> None:
     with pytest.raises(UnknownModel, match="none"):
         await models.model("lite")
     workers.publish(model_pb2.Model(name="lite", version="1"))
-    with pytest.raises(UnknownModel, match="lite@1"):
+    await models.register(model_pb2.Model(name="heavy", version="1"))
+    with pytest.raises(UnknownModel, match="heavy@1, lite@1"):
         await models.model("light")
     with pytest.raises(UnknownModel, match="lite@1"):
         await models.model("lite", "2")

@@ -8,6 +8,7 @@
     │   ├── UnknownModel
     │   └── UnknownJob
     ├── AlreadyExists         ALREADY_EXISTS        a request_id used again with another content
+    │   └── ModelExists                             a model's version registered again with another content
     ├── FailedPrecondition    FAILED_PRECONDITION   the model or job cannot do what is asked
     ├── NotServed             UNIMPLEMENTED         a part of the API that nothing serves
     ├── Overloaded            RESOURCE_EXHAUSTED    past an admission bound: `retry_after` seconds
@@ -119,6 +120,12 @@ class AlreadyExists(SagittalError):
     code = code_pb2.ALREADY_EXISTS
 
 
+class ModelExists(AlreadyExists):
+    """A model's version that is registered with another content."""
+
+    reason = "MODEL_EXISTS"
+
+
 class FailedPrecondition(SagittalError):
     """The model or the job cannot do what is asked; the message says what works."""
 
@@ -220,8 +227,8 @@ def _by_reason(classes: Iterable[type[SagittalError]]) -> Mapping[str, type[Sagi
 REASONS: Mapping[str, type[SagittalError]] = _by_reason(
     (
         InvalidRequest, InvalidImage, MessageTooLarge, NotFound, UnknownModel, UnknownJob, AlreadyExists,
-        FailedPrecondition, NotServed, Overloaded, Unavailable, ConnectionFailed, StreamMoved, Expired, Unauthenticated,
-        PermissionDenied, JobCancelled, JobFailed, ModelFailed, JobBuried, InternalError,
+        ModelExists, FailedPrecondition, NotServed, Overloaded, Unavailable, ConnectionFailed, StreamMoved, Expired,
+        Unauthenticated, PermissionDenied, JobCancelled, JobFailed, ModelFailed, JobBuried, InternalError,
     )
 )  # fmt: skip
 

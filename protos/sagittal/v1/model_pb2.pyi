@@ -35,6 +35,8 @@ class _OutputKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutputKind
     """Probabilities that sum to one."""
     OUTPUT_KIND_MULTI_LABEL_LOGITS: _OutputKind.ValueType  # 3
     """Logits of independent labels: the score is their sigmoid."""
+    OUTPUT_KIND_MULTI_LABEL_PROBABILITIES: _OutputKind.ValueType  # 4
+    """Probabilities of independent labels, each between zero and one."""
 
 class OutputKind(_OutputKind, metaclass=_OutputKindEnumTypeWrapper):
     """What the numbers that leave the model mean."""
@@ -47,6 +49,8 @@ OUTPUT_KIND_PROBABILITIES: OutputKind.ValueType  # 2
 """Probabilities that sum to one."""
 OUTPUT_KIND_MULTI_LABEL_LOGITS: OutputKind.ValueType  # 3
 """Logits of independent labels: the score is their sigmoid."""
+OUTPUT_KIND_MULTI_LABEL_PROBABILITIES: OutputKind.ValueType  # 4
+"""Probabilities of independent labels, each between zero and one."""
 Global___OutputKind: _TypeAlias = OutputKind  # noqa: Y015
 
 class _ModelState:
@@ -81,11 +85,79 @@ MODEL_STATE_FAILED: ModelState.ValueType  # 4
 """Could not be loaded; `message` says why."""
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
 
+class _LoadPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LoadPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LoadPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOAD_POLICY_UNSPECIFIED: _LoadPolicy.ValueType  # 0
+    """LOAD_POLICY_PRELOAD."""
+    LOAD_POLICY_PRELOAD: _LoadPolicy.ValueType  # 1
+    """At once, and again when they start."""
+    LOAD_POLICY_ON_DEMAND: _LoadPolicy.ValueType  # 2
+    """When a job asks for it."""
+
+class LoadPolicy(_LoadPolicy, metaclass=_LoadPolicyEnumTypeWrapper):
+    """When workers load a model that they have checked."""
+
+LOAD_POLICY_UNSPECIFIED: LoadPolicy.ValueType  # 0
+"""LOAD_POLICY_PRELOAD."""
+LOAD_POLICY_PRELOAD: LoadPolicy.ValueType  # 1
+"""At once, and again when they start."""
+LOAD_POLICY_ON_DEMAND: LoadPolicy.ValueType  # 2
+"""When a job asks for it."""
+Global___LoadPolicy: _TypeAlias = LoadPolicy  # noqa: Y015
+
+class _ModelOrigin:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelOriginEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelOrigin.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_ORIGIN_UNSPECIFIED: _ModelOrigin.ValueType  # 0
+    """A worker published it without registering it."""
+    MODEL_ORIGIN_FILE: _ModelOrigin.ValueType  # 1
+    """A worker's model file."""
+    MODEL_ORIGIN_API: _ModelOrigin.ValueType  # 2
+    """RegisterModel or UpdateModel. What was said here holds over files."""
+
+class ModelOrigin(_ModelOrigin, metaclass=_ModelOriginEnumTypeWrapper):
+    """Who registered a model."""
+
+MODEL_ORIGIN_UNSPECIFIED: ModelOrigin.ValueType  # 0
+"""A worker published it without registering it."""
+MODEL_ORIGIN_FILE: ModelOrigin.ValueType  # 1
+"""A worker's model file."""
+MODEL_ORIGIN_API: ModelOrigin.ValueType  # 2
+"""RegisterModel or UpdateModel. What was said here holds over files."""
+Global___ModelOrigin: _TypeAlias = ModelOrigin  # noqa: Y015
+
 @_typing.final
 class Model(_message.Message):
     """A registered model."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
@@ -100,6 +172,15 @@ class Model(_message.Message):
     WORKERS_FIELD_NUMBER: _builtins.int
     METHODS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    LABELS_FROM_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    WEIGHTS_DIGEST_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    LOAD_POLICY_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    CHECKS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name. Lower-case letters, digits, '-', '_' and '.', at most 64."""
     version: _builtins.str
@@ -107,11 +188,23 @@ class Model(_message.Message):
     latest: _builtins.bool
     """True where requests without a version get this one."""
     digest: _builtins.str
-    """SHA-256 over weights and preprocessing, in hexadecimal. Empty until a worker has loaded it."""
+    """SHA-256 over weights, preprocessing and output, in hexadecimal. Empty until a worker has loaded it."""
     classes: _builtins.int
     """Number of classes. 0 until a worker has loaded it."""
     output: Global___OutputKind.ValueType
     """What its output means."""
+    labels_from: _builtins.str
+    """"imagenet-1k", or a file on the workers with one label a line. Empty where labels are given above, or there are none."""
+    weights_digest: _builtins.str
+    """SHA-256 that the weights must have, in hexadecimal: over names, shapes, types and values of all tensors, as
+    `capabilities.weights_digest` shows it. Empty admits any.
+    """
+    load_policy: Global___LoadPolicy.ValueType
+    """When workers load it."""
+    origin: Global___ModelOrigin.ValueType
+    """Who registered it. Ignored in a registration."""
+    revision: _builtins.int
+    """Grows whenever what was registered changes. Ignored in a registration. 0 where nothing was registered."""
     @_builtins.property
     def source(self) -> Global___ModelSource:
         """Where it comes from."""
@@ -122,7 +215,9 @@ class Model(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Labels by class index. Empty where the model has none."""
+        """Labels by class index. Empty where the model has none. Ignored in a registration with `labels_from`, whose labels
+        show here when a worker has read them.
+        """
 
     @_builtins.property
     def capabilities(self) -> Global___Capabilities:
@@ -140,6 +235,22 @@ class Model(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was registered."""
 
+    @_builtins.property
+    def layers(self) -> Global___Layers:
+        """Layers that methods read where a request names none."""
+
+    @_builtins.property
+    def device(self) -> Global___DeviceWishes:
+        """What it wishes of the workers that serve it."""
+
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Key-value pairs by which workers select the models that they serve."""
+
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___SelfCheck]:
+        """What the worker that loaded it last found sound or not. Empty until then."""
+
     def __init__(
         self,
         *,
@@ -156,14 +267,113 @@ class Model(_message.Message):
         workers: _abc.Iterable[Global___WorkerModel] | None = ...,
         methods: _abc.Iterable[Global___MethodDescription] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        labels_from: _builtins.str = ...,
+        layers: Global___Layers | None = ...,
+        device: Global___DeviceWishes | None = ...,
+        weights_digest: _builtins.str = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        load_policy: Global___LoadPolicy.ValueType = ...,
+        origin: Global___ModelOrigin.ValueType = ...,
+        revision: _builtins.int = ...,
+        checks: _abc.Iterable[Global___SelfCheck] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "create_time", b"create_time", "preprocessing", b"preprocessing", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "create_time", b"create_time", "device", b"device", "layers", b"layers", "preprocessing", b"preprocessing", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "classes", b"classes", "create_time", b"create_time", "digest", b"digest", "labels", b"labels", "latest", b"latest", "methods", b"methods", "name", b"name", "output", b"output", "preprocessing", b"preprocessing", "source", b"source", "version", b"version", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "checks", b"checks", "classes", b"classes", "create_time", b"create_time", "device", b"device", "digest", b"digest", "labels", b"labels", "labels_from", b"labels_from", "latest", b"latest", "layers", b"layers", "load_policy", b"load_policy", "methods", b"methods", "name", b"name", "origin", b"origin", "output", b"output", "preprocessing", b"preprocessing", "revision", b"revision", "source", b"source", "tags", b"tags", "version", b"version", "weights_digest", b"weights_digest", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class Layers(_message.Message):
+    """Layers that methods read where a request names none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPATIAL_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    spatial: _builtins.str
+    """For Grad-CAM and excitation backpropagation, one of `capabilities.spatial_layers`. Empty lets the method choose."""
+    features: _builtins.str
+    """For concepts (XNN), one of `capabilities.feature_layers`. Empty lets the method choose."""
+    def __init__(
+        self,
+        *,
+        spatial: _builtins.str = ...,
+        features: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "spatial", b"spatial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Layers: _TypeAlias = Layers  # noqa: Y015
+
+@_typing.final
+class DeviceWishes(_message.Message):
+    """What a model wishes of the workers that serve it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    FULL_PRECISION_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"cpu" or "cuda". Empty takes what the worker has."""
+    batch_size: _builtins.int
+    """Most masked images in a batch. 0 lets the worker find it."""
+    full_precision: _builtins.bool
+    """True keeps full precision where the device would be faster with less."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        batch_size: _builtins.int = ...,
+        full_precision: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "full_precision", b"full_precision", "kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceWishes: _TypeAlias = DeviceWishes  # noqa: Y015
+
+@_typing.final
+class SelfCheck(_message.Message):
+    """One thing that was looked at when a model was loaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PASSED_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    REQUIRED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name, such as "batch-agrees"."""
+    passed: _builtins.bool
+    """Whether it was as it should be."""
+    detail: _builtins.str
+    """What was found, and what to do where it is not as it should be."""
+    required: _builtins.bool
+    """True where a model that does not pass is not served."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        passed: _builtins.bool = ...,
+        detail: _builtins.str = ...,
+        required: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "name", b"name", "passed", b"passed", "required", b"required"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SelfCheck: _TypeAlias = SelfCheck  # noqa: Y015
 
 @_typing.final
 class ModelSource(_message.Message):
@@ -206,17 +416,25 @@ class Preprocessing(_message.Message):
     STD_FIELD_NUMBER: _builtins.int
     CHANNEL_ORDER_FIELD_NUMBER: _builtins.int
     FIT_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
+    PRESET_FIELD_NUMBER: _builtins.int
     input_size: _builtins.int
     """Side of the square input in pixels."""
     resize: _builtins.int
     """For fit "crop", the length of the shorter side after resizing, before the centre crop, in pixels."""
     interpolation: _builtins.str
-    """"bilinear", "bicubic" or "nearest"."""
+    """"bilinear", "bicubic", "lanczos" or "nearest". Empty means "bilinear"."""
     channel_order: _builtins.str
-    """"RGB" or "BGR"."""
+    """"RGB" or "BGR". Empty means "RGB"."""
     fit: _builtins.str
     """"crop": resize the shorter side, then crop the centre; "squash": resize both sides to the input size. Empty means
     "crop".
+    """
+    layout: _builtins.str
+    """"NCHW", channels first, or "NHWC", channels last: what the model takes. Empty means "NCHW"."""
+    preset: _builtins.str
+    """Weights of torchvision whose preprocessing this is, such as "ResNet50_Weights.IMAGENET1K_V2". In a registration it
+    stands for all fields but `layout` and `channel_order`, which show what it means when a worker has loaded the model.
     """
     @_builtins.property
     def mean(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
@@ -236,10 +454,12 @@ class Preprocessing(_message.Message):
         std: _abc.Iterable[_builtins.float] | None = ...,
         channel_order: _builtins.str = ...,
         fit: _builtins.str = ...,
+        layout: _builtins.str = ...,
+        preset: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_order", b"channel_order", "fit", b"fit", "input_size", b"input_size", "interpolation", b"interpolation", "mean", b"mean", "resize", b"resize", "std", b"std"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_order", b"channel_order", "fit", b"fit", "input_size", b"input_size", "interpolation", b"interpolation", "layout", b"layout", "mean", b"mean", "preset", b"preset", "resize", b"resize", "std", b"std"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -259,6 +479,13 @@ class Capabilities(_message.Message):
     OPTIMIZATIONS_FIELD_NUMBER: _builtins.int
     EVALUATIONS_PER_SECOND_FIELD_NUMBER: _builtins.int
     GRADIENT_EVALUATIONS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    PATCH_GRID_FIELD_NUMBER: _builtins.int
+    MIN_INPUT_SIZE_FIELD_NUMBER: _builtins.int
+    MAX_INPUT_SIZE_FIELD_NUMBER: _builtins.int
+    DETERMINISTIC_FIELD_NUMBER: _builtins.int
+    WEIGHTS_BYTES_FIELD_NUMBER: _builtins.int
+    ACTIVATION_BYTES_FIELD_NUMBER: _builtins.int
+    WEIGHTS_DIGEST_FIELD_NUMBER: _builtins.int
     supports_gradients: _builtins.bool
     """Gradients of the score flow to the input."""
     supports_layers: _builtins.bool
@@ -269,6 +496,18 @@ class Capabilities(_message.Message):
     """Evaluations a second without gradient at that batch size."""
     gradient_evaluations_per_second: _builtins.float
     """Evaluations a second with gradient at that batch size."""
+    min_input_size: _builtins.int
+    """Smallest side of square inputs that it was seen to take, in pixels; that of its preprocessing where only that works."""
+    max_input_size: _builtins.int
+    """Largest side of square inputs that it was seen to take, in pixels; nothing above twice its own size is tried."""
+    deterministic: _builtins.bool
+    """The same input gives the same scores, to the last bit."""
+    weights_bytes: _builtins.int
+    """Memory of its weights on the device, in bytes."""
+    activation_bytes: _builtins.int
+    """Memory that a batch takes at its peak beside the weights, gradients included where there are any, in bytes."""
+    weights_digest: _builtins.str
+    """SHA-256 over names, shapes, types and values of all weights, in hexadecimal."""
     @_builtins.property
     def spatial_layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Layers with a spatial output, in order of execution."""
@@ -281,6 +520,10 @@ class Capabilities(_message.Message):
     def optimizations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Optimization]:
         """What was done to make it faster, each with its check."""
 
+    @_builtins.property
+    def patch_grid(self) -> Global___PatchGrid:
+        """Grid of patches of a transformer. Not set where there is none."""
+
     def __init__(
         self,
         *,
@@ -292,14 +535,47 @@ class Capabilities(_message.Message):
         optimizations: _abc.Iterable[Global___Optimization] | None = ...,
         evaluations_per_second: _builtins.float = ...,
         gradient_evaluations_per_second: _builtins.float = ...,
+        patch_grid: Global___PatchGrid | None = ...,
+        min_input_size: _builtins.int = ...,
+        max_input_size: _builtins.int = ...,
+        deterministic: _builtins.bool = ...,
+        weights_bytes: _builtins.int = ...,
+        activation_bytes: _builtins.int = ...,
+        weights_digest: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["patch_grid", b"patch_grid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "evaluations_per_second", b"evaluations_per_second", "feature_layers", b"feature_layers", "gradient_evaluations_per_second", b"gradient_evaluations_per_second", "optimizations", b"optimizations", "spatial_layers", b"spatial_layers", "supports_gradients", b"supports_gradients", "supports_layers", b"supports_layers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_bytes", b"activation_bytes", "batch_size", b"batch_size", "deterministic", b"deterministic", "evaluations_per_second", b"evaluations_per_second", "feature_layers", b"feature_layers", "gradient_evaluations_per_second", b"gradient_evaluations_per_second", "max_input_size", b"max_input_size", "min_input_size", b"min_input_size", "optimizations", b"optimizations", "patch_grid", b"patch_grid", "spatial_layers", b"spatial_layers", "supports_gradients", b"supports_gradients", "supports_layers", b"supports_layers", "weights_bytes", b"weights_bytes", "weights_digest", b"weights_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Capabilities: _TypeAlias = Capabilities  # noqa: Y015
+
+@_typing.final
+class PatchGrid(_message.Message):
+    """Patches that a transformer cuts its input into."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    """Rows of patches."""
+    columns: _builtins.int
+    """Patches in a row."""
+    def __init__(
+        self,
+        *,
+        rows: _builtins.int = ...,
+        columns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PatchGrid: _TypeAlias = PatchGrid  # noqa: Y015
 
 @_typing.final
 class Optimization(_message.Message):
@@ -345,6 +621,8 @@ class WorkerModel(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     """Name of the worker."""
     state: Global___ModelState.ValueType
@@ -353,6 +631,10 @@ class WorkerModel(_message.Message):
     """Why loading failed; else empty."""
     device: _builtins.str
     """Device, such as "cpu" or "cuda:0"."""
+    revision: _builtins.int
+    """Revision of the registration that this is about."""
+    memory_bytes: _builtins.int
+    """Memory of weights and of the largest batch while it is loaded, in bytes; else 0."""
     def __init__(
         self,
         *,
@@ -360,10 +642,12 @@ class WorkerModel(_message.Message):
         state: Global___ModelState.ValueType = ...,
         message: _builtins.str = ...,
         device: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "message", b"message", "state", b"state", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "memory_bytes", b"memory_bytes", "message", b"message", "revision", b"revision", "state", b"state", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

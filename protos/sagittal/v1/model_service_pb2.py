@@ -22,50 +22,51 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from sagittal.v1 import explanation_pb2 as sagittal_dot_v1_dot_explanation__pb2
 from sagittal.v1 import model_pb2 as sagittal_dot_v1_dot_model__pb2
 from sagittal.v1 import tensor_pb2 as sagittal_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsagittal/v1/model_service.proto\x12\x0bsagittal.v1\x1a\x1dsagittal/v1/explanation.proto\x1a\x17sagittal/v1/model.proto\x1a\x18sagittal/v1/tensor.proto\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"Q\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.sagittal.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.sagittal.v1.Model\"9\n\x14RegisterModelRequest\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.sagittal.v1.Model\":\n\x15RegisterModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.sagittal.v1.Model\"7\n\x12UpdateModelRequest\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.sagittal.v1.Model\"8\n\x13UpdateModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.sagittal.v1.Model\"7\n\x16UnregisterModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x19\n\x17UnregisterModelResponse\"1\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x13\n\x11LoadModelResponse\"3\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x15\n\x13UnloadModelResponse\"f\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12!\n\x05image\x18\x03 \x01(\x0b\x32\x12.sagittal.v1.Image\x12\x0b\n\x03top\x18\x04 \x01(\r\"d\n\x0fPredictResponse\x12$\n\x03top\x18\x01 \x03(\x0b\x32\x17.sagittal.v1.ClassScore\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t2\x92\x05\n\x0cModelService\x12M\n\nListModels\x12\x1e.sagittal.v1.ListModelsRequest\x1a\x1f.sagittal.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.sagittal.v1.GetModelRequest\x1a\x1d.sagittal.v1.GetModelResponse\x12V\n\rRegisterModel\x12!.sagittal.v1.RegisterModelRequest\x1a\".sagittal.v1.RegisterModelResponse\x12P\n\x0bUpdateModel\x12\x1f.sagittal.v1.UpdateModelRequest\x1a .sagittal.v1.UpdateModelResponse\x12\\\n\x0fUnregisterModel\x12#.sagittal.v1.UnregisterModelRequest\x1a$.sagittal.v1.UnregisterModelResponse\x12J\n\tLoadModel\x12\x1d.sagittal.v1.LoadModelRequest\x1a\x1e.sagittal.v1.LoadModelResponse\x12P\n\x0bUnloadModel\x12\x1f.sagittal.v1.UnloadModelRequest\x1a .sagittal.v1.UnloadModelResponse\x12\x44\n\x07Predict\x12\x1b.sagittal.v1.PredictRequest\x1a\x1c.sagittal.v1.PredictResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsagittal/v1/model_service.proto\x12\x0bsagittal.v1\x1a google/protobuf/field_mask.proto\x1a\x1dsagittal/v1/explanation.proto\x1a\x17sagittal/v1/model.proto\x1a\x18sagittal/v1/tensor.proto\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"Q\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.sagittal.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.sagittal.v1.Model\"9\n\x14RegisterModelRequest\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.sagittal.v1.Model\":\n\x15RegisterModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.sagittal.v1.Model\"h\n\x12UpdateModelRequest\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.sagittal.v1.Model\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"8\n\x13UpdateModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.sagittal.v1.Model\"7\n\x16UnregisterModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x19\n\x17UnregisterModelResponse\"1\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x13\n\x11LoadModelResponse\"3\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x15\n\x13UnloadModelResponse\"f\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12!\n\x05image\x18\x03 \x01(\x0b\x32\x12.sagittal.v1.Image\x12\x0b\n\x03top\x18\x04 \x01(\r\"d\n\x0fPredictResponse\x12$\n\x03top\x18\x01 \x03(\x0b\x32\x17.sagittal.v1.ClassScore\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t2\x92\x05\n\x0cModelService\x12M\n\nListModels\x12\x1e.sagittal.v1.ListModelsRequest\x1a\x1f.sagittal.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.sagittal.v1.GetModelRequest\x1a\x1d.sagittal.v1.GetModelResponse\x12V\n\rRegisterModel\x12!.sagittal.v1.RegisterModelRequest\x1a\".sagittal.v1.RegisterModelResponse\x12P\n\x0bUpdateModel\x12\x1f.sagittal.v1.UpdateModelRequest\x1a .sagittal.v1.UpdateModelResponse\x12\\\n\x0fUnregisterModel\x12#.sagittal.v1.UnregisterModelRequest\x1a$.sagittal.v1.UnregisterModelResponse\x12J\n\tLoadModel\x12\x1d.sagittal.v1.LoadModelRequest\x1a\x1e.sagittal.v1.LoadModelResponse\x12P\n\x0bUnloadModel\x12\x1f.sagittal.v1.UnloadModelRequest\x1a .sagittal.v1.UnloadModelResponse\x12\x44\n\x07Predict\x12\x1b.sagittal.v1.PredictRequest\x1a\x1c.sagittal.v1.PredictResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sagittal.v1.model_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTMODELSREQUEST']._serialized_start=130
-  _globals['_LISTMODELSREQUEST']._serialized_end=188
-  _globals['_LISTMODELSRESPONSE']._serialized_start=190
-  _globals['_LISTMODELSRESPONSE']._serialized_end=271
-  _globals['_GETMODELREQUEST']._serialized_start=273
-  _globals['_GETMODELREQUEST']._serialized_end=321
-  _globals['_GETMODELRESPONSE']._serialized_start=323
-  _globals['_GETMODELRESPONSE']._serialized_end=376
-  _globals['_REGISTERMODELREQUEST']._serialized_start=378
-  _globals['_REGISTERMODELREQUEST']._serialized_end=435
-  _globals['_REGISTERMODELRESPONSE']._serialized_start=437
-  _globals['_REGISTERMODELRESPONSE']._serialized_end=495
-  _globals['_UPDATEMODELREQUEST']._serialized_start=497
-  _globals['_UPDATEMODELREQUEST']._serialized_end=552
-  _globals['_UPDATEMODELRESPONSE']._serialized_start=554
-  _globals['_UPDATEMODELRESPONSE']._serialized_end=610
-  _globals['_UNREGISTERMODELREQUEST']._serialized_start=612
-  _globals['_UNREGISTERMODELREQUEST']._serialized_end=667
-  _globals['_UNREGISTERMODELRESPONSE']._serialized_start=669
-  _globals['_UNREGISTERMODELRESPONSE']._serialized_end=694
-  _globals['_LOADMODELREQUEST']._serialized_start=696
-  _globals['_LOADMODELREQUEST']._serialized_end=745
-  _globals['_LOADMODELRESPONSE']._serialized_start=747
-  _globals['_LOADMODELRESPONSE']._serialized_end=766
-  _globals['_UNLOADMODELREQUEST']._serialized_start=768
-  _globals['_UNLOADMODELREQUEST']._serialized_end=819
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=821
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=842
-  _globals['_PREDICTREQUEST']._serialized_start=844
-  _globals['_PREDICTREQUEST']._serialized_end=946
-  _globals['_PREDICTRESPONSE']._serialized_start=948
-  _globals['_PREDICTRESPONSE']._serialized_end=1048
-  _globals['_MODELSERVICE']._serialized_start=1051
-  _globals['_MODELSERVICE']._serialized_end=1709
+  _globals['_LISTMODELSREQUEST']._serialized_start=164
+  _globals['_LISTMODELSREQUEST']._serialized_end=222
+  _globals['_LISTMODELSRESPONSE']._serialized_start=224
+  _globals['_LISTMODELSRESPONSE']._serialized_end=305
+  _globals['_GETMODELREQUEST']._serialized_start=307
+  _globals['_GETMODELREQUEST']._serialized_end=355
+  _globals['_GETMODELRESPONSE']._serialized_start=357
+  _globals['_GETMODELRESPONSE']._serialized_end=410
+  _globals['_REGISTERMODELREQUEST']._serialized_start=412
+  _globals['_REGISTERMODELREQUEST']._serialized_end=469
+  _globals['_REGISTERMODELRESPONSE']._serialized_start=471
+  _globals['_REGISTERMODELRESPONSE']._serialized_end=529
+  _globals['_UPDATEMODELREQUEST']._serialized_start=531
+  _globals['_UPDATEMODELREQUEST']._serialized_end=635
+  _globals['_UPDATEMODELRESPONSE']._serialized_start=637
+  _globals['_UPDATEMODELRESPONSE']._serialized_end=693
+  _globals['_UNREGISTERMODELREQUEST']._serialized_start=695
+  _globals['_UNREGISTERMODELREQUEST']._serialized_end=750
+  _globals['_UNREGISTERMODELRESPONSE']._serialized_start=752
+  _globals['_UNREGISTERMODELRESPONSE']._serialized_end=777
+  _globals['_LOADMODELREQUEST']._serialized_start=779
+  _globals['_LOADMODELREQUEST']._serialized_end=828
+  _globals['_LOADMODELRESPONSE']._serialized_start=830
+  _globals['_LOADMODELRESPONSE']._serialized_end=849
+  _globals['_UNLOADMODELREQUEST']._serialized_start=851
+  _globals['_UNLOADMODELREQUEST']._serialized_end=902
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=904
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=925
+  _globals['_PREDICTREQUEST']._serialized_start=927
+  _globals['_PREDICTREQUEST']._serialized_end=1029
+  _globals['_PREDICTRESPONSE']._serialized_start=1031
+  _globals['_PREDICTRESPONSE']._serialized_end=1131
+  _globals['_MODELSERVICE']._serialized_start=1134
+  _globals['_MODELSERVICE']._serialized_end=1792
 # @@protoc_insertion_point(module_scope)

@@ -96,35 +96,36 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RegisterModel(self, request, context):
-        """Registers a model, or a new version of one. For administrators.
+        """Registers a model, or a new version of one. Workers load and check it; GetModel shows how that went. The first
+        version of a name becomes its latest. For administrators.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateModel(self, request, context):
-        """Changes what a registered version is made of. For administrators.
+        """Changes what a registered version is made of; running jobs finish on what they began with. For administrators.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnregisterModel(self, request, context):
-        """Removes a version; running jobs finish on it. For administrators.
+        """Removes a version; running jobs finish on it, queued ones are cancelled. For administrators.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LoadModel(self, request, context):
-        """Asks workers to load a model. For administrators.
+        """Asks workers to load a model, those too that could not load it before. For administrators.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Asks workers to unload a model when no job runs on it. For administrators.
+        """Asks workers to unload a model when no job runs on it; a later job loads it again. For administrators.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,15 +38,17 @@ class ModelServiceStub:
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]
     """Returns one model with labels, layers, methods and its state on each worker."""
     RegisterModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.RegisterModelRequest, _model_service_pb2.RegisterModelResponse]
-    """Registers a model, or a new version of one. For administrators."""
+    """Registers a model, or a new version of one. Workers load and check it; GetModel shows how that went. The first
+    version of a name becomes its latest. For administrators.
+    """
     UpdateModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.UpdateModelRequest, _model_service_pb2.UpdateModelResponse]
-    """Changes what a registered version is made of. For administrators."""
+    """Changes what a registered version is made of; running jobs finish on what they began with. For administrators."""
     UnregisterModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.UnregisterModelRequest, _model_service_pb2.UnregisterModelResponse]
-    """Removes a version; running jobs finish on it. For administrators."""
+    """Removes a version; running jobs finish on it, queued ones are cancelled. For administrators."""
     LoadModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.LoadModelRequest, _model_service_pb2.LoadModelResponse]
-    """Asks workers to load a model. For administrators."""
+    """Asks workers to load a model, those too that could not load it before. For administrators."""
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.UnloadModelRequest, _model_service_pb2.UnloadModelResponse]
-    """Asks workers to unload a model when no job runs on it. For administrators."""
+    """Asks workers to unload a model when no job runs on it; a later job loads it again. For administrators."""
     Predict: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.PredictRequest, _model_service_pb2.PredictResponse]
     """Returns the model's most probable classes for an image."""
 
@@ -60,15 +62,17 @@ class ModelServiceAsyncStub(ModelServiceStub):
     GetModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]  # type: ignore[assignment]
     """Returns one model with labels, layers, methods and its state on each worker."""
     RegisterModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.RegisterModelRequest, _model_service_pb2.RegisterModelResponse]  # type: ignore[assignment]
-    """Registers a model, or a new version of one. For administrators."""
+    """Registers a model, or a new version of one. Workers load and check it; GetModel shows how that went. The first
+    version of a name becomes its latest. For administrators.
+    """
     UpdateModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.UpdateModelRequest, _model_service_pb2.UpdateModelResponse]  # type: ignore[assignment]
-    """Changes what a registered version is made of. For administrators."""
+    """Changes what a registered version is made of; running jobs finish on what they began with. For administrators."""
     UnregisterModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.UnregisterModelRequest, _model_service_pb2.UnregisterModelResponse]  # type: ignore[assignment]
-    """Removes a version; running jobs finish on it. For administrators."""
+    """Removes a version; running jobs finish on it, queued ones are cancelled. For administrators."""
     LoadModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.LoadModelRequest, _model_service_pb2.LoadModelResponse]  # type: ignore[assignment]
-    """Asks workers to load a model. For administrators."""
+    """Asks workers to load a model, those too that could not load it before. For administrators."""
     UnloadModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.UnloadModelRequest, _model_service_pb2.UnloadModelResponse]  # type: ignore[assignment]
-    """Asks workers to unload a model when no job runs on it. For administrators."""
+    """Asks workers to unload a model when no job runs on it; a later job loads it again. For administrators."""
     Predict: _aio.UnaryUnaryMultiCallable[_model_service_pb2.PredictRequest, _model_service_pb2.PredictResponse]  # type: ignore[assignment]
     """Returns the model's most probable classes for an image."""
 
@@ -97,7 +101,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.RegisterModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.RegisterModelResponse, _abc.Awaitable[_model_service_pb2.RegisterModelResponse]]:
-        """Registers a model, or a new version of one. For administrators."""
+        """Registers a model, or a new version of one. Workers load and check it; GetModel shows how that went. The first
+        version of a name becomes its latest. For administrators.
+        """
 
     @_abc_1.abstractmethod
     def UpdateModel(
@@ -105,7 +111,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.UpdateModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.UpdateModelResponse, _abc.Awaitable[_model_service_pb2.UpdateModelResponse]]:
-        """Changes what a registered version is made of. For administrators."""
+        """Changes what a registered version is made of; running jobs finish on what they began with. For administrators."""
 
     @_abc_1.abstractmethod
     def UnregisterModel(
@@ -113,7 +119,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.UnregisterModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.UnregisterModelResponse, _abc.Awaitable[_model_service_pb2.UnregisterModelResponse]]:
-        """Removes a version; running jobs finish on it. For administrators."""
+        """Removes a version; running jobs finish on it, queued ones are cancelled. For administrators."""
 
     @_abc_1.abstractmethod
     def LoadModel(
@@ -121,7 +127,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.LoadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.LoadModelResponse, _abc.Awaitable[_model_service_pb2.LoadModelResponse]]:
-        """Asks workers to load a model. For administrators."""
+        """Asks workers to load a model, those too that could not load it before. For administrators."""
 
     @_abc_1.abstractmethod
     def UnloadModel(
@@ -129,7 +135,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.UnloadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.UnloadModelResponse, _abc.Awaitable[_model_service_pb2.UnloadModelResponse]]:
-        """Asks workers to unload a model when no job runs on it. For administrators."""
+        """Asks workers to unload a model when no job runs on it; a later job loads it again. For administrators."""
 
     @_abc_1.abstractmethod
     def Predict(

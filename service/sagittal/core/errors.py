@@ -5,6 +5,7 @@
     │   └── InvalidImage
     ├── NotFound              NOT_FOUND             UnknownModel, UnknownJob
     ├── AlreadyExists         ALREADY_EXISTS        a request_id used again with another content
+    │   └── ModelExists                             a model's version registered again with another content
     ├── FailedPrecondition    FAILED_PRECONDITION   the model or job cannot do what is asked
     ├── NotServed             UNIMPLEMENTED         part of the API that nothing serves yet
     ├── Overloaded            RESOURCE_EXHAUSTED    past an admission bound; says when to try again
@@ -80,6 +81,12 @@ class AlreadyExists(SagittalError):
 
     reason = "REQUEST_ID_REUSED"
     code = code_pb2.ALREADY_EXISTS
+
+
+class ModelExists(AlreadyExists):
+    """A model's version that is registered with another content."""
+
+    reason = "MODEL_EXISTS"
 
 
 class FailedPrecondition(SagittalError):

@@ -60,7 +60,7 @@ class CheckedSpec:
     def question(self, spec: explanation_pb2.ExplanationSpec, model: model_pb2.Model) -> Mapping[str, Any]:
         """Returns everything but the pictures that the answer depends on."""
         return {
-            "model": [model.name, model.version, model.digest],
+            "model": [model.name, model.version, model.revision, model.digest],
             "method": [self.method.name, dict(self.method.parameters)],
             "target": self.target,
             "baseline": [spec.baseline.kind or explanation_pb2.BASELINE_KIND_BLUR, shortest(spec.baseline.blur_sigma)],

@@ -12,7 +12,16 @@ from sagittal.runtime.redis_connection import (
     connect_sync,
 )
 from sagittal.runtime.redis_scripts import load_script, model_key, root_key
-from sagittal.runtime.registry_records import announced_state, stored_model, unknown_model
+from sagittal.runtime.registry import Registration, Wish
+from sagittal.runtime.registry_records import (
+    ORIGINS,
+    announced_state,
+    merged,
+    refusal,
+    registration,
+    stored_model,
+    unknown_model,
+)
 from sagittal.runtime.settings import QueueSettings
 from sagittal.v1 import model_pb2
 
@@ -26,33 +35,79 @@ class RedisModelRegistry:
     async def models(self) -> Sequence[model_pb2.Model]:
         """Returns every registered model, by name and version."""
         entries = await self._redis.script(load_script("registry_read"), "all", "", "")
-        return sorted((_parse(entry) for entry in entries), key=lambda model: (model.name, model.version))
+        return [each.model for each in _parse_all(entries)]
 
     async def model(self, name: str, version: str = "") -> model_pb2.Model:
         """Returns one model; an empty version means the latest."""
         found = await self._redis.script(load_script("registry_read"), "one", name, version)
         if found and isinstance(found[0], list):
-            return _parse(found[0])
+            return _parse(found[0]).model
         raise unknown_model(name, version, [key.decode() for key in found])
 
-    async def register(self, model: model_pb2.Model) -> None:
-        """Registers a version of a model, or replaces it."""
-        await self._redis.script(load_script("registry_publish"), *_publication(model))
+    async def register(self, declaration: model_pb2.Model, *, latest: bool = False) -> None:
+        """Registers a version of a model. Raises ModelExists."""
+        await self._declare(declaration, "register", latest=latest, revision="")
+
+    async def update(self, declaration: model_pb2.Model, *, revision: int | None = None, latest: bool = False) -> None:
+        """Replaces a declaration. Raises UnknownModel, FailedPrecondition."""
+        await self._declare(declaration, "update", latest=latest, revision="" if revision is None else str(revision))
+
+    async def unregister(self, name: str, version: str) -> None:
+        """Removes a version. Raises UnknownModel, FailedPrecondition."""
+        verdict = (await self._redis.script(load_script("registry_remove"), name, version)).decode()
+        if verdict == "unknown":
+            await self.model(name, version)  # says which there are
+        if verdict != "done":
+            raise refusal(verdict, name, version)
+
+    async def wish(self, name: str, version: str, wish: Wish) -> None:
+        """Asks workers to load or unload a model. Raises UnknownModel."""
+        if not await self._redis.script(load_script("registry_wish"), name, version, wish):
+            await self.model(name, version)  # says which there are
 
     async def close(self) -> None:
         """Closes all connections."""
         await close_async(self._redis.client)
+
+    async def _declare(self, declaration: model_pb2.Model, how: str, *, latest: bool, revision: str) -> None:
+        arguments = _declaration(declaration, how, latest=latest, revision=revision)
+        verdict = (await self._redis.script(load_script("registry_declare"), *arguments))[0].decode()
+        if verdict == "unknown":
+            await self.model(declaration.name, declaration.version)  # says which there are
+        if verdict != "done":
+            raise refusal(verdict, declaration.name, declaration.version)
 
 
 class RedisWorkerRegistry:
     """A `WorkerRegistry` on Redis."""
 
     def __init__(self, settings: QueueSettings) -> None:
-        self._redis = SyncRunner(connect_sync(settings), settings, root_key(settings))
+        self._root = root_key(settings)
+        self._redis = SyncRunner(connect_sync(settings), settings, self._root)
 
-    def publish(self, model: model_pb2.Model) -> None:
-        """Registers a model as this worker loaded it."""
-        self._redis.script(load_script("registry_publish"), *_publication(model))
+    def declare(self, declaration: model_pb2.Model, *, latest: bool = False) -> bool:
+        """Registers a version from a model file; False where the API has registered another content."""
+        arguments = _declaration(declaration, "file", latest=latest, revision="")
+        return bool(self._redis.script(load_script("registry_declare"), *arguments)[0] == b"done")
+
+    def changes(self) -> int:
+        """Returns a number that grows whenever a declaration or a wish changes."""
+        return int(self._redis.run(lambda: self._redis.client.get(f"{self._root}changes")) or 0)
+
+    def registrations(self) -> Sequence[Registration]:
+        """Returns every registered model, by name and version."""
+        return _parse_all(self._redis.script(load_script("registry_read"), "all", "", ""))
+
+    def publish(self, model: model_pb2.Model) -> bool:
+        """Says what this worker found of a model's revision; False where that is no longer the registered one."""
+        arguments = (
+            model.name,
+            model.version,
+            stored_model(model).SerializeToString(),
+            str(time.time_ns()),
+            str(model.revision),
+        )
+        return bool(self._redis.script(load_script("registry_publish"), *arguments))
 
     def announce(self, worker: str, models: Sequence[tuple[str, str, model_pb2.WorkerModel]], *, ttl: float) -> None:
         """Says how this worker stands to models, for `ttl` seconds."""
@@ -72,16 +127,27 @@ class RedisWorkerRegistry:
         close_sync(self._redis.client)
 
 
-def _publication(model: model_pb2.Model) -> tuple[str, str, bytes, str]:
-    return model.name, model.version, stored_model(model).SerializeToString(), str(time.time_ns())
+def _declaration(
+    declaration: model_pb2.Model, how: str, *, latest: bool, revision: str
+) -> tuple[str, str, bytes, str, str, str, str]:
+    serialized = stored_model(declaration).SerializeToString(deterministic=True)
+    moment = str(time.time_ns())
+    return declaration.name, declaration.version, serialized, moment, how, "1" if latest else "", revision
 
 
-def _parse(entry: Sequence[bytes]) -> model_pb2.Model:
-    _, serialized, created, latest, *workers = entry
-    model = model_pb2.Model.FromString(serialized)
+def _parse_all(entries: Sequence[Sequence[bytes]]) -> Sequence[Registration]:
+    return sorted(map(_parse, entries), key=lambda each: (each.model.name, each.model.version))
+
+
+def _parse(entry: Sequence[bytes]) -> Registration:
+    _, found, created, latest, declared, revision, origin, wish, *workers = entry
+    declaration = model_pb2.Model.FromString(declared) if declared else None
+    model = merged(declaration, model_pb2.Model.FromString(found) if found else None)
     model.latest = bool(latest)
-    model.create_time.FromNanoseconds(int(created))
+    model.revision = int(revision or 0)
+    model.origin = ORIGINS.get(origin.decode(), model_pb2.MODEL_ORIGIN_UNSPECIFIED)
+    model.create_time.FromNanoseconds(int(created or 0))
     model.workers.extend(
         sorted((model_pb2.WorkerModel.FromString(each) for each in workers), key=lambda each: each.worker)
     )
-    return model
+    return registration(model, declaration, wish.decode())

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from sagittal.core.errors import InvalidRequest, UnknownModel
+from sagittal.core.errors import InvalidRequest, ModelFailed, UnknownModel
 from sagittal.runtime.registry import ModelRegistry
 from sagittal.v1 import model_pb2
 
@@ -45,6 +45,11 @@ class Catalogue:
         self._known[name, version] = (time.monotonic() + self._refresh, model)
         return model
 
+    def forget(self, name: str) -> None:
+        """Makes the next question about a model go to the registry: this replica changed it."""
+        for key in [key for key in self._known if key[0] == name]:
+            del self._known[key]
+
     async def _at_fault(self, name: str, version: str, field: str) -> str:
         """Returns the field to blame: the version where the model has others, else its name."""
         if not version or all(model.name != name for model in await self._registry.models()):
@@ -52,6 +57,16 @@ class Catalogue:
         parent, _, last = field.rpartition(".")
         blamed = "version" if last == "name" else f"{last}_version"
         return f"{parent}.{blamed}" if parent else blamed
+
+
+def check_loadable(model: model_pb2.Model, field: str) -> None:
+    """Raises ModelFailed where every worker that serves the model has failed to load it: a job would wait in vain."""
+    failed = [worker for worker in model.workers if worker.state == model_pb2.MODEL_STATE_FAILED]
+    if failed and len(failed) == len(model.workers):
+        text = (
+            f"{model.name} cannot be loaded: {failed[0].message}; see GetModel, and ask for LoadModel when it is mended"
+        )
+        raise ModelFailed(text, field=field)
 
 
 def ready_workers(model: model_pb2.Model) -> int:

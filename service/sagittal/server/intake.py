@@ -15,7 +15,7 @@ from sagittal.core.validation import check_image_set, check_spec
 from sagittal.runtime.queue import JobQueue
 from sagittal.runtime.tracing import JOB_ID, SpanKind, current_span, within
 from sagittal.server.access import Caller
-from sagittal.server.catalogue import Catalogue, ready_workers
+from sagittal.server.catalogue import Catalogue, check_loadable, ready_workers
 from sagittal.server.estimates import Estimates
 from sagittal.server.messages import CACHE_POLICIES, LANES, timestamp
 from sagittal.server.metrics import ServiceMetrics
@@ -99,6 +99,7 @@ class Intake:
 
     async def _explain(self, spec: explanation_pb2.ExplanationSpec, caller: Caller) -> tuple[Job, bool]:
         model = await self._catalogue.model(spec.model, spec.model_version, field="spec.model")
+        check_loadable(model, "spec.model")
         checked = check_spec(spec, model, self._settings.limits())
         pictures = {"image": ("spec.image", spec.image)}
         if spec.baseline.HasField("image"):
@@ -131,6 +132,7 @@ class Intake:
         self, request: model_service_pb2.PredictRequest, caller: Caller, deadline: float
     ) -> tuple[Job, model_pb2.Model]:
         model = await self._catalogue.model(request.model, request.model_version, field="model")
+        check_loadable(model, "model")
         check_image_set(request.image, "image")
         if request.top > MAX_TOP:
             raise InvalidRequest(f"top is {request.top}; give 1 to {MAX_TOP:,}, or 0 for 5", field="top")

@@ -7,8 +7,8 @@ from sagittal.server.catalogue import Catalogue
 from sagittal.server.inquiries import outcome, time_left
 from sagittal.server.intake import Intake
 from sagittal.server.layers import Context
+from sagittal.server.registration import Registration
 from sagittal.server.relay import Relay
-from sagittal.server.unserved import refuses_the_rest
 from sagittal.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
 
 #: Models on a page where the request does not say.
@@ -18,12 +18,19 @@ DEFAULT_PAGE = 100
 MAX_PAGE = 1_000
 
 
-@refuses_the_rest(model_service_pb2.DESCRIPTOR.services_by_name["ModelService"])
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     """Serves models from the registry, and predictions from the queue."""
 
-    def __init__(self, catalogue: Catalogue, intake: Intake, relay: Relay, predict_deadline: float) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        registration: Registration,
+        intake: Intake,
+        relay: Relay,
+        predict_deadline: float,
+    ) -> None:
         self._catalogue = catalogue
+        self._registration = registration
         self._intake = intake
         self._relay = relay
         self._predict_deadline = predict_deadline
@@ -49,6 +56,39 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         """Returns one model, whole."""
         model = await self._catalogue.model(request.name, request.version, field="name")
         return model_service_pb2.GetModelResponse(model=model)
+
+    async def RegisterModel(
+        self, request: model_service_pb2.RegisterModelRequest, context: Context
+    ) -> model_service_pb2.RegisterModelResponse:
+        """Registers a version of a model."""
+        return model_service_pb2.RegisterModelResponse(model=await self._registration.register(request.model))
+
+    async def UpdateModel(
+        self, request: model_service_pb2.UpdateModelRequest, context: Context
+    ) -> model_service_pb2.UpdateModelResponse:
+        """Changes a registered version."""
+        return model_service_pb2.UpdateModelResponse(model=await self._registration.update(request))
+
+    async def UnregisterModel(
+        self, request: model_service_pb2.UnregisterModelRequest, context: Context
+    ) -> model_service_pb2.UnregisterModelResponse:
+        """Removes a version."""
+        await self._registration.unregister(request.name, request.version)
+        return model_service_pb2.UnregisterModelResponse()
+
+    async def LoadModel(
+        self, request: model_service_pb2.LoadModelRequest, context: Context
+    ) -> model_service_pb2.LoadModelResponse:
+        """Asks workers to load a model."""
+        await self._registration.wish(request.name, request.version, "load")
+        return model_service_pb2.LoadModelResponse()
+
+    async def UnloadModel(
+        self, request: model_service_pb2.UnloadModelRequest, context: Context
+    ) -> model_service_pb2.UnloadModelResponse:
+        """Asks workers to unload a model."""
+        await self._registration.wish(request.name, request.version, "unload")
+        return model_service_pb2.UnloadModelResponse()
 
     async def Predict(
         self, request: model_service_pb2.PredictRequest, context: Context

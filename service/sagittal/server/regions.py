@@ -21,7 +21,7 @@ from sagittal.core.targets import resolve_target
 from sagittal.core.validation import check_baseline, check_image_set
 from sagittal.runtime.queue import JobQueue
 from sagittal.server.access import Caller
-from sagittal.server.catalogue import Catalogue
+from sagittal.server.catalogue import Catalogue, check_loadable
 from sagittal.server.inquiries import outcome
 from sagittal.server.intake import Intake
 from sagittal.server.messages import event
@@ -94,6 +94,7 @@ class Regions:
     async def _of_image(self, about: explanation_service_pb2.RegionSubject) -> _Subject:
         """Checks a subject that a caller sent, and takes its pictures out."""
         model = await self._catalogue.model(about.model, about.model_version, field="image.model")
+        check_loadable(model, "image.model")
         check_image_set(about.image, "image.image")
         check_baseline(about.baseline, "image.baseline")
         check_patch_shape(about.patch_shape, "image.patch_shape")

@@ -31,6 +31,7 @@ from sagittal.server.models import ModelServicer
 from sagittal.server.pictures import Pictures
 from sagittal.server.readiness import Readiness
 from sagittal.server.regions import Regions
+from sagittal.server.registration import Registration
 from sagittal.server.relay import Relay
 from sagittal.server.retries import Retries
 from sagittal.server.settings import ServiceSettings
@@ -82,6 +83,7 @@ class Service:
         self._metrics = ServiceMetrics(metrics)
         self._streams = Streams(settings.connections.max_stream_seconds)
         self._aftermath = Aftermath()
+        self._registry = registry
         self._catalogue = Catalogue(registry, settings.model_refresh)
         self._pictures = Pictures(settings.images.limits(), settings.images.decode_threads)
         self._health = health_aio.HealthServicer()
@@ -150,8 +152,9 @@ class Service:
         explanations = ExplanationServicer(
             self._queue, intake, relay, many, retries, regions, regions_deadline=jobs.regions_deadline
         )
-        # the stubs cannot see that `refuses_the_rest` defines what these classes leave out
-        models = ModelServicer(self._catalogue, intake, relay, jobs.predict_deadline)  # type: ignore[abstract]
+        registration = Registration(self._registry, self._catalogue, self._queue)
+        models = ModelServicer(self._catalogue, registration, intake, relay, jobs.predict_deadline)
+        # the stubs cannot see that `refuses_the_rest` defines what this class leaves out
         concepts = ConceptServicer()  # type: ignore[abstract]
         explanation_service_pb2_grpc.add_ExplanationServiceServicer_to_server(explanations, server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, server)

@@ -128,14 +128,6 @@ async def test_a_wrong_prediction_names_its_field(stack: Stack, fields: dict[str
     assert details(error).field == field
 
 
-@pytest.mark.parametrize("rpc", ["RegisterModel", "UpdateModel", "UnregisterModel", "LoadModel", "UnloadModel"])
-async def test_what_is_not_served_yet_says_so(stack: Stack, rpc: str) -> None:
-    error = await refusal(getattr(stack.models, rpc)(getattr(api, f"{rpc}Request")()))
-    assert error.code() == grpc.StatusCode.UNIMPLEMENTED
-    assert f"ModelService/{rpc} is part of the API" in (error.details() or "")
-    assert details(error).reason == "NOT_SERVED"
-
-
 async def test_no_rpc_of_the_concept_service_is_served(stack: Stack) -> None:
     concepts = concept_service_pb2_grpc.ConceptServiceStub(stack.channel)
     for method in concept_service_pb2.DESCRIPTOR.services_by_name["ConceptService"].methods:

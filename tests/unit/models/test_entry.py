@@ -52,5 +52,5 @@ def test_defaults_are_those_of_imagenet(tmp_path):
     (tmp_path / "models.toml").write_text('[[models]]\nname = "a"\nsource = { kind = "torchvision", model = "x" }\n')
     (entry,) = read_entries(tmp_path / "models.toml")
     assert entry.key == ("a", "1")
-    assert entry.latest
+    assert not entry.latest
     assert entry.preprocessing == Preprocessing()

@@ -11,6 +11,7 @@ from torch import nn
 
 from sagittal.engine import Task
 from sagittal.explain.seam import Evaluate, Subject
+from sagittal.runtime.memory_registry import MemoryRegistry, MemoryWorkerRegistry
 from sagittal.v1 import model_pb2
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.models import HostedModels
@@ -21,30 +22,32 @@ STATES = {getattr(model_pb2, name): name for name in model_pb2.ModelState.keys()
 
 
 class Weighty(nn.Module):
-    """Says the same of all images, with 1 MiB of weights."""
+    """Says the same of all images, with 2 MiB of weights."""
 
     def __init__(self):
         super().__init__()
-        self.weights = nn.Parameter(torch.zeros(MIB // 4))
+        self.weights = nn.Parameter(torch.zeros(2 * MIB // 4))
 
     def forward(self, inputs):
         return torch.tensor([0.0, 1.0]) + self.weights[:2] * inputs.mean((1, 2, 3)).unsqueeze(-1)
 
 
-class Registry:
+class Registry(MemoryWorkerRegistry):
     """Keeps what a worker tells of its models."""
 
     def __init__(self):
+        memory = MemoryRegistry()
+        super().__init__(memory.workers._entries)
+        self.service = memory.models
         self.published, self.announced = [], []
 
     def publish(self, model):
         self.published.append(model.name)
+        return super().publish(model)
 
     def announce(self, worker, models, *, ttl):
         self.announced.append({name: STATES[state.state] for name, _, state in models})
-
-    def withdraw(self, worker):
-        pass
+        super().announce(worker, models, ttl=ttl)
 
 
 @pytest.fixture(autouse=True)
@@ -75,10 +78,15 @@ def host(tmp_path, monkeypatch, registry):
         device = torch.device("cpu")
         # A traced copy may stand beside each model, so the room is counted in what one takes.
         probe = HostedModels(tmp_path / "models.toml", Registry(), metrics, worker="w", device=device)
-        probe.load(probe.get((names[0], "1")), batch_size=4, stopped=NEVER)
-        each = -(-probe.get((names[0], "1")).memory_bytes // MIB)
+        probe.load_all(batch_size=4, stopped=NEVER)
+        each = probe.get((names[0], "1")).weights_bytes // MIB
         models = HostedModels(
-            tmp_path / "models.toml", registry, metrics, worker="w", device=device, memory_mib=copies * each
+            tmp_path / "models.toml",
+            registry,
+            metrics,
+            worker="w",
+            device=device,
+            memory_mib=copies and copies * each + 1,
         )
         models.load_all(batch_size=4, stopped=NEVER)
         return models
@@ -107,6 +115,7 @@ def start(models, name):
 
 
 def load(models, name):
+    models.get((name, "1")).wanted = True
     models.load(models.get((name, "1")), batch_size=4, stopped=NEVER)
 
 

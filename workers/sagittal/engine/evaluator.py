@@ -21,12 +21,15 @@ class Output(Enum):
     """Probabilities that sum to one."""
     MULTI_LABEL_LOGITS = "multi-label-logits"
     """Independent labels: the score is the sigmoid."""
+    MULTI_LABEL_PROBABILITIES = "multi-label-probabilities"
+    """Independent labels, each between zero and one."""
 
 
 PROBABILITIES: dict[Output, Callable[[Tensor], Tensor]] = {
     Output.LOGITS: lambda outputs: outputs.float().softmax(-1),
     Output.PROBABILITIES: lambda outputs: outputs.float(),
     Output.MULTI_LABEL_LOGITS: lambda outputs: outputs.float().sigmoid(),
+    Output.MULTI_LABEL_PROBABILITIES: lambda outputs: outputs.float(),
 }
 
 

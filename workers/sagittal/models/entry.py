@@ -1,4 +1,4 @@
-"""Model entries: what an operator writes to register a model, read from TOML.
+"""Model files: model entries (see `core.entries`) read from TOML.
 
 [[models]]
 name = "efficientnet-lite0"
@@ -15,69 +15,19 @@ std = [0.502, 0.502, 0.502]
 """
 
 import tomllib
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-from sagittal.engine.evaluator import Output
+from sagittal.core.entries import ModelEntry, Preprocessing
 
-NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+__all__ = ["InvalidModelFile", "ModelEntry", "Preprocessing", "parse_entries", "read_entries"]
 
 
 class InvalidModelFile(Exception):
     """The model file cannot be read, or an entry is wrong; the message names the field."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Preprocessing(_Strict):
-    """Fit the picture to the square input, scale to 0..1, subtract the mean, divide by the standard deviation."""
-
-    input_size: int = Field(default=224, ge=8, le=4096)
-    """Side of the square input in pixels."""
-    fit: Literal["crop", "squash"] = "crop"
-    """`crop`: resize the shorter side, then crop the centre; `squash`: resize both sides to the input size."""
-    resize: int = Field(default=256, ge=8, le=8192)
-    """Length of the shorter side before the crop, in pixels; not used by `squash`."""
-    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Of each channel, on the 0..1 scale."""
-    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
-        0.229,
-        0.224,
-        0.225,
-    )
-    """Of each channel, on the 0..1 scale."""
-    channel_order: Literal["RGB", "BGR"] = "RGB"
-
-    @model_validator(mode="after")
-    def _crop_fits(self) -> "Preprocessing":
-        if self.fit == "crop" and self.resize < self.input_size:
-            raise ValueError(f"resize ({self.resize}) must be at least input_size ({self.input_size})")
-        return self
-
-
-class ModelEntry(_Strict):
-    """A version of a model as an operator registers it."""
-
-    name: str = Field(pattern=NAME_PATTERN)
-    version: str = Field(default="1", pattern=NAME_PATTERN)
-    source: dict[str, Any]
-    """`kind` and the settings of that kind; see `models.sources`."""
-    preprocessing: Preprocessing = Preprocessing()
-    labels: str | list[str] = []
-    """`imagenet-1k`, a file with one label a line, or the labels themselves."""
-    output: Output = Output.LOGITS
-    latest: bool = True
-    """Whether requests without a version get this one."""
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """Name and version."""
-        return self.name, self.version
 
 
 def read_entries(path: Path) -> list[ModelEntry]:
@@ -106,9 +56,14 @@ def parse_entries(document: dict[str, Any], where: str) -> list[ModelEntry]:
             first = error.errors()[0]
             field = ".".join(str(part) for part in ("models", index, *first["loc"]))
             raise InvalidModelFile(f"{where}: {field}: {first['msg']}") from error
-    keys = [entry.key for entry in entries]
-    if duplicates := {key for key in keys if keys.count(key) > 1}:
-        raise InvalidModelFile(
-            f"{where}: registered twice: {', '.join(f'{n} version {v}' for n, v in sorted(duplicates))}"
-        )
+    _check_apart(entries, where)
     return entries
+
+
+def _check_apart(entries: list[ModelEntry], where: str) -> None:
+    keys = Counter(entry.key for entry in entries)
+    if twice := sorted(key for key, times in keys.items() if times > 1):
+        raise InvalidModelFile(f"{where}: registered twice: {', '.join(f'{n} version {v}' for n, v in twice)}")
+    latest = Counter(entry.name for entry in entries if entry.latest)
+    if several := sorted(name for name, times in latest.items() if times > 1):
+        raise InvalidModelFile(f"{where}: several versions say latest = true: {', '.join(several)}; one may")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sagittal.core.labels import IMAGENET, read_labels
-from sagittal.engine.evaluator import PROBABILITIES, TorchEvaluator
+from sagittal.engine.evaluator import PROBABILITIES, Output, TorchEvaluator
 from sagittal.engine.optimise import Step, optimise
 from sagittal.engine.timing import Variant
 from sagittal.models.entry import ModelEntry
@@ -50,6 +50,8 @@ class LoadedModel:
     evaluator: TorchEvaluator
     found: Found
     load_seconds: float = field(default=0.0)
+    activation_bytes: int = 0
+    """Bytes that a batch takes at its peak beside the weights."""
 
     @property
     def device(self) -> torch.device:
@@ -128,7 +130,7 @@ def choose_device(wish: str = "") -> torch.device:
 
 def model_digest(module: nn.Module, entry: ModelEntry) -> str:
     """Returns SHA-256 over names, shapes and values of all weights, and over preprocessing and output."""
-    digest = hashlib.sha256(f"{entry.preprocessing.model_dump_json()} {entry.output.value} {type(module)}".encode())
+    digest = hashlib.sha256(f"{entry.preprocessing.model_dump_json()} {entry.output} {type(module)}".encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -174,12 +176,12 @@ def _labels_source(name: str, access: Access) -> str:
 def _evaluator(
     module: nn.Module, entry: ModelEntry, probe: Tensor, *, classes: int, gradients: bool
 ) -> tuple[TorchEvaluator, list[Step]]:
-    fast, channels_last, steps = optimise(module, probe, PROBABILITIES[entry.output], gradient=gradients)
+    fast, channels_last, steps = optimise(module, probe, PROBABILITIES[Output(entry.output)], gradient=gradients)
     evaluator = TorchEvaluator(
         module=fast,
         inspected=module,
         device=probe.device,
-        output=entry.output,
+        output=Output(entry.output),
         channels_last=channels_last,
         autocast=_reduced_precision(probe.device),
         supports_gradients=gradients,

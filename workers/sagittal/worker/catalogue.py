@@ -6,38 +6,30 @@ The service checks requests against this alone, so a new row in the table of exp
 import functools
 import math
 
-from google.protobuf import json_format, struct_pb2
+from google.protobuf import struct_pb2
 
-from sagittal.engine import Output
+from sagittal.core.declarations import declaration_of
 from sagittal.explain import EXPLAINERS, Needs, Row
 from sagittal.explain.parameters import Parameter, parameters
-from sagittal.models.entry import ModelEntry
 from sagittal.models.loading import Found, LoadedModel
 from sagittal.v1 import model_pb2
-
-_OUTPUTS = {
-    Output.LOGITS: model_pb2.OUTPUT_KIND_LOGITS,
-    Output.PROBABILITIES: model_pb2.OUTPUT_KIND_PROBABILITIES,
-    Output.MULTI_LABEL_LOGITS: model_pb2.OUTPUT_KIND_MULTI_LABEL_LOGITS,
-}
 
 
 def describe_model(loaded: LoadedModel) -> model_pb2.Model:
     """Returns the registry's description of a loaded model."""
-    entry, found = loaded.entry, loaded.found
-    return model_pb2.Model(
-        name=entry.name,
-        version=entry.version,
-        latest=entry.latest,
-        digest=loaded.digest,
-        source=_source(entry),
-        preprocessing=model_pb2.Preprocessing(**entry.preprocessing.model_dump()),
-        labels=loaded.labels,
-        classes=found.classes,
-        output=_OUTPUTS[entry.output],
-        capabilities=_capabilities(found),
-        methods=[describe_method(row, found) for row in EXPLAINERS.values()],
+    found = loaded.found
+    described = declaration_of(loaded.entry)
+    del described.labels[:]
+    described.MergeFrom(
+        model_pb2.Model(
+            digest=loaded.digest,
+            labels=loaded.labels,
+            classes=found.classes,
+            capabilities=_capabilities(found),
+            methods=[describe_method(row, found) for row in EXPLAINERS.values()],
+        )
     )
+    return described
 
 
 def describe_method(row: Row, found: Found) -> model_pb2.MethodDescription:
@@ -49,13 +41,6 @@ def describe_method(row: Row, found: Found) -> model_pb2.MethodDescription:
         parameters=[_describe_parameter(declared) for declared in parameters(row.explainer)],
         unavailable=_unavailable(row, found),
     )
-
-
-def _source(entry: ModelEntry) -> model_pb2.ModelSource:
-    settings = {key: value for key, value in entry.source.items() if key != "kind"}
-    source = model_pb2.ModelSource(kind=str(entry.source.get("kind", "")))
-    json_format.ParseDict(settings, source.settings)
-    return source
 
 
 def _capabilities(found: Found) -> model_pb2.Capabilities:

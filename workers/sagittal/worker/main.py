@@ -70,6 +70,7 @@ def _make(settings: WorkerSettings, tracer: Tracer) -> Worker:
         device=device,
         memory_mib=settings.model_memory_mib,
         access=settings.access(),
+        selection=settings.selection(),
     )
     queue = connect_worker_queue(settings.queue, worker=settings.worker_name, observer=QueueMetrics(REGISTRY))
     return Worker(settings, queue, models, metrics, tracer)

@@ -1,15 +1,15 @@
-"""The models of a worker: loaded in the background, published when ready, announced for as long as the worker lives.
+"""The models of a worker: those that the registry says, loaded in the background, published when they are ready.
 
 Where memory is bounded, the model that was used least recently makes room, never one with running jobs. It stays
-published, and is loaded again when a job for it waits.
+published, and is loaded again when a job for it waits. A model whose registration changes is retired: it takes no more
+jobs, and goes when the last one has ended.
 """
 
 import gc
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import structlog
@@ -17,52 +17,30 @@ import torch
 
 from sagittal.core.errors import Unavailable
 from sagittal.engine import Engine
-from sagittal.models.entry import ModelEntry, read_entries
+from sagittal.models.entry import read_entries
 from sagittal.models.loading import LoadedModel, load
 from sagittal.models.sources import EVERYTHING, Access, ModelUnavailable
 from sagittal.runtime.registry import WorkerRegistry
 from sagittal.v1 import model_pb2
 from sagittal.worker.catalogue import describe_model
+from sagittal.worker.hosted import Context, Hosted, footprint
 from sagittal.worker.metrics import WorkerMetrics
+from sagittal.worker.roster import Roster
+from sagittal.worker.selection import Selection
 
 log = structlog.get_logger(__name__)
 
 #: Announcements after which a silent worker is forgotten.
 FORGOTTEN_AFTER = 5
 
-#: Pause before publishing again when the queue is away, in seconds.
-PUBLISH_PAUSE = 1.0
+#: Time between two looks whether the registry has changed, in seconds.
+LOOK = 1.0
 
+#: Time that a model which was loaded for a job waits for it, in seconds; another worker may have taken it.
+AWAITED = 5.0
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Hosted:
-    """A model that this worker serves or tries to."""
-
-    entry: ModelEntry
-    state: int = model_pb2.MODEL_STATE_UNLOADED
-    message: str = ""
-    """Why it could not be loaded; else empty."""
-    loaded: LoadedModel | None = None
-    described: model_pb2.Model | None = None
-    engine: Engine | None = None
-    memory_bytes: int = 0
-    """Of its weights, as found when it was last loaded; 0 before."""
-    batch_size: int = 0
-    """Found when it was first loaded, halved where memory ran out; 0 before."""
-    used: float = 0.0
-    """Time of `time.monotonic()` when it last got a job."""
-    pins: int = 0
-    """Jobs that are being handed to its engine."""
-
-    @property
-    def idle(self) -> bool:
-        """Whether it is loaded and has no job."""
-        return self.engine is not None and not self.pins and not self.engine.running
-
-    @property
-    def on_demand(self) -> bool:
-        """Whether it was unloaded to make room and can be loaded again."""
-        return self.described is not None and self.state == model_pb2.MODEL_STATE_UNLOADED
+#: Pause before asking again when the queue is away, in seconds.
+AWAY_PAUSE = 1.0
 
 
 class HostedModels:
@@ -70,7 +48,7 @@ class HostedModels:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         registry: WorkerRegistry,
         metrics: WorkerMetrics,
         *,
@@ -78,48 +56,66 @@ class HostedModels:
         device: torch.device,
         memory_mib: int = 0,
         access: Access = EVERYTHING,
+        selection: Selection | None = None,
     ) -> None:
         """Reads the model file. Raises InvalidModelFile.
 
         Args:
-            path: The model file.
-            registry: Where models are published and announced.
+            path: The model file; None for none.
+            registry: Where models are registered, published and announced.
             metrics: Where loading is counted.
             worker: Name of this worker.
             device: Where models run.
-            memory_mib: Most memory of all loaded models' weights; 0 for no bound.
+            memory_mib: Most memory of all loaded models' weights and the largest batch; 0 for no bound.
             access: What models may be loaded from.
+            selection: Which registered models to serve.
         """
-        self._hosted = {entry.key: Hosted(entry=entry) for entry in read_entries(path)}
+        entries = read_entries(path) if path is not None else []
+        self._roster = Roster(entries, registry, selection or Selection())
         self._registry = registry
         self._metrics = metrics
         self._worker = worker
         self._device = device
         self._bound = memory_mib * 2**20
         self._access = access
+        self._hosted: dict[tuple[str, str], Hosted] = {}
+        self._retired: list[Hosted] = []
         self._lock = threading.RLock()
+        self._woken = threading.Event()
 
     def ready(self) -> Sequence[Hosted]:
         """Returns the models that can run jobs."""
-        return [hosted for hosted in self._hosted.values() if hosted.state == model_pb2.MODEL_STATE_READY]
+        with self._lock:
+            return [hosted for hosted in self._hosted.values() if hosted.state == model_pb2.MODEL_STATE_READY]
 
-    def get(self, key: tuple[str, str]) -> Hosted:
-        """Returns a model by name and version."""
-        return self._hosted[key]
+    def running(self) -> Sequence[Hosted]:
+        """Returns the models that may have work: those that are ready, and the retired ones."""
+        with self._lock:
+            return [*self.ready(), *self._retired]
+
+    def get(self, key: tuple[str, str]) -> Hosted | None:
+        """Returns a model by name and version; None where it is no longer served."""
+        return self._hosted.get(key)
 
     @property
     def all_failed(self) -> bool:
-        """Whether no model can be served, now or later."""
-        return all(hosted.state == model_pb2.MODEL_STATE_FAILED for hosted in self._hosted.values())
+        """Whether there are models, and none can be served, now or later."""
+        with self._lock:
+            states = [hosted.state for hosted in self._hosted.values()]
+        return bool(states) and all(state == model_pb2.MODEL_STATE_FAILED for state in states)
 
     def offered(self) -> Sequence[tuple[str, str]]:
-        """Returns the models whose jobs may be leased: those that are ready, and those that there is room to load."""
+        """Returns the models whose jobs may be leased.
+
+        They are ready, or there is room to load them, or nobody can load them, so that their jobs must be failed.
+        """
         with self._lock:
-            return [
-                hosted.entry.key
-                for hosted in self._hosted.values()
-                if hosted.state == model_pb2.MODEL_STATE_READY or (hosted.on_demand and self._has_room(hosted))
-            ]
+            return [hosted.key for hosted in self._hosted.values() if self._takes_jobs(hosted)]
+
+    def _takes_jobs(self, hosted: Hosted) -> bool:
+        if hosted.state == model_pb2.MODEL_STATE_FAILED:
+            return hosted.hopeless
+        return hosted.state == model_pb2.MODEL_STATE_READY or (hosted.on_demand and self._has_room(hosted))
 
     @contextmanager
     def pinned(self, hosted: Hosted) -> Iterator[bool]:
@@ -127,72 +123,165 @@ class HostedModels:
         with self._lock:
             ready = hosted.state == model_pb2.MODEL_STATE_READY
             hosted.pins += ready
-            hosted.used = time.monotonic()
+            hosted.used, hosted.awaited = time.monotonic(), 0.0
         try:
             yield ready
         finally:
             with self._lock:
                 hosted.pins -= ready
 
+    def want(self, hosted: Hosted, *, within: Context = nullcontext) -> None:
+        """Asks for a model to be loaded for a job, by the thread that follows the registry, within a context."""
+        with self._lock:
+            hosted.within = within
+            hosted.wanted, hosted.unwanted, hosted.awaited = True, False, time.monotonic() + AWAITED
+        self._woken.set()
+
+    def wake(self) -> None:
+        """Makes the thread that follows the registry look around."""
+        self._woken.set()
+
+    def follow(self, *, batch_size: int, stopped: threading.Event) -> None:
+        """Follows the registry until stopped: loads what it says, one model at a time, and lets go of the rest."""
+        complained = False
+        while not stopped.is_set():
+            if not self.turn(batch_size=batch_size, stopped=stopped):
+                if self.all_failed and not complained:
+                    log.error(
+                        "no-model-to-serve", remedy="see the errors above; the worker stays to say so in GetModel"
+                    )
+                complained = self.all_failed
+                self._woken.wait(LOOK)
+                self._woken.clear()
+
+    def turn(self, *, batch_size: int, stopped: threading.Event) -> bool:
+        """Looks at the registry once and loads one model that is due; whether there was one."""
+        try:
+            self._look()
+        except Unavailable as away:
+            log.warning("queue-away", doing="reading the registry", error=away.message)
+            stopped.wait(AWAY_PAUSE)
+            return False
+        self._let_go()
+        with self._lock:
+            unpublished = [one for one in self.ready() if not one.published]
+            hosted = next((one for one in self._hosted.values() if one.due), None)
+        for one in unpublished:
+            self._publish(one, stopped)
+        if hosted is None:
+            return False
+        self.load(hosted, batch_size=batch_size, stopped=stopped)
+        return True
+
     def load_all(self, *, batch_size: int, stopped: threading.Event) -> None:
-        """Loads every model, one after the other, and publishes each as soon as it is ready."""
-        for hosted in self._hosted.values():
+        """Follows the registry until nothing is left to load."""
+        while self.turn(batch_size=batch_size, stopped=stopped):
             if stopped.is_set():
                 return
-            self.load(hosted, batch_size=batch_size, stopped=stopped)
 
     def load(self, hosted: Hosted, *, batch_size: int, stopped: threading.Event) -> None:
         """Loads a model, others making room where memory is bounded; the first time, it is published too."""
-        self._make_room(lambda: self._has_space(hosted.memory_bytes), spared=hosted)
-        before = hosted.described
-        self._load(hosted, hosted.batch_size or batch_size)
+        keep, hosted.wanted = hosted.wanted, False
+        context, hosted.within = hosted.within, nullcontext
+        self._make_room(lambda: self._has_space(hosted), spared=hosted)
+        with context():
+            self._load(hosted, hosted.batch_size or hosted.entry.device.batch_size or batch_size)
         if hosted.loaded is None or hosted.described is None:
             return
-        if before is None or before.digest != hosted.described.digest:
-            self._publish(hosted.described, stopped)
+        if not hosted.published:
+            self._publish(hosted, stopped)
         with self._lock:
+            if self._hosted.get(hosted.key) is not hosted:
+                hosted.release()  # its registration changed while it was loaded
+                return
             hosted.state, hosted.used = model_pb2.MODEL_STATE_READY, time.monotonic()
+            hosted.awaited = hosted.used + AWAITED if hosted.awaited else 0.0
+            self._metrics.loaded.labels(*hosted.key).set(1)
+            self._metrics.model_memory.labels(*hosted.key).set(hosted.weights_bytes)
             self._make_room(self._within_bound, spared=hosted)
-            if not self._within_bound() and len(self.ready()) > 1:
+            if (not self._within_bound() and len(self.ready()) > 1) or not (keep or hosted.wanted):
                 self._unload(hosted)
         self.announce(ttl=None)
+
+    def _look(self) -> None:
+        """Takes over what changed in the registry."""
+        registered = self._roster.changed(urgent=any(one.message for one in list(self._hosted.values())))
+        if registered is None:
+            return
+        with self._lock:
+            before = dict(self._hosted)
+            self._hosted = dict(self._roster.merge(before, registered))
+            gone = [hosted for key, hosted in before.items() if self._hosted.get(key) is not hosted]
+        for hosted in gone:
+            self._retire(hosted)
+        if before.keys() != self._hosted.keys() or gone:
+            self.announce(ttl=None)
+
+    def _retire(self, hosted: Hosted) -> None:
+        """Takes a model out of service; its running jobs go on."""
+        with self._lock:
+            hosted.state = model_pb2.MODEL_STATE_UNLOADED
+            if hosted.engine is not None:
+                self._retired.append(hosted)
+        log.info("model-retired", model=hosted.entry.name, version=hosted.entry.version, revision=hosted.revision)
+        self._gone(hosted)
+
+    def _let_go(self) -> None:
+        """Unloads what is idle and no longer wanted, retired models too."""
+        with self._lock:
+            for hosted in self.ready():
+                if hosted.unwanted and hosted.idle:
+                    self._unload(hosted)
+            ended = [hosted for hosted in self._retired if hosted.idle]
+            self._retired = [hosted for hosted in self._retired if hosted not in ended]
+            for hosted in ended:
+                hosted.release()
+        if ended:
+            self._collect()
 
     def _make_room(self, enough: Callable[[], bool], *, spared: Hosted) -> None:
         """Unloads idle models, the least recently used first, until there is room enough or none is left."""
         with self._lock:
-            idle = [hosted for hosted in self.ready() if hosted.idle and hosted is not spared]
-            for hosted in sorted(idle, key=lambda one: one.used):
+            spare = [hosted for hosted in self.ready() if hosted.spare and hosted is not spared]
+            for hosted in sorted(spare, key=lambda one: one.used):
                 if enough():
                     return
                 self._unload(hosted)
 
     def _unload(self, hosted: Hosted) -> None:
-        if hosted.engine is not None:
-            hosted.batch_size = hosted.engine.batch_size
-        hosted.state, hosted.loaded, hosted.engine = model_pb2.MODEL_STATE_UNLOADED, None, None
+        hosted.release()
+        self._collect()
+        log.info("model-unloaded", model=hosted.entry.name, version=hosted.entry.version, bytes=hosted.weights_bytes)
+        self._gone(hosted)
+        self.announce(ttl=None)
+
+    def _gone(self, hosted: Hosted) -> None:
+        self._metrics.loaded.labels(*hosted.key).set(0)
+        self._metrics.model_memory.labels(*hosted.key).set(0)
+
+    def _collect(self) -> None:
         gc.collect()  # traced modules refer to themselves
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        log.info("model-unloaded", model=hosted.entry.name, version=hosted.entry.version, bytes=hosted.memory_bytes)
-        self._metrics.loaded.labels(*hosted.entry.key).set(0)
-        self._metrics.model_memory.labels(*hosted.entry.key).set(0)
-        self.announce(ttl=None)
 
     def _has_room(self, wanted: Hosted) -> bool:
-        """Whether a model fits, or fits once the idle ones are gone, or would be the only one."""
-        busy = [hosted for hosted in self.ready() if not hosted.idle]
-        taken = sum(hosted.memory_bytes for hosted in busy)
-        return not busy or not self._bound or taken + wanted.memory_bytes <= self._bound
+        """Whether a model fits, or fits once the spare ones are gone, or would be the only one."""
+        if not self._bound:
+            return True
+        busy = [hosted for hosted in self.running() if not hosted.spare]
+        busy += [hosted for hosted in self._hosted.values() if hosted.coming and hosted is not wanted]
+        return not busy or footprint([*busy, wanted]) <= self._bound
 
-    def _has_space(self, wanted: int) -> bool:
-        return not self._bound or sum(hosted.memory_bytes for hosted in self.ready()) + wanted <= self._bound
+    def _has_space(self, wanted: Hosted) -> bool:
+        return not self._bound or footprint([*self.running(), wanted]) <= self._bound
 
     def _within_bound(self) -> bool:
-        return self._has_space(0)
+        return not self._bound or footprint(self.running()) <= self._bound
 
     def announce(self, *, ttl: float | None) -> None:
         """Tells the registry how this worker stands to its models. Raises Unavailable only with a `ttl`."""
-        states = [(*hosted.entry.key, self._announcement(hosted)) for hosted in self._hosted.values()]
+        with self._lock:
+            states = [(*hosted.key, self._announcement(hosted)) for hosted in self._hosted.values()]
         try:
             self._registry.announce(self._worker, states, ttl=ttl or 10.0)
         except Unavailable:
@@ -207,17 +296,23 @@ class HostedModels:
             log.warning("queue-away", doing="withdraw", error=away.message)
 
     def _announcement(self, hosted: Hosted) -> model_pb2.WorkerModel:
-        state = model_pb2.WorkerModel(worker=self._worker, message=hosted.message, device=str(self._device))
+        device = str(hosted.loaded.device if hosted.loaded else self._device)
+        state = model_pb2.WorkerModel(worker=self._worker, message=hosted.message, device=device)
         state.state = hosted.state  # type: ignore[assignment]
+        state.revision = hosted.revision
+        state.memory_bytes = footprint([hosted]) if hosted.loaded is not None else 0
         return state
 
     def _load(self, hosted: Hosted, batch_size: int) -> None:
         entry = hosted.entry
-        hosted.state = model_pb2.MODEL_STATE_LOADING
+        hosted.state, hosted.message = model_pb2.MODEL_STATE_LOADING, ""
         self.announce(ttl=None)
         log.info("model-loading", model=entry.name, version=entry.version, device=str(self._device))
         try:
-            loaded = load(entry, self._device, batch_size=batch_size, access=self._access)
+            if hosted.refused:
+                raise ModelUnavailable(hosted.refused)
+            access = self._access if hosted.from_file else self._access.for_registrations()
+            loaded = load(entry, self._device, batch_size=batch_size, access=access)
         except ModelUnavailable as unavailable:
             self._failed(hosted, str(unavailable))
             return
@@ -227,14 +322,14 @@ class HostedModels:
             return
         hosted.loaded, hosted.described = loaded, describe_model(loaded)
         hosted.engine = Engine(loaded.evaluator, batch_size=loaded.found.batch_size, unit=loaded.evaluator.unit)
-        hosted.memory_bytes = loaded.memory_bytes
+        hosted.weights_bytes, hosted.activation_bytes = loaded.memory_bytes, loaded.activation_bytes
         self._report(loaded)
 
     def _failed(self, hosted: Hosted, message: str) -> None:
         hosted.state, hosted.message = model_pb2.MODEL_STATE_FAILED, message
         self._metrics.loads.labels(*hosted.entry.key, "failed").inc()
         log.error("model-failed", model=hosted.entry.name, version=hosted.entry.version, error=message)
-        self._metrics.loaded.labels(*hosted.entry.key).set(0)
+        self._gone(hosted)
         self.announce(ttl=None)
 
     def _report(self, loaded: LoadedModel) -> None:
@@ -254,19 +349,21 @@ class HostedModels:
             seconds=round(loaded.load_seconds, 2),
             batch_size=loaded.found.batch_size,
         )
-        self._metrics.loaded.labels(*loaded.entry.key).set(1)
         self._metrics.load_seconds.labels(*loaded.entry.key).set(loaded.load_seconds)
         self._metrics.loads.labels(*loaded.entry.key, "ready").inc()
-        self._metrics.model_memory.labels(*loaded.entry.key).set(loaded.memory_bytes)
 
-    def _publish(self, described: model_pb2.Model, stopped: threading.Event) -> None:
-        """Publishes until the registry has it."""
-        while True:
+    def _publish(self, hosted: Hosted, stopped: threading.Event) -> None:
+        """Publishes until the registry has it, or no longer wants it."""
+        described = hosted.described or model_pb2.Model()
+        while not hosted.published:
+            described.revision = hosted.revision
             try:
-                self._registry.publish(described)
+                hosted.published = self._registry.publish(described)
             except Unavailable as away:
                 log.warning("queue-away", error=away.message, doing="publishing a model")
-                if stopped.wait(PUBLISH_PAUSE):
+                if stopped.wait(AWAY_PAUSE):
                     return
             else:
+                if not hosted.published:
+                    log.info("registration-changed", model=hosted.entry.name, version=hosted.entry.version)
                 return

@@ -250,6 +250,13 @@ class JobRun:
         return event.SerializeToString()
 
 
+def failed_event(lease: Lease, error: SagittalError) -> bytes:
+    """Returns the terminal event of a job that fails before it is run."""
+    event = pb.ExplanationEvent(job_id=lease.job.job_id, request_id=lease.job.request_id, failed=to_status(error))
+    event.time.GetCurrentTime()
+    return event.SerializeToString()
+
+
 TRANSLATIONS: Mapping[type[BaseException], Callable[[Any], SagittalError]] = {
     EvaluationFailed: lambda error: ModelFailed(f"{error}"),
     Unsupported: lambda error: FailedPrecondition(str(error), field="spec.method"),

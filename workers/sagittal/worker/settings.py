@@ -3,14 +3,18 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sagittal.core.images import ImageLimits
 from sagittal.models.sources import Access
 from sagittal.runtime.settings import QueueSettings
 from sagittal.runtime.telemetry import LogFormat, LogLevel, own_name
 from sagittal.runtime.tracing import TracingSettings
+from sagittal.worker.selection import Selection
+
+Names = Annotated[tuple[str, ...], NoDecode]
+Tags = Annotated[dict[str, str], NoDecode]
 
 
 class WorkerSettings(BaseSettings):
@@ -20,8 +24,13 @@ class WorkerSettings(BaseSettings):
         env_prefix="SAGITTAL_", env_nested_delimiter="__", frozen=True, use_attribute_docstrings=True
     )
 
-    models_file: Path = Path("models.toml")
-    """TOML file with the models to serve."""
+    models_file: Path | None = Path("models.toml")
+    """TOML file with models to register. Empty: none, so that this worker serves what others registered."""
+    serve: Names = ()
+    """Registered models to serve, comma separated: names or NAME@VERSION, `*` for any part. Empty: those of
+    `models_file` and those registered over the API."""
+    serve_tags: Tags = {}
+    """Tags that a model must have to be served, as `key=value`, comma separated."""
     worker_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$", default_factory=own_name)]
     """Name of this worker, unique among those that run. Not set: host and process."""
     device: str = ""
@@ -31,8 +40,9 @@ class WorkerSettings(BaseSettings):
     batch_size: Annotated[int, Field(ge=0)] = 0
     """Most masked images in a batch. 0: chosen for the device."""
     model_memory_mib: Annotated[int, Field(ge=0)] = 0
-    """Most memory of all loaded models' weights, in MiB: past it, the least recently used idle model is unloaded until
-    a job asks for it. A model that is loaded for the first time comes on top for a moment. 0: no bound."""
+    """Most memory of all loaded models' weights and of the largest batch, in MiB: past it, the least recently used idle
+    model is unloaded until a job asks for it. A model that no worker has loaded yet comes on top for a moment. 0: no
+    bound."""
     max_jobs: Annotated[int, Field(ge=1)] = 8
     """Jobs that run at the same time."""
     sources: Access = Access()
@@ -58,12 +68,39 @@ class WorkerSettings(BaseSettings):
     drain: Annotated[float, Field(ge=0)] = 20.0
     """Time that running jobs have to end after SIGTERM before they are handed back, in seconds."""
 
+    @field_validator("models_file", mode="before")
+    @classmethod
+    def _no_file(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("serve", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return _parts(value) if isinstance(value, str) else value
+
+    @field_validator("serve_tags", mode="before")
+    @classmethod
+    def _pairs(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if wrong := [part for part in _parts(value) if not part.partition("=")[2]]:
+            raise ValueError(f"{wrong[0]!r} is no tag; give key=value")
+        return {part.partition("=")[0].strip(): part.partition("=")[2].strip() for part in _parts(value)}
+
+    def selection(self) -> Selection:
+        """Returns the models to serve."""
+        return Selection(names=self.serve, tags=self.serve_tags)
+
     def image_limits(self) -> ImageLimits:
         """Returns the limits of pictures."""
         return ImageLimits(max_pixels=self.max_image_pixels)
 
     def access(self) -> Access:
         """Returns what models may be loaded from: the directory of the model file where none is set."""
-        if self.sources.directories:
+        if self.sources.directories or self.models_file is None:
             return self.sources
         return self.sources.model_copy(update={"directories": (self.models_file.absolute().parent,)})
+
+
+def _parts(value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip())

@@ -10,13 +10,14 @@ from collections.abc import Callable
 
 import structlog
 
-from sagittal.core.errors import Unavailable
-from sagittal.core.jobs import Lease
+from sagittal.core.errors import ModelFailed, Unavailable
+from sagittal.core.jobs import JobState, Lease
 from sagittal.runtime.queue import LeaseLost, WorkerQueue
 from sagittal.runtime.tracing import NO_TRACER, Tracer, within
+from sagittal.worker.hosted import Hosted
 from sagittal.worker.metrics import WorkerMetrics
-from sagittal.worker.models import FORGOTTEN_AFTER, Hosted, HostedModels
-from sagittal.worker.run import JobRun
+from sagittal.worker.models import FORGOTTEN_AFTER, HostedModels
+from sagittal.worker.run import JobRun, failed_event
 from sagittal.worker.settings import WorkerSettings
 from sagittal.worker.trace import job_log, load_span
 from sagittal.worker.work import read_work
@@ -106,14 +107,12 @@ class Worker:
         return guarded
 
     def _load_models(self) -> None:
-        self._models.load_all(batch_size=self._settings.batch_size, stopped=self._draining)
-        if self._models.all_failed:
-            log.error("no-model-to-serve", remedy="see the errors above; the worker stays to say so in GetModel")
+        self._models.follow(batch_size=self._settings.batch_size, stopped=self._draining)
 
     def _step_engines(self) -> None:
         while not self._stopped.is_set():
             self._work_arrived.clear()
-            busy = [self._step(hosted) for hosted in self._models.ready()]
+            busy = [self._step(hosted) for hosted in self._models.running()]
             if not any(busy):
                 self._work_arrived.wait(IDLE)
                 self._forget_ended()
@@ -160,17 +159,19 @@ class Worker:
     def _take(self, lease: Lease) -> None:
         """Begins a leased job; whatever is wrong with it ends the job, not the worker."""
         hosted = self._models.get((lease.job.model, lease.job.version))
-        if self._draining.is_set():
+        if self._draining.is_set() or hosted is None:
             self._return(lease)
+            return
+        if hosted.hopeless:
+            self._refuse(lease, hosted)
             return
         with self._models.pinned(hosted) as ready:
             if ready:
                 self._begin(lease, hosted)
                 return
-        # Unloaded to make room: another worker may have it ready, so the job waits in the queue while it is loaded.
+        # Not loaded: another worker may have it ready, so the job waits in the queue while it is.
+        self._models.want(hosted, within=lambda: within(load_span(self._tracer, lease)))
         self._return(lease)
-        with within(load_span(self._tracer, lease)):
-            self._models.load(hosted, batch_size=self._settings.batch_size, stopped=self._draining)
 
     def _begin(self, lease: Lease, hosted: Hosted) -> None:
         if hosted.loaded is None or hosted.described is None or hosted.engine is None:
@@ -194,6 +195,16 @@ class Worker:
             return
         hosted.engine.submit(run.begin(work))
         self._work_arrived.set()
+
+    def _refuse(self, lease: Lease, hosted: Hosted) -> None:
+        """Fails a job of a model that no worker can load: it would wait in vain."""
+        failure = ModelFailed(f"{hosted.entry.name} cannot be loaded: {hosted.message}", field="spec.model")
+        log.info("job-failed", job_id=lease.job.job_id, reason=failure.reason, error=failure.message)
+        self._metrics.jobs.labels(lease.job.model, lease.job.method, JobState.FAILED.value).inc()
+        try:
+            self._queue.settle(lease, failed_event(lease, failure), JobState.FAILED)
+        except (Unavailable, LeaseLost) as error:
+            log.warning("settle-failed", job_id=lease.job.job_id, error=str(error))
 
     def _return(self, lease: Lease) -> None:
         try:

@@ -82,7 +82,8 @@ class Access(_Strict):
     """Directories that TorchScript and `torch.export` files may be loaded from: loading them can run code. JSON."""
     factories: tuple[str, ...] = ("*",)
     """Python functions that may make a model, such as `["package.module:function"]`; `package.module:*` means all of a
-    module, `*` all that there are. Entry points of the group `sagittal.models` may always. JSON."""
+    module, `*` all that a model file names, but none that is registered over the API. Entry points of the group
+    `sagittal.models` may always. JSON."""
     stores: dict[str, Store] = {}
     """Stores that weights may be fetched from, by name, such as
     `{"models": {"url": "s3://bucket/models", "options": {}}}`. JSON."""
@@ -93,6 +94,10 @@ class Access(_Strict):
     `sagittal-weights` among the system's temporary files."""
     max_mib: Annotated[int, Field(gt=0)] = 4096
     """Largest file of weights, in MiB, packed or unpacked."""
+
+    def for_registrations(self) -> "Access":
+        """Returns what models that are registered over the API may be loaded from: `*` is for files alone."""
+        return self.model_copy(update={"factories": tuple(each for each in self.factories if each != "*")})
 
     @property
     def cache_directory(self) -> Path:

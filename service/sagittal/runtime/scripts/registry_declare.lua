@@ -1,0 +1,34 @@
+-- Registers a version of a model: name, version, declaration, time in nanoseconds, how ('register', 'update' or 'file'),
+-- '1' to make it the latest, and for 'update' the revision that it changes, or ''. Returns {verdict, revision}. A changed
+-- declaration takes away what workers found of the one before.
+local root, name, version, declaration = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local how, latest, expected = ARGV[5], ARGV[6], ARGV[7]
+local key = name .. '@' .. version
+local before = redis.call('HGET', root .. 'declared', key)
+local revision = redis.call('HGET', root .. 'revisions', key) or '0'
+local same = before == declaration
+local known = before or redis.call('HEXISTS', root .. 'models', key) == 1
+
+if how == 'update' and not known then return {'unknown', revision} end
+if how == 'update' and expected ~= '' and expected ~= revision and not same then return {'changed', revision} end
+if how == 'register' and known and not same then return {'exists', revision} end
+if how == 'file' and before and not same and redis.call('HGET', root .. 'origins', key) == 'api' then
+  return {'kept', revision}
+end
+
+if not same then
+  revision = redis.call('INCR', root .. 'revision')
+  redis.call('HSET', root .. 'declared', key, declaration)
+  redis.call('HSET', root .. 'revisions', key, revision)
+  redis.call('HSET', root .. 'origins', key, how == 'file' and 'file' or 'api')
+  redis.call('HSETNX', root .. 'created', key, ARGV[4])
+  redis.call('HDEL', root .. 'models', key)
+  redis.call('HDEL', root .. 'wishes', key)
+  redis.call('INCR', root .. 'changes')
+end
+if latest == '1' and not (how == 'file' and same) then
+  redis.call('HSET', root .. 'latest', name, version)
+else
+  redis.call('HSETNX', root .. 'latest', name, version)
+end
+return {'done', tostring(revision)}

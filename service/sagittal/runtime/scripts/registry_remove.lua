@@ -1,0 +1,20 @@
+-- Removes a version of a model: name, version. Returns 'done', 'unknown', or 'latest' for one that is the latest of several.
+local root, name, version = KEYS[1], ARGV[1], ARGV[2]
+local key = name .. '@' .. version
+if redis.call('HEXISTS', root .. 'declared', key) + redis.call('HEXISTS', root .. 'models', key) == 0 then
+  return 'unknown'
+end
+local latest = redis.call('HGET', root .. 'latest', name) == version
+if latest then
+  for _, hash in ipairs({'declared', 'models'}) do
+    for _, other in ipairs(redis.call('HKEYS', root .. hash)) do
+      if other ~= key and string.sub(other, 1, #name + 1) == name .. '@' then return 'latest' end
+    end
+  end
+  redis.call('HDEL', root .. 'latest', name)
+end
+for _, hash in ipairs({'declared', 'models', 'revisions', 'origins', 'created', 'wishes'}) do
+  redis.call('HDEL', root .. hash, key)
+end
+redis.call('INCR', root .. 'changes')
+return 'done'
