@@ -26,10 +26,13 @@ def server_options(settings: ConnectionSettings) -> list[Option]:
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", 2 * settings.max_metadata_bytes),
         ("grpc.max_concurrent_streams", settings.max_streams),
+        ("grpc.server_handshake_timeout_ms", _milliseconds(settings.handshake_timeout)),
         ("grpc.max_connection_age_ms", _milliseconds(settings.max_age)),
         ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_age_grace)),
         ("grpc.keepalive_time_ms", _milliseconds(settings.keepalive_interval)),
         ("grpc.keepalive_timeout_ms", _milliseconds(settings.keepalive_timeout)),
+        # without this an unanswered ping counts after a minute, whatever the keepalive timeout is
+        ("grpc.http2.ping_timeout_ms", _milliseconds(settings.keepalive_timeout)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", _milliseconds(settings.min_client_keepalive)),
         ("grpc.so_reuseport", 0),  # an address that is taken is an error, not a silent share of the calls

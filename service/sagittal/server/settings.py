@@ -125,6 +125,8 @@ class ConnectionSettings(BaseModel):
     """Largest metadata of a call, in bytes."""
     max_streams: Annotated[int, Field(ge=1)] = 1_000
     """Calls at the same time on one connection."""
+    handshake_timeout: Positive = 20.0
+    """Time that a new connection has for its handshakes, TLS and HTTP/2, in seconds."""
     max_age: Positive = 1_800.0
     """Age after which a connection is asked to come anew, so that load spreads over new replicas, in seconds."""
     max_age_grace: Positive = 900.0
