@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 
-.PHONY: demo test check protos bench bench-engine install format constraints clean help image chart reference lock sbom fuzz
+.PHONY: demo test check protos bench bench-engine bench-quality install format constraints clean help image chart reference lock sbom fuzz
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -54,6 +54,9 @@ format: $(VENV)/.installed-dev ## Formats everything.
 
 bench: $(VENV)/.installed-dev ## Measures I-GOS and iGOS++ on the shipped pictures and writes docs/benchmarks.md.
 	$(BIN)/python benchmarks/explanations.py --write docs/benchmarks.md
+
+bench-quality: $(VENV)/.installed-dev ## Measures how good the explanations are and writes docs/quality.md (IMAGES=n, ARGS=--quick).
+	cd benchmarks && ../$(BIN)/python -m quality --images $(or $(IMAGES),42) --write ../docs/quality.md $(ARGS)
 
 image: $(VENV)/.installed-dev ## Builds both images (COMPUTE=cpu or cuda) and explains a picture through them.
 	BIN=$(BIN) scripts/image.sh $(or $(COMPUTE),cuda)

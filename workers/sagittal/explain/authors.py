@@ -5,6 +5,7 @@ base and trial of the line search see different noise; a step that failed to dec
 bilateral total variation averages channels before squaring in one direction and after it in the other.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -31,6 +32,11 @@ class Form:
     inserts: bool
     bilateral: bool
 
+    @property
+    def weight(self) -> float:
+        """Weight of each data term."""
+        return 1 / self.variables
+
 
 AUTHORS: Mapping[str, Form] = {
     "IGOS": Form(variables=1, inserts=False, bilateral=False),
@@ -54,9 +60,24 @@ class Settings(Protocol):
         ...
 
 
-def authors_masks(problem: Problem, settings: Settings, form: Form) -> Steps:
-    """Yields requests and progress; returns the kept mask (size, size)."""
-    descent = _Descent(problem, settings.noise, form)
+@dataclass(slots=True)
+class Spared:
+    """Evaluations that could not change what the line search decides: the authors' code makes them all the same."""
+
+    evaluations: int = 0
+
+
+def authors_masks(problem: Problem, settings: Settings, form: Form, spared: Spared | None = None) -> Steps:
+    """Yields requests and progress; returns the kept mask (size, size).
+
+    Args:
+        problem: What is explained.
+        settings: Size of the mask, and noise.
+        form: Which objective.
+        spared: Where given, trials whose failure is certain before all is evaluated are left at that, and what they
+            still lacked is counted here. The masks are the same either way.
+    """
+    descent = _Descent(problem, settings.noise, form, spared)
     masks = problem.full(settings.mask_size, 1.0).repeat(form.variables, 1, 1)
     for iteration in range(ITERATIONS):
         masks, objective = yield from descent.step(masks)
@@ -67,24 +88,25 @@ def authors_masks(problem: Problem, settings: Settings, form: Form) -> Steps:
 class _Descent:
     """Gradient descent with backtracking on one problem."""
 
-    def __init__(self, problem: Problem, noise: float, form: Form) -> None:
-        self._problem, self._noise, self._form = problem, noise, form
+    def __init__(self, problem: Problem, noise: float, form: Form, spared: Spared | None) -> None:
+        self._problem, self._noise, self._form, self._spared = problem, noise, form, spared
         self._u = (torch.arange(1, POINTS + 1, device=problem.image.device) / POINTS).view(-1, 1, 1)
         self._asked = 0
 
     def step(self, masks: Tensor) -> Steps:
         """Returns the new masks and the objective before."""
-        _, gradient = yield from self._data(masks, gradient=True)
+        gradient = yield from self._slope(masks)
         leaf = masks.clone().requires_grad_()
         with torch.enable_grad():
             penalty = self._penalty(leaf)
         gradient = gradient + torch.autograd.grad(penalty, leaf)[0]
-        base = yield from self._value(masks)
+        base = yield from self._value(masks, math.inf)
         square, length = float((gradient**2).sum()), FIRST_STEP
         while True:
             moved = (masks - length * gradient).clamp(0, 1)
-            value = yield from self._value(moved)
-            if value <= base - ARMIJO * length * square:
+            wanted = base - ARMIJO * length * square
+            value = yield from self._value(moved, wanted)
+            if value <= wanted:
                 break
             length *= DECAY
             if length < SHORTEST_STEP:
@@ -92,25 +114,37 @@ class _Descent:
                 break
         return moved, base
 
-    def _value(self, masks: Tensor) -> Steps:
-        value, _ = yield from self._data(masks, gradient=False)
-        return value + float(self._penalty(masks))
+    def _value(self, masks: Tensor, wanted: float) -> Steps:
+        """Returns the objective; where evaluations are spared, a bound above `wanted` as soon as one is known."""
+        terms = self._terms(masks)
+        penalty, data = float(self._penalty(masks)), 0.0
+        for place, (mask, inserts) in enumerate(terms):
+            # Scores are probabilities: the best that is left is 1 for each insertion and 0 for each deletion.
+            least = penalty + self._form.weight * (data - sum(late for _, late in terms[place:]))
+            if self._spared is not None and least > wanted:
+                self._asked += len(terms) - place
+                self._spared.evaluations += (len(terms) - place) * POINTS
+                return least
+            score, _ = yield from self._term(mask, inserts=inserts, gradient=False)
+            data += -score if inserts else score
+        return penalty + self._form.weight * data
 
-    def _data(self, masks: Tensor, *, gradient: bool) -> Steps:
-        """Returns the data terms and, where asked for, their gradient by the masks."""
-        if not self._form.inserts:
-            score, slope = yield from self._term(masks[0], inserts=False, gradient=gradient)
-            return score, slope.unsqueeze(0)
+    def _terms(self, masks: Tensor) -> list[tuple[Tensor, bool]]:
+        """Returns the mask of each data term, and whether it inserts."""
         kept = masks.prod(0)
-        deleted, by_deleted = yield from self._term(kept, inserts=False, gradient=gradient)
-        inserted, by_inserted = yield from self._term(kept, inserts=True, gradient=gradient)
+        alone = [(masks[0], False), (masks[1], True)] if self._form.variables == 2 else []
+        return [(kept, False), *([(kept, True)] if self._form.inserts else []), *alone]
+
+    def _slope(self, masks: Tensor) -> Steps:
+        """Returns the integrated gradient of the data terms by the masks."""
+        slopes = []
+        for mask, inserts in self._terms(masks):
+            _, slope = yield from self._term(mask, inserts=inserts, gradient=True)
+            slopes.append(slope)
         if self._form.variables == 1:
-            return deleted - inserted, (by_deleted + by_inserted).unsqueeze(0)
-        alone_deleted, by_first = yield from self._term(masks[0], inserts=False, gradient=gradient)
-        alone_inserted, by_second = yield from self._term(masks[1], inserts=True, gradient=gradient)
-        both = by_deleted + by_inserted
-        slopes = torch.stack([both * masks[1] + by_first, both * masks[0] + by_second]) / 2
-        return (deleted - inserted + alone_deleted - alone_inserted) / 2, slopes
+            return torch.stack(slopes).sum(0, keepdim=True)
+        both = slopes[0] + slopes[1]
+        return torch.stack([both * masks[1] + slopes[2], both * masks[0] + slopes[3]]) * self._form.weight
 
     def _term(self, mask: Tensor, *, inserts: bool, gradient: bool) -> Steps:
         """Returns the mean score along the path, and the derivative of its part of the objective by the mask."""

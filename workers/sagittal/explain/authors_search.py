@@ -5,9 +5,12 @@ each sufficient one is minimised greedily in row-major order. As in the publishe
 one root more than named, successors are never de-duplicated, and every score is evaluated anew. Patches are tents.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from sagittal.explain.authors import Spared
 from sagittal.explain.certificates import Claim, causal_triple
 from sagittal.explain.diversity import diverse_family
 from sagittal.explain.patches import masks_of, members
@@ -34,13 +37,16 @@ STEP = 0.5
 """Its step, as a share of the largest gradient: here we differ, since the published step is tuned by a line search."""
 
 
-def authors_search(problem: Problem, memo: Memo, max_overlap: int) -> Steps:
-    """Yields the roots, certified as sufficient and no more, when the search has ended."""
+def authors_search(problem: Problem, memo: Memo, max_overlap: int, spared: Spared | None = None) -> Steps:
+    """Yields the roots, certified as sufficient and no more, when the search has ended.
+
+    Where `spared` is given, no set is evaluated twice, and what was spared by that is counted there.
+    """
     memo.upsampling = Upsampling.ALIGNED
     roots: list[int] = []
     try:
         order = yield from _order(problem, memo.grid)
-        yield from _search(memo, order, roots)
+        yield from _search(_Scorer(memo, spared), order, roots)
     except OutOfBudget as spent:
         yield Truncated(spent.limit)
     yield from _report(memo, roots, max_overlap)
@@ -69,19 +75,38 @@ def _gradient(scores: Scores) -> Tensor:
     return scores.gradient
 
 
-def _search(memo: Memo, order: list[int], roots: list[int]) -> Steps:
-    beam = [0]
+@dataclass(frozen=True, slots=True)
+class _Scorer:
+    """Evaluates sets whether or not they are known, or leaves those that are and counts them."""
+
+    memo: Memo
+    spared: Spared | None
+
+    def score(self, sets: list[int]) -> Steps:
+        """Sees to it that sets are scored."""
+        wanted = sets
+        if self.spared is not None:
+            wanted = self.memo.unseen(sets)
+            self.spared.evaluations += len(sets) - len(wanted)
+        if wanted:
+            memo = self.memo
+            masks = masks_of(wanted, memo.grid, memo.problem.image.device)
+            memo.store(wanted, (yield memo.problem.evaluate(masks, upsampling=memo.upsampling)), exact=False)
+
+
+def _search(scorer: _Scorer, order: list[int], roots: list[int]) -> Steps:
+    memo, beam = scorer.memo, [0]
     for level in range(len(order)):
         yield Progress(level / len(order), phase="grow")
         grown: list[int] = []
         for state in beam:
             successors = [state | 1 << patch for patch in order if not state >> patch & 1][:SUCCESSORS]
-            yield from _score(memo, successors)
+            yield from scorer.score(successors)
             for successor in successors:
                 if not memo.sufficient(successor):
                     grown.append(successor)
                     continue
-                root = yield from _minimise(memo, successor)
+                root = yield from _minimise(scorer, successor)
                 if root not in roots:
                     roots.append(root)
                 if len(roots) == ROOTS:
@@ -89,21 +114,14 @@ def _search(memo: Memo, order: list[int], roots: list[int]) -> Steps:
         beam = sorted(grown, key=memo.merit, reverse=True)[:BEAM]
 
 
-def _minimise(memo: Memo, bits: int) -> Steps:
+def _minimise(scorer: _Scorer, bits: int) -> Steps:
     """Returns what is left when each patch, in row-major order, is dropped where the rest still suffices."""
     for patch in members(bits):
         rest = bits & ~(1 << patch)
-        yield from _score(memo, [rest])
-        if memo.sufficient(rest):
+        yield from scorer.score([rest])
+        if scorer.memo.sufficient(rest):
             bits = rest
     return bits
-
-
-def _score(memo: Memo, sets: list[int]) -> Steps:
-    """Evaluates sets whether or not they are known."""
-    if sets:
-        masks = masks_of(sets, memo.grid, memo.problem.image.device)
-        memo.store(sets, (yield memo.problem.evaluate(masks, upsampling=memo.upsampling)), exact=False)
 
 
 def _report(memo: Memo, roots: list[int], max_overlap: int) -> Steps:

@@ -11,7 +11,8 @@ Where we differ from the papers, and why:
 - All terms are evaluated in one batch, and steps are Adam's, decaying to zero: they need neither a line search (which
   made up three quarters of the authors' evaluations) nor a step size that fits the scale of one model's gradients.
 - `levels` terms ask for the order of cells that the curves measure (see `level_sets`).
-- Steps are smoothed a little, and the result is the mean of the last iterations.
+- Steps are smoothed a little, and the result is the mean of the last iterations, at the scale that its curves are best
+  at (see `scales`). Without `levels` it stays as it is.
 """
 
 from abc import abstractmethod
@@ -31,6 +32,7 @@ from sagittal.explain.level_sets import level_gradient, level_sets
 from sagittal.explain.masking import upsample
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
+from sagittal.explain.scales import chosen_scale
 from sagittal.explain.seam import (
     Checkpoint,
     OutOfBudget,
@@ -134,6 +136,8 @@ class MaskOptimisation(Explainer):
                 yield Progress(fraction, objective)
                 yield SaliencyMask(1 - self.kept(average.masks), final=False, index=index)
                 yield _checkpoint(done, step + 1, masks, average, optimiser)
+            if self.levels:
+                return 1 - (yield from chosen_scale(problem, 1 - self.kept(average.masks)))
         except OutOfBudget as spent:
             yield Truncated(spent.limit)
             if index and average.untouched:

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from sagittal.engine import Budget
 from sagittal.explain import InvalidParameter, MinimalSufficientExplanations
+from sagittal.explain.authors import Spared
+from sagittal.explain.authors_search import authors_search
 from sagittal.explain.patches import bits_of, overlap
 from sagittal.explain.seam import CertificateLevel, Evaluate, OutOfBudget, Progress, Scores, SufficientSet, Truncated
 
@@ -235,3 +237,15 @@ def assert_largest(run, allowed):
 def test_the_authors_search_finds_a_set_and_counts_every_evaluation(search, known):
     run = search(known.any_of([0, 1]), MinimalSufficientExplanations(grid=3, protocol="authors"))
     assert run.usage.evaluations > len(set(run.model.evaluated))
+
+
+def test_the_authors_search_finds_the_same_where_it_repeats_nothing(steps, known):
+    search, spared = MinimalSufficientExplanations(grid=3, protocol="authors"), Spared()
+    score = known.any_of([0, 1], [4, 5])
+    whole, short = (
+        steps(score, 3, lambda problem, spares=spares: authors_search(problem, search.memo(problem), 1, spares))
+        for spares in (None, spared)
+    )
+    assert list(whole.sets) == list(short.sets)
+    assert whole.usage.evaluations == short.usage.evaluations + spared.evaluations
+    assert spared.evaluations > 0

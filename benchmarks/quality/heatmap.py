@@ -1,0 +1,135 @@
+"""Heatmaps, each measured alike: insertion and deletion at 28x28 cells, evaluations and seconds of the search."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from quality import cache
+from subject import Picture, run
+from torch import Tensor
+
+from sagittal.explain import EXPLAINERS, IGOS, EvaluateMask, Explainer, IGOSPlusPlus, Metrics, Problem
+from sagittal.explain.authors import AUTHORS, Spared, authors_masks
+from sagittal.explain.masking import upsample
+from sagittal.explain.seam import SaliencyMask, Steps
+from sagittal.models.loading import LoadedModel
+
+CELLS = 28
+"""Side of the heatmaps that are measured, in cells: no method gains from the size of its cells."""
+
+FINE = "igos++-224"
+
+METHODS = (
+    "igos++",
+    "igos+",
+    "igos",
+    "meaningful-perturbation",
+    "rise",
+    "grad-cam",
+    "integrated-gradients",
+    "excitation-bp",
+    "occlusion",
+)
+"""Methods with their defaults."""
+
+SCHEDULES: Mapping[int, Mapping[str, int]] = {
+    48: {"iterations": 6, "points": 2, "levels": 0},
+    96: {"iterations": 6, "points": 1, "levels": 4},
+    176: {"iterations": 16, "points": 1, "levels": 4},
+    240: {"iterations": 24, "points": 1, "levels": 4},
+    448: {"iterations": 20, "points": 4, "levels": 4},
+    648: {"iterations": 30, "points": 4, "levels": 4},
+    1008: {"iterations": 48, "points": 4, "levels": 4},
+}
+"""How iGOS++ spends a number of evaluations: iterations times (four terms times points, and level sets), and 48 for the
+choice of the scale where there are level sets."""
+
+SHORT = 176
+"""Evaluations that are at most 1/50 of those of the authors' protocol."""
+
+_DESCENT = ("mask_optimisation", "descent", "level_sets", "regularisers", "scales", "igos", "igos_plus")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sparing(Explainer):
+    """The authors' protocol without the evaluations that cannot change its line search, which count all the same."""
+
+    method: IGOS | IGOSPlusPlus
+    spared: Spared
+
+    def explain(self, problem: Problem) -> Steps:
+        """Yields the final mask."""
+        form = AUTHORS[type(self.method).__name__]
+        yield SaliencyMask(1 - (yield from authors_masks(problem, self.method, form, self.spared)))
+
+
+def explainers() -> Mapping[str, Explainer]:
+    """Returns what is measured, by name."""
+    curve = {f"igos++-{count}": IGOSPlusPlus(**settings) for count, settings in SCHEDULES.items()}
+    return {
+        **{name: EXPLAINERS[name].explainer() for name in METHODS},
+        "igos++-authors": IGOSPlusPlus(protocol="authors"),
+        "igos-authors": IGOS(protocol="authors"),
+        FINE: IGOSPlusPlus(mask_size=224),
+        **curve,
+    }
+
+
+def place(name: str, explainer: Explainer, digest: str) -> Path:
+    """Returns the folder of a method's records."""
+    settings = {
+        "explainer": type(explainer).__name__,
+        "parameters": {field.name: getattr(explainer, field.name) for field in dataclasses.fields(explainer)},
+        "model": digest,
+        "seed": 0,
+    }
+    if getattr(explainer, "protocol", "") == "authors":
+        settings["parameters"] = {"mask_size": CELLS, "noise": 0.2}
+        modules: tuple[str, ...] = ("authors",)
+    elif isinstance(explainer, IGOS | IGOSPlusPlus) or name in ("igos+", "meaningful-perturbation"):
+        modules = _DESCENT
+    else:
+        modules = (type(explainer).__module__.rsplit(".", 1)[-1],)
+    return cache.folder(name, settings, tuple(f"sagittal.explain.{module}" for module in modules))
+
+
+def measured(loaded: LoadedModel, picture: Picture, explainer: Explainer) -> dict[str, Any]:
+    """Explains and measures; seconds are those of one processor core, whatever else the machine does."""
+    spared = Spared()
+    if isinstance(explainer, IGOS | IGOSPlusPlus) and explainer.protocol == "authors":
+        explainer = Sparing(method=explainer, spared=spared)
+    started = time.process_time()
+    found = run(loaded, picture, explainer, metrics=Metrics(curves=False))
+    seconds = time.process_time() - started
+    assert found.saliency is not None
+    saliency = found.saliency.cpu()
+    scored = run(loaded, picture, EvaluateMask(heatmap=at_cells(saliency)))
+    own = scored if saliency.shape[-1] <= CELLS else run(loaded, picture, EvaluateMask(heatmap=saliency))
+    return {
+        "saliency": saliency.numpy(),
+        "insertion": scored.insertion,
+        "deletion": scored.deletion,
+        "own_insertion": own.insertion,
+        "own_deletion": own.deletion,
+        "evaluations": found.evaluations + spared.evaluations,
+        "spared": spared.evaluations,
+        "seconds": seconds,
+        "variation": variation(saliency),
+    }
+
+
+def at_cells(saliency: Tensor) -> Tensor:
+    """Returns a heatmap at the common size: finer ones are averaged over cells, coarser ones upsampled."""
+    if saliency.shape[-1] > CELLS:
+        return F.interpolate(saliency[None, None], size=(CELLS, CELLS), mode="area")[0, 0]
+    return upsample(saliency.unsqueeze(0), (CELLS, CELLS))[0, 0]
+
+
+def variation(saliency: Tensor) -> float:
+    """Returns the total variation of a mask as pixels show it: mean absolute difference of neighbours at 224x224."""
+    pixels = upsample(saliency.unsqueeze(0), (224, 224))[0, 0]
+    return float((pixels[1:] - pixels[:-1]).abs().mean() + (pixels[:, 1:] - pixels[:, :-1]).abs().mean())

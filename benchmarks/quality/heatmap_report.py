@@ -1,0 +1,217 @@
+"""The report's sections on heatmaps."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from quality import heatmap, weights
+from quality.chart import Line, chart
+from quality.goals import Goal, signed
+from quality.measuring import Measurements
+from subject import table
+
+from sagittal.explain.sanity import UNCHANGED
+from sagittal.explain.statistics import Comparison, bootstrap, compare
+
+REFERENCE = "igos++"
+AUTHORS = "igos++-authors"
+SHORT = f"igos++-{heatmap.SHORT}"
+
+TITLES = {
+    REFERENCE: "iGOS++",
+    SHORT: f"iGOS++, {heatmap.SHORT} evaluations",
+    AUTHORS: "iGOS++, authors' protocol",
+    "igos+": "iGOS+",
+    "igos": "I-GOS",
+    "igos-authors": "I-GOS, authors' protocol",
+    "meaningful-perturbation": "meaningful perturbation",
+    "rise": "RISE",
+    "grad-cam": "Grad-CAM",
+    "integrated-gradients": "Integrated Gradients",
+    "excitation-bp": "Excitation BP",
+    "occlusion": "occlusion",
+}
+
+KNOWN = {("chelsea", AUTHORS): (0.487, 0.321, 9000), ("coffee", AUTHORS): (0.630, 0.058, 8100)}
+"""Insertion, deletion and evaluations of the authors' own program on the same model and metric."""
+
+NEAR = 0.03
+
+
+class Heatmaps:
+    """Records of heatmaps, compared picture by picture."""
+
+    def __init__(self, measurements: Measurements) -> None:
+        self._measurements = measurements
+        names = [*TITLES, heatmap.FINE, *(f"igos++-{count}" for count in heatmap.SCHEDULES)]
+        self.records = {name: measurements.records(name) for name in dict.fromkeys(names)}
+
+    def values(self, name: str, what: str, pictures: Sequence[str] | None = None) -> list[float]:
+        """Returns one number for each picture."""
+        found = self.records[name]
+        return [float(found[picture][what]) for picture in (found if pictures is None else pictures)]
+
+    def common(self, *names: str) -> list[str]:
+        """Returns the pictures that all of these were measured on."""
+        return [picture for picture in self.records[names[0]] if all(picture in self.records[name] for name in names)]
+
+    def compared(self, first: str, second: str, what: str, pictures: Sequence[str] | None = None) -> Comparison | None:
+        """Compares on the pictures that both were measured on; None where there are none."""
+        chosen = self.common(first, second) if pictures is None else pictures
+        if not chosen:
+            return None
+        return compare(self.values(first, what, chosen), self.values(second, what, chosen), seed=0)
+
+    def methods(self) -> str:
+        """Returns the table of all methods."""
+        rows = []
+        for name, title in TITLES.items():
+            if found := self.records[name]:
+                over = self.compared(REFERENCE, name, "insertion") if name != REFERENCE else None
+                seconds = [each for each in self.values(name, "seconds") if not math.isnan(each)]
+                rows.append(
+                    [
+                        title,
+                        len(found),
+                        f"{bootstrap(self.values(name, 'insertion'), seed=0):.3f}",
+                        f"{bootstrap(self.values(name, 'deletion'), seed=0):.3f}",
+                        "" if over is None else signed(over.difference),
+                        f"{fmean(self.values(name, 'evaluations')):,.0f}",
+                        f"{fmean(seconds):.1f}" if seconds else "",
+                    ]
+                )
+        header = ["method", "pictures", "insertion", "deletion", "iGOS++ over it", "evaluations", "seconds"]
+        return table(header, rows)
+
+    def protocol(self) -> str:
+        """Returns the table of the authors' protocol against the published program, and against ours."""
+        rows = []
+        for (picture, name), (insertion, deletion, evaluations) in KNOWN.items():
+            if each := self.records[name].get(picture):
+                ours = (f"{each['insertion']:.3f}", f"{each['deletion']:.3f}", each["evaluations"])
+                rows.append((picture, insertion, deletion, f"{evaluations:,}", *ours))
+        header = ("picture", "program: insertion", "deletion", "evaluations", "protocol: insertion", "deletion")
+        return table((*header, "evaluations"), rows)
+
+    def goals(self) -> list[Goal]:
+        """Returns what is asked of the default against the authors' protocol, the others, and the finer mask."""
+        found = [*self._against_authors(), *self._against_others(), *self._fine()]
+        return [goal for goal in found if goal is not None]
+
+    def _against_authors(self) -> list[Goal | None]:
+        near = [
+            abs(self.records[name][picture]["insertion"] - known[0])
+            for (picture, name), known in KNOWN.items()
+            if picture in self.records[name]
+        ]
+        distance = ", ".join(f"{each:.3f}" for each in near)
+        pictures = self.common(REFERENCE, AUTHORS)
+        goals: list[Goal | None] = []
+        if near:
+            text = f"the protocol's insertion is within {NEAR} of the published program's on chelsea and coffee"
+            goals.append(Goal(text, f"off by {distance}", max(near) <= NEAR, len(near), wanted=2))
+        if pictures:
+            goals.append(self._cost(REFERENCE, 20))
+            over = self.compared(REFERENCE, AUTHORS, "insertion")
+            under = self.compared(REFERENCE, AUTHORS, "deletion")
+            short = self.compared(SHORT, AUTHORS, "insertion")
+            assert over is not None
+            assert under is not None
+            met = over.difference.mean >= NEAR and over.difference.low > 0
+            text = "default iGOS++ over the authors' protocol: insertion at least 0.03 higher, the interval above zero"
+            goals.append(Goal(text, signed(over.difference), met, len(pictures)))
+            text = "and deletion not higher"
+            goals.append(Goal(text, signed(under.difference), under.difference.mean <= 0, len(pictures)))
+            if short is not None:
+                goals.append(self._cost(SHORT, 50))
+                count = len(self.common(SHORT, AUTHORS))
+                goals.append(
+                    Goal("insertion not lower with that", signed(short.difference), short.difference.mean >= 0, count)
+                )
+        return goals
+
+    def _cost(self, name: str, part: int) -> Goal:
+        pictures = self.common(name, AUTHORS)
+        ratio = sum(self.values(AUTHORS, "evaluations", pictures)) / sum(self.values(name, "evaluations", pictures))
+        text = f"{TITLES[name]}: at most 1/{part} of the authors' evaluations"
+        return Goal(text, f"1/{ratio:.1f}", ratio >= part, len(pictures))
+
+    def _against_others(self) -> list[Goal | None]:
+        goals: list[Goal | None] = []
+        for name, title in TITLES.items():
+            if name in (REFERENCE, SHORT, AUTHORS):
+                continue
+            over = self.compared(REFERENCE, name, "insertion")
+            if over is not None:
+                text = f"its insertion is not below that of {title}"
+                count = over.difference.count
+                goals.append(Goal(text, signed(over.difference), over.difference.mean >= 0, count))
+        return goals
+
+    def _fine(self) -> list[Goal | None]:
+        pictures = self.common(REFERENCE, heatmap.FINE)
+        if not pictures:
+            return []
+        fine, coarse = (
+            self.values(heatmap.FINE, "own_insertion", pictures),
+            self.values(REFERENCE, "insertion", pictures),
+        )
+        near = compare(fine, coarse, seed=0).difference
+        ratio = sum(self.values(heatmap.FINE, "variation", pictures)) / sum(
+            self.values(REFERENCE, "variation", pictures)
+        )
+        count = len(pictures)
+        text = "iGOS++ at 224x224: insertion within 0.02 of that at 28x28"
+        return [
+            Goal(text, signed(near), abs(near.mean) <= 0.02, count),
+            Goal("and at most three times the total variation", f"{ratio:.2f} times", ratio <= 3, count),
+        ]
+
+    def curve(self, images: Path | None) -> str:
+        """Returns the table of quality against evaluations on one half of the pictures, and draws it."""
+        names = {count: f"igos++-{count}" for count in heatmap.SCHEDULES}
+        tuning = self._measurements.subjects.tuning
+        pictures = [picture for picture in self.common(*names.values()) if picture in tuning]
+        if not pictures:
+            return "Not measured.\n"
+        rows, insertions, deletions = [], [], []
+        for count, name in names.items():
+            insertion = bootstrap(self.values(name, "insertion", pictures), seed=0)
+            deletion = bootstrap(self.values(name, "deletion", pictures), seed=0)
+            schedule = heatmap.SCHEDULES[count]
+            rows.append((count, *schedule.values(), f"{insertion:.3f}", f"{deletion:.3f}"))
+            insertions.append((count, insertion.mean, insertion.low, insertion.high))
+            deletions.append((count, deletion.mean, deletion.low, deletion.high))
+        if images is not None:
+            images.mkdir(parents=True, exist_ok=True)
+            lines = [Line("insertion", "#1b6ca8", insertions), Line("deletion", "#b3452c", deletions)]
+            (images / "quality-curve.svg").write_text(chart(lines, "Quality of iGOS++ against evaluations"))
+        header = ("evaluations", "iterations", "points", "level sets", "insertion", "deletion")
+        return f"On {len(pictures)} pictures of the first half.\n\n" + table(header, rows)
+
+    def halves(self) -> str:
+        """Returns the default's figures on the half it was chosen on and on the other."""
+        tuning = self._measurements.subjects.tuning
+        rows = []
+        for title, half in (("first: defaults may be chosen on it", True), ("second: reported", False)):
+            pictures = [each for each in self.common(REFERENCE, AUTHORS) if (each in tuning) == half]
+            if pictures:
+                over = self.compared(REFERENCE, AUTHORS, "insertion", pictures)
+                under = self.compared(REFERENCE, AUTHORS, "deletion", pictures)
+                assert over is not None
+                assert under is not None
+                rows.append((title, len(pictures), signed(over.difference), signed(under.difference)))
+        return table(("half", "pictures", "insertion over the authors'", "deletion over the authors'"), rows)
+
+    def sanity(self) -> str:
+        """Returns the table of rank correlations with the heatmaps of randomised models."""
+        rows = []
+        for name in heatmap.METHODS:
+            found = self._measurements.records(f"weights-{name}")
+            if found:
+                states = [fmean(float(each[f"state{index}"]) for each in found.values()) for index in range(3)]
+                verdict = "changes" if states[-1] <= UNCHANGED else "**does not**"
+                rows.append([TITLES[name], len(found), *(f"{state:+.2f}" for state in states), verdict])
+        header = ["method", "pictures", *(f"{index + 1}/{weights.STATES} random" for index in range(weights.STATES))]
+        return table([*header, "heatmap"], rows) if rows else "Not measured.\n"

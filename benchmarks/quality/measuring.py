@@ -1,0 +1,91 @@
+"""What is measured on which picture, in the order in which it matters; whatever is on disk already is not repeated."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from quality import cache, heatmap, sets, weights
+from quality.subjects import Subjects
+from subject import Picture
+
+from sagittal.explain import Explainer
+
+CHEAP = 300
+"""Evaluations up to which a method is checked against random weights in a quick run."""
+
+FIRST = ("igos++", "igos++-authors", f"igos++-{heatmap.SHORT}", "grad-cam", *sets.SEARCHES)
+ORDERINGS = ("igos++", "igos", "grad-cam")
+"""Heatmaps whose order of patches is compared with the search."""
+
+CHECKED = 3
+"""Pictures of the check against random weights."""
+
+
+@dataclass(slots=True)
+class Measurements:
+    """All records by what was measured and by picture."""
+
+    subjects: Subjects
+    explainers: Mapping[str, Explainer] = field(default_factory=heatmap.explainers)
+
+    def jobs(self, quick: bool) -> Iterator[tuple[str, Picture, Path, Callable[[], Mapping[str, Any]]]]:
+        """Yields what there is to measure: a name, a picture, a folder and how."""
+        others = [name for name in (*heatmap.METHODS, heatmap.FINE) if name not in FIRST]
+        for names in (FIRST, others):
+            for picture in self.subjects.chosen:
+                for name in names:
+                    if not (quick and name in ("rise", "igos++-authors", "mse-overlap-2")):
+                        yield name, picture, self.place(name), self._how(name, picture)
+        yield from self._further(quick)
+
+    def place(self, name: str) -> Path:
+        """Returns the folder of a measurement."""
+        digest = self.subjects.digest
+        if name in sets.SEARCHES:
+            return sets.place(name, digest)
+        if name.startswith("order-"):
+            return cache.ROOT / f"order-{self.place(name.removeprefix('order-')).name}"
+        if name.startswith("weights-"):
+            return weights.place(self.place(name.removeprefix("weights-")))
+        return heatmap.place(name, self.explainers[name], digest)
+
+    def records(self, name: str) -> dict[str, cache.Record]:
+        """Returns what is on disk of a measurement, by picture, in the fixed order."""
+        folder = self.place(name)
+        paths = {picture: folder / f"{picture}.npz" for picture in self.subjects.names}
+        return {picture: cache.read(path) for picture, path in paths.items() if path.exists()}
+
+    def _how(self, name: str, picture: Picture) -> Callable[[], Mapping[str, Any]]:
+        loaded = self.subjects.model
+        if name in sets.SEARCHES:
+            return lambda: sets.searched(loaded, picture, name)
+        return lambda: heatmap.measured(loaded, picture, self.explainers[name])
+
+    def _further(self, quick: bool) -> Iterator[tuple[str, Picture, Path, Callable[[], Mapping[str, Any]]]]:
+        """Yields the orderings, the curve over evaluations, and the check against random weights."""
+        for picture in self.subjects.chosen:
+            for name in ORDERINGS:
+                label = f"order-{name}"
+                yield label, picture, self.place(label), lambda name=name, picture=picture: self._order(name, picture)
+        curve: Sequence[str] = [f"igos++-{count}" for count in heatmap.SCHEDULES]
+        for picture in self.subjects.chosen if not quick else ():
+            if picture.name in self.subjects.tuning:
+                for name in curve:
+                    yield name, picture, self.place(name), self._how(name, picture)
+        for picture in self.subjects.chosen[: 1 if quick else CHECKED]:
+            for name in heatmap.METHODS:
+                if not (quick and name == "rise"):
+                    label = f"weights-{name}"
+                    yield label, picture, self.place(label), lambda n=name, p=picture: self._weights(n, p)
+
+    def _order(self, name: str, picture: Picture) -> Mapping[str, Any]:
+        saliency = cache.read(self.place(name) / f"{picture.name}.npz")["saliency"]
+        return sets.prefix(self.subjects.model, picture, torch.from_numpy(saliency))
+
+    def _weights(self, name: str, picture: Picture) -> Mapping[str, Any]:
+        loaded = self.subjects.model
+        with torch.inference_mode():
+            target = int(loaded.evaluator.module(picture.image.unsqueeze(0)).argmax())
+        return weights.checked(loaded, picture, self.explainers[name], target)

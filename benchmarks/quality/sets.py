@@ -1,0 +1,107 @@
+"""Minimal sufficient explanations: our search, the authors', and the order of patches that a heatmap gives."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from quality import cache
+from subject import Picture
+from torch import Tensor
+
+from sagittal.engine import Engine, Task
+from sagittal.explain import Black, Explainer, MinimalSufficientExplanations, Problem, Question, explain
+from sagittal.explain.authors import Spared
+from sagittal.explain.authors_search import authors_search
+from sagittal.explain.diversity import diverse_family
+from sagittal.explain.patches import bits_of
+from sagittal.explain.regions import ask_regions
+from sagittal.explain.seam import RegionScores, Steps, SufficientSet, Upsampling
+from sagittal.models.loading import LoadedModel
+from sagittal.models.preprocessing import black
+
+GRID = 7
+AREA = 0.2
+"""Share of the image within which the paper asks for a sufficient set."""
+
+SEARCHES: Mapping[str, MinimalSufficientExplanations] = {
+    "mse": MinimalSufficientExplanations(patch_shape="tent"),
+    "mse-authors": MinimalSufficientExplanations(patch_shape="tent", protocol="authors"),
+    "mse-overlap-2": MinimalSufficientExplanations(patch_shape="tent", max_overlap=2),
+}
+
+_MODULES = ("sufficient_sets", "beam", "certificates", "scoring", "diversity", "surrogate", "patches")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sparing(Explainer):
+    """The authors' search without its repeated evaluations, which count all the same."""
+
+    search: MinimalSufficientExplanations
+    spared: Spared
+
+    def explain(self, problem: Problem) -> Steps:
+        """Yields the roots."""
+        yield from authors_search(problem, self.search.memo(problem), self.search.max_overlap, self.spared)
+
+
+def place(name: str, digest: str) -> Path:
+    """Returns the folder of a search's records."""
+    search = SEARCHES[name]
+    modules = ("authors_search",) if search.protocol == "authors" else _MODULES
+    settings = {"overlap": search.max_overlap, "shape": search.patch_shape, "baseline": "black", "model": digest}
+    return cache.folder(name, settings, tuple(f"sagittal.explain.{module}" for module in modules))
+
+
+def searched(loaded: LoadedModel, picture: Picture, name: str) -> dict[str, Any]:
+    """Searches; every evaluation counts, those of certificates and of repeated sets too."""
+    question = Question(image=picture.image, baseline=Black(), black=black(loaded.entry.preprocessing))
+    started = time.process_time()
+    spared = Spared()
+    search: Explainer = SEARCHES[name]
+    if SEARCHES[name].protocol == "authors":
+        search = Sparing(search=SEARCHES[name], spared=spared)
+    events, evaluations = _run(loaded, explain(question, search))
+    seconds = time.process_time() - started
+    sets = {event.patches: event for event in events if isinstance(event, SufficientSet)}.values()
+    return {
+        "sizes": np.array([len(each.patches) for each in sets], np.int64),
+        "levels": np.array([each.certificate.level.value for each in sets], np.str_),
+        "bits": np.array([str(bits_of(each.patches)) for each in sets], np.str_),
+        "scores": np.array([each.score for each in sets]),
+        "diverse": np.array([each.diverse for each in sets], np.bool_),
+        "evaluations": evaluations + spared.evaluations,
+        "spared": spared.evaluations,
+        "seconds": seconds,
+    }
+
+
+def prefix(loaded: LoadedModel, picture: Picture, saliency: Tensor, share: float = 0.9) -> dict[str, Any]:
+    """Returns the size of the smallest sufficient prefix of the patches in a heatmap's order."""
+    coarse = F.interpolate(saliency[None, None].float(), size=(GRID, GRID), mode="area")
+    order = coarse.flatten().argsort(descending=True).tolist()
+    question = Question(image=picture.image, baseline=Black(), black=black(loaded.entry.preprocessing))
+    sets = [order[:count] for count in range(1, GRID**2 + 1)]
+    events, _ = _run(loaded, ask_regions(question, GRID, sets, upsampling=Upsampling.ALIGNED))
+    scores = next(event for event in events if isinstance(event, RegionScores))
+    enough = [count for count, score in enumerate(scores.scores, 1) if score >= share * scores.full.score]
+    return {"size": min(enough, default=GRID**2)}
+
+
+def family(record: Mapping[str, Any], allowed: int) -> int:
+    """Returns the size of the largest family of the sets found that share at most `allowed` patches."""
+    scores = {int(bits): float(score) for bits, score in zip(record["bits"], record["scores"], strict=True)}
+    return len(diverse_family(scores, allowed))
+
+
+def _run(loaded: LoadedModel, steps: Steps) -> tuple[Sequence[Any], int]:
+    events: list[Any] = []
+    ends: list[BaseException | None] = []
+    task = Task(steps=steps, on_event=events.append, on_end=ends.append)
+    Engine(loaded.evaluator, batch_size=loaded.found.batch_size, unit=loaded.evaluator.unit).run(task)
+    if ends[0] is not None:
+        raise ends[0]
+    return events, task.usage.evaluations

@@ -1,0 +1,61 @@
+"""The scale of a finished saliency, chosen by its own curves.
+
+Descent finds cells, and some images are told by them; others by whole regions, of which it leaves ragged parts. Which
+an image is, the model knows: the saliency is blurred to a few widths, each is inserted and deleted at a few areas, and
+the one with the largest insertion area less deletion area is kept. The height of the saliency stays.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sagittal.explain.descent import smoothed
+from sagittal.explain.problem import Problem
+from sagittal.explain.seam import Scores, Steps
+
+WIDTHS = (0.0, 1 / 28, 2 / 28, 3 / 28)
+"""Standard deviations of the blurs, as shares of the mask's side."""
+
+AREAS = (0.03, 0.08, 0.16, 0.3, 0.5, 0.75)
+"""Shares of the cells that are inserted, or deleted; of none and of all the scores are known."""
+
+EVALUATIONS = 2 * len(WIDTHS) * len(AREAS)
+"""What a choice takes."""
+
+
+def chosen_scale(problem: Problem, saliency: Tensor) -> Steps:
+    """Yields one request; returns the saliency (h, w) at the scale that its curves are best at."""
+    candidates = _scaled(saliency)
+    inserted = torch.cat([_most_salient(each) for each in candidates])
+    scores: Scores = yield problem.evaluate(torch.cat([inserted, 1 - inserted]))
+    insertions, deletions = scores.target.view(2, len(candidates), len(AREAS)).tolist()
+    gains = [
+        _area(problem.baseline_score, insertion, problem.full_score)
+        - _area(problem.full_score, deletion, problem.baseline_score)
+        for insertion, deletion in zip(insertions, deletions, strict=True)
+    ]
+    return candidates[max(range(len(gains)), key=gains.__getitem__)]
+
+
+def _scaled(saliency: Tensor) -> list[Tensor]:
+    """Returns the saliency at each width, of the same height."""
+    side = saliency.shape[-1]
+    blurred = [smoothed(saliency.unsqueeze(0), width * side)[0] for width in WIDTHS]
+    return [each * (saliency.amax() / each.amax().clamp(min=1e-12)) for each in blurred]
+
+
+def _most_salient(saliency: Tensor) -> Tensor:
+    """Returns masks (areas, h, w) that keep the most salient cells."""
+    order = saliency.flatten().argsort(descending=True, stable=True)
+    masks = torch.zeros(len(AREAS), saliency.numel(), device=saliency.device)
+    for mask, area in zip(masks, AREAS, strict=True):
+        mask[order[: max(1, round(area * saliency.numel()))]] = 1.0
+    return masks.view(-1, *saliency.shape)
+
+
+def _area(first: float, scores: Sequence[float], last: float) -> float:
+    """Returns the area under a curve by the trapezoid rule."""
+    points = list(zip((0.0, *AREAS, 1.0), (first, *scores, last), strict=True))
+    return sum((right[0] - left[0]) * (right[1] + left[1]) / 2 for left, right in itertools.pairwise(points))
