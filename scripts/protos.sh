@@ -9,7 +9,7 @@ out=protos
 if [ "$check" = yes ]; then out=$(mktemp -d); trap 'rm -rf "$out"' EXIT; fi
 PATH="$PWD/$bin:$bin:$PATH"
 python -m grpc_tools.protoc -I protos -I third_party/googleapis \
-  --python_out="$out" --mypy_out="quiet:$out" protos/sagittal/v1/*.proto
+  --python_out="$out" --mypy_out="quiet:$out" protos/sagittal/v1/*.proto protos/sagittal/inference/v2/*.proto
 python -m grpc_tools.protoc -I protos -I third_party/googleapis \
   --grpc_python_out="$out" --mypy_grpc_out="quiet:$out" protos/sagittal/v1/*_service.proto
 if [ "$check" = yes ] && ! diff -r -x '*.proto' -x __pycache__ -x py.typed "$out/sagittal" protos/sagittal; then

@@ -2,6 +2,7 @@
 
 from sagittal.engine.engine import Engine
 from sagittal.engine.evaluator import EvaluationFailed, Evaluator, Output, TorchEvaluator
+from sagittal.engine.opaque import ModelUnreachable, Opaque, OpaqueEvaluator
 from sagittal.engine.task import INTERACTIVE_WEIGHT, Budget, Task, TaskCancelled, Usage
 
 __all__ = [
@@ -10,6 +11,9 @@ __all__ = [
     "Engine",
     "EvaluationFailed",
     "Evaluator",
+    "ModelUnreachable",
+    "Opaque",
+    "OpaqueEvaluator",
     "Output",
     "Task",
     "TaskCancelled",

@@ -15,6 +15,7 @@ import torch
 
 from sagittal.engine.composition import Part
 from sagittal.engine.evaluator import EvaluationFailed, Evaluator
+from sagittal.engine.opaque import ModelUnreachable
 from sagittal.engine.task import Task, TaskCancelled, join
 from sagittal.explain.seam import Evaluate, Inspect, Scores
 
@@ -158,6 +159,9 @@ class Engine:
             return list(self.evaluator.evaluate(parts))
         except torch.cuda.OutOfMemoryError:
             return self._run_halves(batch)
+        except ModelUnreachable as away:
+            # No part is at fault, and each alone would wait as long again.
+            return [away for _ in batch]
         except Exception as error:  # noqa: BLE001 - a model may raise anything; the tasks that caused it fail
             if len(batch) == 1:
                 return [error if isinstance(error, EvaluationFailed) else _wrap(error)]

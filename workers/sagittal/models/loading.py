@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sagittal.core.labels import IMAGENET, read_labels
 from sagittal.engine.evaluator import PROBABILITIES, Output, TorchEvaluator
+from sagittal.engine.opaque import Opaque, OpaqueEvaluator
 from sagittal.engine.optimise import Step, optimise
 from sagittal.engine.timing import Variant
 from sagittal.models.entry import ModelEntry
@@ -83,6 +84,8 @@ def load(entry: ModelEntry, device: torch.device, *, batch_size: int = 0, access
     module = sourced.module.eval().requires_grad_(False)
     digest = model_digest(module, entry)
     module = module.to(device)
+    if isinstance(module, Opaque):
+        batch_size = batch_size or module.batch_size
     probe = _probe(entry, device)
     classes = _classes(module, probe)
     labels = _labels(entry, classes, access)
@@ -131,6 +134,8 @@ def choose_device(wish: str = "") -> torch.device:
 def model_digest(module: nn.Module, entry: ModelEntry) -> str:
     """Returns SHA-256 over names, shapes and values of all weights, and over preprocessing and output."""
     digest = hashlib.sha256(f"{entry.preprocessing.model_dump_json()} {entry.output} {type(module)}".encode())
+    if isinstance(module, Opaque):
+        digest.update(module.identity.encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -176,6 +181,8 @@ def _labels_source(name: str, access: Access) -> str:
 def _evaluator(
     module: nn.Module, entry: ModelEntry, probe: Tensor, *, classes: int, gradients: bool
 ) -> tuple[TorchEvaluator, list[Step]]:
+    if isinstance(module, Opaque):
+        return _opaque_evaluator(module, entry, probe.device, classes)
     fast, channels_last, steps = optimise(module, probe, PROBABILITIES[Output(entry.output)], gradient=gradients)
     evaluator = TorchEvaluator(
         module=fast,
@@ -188,6 +195,13 @@ def _evaluator(
         classes=classes,
     )
     return evaluator, steps
+
+
+def _opaque_evaluator(
+    module: Opaque, entry: ModelEntry, device: torch.device, classes: int
+) -> tuple[TorchEvaluator, list[Step]]:
+    evaluator = OpaqueEvaluator(module=module, device=device, output=Output(entry.output), classes=classes)
+    return evaluator, [Step("graph", False, f"the model runs {module.where}: there is no graph to change")]
 
 
 def _reduced_precision(device: torch.device) -> torch.dtype | None:

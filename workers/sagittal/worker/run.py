@@ -19,10 +19,11 @@ from sagittal.core.errors import (
     InvalidRequest,
     ModelFailed,
     SagittalError,
+    Unavailable,
 )
 from sagittal.core.jobs import JobKind, JobState, Lane, Lease
 from sagittal.core.status import internal_status, to_status
-from sagittal.engine import INTERACTIVE_WEIGHT, Budget, EvaluationFailed, Task, TaskCancelled
+from sagittal.engine import INTERACTIVE_WEIGHT, Budget, EvaluationFailed, ModelUnreachable, Task, TaskCancelled
 from sagittal.explain import InvalidParameter, Unsupported, seam
 from sagittal.models.loading import LoadedModel
 from sagittal.runtime.tracing import NO_TRACER, Tracer
@@ -257,7 +258,11 @@ def failed_event(lease: Lease, error: SagittalError) -> bytes:
     return event.SerializeToString()
 
 
+#: When to try again where a model that runs elsewhere is away, in seconds.
+MODEL_AWAY_SECONDS = 5.0
+
 TRANSLATIONS: Mapping[type[BaseException], Callable[[Any], SagittalError]] = {
+    ModelUnreachable: lambda error: Unavailable(f"{error}", retry_after=MODEL_AWAY_SECONDS),
     EvaluationFailed: lambda error: ModelFailed(f"{error}"),
     Unsupported: lambda error: FailedPrecondition(str(error), field="spec.method"),
     torch.cuda.OutOfMemoryError: lambda _error: ModelFailed("the device has not enough memory for this method"),

@@ -13,6 +13,7 @@ from sagittal.models.sources.access import EVERYTHING, Access
 from sagittal.models.sources.efficientnet_lite import EfficientNetLite
 from sagittal.models.sources.failures import ModelUnavailable
 from sagittal.models.sources.python_models import Python
+from sagittal.models.sources.remote_models import Remote
 from sagittal.models.sources.source import Source, Sourced
 from sagittal.models.sources.timm_models import Timm
 from sagittal.models.sources.torchvision_models import Torchvision
@@ -22,6 +23,7 @@ __all__ = ["EVERYTHING", "SOURCES", "Access", "ModelUnavailable", "Sourced", "lo
 SOURCES: Mapping[str, type[Source]] = {
     "efficientnet-lite": EfficientNetLite,
     "python": Python,
+    "remote": Remote,
     "timm": Timm,
     "torchvision": Torchvision,
 }

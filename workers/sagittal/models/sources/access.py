@@ -6,7 +6,7 @@ widen them.
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -112,6 +112,3 @@ class Access(_Strict):
 
 EVERYTHING = Access(directories=(Path(), Path("/")), code_directories=(Path(), Path("/")))
 """For programs that trust what they load: every local file and every function, but no store and no server."""
-
-Transport = Literal["FP32", "FP16", "UINT8"]
-"""Types in which images travel to a server."""
