@@ -82,7 +82,7 @@ def serve(side: str, source: Mapping[str, Any]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if side == "optimised":
         keep_freed_memory()
-    module = load_source(dict(source)).eval().requires_grad_(False).to(device)
+    module = load_source(source).module.eval().requires_grad_(False).to(device)
     probe = torch.randn(IMAGES, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
     variant, said = Variant(module), {"kept": [], "largest_difference": 0.0}
     if side == "optimised":

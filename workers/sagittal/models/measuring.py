@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sagittal.engine.timing import Variant, pass_seconds
+from sagittal.engine.timing import Variant, computing_seconds, pass_seconds
 
 CPU_SIZES = (16, 8, 32)
 """Batch sizes that are tried on a CPU, the most likely first: larger ones fall out of its caches, and in smaller ones a
@@ -140,7 +140,7 @@ def _same_in_pieces(variant: Variant, rows: Tensor, whole: Sequence[Tensor], qua
 
 
 def runs_small_cheaply(
-    variant: Variant, image: Tensor, quantum: int, *, seconds: Callable[[Variant, Tensor], float] = pass_seconds
+    variant: Variant, image: Tensor, quantum: int, *, seconds: Callable[[Variant, Tensor], float] = computing_seconds
 ) -> bool:
     """Whether one image alone takes much less time than a whole quantum, so that padding it would be waste."""
     if quantum == 1:

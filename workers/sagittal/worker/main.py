@@ -20,6 +20,7 @@ from sagittal.runtime.telemetry import configure_logging, start_metrics_server
 from sagittal.runtime.tracing import Tracer
 from sagittal.runtime.tracing_start import TracingMissing, start_tracing
 from sagittal.worker.device import watch_memory
+from sagittal.worker.devices import named_devices, run_on_each
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.models import HostedModels
 from sagittal.worker.settings import WorkerSettings
@@ -39,6 +40,8 @@ def main() -> None:
         sys.exit(f"sagittal-worker: the settings cannot be used:\n{error}")
     configure_logging(settings.log_format, settings.log_level)
     try:
+        if len(devices := named_devices(settings.device)) > 1:
+            sys.exit(run_on_each(devices, settings))
         tracer = start_tracing(settings.tracing, program="sagittal-worker", instance=settings.worker_name)
         worker = _make(settings, tracer)
     except (InvalidModelFile, ModelUnavailable, OSError, TracingMissing) as error:
@@ -58,7 +61,7 @@ def _make(settings: WorkerSettings, tracer: Tracer) -> Worker:
     if settings.metrics_port:
         start_metrics_server(settings.metrics_host, settings.metrics_port)
     registry = connect_worker_registry(settings.queue)
-    device = choose_device(settings.device)
+    device = choose_device(next(iter(named_devices(settings.device)), ""))
     watch_memory(metrics.device_memory, device)
     if device.type == "cpu" and not keep_freed_memory():
         log.info("allocator-left-alone", reason="the C library has no mallopt")

@@ -34,7 +34,8 @@ class WorkerSettings(BaseSettings):
     worker_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$", default_factory=own_name)]
     """Name of this worker, unique among those that run. Not set: host and process."""
     device: str = ""
-    """Device to run on, such as `cpu` or `cuda:1`. Empty: CUDA where there is one."""
+    """Device to run on, such as `cpu` or `cuda:1`. Several, comma separated, or `cuda:*` for each GPU: a process
+    runs for each, with ports of metrics that count up. Empty: CUDA where there is one."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads that PyTorch computes with on the CPU. 0: one for each processor that may be used."""
     batch_size: Annotated[int, Field(ge=0)] = 0
