@@ -137,6 +137,11 @@ class Script(service_grpc.ExplanationServiceServicer, models_grpc.ModelServiceSe
 
     def ListExplanations(self, request, context):
         self._answer(context)
+        if request.failure_reason:
+            buried = pb.Explanation(
+                job_id=JOB, state=pb.JOB_STATE_FAILED, model="lamp", failure_reason=request.failure_reason
+            )
+            return service_pb.ListExplanationsResponse(explanations=[buried])
         page = int(request.page_token or 0)
         jobs = [pb.Explanation(job_id=f"job-{page}-{n}", state=pb.JOB_STATE_RUNNING) for n in range(2)]
         return service_pb.ListExplanationsResponse(explanations=jobs, next_page_token="1" if page == 0 else "")
@@ -150,6 +155,11 @@ class Script(service_grpc.ExplanationServiceServicer, models_grpc.ModelServiceSe
     def DeleteExplanation(self, request, context):
         self._answer(context)
         return service_pb.DeleteExplanationResponse()
+
+    def RetryExplanation(self, request, context):
+        return service_pb.RetryExplanationResponse(
+            explanation=pb.Explanation(job_id=f"again-{request.job_id}", state=pb.JOB_STATE_QUEUED)
+        )
 
     def ScoreRegions(self, request, context):
         scores = [service_pb.RegionScore(score=len(each.patches) / 4) for each in request.sets]

@@ -5,8 +5,9 @@ import time
 
 import pytest
 
-from sagittal.core.errors import AlreadyExists, FailedPrecondition, UnknownJob
-from sagittal.core.jobs import JobState, Lane, StoredEvent
+from sagittal.core.errors import AlreadyExists, EventsExpired, FailedPrecondition, ModelFailed, UnknownJob
+from sagittal.core.jobs import JobKind, JobState, Lane, StoredEvent
+from sagittal.core.status import to_status
 from sagittal.v1 import explanation_pb2
 
 
@@ -185,6 +186,42 @@ async def test_jobs_are_listed_by_model_and_state(queue, new_job) -> None:
     assert await ids("", JobState.COMPLETED, JobState.FAILED) == [done.job_id]
     assert await ids("", JobState.QUEUED) == [mine.job_id]
     assert await ids("mine", JobState.COMPLETED) == []
+
+
+async def test_jobs_are_listed_by_tenant_kind_and_reason(queue, new_job) -> None:
+    failed = explanation_pb2.ExplanationEvent(failed=to_status(ModelFailed("no score")))
+    mine, _ = await queue.jobs.submit(new_job(tenant="mine"), b"a")
+    queue.worker().settle(queue.lease(), failed.SerializeToString(), JobState.FAILED)
+    other, _ = await queue.jobs.submit(new_job(tenant="other", kind=JobKind.PREDICTION), b"a")
+    queue.worker().settle(queue.lease(), b"done", JobState.COMPLETED)
+    late, _ = await queue.jobs.submit(new_job(tenant="other", deadline=time.time() - 1), b"a")
+    await queue.jobs.sweep()
+
+    async def ids(**filters: object) -> list[str]:
+        return [job.job_id for job in (await queue.jobs.list(limit=10, page_token="", **filters))[0]]
+
+    assert await ids() == [late.job_id, other.job_id, mine.job_id]
+    assert await ids(tenant="mine") == [mine.job_id]
+    assert await ids(kind=JobKind.EXPLANATION) == [late.job_id, mine.job_id]
+    assert await ids(reason="MODEL_FAILED") == [mine.job_id]
+    assert await ids(tenant="other", reason="DEADLINE_PASSED") == [late.job_id]
+    assert (await queue.jobs.get(mine.job_id)).reason == "MODEL_FAILED"
+    assert (await queue.jobs.get(other.job_id)).reason == ""
+    await queue.jobs.delete(mine.job_id)
+    assert await ids(tenant="mine") == []
+
+
+async def test_a_reader_whose_job_goes_while_it_reads_hears_that_it_was_too_slow(queue, new_job) -> None:
+    job, _ = await queue.jobs.submit(new_job(), b"accepted")
+    lease = queue.lease()
+    queue.worker().append(lease, [b"%d" % number for number in range(40)])
+    queue.worker().settle(lease, b"done", JobState.COMPLETED)
+    events = queue.jobs.events(job.job_id)
+    assert (await anext(events)).sequence == 1
+    await queue.jobs.delete(job.job_id)
+    with pytest.raises(EventsExpired, match="retention_seconds"):
+        async for _ in events:
+            pass
 
 
 async def test_depth_and_backlog_count_what_waits_and_runs(queue, new_job) -> None:

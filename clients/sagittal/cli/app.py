@@ -6,7 +6,7 @@ import click
 
 from sagittal.cli.explain import explain
 from sagittal.cli.failures import Group
-from sagittal.cli.jobs import cancel, delete, get, list_jobs, watch
+from sagittal.cli.jobs import cancel, delete, get, list_jobs, retry, watch
 from sagittal.cli.local import demo, up
 from sagittal.cli.models import models, predict
 
@@ -24,5 +24,5 @@ def app() -> None:
     """Explains what image classifiers see."""
 
 
-for command in (up, demo, explain, predict, models, watch, get, list_jobs, cancel, delete):
+for command in (up, demo, explain, predict, models, watch, get, list_jobs, cancel, delete, retry):
     app.add_command(command)

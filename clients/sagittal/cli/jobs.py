@@ -1,4 +1,4 @@
-"""`sagittal watch`, `get`, `list`, `cancel` and `delete`: jobs that were submitted before."""
+"""`sagittal watch`, `get`, `list`, `cancel`, `delete` and `retry`: jobs that were submitted before."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -38,18 +38,19 @@ def get(client: Client, *, job: str) -> None:
 @click.command("list")
 @click.option("--model", default="", help="Only jobs of this model.")
 @click.option("--state", "states", type=click.Choice(STATES), multiple=True, help="Only jobs in this state; repeat it.")
+@click.option("--reason", default="", help="Only jobs that failed for this reason, such as JOB_BURIED.")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Most jobs to show.")
 @click.option("--json", "as_json", is_flag=True, help="Prints JSON.")
 @connected
-def list_jobs(client: Client, *, model: str, states: Sequence[str], limit: int, as_json: bool) -> None:
+def list_jobs(client: Client, *, model: str, states: Sequence[str], reason: str, limit: int, as_json: bool) -> None:
     """Lists jobs, newest first."""
-    jobs = list(islice(client.list(model=model, states=states), limit))
+    jobs = list(islice(client.list(model=model, states=states, reason=reason), limit))
     if as_json:
         click.echo(dump([job_json(job) for job in jobs]))
         return
     for job in jobs:
         when = job.created.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        click.echo(f"{job.job_id}  {when}  {job.state:<9}  {job.model}  {job.method}")
+        click.echo(f"{job.job_id}  {when}  {job.state:<9}  {job.model}  {job.method}  {job.failure_reason}".rstrip())
     if not jobs:
         click.echo("no jobs", err=True)
 
@@ -70,3 +71,11 @@ def delete(client: Client, *, job: str) -> None:
     """Deletes JOB, which must have ended, with its image and events."""
     client.delete(job)
     click.echo(f"job {job}: deleted")
+
+
+@click.command()
+@click.argument("job")
+@connected
+def retry(client: Client, *, job: str) -> None:
+    """Runs JOB again, which must have been buried, as a new job. Needs the role `admin`."""
+    click.echo(f"job {job}: runs again as {client.retry(job).job_id}")

@@ -85,6 +85,7 @@ def job_json(job: Job) -> dict[str, Any]:
         "ended": job.ended.isoformat() if job.ended else None,
         "attempt": job.attempt,
         "worker": job.worker,
+        "failure_reason": job.failure_reason,
     }
 
 

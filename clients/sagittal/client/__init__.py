@@ -13,6 +13,7 @@ from sagittal.client.batch import Outcome
 from sagittal.client.errors import (
     AlreadyExists,
     ConnectionFailed,
+    EventsExpired,
     Expired,
     FailedPrecondition,
     InternalError,
@@ -107,6 +108,7 @@ __all__ = [
     "EvaluateMask",
     "Event",
     "EventStream",
+    "EventsExpired",
     "ExcitationBackprop",
     "Expired",
     "Explanation",

@@ -146,11 +146,17 @@ class AsyncClient(BaseClient):
         request = service_pb.GetExplanationRequest(job_id=job_id)
         return parse_job((await self._call(self._jobs.GetExplanation, request)).explanation)
 
-    async def list(self, *, model: str = "", states: Sequence[str] = ()) -> AsyncIterator[Job]:
-        """Yields jobs, newest first: of one model, or in some states ("queued", "running" ...), where given."""
+    async def list(self, *, model: str = "", states: Sequence[str] = (), reason: str = "") -> AsyncIterator[Job]:
+        """Yields jobs, newest first, where given of one model, in some states, or that failed for a reason.
+
+        Args:
+            model: Name of the model; empty for any.
+            states: "queued", "running", "completed", "failed", "cancelled"; none for any.
+            reason: Why they failed, such as "JOB_BURIED"; empty for any.
+        """
         numbers, token = build_states(states), ""
         while True:
-            page = await self._call(self._jobs.ListExplanations, list_request(model, numbers, token))
+            page = await self._call(self._jobs.ListExplanations, list_request(model, numbers, reason, token))
             for explanation in page.explanations:
                 yield parse_job(explanation)
             token = page.next_page_token
@@ -165,6 +171,11 @@ class AsyncClient(BaseClient):
     async def delete(self, job_id: str) -> None:
         """Deletes a job that has ended, with its image and events."""
         await self._call(self._jobs.DeleteExplanation, service_pb.DeleteExplanationRequest(job_id=job_id))
+
+    async def retry(self, job_id: str) -> Job:
+        """Runs a buried job again and returns the new job; the buried one stays as it is. For administrators."""
+        request = service_pb.RetryExplanationRequest(job_id=job_id)
+        return parse_job((await self._call(self._jobs.RetryExplanation, request)).explanation)
 
     async def score_regions(self, sets: Sequence[PatchSet], **options: Unpack[RegionOptions]) -> RegionScores:
         """Answers "what if": the score when only these patches are shown (or, with `hide`, hidden)."""

@@ -60,7 +60,9 @@ def spec_for(
 
 
 def list_request(
-    model: str, states: Sequence[pb.JobState.ValueType], page_token: str
+    model: str, states: Sequence[pb.JobState.ValueType], reason: str, page_token: str
 ) -> service_pb.ListExplanationsRequest:
     """Returns the request of one page of jobs."""
-    return service_pb.ListExplanationsRequest(model=model, states=states, page_token=page_token, page_size=100)
+    return service_pb.ListExplanationsRequest(
+        model=model, states=states, failure_reason=reason, page_token=page_token, page_size=100
+    )

@@ -6,7 +6,8 @@
     │   └── MessageTooLarge   RESOURCE_EXHAUSTED    past the limit on the size of one message
     ├── NotFound              NOT_FOUND
     │   ├── UnknownModel
-    │   └── UnknownJob
+    │   ├── UnknownJob
+    │   └── EventsExpired                           read so slowly that the rest is no longer kept
     ├── AlreadyExists         ALREADY_EXISTS        a request_id used again with another content
     │   └── ModelExists                             a model's version registered again with another content
     ├── FailedPrecondition    FAILED_PRECONDITION   the model or job cannot do what is asked
@@ -111,6 +112,12 @@ class UnknownJob(NotFound):
     """No such job, or its retention has passed."""
 
     reason = "UNKNOWN_JOB"
+
+
+class EventsExpired(NotFound):
+    """The stream was read so slowly that what was still to come is no longer kept."""
+
+    reason = "EVENTS_EXPIRED"
 
 
 class AlreadyExists(SagittalError):
@@ -226,9 +233,10 @@ def _by_reason(classes: Iterable[type[SagittalError]]) -> Mapping[str, type[Sagi
 #: The class of each reason that the service sends.
 REASONS: Mapping[str, type[SagittalError]] = _by_reason(
     (
-        InvalidRequest, InvalidImage, MessageTooLarge, NotFound, UnknownModel, UnknownJob, AlreadyExists,
-        ModelExists, FailedPrecondition, NotServed, Overloaded, Unavailable, ConnectionFailed, StreamMoved, Expired,
-        Unauthenticated, PermissionDenied, JobCancelled, JobFailed, ModelFailed, JobBuried, InternalError,
+        InvalidRequest, InvalidImage, MessageTooLarge, NotFound, UnknownModel, UnknownJob, EventsExpired,
+        AlreadyExists, ModelExists, FailedPrecondition, NotServed, Overloaded, Unavailable, ConnectionFailed,
+        StreamMoved, Expired, Unauthenticated, PermissionDenied, JobCancelled, JobFailed, ModelFailed,
+        JobBuried, InternalError,
     )
 )  # fmt: skip
 

@@ -64,6 +64,8 @@ class Job:
     attempt: int
     """Times a worker began it."""
     worker: str
+    failure_reason: str = ""
+    """Why it failed, such as "JOB_BURIED"; empty where it did not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +241,7 @@ def parse_job(message: pb.Explanation) -> Job:
         ended=to_datetime(message.end_time) if message.HasField("end_time") else None,
         attempt=message.attempt,
         worker=message.worker,
+        failure_reason=message.failure_reason,
     )
 
 

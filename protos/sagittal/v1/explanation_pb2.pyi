@@ -1315,6 +1315,7 @@ class Explanation(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    FAILURE_REASON_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Identifies the job."""
     state: Global___JobState.ValueType
@@ -1333,6 +1334,8 @@ class Explanation(_message.Message):
     """Times a worker began it. 0 while none did."""
     worker: _builtins.str
     """Worker that runs or ran it; empty while none did."""
+    failure_reason: _builtins.str
+    """Why it failed, as in google.rpc.ErrorInfo: JOB_BURIED for a job that took its workers down. Empty where it did not."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was accepted."""
@@ -1360,10 +1363,11 @@ class Explanation(_message.Message):
         attempt: _builtins.int = ...,
         worker: _builtins.str = ...,
         events: _abc.Iterable[Global___ExplanationEvent] | None = ...,
+        failure_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "create_time", b"create_time", "end_time", b"end_time", "events", b"events", "job_id", b"job_id", "lane", b"lane", "method", b"method", "model", b"model", "model_version", b"model_version", "request_id", b"request_id", "state", b"state", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "create_time", b"create_time", "end_time", b"end_time", "events", b"events", "failure_reason", b"failure_reason", "job_id", b"job_id", "lane", b"lane", "method", b"method", "model", b"model", "model_version", b"model_version", "request_id", b"request_id", "state", b"state", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -275,12 +275,15 @@ class ListExplanationsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
+    FAILURE_REASON_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Most jobs on a page. 0 means 50; at most 1,000."""
     page_token: _builtins.str
     """Where to go on: `next_page_token` of the page before. Empty means the beginning."""
     model: _builtins.str
     """Only jobs of this model. Empty means any."""
+    failure_reason: _builtins.str
+    """Only jobs that failed for this reason, such as JOB_BURIED. Empty means any."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_explanation_pb2.JobState.ValueType]:
         """Only jobs in one of these states. Empty means any."""
@@ -292,10 +295,11 @@ class ListExplanationsRequest(_message.Message):
         page_token: _builtins.str = ...,
         model: _builtins.str = ...,
         states: _abc.Iterable[_explanation_pb2.JobState.ValueType] | None = ...,
+        failure_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure_reason", b"failure_reason", "model", b"model", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -310,7 +314,7 @@ class ListExplanationsResponse(_message.Message):
     EXPLANATIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Token of the next page. Empty means that this was the last."""
+    """Token of the next page. Empty means that this was the last; a page may be short, even empty, with more to come."""
     @_builtins.property
     def explanations(self) -> _containers.RepeatedCompositeFieldContainer[_explanation_pb2.Explanation]:
         """The jobs, newest first, without events."""

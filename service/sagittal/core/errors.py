@@ -3,7 +3,7 @@
     SagittalError
     ├── InvalidRequest        INVALID_ARGUMENT      the caller's request is wrong; names the field and the remedy
     │   └── InvalidImage
-    ├── NotFound              NOT_FOUND             UnknownModel, UnknownJob
+    ├── NotFound              NOT_FOUND             UnknownModel, UnknownJob, EventsExpired
     ├── AlreadyExists         ALREADY_EXISTS        a request_id used again with another content
     │   └── ModelExists                             a model's version registered again with another content
     ├── FailedPrecondition    FAILED_PRECONDITION   the model or job cannot do what is asked
@@ -74,6 +74,12 @@ class UnknownJob(NotFound):
     """No such job, or its retention has passed."""
 
     reason = "UNKNOWN_JOB"
+
+
+class EventsExpired(NotFound):
+    """A reader was so slow that what it had still to read is no longer kept."""
+
+    reason = "EVENTS_EXPIRED"
 
 
 class AlreadyExists(SagittalError):

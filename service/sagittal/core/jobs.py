@@ -116,6 +116,8 @@ class Job:
     last_sequence: int
     """Sequence number of its newest event."""
     cancel_requested: bool
+    reason: str = ""
+    """Stable reason why it failed, such as `JOB_BURIED`; empty where it did not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

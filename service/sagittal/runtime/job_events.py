@@ -8,9 +8,9 @@ from typing import Literal
 
 from google.protobuf.message import DecodeError
 
-from sagittal.core.errors import Expired, FailedPrecondition, JobBuried
+from sagittal.core.errors import EventsExpired, Expired, FailedPrecondition, JobBuried
 from sagittal.core.jobs import JobState
-from sagittal.core.status import to_status
+from sagittal.core.status import from_status, to_status
 from sagittal.v1 import explanation_pb2
 
 TERMINAL, PASSING, LASTING = b"t", b"p", b"e"
@@ -24,6 +24,8 @@ class Settled:
     """Model evaluations of a whole explanation; 0 where it was cut short, or is none."""
     seconds: float = 0.0
     """Time from its start to its end on the worker."""
+    reason: str = ""
+    """Why it failed, as in `ErrorInfo`; empty where it did not."""
     may_answer: bool = True
     """Whether equal requests may be given this answer: not one that a deadline, which is not in it, cut short."""
 
@@ -45,6 +47,11 @@ class Ending:
     def state(self) -> JobState:
         """The state that it ends in."""
         return JobState.CANCELLED if self.reason == "cancelled" else JobState.FAILED
+
+    @property
+    def error_reason(self) -> str:
+        """Why it failed, as in `ErrorInfo`; empty where it was cancelled."""
+        return {"buried": JobBuried.reason, "expired": Expired.reason, "cancelled": ""}[self.reason]
 
     def event(self, now: float) -> bytes:
         """Returns the terminal event, without identity."""
@@ -79,13 +86,27 @@ def read_settled(payload: bytes) -> Settled:
         return Settled()  # not ours to judge, as in `classify`
     completed = event.completed
     whole = 0 if completed.truncated else completed.evaluations
-    return Settled(whole, completed.run_time.ToNanoseconds() / 1e9, completed.truncated_by != "deadline")
+    return Settled(
+        evaluations=whole,
+        seconds=completed.run_time.ToNanoseconds() / 1e9,
+        reason=from_status(event.failed).reason if event.HasField("failed") else "",
+        may_answer=completed.truncated_by != "deadline",
+    )
 
 
 def position(ahead: int) -> bytes:
     """Returns what is joined to an `accepted` event to say how many runs are ahead; serialized messages merge."""
     accepted = explanation_pb2.Accepted(queue_position=ahead)
     return explanation_pb2.ExplanationEvent(accepted=accepted).SerializeToString() if ahead else b""
+
+
+def expired_events(job_id: str, sequence: int) -> EventsExpired:
+    """Returns the error that a job went while its events were read."""
+    return EventsExpired(
+        f"job {job_id} was removed when its events up to {sequence} had been read: its retention passed, its room was "
+        "needed, or it was deleted; read faster, or keep jobs longer (retention_seconds, max_stored_bytes)",
+        field="job_id",
+    )
 
 
 def forgotten_request(job_id: str) -> FailedPrecondition:

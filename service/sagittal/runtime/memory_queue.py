@@ -6,8 +6,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from sagittal.core.costs import Cost
-from sagittal.core.jobs import Backlog, Cancellation, Job, JobState, Lease, NewJob, StoredEvent, StoredRequest
-from sagittal.runtime.job_events import classify
+from sagittal.core.errors import UnknownJob
+from sagittal.core.jobs import Backlog, Cancellation, Job, JobKind, JobState, Lease, NewJob, StoredEvent, StoredRequest
+from sagittal.runtime.job_events import classify, expired_events
 from sagittal.runtime.memory_store import MemoryStore
 from sagittal.runtime.settings import QueueSettings
 
@@ -39,11 +40,15 @@ class MemoryJobQueue:
                 with contextlib.suppress(RuntimeError):  # the loop has closed: nobody watches any more
                     loop.call_soon_threadsafe(news.set)
 
-        stop = self._store.listen(wake)
+        begun, stop = False, self._store.listen(wake)
         try:
             while True:
                 news.clear()
-                record = self._store.find(job_id)
+                try:
+                    record = self._store.find(job_id)
+                except UnknownJob as error:
+                    raise (expired_events(job_id, sequence) if begun else error) from error
+                begun = True
                 batch = record.events(sequence, sequence + EVENTS_AT_ONCE)
                 for event in batch:
                     yield event
@@ -77,10 +82,23 @@ class MemoryJobQueue:
         self._store.delete(job_id)
 
     async def list(
-        self, *, model: str, states: Sequence[JobState], limit: int, page_token: str
+        self,
+        *,
+        limit: int,
+        page_token: str,
+        tenant: str = "",
+        kind: JobKind | None = None,
+        model: str = "",
+        states: Sequence[JobState] = (),
+        reason: str = "",
     ) -> tuple[Sequence[Job], str]:
         """Returns a page of jobs, newest first."""
-        return self._store.page(model, states, limit, page_token)
+
+        def wanted(job: Job) -> bool:
+            asked = ((tenant, job.tenant), (kind, job.kind), (model, job.model), (reason, job.reason))
+            return all(not value or value == found for value, found in asked) and (not states or job.state in states)
+
+        return self._store.page(wanted, limit, page_token)
 
     async def depth(self) -> Mapping[tuple[str, str], int]:
         """Returns queued and running runs by (model, lane)."""

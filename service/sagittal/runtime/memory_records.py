@@ -61,6 +61,7 @@ class Record:
     ended: float | None = None
     attempt: int = 0
     worker: str = ""
+    reason: str = ""
     log: list[tuple[bytes, bytes]] = field(default_factory=list)
     """Kind of event and payload."""
 
@@ -89,6 +90,7 @@ class Record:
             worker=run.worker if run else self.worker,
             last_sequence=len(self.log),
             cancel_requested=bool(run and run.cancel),
+            reason=self.reason,
         )
 
     def events(self, after: int, until: int | None) -> list[StoredEvent]:

@@ -108,7 +108,7 @@ class MemoryStore:
                 raise FailedPrecondition(f"job {job_id} is {state.value}: cancel it, and delete it when it has ended")
             self._drop(record)
 
-    def page(self, model: str, states: Sequence[JobState], limit: int, token: str) -> tuple[list[Job], str]:
+    def page(self, wanted: Callable[[Job], bool], limit: int, token: str) -> tuple[list[Job], str]:
         """Returns a page of jobs, newest first."""
         with self.changed:
             before = int(token) if token.isdecimal() else math.inf
@@ -116,7 +116,7 @@ class MemoryStore:
             last = 0
             for record in sorted(self._jobs.values(), key=lambda each: -each.number):
                 job = record.view()
-                if record.number >= before or (model and job.model != model) or (states and job.state not in states):
+                if record.number >= before or not wanted(job):
                     continue
                 if len(found) == limit:
                     return found, str(last)
@@ -205,7 +205,7 @@ class MemoryStore:
             run, settled = self._held(lease), read_settled(event)
             if events:
                 self.write(lease, events)
-            self._finish(run, event, state, own=True)
+            self._finish(run, event, state, own=True, reason=settled.reason)
             if state is not JobState.COMPLETED:
                 return
             self.ledger.learn(run, settled, self._clock())
@@ -368,31 +368,31 @@ class MemoryStore:
             return 0
         if len(run.jobs) > 1 and (run.state is JobState.QUEUED or run.deadline != record.new.deadline):
             ending = _ending(run, "expired", "job")
-            self._leave(record, run, ending.event(now), ending.state)
+            self._leave(record, run, ending.event(now), ending.state, ending.error_reason)
             return 1
         return self._end(run, "expired", now) if run.state is JobState.QUEUED else 0
 
     def _end(self, run: Run, reason: Literal["buried", "cancelled", "expired"], now: float) -> int:
         ending = _ending(run, reason, "run")
-        self._finish(run, ending.event(now), ending.state, own=False)
+        self._finish(run, ending.event(now), ending.state, own=False, reason=ending.error_reason)
         return 1
 
-    def _finish(self, run: Run, event: bytes, state: JobState, *, own: bool) -> None:
+    def _finish(self, run: Run, event: bytes, state: JobState, *, own: bool, reason: str = "") -> None:
         self._write(run, TERMINAL, event, own=own)
         run.ended, run.checkpoint = self._clock(), None
         for record in run.jobs:
             record.state, record.ended = state, run.ended
-            record.attempt, record.worker = run.attempt, run.worker
+            record.attempt, record.worker, record.reason = run.attempt, run.worker, reason
         run.state, run.expires = state, math.inf
         key = _shared(run.new)
         if key is not None and self._flights.get(key) is run:
             del self._flights[key]
         self._tell(run.jobs)
 
-    def _leave(self, record: Record, run: Run, event: bytes, state: JobState) -> None:
+    def _leave(self, record: Record, run: Run, event: bytes, state: JobState, reason: str = "") -> None:
         record.write(TERMINAL, event, own=False)
         record.state, record.ended = state, self._clock()
-        record.attempt, record.worker = run.attempt, run.worker
+        record.attempt, record.worker, record.reason = run.attempt, run.worker, reason
         run.jobs.remove(record)
         self._tell([record])
 

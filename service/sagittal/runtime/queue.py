@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from sagittal.core.costs import Cost
-from sagittal.core.jobs import Backlog, Cancellation, Job, JobState, Lease, NewJob, StoredEvent, StoredRequest
+from sagittal.core.jobs import Backlog, Cancellation, Job, JobKind, JobState, Lease, NewJob, StoredEvent, StoredRequest
 
 
 class LeaseLost(Exception):
@@ -39,7 +39,10 @@ class JobQueue(Protocol):
         ...
 
     def events(self, job_id: str, after_sequence: int = 0) -> AsyncIterator[StoredEvent]:
-        """Yields the events after a sequence number as they come, and ends after the terminal one. Raises UnknownJob.
+        """Yields the events after a sequence number as they come, and ends after the terminal one.
+
+        It reads at the reader's pace, a few events ahead, and holds no more. Raises UnknownJob, and EventsExpired where
+        the job goes while it is read.
 
         A payload is what the worker appended, with the job's own identity where the run is shared. Its `sequence` is
         not set: it is that of the `StoredEvent`.
@@ -68,9 +71,29 @@ class JobQueue(Protocol):
         ...
 
     async def list(
-        self, *, model: str, states: Sequence[JobState], limit: int, page_token: str
+        self,
+        *,
+        limit: int,
+        page_token: str,
+        tenant: str = "",
+        kind: JobKind | None = None,
+        model: str = "",
+        states: Sequence[JobState] = (),
+        reason: str = "",
     ) -> tuple[Sequence[Job], str]:
-        """Returns a page of jobs, newest first, and the token of the next page (empty at the end)."""
+        """Returns a page of jobs, newest first, and the token of the next page (empty at the end).
+
+        A page may be short of `limit` with a token to go on: one call looks at a bounded number of jobs.
+
+        Args:
+            limit: Most jobs on the page.
+            page_token: Where to go on; empty for the beginning.
+            tenant: Only jobs of this tenant; empty for all.
+            kind: Only jobs of this kind; None for all.
+            model: Only jobs of this model; empty for all.
+            states: Only jobs in one of these states; empty for all.
+            reason: Only jobs that failed for this reason; empty for all.
+        """
         ...
 
     async def depth(self) -> Mapping[tuple[str, str], int]:

@@ -228,9 +228,29 @@ class AsyncRunner:
         self._observer = observer
         self._settings = settings
         self._root = root
+        self._turns = asyncio.Semaphore(settings.max_connections)
 
     async def run(self, operation: Callable[[], Awaitable[Result]], *, name: str = "command") -> Result:
-        """Runs an idempotent operation, again where its answer was lost; `name` is what metrics call it."""
+        """Runs an idempotent operation, again where its answer was lost; `name` is what metrics call it.
+
+        Waiting for a turn is no sign that Redis is away, so it does not count as time of the operation: a burst of
+        calls waits as long as an operation may take, and only then is refused.
+        """
+        try:
+            async with asyncio.timeout(self._settings.operation_timeout):
+                await self._turns.acquire()
+        except TimeoutError as error:
+            raise Unavailable(
+                f"more is asked of the queue at once than it answers in {self._settings.operation_timeout:g} s: try "
+                "again, or run more replicas",
+                retry_after=self._settings.retry_after,
+            ) from error
+        try:
+            return await self._run(operation, name)
+        finally:
+            self._turns.release()
+
+    async def _run(self, operation: Callable[[], Awaitable[Result]], name: str) -> Result:
         attempts = Attempts(self._settings, SERVICE_ATTEMPTS)
         try:
             async with asyncio.timeout(self._settings.operation_timeout):

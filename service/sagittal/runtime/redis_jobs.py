@@ -11,9 +11,9 @@ import structlog
 
 from sagittal.core.costs import Cost
 from sagittal.core.errors import AlreadyExists, FailedPrecondition, SagittalError, UnknownJob
-from sagittal.core.jobs import Backlog, Job, JobState, NewJob, StoredEvent, StoredRequest
+from sagittal.core.jobs import Backlog, Job, JobKind, JobState, NewJob, StoredEvent, StoredRequest
 from sagittal.runtime.admission import overloaded
-from sagittal.runtime.job_events import TERMINAL, cancelled_event, forgotten_request
+from sagittal.runtime.job_events import TERMINAL, cancelled_event, expired_events, forgotten_request
 from sagittal.runtime.queue_metrics import UNOBSERVED, QueueObserver
 from sagittal.runtime.redis_connection import AsyncRunner, close_async, connect_async
 from sagittal.runtime.redis_scripts import (
@@ -35,6 +35,8 @@ log = structlog.get_logger(__name__)
 EVENTS_AT_ONCE = 16
 #: Jobs that one call of the script `list` looks at.
 JOBS_AT_ONCE = 500
+#: Calls of it for one page; the page may then be short.
+MOST_LOOKS = 20
 
 #: Verdicts of `submit` for jobs that cost no run.
 SHARED: Mapping[bytes, Literal["cache", "flight"]] = {b"cached": "cache", b"joined": "flight"}
@@ -75,10 +77,14 @@ class RedisJobQueue:
     async def events(self, job_id: str, after_sequence: int = 0) -> AsyncIterator[StoredEvent]:
         """Yields the events after a sequence number as they come, reading at the caller's pace."""
         with self._news.watch(job_id) as news:
-            sequence = after_sequence
+            sequence, begun = after_sequence, False
             while True:
                 news.clear()
-                ended, batch = await self._read(job_id, sequence, sequence + EVENTS_AT_ONCE)
+                try:
+                    ended, batch = await self._read(job_id, sequence, sequence + EVENTS_AT_ONCE)
+                except UnknownJob as error:
+                    raise (expired_events(job_id, sequence) if begun else error) from error
+                begun = True
                 for event in batch:
                     yield event
                     sequence = event.sequence
@@ -118,16 +124,25 @@ class RedisJobQueue:
             raise FailedPrecondition(f"job {job_id} is {answer}: cancel it, and delete it when it has ended")
 
     async def list(
-        self, *, model: str, states: Sequence[JobState], limit: int, page_token: str
+        self,
+        *,
+        limit: int,
+        page_token: str,
+        tenant: str = "",
+        kind: JobKind | None = None,
+        model: str = "",
+        states: Sequence[JobState] = (),
+        reason: str = "",
     ) -> tuple[Sequence[Job], str]:
         """Returns a page of jobs, newest first."""
         found: list[Job] = []
         wanted = ",".join(state.value for state in states)
-        while len(found) < limit:
-            page = await self._script("list", page_token, limit - len(found), model, wanted, JOBS_AT_ONCE)
+        filters = (tenant, kind.value if kind else "", model, wanted, reason)
+        for _ in range(MOST_LOOKS):
+            page = await self._script("list", page_token, limit - len(found), JOBS_AT_ONCE, *filters)
             found += [parse_job(view) for view in page[1:]]
             page_token = page[0].decode()
-            if not page_token:
+            if not page_token or len(found) == limit:
                 break
         return found, page_token
 

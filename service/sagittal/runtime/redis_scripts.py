@@ -16,7 +16,7 @@ from sagittal.core.jobs import Job, JobKind, JobState, Lane, Lease, NewJob, Stor
 from sagittal.runtime.settings import QueueSettings
 
 #: Fields that the script `view` returns for a job.
-VIEW_FIELDS = 16
+VIEW_FIELDS = 17
 
 #: The one script that a full Redis refuses; the others let what was accepted come to its end.
 REFUSED_WHEN_FULL = frozenset({"submit"})
@@ -121,6 +121,7 @@ def parse_job(view: Sequence[bytes]) -> Job:
         worker=text[13],
         last_sequence=int(text[14]),
         cancel_requested=bool(text[15]),
+        reason=text[16],
     )
 
 

@@ -38,4 +38,4 @@ def parse_endings(flat: Sequence[bytes]) -> Iterable[Ending]:
 
 def end_arguments(ending: Ending, now: float) -> tuple[str | bytes, ...]:
     """Returns the arguments of the script `end`."""
-    return ending.scope, ending.job_id, ending.token, ending.state.value, ending.event(now)
+    return ending.scope, ending.job_id, ending.token, ending.state.value, ending.error_reason, ending.event(now)

@@ -115,6 +115,7 @@ class RedisWorkerQueue:
                 self._settings.max_log_bytes,
                 settled.evaluations,
                 settled.seconds,
+                settled.reason,
                 *elements,
                 TERMINAL + event,
             )

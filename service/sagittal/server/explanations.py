@@ -26,9 +26,6 @@ DEFAULT_PAGE = 50
 #: Most jobs on a page.
 MAX_PAGE = 1_000
 
-#: Pages of the queue that are looked through for one page of a tenant; a page may then be short, with a token to go on.
-_MAX_LOOKS = 20
-
 _log = structlog.get_logger(__name__)
 
 _STATES_BY_NUMBER: dict[int, JobState] = {number: state for state, number in STATES.items()}
@@ -115,9 +112,17 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
             text = f"page_size is {request.page_size}; give 1 to {MAX_PAGE:,}, or 0 for {DEFAULT_PAGE}"
             raise InvalidRequest(text, field="page_size")
         states = [_state(number, f"states[{index}]") for index, number in enumerate(request.states)]
-        mine, token = await self._page(request, states)
+        jobs, token = await self._queue.list(
+            tenant=current_caller().tenant,
+            kind=JobKind.EXPLANATION,
+            model=request.model,
+            states=states,
+            reason=request.failure_reason,
+            limit=request.page_size or DEFAULT_PAGE,
+            page_token=request.page_token,
+        )
         return explanation_service_pb2.ListExplanationsResponse(
-            explanations=[explanation(job) for job in mine], next_page_token=token
+            explanations=[explanation(job) for job in jobs], next_page_token=token
         )
 
     async def CancelExplanation(
@@ -151,21 +156,6 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
     ) -> explanation_service_pb2.ScoreRegionsResponse:
         """Scores sets of patches of a job or an image."""
         return await self._regions.score(request, current_caller(), time_left(context, self._regions_deadline))
-
-    async def _page(
-        self, request: explanation_service_pb2.ListExplanationsRequest, states: list[JobState]
-    ) -> tuple[list[Job], str]:
-        """Returns the tenant's explanations out of as many of the queue's pages as it takes, up to a bound."""
-        limit, token, tenant = request.page_size or DEFAULT_PAGE, request.page_token, current_caller().tenant
-        mine: list[Job] = []
-        for _ in range(_MAX_LOOKS):
-            page, token = await self._queue.list(
-                model=request.model, states=states, limit=limit - len(mine), page_token=token
-            )
-            mine.extend(job for job in page if job.tenant == tenant and job.kind == JobKind.EXPLANATION)
-            if not token or len(mine) == limit:
-                break
-        return mine, token
 
     async def _job(self, job_id: str) -> Job:
         job = await self._relay.job(job_id, current_caller())

@@ -54,6 +54,7 @@ def explanation(job: Job, events: Iterable[explanation_pb2.ExplanationEvent] = (
         end_time=timestamp(job.ended) if job.ended is not None else None,
         attempt=job.attempt,
         worker=job.worker,
+        failure_reason=job.reason,
         events=events,
     )
 

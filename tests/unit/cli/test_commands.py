@@ -58,6 +58,8 @@ def test_models_predict_and_jobs(run) -> None:
     assert len(json.loads(run("list", "--json", "--limit", "3").stdout)) == 3
     assert "cancelled" in run("cancel", JOB).stdout
     assert "deleted" in run("delete", JOB).stdout
+    assert f"again-{JOB}" in run("retry", JOB).stdout
+    assert run("list", "--reason", "JOB_BURIED").stdout.endswith("failed     lamp    JOB_BURIED\n")
     assert json.loads(run("get", JOB).stdout)["insertion"] == 0.4375
     assert "insertion 0.438" in run("watch", JOB).stderr
 

@@ -10,7 +10,8 @@ def test_public_names_are_exactly_these() -> None:
     assert set(sagittal.client.__all__) == {
         "Accepted", "AlreadyExists", "AsyncClient", "AsyncEventStream", "Baseline", "Box", "CausalTriple",
         "Certificate", "ClassScore", "Client", "Completed", "Concept", "Concepts", "ConnectionFailed", "Curve",
-        "EvaluateMask", "Event", "EventStream", "ExcitationBackprop", "Expired", "Explanation", "FailedPrecondition",
+        "EvaluateMask", "Event", "EventStream", "ExcitationBackprop", "EventsExpired", "Expired", "Explanation",
+        "FailedPrecondition",
         "GradCAM", "Graph", "GraphEdge", "GraphNode", "IGOS", "IGOSPlus", "IGOSPlusPlus", "ImageLike",
         "IntegratedGradients", "InternalError", "InvalidImage", "InvalidRequest", "Job", "JobBuried", "JobCancelled",
         "JobFailed", "Mask", "MeaningfulPerturbation", "MessageTooLarge", "Method", "MethodInfo", "MethodLike",

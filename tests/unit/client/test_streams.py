@@ -178,6 +178,8 @@ async def test_the_asyncio_client_does_the_same(address, script, picture, option
         assert (await client.predict(picture, model="lamp"))[0].label == "lamp"
         assert (await client.cancel(job_id)).state == "cancelled"
         await client.delete(job_id)
+        assert (await client.retry(job_id)).job_id == f"again-{job_id}"
+        assert [job.failure_reason async for job in client.list(reason="JOB_BURIED")] == ["JOB_BURIED"]
 
 
 async def test_cancelling_the_task_cancels_the_job(address, script, picture, options, job_id) -> None:

@@ -4,7 +4,7 @@
 --   job:ID hash      log:ID list of events     run:ID hash (ID of the job that began it), with request and images
 --   ready:LANE:MODEL@VERSION zset of runs by fair-share tag   share:LANE:MODEL@VERSION hash of tags by tenant
 --   age:LANE:MODEL zset of queued runs by time   held hash of running runs by LANE:MODEL   lanes set of LANE:MODEL
---   leases zset of runs by expiry   deadlines zset of jobs   jobs zset by creation (lexicographic)
+--   leases zset of runs by expiry   deadlines zset of jobs   jobs and jobs:TENANT zsets by creation (lexicographic)
 --   ended zset of jobs   spent zset of runs   load hash of admission counters   pace hash of evaluations a second by lane
 --   cost:METHOD:MODEL@VERSION hash of what settings cost   bell:MODEL@VERSION list that wakes workers
 --   request:TENANT:KEY, flight:CONTENT, answer:CONTENT strings that name a job or a run   take:NONCE string
@@ -150,7 +150,8 @@ local function holds(run, token) return run.state == 'running' and run.token == 
 local function index_member(id, created) return string.format('%017.6f', tonumber(created)) .. ':' .. id end
 
 local function end_job(id, run, state)
-  call('HSET', job_key(id), 'state', state, 'ended', exact(now), 'attempt', run.attempt, 'worker', run.worker)
+  call('HSET', job_key(id), 'state', state, 'ended', exact(now), 'attempt', run.attempt, 'worker', run.worker,
+    'reason', run.reason or '')
   call('ZREM', root .. 'deadlines', id)
   call('ZADD', root .. 'ended', exact(now), id)
 end
@@ -191,7 +192,9 @@ local function drop_job(id)
   if job.created == '' then call('ZREM', root .. 'ended', id) return end
   call('DEL', job_key(id), log_key(id))
   call('ZREM', root .. 'ended', id)
-  call('ZREM', root .. 'jobs', index_member(id, job.created))
+  local member = index_member(id, job.created)
+  call('ZREM', root .. 'jobs', member)
+  call('ZREM', root .. 'jobs:' .. job.tenant, member)
   count_bytes(-tonumber(job.bytes))
   if job.request_id ~= '' then
     local key = root .. 'request:' .. job.tenant .. ':' .. job.request_id
@@ -217,5 +220,5 @@ local function view(id)
   if job.state == '' then run = pick(run_key(job.run), {'state', 'attempt', 'worker', 'cancel'}) end
   return {id, job.kind, run.state, job.model, job.version, job.method, job.lane, job.tenant, job.request_id,
     job.created, job.ended or '', job.deadline, run.attempt or '0', run.worker or '',
-    tostring(call('LLEN', log_key(id))), (run.cancel and run.cancel ~= '') and '1' or ''}
+    tostring(call('LLEN', log_key(id))), (run.cancel and run.cancel ~= '') and '1' or '', job.reason or ''}
 end

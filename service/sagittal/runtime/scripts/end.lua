@@ -1,6 +1,6 @@
 -- Ends a run, or one job of it, with an event that the queue made, where it still stands as it was seen.
 -- Returns whether it did.
-local scope, id, token, state, element = ARGV[1], ARGV[2], ARGV[3], ARGV[4], 't' .. ARGV[5]
+local scope, id, token, state, element = ARGV[1], ARGV[2], ARGV[3], ARGV[4], 't' .. ARGV[6]
 local run_id = id
 if scope == 'job' then
   local job = pick(job_key(id), {'run', 'state', 'kind'})
@@ -9,6 +9,7 @@ if scope == 'job' then
 end
 local run = read_run(run_id)
 if not live(run) or run.token ~= token then return 0 end
+run.reason = ARGV[5]
 if scope == 'job' and #split(run.subs) > 1 then
   leave(id, run_id, run, state, element)
   return 1

@@ -2,7 +2,8 @@
 -- Returns 'ok', 'lost', or 'full' where the log has no room for the events before the terminal one.
 local id, token, state, cache_seconds, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local evaluations, seconds = tonumber(ARGV[6]), tonumber(ARGV[7])
-local elements = {unpack(ARGV, 8)}
+local reason = ARGV[8]
+local elements = {unpack(ARGV, 9)}
 
 -- A setting's cost is a mean in which the newest runs count most; the setting that was not used longest makes room.
 local most_settings, newest_share, kept_seconds = 32, 0.2, 30 * 86400
@@ -48,6 +49,7 @@ if state == 'completed' and evaluations > 0 and seconds > 0 and run.attempt == '
   learn_cost(run)
   learn_pace(run)
 end
+run.reason = reason
 finish(id, run, state, elements, false)
 if state == 'completed' and run.content ~= '' and cache_seconds > 0 then
   call('SET', root .. 'answer:' .. run.content, split(run.subs)[1], 'PX', string.format('%.0f', cache_seconds * 1000))

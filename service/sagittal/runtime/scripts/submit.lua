@@ -48,7 +48,9 @@ local function store_job(run, before)
   call('HSET', job_key(new.id), 'run', run, 'kind', new.kind, 'model', new.model, 'version', new.version, 'method',
     new.method, 'lane', new.lane, 'tenant', new.tenant, 'request_id', new.request_id, 'created', created, 'deadline',
     new.deadline, 'fingerprint', new.fingerprint, 'state', '', 'bytes', 0)
-  call('ZADD', root .. 'jobs', 0, index_member(new.id, created))
+  local member = index_member(new.id, created)
+  call('ZADD', root .. 'jobs', 0, member)
+  call('ZADD', root .. 'jobs:' .. new.tenant, 0, member)
   if new.deadline ~= '' then call('ZADD', root .. 'deadlines', new.deadline, new.id) end
   if new.request_id ~= '' then call('SET', request_key, new.id) end
   push(new.id, {'e' .. new.accepted .. position(before)})
