@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 
-.PHONY: demo test check protos bench bench-engine bench-quality install format constraints clean help image chart reference lock sbom fuzz
+.PHONY: demo test check protos bench bench-engine install format constraints clean help image chart reference lock sbom fuzz audit scan
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -43,6 +43,8 @@ check: $(VENV)/.installed-dev ## Runs every static check.
 	$(BIN)/python scripts/chart_docs.py --check
 	$(BIN)/python scripts/reference_docs.py --check
 	$(BIN)/python scripts/helm.py lint --strict --quiet helm/sagittal
+	$(BIN)/python scripts/audit.py
+	$(MAKE) scan
 
 protos: $(VENV)/.installed-dev ## Generates the modules beside the .proto files: the only way it is done.
 	scripts/protos.sh $(BIN)
@@ -57,6 +59,18 @@ bench: $(VENV)/.installed-dev ## Measures I-GOS and iGOS++ on the shipped pictur
 
 bench-quality: $(VENV)/.installed-dev ## Measures how good the explanations are and writes docs/quality.md (IMAGES=n, ARGS=--quick).
 	cd benchmarks && ../$(BIN)/python -m quality --images $(or $(IMAGES),42) --write ../docs/quality.md $(ARGS)
+
+# Its dependencies clash with ours.
+$(VENV)-scan/.installed:
+	$(PYTHON) -m venv $(VENV)-scan
+	$(VENV)-scan/bin/python -m pip install --quiet --disable-pip-version-check checkov==3.3.30
+	@touch $@
+
+scan: $(VENV)/.installed-dev $(VENV)-scan/.installed ## Scans the rendered chart and the Dockerfile for what makes them less safe than they could be.
+	BIN=$(BIN) scripts/scan.sh $(VENV)-scan/bin/checkov
+
+audit: $(VENV)/.installed-dev ## Looks for known vulnerabilities in what is installed; fails where it cannot be told.
+	$(BIN)/python scripts/audit.py --strict
 
 image: $(VENV)/.installed-dev ## Builds both images (COMPUTE=cpu or cuda) and explains a picture through them.
 	BIN=$(BIN) scripts/image.sh $(or $(COMPUTE),cuda)
@@ -85,4 +99,4 @@ constraints: ## Writes constraints.txt anew from what pip resolves today.
 	rm -rf $(VENV)-fresh
 
 clean: ## Removes the environment and everything made.
-	rm -rf $(VENV) $(VENV)-fresh $(OUT) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-fresh $(VENV)-scan $(OUT) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -203,6 +203,14 @@ def test_selectors_never_change_by_an_upgrade(render) -> None:
     }
 
 
+@every_ci_file
+def test_an_upgrade_from_the_chart_of_0_1_0_changes_nothing_that_kubernetes_lets_nobody_change(render, values) -> None:
+    now = {f"{w['kind']}/{w['metadata']['name']}": w["spec"] for w in workloads(render(values))}
+    earlier = json.loads((Path(__file__).parent / "immutable_0.1.0.json").read_text())["objects"][values]
+    for name, fields in earlier.items():
+        assert {field: now[name].get(field, []) for field in fields} == fields
+
+
 def test_workers_are_scaled_by_the_jobs_of_their_own_models(render) -> None:
     scaled = {s["metadata"]["name"]: s["spec"] for s in kinds(render("gpu-values.yaml"), "ScaledObject")}
     large = scaled["rel-sagittal-worker-large"]

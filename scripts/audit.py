@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Audits what the images and the tests install for known vulnerabilities, by OSV or by the package index.
+
+OSV is asked once about everything; where it cannot be reached the index is asked about each package. Where neither
+gives advisories the audit is NOT done, and says so in capitals: status 0, or 3 with --strict. Findings that are
+accepted stand in deploy/audit-exceptions.txt, each with its reason.
+"""
+
+import argparse
+import json
+import re
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+FILES = ("constraints.txt", *(f"deploy/requirements-{name}.txt" for name in ("build", "service", "worker-cuda")))
+EXCEPTIONS = ROOT / "deploy" / "audit-exceptions.txt"
+
+#: Longest time for an answer, in seconds.
+PATIENCE = 20.0
+
+Pin = tuple[str, str]
+
+
+class NoAdvisories(Exception):
+    """A source cannot be reached, or has no advisories."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A known vulnerability of a release."""
+
+    pin: Pin
+    name: str
+
+    def __str__(self) -> str:
+        """Says it in a line."""
+        return f"{self.pin[0]} {self.pin[1]}: {self.name}: https://osv.dev/vulnerability/{self.name}"
+
+
+def main() -> int:
+    """Audits; 1 where something was found, 3 where nothing could be with --strict."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--strict", action="store_true", help="fail where no advisories can be had")
+    parser.add_argument("--osv", default="https://api.osv.dev", help="where OSV answers")
+    parser.add_argument("--index", default="https://pypi.org", help="the package index")
+    given = parser.parse_args()
+    pins = sorted({pin for file in FILES for pin in read_pins((ROOT / file).read_text())})
+    try:
+        findings = _ask(pins, given.osv, given.index)
+    except NoAdvisories as error:
+        sys.stderr.write(
+            f"audit: VULNERABILITIES NOT AUDITED: {error}. None of the {len(pins)} releases was looked up; "
+            "run this where one of the two can be reached.\n"
+        )
+        return 3 if given.strict else 0
+    excepted = read_exceptions(EXCEPTIONS.read_text())
+    found = [finding for finding in findings if finding.name not in excepted]
+    sys.stderr.writelines(f"audit: {finding}\n" for finding in found)
+    sys.stdout.write(f"audit: {len(pins)} releases looked up, {len(found)} vulnerabilities found\n")
+    return int(bool(found))
+
+
+def _ask(pins: Sequence[Pin], osv: str, index: str) -> list[Finding]:
+    try:
+        return list(ask_osv(pins, osv))
+    except NoAdvisories as away:
+        try:
+            return list(ask_index(pins, index))
+        except NoAdvisories as error:
+            raise NoAdvisories(f"{away}; {error}") from error
+
+
+def ask_osv(pins: Sequence[Pin], url: str) -> Iterable[Finding]:
+    """Yields what OSV knows. Raises NoAdvisories."""
+    queries = [{"version": version, "package": {"name": name, "ecosystem": "PyPI"}} for name, version in pins]
+    answer = _get(f"{url}/v1/querybatch", json.dumps({"queries": queries}).encode())
+    for pin, result in zip(pins, answer["results"], strict=True):
+        yield from (Finding(pin, known["id"]) for known in result.get("vulns", ()))
+
+
+def ask_index(pins: Sequence[Pin], url: str) -> Iterable[Finding]:
+    """Yields what the index knows, and stops at the first package that it does not. Raises NoAdvisories."""
+    for name, version in pins:
+        answer = _get(f"{url}/pypi/{name}/{version}/json")
+        if "vulnerabilities" not in answer:
+            raise NoAdvisories(f"{url} has no advisories")
+        known = (entry for entry in answer["vulnerabilities"] if not entry.get("withdrawn"))
+        yield from (Finding((name, version), entry["id"]) for entry in known)
+
+
+def read_pins(text: str) -> Iterable[Pin]:
+    """Yields name and version of each pinned requirement."""
+    for match in re.finditer(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", text, re.MULTILINE):
+        yield re.sub(r"[-_.]+", "-", match.group(1)).lower(), match.group(2)
+
+
+def read_exceptions(text: str) -> Mapping[str, str]:
+    """Returns the reason of each finding that is accepted; lines are `NAME: reason`."""
+    lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    return {name.strip(): reason.strip() for name, _, reason in (line.partition(":") for line in lines)}
+
+
+def _get(url: str, data: bytes | None = None) -> Any:
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 - of the caller
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
+            return json.load(answer)
+    except (OSError, ValueError) as error:
+        raise NoAdvisories(f"{url}: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
