@@ -72,7 +72,7 @@ scan: $(VENV)/.installed-dev $(VENV)-scan/.installed ## Scans the rendered chart
 audit: $(VENV)/.installed-dev ## Looks for known vulnerabilities in what is installed; fails where it cannot be told.
 	$(BIN)/python scripts/audit.py --strict
 
-image: $(VENV)/.installed-dev ## Builds both images (COMPUTE=cpu or cuda) and explains a picture through them.
+image: $(VENV)/.installed-dev ## Builds both images (COMPUTE=cpu, cuda or none) and explains a picture through them.
 	BIN=$(BIN) scripts/image.sh $(or $(COMPUTE),cuda)
 
 chart: $(VENV)/.installed-dev ## Writes what is derived from the chart's values, and lints the chart for every ci file.

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Builds the images and tries them: read-only, without capabilities, as a user without rights, a picture is explained.
 #
-#   scripts/image.sh [cuda|cpu]        the worker's build of torch; cuda if not said
+#   scripts/image.sh [cuda|cpu|none]   the worker's build of torch; cuda if not said; none builds the service alone
 #
-# ENGINE (podman or docker), TAG, and BUILD_OPTIONS, such as `--isolation chroot --network host`, may be set.
+# ENGINE (podman or docker), TAG, PYTHON_IMAGE, and BUILD_OPTIONS, such as `--isolation chroot --network host`, may be set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,15 +11,33 @@ compute=${1:-cuda}
 tag=${TAG:-$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)}
 engine=${ENGINE:-$(command -v podman || command -v docker || true)}
 python=${BIN:-.venv/bin}/python
+base=${PYTHON_IMAGE:-$(sed -n 's/^ARG PYTHON_IMAGE=//p' Dockerfile)}
 if [ -z "$engine" ]; then
   echo "image.sh: SKIPPED: neither podman nor docker is installed" >&2
   exit 0
 fi
+scripts/base_image.sh "$engine" "$base"
 
+#: Bytes that the service's image may have beyond its base's.
+room=$((250 * 1000 * 1000))
 service=sagittal-service:$tag worker=sagittal-worker:$tag-$compute
-build=("$engine" build --build-arg "VERSION=$tag" --build-arg "REVISION=$(git rev-parse HEAD 2> /dev/null || echo unknown)")
+build=("$engine" build --build-arg "PYTHON_IMAGE=$base" --build-arg "VERSION=$tag")
+build+=(--build-arg "REVISION=$(git rev-parse HEAD 2> /dev/null || echo unknown)")
 # shellcheck disable=SC2206  # options are words
 build+=(${BUILD_OPTIONS:-})
+
+size() { "$engine" image inspect --format '{{.Size}}' "$1"; }
+
 "${build[@]}" --target service --tag "$service" .
-"${build[@]}" --target worker --build-arg "COMPUTE=$compute" --tag "$worker" .
-exec "$python" scripts/try_images.py --engine "$engine" --service "$service" --worker "$worker"
+grown=$(($(size "$service") - $(size "$base")))
+echo "image.sh: $service has $((grown / 1000000)) MB more than its base"
+if [ "$grown" -gt "$room" ]; then
+  echo "image.sh: $service may have at most $((room / 1000000)) MB more than its base" >&2
+  exit 1
+fi
+images=(--service "$service")
+if [ "$compute" != none ]; then
+  "${build[@]}" --target worker --build-arg "COMPUTE=$compute" --tag "$worker" .
+  images+=(--worker "$worker")
+fi
+exec "$python" scripts/try_images.py --engine "$engine" "${images[@]}"

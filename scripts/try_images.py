@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Starts both images as production does (read-only, no capabilities, no rights) and explains a picture through them."""
+"""Starts the images as production does (read-only, no capabilities, no rights) and explains a picture through them."""
 
 import argparse
 import secrets
@@ -68,6 +68,15 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.5)
 
 
+def answers(client: Client) -> bool:
+    """Whether the service and its queue can be reached."""
+    try:
+        client.models()
+    except SagittalError:
+        return False
+    return True
+
+
 def is_ready(client: Client, model: str) -> bool:
     """Whether a worker can run the model."""
     try:
@@ -87,19 +96,25 @@ def free_port() -> int:
 def main() -> None:
     """Tries the images that are named."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for option in ("--engine", "--service", "--worker"):
+    for option in ("--engine", "--service"):
         parser.add_argument(option, required=True)
+    parser.add_argument("--worker", default="", help="none if not given: then the service alone is tried")
     images = parser.parse_args()
     with ExitStack() as stack:
         valkey = stack.enter_context(EmbeddedValkey(port=free_port()))
         address = f"127.0.0.1:{free_port()}"
         common = {"SAGITTAL_QUEUE__URL": valkey.url, "SAGITTAL_METRICS_HOST": "127.0.0.1"}
         service = {**common, "SAGITTAL_LISTEN": address, "SAGITTAL_METRICS_PORT": str(free_port())}
-        worker = {**common, "SAGITTAL_METRICS_PORT": str(free_port())}
         stack.enter_context(container(images.engine, images.service, service))
+        client = stack.enter_context(Client(address))
+        wait_for(lambda: answers(client), "a service that answers")
+        report("the service answers")
+        if not images.worker:
+            report("no worker was built, so nothing is explained")
+            return
+        worker = {**common, "SAGITTAL_METRICS_PORT": str(free_port())}
         models = f"--volume={MODELS}:/etc/sagittal/models.toml:ro"
         stack.enter_context(container(images.engine, images.worker, worker, models))
-        client = stack.enter_context(Client(address))
         wait_for(lambda: is_ready(client, "efficientnet-lite0"), "a worker with its model")
         report("the worker is ready")
         explanation = client.explain(PICTURE, model="efficientnet-lite0")

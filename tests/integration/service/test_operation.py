@@ -1,5 +1,6 @@
 """What an operator relies on: health, reflection, limits, metrics, tokens, TLS, draining."""
 
+import asyncio
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import grpc
 import pytest
 import structlog
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message_factory import GetMessageClass
 from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -19,7 +22,7 @@ from sagittal.runtime.settings import QueueSettings
 from sagittal.v1 import explanation_service_pb2 as api
 from sagittal.v1 import explanation_service_pb2_grpc, model_service_pb2, tensor_pb2
 
-from .support import Stack, eventually, quick_settings, running, spec
+from .support import Stack, eventually, picture, quick_settings, running, spec
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -51,6 +54,10 @@ async def until_health(stack: Stack, service: str, wanted: int) -> None:
 
 def submit(stack: Stack, **options: Any) -> Any:
     return stack.explanations.SubmitExplanation(api.SubmitExplanationRequest(spec=spec()), **options)
+
+
+async def submit_spec(stack: Stack, given: Any) -> Any:
+    return await stack.explanations.SubmitExplanation(api.SubmitExplanationRequest(spec=given))
 
 
 async def test_the_service_is_ready_while_the_queue_answers_and_alive_always(stack: Stack) -> None:
@@ -200,6 +207,44 @@ async def test_jobs_are_read_by_their_tenant_alone() -> None:
         assert (await refusal(stack.explanations.CancelExplanation(cancel, **bearer("bob")))).code() == error.code()
         listed = await stack.explanations.ListExplanations(api.ListExplanationsRequest(), **bearer("bob"))
         assert not listed.explanations
+
+
+WITH_JOB_ID = [
+    method
+    for service in api.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+    if "job_id" in method.input_type.fields_by_name
+]
+
+
+@pytest.mark.parametrize("rpc", WITH_JOB_ID, ids=lambda rpc: rpc.name)
+async def test_every_rpc_that_takes_a_job_finds_none_of_another_tenant(rpc: MethodDescriptor) -> None:
+    tokens = {**TOKENS, hashlib.sha256(b"eve").hexdigest(): {"tenant": "eve", "roles": ["explain", "admin"]}}
+    async with running(quick_settings(tokens=tokens)) as stack:
+        job_id = (await submit(stack, **bearer("ann"))).explanation.job_id
+        request = GetMessageClass(rpc.input_type)(job_id=job_id)
+        if "sets" in rpc.input_type.fields_by_name:
+            request.sets.add(grid=4, patches=[1])  # type: ignore[attr-defined]
+        call = getattr(stack.explanations, rpc.name)(request, **bearer("eve"))
+        error = await refusal(call.read() if rpc.server_streaming else call)
+        assert error.code() == grpc.StatusCode.NOT_FOUND
+        nobodys = GetMessageClass(rpc.input_type)()
+        nobodys.CopyFrom(request)
+        nobodys.job_id = "0" * 32  # type: ignore[attr-defined]
+        other = getattr(stack.explanations, rpc.name)(nobodys, **bearer("eve"))
+        missing = await refusal(other.read() if rpc.server_streaming else other)
+        assert (missing.details() or "").replace("0" * 32, job_id) == error.details(), "the two cannot be told apart"
+
+
+async def test_a_large_picture_holds_up_nobody_elses_calls() -> None:
+    async with running() as stack:
+        large = asyncio.ensure_future(submit_spec(stack, spec(image=picture(8000, 8000))))
+        meanwhile = 0
+        while not large.done():
+            await stack.explanations.ListExplanations(api.ListExplanationsRequest())
+            meanwhile += 1
+        await large
+    assert meanwhile > 3, "calls were answered while the picture was read"
 
 
 async def test_past_the_admission_bound_the_caller_is_told_when_to_come_again() -> None:
