@@ -99,10 +99,10 @@ def _run_in(world: World, figures: Figures, seconds: float, most: float) -> list
         callers.start()
         try:
             steady = _disturb(world, schedule, seconds, most)
+            _make_peace(world)
         finally:
             callers.finish()
         log.info("chaos-ends", faults=schedule.dealt, deaths=len(world.deaths))
-        world.wait_until_ready()
         job_ids = {job.job_id for job in client.list()}
         found = judge(read_logs(client, job_ids), callers.seen, answers)
         figures.resident = (steady, _resident(world.await_start(world.services[1])))
@@ -135,9 +135,15 @@ def _disturb(world: World, schedule: Schedule, seconds: float, most: float) -> i
         time.sleep(BREATH)
         if not steady and past > seconds / 3:
             steady = _resident(world.await_start(world.services[1]))
-    for program in (*world.workers, *world.services):
-        program.fates.clear()
     return steady
+
+
+def _make_peace(world: World) -> None:
+    """Ends every life that still has a fate before it: the next ones have none."""
+    for program in (*world.workers, world.services[0]):
+        program.fates.clear()
+        world.restart_killed(program)
+    world.wait_until_ready()
 
 
 def _sum_up(world: World, schedule: Schedule, callers: Callers, found: Findings, figures: Figures) -> None:
