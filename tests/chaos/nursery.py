@@ -35,7 +35,7 @@ def run_worker(fate: Fate) -> int:
 def run_service(fate: Fate) -> int:
     """Is the program `sagittal-service` on a queue with fault points."""
     connect = service.connect_job_queue
-    service.connect_job_queue = lambda settings: PointedJobQueue(connect(settings), fate)
+    service.connect_job_queue = lambda *given, **named: PointedJobQueue(connect(*given, **named), fate)
     sys.argv = ["sagittal-service"]
     return service.main()
 

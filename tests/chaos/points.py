@@ -95,9 +95,9 @@ class PointedWorkerQueue:
         self._refusable(lease, lambda: self._queue.checkpoint(lease, state))
         self._fate.reach("after_checkpoint")
 
-    def settle(self, lease: Lease, event: bytes, state: JobState) -> None:
+    def settle(self, lease: Lease, event: bytes, state: JobState, events: Sequence[bytes] = ()) -> None:
         self._fate.reach("before_ack")
-        self._refusable(lease, lambda: self._queue.settle(lease, event, state))
+        self._refusable(lease, lambda: self._queue.settle(lease, event, state, events))
         self._fate.reach("after_ack")
         self._note("ended", lease)
 

@@ -164,8 +164,11 @@ class World:
             return program.pid
 
     def restart_killed(self, program: Program) -> None:
-        """Kills a program, which is then brought back."""
-        self._signal(self.await_start(program), signal.SIGKILL)
+        """Kills a program, and returns when its next life has begun."""
+        with self._changed:
+            life = program.lives
+            self._signal(self.await_start(program), signal.SIGKILL)
+            assert self._changed.wait_for(lambda: program.lives > life, PATIENCE), f"{program.name} is not back"
 
     def destroy(self, program: Program) -> None:
         """Kills a program for good, where it has not ended by itself."""
@@ -190,6 +193,7 @@ class World:
         lives = {worker.life for worker in self.workers}
 
         def ready() -> bool:
+            assert not self.fallen, self.fallen
             try:
                 with self.client(patience=1.0) as client:
                     found = {each.worker for each in client.model("left").workers if each.state == "ready"}
@@ -202,7 +206,9 @@ class World:
     def await_service(self, program: Program, port: int) -> None:
         """Returns when a service answers on its port."""
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            grpc.channel_ready_future(channel).result(PATIENCE)
+            ready = grpc.channel_ready_future(channel)
+            wait_until(lambda: ready.done() or self.fallen, f"{program.name} to answer; see {self.directory}")
+        assert not self.fallen, self.fallen
 
     def kill_server(self, away: float) -> None:
         """Kills Redis as a crash would, and starts it again on what it had written."""
@@ -258,7 +264,11 @@ class World:
         if said["status"] < 0:
             self.deaths.append(Death(program.life, said["at"], signal.Signals(int(-said["status"])).name))
         elif program.kept:
-            self.fallen.append(f"{program.life} ended with status {said['status']}")
+            program.kept = False
+            log = self.directory / f"{program.name}.log"
+            self.fallen.append(
+                f"{program.life} ended by itself with status {said['status']}: {log.read_text()[-2000:]}"
+            )
         if program.kept and not self._closing.is_set():
             self.start(program)
 

@@ -28,8 +28,8 @@ from sagittal.worker.worker import Worker
 
 log = structlog.get_logger(__name__)
 
-#: Exit status for settings that cannot be used.
-USAGE = 2
+#: Exit statuses for a worker that ended by an error of its own, and for settings that cannot be used.
+CRASHED, USAGE = 1, 2
 
 
 def main() -> None:
@@ -53,6 +53,8 @@ def main() -> None:
     worker.run()
     tracer.close()
     log.info("worker-stopped", worker=settings.worker_name)
+    if worker.crashed:
+        sys.exit(CRASHED)
 
 
 def _make(settings: WorkerSettings, tracer: Tracer) -> Worker:

@@ -28,6 +28,9 @@ log = structlog.get_logger(__name__)
 #: Longest time that a call for a job blocks, in seconds.
 LEASE_BLOCK = 1.0
 
+#: Threads without which no running job can come to its end.
+ENDING = ("engine", "event-writer")
+
 #: Longest time that one call for word of a cancellation blocks, in seconds.
 LISTEN_BLOCK = 1.0
 
@@ -55,7 +58,7 @@ class Worker:
         self._models = models
         self._metrics = metrics
         self._tracer = tracer
-        self._writer = EventWriter(queue)
+        self._writer = EventWriter(queue, self._guard)
         self._runs: dict[tuple[str, int], JobRun] = {}
         self._runs_lock = threading.Lock()
         self._draining = threading.Event()
@@ -63,6 +66,8 @@ class Worker:
         self._work_arrived = threading.Event()
         self._room = threading.Event()
         self._beat_soon = threading.Event()
+        self.crashed = ""
+        """The thread that ended by an error, if one did."""
 
     def drain(self) -> None:
         """Takes no more jobs; `run` returns when the running ones have ended or were handed back. Safe in a signal."""
@@ -100,9 +105,9 @@ class Worker:
             try:
                 loop()
             except BaseException:
-                log.exception("worker-thread-crashed", thread=threading.current_thread().name)
+                self.crashed = threading.current_thread().name
+                log.exception("worker-thread-crashed", thread=self.crashed, doing="ending the worker")
                 self.drain()
-                raise
 
         return guarded
 
@@ -269,6 +274,10 @@ class Worker:
     def _finish(self) -> None:
         """Lets running jobs end within the grace period, then hands the rest back."""
         self._models.withdraw()
+        if self.crashed in ENDING:
+            # The jobs are not handed back, which would be no attempt: one that crashes its workers must be buried.
+            log.error("leases-left-to-expire", running=len(self._runs), thread=self.crashed)
+            return
         log.info("draining", running=len(self._runs), seconds=self._settings.drain)
         if self._wait_for_runs(self._settings.drain):
             return
