@@ -31,7 +31,7 @@ def server_options(settings: ConnectionSettings) -> list[Option]:
         ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_age_grace)),
         ("grpc.keepalive_time_ms", _milliseconds(settings.keepalive_interval)),
         ("grpc.keepalive_timeout_ms", _milliseconds(settings.keepalive_timeout)),
-        # without this an unanswered ping counts after a minute, whatever the keepalive timeout is
+        # without this an unanswered ping ends nothing for a minute, whatever the keepalive timeout is
         ("grpc.http2.ping_timeout_ms", _milliseconds(settings.keepalive_timeout)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", _milliseconds(settings.min_client_keepalive)),
