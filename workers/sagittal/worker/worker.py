@@ -61,6 +61,7 @@ class Worker:
         self._writer = EventWriter(queue, self._guard)
         self._runs: dict[tuple[str, int], JobRun] = {}
         self._runs_lock = threading.Lock()
+        self._step_began: float | None = None
         self._draining = threading.Event()
         self._stopped = threading.Event()
         self._work_arrived = threading.Event()
@@ -73,6 +74,18 @@ class Worker:
         """Takes no more jobs; `run` returns when the running ones have ended or were handed back. Safe in a signal."""
         self._draining.set()
         self._room.set()
+
+    def live(self) -> str:
+        """Says why the process must be restarted; empty where it need not. Safe from any thread."""
+        began = self._step_began
+        took = 0.0 if began is None else time.monotonic() - began
+        return f"a step on the device has not ended for {took:.0f} s" if took > self._settings.stall_seconds else ""
+
+    def ready(self) -> str:
+        """Says why the worker takes no jobs; empty where it does. Safe from any thread."""
+        if self._draining.is_set():
+            return "it drains"
+        return "" if self._models.ready() else "no model is ready"
 
     def run(self) -> None:
         """Works until drained."""
@@ -127,7 +140,9 @@ class Worker:
         if engine is None or not engine.running:
             return False
         started, before = time.monotonic(), engine.counters.rows
+        self._step_began = started
         engine.step()
+        self._step_began = None
         rows, name, seconds = engine.counters.rows - before, hosted.entry.name, time.monotonic() - started
         self._metrics.busy.labels(name).inc(seconds)
         self._metrics.step.labels(name).observe(seconds)
