@@ -6,7 +6,7 @@ IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: demo test check protos bench bench-engine install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan
+.PHONY: demo test check protos bench bench-engine bench-service soak bench-quality install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -97,6 +97,12 @@ sbom: ## Writes dist/sbom-*.cdx.json: what each image installs, in CycloneDX.
 
 lock: ## Writes deploy/requirements-*.txt, which the images install, anew from pyproject.toml and constraints.txt.
 	PYTHON=$(PYTHON) scripts/lock.sh
+
+bench-service: $(VENV)/.installed-dev ## Measures the service and its overhead, and writes their parts of docs/performance.md.
+	$(BIN)/python benchmarks/service.py --write docs/performance.md
+
+soak: $(VENV)/.installed-dev ## Runs 20,000 small jobs and writes what memory did into docs/performance.md.
+	$(BIN)/python benchmarks/soak.py --write docs/performance.md
 
 bench-engine: $(VENV)/.installed-dev ## Measures the engine against the bare model and writes docs/performance.md.
 	$(BIN)/python benchmarks/engine.py --write docs/performance.md
