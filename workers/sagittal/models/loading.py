@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from sagittal.core.entries import Layers
 from sagittal.core.labels import IMAGENET, read_labels
+from sagittal.engine.compilation import bucket_sizes
 from sagittal.engine.evaluator import PROBABILITIES, Output, TorchEvaluator
 from sagittal.engine.opaque import Opaque, OpaqueEvaluator
-from sagittal.engine.optimise import Step, optimise
+from sagittal.engine.optimise import COMPILE, Step, optimise
+from sagittal.engine.task import STRETCHED
 from sagittal.engine.timing import Variant
 from sagittal.models.adapting import adapt, choose_place, resolve_preset
 from sagittal.models.checking import Check, check_model
@@ -121,18 +123,24 @@ def load(entry: ModelEntry, device: torch.device, *, batch_size: int = 0, access
     seen = see_layers(module, probe)
     _check_layers(entry.layers, seen)
     variant = Variant(evaluator.module, channels_last=evaluator.channels_last, gradient=gradients)
-    evaluator.quantum = find_quantum(variant, probe)
-    evaluator.pads_small = not runs_small_cheaply(variant, probe[:1], evaluator.quantum)
+    compiled = any(step.name == COMPILE and step.applied for step in steps)
+    if not compiled:
+        evaluator.quantum = find_quantum(variant, probe)
+        evaluator.pads_small = not runs_small_cheaply(variant, probe[:1], evaluator.quantum)
     # A size that is given is not measured at, however large it is.
     sizes = batch_sizes(device, evaluator.quantum)
     throughput = find_throughput(variant, probe[:1], sizes[:1] if batch_size else sizes)
+    most = _whole_quanta(batch_size or throughput.batch_size, evaluator.quantum)
+    if compiled:
+        evaluator.buckets = bucket_sizes(most, STRETCHED)
+        _warm(variant, probe[:1], evaluator.buckets)
     found = Found(
         classes=classes,
         supports_gradients=gradients,
         spatial_layers=seen.spatial,
         feature_layers=seen.flat,
         steps=(*sourced.notes, *steps),
-        batch_size=_whole_quanta(batch_size or throughput.batch_size, evaluator.quantum),
+        batch_size=most,
         evaluations_per_second=throughput.forward,
         gradient_evaluations_per_second=throughput.backward,
         refused=_refused(module, entry, probe, seen) if gradients else {},
@@ -190,6 +198,15 @@ def _check_layers(wanted: Layers, seen: SeenLayers) -> None:
                 f"layers.{field_name} is {name!r}, which is no such layer of this model; give one of "
                 f"{', '.join(known[-LISTED:]) or 'none'}"
             )
+
+
+def _warm(variant: Variant, image: Tensor, sizes: Sequence[int]) -> None:
+    """Runs a batch of each size, so that it is compiled before a job waits for it."""
+    for size in sizes:
+        inputs = image.repeat(size, 1, 1, 1)
+        variant.forward(inputs)
+        if variant.gradient:
+            variant.backward(inputs)
 
 
 def _whole_quanta(batch_size: int, quantum: int) -> int:
@@ -274,14 +291,19 @@ def _evaluator(
 ) -> tuple[TorchEvaluator, list[Step]]:
     if isinstance(module, Opaque):
         return _opaque_evaluator(module, entry, probe.device, classes)
-    fast, channels_last, steps = optimise(module, probe, PROBABILITIES[Output(entry.output)], gradient=gradients)
+    probabilities = PROBABILITIES[Output(entry.output)]
+    wishes = entry.device
+    fast, channels_last, steps = optimise(module, probe, probabilities, gradient=gradients, compiled=wishes.compile)
     evaluator = TorchEvaluator(
         module=fast,
         inspected=module,
         device=probe.device,
         output=Output(entry.output),
         channels_last=channels_last,
+<<<<<<< HEAD
         autocast=None if entry.device.full_precision else _reduced_precision(probe.device),
+=======
+        autocast=None if wishes.full_precision else _reduced_precision(probe.device),
         supports_gradients=gradients,
         classes=classes,
     )
