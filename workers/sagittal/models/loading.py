@@ -292,18 +292,16 @@ def _evaluator(
     if isinstance(module, Opaque):
         return _opaque_evaluator(module, entry, probe.device, classes)
     probabilities = PROBABILITIES[Output(entry.output)]
-    wishes = entry.device
-    fast, channels_last, steps = optimise(module, probe, probabilities, gradient=gradients, compiled=wishes.compile)
+    fast, channels_last, steps = optimise(
+        module, probe, probabilities, gradient=gradients, compiled=entry.device.compile
+    )
     evaluator = TorchEvaluator(
         module=fast,
         inspected=module,
         device=probe.device,
         output=Output(entry.output),
         channels_last=channels_last,
-<<<<<<< HEAD
         autocast=None if entry.device.full_precision else _reduced_precision(probe.device),
-=======
-        autocast=None if wishes.full_precision else _reduced_precision(probe.device),
         supports_gradients=gradients,
         classes=classes,
     )
