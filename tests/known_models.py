@@ -89,3 +89,27 @@ class Faulty(nn.Module):
 def looks_at_left(gain: float = 10.0) -> nn.Module:
     """A factory for model files."""
     return LooksAtRegions(LEFT, gain=gain)
+
+
+class SeesColours(nn.Module):
+    """Its features are the brightness of colours in each half of the image; its classes add them up differently."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 1)
+        self.relu = nn.ReLU()
+        self.pool = nn.AdaptiveAvgPool2d((1, 2))
+        self.flatten = nn.Flatten()
+        self.fc = nn.Linear(12, 3)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.rand(parameter.shape, generator=generator) - 0.3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.fc(self.flatten(self.pool(self.relu(self.conv(inputs)))))
+
+
+def sees_colours() -> nn.Module:
+    """A factory for model files."""
+    return SeesColours()

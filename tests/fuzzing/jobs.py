@@ -30,6 +30,7 @@ from sagittal.v1 import (
 )
 from sagittal.worker.catalogue import describe_model
 from sagittal.worker.checkpoints import unpack
+from sagittal.worker.concept_jobs import ConceptShelf
 from sagittal.worker.work import read_work
 
 #: Bytes of an input.
@@ -96,7 +97,7 @@ def _read_picture(data: bytes) -> None:
 
 def _read_job(kind: JobKind, request: bytes, image: bytes) -> None:
     try:
-        read_work(_lease(kind, request, image), LOADED, DESCRIBED, LIMITS)
+        read_work(_lease(kind, request, image), LOADED, DESCRIBED, LIMITS, ConceptShelf())
     except SagittalError as error:
         assert error.message
 

@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 import click
 
+from sagittal.cli.concepts import concepts
 from sagittal.cli.explain import explain
 from sagittal.cli.failures import Group
 from sagittal.cli.jobs import cancel, delete, get, list_jobs, retry, watch
@@ -24,5 +25,5 @@ def app() -> None:
     """Explains what image classifiers see."""
 
 
-for command in (up, demo, explain, predict, models, watch, get, list_jobs, cancel, delete, retry):
+for command in (up, demo, explain, predict, models, concepts, watch, get, list_jobs, cancel, delete, retry):
     app.add_command(command)

@@ -150,7 +150,11 @@ class LocalStack:
         self._closing.enter_context(self._valkey)
         common = {"SAGITTAL_QUEUE__URL": self.queue_url}
         self._spawn("service", "sagittal.server.main", common | service_environment(self.plan))
-        self._spawn("worker", "sagittal.worker.main", common | worker_environment(self.plan))
+        self._spawn("worker", "sagittal.worker.main", common | self._worker_environment())
+
+    def _worker_environment(self) -> dict[str, str]:
+        directory = {"SAGITTAL_CONCEPTS__DIRECTORY": str((self.directory / "concepts").resolve())}
+        return directory | worker_environment(self.plan)
 
     def _spawn(self, name: str, module: str, environment: Mapping[str, str]) -> None:
         log = self.directory / f"{name}.log"

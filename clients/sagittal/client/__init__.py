@@ -10,6 +10,7 @@ It knows the API and nothing else: no torch, no Redis.
 from sagittal.client.aio import AsyncClient
 from sagittal.client.astreams import AsyncEventStream
 from sagittal.client.batch import Outcome
+from sagittal.client.concepts import ConceptExample, ConceptQuality, ConceptSet, FitProgress, XFeature
 from sagittal.client.errors import (
     AlreadyExists,
     ConnectionFailed,
@@ -43,6 +44,7 @@ from sagittal.client.events import (
     ClassScore,
     Completed,
     Concept,
+    ConceptPrediction,
     Curve,
     Event,
     GraphEdge,
@@ -79,7 +81,7 @@ from sagittal.client.methods import (
     StructuredAttentionGraph,
     Sufficiency,
 )
-from sagittal.client.models import MethodInfo, Model, ParameterInfo, Preprocessing, SelfCheck, WorkerState
+from sagittal.client.models import MethodInfo, Model, ParameterInfo, Preprocessing, WorkerState
 from sagittal.client.options import TLS, Options, Retry
 from sagittal.client.regions import RegionScore, RegionScores
 from sagittal.client.requests import Baseline, Box, Metrics
@@ -102,6 +104,10 @@ __all__ = [
     "Client",
     "Completed",
     "Concept",
+    "ConceptExample",
+    "ConceptPrediction",
+    "ConceptQuality",
+    "ConceptSet",
     "Concepts",
     "ConnectionFailed",
     "Curve",
@@ -113,6 +119,7 @@ __all__ = [
     "Expired",
     "Explanation",
     "FailedPrecondition",
+    "FitProgress",
     "GradCAM",
     "Graph",
     "GraphEdge",
@@ -159,7 +166,6 @@ __all__ = [
     "RegionScores",
     "Retry",
     "SagittalError",
-    "SelfCheck",
     "Started",
     "StreamMoved",
     "StructuredAttentionGraph",
@@ -172,4 +178,5 @@ __all__ = [
     "Unrecognised",
     "Warned",
     "WorkerState",
+    "XFeature",
 ]

@@ -186,6 +186,20 @@ class Concept(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConceptPrediction(Event):
+    """What a concept set predicts of the image: the sum of its concepts' contributions."""
+
+    target: ClassScore
+    predicted: float
+    """In units of the model's output, before softmax where it has one."""
+    output: float
+    """What the model says."""
+    gap: float
+    usual_error: float
+    """Mean absolute gap on the images that were held out of the fit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Warned(Event):
     """Something that limits how far the answer can be trusted."""
 

@@ -16,6 +16,7 @@ from sagittal.client.events import (
     ClassScore,
     Completed,
     Concept,
+    ConceptPrediction,
     Curve,
     Event,
     GraphEdge,
@@ -85,6 +86,7 @@ class Explanation:
     sufficient_sets: tuple[SufficientSet, ...] = ()
     graph: Graph | None = None
     concepts: tuple[Concept, ...] = ()
+    concept_prediction: ConceptPrediction | None = None
     warnings: tuple[Warned, ...] = ()
     completed: Completed | None = None
     """The figures at the end; None while the job has not ended with a result."""
@@ -201,6 +203,7 @@ class Gathering:
             sufficient_sets=tuple(sets.values()),
             graph=Graph(tuple(nodes.values()), tuple(edges.values())) if nodes else None,
             concepts=tuple(self._all(Concept)),
+            concept_prediction=next(iter(self._all(ConceptPrediction)), None),
             warnings=tuple(self._all(Warned)),
             completed=self._last(Completed),
             accepted=self._last(Accepted),

@@ -16,6 +16,7 @@ from sagittal.client.events import (
     ClassScore,
     Completed,
     Concept,
+    ConceptPrediction,
     Curve,
     Event,
     GraphEdge,
@@ -185,6 +186,17 @@ def _concept(event: pb.ConceptContribution, common: dict[str, Any]) -> Event:
     )
 
 
+def _concept_prediction(event: pb.ConceptPrediction, common: dict[str, Any]) -> Event:
+    return ConceptPrediction(
+        target=parse_class(event.target),
+        predicted=event.predicted,
+        output=event.output,
+        gap=event.gap,
+        usual_error=event.usual_error,
+        **common,
+    )
+
+
 def _warning(event: pb.Warning, common: dict[str, Any]) -> Event:
     return Warned(reason=event.reason, message=event.message, **common)
 
@@ -224,6 +236,7 @@ _PARSERS: Mapping[str, Callable[[Any, dict[str, Any]], Event]] = {
     "graph_edge": _graph_edge,
     "curve": _curve,
     "concept": _concept,
+    "concept_prediction": _concept_prediction,
     "warning": _warning,
     "completed": _completed,
 }

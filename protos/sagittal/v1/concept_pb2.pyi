@@ -37,6 +37,11 @@ class ConceptSet(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    SKIPPED_IMAGES_FIELD_NUMBER: _builtins.int
+    FIT_FIELD_NUMBER: _builtins.int
+    TARGET_LABELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, unique for the model."""
     model: _builtins.str
@@ -47,6 +52,10 @@ class ConceptSet(_message.Message):
     """Digest of that model; explanations on another are refused."""
     layer: _builtins.str
     """Layer whose features are explained."""
+    images: _builtins.int
+    """Images it was fitted to and measured on."""
+    skipped: _builtins.int
+    """Images that could not be read."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[_explanation_pb2.Target]:
         """Classes whose scores are predicted."""
@@ -67,6 +76,18 @@ class ConceptSet(_message.Message):
     def warnings(self) -> _containers.RepeatedCompositeFieldContainer[_explanation_pb2.Warning]:
         """What limits how far it can be trusted."""
 
+    @_builtins.property
+    def skipped_images(self) -> _containers.RepeatedCompositeFieldContainer[Global___SkippedImage]:
+        """Which they are, the first hundred."""
+
+    @_builtins.property
+    def fit(self) -> Global___ConceptFit:
+        """Settings of the fit, defaults filled in."""
+
+    @_builtins.property
+    def target_labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Labels of the targets, empty for those without."""
+
     def __init__(
         self,
         *,
@@ -80,14 +101,49 @@ class ConceptSet(_message.Message):
         metrics: Global___ConceptMetrics | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         warnings: _abc.Iterable[_explanation_pb2.Warning] | None = ...,
+        images: _builtins.int = ...,
+        skipped: _builtins.int = ...,
+        skipped_images: _abc.Iterable[Global___SkippedImage] | None = ...,
+        fit: Global___ConceptFit | None = ...,
+        target_labels: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "metrics", b"metrics"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "fit", b"fit", "metrics", b"metrics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["concepts", b"concepts", "create_time", b"create_time", "layer", b"layer", "metrics", b"metrics", "model", b"model", "model_digest", b"model_digest", "model_version", b"model_version", "name", b"name", "targets", b"targets", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concepts", b"concepts", "create_time", b"create_time", "fit", b"fit", "images", b"images", "layer", b"layer", "metrics", b"metrics", "model", b"model", "model_digest", b"model_digest", "model_version", b"model_version", "name", b"name", "skipped", b"skipped", "skipped_images", b"skipped_images", "target_labels", b"target_labels", "targets", b"targets", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConceptSet: _TypeAlias = ConceptSet  # noqa: Y015
+
+@_typing.final
+class SkippedImage(_message.Message):
+    """An image of a set that could not be read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Its place in the set, from 0."""
+    name: _builtins.str
+    """Its file; empty for images that were sent."""
+    reason: _builtins.str
+    """Why it cannot be read."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SkippedImage: _TypeAlias = SkippedImage  # noqa: Y015
 
 @_typing.final
 class Concept(_message.Message):
@@ -100,6 +156,13 @@ class Concept(_message.Message):
     MEAN_CONTRIBUTION_FIELD_NUMBER: _builtins.int
     MIXED_FIELD_NUMBER: _builtins.int
     EXAMPLES_FIELD_NUMBER: _builtins.int
+    CONTRIBUTION_SPREAD_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    MERGED_INTO_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Index, from 0."""
     name: _builtins.str
@@ -108,9 +171,25 @@ class Concept(_message.Message):
     """Mean contribution to the prediction over the images."""
     mixed: _builtins.bool
     """True where it seems to stand for several unrelated things ("A or B")."""
+    contribution_spread: _builtins.float
+    """Standard deviation of its contribution over the images."""
+    agreement: _builtins.float
+    """How alike the images that excite it are in the model's feature space: mean cosine, -1 to 1."""
+    merged_into: _builtins.int
+    """The x-feature that it is shown together with; not set for none."""
+    mean: _builtins.float
+    """Mean of its value over the images."""
+    spread: _builtins.float
+    """Standard deviation of its value over the images."""
+    target: _builtins.int
+    """The target that it moves most, and whose contribution the figures above are of: its place among the targets."""
     @_builtins.property
     def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConceptExample]:
         """Images that excite it most."""
+
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """What one unit of it adds to the output of each target."""
 
     def __init__(
         self,
@@ -120,12 +199,21 @@ class Concept(_message.Message):
         mean_contribution: _builtins.float = ...,
         mixed: _builtins.bool = ...,
         examples: _abc.Iterable[Global___ConceptExample] | None = ...,
+        contribution_spread: _builtins.float = ...,
+        agreement: _builtins.float = ...,
+        weights: _abc.Iterable[_builtins.float] | None = ...,
+        merged_into: _builtins.int | None = ...,
+        mean: _builtins.float = ...,
+        spread: _builtins.float = ...,
+        target: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_merged_into", b"_merged_into", "merged_into", b"merged_into"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "index", b"index", "mean_contribution", b"mean_contribution", "mixed", b"mixed", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_merged_into", b"_merged_into", "agreement", b"agreement", "contribution_spread", b"contribution_spread", "examples", b"examples", "index", b"index", "mean", b"mean", "mean_contribution", b"mean_contribution", "merged_into", b"merged_into", "mixed", b"mixed", "name", b"name", "spread", b"spread", "target", b"target", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__merged_into: _TypeAlias = _typing.Literal["merged_into"]  # noqa: Y015
+    _WhichOneofArgType__merged_into: _TypeAlias = _typing.Literal["_merged_into", b"_merged_into"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__merged_into) -> _WhichOneofReturnType__merged_into | None: ...
 
 Global___Concept: _TypeAlias = Concept  # noqa: Y015
 
@@ -139,10 +227,16 @@ class ConceptExample(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     HEATMAP_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     value: _builtins.float
     """Value of the x-feature."""
     group: _builtins.int
     """Which group of images it belongs to, for mixed x-features; from 0."""
+    index: _builtins.int
+    """Its place in the set of images, from 0."""
+    name: _builtins.str
+    """Its file; empty for images that were sent."""
     @_builtins.property
     def image(self) -> _tensor_pb2.Image:
         """The image, as a small JPEG."""
@@ -158,10 +252,12 @@ class ConceptExample(_message.Message):
         value: _builtins.float = ...,
         heatmap: _explanation_pb2.Mask | None = ...,
         group: _builtins.int = ...,
+        index: _builtins.int = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heatmap", b"heatmap", "image", b"image"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "heatmap", b"heatmap", "image", b"image", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "heatmap", b"heatmap", "image", b"image", "index", b"index", "name", b"name", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -179,6 +275,7 @@ class ConceptMetrics(_message.Message):
     RECONSTRUCTED_SHARE_FIELD_NUMBER: _builtins.int
     HELD_OUT_FIELD_NUMBER: _builtins.int
     CLASS_AGREEMENT_FIELD_NUMBER: _builtins.int
+    STABILITY_FIELD_NUMBER: _builtins.int
     faithfulness_correlation: _builtins.float
     """Correlation of the explanation network's output with the model's, -1 to 1."""
     faithfulness_error: _builtins.float
@@ -191,6 +288,8 @@ class ConceptMetrics(_message.Message):
     """Images that were held out to measure it."""
     class_agreement: _builtins.float
     """Share of held-out images on which both give the same top class, 0 to 1; for several targets."""
+    stability: _builtins.float
+    """How far fits from other seeds find the same x-features: mean absolute correlation, 0 to 1; not set for one seed."""
     def __init__(
         self,
         *,
@@ -200,14 +299,20 @@ class ConceptMetrics(_message.Message):
         reconstructed_share: _builtins.float = ...,
         held_out: _builtins.int = ...,
         class_agreement: _builtins.float | None = ...,
+        stability: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_class_agreement", b"_class_agreement", "class_agreement", b"class_agreement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_class_agreement", b"_class_agreement", "_stability", b"_stability", "class_agreement", b"class_agreement", "stability", b"stability"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_class_agreement", b"_class_agreement", "class_agreement", b"class_agreement", "faithfulness_correlation", b"faithfulness_correlation", "faithfulness_error", b"faithfulness_error", "held_out", b"held_out", "orthogonality", b"orthogonality", "reconstructed_share", b"reconstructed_share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_class_agreement", b"_class_agreement", "_stability", b"_stability", "class_agreement", b"class_agreement", "faithfulness_correlation", b"faithfulness_correlation", "faithfulness_error", b"faithfulness_error", "held_out", b"held_out", "orthogonality", b"orthogonality", "reconstructed_share", b"reconstructed_share", "stability", b"stability"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__class_agreement: _TypeAlias = _typing.Literal["class_agreement"]  # noqa: Y015
     _WhichOneofArgType__class_agreement: _TypeAlias = _typing.Literal["_class_agreement", b"_class_agreement"]  # noqa: Y015
+    _WhichOneofReturnType__stability: _TypeAlias = _typing.Literal["stability"]  # noqa: Y015
+    _WhichOneofArgType__stability: _TypeAlias = _typing.Literal["_stability", b"_stability"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__class_agreement) -> _WhichOneofReturnType__class_agreement | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stability) -> _WhichOneofReturnType__stability | None: ...
 
 Global___ConceptMetrics: _TypeAlias = ConceptMetrics  # noqa: Y015
 
@@ -223,6 +328,9 @@ class ConceptFit(_message.Message):
     ETA_FIELD_NUMBER: _builtins.int
     EPOCHS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    HIDDEN_FIELD_NUMBER: _builtins.int
+    VIEWS_FIELD_NUMBER: _builtins.int
+    SEEDS_FIELD_NUMBER: _builtins.int
     concepts: _builtins.int
     """Number of x-features. 0 means 5."""
     beta: _builtins.float
@@ -235,6 +343,12 @@ class ConceptFit(_message.Message):
     """Passes over the images. 0 means the default."""
     seed: _builtins.int
     """Seed of the initialisation and order."""
+    hidden: _builtins.int
+    """Width of the hidden layers of encoder and decoder. 0 means the default."""
+    views: _builtins.int
+    """Random crops of each image that are fitted too, for small sets of images. 0 means none."""
+    seeds: _builtins.int
+    """Fits from different seeds, to measure stability; the first is kept. 0 means the default."""
     def __init__(
         self,
         *,
@@ -244,10 +358,13 @@ class ConceptFit(_message.Message):
         eta: _builtins.float | None = ...,
         epochs: _builtins.int = ...,
         seed: _builtins.int = ...,
+        hidden: _builtins.int = ...,
+        views: _builtins.int = ...,
+        seeds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_eta", b"_eta", "_q", b"_q", "beta", b"beta", "eta", b"eta", "q", b"q"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_eta", b"_eta", "_q", b"_q", "beta", b"beta", "concepts", b"concepts", "epochs", b"epochs", "eta", b"eta", "q", b"q", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_eta", b"_eta", "_q", b"_q", "beta", b"beta", "concepts", b"concepts", "epochs", b"epochs", "eta", b"eta", "hidden", b"hidden", "q", b"q", "seed", b"seed", "seeds", b"seeds", "views", b"views"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__beta: _TypeAlias = _typing.Literal["beta"]  # noqa: Y015
     _WhichOneofArgType__beta: _TypeAlias = _typing.Literal["_beta", b"_beta"]  # noqa: Y015

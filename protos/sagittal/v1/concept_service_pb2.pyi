@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from sagittal.v1 import concept_pb2 as _concept_pb2
@@ -66,6 +67,11 @@ class FitConceptsSettings(_message.Message):
     TARGETS_FIELD_NUMBER: _builtins.int
     DATASET_FIELD_NUMBER: _builtins.int
     FIT_FIELD_NUMBER: _builtins.int
+    DETACH_FIELD_NUMBER: _builtins.int
+    REPLACE_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    IMAGE_COUNT_FIELD_NUMBER: _builtins.int
+    IMAGES_DIGEST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the set. Required."""
     model: _builtins.str
@@ -76,6 +82,14 @@ class FitConceptsSettings(_message.Message):
     """Layer, as GetModel lists it. Empty means the last one with a flat output."""
     dataset: _builtins.str
     """Name of a dataset registered with the workers. Empty means that images follow."""
+    detach: _builtins.bool
+    """Lets the job go on when the call is dropped."""
+    replace: _builtins.bool
+    """Replaces a set of the same name. Otherwise one that exists is left alone, and the fit is refused."""
+    image_count: _builtins.int
+    """Set by the service: how many images were sent."""
+    images_digest: _builtins.str
+    """Set by the service: SHA-256 over the images that were sent."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[_explanation_pb2.Target]:
         """Classes whose scores are predicted. At least one."""
@@ -83,6 +97,10 @@ class FitConceptsSettings(_message.Message):
     @_builtins.property
     def fit(self) -> _concept_pb2.ConceptFit:
         """Settings of the fit."""
+
+    @_builtins.property
+    def deadline(self) -> _duration_pb2.Duration:
+        """Time from acceptance to the end. Not set means the service's default."""
 
     def __init__(
         self,
@@ -94,10 +112,15 @@ class FitConceptsSettings(_message.Message):
         targets: _abc.Iterable[_explanation_pb2.Target] | None = ...,
         dataset: _builtins.str = ...,
         fit: _concept_pb2.ConceptFit | None = ...,
+        detach: _builtins.bool = ...,
+        replace: _builtins.bool = ...,
+        deadline: _duration_pb2.Duration | None = ...,
+        image_count: _builtins.int = ...,
+        images_digest: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fit", b"fit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "fit", b"fit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "fit", b"fit", "layer", b"layer", "model", b"model", "model_version", b"model_version", "name", b"name", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "deadline", b"deadline", "detach", b"detach", "fit", b"fit", "image_count", b"image_count", "images_digest", b"images_digest", "layer", b"layer", "model", b"model", "model_version", b"model_version", "name", b"name", "replace", b"replace", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -330,7 +353,7 @@ class ConceptChange(_message.Message):
     rename: _builtins.str
     """Gives it a name. Empty takes the name away."""
     merge_into: _builtins.int
-    """Shows it together with another x-feature, by index."""
+    """Shows it together with another x-feature, by index; with itself, apart again."""
     mixed: _builtins.bool
     """Marks it as standing for several things."""
     def __init__(

@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
@@ -29,77 +30,83 @@ from sagittal.v1 import method_pb2 as sagittal_dot_v1_dot_method__pb2
 from sagittal.v1 import tensor_pb2 as sagittal_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsagittal/v1/explanation.proto\x12\x0bsagittal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x18sagittal/v1/method.proto\x1a\x18sagittal/v1/tensor.proto\"\xfa\x03\n\x0f\x45xplanationSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12!\n\x05image\x18\x03 \x01(\x0b\x32\x12.sagittal.v1.Image\x12#\n\x06target\x18\x04 \x01(\x0b\x32\x13.sagittal.v1.Target\x12#\n\x06method\x18\x05 \x01(\x0b\x32\x13.sagittal.v1.Method\x12\'\n\x08\x62\x61seline\x18\x06 \x01(\x0b\x32\x15.sagittal.v1.Baseline\x12%\n\x07metrics\x18\x07 \x01(\x0b\x32\x14.sagittal.v1.Metrics\x12\x0c\n\x04seed\x18\x08 \x01(\x04\x12\x1f\n\x04lane\x18\t \x01(\x0e\x32\x11.sagittal.v1.Lane\x12+\n\x08\x64\x65\x61\x64line\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fmax_evaluations\x18\x0b \x01(\x04\x12\x12\n\nrequest_id\x18\x0c \x01(\t\x12.\n\x0c\x63\x61\x63he_policy\x18\r \x01(\x0e\x32\x18.sagittal.v1.CachePolicy\x12\x34\n\x11progress_interval\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rpartial_masks\x18\x0f \x01(\x08\"4\n\x06Target\x12\x0f\n\x05index\x18\x01 \x01(\rH\x00\x12\x0f\n\x05label\x18\x02 \x01(\tH\x00\x42\x08\n\x06target\"j\n\x08\x42\x61seline\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.sagittal.v1.BaselineKind\x12!\n\x05image\x18\x02 \x01(\x0b\x32\x12.sagittal.v1.Image\x12\x12\n\nblur_sigma\x18\x03 \x01(\x02\"\x88\x01\n\x07Metrics\x12\x13\n\x0bskip_curves\x18\x01 \x01(\x08\x12\x32\n\x0e\x63urve_protocol\x18\x02 \x01(\x0e\x32\x1a.sagittal.v1.CurveProtocol\x12\x13\n\x0b\x63urve_steps\x18\x03 \x01(\r\x12\x1f\n\x05\x62oxes\x18\x04 \x03(\x0b\x32\x10.sagittal.v1.Box\"\x95\x06\n\x10\x45xplanationEvent\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12)\n\x08\x61\x63\x63\x65pted\x18\n \x01(\x0b\x32\x15.sagittal.v1.AcceptedH\x00\x12\'\n\x07started\x18\x0b \x01(\x0b\x32\x14.sagittal.v1.StartedH\x00\x12-\n\nprediction\x18\x0c \x01(\x0b\x32\x17.sagittal.v1.PredictionH\x00\x12)\n\x08progress\x18\r \x01(\x0b\x32\x15.sagittal.v1.ProgressH\x00\x12!\n\x04mask\x18\x0e \x01(\x0b\x32\x11.sagittal.v1.MaskH\x00\x12\x34\n\x0esufficient_set\x18\x0f \x01(\x0b\x32\x1a.sagittal.v1.SufficientSetH\x00\x12,\n\ngraph_node\x18\x10 \x01(\x0b\x32\x16.sagittal.v1.GraphNodeH\x00\x12,\n\ngraph_edge\x18\x11 \x01(\x0b\x32\x16.sagittal.v1.GraphEdgeH\x00\x12#\n\x05\x63urve\x18\x12 \x01(\x0b\x32\x12.sagittal.v1.CurveH\x00\x12\x33\n\x07\x63oncept\x18\x13 \x01(\x0b\x32 .sagittal.v1.ConceptContributionH\x00\x12\'\n\x07warning\x18\x14 \x01(\x0b\x32\x14.sagittal.v1.WarningH\x00\x12+\n\tcompleted\x18\x15 \x01(\x0b\x32\x16.sagittal.v1.CompletedH\x00\x12$\n\x06\x66\x61iled\x18\x16 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12+\n\tcancelled\x18\x17 \x01(\x0b\x32\x16.sagittal.v1.CancelledH\x00\x12\x32\n\rregion_scores\x18\x18 \x01(\x0b\x32\x19.sagittal.v1.RegionScoresH\x00\x42\x07\n\x05\x65vent\"\x8f\x01\n\x08\x41\x63\x63\x65pted\x12\x16\n\x0equeue_position\x18\x01 \x01(\x04\x12\x1d\n\x15\x65stimated_evaluations\x18\x02 \x01(\x04\x12\x15\n\rready_workers\x18\x03 \x01(\r\x12\x35\n\x12\x65stimated_run_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"U\n\x07Started\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12)\n\x06waited\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"9\n\nClassScore\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\"\xb4\x01\n\nPrediction\x12\'\n\x06target\x18\x01 \x01(\x0b\x32\x17.sagittal.v1.ClassScore\x12$\n\x03top\x18\x02 \x03(\x0b\x32\x17.sagittal.v1.ClassScore\x12\x16\n\x0e\x62\x61seline_score\x18\x03 \x01(\x02\x12+\n\x08\x62\x61seline\x18\x04 \x01(\x0e\x32\x19.sagittal.v1.BaselineKind\x12\x12\n\nblur_sigma\x18\x05 \x01(\x02\"f\n\x08Progress\x12\x10\n\x08\x66raction\x18\x01 \x01(\x02\x12\x13\n\x0b\x65valuations\x18\x02 \x01(\x04\x12\x16\n\tobjective\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05phase\x18\x04 \x01(\tB\x0c\n\n_objective\"[\n\x04Mask\x12%\n\x08saliency\x18\x01 \x01(\x0b\x32\x13.sagittal.v1.Tensor\x12\r\n\x05\x66inal\x18\x02 \x01(\x08\x12\r\n\x05index\x18\x03 \x01(\r\x12\x0e\n\x06signed\x18\x04 \x01(\x08\"z\n\x0b\x43\x65rtificate\x12,\n\x05level\x18\x01 \x01(\x0e\x32\x1d.sagittal.v1.CertificateLevel\x12\x0f\n\x07\x63hecked\x18\x02 \x01(\x04\x12\x16\n\x0erequired_score\x18\x03 \x01(\x02\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\")\n\x08PatchSet\x12\x0c\n\x04grid\x18\x01 \x01(\r\x12\x0f\n\x07patches\x18\x02 \x03(\r\"b\n\x0c\x43\x61usalTriple\x12\x13\n\x0bsufficiency\x18\x01 \x01(\x02\x12\x0f\n\x07without\x18\x02 \x01(\x02\x12,\n\x0btop_without\x18\x03 \x01(\x0b\x32\x17.sagittal.v1.ClassScore\"\xec\x01\n\rSufficientSet\x12&\n\x07patches\x18\x01 \x01(\x0b\x32\x15.sagittal.v1.PatchSet\x12\r\n\x05score\x18\x02 \x01(\x02\x12-\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0b\x32\x18.sagittal.v1.Certificate\x12)\n\x06\x63\x61usal\x18\x04 \x01(\x0b\x32\x19.sagittal.v1.CausalTriple\x12\x13\n\x0b\x65valuations\x18\x05 \x01(\x04\x12\x0f\n\x07\x64iverse\x18\x06 \x01(\x08\x12$\n\x03top\x18\x07 \x01(\x0b\x32\x17.sagittal.v1.ClassScore\"\xc5\x01\n\tGraphNode\x12\n\n\x02id\x18\x01 \x01(\t\x12&\n\x07patches\x18\x02 \x01(\x0b\x32\x15.sagittal.v1.PatchSet\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x16\n\x0erelative_score\x18\x04 \x01(\x02\x12\x0c\n\x04root\x18\x05 \x01(\x08\x12)\n\x06\x63\x61usal\x18\x06 \x01(\x0b\x32\x19.sagittal.v1.CausalTriple\x12$\n\x03top\x18\x07 \x01(\x0b\x32\x17.sagittal.v1.ClassScore\"k\n\x0cRegionScores\x12%\n\x04\x66ull\x18\x01 \x01(\x0b\x32\x17.sagittal.v1.ClassScore\x12\x0e\n\x06scores\x18\x02 \x03(\x02\x12$\n\x03top\x18\x03 \x03(\x0b\x32\x17.sagittal.v1.ClassScore\"A\n\tGraphEdge\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\r\n\x05\x63hild\x18\x02 \x01(\t\x12\x15\n\rremoved_patch\x18\x03 \x01(\r\"\x89\x01\n\x05\x43urve\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.sagittal.v1.CurveKind\x12\x11\n\tfractions\x18\x02 \x03(\x02\x12\x0e\n\x06scores\x18\x03 \x03(\x02\x12\x0b\n\x03\x61uc\x18\x04 \x01(\x02\x12\x16\n\x0e\x61uc_normalized\x18\x05 \x01(\x02\x12\x12\n\nmask_index\x18\x06 \x01(\r\"{\n\x13\x43onceptContribution\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x02\x12\x14\n\x0c\x63ontribution\x18\x04 \x01(\x02\x12\"\n\x07heatmap\x18\x05 \x01(\x0b\x32\x11.sagittal.v1.Mask\"*\n\x07Warning\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xed\x04\n\tCompleted\x12\x16\n\tinsertion\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x15\n\x08\x64\x65letion\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x13\n\x0b\x65valuations\x18\x03 \x01(\x04\x12\x1c\n\x14gradient_evaluations\x18\x04 \x01(\x04\x12\x12\n\ncache_hits\x18\x05 \x01(\x04\x12+\n\x08run_time\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\twait_time\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmodel_digest\x18\x08 \x01(\t\x12\x15\n\rmodel_version\x18\t \x01(\t\x12\x0c\n\x04seed\x18\n \x01(\x04\x12\x0e\n\x06method\x18\x0b \x01(\t\x12\x17\n\x0fparameters_json\x18\x0c \x01(\t\x12\x36\n\x08versions\x18\r \x03(\x0b\x32$.sagittal.v1.Completed.VersionsEntry\x12\x11\n\ttruncated\x18\x0e \x01(\x08\x12\x14\n\x0ctruncated_by\x18\x0f \x01(\t\x12\x1a\n\x12metric_evaluations\x18\x10 \x01(\x04\x12\x1e\n\x11pointing_game_hit\x18\x11 \x01(\x08H\x02\x88\x01\x01\x12,\n\tcache_age\x18\x12 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0c\n\n_insertionB\x0b\n\t_deletionB\x14\n\x12_pointing_game_hit\"\x1b\n\tCancelled\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xf5\x02\n\x0b\x45xplanation\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.sagittal.v1.JobState\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12\x0e\n\x06method\x18\x06 \x01(\t\x12\x1f\n\x04lane\x18\x07 \x01(\x0e\x32\x11.sagittal.v1.Lane\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\n \x01(\r\x12\x0e\n\x06worker\x18\x0b \x01(\t\x12-\n\x06\x65vents\x18\x0c \x03(\x0b\x32\x1d.sagittal.v1.ExplanationEvent\x12\x16\n\x0e\x66\x61ilure_reason\x18\r \x01(\t*B\n\x04Lane\x12\x14\n\x10LANE_UNSPECIFIED\x10\x00\x12\x14\n\x10LANE_INTERACTIVE\x10\x01\x12\x0e\n\nLANE_BATCH\x10\x02*\xa8\x01\n\x0c\x42\x61selineKind\x12\x1d\n\x19\x42\x41SELINE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42\x41SELINE_KIND_BLUR\x10\x01\x12\x17\n\x13\x42\x41SELINE_KIND_BLACK\x10\x02\x12\x16\n\x12\x42\x41SELINE_KIND_MEAN\x10\x03\x12\x17\n\x13\x42\x41SELINE_KIND_NOISE\x10\x04\x12\x17\n\x13\x42\x41SELINE_KIND_IMAGE\x10\x05*t\n\x0b\x43\x61\x63hePolicy\x12\x1c\n\x18\x43\x41\x43HE_POLICY_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43\x41\x43HE_POLICY_USE\x10\x01\x12\x18\n\x14\x43\x41\x43HE_POLICY_REFRESH\x10\x02\x12\x17\n\x13\x43\x41\x43HE_POLICY_BYPASS\x10\x03*b\n\rCurveProtocol\x12\x1e\n\x1a\x43URVE_PROTOCOL_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43URVE_PROTOCOL_MASK\x10\x01\x12\x18\n\x14\x43URVE_PROTOCOL_PIXEL\x10\x02*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_COMPLETED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05*\xc4\x01\n\x10\x43\x65rtificateLevel\x12!\n\x1d\x43\x45RTIFICATE_LEVEL_UNSPECIFIED\x10\x00\x12 \n\x1c\x43\x45RTIFICATE_LEVEL_SUFFICIENT\x10\x01\x12!\n\x1d\x43\x45RTIFICATE_LEVEL_ONE_MINIMAL\x10\x02\x12$\n CERTIFICATE_LEVEL_SUBSET_MINIMAL\x10\x03\x12\"\n\x1e\x43\x45RTIFICATE_LEVEL_MINIMUM_SIZE\x10\x04*Z\n\tCurveKind\x12\x1a\n\x16\x43URVE_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43URVE_KIND_INSERTION\x10\x01\x12\x17\n\x13\x43URVE_KIND_DELETION\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsagittal/v1/explanation.proto\x12\x0bsagittal.v1\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x18sagittal/v1/method.proto\x1a\x18sagittal/v1/tensor.proto\"\xfa\x03\n\x0f\x45xplanationSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12!\n\x05image\x18\x03 \x01(\x0b\x32\x12.sagittal.v1.Image\x12#\n\x06target\x18\x04 \x01(\x0b\x32\x13.sagittal.v1.Target\x12#\n\x06method\x18\x05 \x01(\x0b\x32\x13.sagittal.v1.Method\x12\'\n\x08\x62\x61seline\x18\x06 \x01(\x0b\x32\x15.sagittal.v1.Baseline\x12%\n\x07metrics\x18\x07 \x01(\x0b\x32\x14.sagittal.v1.Metrics\x12\x0c\n\x04seed\x18\x08 \x01(\x04\x12\x1f\n\x04lane\x18\t \x01(\x0e\x32\x11.sagittal.v1.Lane\x12+\n\x08\x64\x65\x61\x64line\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fmax_evaluations\x18\x0b \x01(\x04\x12\x12\n\nrequest_id\x18\x0c \x01(\t\x12.\n\x0c\x63\x61\x63he_policy\x18\r \x01(\x0e\x32\x18.sagittal.v1.CachePolicy\x12\x34\n\x11progress_interval\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rpartial_masks\x18\x0f \x01(\x08\"4\n\x06Target\x12\x0f\n\x05index\x18\x01 \x01(\rH\x00\x12\x0f\n\x05label\x18\x02 \x01(\tH\x00\x42\x08\n\x06target\"j\n\x08\x42\x61seline\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.sagittal.v1.BaselineKind\x12!\n\x05image\x18\x02 \x01(\x0b\x32\x12.sagittal.v1.Image\x12\x12\n\nblur_sigma\x18\x03 \x01(\x02\"\x88\x01\n\x07Metrics\x12\x13\n\x0bskip_curves\x18\x01 \x01(\x08\x12\x32\n\x0e\x63urve_protocol\x18\x02 \x01(\x0e\x32\x1a.sagittal.v1.CurveProtocol\x12\x13\n\x0b\x63urve_steps\x18\x03 \x01(\r\x12\x1f\n\x05\x62oxes\x18\x04 \x03(\x0b\x32\x10.sagittal.v1.Box\"\xfb\x06\n\x10\x45xplanationEvent\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12)\n\x08\x61\x63\x63\x65pted\x18\n \x01(\x0b\x32\x15.sagittal.v1.AcceptedH\x00\x12\'\n\x07started\x18\x0b \x01(\x0b\x32\x14.sagittal.v1.StartedH\x00\x12-\n\nprediction\x18\x0c \x01(\x0b\x32\x17.sagittal.v1.PredictionH\x00\x12)\n\x08progress\x18\r \x01(\x0b\x32\x15.sagittal.v1.ProgressH\x00\x12!\n\x04mask\x18\x0e \x01(\x0b\x32\x11.sagittal.v1.MaskH\x00\x12\x34\n\x0esufficient_set\x18\x0f \x01(\x0b\x32\x1a.sagittal.v1.SufficientSetH\x00\x12,\n\ngraph_node\x18\x10 \x01(\x0b\x32\x16.sagittal.v1.GraphNodeH\x00\x12,\n\ngraph_edge\x18\x11 \x01(\x0b\x32\x16.sagittal.v1.GraphEdgeH\x00\x12#\n\x05\x63urve\x18\x12 \x01(\x0b\x32\x12.sagittal.v1.CurveH\x00\x12\x33\n\x07\x63oncept\x18\x13 \x01(\x0b\x32 .sagittal.v1.ConceptContributionH\x00\x12\'\n\x07warning\x18\x14 \x01(\x0b\x32\x14.sagittal.v1.WarningH\x00\x12+\n\tcompleted\x18\x15 \x01(\x0b\x32\x16.sagittal.v1.CompletedH\x00\x12$\n\x06\x66\x61iled\x18\x16 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12+\n\tcancelled\x18\x17 \x01(\x0b\x32\x16.sagittal.v1.CancelledH\x00\x12\x32\n\rregion_scores\x18\x18 \x01(\x0b\x32\x19.sagittal.v1.RegionScoresH\x00\x12<\n\x12\x63oncept_prediction\x18\x19 \x01(\x0b\x32\x1e.sagittal.v1.ConceptPredictionH\x00\x12&\n\x06\x61nswer\x18\x1a \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x42\x07\n\x05\x65vent\"\x8f\x01\n\x08\x41\x63\x63\x65pted\x12\x16\n\x0equeue_position\x18\x01 \x01(\x04\x12\x1d\n\x15\x65stimated_evaluations\x18\x02 \x01(\x04\x12\x15\n\rready_workers\x18\x03 \x01(\r\x12\x35\n\x12\x65stimated_run_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"U\n\x07Started\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12)\n\x06waited\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"9\n\nClassScore\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\"\xb4\x01\n\nPrediction\x12\'\n\x06target\x18\x01 \x01(\x0b\x32\x17.sagittal.v1.ClassScore\x12$\n\x03top\x18\x02 \x03(\x0b\x32\x17.sagittal.v1.ClassScore\x12\x16\n\x0e\x62\x61seline_score\x18\x03 \x01(\x02\x12+\n\x08\x62\x61seline\x18\x04 \x01(\x0e\x32\x19.sagittal.v1.BaselineKind\x12\x12\n\nblur_sigma\x18\x05 \x01(\x02\"\xc5\x01\n\x08Progress\x12\x10\n\x08\x66raction\x18\x01 \x01(\x02\x12\x13\n\x0b\x65valuations\x18\x02 \x01(\x04\x12\x16\n\tobjective\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05phase\x18\x04 \x01(\t\x12/\n\x05terms\x18\x05 \x03(\x0b\x32 .sagittal.v1.Progress.TermsEntry\x1a,\n\nTermsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0c\n\n_objective\"[\n\x04Mask\x12%\n\x08saliency\x18\x01 \x01(\x0b\x32\x13.sagittal.v1.Tensor\x12\r\n\x05\x66inal\x18\x02 \x01(\x08\x12\r\n\x05index\x18\x03 \x01(\r\x12\x0e\n\x06signed\x18\x04 \x01(\x08\"z\n\x0b\x43\x65rtificate\x12,\n\x05level\x18\x01 \x01(\x0e\x32\x1d.sagittal.v1.CertificateLevel\x12\x0f\n\x07\x63hecked\x18\x02 \x01(\x04\x12\x16\n\x0erequired_score\x18\x03 \x01(\x02\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\")\n\x08PatchSet\x12\x0c\n\x04grid\x18\x01 \x01(\r\x12\x0f\n\x07patches\x18\x02 \x03(\r\"b\n\x0c\x43\x61usalTriple\x12\x13\n\x0bsufficiency\x18\x01 \x01(\x02\x12\x0f\n\x07without\x18\x02 \x01(\x02\x12,\n\x0btop_without\x18\x03 \x01(\x0b\x32\x17.sagittal.v1.ClassScore\"\xec\x01\n\rSufficientSet\x12&\n\x07patches\x18\x01 \x01(\x0b\x32\x15.sagittal.v1.PatchSet\x12\r\n\x05score\x18\x02 \x01(\x02\x12-\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0b\x32\x18.sagittal.v1.Certificate\x12)\n\x06\x63\x61usal\x18\x04 \x01(\x0b\x32\x19.sagittal.v1.CausalTriple\x12\x13\n\x0b\x65valuations\x18\x05 \x01(\x04\x12\x0f\n\x07\x64iverse\x18\x06 \x01(\x08\x12$\n\x03top\x18\x07 \x01(\x0b\x32\x17.sagittal.v1.ClassScore\"\xc5\x01\n\tGraphNode\x12\n\n\x02id\x18\x01 \x01(\t\x12&\n\x07patches\x18\x02 \x01(\x0b\x32\x15.sagittal.v1.PatchSet\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x16\n\x0erelative_score\x18\x04 \x01(\x02\x12\x0c\n\x04root\x18\x05 \x01(\x08\x12)\n\x06\x63\x61usal\x18\x06 \x01(\x0b\x32\x19.sagittal.v1.CausalTriple\x12$\n\x03top\x18\x07 \x01(\x0b\x32\x17.sagittal.v1.ClassScore\"k\n\x0cRegionScores\x12%\n\x04\x66ull\x18\x01 \x01(\x0b\x32\x17.sagittal.v1.ClassScore\x12\x0e\n\x06scores\x18\x02 \x03(\x02\x12$\n\x03top\x18\x03 \x03(\x0b\x32\x17.sagittal.v1.ClassScore\"A\n\tGraphEdge\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\r\n\x05\x63hild\x18\x02 \x01(\t\x12\x15\n\rremoved_patch\x18\x03 \x01(\r\"\x89\x01\n\x05\x43urve\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.sagittal.v1.CurveKind\x12\x11\n\tfractions\x18\x02 \x03(\x02\x12\x0e\n\x06scores\x18\x03 \x03(\x02\x12\x0b\n\x03\x61uc\x18\x04 \x01(\x02\x12\x16\n\x0e\x61uc_normalized\x18\x05 \x01(\x02\x12\x12\n\nmask_index\x18\x06 \x01(\r\"\x81\x01\n\x11\x43onceptPrediction\x12\'\n\x06target\x18\x01 \x01(\x0b\x32\x17.sagittal.v1.ClassScore\x12\x11\n\tpredicted\x18\x02 \x01(\x02\x12\x0e\n\x06output\x18\x03 \x01(\x02\x12\x0b\n\x03gap\x18\x04 \x01(\x02\x12\x13\n\x0busual_error\x18\x05 \x01(\x02\"{\n\x13\x43onceptContribution\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x02\x12\x14\n\x0c\x63ontribution\x18\x04 \x01(\x02\x12\"\n\x07heatmap\x18\x05 \x01(\x0b\x32\x11.sagittal.v1.Mask\"*\n\x07Warning\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xed\x04\n\tCompleted\x12\x16\n\tinsertion\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x15\n\x08\x64\x65letion\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x13\n\x0b\x65valuations\x18\x03 \x01(\x04\x12\x1c\n\x14gradient_evaluations\x18\x04 \x01(\x04\x12\x12\n\ncache_hits\x18\x05 \x01(\x04\x12+\n\x08run_time\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\twait_time\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmodel_digest\x18\x08 \x01(\t\x12\x15\n\rmodel_version\x18\t \x01(\t\x12\x0c\n\x04seed\x18\n \x01(\x04\x12\x0e\n\x06method\x18\x0b \x01(\t\x12\x17\n\x0fparameters_json\x18\x0c \x01(\t\x12\x36\n\x08versions\x18\r \x03(\x0b\x32$.sagittal.v1.Completed.VersionsEntry\x12\x11\n\ttruncated\x18\x0e \x01(\x08\x12\x14\n\x0ctruncated_by\x18\x0f \x01(\t\x12\x1a\n\x12metric_evaluations\x18\x10 \x01(\x04\x12\x1e\n\x11pointing_game_hit\x18\x11 \x01(\x08H\x02\x88\x01\x01\x12,\n\tcache_age\x18\x12 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0c\n\n_insertionB\x0b\n\t_deletionB\x14\n\x12_pointing_game_hit\"\x1b\n\tCancelled\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xf5\x02\n\x0b\x45xplanation\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.sagittal.v1.JobState\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12\x0e\n\x06method\x18\x06 \x01(\t\x12\x1f\n\x04lane\x18\x07 \x01(\x0e\x32\x11.sagittal.v1.Lane\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\n \x01(\r\x12\x0e\n\x06worker\x18\x0b \x01(\t\x12-\n\x06\x65vents\x18\x0c \x03(\x0b\x32\x1d.sagittal.v1.ExplanationEvent\x12\x16\n\x0e\x66\x61ilure_reason\x18\r \x01(\t*B\n\x04Lane\x12\x14\n\x10LANE_UNSPECIFIED\x10\x00\x12\x14\n\x10LANE_INTERACTIVE\x10\x01\x12\x0e\n\nLANE_BATCH\x10\x02*\xa8\x01\n\x0c\x42\x61selineKind\x12\x1d\n\x19\x42\x41SELINE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42\x41SELINE_KIND_BLUR\x10\x01\x12\x17\n\x13\x42\x41SELINE_KIND_BLACK\x10\x02\x12\x16\n\x12\x42\x41SELINE_KIND_MEAN\x10\x03\x12\x17\n\x13\x42\x41SELINE_KIND_NOISE\x10\x04\x12\x17\n\x13\x42\x41SELINE_KIND_IMAGE\x10\x05*t\n\x0b\x43\x61\x63hePolicy\x12\x1c\n\x18\x43\x41\x43HE_POLICY_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43\x41\x43HE_POLICY_USE\x10\x01\x12\x18\n\x14\x43\x41\x43HE_POLICY_REFRESH\x10\x02\x12\x17\n\x13\x43\x41\x43HE_POLICY_BYPASS\x10\x03*b\n\rCurveProtocol\x12\x1e\n\x1a\x43URVE_PROTOCOL_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43URVE_PROTOCOL_MASK\x10\x01\x12\x18\n\x14\x43URVE_PROTOCOL_PIXEL\x10\x02*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_COMPLETED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05*\xc4\x01\n\x10\x43\x65rtificateLevel\x12!\n\x1d\x43\x45RTIFICATE_LEVEL_UNSPECIFIED\x10\x00\x12 \n\x1c\x43\x45RTIFICATE_LEVEL_SUFFICIENT\x10\x01\x12!\n\x1d\x43\x45RTIFICATE_LEVEL_ONE_MINIMAL\x10\x02\x12$\n CERTIFICATE_LEVEL_SUBSET_MINIMAL\x10\x03\x12\"\n\x1e\x43\x45RTIFICATE_LEVEL_MINIMUM_SIZE\x10\x04*Z\n\tCurveKind\x12\x1a\n\x16\x43URVE_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43URVE_KIND_INSERTION\x10\x01\x12\x17\n\x13\x43URVE_KIND_DELETION\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sagittal.v1.explanation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_PROGRESS_TERMSENTRY']._loaded_options = None
+  _globals['_PROGRESS_TERMSENTRY']._serialized_options = b'8\001'
   _globals['_COMPLETED_VERSIONSENTRY']._loaded_options = None
   _globals['_COMPLETED_VERSIONSENTRY']._serialized_options = b'8\001'
-  _globals['_LANE']._serialized_start=4682
-  _globals['_LANE']._serialized_end=4748
-  _globals['_BASELINEKIND']._serialized_start=4751
-  _globals['_BASELINEKIND']._serialized_end=4919
-  _globals['_CACHEPOLICY']._serialized_start=4921
-  _globals['_CACHEPOLICY']._serialized_end=5037
-  _globals['_CURVEPROTOCOL']._serialized_start=5039
-  _globals['_CURVEPROTOCOL']._serialized_end=5137
-  _globals['_JOBSTATE']._serialized_start=5140
-  _globals['_JOBSTATE']._serialized_end=5294
-  _globals['_CERTIFICATELEVEL']._serialized_start=5297
-  _globals['_CERTIFICATELEVEL']._serialized_end=5493
-  _globals['_CURVEKIND']._serialized_start=5495
-  _globals['_CURVEKIND']._serialized_end=5585
-  _globals['_EXPLANATIONSPEC']._serialized_start=189
-  _globals['_EXPLANATIONSPEC']._serialized_end=695
-  _globals['_TARGET']._serialized_start=697
-  _globals['_TARGET']._serialized_end=749
-  _globals['_BASELINE']._serialized_start=751
-  _globals['_BASELINE']._serialized_end=857
-  _globals['_METRICS']._serialized_start=860
-  _globals['_METRICS']._serialized_end=996
-  _globals['_EXPLANATIONEVENT']._serialized_start=999
-  _globals['_EXPLANATIONEVENT']._serialized_end=1788
-  _globals['_ACCEPTED']._serialized_start=1791
-  _globals['_ACCEPTED']._serialized_end=1934
-  _globals['_STARTED']._serialized_start=1936
-  _globals['_STARTED']._serialized_end=2021
-  _globals['_CLASSSCORE']._serialized_start=2023
-  _globals['_CLASSSCORE']._serialized_end=2080
-  _globals['_PREDICTION']._serialized_start=2083
-  _globals['_PREDICTION']._serialized_end=2263
-  _globals['_PROGRESS']._serialized_start=2265
-  _globals['_PROGRESS']._serialized_end=2367
-  _globals['_MASK']._serialized_start=2369
-  _globals['_MASK']._serialized_end=2460
-  _globals['_CERTIFICATE']._serialized_start=2462
-  _globals['_CERTIFICATE']._serialized_end=2584
-  _globals['_PATCHSET']._serialized_start=2586
-  _globals['_PATCHSET']._serialized_end=2627
-  _globals['_CAUSALTRIPLE']._serialized_start=2629
-  _globals['_CAUSALTRIPLE']._serialized_end=2727
-  _globals['_SUFFICIENTSET']._serialized_start=2730
-  _globals['_SUFFICIENTSET']._serialized_end=2966
-  _globals['_GRAPHNODE']._serialized_start=2969
-  _globals['_GRAPHNODE']._serialized_end=3166
-  _globals['_REGIONSCORES']._serialized_start=3168
-  _globals['_REGIONSCORES']._serialized_end=3275
-  _globals['_GRAPHEDGE']._serialized_start=3277
-  _globals['_GRAPHEDGE']._serialized_end=3342
-  _globals['_CURVE']._serialized_start=3345
-  _globals['_CURVE']._serialized_end=3482
-  _globals['_CONCEPTCONTRIBUTION']._serialized_start=3484
-  _globals['_CONCEPTCONTRIBUTION']._serialized_end=3607
-  _globals['_WARNING']._serialized_start=3609
-  _globals['_WARNING']._serialized_end=3651
-  _globals['_COMPLETED']._serialized_start=3654
-  _globals['_COMPLETED']._serialized_end=4275
-  _globals['_COMPLETED_VERSIONSENTRY']._serialized_start=4179
-  _globals['_COMPLETED_VERSIONSENTRY']._serialized_end=4226
-  _globals['_CANCELLED']._serialized_start=4277
-  _globals['_CANCELLED']._serialized_end=4304
-  _globals['_EXPLANATION']._serialized_start=4307
-  _globals['_EXPLANATION']._serialized_end=4680
+  _globals['_LANE']._serialized_start=5039
+  _globals['_LANE']._serialized_end=5105
+  _globals['_BASELINEKIND']._serialized_start=5108
+  _globals['_BASELINEKIND']._serialized_end=5276
+  _globals['_CACHEPOLICY']._serialized_start=5278
+  _globals['_CACHEPOLICY']._serialized_end=5394
+  _globals['_CURVEPROTOCOL']._serialized_start=5396
+  _globals['_CURVEPROTOCOL']._serialized_end=5494
+  _globals['_JOBSTATE']._serialized_start=5497
+  _globals['_JOBSTATE']._serialized_end=5651
+  _globals['_CERTIFICATELEVEL']._serialized_start=5654
+  _globals['_CERTIFICATELEVEL']._serialized_end=5850
+  _globals['_CURVEKIND']._serialized_start=5852
+  _globals['_CURVEKIND']._serialized_end=5942
+  _globals['_EXPLANATIONSPEC']._serialized_start=216
+  _globals['_EXPLANATIONSPEC']._serialized_end=722
+  _globals['_TARGET']._serialized_start=724
+  _globals['_TARGET']._serialized_end=776
+  _globals['_BASELINE']._serialized_start=778
+  _globals['_BASELINE']._serialized_end=884
+  _globals['_METRICS']._serialized_start=887
+  _globals['_METRICS']._serialized_end=1023
+  _globals['_EXPLANATIONEVENT']._serialized_start=1026
+  _globals['_EXPLANATIONEVENT']._serialized_end=1917
+  _globals['_ACCEPTED']._serialized_start=1920
+  _globals['_ACCEPTED']._serialized_end=2063
+  _globals['_STARTED']._serialized_start=2065
+  _globals['_STARTED']._serialized_end=2150
+  _globals['_CLASSSCORE']._serialized_start=2152
+  _globals['_CLASSSCORE']._serialized_end=2209
+  _globals['_PREDICTION']._serialized_start=2212
+  _globals['_PREDICTION']._serialized_end=2392
+  _globals['_PROGRESS']._serialized_start=2395
+  _globals['_PROGRESS']._serialized_end=2592
+  _globals['_PROGRESS_TERMSENTRY']._serialized_start=2534
+  _globals['_PROGRESS_TERMSENTRY']._serialized_end=2578
+  _globals['_MASK']._serialized_start=2594
+  _globals['_MASK']._serialized_end=2685
+  _globals['_CERTIFICATE']._serialized_start=2687
+  _globals['_CERTIFICATE']._serialized_end=2809
+  _globals['_PATCHSET']._serialized_start=2811
+  _globals['_PATCHSET']._serialized_end=2852
+  _globals['_CAUSALTRIPLE']._serialized_start=2854
+  _globals['_CAUSALTRIPLE']._serialized_end=2952
+  _globals['_SUFFICIENTSET']._serialized_start=2955
+  _globals['_SUFFICIENTSET']._serialized_end=3191
+  _globals['_GRAPHNODE']._serialized_start=3194
+  _globals['_GRAPHNODE']._serialized_end=3391
+  _globals['_REGIONSCORES']._serialized_start=3393
+  _globals['_REGIONSCORES']._serialized_end=3500
+  _globals['_GRAPHEDGE']._serialized_start=3502
+  _globals['_GRAPHEDGE']._serialized_end=3567
+  _globals['_CURVE']._serialized_start=3570
+  _globals['_CURVE']._serialized_end=3707
+  _globals['_CONCEPTPREDICTION']._serialized_start=3710
+  _globals['_CONCEPTPREDICTION']._serialized_end=3839
+  _globals['_CONCEPTCONTRIBUTION']._serialized_start=3841
+  _globals['_CONCEPTCONTRIBUTION']._serialized_end=3964
+  _globals['_WARNING']._serialized_start=3966
+  _globals['_WARNING']._serialized_end=4008
+  _globals['_COMPLETED']._serialized_start=4011
+  _globals['_COMPLETED']._serialized_end=4632
+  _globals['_COMPLETED_VERSIONSENTRY']._serialized_start=4536
+  _globals['_COMPLETED_VERSIONSENTRY']._serialized_end=4583
+  _globals['_CANCELLED']._serialized_start=4634
+  _globals['_CANCELLED']._serialized_end=4661
+  _globals['_EXPLANATION']._serialized_start=4664
+  _globals['_EXPLANATION']._serialized_end=5037
 # @@protoc_insertion_point(module_scope)

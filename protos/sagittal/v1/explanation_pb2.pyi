@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from google.protobuf import any_pb2 as _any_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
@@ -447,6 +448,8 @@ class ExplanationEvent(_message.Message):
     FAILED_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
     REGION_SCORES_FIELD_NUMBER: _builtins.int
+    CONCEPT_PREDICTION_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     sequence: _builtins.int
@@ -517,6 +520,14 @@ class ExplanationEvent(_message.Message):
     def region_scores(self) -> Global___RegionScores:
         """The scores of sets of patches that were asked for."""
 
+    @_builtins.property
+    def concept_prediction(self) -> Global___ConceptPrediction:
+        """What an explanation network predicts of the image: the sum of its concepts' contributions."""
+
+    @_builtins.property
+    def answer(self) -> _any_pb2.Any:
+        """The answer to a question that is no explanation, such as a concept set that was asked for."""
+
     def __init__(
         self,
         *,
@@ -539,12 +550,14 @@ class ExplanationEvent(_message.Message):
         failed: _status_pb2.Status | None = ...,
         cancelled: Global___Cancelled | None = ...,
         region_scores: Global___RegionScores | None = ...,
+        concept_prediction: Global___ConceptPrediction | None = ...,
+        answer: _any_pb2.Any | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "cancelled", b"cancelled", "completed", b"completed", "concept", b"concept", "curve", b"curve", "event", b"event", "failed", b"failed", "graph_edge", b"graph_edge", "graph_node", b"graph_node", "mask", b"mask", "prediction", b"prediction", "progress", b"progress", "region_scores", b"region_scores", "started", b"started", "sufficient_set", b"sufficient_set", "time", b"time", "warning", b"warning"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "cancelled", b"cancelled", "completed", b"completed", "concept", b"concept", "concept_prediction", b"concept_prediction", "curve", b"curve", "event", b"event", "failed", b"failed", "graph_edge", b"graph_edge", "graph_node", b"graph_node", "mask", b"mask", "prediction", b"prediction", "progress", b"progress", "region_scores", b"region_scores", "started", b"started", "sufficient_set", b"sufficient_set", "time", b"time", "warning", b"warning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "cancelled", b"cancelled", "completed", b"completed", "concept", b"concept", "curve", b"curve", "event", b"event", "failed", b"failed", "graph_edge", b"graph_edge", "graph_node", b"graph_node", "job_id", b"job_id", "mask", b"mask", "prediction", b"prediction", "progress", b"progress", "region_scores", b"region_scores", "request_id", b"request_id", "sequence", b"sequence", "started", b"started", "sufficient_set", b"sufficient_set", "time", b"time", "warning", b"warning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "cancelled", b"cancelled", "completed", b"completed", "concept", b"concept", "concept_prediction", b"concept_prediction", "curve", b"curve", "event", b"event", "failed", b"failed", "graph_edge", b"graph_edge", "graph_node", b"graph_node", "job_id", b"job_id", "mask", b"mask", "prediction", b"prediction", "progress", b"progress", "region_scores", b"region_scores", "request_id", b"request_id", "sequence", b"sequence", "started", b"started", "sufficient_set", b"sufficient_set", "time", b"time", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "started", "prediction", "progress", "mask", "sufficient_set", "graph_node", "graph_edge", "curve", "concept", "warning", "completed", "failed", "cancelled", "region_scores"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "started", "prediction", "progress", "mask", "sufficient_set", "graph_node", "graph_edge", "curve", "concept", "warning", "completed", "failed", "cancelled", "region_scores", "concept_prediction", "answer"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -698,10 +711,31 @@ class Progress(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class TermsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     FRACTION_FIELD_NUMBER: _builtins.int
     EVALUATIONS_FIELD_NUMBER: _builtins.int
     OBJECTIVE_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
     fraction: _builtins.float
     """Share done, 0 to 1."""
     evaluations: _builtins.int
@@ -710,6 +744,10 @@ class Progress(_message.Message):
     """The objective that is minimised, where the method has one."""
     phase: _builtins.str
     """What the job is doing, in a word or two, such as "optimise" or "curves"."""
+    @_builtins.property
+    def terms(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Terms of the objective by name, without their weights, and the "epoch" they are of, where the method tells them."""
+
     def __init__(
         self,
         *,
@@ -717,10 +755,11 @@ class Progress(_message.Message):
         evaluations: _builtins.int = ...,
         objective: _builtins.float | None = ...,
         phase: _builtins.str = ...,
+        terms: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_objective", b"_objective", "objective", b"objective"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_objective", b"_objective", "evaluations", b"evaluations", "fraction", b"fraction", "objective", b"objective", "phase", b"phase"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_objective", b"_objective", "evaluations", b"evaluations", "fraction", b"fraction", "objective", b"objective", "phase", b"phase", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__objective: _TypeAlias = _typing.Literal["objective"]  # noqa: Y015
     _WhichOneofArgType__objective: _TypeAlias = _typing.Literal["_objective", b"_objective"]  # noqa: Y015
@@ -876,7 +915,7 @@ class SufficientSet(_message.Message):
     score: _builtins.float
     """The target's probability when only they are shown."""
     evaluations: _builtins.int
-    """Sets of patches that the search had evaluated when it was found; an attempt that goes on counts those before it."""
+    """Model evaluations of the job when it was found."""
     diverse: _builtins.bool
     """True where it is in the largest family of sets that overlap by no more than asked. Known for sure when the search
     ends: a set whose flag changes then is sent again, and the later event holds.
@@ -1079,6 +1118,46 @@ class Curve(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Curve: _TypeAlias = Curve  # noqa: Y015
+
+@_typing.final
+class ConceptPrediction(_message.Message):
+    """What an explanation network (XNN) predicts of an image."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    PREDICTED_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    GAP_FIELD_NUMBER: _builtins.int
+    USUAL_ERROR_FIELD_NUMBER: _builtins.int
+    predicted: _builtins.float
+    """The sum of the contributions, in units of the model's output: before softmax where it has one."""
+    output: _builtins.float
+    """What the model says."""
+    gap: _builtins.float
+    """The faithfulness gap: `predicted` less `output`."""
+    usual_error: _builtins.float
+    """Mean absolute gap on the images that were held out of the fit."""
+    @_builtins.property
+    def target(self) -> Global___ClassScore:
+        """The class whose output it is; its score is not set."""
+
+    def __init__(
+        self,
+        *,
+        target: Global___ClassScore | None = ...,
+        predicted: _builtins.float = ...,
+        output: _builtins.float = ...,
+        gap: _builtins.float = ...,
+        usual_error: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gap", b"gap", "output", b"output", "predicted", b"predicted", "target", b"target", "usual_error", b"usual_error"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConceptPrediction: _TypeAlias = ConceptPrediction  # noqa: Y015
 
 @_typing.final
 class ConceptContribution(_message.Message):

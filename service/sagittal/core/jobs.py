@@ -11,6 +11,11 @@ class JobKind(StrEnum):
     EXPLANATION = "explanation"  # ExplanationSpec
     PREDICTION = "prediction"  # PredictRequest
     REGIONS = "regions"  # ScoreRegionsRequest
+    FIT = "fit"  # FitConceptsSettings
+    CONCEPT_SETS = "concept-sets"  # ListConceptSetsRequest
+    CONCEPT_SET = "concept-set"  # GetConceptSetRequest
+    CONCEPT_UPDATE = "concept-update"  # UpdateConceptSetRequest
+    CONCEPT_DELETION = "concept-deletion"  # DeleteConceptSetRequest
 
 
 class Lane(StrEnum):

@@ -32,6 +32,8 @@ class ResolvedMethod:
     """Field of `Method` that carries it; `custom` where it has none."""
     parameters: Mapping[str, Any]
     """Values by name, defaults filled in. Tensors are serialized `sagittal.v1.Tensor` messages."""
+    stateful: bool = False
+    """Whether the answer depends on more than the request, and so is never shared."""
 
 
 def resolve(
@@ -96,7 +98,9 @@ def _resolved(description: model_pb2.MethodDescription, given: Mapping[str, Any]
             text = f"{path}.{name} is no parameter of {description.name}; it takes {', '.join(known) or 'none'}"
             raise InvalidRequest(text, field=f"{path}.{name}")
     parameters = {name: checked(parameter, given.get(name), path) for name, parameter in known.items()}
-    return ResolvedMethod(name=description.name, field=description.field, parameters=parameters)
+    return ResolvedMethod(
+        name=description.name, field=description.field, parameters=parameters, stateful=description.stateful
+    )
 
 
 def _plain(field: FieldDescriptor, value: Any, path: Path) -> Any:

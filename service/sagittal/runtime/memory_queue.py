@@ -26,6 +26,10 @@ class MemoryJobQueue:
         """Accepts a job, or returns the one that the `request_id` belongs to."""
         return self._store.submit(job, accepted)
 
+    async def attach(self, job_id: str, name: str, part: bytes) -> None:
+        """Stores a large part of a job that will be submitted."""
+        self._store.attach(job_id, name, part)
+
     async def get(self, job_id: str) -> Job:
         """Returns a job."""
         self._store.sweep()
@@ -151,6 +155,10 @@ class MemoryWorkerQueue:
         """Waits for word that a run of this worker may have to end."""
         with self._store.changed:
             return self._store.changed.wait_for(lambda: self._store.called(self._worker), block_seconds)
+
+    def attachment(self, job_id: str, name: str) -> bytes | None:
+        """Returns a part that was attached to a job; None where it is no longer kept."""
+        return self._store.attachment(job_id, name)
 
     def append(self, lease: Lease, events: Sequence[bytes]) -> None:
         """Appends events."""

@@ -20,6 +20,7 @@ from sagittal.runtime.job_events import (
     read_settled,
 )
 from sagittal.runtime.memory_ledger import MemoryLedger
+from sagittal.runtime.memory_parts import AttachedParts
 from sagittal.runtime.memory_records import Record, Run, lease_of, next_token
 from sagittal.runtime.queue import LeaseLost
 from sagittal.runtime.settings import QueueSettings
@@ -44,6 +45,7 @@ class MemoryStore:
         self._tags: defaultdict[tuple[Share, str], float] = defaultdict(float)
         self._listeners: set[Callable[[str], None]] = set()
         self._called: set[str] = set()
+        self._parts = AttachedParts()
         self._turn = 0
         self._number = 0
 
@@ -64,6 +66,18 @@ class MemoryStore:
             record = self._answer(job, accepted) or self._join(job, accepted) or self._begin(job, accepted)
             self._tell([record])
             return record.view(), True
+
+    def attach(self, job_id: str, name: str, part: bytes) -> None:
+        """Stores a part of a job that will be submitted. Raises Overloaded."""
+        with self.changed:
+            if not self._make_room(len(part)):
+                raise overloaded("bytes", self.settings.max_stored_bytes, None, self.settings)
+            self._parts.add(job_id, name, part, self._clock())
+
+    def attachment(self, job_id: str, name: str) -> bytes | None:
+        """Returns a part of a job; None where it is not kept."""
+        with self.changed:
+            return self._parts.get(job_id, name)
 
     def find(self, job_id: str) -> Record:
         """Returns a job's record. Raises UnknownJob."""
@@ -232,9 +246,11 @@ class MemoryStore:
             for run_id, run in list(self._runs.items()):
                 if run.state.ended and now - run.ended >= self.settings.image_retention_seconds:
                     del self._runs[run_id]
+                    self._parts.drop(run_id)
             for record in list(self._jobs.values()):
                 if record.ended is not None and now - record.ended >= self.settings.retention_seconds:
                     self._drop(record)
+            self._parts.forget(set(self._runs), now - self.settings.attachment_seconds)
             return ended
 
     # --- how
@@ -323,7 +339,9 @@ class MemoryStore:
         ended.sort(key=lambda record: record.ended or 0.0)
         while self._stored() + size > self.settings.max_stored_bytes:
             if spent:
-                del self._runs[spent.pop(0).new.job_id]
+                gone = spent.pop(0).new.job_id
+                del self._runs[gone]
+                self._parts.drop(gone)
             elif ended:
                 self._drop(ended.pop(0))
             else:
@@ -331,7 +349,8 @@ class MemoryStore:
         return True
 
     def _stored(self) -> int:
-        return sum(run.size for run in self._runs.values()) + sum(record.size for record in self._jobs.values())
+        runs = sum(run.size for run in self._runs.values())
+        return runs + sum(record.size for record in self._jobs.values()) + self._parts.size
 
     def _waiting(self, lane: Lane) -> list[Run]:
         return [run for run in self._runs.values() if run.lane is lane and run.state is JobState.QUEUED]

@@ -34,6 +34,17 @@ class JobQueue(Protocol):
         """
         ...
 
+    async def attach(self, job_id: str, name: str, part: bytes) -> None:
+        """Stores a large part of a job that will be submitted under this identifier, apart from its request.
+
+        Parts go with the job's images, or by themselves where no job comes within `attachment_seconds`. Safe to call
+        again after a lost answer.
+
+        Raises:
+            Overloaded: there is no room for it (`max_stored_bytes`).
+        """
+        ...
+
     async def get(self, job_id: str) -> Job:
         """Returns a job. Raises UnknownJob."""
         ...
@@ -147,6 +158,10 @@ class WorkerQueue(Protocol):
         Returns whether there was any. Word may be lost with a connection, and may come without a cause: a worker beats
         in its own time as well. Belongs to one thread.
         """
+        ...
+
+    def attachment(self, job_id: str, name: str) -> bytes | None:
+        """Returns a part that was attached to a job; None where it is no longer kept."""
         ...
 
     def append(self, lease: Lease, events: Sequence[bytes]) -> None:

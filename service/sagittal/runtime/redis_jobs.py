@@ -70,6 +70,12 @@ class RedisJobQueue:
             self._observer.shared(job.model, SHARED[verdict])
         return parse_job(rest[0]), verdict != b"same"
 
+    async def attach(self, job_id: str, name: str, part: bytes) -> None:
+        """Stores a large part of a job that will be submitted."""
+        bound = self._settings.max_stored_bytes
+        if await self._script("attach", job_id, name, part, bound) == b"full":
+            raise overloaded("bytes", bound, None, self._settings)
+
     async def get(self, job_id: str) -> Job:
         """Returns a job."""
         return _found(await self._script("get", job_id), job_id)

@@ -18,8 +18,8 @@ from sagittal.runtime.settings import QueueSettings
 #: Fields that the script `view` returns for a job.
 VIEW_FIELDS = 17
 
-#: The one script that a full Redis refuses; the others let what was accepted come to its end.
-REFUSED_WHEN_FULL = frozenset({"submit"})
+#: The scripts that a full Redis refuses; the others let what was accepted come to its end.
+REFUSED_WHEN_FULL = frozenset({"submit", "attach"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ def sweep_arguments(settings: QueueSettings) -> tuple[int | float, ...]:
         settings.retention_seconds,
         settings.image_retention_seconds,
         settings.lease_seconds,
+        settings.attachment_seconds,
     )
 
 

@@ -80,6 +80,12 @@ class RedisWorkerQueue:
         """Waits for word that a run of this worker may have to end."""
         return self._news.wait(block_seconds)
 
+    def attachment(self, job_id: str, name: str) -> bytes | None:
+        """Returns a part that was attached to a job; None where it is no longer kept."""
+        key = f"{self._root}parts:{job_id}"
+        found = self._redis.run(lambda: self._redis.client.hget(key, name))
+        return found if isinstance(found, bytes) else None
+
     def append(self, lease: Lease, events: Sequence[bytes]) -> None:
         """Appends events, each batch once, in the order of the calls.
 

@@ -54,6 +54,8 @@ class QueueSettings(BaseModel):
     """Time that the request and the images of an ended job are kept, in seconds."""
     cache_seconds: Annotated[float, Field(ge=0)] = 3600.0
     """Time that an answer is given again to equal requests, in seconds, within `retention_seconds`; 0 for never."""
+    attachment_seconds: Seconds = 600.0
+    """Time that parts of a job are kept while it has not been submitted yet, in seconds since the last of them."""
     max_stored_bytes: Annotated[int, Field(ge=MIB)] = 2048 * MIB
     """Bytes of requests, images and events kept; the oldest ended jobs go first, then new ones are refused."""
     max_log_bytes: Annotated[int, Field(ge=MIB)] = 64 * MIB

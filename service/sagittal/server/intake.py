@@ -87,6 +87,10 @@ class Intake:
         )
         return (await self._submit(job, model))[0]
 
+    async def submit(self, job: NewJob, model: model_pb2.Model) -> tuple[Job, bool]:
+        """Queues a job that has been checked, and says whether it is new."""
+        return await self._submit(job, model)
+
     @contextmanager
     def counting_refusals(self) -> Iterator[None]:
         """Counts and logs an expected error that leaves the context: a request for a job that was refused."""
@@ -104,7 +108,7 @@ class Intake:
         pictures = {"image": ("spec.image", spec.image)}
         if spec.baseline.HasField("image"):
             pictures["baseline"] = ("spec.baseline.image", spec.baseline.image)
-        question = checked.question(spec, model)
+        question = None if checked.method.stateful else checked.question(spec, model)
         examined = await self._pictures.examine(pictures, model.preprocessing.input_size, question)
         setting = checked.setting(spec)
         cost = await self._estimates.of(model, checked.method.name, setting, checked.most_evaluations(spec))

@@ -16,9 +16,9 @@ from sagittal.runtime.queue import JobQueue
 from sagittal.runtime.registry import ModelRegistry
 from sagittal.runtime.tracing import NO_TRACER, Tracer
 from sagittal.server.access import Access
-from sagittal.server.admin import Admin
 from sagittal.server.aftermath import Aftermath
 from sagittal.server.catalogue import Catalogue
+from sagittal.server.concept_fits import ConceptFits
 from sagittal.server.concepts import ConceptServicer
 from sagittal.server.endpoint import bind, open_addresses, server_options
 from sagittal.server.explanations import ExplanationServicer
@@ -89,12 +89,7 @@ class Service:
         self._pictures = Pictures(settings.images.limits(), settings.images.decode_threads)
         self._health = health_aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
-        self._admin = Admin(self._health)
-        self._readiness: Readiness | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._draining = False
-        self.admin_port = 0
-        """Port of the second listener; 0 where there is none."""
 
     async def start(self) -> list[int]:
         """Begins to serve, whether Redis answers or not, and returns the ports.
@@ -110,14 +105,13 @@ class Service:
             self._streams,
         )
         self._server = grpc.aio.server(
-            interceptors=[Layers(layers)],
-            options=server_options(self._settings.connections, channelz=bool(self._settings.admin_listen)),
+            interceptors=[Layers(layers)], options=server_options(self._settings.connections)
         )
         self._add_services(self._server)
         ports = bind(self._server, self._settings.listen, self._settings.tls)
         place = _place(self._settings.queue.url)
         interval = self._settings.health_interval
-        self._readiness = Readiness(
+        readiness = Readiness(
             self._queue,
             self._catalogue,
             self._health,
@@ -126,29 +120,16 @@ class Service:
             place=place,
             inspect=self._inspect,
         )
-        self._watching = asyncio.create_task(self._readiness.run())
+        self._watching = asyncio.create_task(readiness.run())
         await self._server.start()
-        if self._settings.admin_listen:
-            self.admin_port = await self._admin.start(self._settings.admin_listen)
         exposed = open_addresses(self._settings.listen)
         if exposed and not self._settings.tokens:
             _log.warning("open-to-the-network", listen=exposed, remedy="set SAGITTAL_TOKENS, or listen on 127.0.0.1")
         _log.info("service-started", listen=self._settings.listen, ports=ports, redis=place)
         return ports
 
-    def live(self) -> str:
-        """Says why the process must be restarted; empty where it need not. Safe from any thread."""
-        return "" if self._readiness is None else self._readiness.stalled()
-
-    def ready(self) -> str:
-        """Says why the replica takes no calls; empty where it does. Safe from any thread."""
-        if self._readiness is None:
-            return "it starts"
-        return "it drains" if self._draining else self._readiness.wrong
-
     async def stop(self) -> None:
         """Drains: not ready, no new calls, streams moved when their time is up, and then the end."""
-        self._draining = True
         _log.info("service-drains", streams=len(self._streams), seconds=self._settings.drain)
         await self._health.enter_graceful_shutdown()
         if self._server is not None:
@@ -157,7 +138,6 @@ class Service:
             self._streams.move_all()
             await stopping
         await self._end_watching()
-        await self._admin.stop()
         await self._aftermath.wait()
         self._pictures.close()
         await self._queue.close()
@@ -175,8 +155,9 @@ class Service:
         )
         registration = Registration(self._registry, self._catalogue, self._queue)
         models = ModelServicer(self._catalogue, registration, intake, relay, jobs.predict_deadline)
-        # the stubs cannot see that `refuses_the_rest` defines what this class leaves out
-        concepts = ConceptServicer()  # type: ignore[abstract]
+        limits = self._settings.fits
+        fits = ConceptFits(self._queue, self._catalogue, intake, limits)
+        concepts = ConceptServicer(self._catalogue, intake, relay, fits, limits)
         explanation_service_pb2_grpc.add_ExplanationServiceServicer_to_server(explanations, server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
         concept_service_pb2_grpc.add_ConceptServiceServicer_to_server(concepts, server)

@@ -80,6 +80,21 @@ class JobSettings(BaseModel):
         return TimeLimits(default=self.default_deadline, maximum=self.max_deadline)
 
 
+class ConceptLimits(BaseModel):
+    """How much one fit of concepts may take."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    max_images: Annotated[int, Field(ge=1)] = 5_000
+    """Images that one FitConcepts call may send."""
+    max_bytes: Annotated[int, Field(ge=MIB)] = 512 * MIB
+    """Bytes of them together; they count against `queue.max_stored_bytes` until some time after the job has ended."""
+    fit_deadline: Positive = 7_200.0
+    """Longest time that a fit may take, in seconds, waiting included; also for a fit that names none."""
+    answer_deadline: Positive = 60.0
+    """Longest time that questions about stored sets wait for their answer, in seconds."""
+
+
 class TlsSettings(BaseModel):
     """TLS of the gRPC endpoint; certificates that change on disk are taken up without a restart."""
 
@@ -169,6 +184,8 @@ class ServiceSettings(BaseSettings):
     """How large a picture may be."""
     jobs: JobSettings = JobSettings()
     """How long jobs may take."""
+    fits: ConceptLimits = ConceptLimits()
+    """How much one fit of concepts may take."""
     connections: ConnectionSettings = ConnectionSettings()
     """What a connection may do."""
     tls: TlsSettings = TlsSettings()
@@ -177,9 +194,6 @@ class ServiceSettings(BaseSettings):
     """Who may call, by the SHA-256 of the bearer token in hexadecimal, as JSON. Empty: everyone may do everything."""
     logins: LoginSettings = LoginSettings()
     """How many wrong tokens an address may send."""
-    admin_listen: str = ""
-    """Address of a second listener, `host:port`: health and channelz in the clear, without tokens, and nothing of the
-    API. Empty: none. Keep it on 127.0.0.1: channelz tells who is connected."""
     reflection: bool = True
     """Whether clients may ask for the API's description."""
     model_refresh: Annotated[float, Field(ge=0)] = 1.0

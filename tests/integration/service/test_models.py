@@ -8,7 +8,7 @@ from google.rpc import status_pb2
 from sagittal.core.errors import ModelFailed
 from sagittal.core.jobs import Job, JobKind, JobState, Lane
 from sagittal.core.status import from_status, to_status
-from sagittal.v1 import concept_service_pb2, concept_service_pb2_grpc, explanation_service_pb2, model_pb2
+from sagittal.v1 import explanation_service_pb2, model_pb2
 from sagittal.v1 import model_service_pb2 as api
 
 from .support import Run, Stack, eventually, lamp, picture, quick_settings, running
@@ -126,14 +126,3 @@ async def test_a_wrong_prediction_names_its_field(stack: Stack, fields: dict[str
     error = await refusal(predict(stack, **fields))
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert details(error).field == field
-
-
-async def test_no_rpc_of_the_concept_service_is_served(stack: Stack) -> None:
-    concepts = concept_service_pb2_grpc.ConceptServiceStub(stack.channel)
-    for method in concept_service_pb2.DESCRIPTOR.services_by_name["ConceptService"].methods:
-        call = getattr(concepts, method.name)
-        if method.name == "FitConcepts":
-            pending = call(iter([concept_service_pb2.FitConceptsRequest()])).read()
-        else:
-            pending = call(getattr(concept_service_pb2, method.input_type.name)())
-        assert (await refusal(pending)).code() == grpc.StatusCode.UNIMPLEMENTED

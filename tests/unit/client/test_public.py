@@ -9,9 +9,11 @@ import sagittal.client
 def test_public_names_are_exactly_these() -> None:
     assert set(sagittal.client.__all__) == {
         "Accepted", "AlreadyExists", "AsyncClient", "AsyncEventStream", "Baseline", "Box", "CausalTriple",
-        "Certificate", "ClassScore", "Client", "Completed", "Concept", "Concepts", "ConnectionFailed", "Curve",
+        "Certificate", "ClassScore", "Client", "Completed", "Concept", "ConceptExample", "ConceptPrediction",
+        "ConceptQuality",
+        "ConceptSet", "Concepts", "ConnectionFailed", "Curve",
         "EvaluateMask", "Event", "EventStream", "ExcitationBackprop", "EventsExpired", "Expired", "Explanation",
-        "FailedPrecondition",
+        "FailedPrecondition", "FitProgress",
         "GradCAM", "Graph", "GraphEdge", "GraphNode", "IGOS", "IGOSPlus", "IGOSPlusPlus", "ImageLike",
         "IntegratedGradients", "InternalError", "InvalidImage", "InvalidRequest", "Job", "JobBuried", "JobCancelled",
         "JobFailed", "Mask", "MeaningfulPerturbation", "MessageTooLarge", "Method", "MethodInfo", "MethodLike",
@@ -19,10 +21,9 @@ def test_public_names_are_exactly_these() -> None:
             "NotServed",
         "Occlusion", "Optimizer", "Options", "Outcome", "Overloaded", "ParameterInfo", "PatchSet", "PatchShape",
         "PermissionDenied", "Prediction", "Preprocessing", "Progress", "Protocol", "RISE", "RegionScore",
-        "RegionScores", "Retry", "SagittalError", "SelfCheck", "Started", "StreamMoved", "StructuredAttentionGraph",
-            "SufficientSet",
+        "RegionScores", "Retry", "SagittalError", "Started", "StreamMoved", "StructuredAttentionGraph", "SufficientSet",
         "Sufficiency", "TLS", "Unauthenticated", "Unavailable", "UnknownJob", "UnknownModel", "Unrecognised",
-        "Warned", "WorkerState",
+        "Warned", "WorkerState", "XFeature",
     }  # fmt: skip
     assert all(hasattr(sagittal.client, name) for name in sagittal.client.__all__)
 

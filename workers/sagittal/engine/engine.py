@@ -19,6 +19,9 @@ from sagittal.engine.opaque import ModelUnreachable
 from sagittal.engine.task import Task, TaskCancelled, join
 from sagittal.explain.seam import Evaluate, Inspect, Scores
 
+NOTHING_READY = 0.005
+"""Pause before another look where every task waits for something else than the device, in seconds."""
+
 
 @dataclass(slots=True)
 class EngineCounters:
@@ -72,9 +75,11 @@ class Engine:
         """Runs one batch or one inspection; whether there was anything to do."""
         self._admit()
         self._drop()
-        order = sorted((task for task in self._tasks if task.pending is not None), key=lambda task: task.served)
+        order = sorted((task for task in self._tasks if task.ready), key=lambda task: task.served)
         if order:
             self._serve(order)
+        elif self._tasks:
+            time.sleep(NOTHING_READY)
         self._drop()
         return bool(order)
 

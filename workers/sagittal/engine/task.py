@@ -79,6 +79,12 @@ class Task:
         """Whether cancellation was asked for."""
         return self._cancelled.is_set()
 
+    @property
+    def ready(self) -> bool:
+        """Whether its pending request can run now."""
+        request = self.pending
+        return request is not None and (isinstance(request, Evaluate) or request.ready())
+
     def start(self) -> None:
         """Runs to the first request."""
         self._advance(lambda: next(self.steps))
@@ -120,6 +126,7 @@ class Task:
         request = self.pending
         if isinstance(request, Inspect):
             self._count(request.evaluations, request.gradient_evaluations, 0)
+            self.served += request.rows / self.weight
         self._advance(lambda: self.steps.send(result))
 
     def fail(self, error: BaseException) -> None:

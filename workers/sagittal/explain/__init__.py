@@ -5,6 +5,7 @@ Useful alone: `run(model, image, IGOSPlusPlus())` in `sagittal.engine` explains 
 
 from sagittal.explain.attention_graph import StructuredAttentionGraph
 from sagittal.explain.baseline import Black, Blur, Given, MeanColour, Noise
+from sagittal.explain.concepts.explaining import Concepts
 from sagittal.explain.curves import CurveProtocol, Metrics
 from sagittal.explain.evaluate_mask import EvaluateMask
 from sagittal.explain.excitation_backprop import ExcitationBackprop
@@ -31,6 +32,7 @@ __all__ = [
     "RISE",
     "Black",
     "Blur",
+    "Concepts",
     "CurveProtocol",
     "EvaluateMask",
     "ExcitationBackprop",

@@ -45,10 +45,6 @@ class ExcitationBackprop(Explainer):
 
     layer: str | None = parameter(None, "Name of the layer to read; unset for the last one with a spatial output")
 
-    def try_on(self, view: ModelView) -> None:
-        """Raises Unsupported where an operation between the layer and the output has no rule."""
-        winning_probability(view, locate(view, self.layer))
-
     def explain(self, problem: Problem) -> Steps:
         """Yields the heatmap, of the layer's rows and columns."""
         try:
@@ -68,8 +64,14 @@ def _inspect(problem: Problem, call: Callable[[ModelView], Any]) -> Inspect:
     return Inspect(subject=problem.subject, call=call, evaluations=1, gradient_evaluations=1)
 
 
-def winning_probability(view: ModelView, layer: SpatialLayer) -> Tensor:
+def winning_probability(view: ModelView, layer: SpatialLayer, origin: tuple[str, Tensor] | None = None) -> Tensor:
     """Returns the marginal winning probability of each neuron of a layer: float32 (channels, rows, columns), sum <= 1.
+
+    Args:
+        view: The model with an image.
+        layer: Where it is read.
+        origin: Name of the layer where probability begins, with that of each neuron, of its output's shape; None for
+            the class that is explained.
 
     Raises:
         Unsupported: it is not defined for an operation between the layer and the output.
@@ -77,9 +79,8 @@ def winning_probability(view: ModelView, layer: SpatialLayer) -> Tensor:
     trace = _Trace(view)
     if layer.name not in trace.outputs:
         raise Unsupported(f"excitation backpropagation cannot follow the graph to layer {layer.name!r}; use grad-cam")
-    reading, last = trace.outputs[layer.name], trace.result
-    probability = {last: F.one_hot(torch.tensor([target_of(view)]), trace.values[last].shape[-1])}
-    probability[last] = probability[last].to(trace.values[last])
+    reading = trace.outputs[layer.name]
+    probability = _beginning(view, trace, origin)
     for node in reversed(trace.graph_module.graph.nodes):
         if node is reading:
             break
@@ -88,6 +89,18 @@ def winning_probability(view: ModelView, layer: SpatialLayer) -> Tensor:
                 probability[source] = probability[source] + share if source in probability else share
     arrived = probability.get(reading, torch.zeros_like(trace.values[reading]))
     return layer.layout.to_channels(arrived)[0]
+
+
+def _beginning(view: ModelView, trace: "_Trace", origin: tuple[str, Tensor] | None) -> dict[fx.Node, Tensor]:
+    """Returns the probability of the neurons where it begins, by their node."""
+    if origin is None:
+        last = trace.result
+        winner = F.one_hot(torch.tensor([target_of(view)]), trace.values[last].shape[-1])
+        return {last: winner.to(trace.values[last])}
+    name, winning = origin
+    if name not in trace.outputs:
+        raise Unsupported(f"excitation backpropagation cannot follow the graph to layer {name!r}; use igos")
+    return {trace.outputs[name]: winning}
 
 
 class _Names(fx.Tracer):

@@ -109,6 +109,11 @@ class ModelView:
     subject: Subject
 
 
+def always() -> bool:
+    """Is ready now."""
+    return True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Inspect:
     """A call with the model, run alone between batches; answered with what it returns."""
@@ -119,6 +124,10 @@ class Inspect:
     """Model evaluations that the call makes, those with gradient included."""
     gradient_evaluations: int = 0
     exact: bool = True
+    rows: int = 0
+    """Masked images that it takes as long as, beside its evaluations, when turns are given; no budget counts them."""
+    ready: Callable[[], bool] = always
+    """Whether it can run now: what it waits for, such as images that are being read, holds up nobody else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +139,8 @@ class Progress:
     objective: float | None = None
     """What is minimised, where the method has an objective."""
     phase: str = "optimise"
+    terms: Mapping[str, float] = field(default_factory=dict)
+    """Terms of the objective by name, without their weights, where the method tells them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -212,8 +223,6 @@ class SufficientSet:
     changes is yielded again, and of two events with the same patches the later one holds."""
     top: ClassScore | None = None
     """The top class when only the set is shown."""
-    evaluations: int = 0
-    """Sets that the search had evaluated when it was found, those of an earlier attempt included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +295,20 @@ class ConceptContribution:
 
 
 @dataclass(frozen=True, slots=True)
+class ConceptPrediction:
+    """What an explanation network (XNN) predicts of an image: the sum of its x-features' contributions."""
+
+    target: int
+    """Class whose output it is."""
+    predicted: float
+    """In units of the model's output, before softmax where it has one."""
+    output: float
+    """What the model says; `predicted` less it is the faithfulness gap."""
+    usual_error: float
+    """Mean absolute gap on the images that were held out of the fit."""
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """Something that limits how far the answer can be trusted; the wire calls it a warning."""
 
@@ -328,6 +351,7 @@ Event = (
     | GraphEdge
     | RegionScores
     | Curve
+    | ConceptPrediction
     | ConceptContribution
     | Notice
     | Truncated

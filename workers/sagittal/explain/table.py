@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sagittal.explain.attention_graph import StructuredAttentionGraph
+from sagittal.explain.concepts.explaining import Concepts
 from sagittal.explain.evaluate_mask import EvaluateMask
 from sagittal.explain.excitation_backprop import ExcitationBackprop
 from sagittal.explain.explainer import Explainer
@@ -40,6 +41,7 @@ ROWS = (
     Row("occlusion", "occlusion", Occlusion),
     Row("mse", "minimal_sufficient_explanations", MinimalSufficientExplanations),
     Row("sag", "structured_attention_graph", StructuredAttentionGraph),
+    Row("concepts", "concepts", Concepts),
     Row("evaluate-mask", "evaluate_mask", EvaluateMask),
 )
 

@@ -25,6 +25,7 @@ from sagittal.core.jobs import JobKind, JobState, Lane, Lease
 from sagittal.core.status import internal_status, to_status
 from sagittal.engine import INTERACTIVE_WEIGHT, Budget, EvaluationFailed, ModelUnreachable, Task, TaskCancelled
 from sagittal.explain import InvalidParameter, Unsupported, seam
+from sagittal.explain.concepts import UnfitImages
 from sagittal.models.loading import LoadedModel
 from sagittal.runtime.tracing import NO_TRACER, Tracer
 from sagittal.v1 import explanation_pb2 as pb
@@ -264,6 +265,7 @@ MODEL_AWAY_SECONDS = 5.0
 TRANSLATIONS: Mapping[type[BaseException], Callable[[Any], SagittalError]] = {
     ModelUnreachable: lambda error: Unavailable(f"{error}", retry_after=MODEL_AWAY_SECONDS),
     EvaluationFailed: lambda error: ModelFailed(f"{error}"),
+    UnfitImages: lambda error: InvalidRequest(str(error), field="image"),
     Unsupported: lambda error: FailedPrecondition(str(error), field="spec.method"),
     torch.cuda.OutOfMemoryError: lambda _error: ModelFailed("the device has not enough memory for this method"),
 }

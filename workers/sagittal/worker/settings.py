@@ -11,6 +11,7 @@ from sagittal.models.sources import Access
 from sagittal.runtime.settings import QueueSettings
 from sagittal.runtime.telemetry import LogFormat, LogLevel, own_name
 from sagittal.runtime.tracing import TracingSettings
+from sagittal.worker.concept_settings import ConceptSettings
 from sagittal.worker.selection import Selection
 
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -64,10 +65,10 @@ class WorkerSettings(BaseSettings):
     """Width times height of the largest picture."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 5.0
     """Least time between two checkpoints of a job, from which another worker can go on, in seconds."""
+    concepts: ConceptSettings = ConceptSettings()
+    """Concept sets."""
     announce_seconds: Annotated[float, Field(gt=0)] = 2.0
     """Time between two announcements that this worker is there, in seconds; it is forgotten after five of them."""
-    stall_seconds: Annotated[float, Field(gt=0)] = 600.0
-    """Time after which a step on the device that has not ended makes `/livez` fail, in seconds: the device hangs."""
     drain: Annotated[float, Field(ge=0)] = 20.0
     """Time that running jobs have to end after SIGTERM before they are handed back, in seconds."""
 

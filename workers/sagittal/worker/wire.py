@@ -9,6 +9,7 @@ from sagittal.core.tensors import tensor_of
 from sagittal.explain import seam
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import tensor_pb2
+from sagittal.worker.concept_jobs import Answer, answer_event
 
 _BASELINES = {
     "blur": pb.BASELINE_KIND_BLUR,
@@ -47,7 +48,9 @@ class Wire:
             seam.GraphEdge: self._edge,
             seam.RegionScores: self._regions,
             seam.Curve: self._curve,
+            seam.ConceptPrediction: self._concept_prediction,
             seam.ConceptContribution: self._concept,
+            Answer: answer_event,
             seam.Notice: self._notice,
         }
 
@@ -78,7 +81,11 @@ class Wire:
     @staticmethod
     def _progress(event: seam.Progress, evaluations: int) -> pb.ExplanationEvent:
         progress = pb.Progress(
-            fraction=event.fraction, evaluations=evaluations, objective=event.objective, phase=event.phase
+            fraction=event.fraction,
+            evaluations=evaluations,
+            objective=event.objective,
+            phase=event.phase,
+            terms=event.terms,
         )
         return pb.ExplanationEvent(progress=progress)
 
@@ -86,7 +93,7 @@ class Wire:
     def _mask(event: seam.SaliencyMask, _: int) -> pb.ExplanationEvent:
         return pb.ExplanationEvent(mask=_mask(event))
 
-    def _sufficient_set(self, event: seam.SufficientSet, _: int) -> pb.ExplanationEvent:
+    def _sufficient_set(self, event: seam.SufficientSet, evaluations: int) -> pb.ExplanationEvent:
         certificate = pb.Certificate(
             level=_LEVELS[event.certificate.level],
             checked=event.certificate.checked,
@@ -98,7 +105,7 @@ class Wire:
             score=event.score,
             certificate=certificate,
             causal=self._causal(event.causal),
-            evaluations=event.evaluations,
+            evaluations=evaluations,
             diverse=event.diverse,
             top=self._class(event.top) if event.top else None,
         )
@@ -144,6 +151,16 @@ class Wire:
             mask_index=event.mask_index,
         )
         return pb.ExplanationEvent(curve=curve)
+
+    def _concept_prediction(self, event: seam.ConceptPrediction, _: int) -> pb.ExplanationEvent:
+        prediction = pb.ConceptPrediction(
+            target=self._class(seam.ClassScore(event.target, 0.0)),
+            predicted=event.predicted,
+            output=event.output,
+            gap=event.predicted - event.output,
+            usual_error=event.usual_error,
+        )
+        return pb.ExplanationEvent(concept_prediction=prediction)
 
     @staticmethod
     def _concept(event: seam.ConceptContribution, _: int) -> pb.ExplanationEvent:

@@ -11,13 +11,14 @@ from sagittal.core.images import ImageLimits
 from sagittal.core.jobs import JobKind, Lease
 from sagittal.core.regions import check_patch_shape, check_sets
 from sagittal.engine.task import Usage
-from sagittal.explain import explain
+from sagittal.explain import Concepts, explain
 from sagittal.explain.preparation import predict
 from sagittal.explain.regions import ask_regions
 from sagittal.explain.seam import Steps, Upsampling
 from sagittal.models.loading import LoadedModel
 from sagittal.v1 import explanation_service_pb2, method_pb2, model_pb2, model_service_pb2
 from sagittal.worker.checkpoints import unpack
+from sagittal.worker.concept_jobs import ANSWERS, ConceptShelf, fit_steps, with_concepts
 from sagittal.worker.questions import PROGRESS_SECONDS, read_image, read_question, read_request
 
 #: Classes that a prediction returns where the request names no number.
@@ -41,7 +42,13 @@ class Work:
     partial_masks: bool = False
 
 
-def read_work(lease: Lease, loaded: LoadedModel, described: model_pb2.Model, limits: ImageLimits) -> Work:
+def read_work(
+    lease: Lease,
+    loaded: LoadedModel,
+    described: model_pb2.Model,
+    limits: ImageLimits,
+    shelf: ConceptShelf,
+) -> Work:
     """Decodes a job.
 
     Raises:
@@ -49,18 +56,26 @@ def read_work(lease: Lease, loaded: LoadedModel, described: model_pb2.Model, lim
         JobFailed: what the queue stored is not what the service wrote.
     """
     try:
-        return _KINDS[lease.job.kind](lease, loaded, described, limits)
+        if lease.job.kind in ANSWERS:
+            return Work(steps=ANSWERS[lease.job.kind](lease, shelf))
+        if lease.job.kind is JobKind.FIT:
+            return Work(steps=fit_steps(lease, loaded, limits, shelf), used=unpack(lease, loaded).usage)
+        return _KINDS[lease.job.kind](lease, loaded, described, limits, shelf)
     except DecodeError as error:
         text = f"the request of this job was damaged while it was stored ({error}): submit it again"
         raise JobFailed(text) from error
 
 
-def _explanation(lease: Lease, loaded: LoadedModel, described: model_pb2.Model, limits: ImageLimits) -> Work:
+def _explanation(
+    lease: Lease, loaded: LoadedModel, described: model_pb2.Model, limits: ImageLimits, shelf: ConceptShelf
+) -> Work:
     request = read_request(lease.request, lease.images, loaded, described, limits)
     restored = unpack(lease, loaded)
-    question = replace(request.question, restored=restored.state)
+    question, explainer = replace(request.question, restored=restored.state), request.explainer
+    if isinstance(explainer, Concepts):
+        explainer, question = with_concepts(explainer, question, lease, loaded, shelf)
     return Work(
-        steps=explain(question, request.explainer, request.metrics),
+        steps=explain(question, explainer, request.metrics),
         method=request.method.name,
         method_field=request.method.field,
         parameters=request.method.parameters,
@@ -72,13 +87,17 @@ def _explanation(lease: Lease, loaded: LoadedModel, described: model_pb2.Model, 
     )
 
 
-def _prediction(lease: Lease, loaded: LoadedModel, _described: model_pb2.Model, limits: ImageLimits) -> Work:
+def _prediction(
+    lease: Lease, loaded: LoadedModel, _described: model_pb2.Model, limits: ImageLimits, _shelf: ConceptShelf
+) -> Work:
     request = model_service_pb2.PredictRequest.FromString(lease.request)
     image = read_image(lease.images["image"], loaded, limits, "image")
     return Work(steps=predict(image, request.top or DEFAULT_TOP))
 
 
-def _regions(lease: Lease, loaded: LoadedModel, _described: model_pb2.Model, limits: ImageLimits) -> Work:
+def _regions(
+    lease: Lease, loaded: LoadedModel, _described: model_pb2.Model, limits: ImageLimits, _shelf: ConceptShelf
+) -> Work:
     request = explanation_service_pb2.ScoreRegionsRequest.FromString(lease.request)
     check_sets(request.sets, loaded.entry.preprocessing.input_size)
     check_patch_shape(request.image.patch_shape, "image.patch_shape")
@@ -95,7 +114,7 @@ _SHAPES: Mapping[int, Upsampling] = {
     method_pb2.PATCH_SHAPE_TENT: Upsampling.ALIGNED,
 }
 
-_KINDS: Mapping[JobKind, Callable[[Lease, LoadedModel, model_pb2.Model, ImageLimits], Work]] = {
+_KINDS: Mapping[JobKind, Callable[[Lease, LoadedModel, model_pb2.Model, ImageLimits, ConceptShelf], Work]] = {
     JobKind.EXPLANATION: _explanation,
     JobKind.PREDICTION: _prediction,
     JobKind.REGIONS: _regions,

@@ -2,6 +2,7 @@
 --
 -- A job is what a caller sees (state, event log); a run is the work for it, shared by jobs with equal content. Keys:
 --   job:ID hash      log:ID list of events     run:ID hash (ID of the job that began it), with request and images
+--   parts:ID hash of large parts of a job by name, their bytes together under ''   attaching zset of those without a job
 --   ready:LANE:MODEL@VERSION zset of runs by fair-share tag   share:LANE:MODEL@VERSION hash of tags by tenant
 --   age:LANE:MODEL zset of queued runs by time   held hash of running runs by LANE:MODEL   lanes set of LANE:MODEL
 --   leases zset of runs by expiry   deadlines zset of jobs   jobs and jobs:TENANT zsets by creation (lexicographic)
@@ -21,6 +22,7 @@ local function exact(number) return string.format('%.17g', number) end
 local function job_key(id) return root .. 'job:' .. id end
 local function run_key(id) return root .. 'run:' .. id end
 local function log_key(id) return root .. 'log:' .. id end
+local function parts_key(id) return root .. 'parts:' .. id end
 
 local function fields(key)
   local flat, map = call('HGETALL', key), {}
@@ -182,7 +184,7 @@ end
 local function drop_run(id)
   local run = pick(run_key(id), {'bytes', 'state'})
   if run.state == '' then return end
-  call('DEL', run_key(id))
+  call('UNLINK', run_key(id), parts_key(id))
   call('ZREM', root .. 'spent', id)
   count_bytes(-(tonumber(run.bytes) or 0))
 end
@@ -200,6 +202,21 @@ local function drop_job(id)
     local key = root .. 'request:' .. job.tenant .. ':' .. job.request_id
     if call('GET', key) == id then call('DEL', key) end
   end
+end
+
+-- The oldest ended jobs make room: images first, since they are large and rarely asked for again.
+local function make_room(bytes, bound)
+  local stored = tonumber(call('GET', root .. 'bytes') or 0) + bytes
+  for _, spent in ipairs({'spent', 'ended'}) do
+    local drop = spent == 'spent' and drop_run or drop_job
+    while stored > tonumber(bound) do
+      local oldest = call('ZRANGE', root .. spent, 0, 15)
+      if #oldest == 0 then break end
+      for _, id in ipairs(oldest) do drop(id) end
+      stored = tonumber(call('GET', root .. 'bytes') or 0) + bytes
+    end
+  end
+  return stored <= tonumber(bound)
 end
 
 -- Adds name and image of each image in a run's fields.

@@ -20,21 +20,6 @@ local may_share = content ~= '' and new.cache == 'use'
 local size = #new.request
 for i = first_image + 1, #ARGV, 2 do size = size + #ARGV[i] end
 
--- The oldest ended jobs make room: images first, since they are large and rarely asked for again.
-local function make_room(bytes)
-  local stored = tonumber(call('GET', root .. 'bytes') or 0) + bytes
-  for _, spent in ipairs({'spent', 'ended'}) do
-    local drop = spent == 'spent' and drop_run or drop_job
-    while stored > tonumber(new.max_bytes) do
-      local oldest = call('ZRANGE', root .. spent, 0, 15)
-      if #oldest == 0 then break end
-      for _, id in ipairs(oldest) do drop(id) end
-      stored = tonumber(call('GET', root .. 'bytes') or 0) + bytes
-    end
-  end
-  return stored <= tonumber(new.max_bytes)
-end
-
 -- Runs ahead of a new one in its lane.
 local function ahead()
   return call('ZCARD', root .. 'age:' .. place(new)) + tonumber(call('HGET', root .. 'held', place(new)) or 0)
@@ -66,7 +51,7 @@ local function answer()
   local bytes = #new.accepted
   for _, element in ipairs(events) do bytes = bytes + #element end
   call('ZADD', root .. 'ended', exact(now), source) -- making room must not take the answer itself
-  local fits = make_room(bytes)
+  local fits = make_room(bytes, new.max_bytes)
   call('ZADD', root .. 'ended', exact(ended), source)
   if not fits then return false end
   store_job(call('HGET', job_key(source), 'run') or '', 0)
@@ -104,7 +89,7 @@ local function join()
   local events = call('LRANGE', log_key(subs[1]), 1, -1)
   local bytes = #new.accepted
   for _, element in ipairs(events) do bytes = bytes + #element end
-  if not make_room(bytes) then return false end
+  if not make_room(bytes, new.max_bytes) then return false end
   local before = run.state == 'queued' and call('ZRANK', root .. 'age:' .. place(run), id) or 0
   store_job(id, before)
   if #events > 0 then push(new.id, signed(events, identity(new.id))) end
@@ -157,7 +142,7 @@ if my_evaluations > 0 and my_evaluations + estimate > tonumber(new.max_tenant_ev
   local excess = my_evaluations + estimate - new.max_tenant_evaluations
   return {'full', 'tenant_evaluations', new.max_tenant_evaluations, seconds_for(excess * evaluations / my_evaluations)}
 end
-if not make_room(size + #new.accepted + 1) then return {'full', 'bytes', new.max_bytes, ''} end
+if not make_room(size + #new.accepted + 1, new.max_bytes) then return {'full', 'bytes', new.max_bytes, ''} end
 
 store_job(new.id, ahead())
 local run = {lane = new.lane, model = new.model, version = new.version, tenant = new.tenant, estimate = new.estimate,
@@ -171,6 +156,9 @@ call('HSET', run_key(new.id), 'kind', new.kind, 'model', new.model, 'version', n
   'estimate', new.estimate, 'tag', run.tag, 'token', '0', 'attempt', '0', 'worker', '', 'state', 'queued', 'cancel', '',
   'subs', new.id, 'content', content, 'trace', new.trace, 'request', new.request, 'bytes', size, 'batch', '0',
   'setting', new.setting)
+if call('ZREM', root .. 'attaching', new.id) == 1 then
+  call('HINCRBY', run_key(new.id), 'bytes', call('HGET', parts_key(new.id), '')) -- counted when they came
+end
 for i = first_image, #ARGV, 2 do call('HSET', run_key(new.id), 'image:' .. ARGV[i], ARGV[i + 1]) end
 count_bytes(size)
 if content ~= '' then call('SET', root .. 'flight:' .. content, new.id) end

@@ -42,4 +42,9 @@ end
 for _, id in ipairs(call('ZRANGEBYSCORE', root .. 'ended', '-inf', exact(now - tonumber(retention)), 'LIMIT', 0, limit)) do
   drop_job(id)
 end
+for _, id in ipairs(call('ZRANGEBYSCORE', root .. 'attaching', '-inf', exact(now - tonumber(ARGV[6])), 'LIMIT', 0, limit)) do
+  count_bytes(-tonumber(call('HGET', parts_key(id), '') or 0))
+  call('UNLINK', parts_key(id))
+  call('ZREM', root .. 'attaching', id)
+end
 return ends

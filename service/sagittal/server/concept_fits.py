@@ -1,0 +1,129 @@
+"""Fits of concept sets: the images of a call are stored one by one, and the job that uses them comes after the last."""
+
+import hashlib
+import re
+import time
+from collections.abc import AsyncIterator
+
+from sagittal.core.errors import InvalidRequest
+from sagittal.core.identity import new_job_id
+from sagittal.core.jobs import CachePolicy, Job, JobKind, Lane, NewJob
+from sagittal.core.targets import resolve_target
+from sagittal.runtime.queue import JobQueue
+from sagittal.server.access import Caller
+from sagittal.server.catalogue import Catalogue
+from sagittal.server.intake import Intake
+from sagittal.server.settings import ConceptLimits
+from sagittal.v1 import concept_service_pb2, model_pb2
+
+#: Name of a set.
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+
+Requests = AsyncIterator[concept_service_pb2.FitConceptsRequest]
+
+
+class ConceptFits:
+    """Turns calls of FitConcepts into jobs."""
+
+    def __init__(self, queue: JobQueue, catalogue: Catalogue, intake: Intake, limits: ConceptLimits) -> None:
+        self._queue = queue
+        self._catalogue = catalogue
+        self._intake = intake
+        self._limits = limits
+
+    async def accept(
+        self, requests: Requests, caller: Caller
+    ) -> tuple[Job, concept_service_pb2.FitConceptsSettings, model_pb2.Model]:
+        """Reads a call to the end of its images and queues the fit.
+
+        Raises:
+            InvalidRequest: the settings are wrong, or there are too many images, or none.
+            Overloaded: there is no room for the images.
+        """
+        with self._intake.counting_refusals():
+            settings = await _first(requests)
+            model = await self._check(settings)
+            job_id = new_job_id()
+            await self._attach(requests, settings, job_id)
+            settings.model_version = model.version
+            seconds = _seconds(settings) or self._limits.fit_deadline
+            if seconds > self._limits.fit_deadline:
+                text = f"settings.deadline is {seconds:g} s; give at most {self._limits.fit_deadline:g} s"
+                raise InvalidRequest(text, field="settings.deadline")
+            job = NewJob(
+                job_id=job_id,
+                kind=JobKind.FIT,
+                model=model.name,
+                version=model.version,
+                method="",
+                lane=Lane.BATCH,
+                request=settings.SerializeToString(),
+                deadline=time.time() + seconds,
+                tenant=caller.tenant,
+                cache=CachePolicy.BYPASS,
+                estimated_evaluations=settings.image_count * (1 + settings.fit.views),
+                trace_context=caller.trace_context,
+            )
+            accepted, _ = await self._intake.submit(job, model)
+            return accepted, settings, model
+
+    async def _check(self, settings: concept_service_pb2.FitConceptsSettings) -> model_pb2.Model:
+        model = await self._catalogue.model(settings.model, settings.model_version, field="settings.model")
+        if not _NAME.match(settings.name):
+            text = "settings.name must be 1 to 64 letters, digits, dots, dashes or underscores"
+            raise InvalidRequest(text, field="settings.name")
+        if not settings.targets:
+            text = "settings.targets is empty; give the classes whose outputs the concepts predict"
+            raise InvalidRequest(text, field="settings.targets")
+        found = [
+            resolve_target(target, model, f"settings.targets[{number}]")
+            for number, target in enumerate(settings.targets)
+        ]
+        if len(set(found)) < len(found):
+            raise InvalidRequest("settings.targets names a class twice; give each once", field="settings.targets")
+        for target, index in zip(settings.targets, found, strict=True):
+            target.index = index
+        return model
+
+    async def _attach(self, requests: Requests, settings: concept_service_pb2.FitConceptsSettings, job_id: str) -> None:
+        """Stores the images as they come, and notes in the settings how many there are and what tells them apart."""
+        digest, count, size = hashlib.sha256(), 0, 0
+        async for request in requests:
+            if request.WhichOneof("part") != "image":
+                raise InvalidRequest("the settings came twice; send them first, and then images", field="settings")
+            part = request.image.SerializeToString(deterministic=True)
+            count, size = count + 1, size + len(part)
+            self._check_size(settings, count, size)
+            digest.update(hashlib.sha256(part).digest())
+            await self._queue.attach(job_id, str(count - 1), part)
+        if not settings.dataset and not count:
+            raise InvalidRequest("no image came; send images after the settings, or name a dataset", field="image")
+        settings.image_count, settings.images_digest = count, digest.hexdigest()
+
+    def _check_size(self, settings: concept_service_pb2.FitConceptsSettings, count: int, size: int) -> None:
+        if settings.dataset:
+            text = f"images came, but settings.dataset names {settings.dataset!r}; give one or the other"
+            raise InvalidRequest(text, field="settings.dataset")
+        if count > self._limits.max_images:
+            text = f"more than {self._limits.max_images:,} images came; send fewer, or fit to a dataset of the workers"
+            raise InvalidRequest(text, field="image")
+        if size > self._limits.max_bytes:
+            text = f"the images have more than {self._limits.max_bytes:,} bytes together; send fewer or smaller ones"
+            raise InvalidRequest(text, field="image")
+
+
+async def _first(requests: Requests) -> concept_service_pb2.FitConceptsSettings:
+    async for request in requests:
+        if request.WhichOneof("part") == "settings":
+            return request.settings
+        break
+    raise InvalidRequest("the first message must carry the settings; images follow", field="settings")
+
+
+def _seconds(settings: concept_service_pb2.FitConceptsSettings) -> float:
+    if not settings.HasField("deadline"):
+        return 0.0
+    seconds = settings.deadline.seconds + settings.deadline.nanos / 1e9
+    if seconds <= 0:
+        raise InvalidRequest(f"settings.deadline is {seconds:g} s; give more", field="settings.deadline")
+    return float(seconds)

@@ -1,0 +1,30 @@
+"""XNN: what a model looks for, in a few concepts (x-features) that predict what it predicts.
+
+Useful alone: `fit_concepts(FitQuestion(...))` and `Concepts(fitted=...)` run on the engine like any other explanation.
+"""
+
+from sagittal.explain.concepts.explaining import Concepts
+from sagittal.explain.concepts.features import FeatureCache, GivenImages, ImageSet, Read
+from sagittal.explain.concepts.fit import ConceptFit, FitQuestion, Shown, UnfitImages, XFeature, fit_concepts
+from sagittal.explain.concepts.fitted import FittedConcepts
+from sagittal.explain.concepts.quality import Quality
+from sagittal.explain.concepts.settings import FitSettings
+from sagittal.explain.concepts.srae import SRAE
+
+__all__ = [
+    "SRAE",
+    "ConceptFit",
+    "Concepts",
+    "FeatureCache",
+    "FitQuestion",
+    "FitSettings",
+    "FittedConcepts",
+    "GivenImages",
+    "ImageSet",
+    "Quality",
+    "Read",
+    "Shown",
+    "UnfitImages",
+    "XFeature",
+    "fit_concepts",
+]

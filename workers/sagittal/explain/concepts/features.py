@@ -1,0 +1,275 @@
+"""What a layer says of images: flat features, extracted in batches between those of other jobs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sagittal.explain.layers import LISTED, Unsupported, hooked, layout_of
+from sagittal.explain.parameters import InvalidParameter
+from sagittal.explain.problem import derive_seed
+from sagittal.explain.seam import Inspect, ModelView, Progress, Steps, Subject
+
+SMALLEST_VIEW = 0.25
+"""Least side of a random crop, relative to the image's."""
+
+LARGEST_VIEW = 0.95
+"""Largest side of a random crop, relative to the image's."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Read:
+    """An image of a set, as it was read."""
+
+    index: int
+    """Its place in the set, from 0."""
+    image: Tensor | None = None
+    """Float32 of shape (3, height, width), as the model takes it; None where it cannot be read."""
+    fault: str = ""
+    """Why it cannot be read; else empty."""
+
+
+class ImageSet(Protocol):
+    """Images to fit to, read a few at a time."""
+
+    @property
+    def digest(self) -> str:
+        """Tells sets of images apart; empty for sets whose features are not to be kept."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of images, unreadable ones included."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether `take` answers at once."""
+        ...
+
+    def take(self) -> Sequence[Read]:
+        """Returns the next few images; none at the end."""
+        ...
+
+    def read(self, index: int) -> Read:
+        """Returns one image, out of turn."""
+        ...
+
+
+class GivenImages:
+    """Images that lie in memory."""
+
+    digest = ""
+
+    def __init__(self, images: Tensor, *, batch: int = 16) -> None:
+        """Takes images (n, 3, height, width), as the model takes them."""
+        self._images = images
+        self._batch = batch
+        self._next = 0
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._images)
+
+    def ready(self) -> bool:
+        """Is always ready."""
+        return True
+
+    def take(self) -> Sequence[Read]:
+        """Returns the next few images."""
+        start, self._next = self._next, self._next + self._batch
+        return [self.read(index) for index in range(start, min(self._next, len(self)))]
+
+    def read(self, index: int) -> Read:
+        """Returns one image."""
+        return Read(index, self._images[index])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extracted:
+    """Features and outputs of the images of a set that could be read."""
+
+    kept: Tensor
+    """Int64 of shape (images,): the place of each in the set."""
+    features: Tensor
+    """Float32 of shape (images, 1 + views, features): of each image, and of its crops."""
+    outputs: Tensor
+    """Float32 of shape (images, 1 + views, classes): the model's own outputs."""
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Returns it as tensors by name, to be kept."""
+        return {"kept": self.kept, "features": self.features, "outputs": self.outputs}
+
+
+class FeatureCache(Protocol):
+    """Keeps extracted features."""
+
+    def get(self, key: str) -> Mapping[str, Tensor] | None:
+        """Returns what is kept under a key, on the model's device; None where nothing is."""
+        ...
+
+    def put(self, key: str, state: Mapping[str, Tensor]) -> None:
+        """Keeps tensors under a key, as long as there is room."""
+        ...
+
+
+class NoCache:
+    """Keeps nothing."""
+
+    def get(self, key: str) -> Mapping[str, Tensor] | None:
+        """Has nothing."""
+        return None
+
+    def put(self, key: str, state: Mapping[str, Tensor]) -> None:
+        """Keeps nothing."""
+
+
+def find_layer(view: ModelView, name: str) -> str:
+    """Returns the layer of that name, or for an empty one the last whose output is flat and not yet the model's.
+
+    Raises:
+        InvalidParameter: no such layer has features of images; the message names those that have.
+        Unsupported: no layer has.
+    """
+    seen: dict[str, Tensor] = {}
+    images = _images_of(view)
+
+    def note(layer: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                seen[layer] = output
+
+        return hook
+
+    hooks = {layer: note(path) for path, layer in view.module.named_modules() if path and _can_be_seen(layer)}
+    with torch.no_grad(), hooked(hooks):
+        outputs = view.module(images)
+    size = (images.shape[-2], images.shape[-1])
+    able = [path for path, output in seen.items() if output is not outputs and _is_feature(output, size)]
+    if not able:
+        raise Unsupported("the model has no layer below its output whose features can be read; XNN needs one")
+    if not name:
+        level = [path for path in able if _is_flat(seen[path])]
+        return level[-1] if level else able[-1]
+    if name not in able:
+        why = "has no features of images below the output" if name in dict(view.module.named_modules()) else "is none"
+        listed = ("..., " if len(able) > LISTED else "") + ", ".join(able[-LISTED:])
+        raise InvalidParameter("layer", f"{name!r} {why} of the model's layers; give one of {listed}")
+    return name
+
+
+def layer_features(module: nn.Module, layer: str, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns flat features (n, features), the layer's own output, and the model's outputs (n, classes)."""
+    caught: list[Tensor] = []
+
+    def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        caught.append(output)
+
+    with hooked({module.get_submodule(layer): hook}):
+        outputs = module(images)
+    return flat(caught[-1], (images.shape[-2], images.shape[-1])), caught[-1], outputs
+
+
+def flat(output: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns a layer's output as features (n, features): places are averaged."""
+    if output.ndim == 2:
+        return output
+    if _is_flat(output):
+        return output.flatten(1)
+    layout = layout_of(output.shape, size)
+    if layout is None:
+        raise Unsupported(f"an output of shape {tuple(output.shape)} has no features of images")
+    return layout.to_channels(output).mean((2, 3))
+
+
+def extract(
+    images: ImageSet, layer: str, *, views: int, seed: int, cache: FeatureCache, subject: Subject, until: float
+) -> Steps:
+    """Yields requests and progress up to the share `until`; returns Extracted.
+
+    Args:
+        images: The set.
+        layer: Name of the layer.
+        views: Random crops of each image that are read too.
+        seed: Of the crops.
+        cache: Where features of the same set may lie, and are put.
+        subject: Any, for the requests.
+        until: Share of the whole job's progress that this is.
+    """
+    key = f"{images.digest} {layer} {views} {seed if views else 0}"
+    kept = cache.get(key) if images.digest else None
+    if kept is not None:
+        return Extracted(kept["kept"], kept["features"], kept["outputs"])
+    parts: list[Extracted] = []
+    done = 0
+    while (batch := (yield _request(images, layer, views, seed, subject))) is not None:
+        read, part = batch
+        done += read
+        if part is not None:
+            parts.append(part)
+        yield Progress(until * done / max(len(images), 1), phase="features")
+    if not parts:
+        return Extracted(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 0), torch.zeros(0, 1, 0))
+    whole = Extracted(
+        torch.cat([part.kept for part in parts]),
+        torch.cat([part.features for part in parts]),
+        torch.cat([part.outputs for part in parts]),
+    )
+    if images.digest:
+        cache.put(key, whole.state())
+    return whole
+
+
+def _request(images: ImageSet, layer: str, views: int, seed: int, subject: Subject) -> Inspect:
+    """Asks for the features of the next images: (number read, Extracted or None), or None at the end."""
+
+    def call(view: ModelView) -> tuple[int, Extracted | None] | None:
+        batch = images.take()
+        if not batch:
+            return None
+        sound = [(read.index, read.image) for read in batch if read.image is not None]
+        if not sound:
+            return len(batch), None
+        rows = [row for index, image in sound for row in (image, *_views(image, views, derive_seed(seed, index)))]
+        with torch.no_grad():
+            features, _, outputs = layer_features(view.module, layer, torch.stack(rows))
+        shape = (len(sound), 1 + views, -1)
+        kept = torch.tensor([index for index, _ in sound])
+        return len(batch), Extracted(kept, features.float().reshape(shape), outputs.float().reshape(shape))
+
+    return Inspect(subject=subject, call=call, rows=16 * (1 + views), ready=images.ready)
+
+
+def _views(image: Tensor, count: int, seed: int) -> Sequence[Tensor]:
+    """Returns random crops of an image, some mirrored, each of the image's own size."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = image.shape[-2:]
+    crops = []
+    for _ in range(count):
+        side, down, right, flip = torch.rand(4, generator=generator).tolist()
+        share = SMALLEST_VIEW + side * (LARGEST_VIEW - SMALLEST_VIEW)
+        rows, columns = max(1, int(share * height)), max(1, int(share * width))
+        top, left = int(down * (height - rows + 1)), int(right * (width - columns + 1))
+        crop = image[None, :, top : top + rows, left : left + columns]
+        crop = F.interpolate(crop, size=(height, width), mode="bilinear", antialias=True)[0]
+        crops.append(crop.flip(-1) if flip < 0.5 else crop)
+    return crops
+
+
+def _images_of(view: ModelView) -> Tensor:
+    weights: Any = next(view.module.parameters(), view.subject.image)
+    return view.subject.image.to(weights.device).unsqueeze(0)
+
+
+def _can_be_seen(layer: nn.Module) -> bool:
+    """Whether a layer takes hooks: compiled ones do not."""
+    return not isinstance(layer, torch.jit.ScriptModule)
+
+
+def _is_flat(output: Tensor) -> bool:
+    return output.ndim == 2 or (output.ndim == 4 and output.shape[2] * output.shape[3] == 1)
+
+
+def _is_feature(output: Tensor, size: tuple[int, int]) -> bool:
+    return len(output) == 1 and (_is_flat(output) or layout_of(output.shape, size) is not None)

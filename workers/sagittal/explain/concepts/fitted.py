@@ -1,0 +1,76 @@
+"""A fitted explanation network, and a model seen through it: its outputs are the x-features."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from sagittal.explain.concepts.features import flat, layer_features
+from sagittal.explain.concepts.srae import SRAE
+from sagittal.explain.layers import hooked
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FittedConcepts:
+    """What an explanation by concepts needs of a fit."""
+
+    layer: str
+    """The layer that it reads."""
+    targets: Sequence[int]
+    """Classes whose outputs it predicts."""
+    srae: SRAE
+    error: float
+    """Mean absolute difference between its output and the model's on images that were held out."""
+    spread: Sequence[float]
+    """Standard deviation of each x-feature over the images that it was fitted to."""
+    names: Sequence[str] = field(default_factory=tuple)
+    """Names given to the x-features; empty for none."""
+    merged_into: Sequence[int] = field(default_factory=tuple)
+    """For each x-feature the one that it is shown together with; its own index for none."""
+
+    def name(self, index: int) -> str:
+        """Returns the name of an x-feature; empty where it has none."""
+        return self.names[index] if self.names else ""
+
+    def groups(self) -> Sequence[tuple[int, Sequence[int]]]:
+        """Returns the x-features that are shown together, by the one that stands for them."""
+        merged = self.merged_into or range(self.srae.x_features)
+        heads = sorted({self._head(merged, index) for index in range(self.srae.x_features)})
+        members = range(self.srae.x_features)
+        return [(head, [index for index in members if self._head(merged, index) == head]) for head in heads]
+
+    @staticmethod
+    def _head(merged: Sequence[int], index: int) -> int:
+        for _ in merged:
+            if merged[index] == index:
+                return index
+            index = merged[index]
+        return index
+
+
+class XFeatures(nn.Module):
+    """Maps images (n, 3, height, width) to x-features (n, x-features)."""
+
+    def __init__(self, model: nn.Module, fitted: FittedConcepts) -> None:
+        """Puts an explanation network behind a layer of a model, which stays as it is."""
+        super().__init__()
+        self.model = model
+        self.srae = fitted.srae
+        self._layer = fitted.layer
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns the values of the x-features."""
+        caught: list[Tensor] = []
+
+        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            caught.append(output)
+
+        with hooked({self.model.get_submodule(self._layer): hook}):
+            self.model(images)
+        return self.srae.encode(flat(caught[-1], (images.shape[-2], images.shape[-1])))
+
+
+def read_image(model: nn.Module, fitted: FittedConcepts, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the values (x-features,) of an image (3, height, width) and the model's outputs (targets,)."""
+    features, _, outputs = layer_features(model, fitted.layer, image.unsqueeze(0))
+    return fitted.srae.encode(features)[0], outputs[0, list(fitted.targets)]

@@ -1,0 +1,201 @@
+"""Where an x-feature looks: excitation backpropagation from it, or a mask that changes its value.
+
+Both explain the x-feature itself, not the class: the probability of excitation backpropagation begins at the x-feature
+and runs through the encoder to the layer, and the score of a masked image is its x-feature's value, 1 for that of the
+image and 0 for that of the baseline.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sagittal.explain.concepts.features import flat, layer_features
+from sagittal.explain.concepts.fitted import FittedConcepts, XFeatures
+from sagittal.explain.concepts.srae import SRAE, TINY
+from sagittal.explain.evidence import heatmap
+from sagittal.explain.excitation_backprop import winning_probability
+from sagittal.explain.explainer import Explainer
+from sagittal.explain.igos import IGOS
+from sagittal.explain.igos_plus import IGOSPlusPlus
+from sagittal.explain.layers import SpatialLayer, Unsupported, layout_of, spatial_layers
+from sagittal.explain.masking import compose, upsample
+from sagittal.explain.problem import Problem, derive_seed
+from sagittal.explain.seam import Evaluate, Inspect, ModelView, SaliencyMask, Scores, Steps, Subject
+
+ROWS = 8
+"""Masked images evaluated in one turn."""
+
+UNMOVED = 0.05
+"""An x-feature whose value differs from the baseline's by less than this many standard deviations has no heatmap."""
+
+
+def x_feature_heatmap(problem: Problem, fitted: FittedConcepts, index: int, method: str) -> Steps:
+    """Yields requests; returns the heatmap (rows, columns) of an x-feature on the problem's image, 0 to 1."""
+    return (yield from METHODS[method](problem, fitted, index))
+
+
+def _by_excitation(problem: Problem, fitted: FittedConcepts, index: int) -> Steps:
+    def call(view: ModelView) -> Tensor:
+        return excitation(view, fitted, index)
+
+    subject = Subject(problem.image, problem.baseline, index)
+    saliency: Tensor = yield Inspect(subject=subject, call=call, evaluations=3, gradient_evaluations=1)
+    return saliency
+
+
+def excitation(view: ModelView, fitted: FittedConcepts, index: int) -> Tensor:
+    """Returns how probable it is that each place excites the x-feature, (rows, columns)."""
+    image = view.subject.image.detach().unsqueeze(0)
+    with torch.no_grad():
+        features, output, _ = layer_features(view.module, fitted.layer, image)
+    winning = winning_features(fitted.srae, features, index)
+    if not float(winning.sum()):
+        return torch.zeros(1, 1)
+    whole = ModelView(XFeatures(view.module, fitted), view.probabilities, replace(view.subject, target=index))
+    reached = [layer for layer in spatial_layers(whole).values() if layer.reached]
+    if not reached:
+        raise Unsupported("no layer with a spatial output leads to the x-features; use igos")
+    reading = _within_model(reached[-1])
+    spread = _to_places(winning, output, (image.shape[-2], image.shape[-1]))
+    if reading.name == fitted.layer:
+        places = reading.layout.to_channels(spread)[0].sum(0)
+    else:
+        places = winning_probability(view, reading, (fitted.layer, spread)).sum(0)
+    return heatmap(places, float(places.sum()))
+
+
+def winning_features(srae: SRAE, features: Tensor, index: int) -> Tensor:
+    """Returns the winning probability of each feature (1, features) for an x-feature: sums to 1, or to 0 for none."""
+    encoder = srae.encoder
+    active = features.clamp(min=0)
+    with torch.no_grad():
+        hidden = torch.relu(encoder.hidden((features - srae.feature_mean) / srae.feature_scale))
+    direct = active * encoder.direct.weight[index].clamp(min=0) / srae.feature_scale
+    bent = hidden * encoder.bent.weight[index].clamp(min=0)
+    through = active * (encoder.hidden.weight.clamp(min=0) / srae.feature_scale)
+    through = through / through.sum(1, keepdim=True).clamp(min=TINY)
+    total = direct.sum() + bent.sum()
+    return (direct + bent @ through) / total.clamp(min=TINY)
+
+
+def _to_places(winning: Tensor, output: Tensor, size: tuple[int, int]) -> Tensor:
+    """Hands the probability of flat features to the places that they are the mean of, in the layer's own shape."""
+    if flat(output, size).numel() == output.numel():
+        return winning.reshape(output.shape)
+    layout = layout_of(output.shape, size)
+    if layout is None:
+        raise Unsupported(f"an output of shape {tuple(output.shape)} has no places")
+    channels = layout.to_channels(output).clamp(min=0)
+    shares = channels / channels.sum((2, 3), keepdim=True).clamp(min=TINY)
+    return layout.from_channels(shares * winning[..., None, None], torch.zeros_like(output))
+
+
+def _within_model(layer: SpatialLayer) -> SpatialLayer:
+    """Returns a layer under the name that it has in the model alone."""
+    return replace(layer, name=layer.name.removeprefix("model."))
+
+
+def _by_masks(explainer: Explainer) -> Callable[[Problem, FittedConcepts, int], Steps]:
+    def run(problem: Problem, fitted: FittedConcepts, index: int) -> Steps:
+        ends = yield from _values_at_ends(problem, fitted, index)
+        if abs(ends[1] - ends[0]) < UNMOVED * fitted.spread[index]:
+            return problem.full(1, 0.0)
+        inner = replace(
+            problem,
+            subject=replace(problem.subject, target=index),
+            full_score=1.0,
+            baseline_score=0.0,
+            seed=derive_seed(problem.seed, "x-feature", index),
+            restored={},
+        )
+        return (yield from _answered(explainer.explain(inner), fitted, ends))
+
+    return run
+
+
+def _values_at_ends(problem: Problem, fitted: FittedConcepts, index: int) -> Steps:
+    """Returns the x-feature's value on the baseline and on the image."""
+
+    def call(view: ModelView) -> tuple[float, float]:
+        with torch.no_grad():
+            values = XFeatures(view.module, fitted)(torch.stack([problem.baseline, problem.image]))
+        return float(values[0, index]), float(values[1, index])
+
+    return (yield Inspect(subject=problem.subject, call=call, evaluations=2))
+
+
+def _answered(steps: Steps, fitted: FittedConcepts, ends: tuple[float, float]) -> Steps:
+    """Runs an explainer of the class on an x-feature instead; returns its final heatmap, its other events unsaid."""
+    saliency = torch.zeros(1, 1)
+    answer: Any = None
+    while True:
+        try:
+            item = steps.send(answer)
+        except StopIteration:
+            return saliency
+        answer = None
+        if isinstance(item, Evaluate):
+            answer = yield from _scores(item, fitted, ends)
+        elif isinstance(item, SaliencyMask) and item.final:
+            saliency = item.saliency
+
+
+def _scores(request: Evaluate, fitted: FittedConcepts, ends: tuple[float, float]) -> Steps:
+    """Returns the scores of masked images: 1 where the x-feature has the image's value, 0 for the baseline's."""
+    parts: list[tuple[Tensor, Tensor | None]] = []
+    for start in range(0, len(request.masks), ROWS):
+        masks = request.masks[start : start + ROWS]
+
+        def call(view: ModelView, masks: Tensor = masks, start: int = start) -> tuple[Tensor, Tensor | None]:
+            return _evaluate(view, request, masks, start, fitted, ends)
+
+        counted = len(masks) if request.gradient else 0
+        parts.append(
+            (yield Inspect(subject=request.subject, call=call, evaluations=len(masks), gradient_evaluations=counted))
+        )
+    target = torch.cat([scores for scores, _ in parts])
+    gradients = [gradient for _, gradient in parts if gradient is not None]
+    classes = torch.zeros(len(target), dtype=torch.int64)
+    return Scores(target, classes, target, torch.cat(gradients) if gradients else None)
+
+
+def _evaluate(
+    view: ModelView,
+    request: Evaluate,
+    masks: Tensor,
+    start: int,
+    fitted: FittedConcepts,
+    ends: tuple[float, float],
+) -> tuple[Tensor, Tensor | None]:
+    subject = request.subject
+    index = 0 if subject.target is None else subject.target
+    masks = masks.detach().clone().requires_grad_(request.gradient)
+    with torch.enable_grad() if request.gradient else torch.no_grad():
+        size = (subject.image.shape[-2], subject.image.shape[-1])
+        images = compose(subject.image, subject.baseline, upsample(masks, size, request.upsampling))
+        if request.noise:
+            images = images + request.noise * _noise(images, request.noise_seed, start)
+        values = XFeatures(view.module, fitted)(images)[:, index]
+        scores = (values - ends[0]) / (ends[1] - ends[0])
+        gradient = torch.autograd.grad(scores.sum(), masks)[0] if request.gradient else None
+    return scores.detach(), gradient
+
+
+def _noise(images: Tensor, seed: int, start: int) -> Tensor:
+    """Returns noise of the images' shape that depends on the seed and the rows' places alone."""
+    rows = [
+        torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(derive_seed(seed, start + row)))
+        for row in range(len(images))
+    ]
+    return torch.stack(rows).to(images)
+
+
+METHODS: Mapping[str, Callable[[Problem, FittedConcepts, int], Steps]] = {
+    "excitation-bp": _by_excitation,
+    "igos": _by_masks(IGOS()),
+    "igos++": _by_masks(IGOSPlusPlus()),
+}
+"""How the heatmap of an x-feature is found."""

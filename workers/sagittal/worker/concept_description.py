@@ -1,0 +1,162 @@
+"""A fit as the API describes it, and back: the message is what is stored beside the weights."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from sagittal.core.tensors import tensor_of
+from sagittal.explain.concepts import SRAE, ConceptFit, FitSettings, FittedConcepts, Shown, XFeature
+from sagittal.models.entry import Preprocessing
+from sagittal.models.loading import LoadedModel
+from sagittal.v1 import concept_pb2, concept_service_pb2, explanation_pb2, tensor_pb2
+
+#: Side of the pictures that are stored, in pixels, and their quality as JPEG.
+SIDE, QUALITY = 160, 85
+
+#: Most images that could not be read that are listed.
+LISTED = 100
+
+
+def describe_fit(
+    fit: ConceptFit,
+    request: concept_service_pb2.FitConceptsSettings,
+    settings: FitSettings,
+    loaded: LoadedModel,
+    names: Sequence[str],
+) -> concept_pb2.ConceptSet:
+    """Returns the description of a fit.
+
+    Args:
+        fit: What was fitted.
+        request: What was asked for.
+        settings: Its settings, defaults filled in.
+        loaded: The model.
+        names: Files of the images by their place in the set; empty for images that were sent.
+    """
+    weights = fit.fitted.srae.weights()
+    described = concept_pb2.ConceptSet(
+        name=request.name,
+        model=request.model,
+        model_version=loaded.entry.version,
+        model_digest=loaded.digest,
+        layer=fit.fitted.layer,
+        targets=[explanation_pb2.Target(index=index) for index in fit.fitted.targets],
+        target_labels=[_label(index, loaded.labels) for index in fit.fitted.targets],
+        concepts=[
+            _concept(index, one, weights[index], loaded.entry.preprocessing, names)
+            for index, one in enumerate(fit.x_features)
+        ],
+        metrics=_metrics(fit),
+        warnings=[explanation_pb2.Warning(reason=one.reason, message=one.message) for one in fit.notices],
+        images=fit.images,
+        skipped=len(fit.skipped),
+        skipped_images=[
+            concept_pb2.SkippedImage(index=read.index, name=_name(names, read.index), reason=read.fault)
+            for read in fit.skipped[:LISTED]
+        ],
+        fit=concept_pb2.ConceptFit(
+            concepts=settings.concepts,
+            beta=settings.beta,
+            q=settings.q,
+            eta=settings.eta,
+            epochs=settings.epochs,
+            seed=settings.seed,
+            hidden=settings.hidden,
+            views=settings.views,
+            seeds=settings.seeds,
+        ),
+    )
+    if fit.skipped:
+        first = fit.skipped[0]
+        described.warnings.add(
+            reason="IMAGES_SKIPPED",
+            message=f"{len(fit.skipped)} images could not be read and were left out; the first is image "
+            f"{first.index} {_name(names, first.index)}: {first.fault}",
+        )
+    described.create_time.GetCurrentTime()
+    return described
+
+
+def fitted_concepts(described: concept_pb2.ConceptSet, srae: SRAE) -> FittedConcepts:
+    """Returns what an explanation needs of a stored set."""
+    concepts = described.concepts
+    return FittedConcepts(
+        layer=described.layer,
+        targets=tuple(target.index for target in described.targets),
+        srae=srae,
+        error=described.metrics.faithfulness_error,
+        spread=tuple(concept.spread for concept in concepts),
+        names=tuple(concept.name for concept in concepts),
+        merged_into=tuple(
+            concept.merged_into if concept.HasField("merged_into") else concept.index for concept in concepts
+        ),
+    )
+
+
+def _label(index: int, labels: Sequence[str]) -> str:
+    return labels[index] if index < len(labels) else ""
+
+
+def _name(names: Sequence[str], index: int) -> str:
+    return names[index] if names else ""
+
+
+def _metrics(fit: ConceptFit) -> concept_pb2.ConceptMetrics:
+    quality = fit.quality
+    return concept_pb2.ConceptMetrics(
+        faithfulness_correlation=quality.faithfulness_correlation,
+        faithfulness_error=quality.faithfulness_error,
+        orthogonality=quality.orthogonality,
+        reconstructed_share=quality.reconstructed_share,
+        held_out=quality.images,
+        class_agreement=quality.class_agreement,
+        stability=fit.stability,
+    )
+
+
+def _concept(
+    index: int, one: XFeature, weights: Tensor, preprocessing: Preprocessing, names: Sequence[str]
+) -> concept_pb2.Concept:
+    return concept_pb2.Concept(
+        index=index,
+        mean_contribution=one.mean_contribution,
+        contribution_spread=one.contribution_spread,
+        mixed=one.mixed,
+        agreement=one.agreement,
+        weights=weights.tolist(),
+        mean=one.mean,
+        spread=one.spread,
+        target=one.target,
+        examples=[_example(shown, preprocessing, names) for shown in one.shown],
+    )
+
+
+def _example(shown: Shown, preprocessing: Preprocessing, names: Sequence[str]) -> concept_pb2.ConceptExample:
+    example = concept_pb2.ConceptExample(
+        image=tensor_pb2.Image(encoded=_picture(shown.image, preprocessing)),
+        value=shown.value,
+        group=shown.group,
+        index=shown.index,
+        name=_name(names, shown.index),
+    )
+    if shown.heatmap is not None:
+        saliency = tensor_of(shown.heatmap.detach().float().cpu().numpy(), tensor_pb2.DATA_TYPE_FLOAT16)
+        example.heatmap.CopyFrom(explanation_pb2.Mask(saliency=saliency, final=True))
+    return example
+
+
+def _picture(image: Tensor, preprocessing: Preprocessing) -> bytes:
+    """Returns an image, as the model takes it, as a small JPEG."""
+    values = image.detach().float().cpu().numpy().transpose(1, 2, 0)
+    values = values * np.array(preprocessing.std) + np.array(preprocessing.mean)
+    if preprocessing.channel_order == "BGR":
+        values = values[..., ::-1]
+    pixels = (values.clip(0, 1) * 255).round().astype(np.uint8)
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    picture.thumbnail((SIDE, SIDE))
+    written = io.BytesIO()
+    picture.save(written, "JPEG", quality=QUALITY)
+    return written.getvalue()
