@@ -44,7 +44,7 @@ class Heatmaps:
 
     def __init__(self, measurements: Measurements) -> None:
         self._measurements = measurements
-        names = [*TITLES, heatmap.FINE, *(f"igos++-{count}" for count in heatmap.SCHEDULES)]
+        names = [*TITLES, heatmap.FINE, *_curve().values()]
         self.records = {name: measurements.records(name) for name in dict.fromkeys(names)}
 
     def values(self, name: str, what: str, pictures: Sequence[str] | None = None) -> list[float]:
@@ -170,7 +170,7 @@ class Heatmaps:
 
     def curve(self, images: Path | None) -> str:
         """Returns the table of quality against evaluations on one half of the pictures, and draws it."""
-        names = {count: f"igos++-{count}" for count in heatmap.SCHEDULES}
+        names = _curve()
         tuning = self._measurements.subjects.tuning
         pictures = [picture for picture in self.common(*names.values()) if picture in tuning]
         if not pictures:
@@ -215,3 +215,8 @@ class Heatmaps:
                 rows.append([TITLES[name], len(found), *(f"{state:+.2f}" for state in states), verdict])
         header = ["method", "pictures", *(f"{index + 1}/{weights.STATES} random" for index in range(weights.STATES))]
         return table([*header, "heatmap"], rows) if rows else "Not measured.\n"
+
+
+def _curve() -> dict[int, str]:
+    """Returns the measurement of each number of evaluations."""
+    return {count: REFERENCE if count == heatmap.DEFAULT else f"igos++-{count}" for count in heatmap.SCHEDULES}

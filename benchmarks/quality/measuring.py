@@ -69,7 +69,7 @@ class Measurements:
             for name in ORDERINGS:
                 label = f"order-{name}"
                 yield label, picture, self.place(label), lambda name=name, picture=picture: self._order(name, picture)
-        curve: Sequence[str] = [f"igos++-{count}" for count in heatmap.SCHEDULES]
+        curve: Sequence[str] = [f"igos++-{count}" for count in heatmap.SCHEDULES if count != heatmap.DEFAULT]
         for picture in self.subjects.chosen if not quick else ():
             if picture.name in self.subjects.tuning:
                 for name in curve:

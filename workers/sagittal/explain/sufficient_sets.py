@@ -98,6 +98,8 @@ class SetSearch:
             if len(self.found) == before:
                 return
             region = yield from self._next_region()
+        if region is not None and len(self.found) < self.max_sets:
+            yield _bound_reached(int(end))
 
     def _small_set(self, region: int) -> Steps:
         """Returns a small sufficient set within a sufficient region."""
@@ -244,6 +246,15 @@ def warn_of_tiny_score(problem: Problem) -> Steps:
             f"The target's score on the image is {problem.full_score:.2g}: a share of it is reached by chance, so the "
             "sets say little. Choose a class that the model sees in the image.",
         )
+
+
+def _bound_reached(bound: int) -> Notice:
+    """Returns the notice that further sets may exist."""
+    return Notice(
+        "SEARCH_BOUND_REACHED",
+        f"The search stopped at its bound of {bound} evaluations while a part of the image that suffices was still to "
+        "be searched: there may be further diverse sets, and smaller ones.",
+    )
 
 
 EMPTY_SET_SUFFICIENT = Notice(

@@ -99,6 +99,17 @@ def test_a_model_that_needs_every_patch_gets_the_whole_image(search, known):
     assert found.certificate.level is CertificateLevel.ONE_MINIMAL
 
 
+def test_a_search_that_stops_at_its_bound_says_so(search, known):
+    pairs = [[2 * place, 2 * place + 1] for place in range(24)]
+    run = search(known.any_of(*pairs), MinimalSufficientExplanations(max_sets=100))
+    assert run.notices == ["SEARCH_BOUND_REACHED"]
+    assert len(run.sets) < len(pairs)
+
+
+def test_a_search_that_found_all_there_is_says_nothing(search, known):
+    assert not search(known.any_of([0, 1], [8, 15, 22]), MinimalSufficientExplanations()).notices
+
+
 def test_a_tiny_score_is_warned_of(search):
     run = search(lambda shown: 0.005 * shown[:, 0], MinimalSufficientExplanations(grid=3))
     assert "SUFFICIENCY_UNRELIABLE" in run.notices
