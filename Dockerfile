@@ -46,9 +46,11 @@ RUN /opt/build/bin/pip --python /opt/sagittal/bin/python install --no-deps --no-
 FROM ${PYTHON_IMAGE} AS runtime
 ARG VERSION=0.0.0
 ARG REVISION=unknown
+ARG PYTHON_IMAGE
 LABEL org.opencontainers.image.title="Sagittal" \
       org.opencontainers.image.description="Explains image classifiers as a service" \
       org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="${PYTHON_IMAGE}" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 ENV PATH=/opt/sagittal/bin:/usr/local/bin:/usr/bin:/bin \

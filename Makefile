@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 IMAGE ?= examples/images/chelsea.png
 OUT ?= out
+BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: demo test check protos bench bench-engine install format constraints clean help image chart reference lock sbom fuzz audit scan
+.PHONY: demo test check protos bench bench-engine bench-service soak bench-quality install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -42,6 +43,8 @@ check: $(VENV)/.installed-dev ## Runs every static check.
 	scripts/protos.sh --check $(BIN)
 	$(BIN)/python scripts/chart_docs.py --check
 	$(BIN)/python scripts/reference_docs.py --check
+	$(BIN)/python scripts/api_docs.py --check
+	$(BUILD_DOCS)
 	$(BIN)/python scripts/helm.py lint --strict --quiet helm/sagittal
 	$(BIN)/python scripts/audit.py
 	$(MAKE) scan
@@ -79,14 +82,27 @@ chart: $(VENV)/.installed-dev ## Writes what is derived from the chart's values,
 	$(BIN)/python scripts/chart_docs.py
 	@for values in helm/sagittal/ci/*; do $(BIN)/python scripts/helm.py lint --strict --quiet --values $$values helm/sagittal || exit 1; done
 
-reference: $(VENV)/.installed-dev ## Writes the tables of metrics and settings in docs/.
+reference: $(VENV)/.installed-dev ## Writes what docs/ takes from the programs: tables of metrics and settings, the API.
 	$(BIN)/python scripts/reference_docs.py
+	$(BIN)/python scripts/api_docs.py
+
+docs: $(VENV)/.installed-dev ## Builds the documentation as a site in site/; every warning is an error.
+	$(BUILD_DOCS)
+
+pictures: $(VENV)/.installed-dev ## Draws docs/images anew, by the real model.
+	$(BIN)/python scripts/method_pictures.py
 
 sbom: ## Writes dist/sbom-*.cdx.json: what each image installs, in CycloneDX.
 	PYTHON=$(PYTHON) scripts/sbom.sh
 
 lock: ## Writes deploy/requirements-*.txt, which the images install, anew from pyproject.toml and constraints.txt.
 	PYTHON=$(PYTHON) scripts/lock.sh
+
+bench-service: $(VENV)/.installed-dev ## Measures the service and its overhead, and writes their parts of docs/performance.md.
+	$(BIN)/python benchmarks/service.py --write docs/performance.md
+
+soak: $(VENV)/.installed-dev ## Runs 20,000 small jobs and writes what memory did into docs/performance.md.
+	$(BIN)/python benchmarks/soak.py --write docs/performance.md
 
 bench-engine: $(VENV)/.installed-dev ## Measures the engine against the bare model and writes docs/performance.md.
 	$(BIN)/python benchmarks/engine.py --write docs/performance.md
@@ -99,4 +115,4 @@ constraints: ## Writes constraints.txt anew from what pip resolves today.
 	rm -rf $(VENV)-fresh
 
 clean: ## Removes the environment and everything made.
-	rm -rf $(VENV) $(VENV)-fresh $(VENV)-scan $(OUT) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-fresh $(VENV)-scan $(OUT) dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -91,6 +91,7 @@ class Script(service_grpc.ExplanationServiceServicer, models_grpc.ModelServiceSe
     cancelled_jobs: list[str] = field(default_factory=list)
     dropped: threading.Event = field(default_factory=threading.Event)
     model: model_pb2.Model = field(default_factory=lambda: model_pb2.Model(name="lamp", version="1", latest=True))
+    changes: list[object] = field(default_factory=list)
 
     def Explain(self, request: service_pb.ExplainRequest, context: grpc.ServicerContext) -> Iterator:
         self.specs.append(request.spec)
@@ -168,6 +169,26 @@ class Script(service_grpc.ExplanationServiceServicer, models_grpc.ModelServiceSe
     def GetModel(self, request, context):
         self._answer(context)
         return models_pb.GetModelResponse(model=self.model)
+
+    def RegisterModel(self, request, context):
+        self.changes.append(request)
+        return models_pb.RegisterModelResponse(model=request.model)
+
+    def UpdateModel(self, request, context):
+        self.changes.append(request)
+        return models_pb.UpdateModelResponse(model=request.model)
+
+    def UnregisterModel(self, request, context):
+        self.changes.append(request)
+        return models_pb.UnregisterModelResponse()
+
+    def LoadModel(self, request, context):
+        self.changes.append(request)
+        return models_pb.LoadModelResponse()
+
+    def UnloadModel(self, request, context):
+        self.changes.append(request)
+        return models_pb.UnloadModelResponse()
 
     def ListModels(self, request, context):
         return models_pb.ListModelsResponse(models=[self.model])

@@ -32,11 +32,11 @@ async def test_a_job_costs_one_round_trip_for_each_step(queue_settings, new_job)
         job, _ = await jobs.submit(new_job(), b"accepted")
         lease = worker.lease(MODEL, block_seconds=0)
         worker.append(lease, [b"started", b"prediction"])
-        worker.append(lease, [b"mask", b"insertion", b"deletion"])
-        worker.settle(lease, b"done", JobState.COMPLETED)
+        worker.settle(lease, b"done", JobState.COMPLETED, [b"mask", b"insertion", b"deletion"])
+        assert round_trips(client) - before == 4
+        events = await jobs.stored_events(job.job_id)
         assert round_trips(client) - before == 5
-        await jobs.stored_events(job.job_id)
-        assert round_trips(client) - before == 6
+        assert [event.sequence for event in events] == list(range(1, 8))
     worker.close()
     await jobs.close()
 

@@ -39,8 +39,8 @@ PATIENCE = 60.0
 
 
 @contextmanager
-def working(path: Path, settings: QueueSettings) -> Iterator[CollectorRegistry]:
-    """Runs a worker on a Redis queue; gives its metrics."""
+def working(path: Path, settings: QueueSettings) -> Iterator[tuple[Worker, CollectorRegistry]]:
+    """Runs a worker on a Redis queue; gives it and its metrics."""
     registry = CollectorRegistry()
     metrics = WorkerMetrics.create(registry)
     queue = connect_worker_queue(settings, worker="w")
@@ -54,7 +54,7 @@ def working(path: Path, settings: QueueSettings) -> Iterator[CollectorRegistry]:
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:
-        yield registry
+        yield worker, registry
     finally:
         worker.drain()
         thread.join()
@@ -121,7 +121,7 @@ async def test_a_cancellation_reaches_the_worker_within_the_step_that_runs(queue
     """Heartbeats are ten minutes apart, so that it is not by them."""
     settings = queue_settings.model_copy(update={"heartbeat_seconds": 600.0, "lease_seconds": 1200.0})
     jobs = connect_job_queue(settings)
-    with working(models, settings) as metrics:
+    with working(models, settings) as (_, metrics):
         await jobs.submit(job, ACCEPTED)
         steps.armed.set()
         assert await asyncio.to_thread(steps.held.wait, PATIENCE)
@@ -178,7 +178,7 @@ async def test_a_step_longer_than_a_lease_does_not_lose_it(
 
     monkeypatch.setattr(Engine, "step", long_step)
     jobs = connect_job_queue(settings)
-    with working(models, settings) as metrics:
+    with working(models, settings) as (_, metrics):
         await jobs.submit(job, ACCEPTED)
         stood_still, until = 0.0, time.monotonic() + 1.5 * longest
         while (now := time.monotonic()) < until:
@@ -190,4 +190,32 @@ async def test_a_step_longer_than_a_lease_does_not_lose_it(
         assert (running.state, running.attempt) == (JobState.RUNNING, 1)
         assert metrics.get_sample_value("sagittal_leases_lost_total") == 0
         await jobs.cancel(job.job_id, "requested")
+    await jobs.close()
+
+
+async def test_a_worker_that_cannot_write_ends_and_its_jobs_go_to_another(
+    queue_settings, models, job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a worker would keep the leases of jobs that can never end."""
+    settings = queue_settings.model_copy(update={"heartbeat_seconds": 0.2, "lease_seconds": 1.0, "sweep_seconds": 0.1})
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug by construction")
+
+    jobs = connect_job_queue(settings)
+    await jobs.submit(job, ACCEPTED)
+    with monkeypatch.context() as patched:
+        patched.setattr(RedisWorkerQueue, "append", broken)
+        with working(models, settings) as (worker, _):
+            assert await asyncio.to_thread(worker._draining.wait, PATIENCE)
+        assert worker.crashed == "event-writer"
+        assert (await jobs.get(job.job_id)).attempt == 1
+    with working(models, settings):
+        async for _ in jobs.events(job.job_id, 1):
+            break  # the second attempt has started
+        assert (await jobs.get(job.job_id)).attempt == 2
+        await jobs.cancel(job.job_id, "requested")
+        async with asyncio.timeout(PATIENCE):
+            last = [stored async for stored in jobs.events(job.job_id)][-1]
+        assert pb.ExplanationEvent.FromString(last.payload).HasField("cancelled")
     await jobs.close()

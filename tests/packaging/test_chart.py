@@ -326,7 +326,13 @@ def test_readme_and_schema_are_current() -> None:
         ),
         (
             "ha-values.yaml",
-            ("workers[0].extraEnv[0].name=A", "workers[0].extraEnv[0].value=b", "service.type=LoadBalancer"),
+            (
+                "workers[0].extraEnv[0].name=A",
+                "workers[0].extraEnv[0].value=b",
+                "service.type=LoadBalancer",
+                "networkPolicy.serviceEgress[0].ports[0].port=4317",
+                "networkPolicy.workerEgress[0].ports[0].port=4317",
+            ),
         ),
     ],
 )

@@ -1,13 +1,20 @@
-"""`sagittal models`, `sagittal models show` and `sagittal predict`."""
+"""`sagittal models` with what it takes to show, check and register them, and `sagittal predict`."""
 
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from sagittal.cli.connection import connected
 from sagittal.cli.explain import DEFAULT_MODEL
+from sagittal.cli.failures import USAGE, Failure
 from sagittal.cli.report import class_json, dump, model_json
 from sagittal.client import Client, Model, ParameterInfo
+from sagittal.client.registration import ModelTable
+
+#: Bytes.
+MIB = 2**20
 
 
 @click.group(invoke_without_command=True)
@@ -40,6 +47,80 @@ def show(client: Client, *, name: str, version: str, as_json: bool) -> None:
     click.echo(dump(model_json(model)) if as_json else "\n".join(describe(model)))
 
 
+@models.command()
+@click.argument("name")
+@click.argument("image", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--version", default="", help="Version of the model.  [default: the latest]")
+@connected
+def check(client: Client, *, name: str, image: Path | None, version: str) -> None:
+    """Shows what the self-check of the model NAME found, and the five classes that it sees in IMAGE.
+
+    Exits with 1 where no worker has it ready, or a check did not pass.
+    """
+    model = client.model(name, version=version)
+    for line in checked(model):
+        click.echo(line)
+    if not model.checks:
+        reason = "; ".join(model.failures) or "no worker has loaded it yet"
+        raise Failure(f"{model.name} version {model.version} is not checked: {reason}")
+    if image is not None:
+        for each in client.predict(image, model=name, model_version=model.version, top=5):
+            click.echo(f"  {each.score:7.2%}  {each.label or f'class {each.index}'}")
+    if model.failures or not all(each.passed for each in model.checks):
+        raise Failure("; ".join(model.failures) or "not every check passed")
+
+
+@models.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@connected
+def register(client: Client, *, file: Path) -> None:
+    """Registers the models of FILE, a models file, with every worker that serves what is registered."""
+    for table in read_tables(file):
+        model = client.register_model(table)
+        click.echo(f"registered {model.name} version {model.version}; see: sagittal models check {model.name}")
+
+
+@models.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--field", "fields", multiple=True, help="Changes this field alone, such as 'latest'; repeat it.")
+@connected
+def update(client: Client, *, file: Path, fields: tuple[str, ...]) -> None:
+    """Changes registered models into what FILE says; running jobs finish on what they began with."""
+    for table in read_tables(file):
+        model = client.update_model(table, fields=fields)
+        click.echo(f"updated {model.name} version {model.version}")
+
+
+@models.command()
+@click.argument("name")
+@click.argument("version")
+@connected
+def unregister(client: Client, *, name: str, version: str) -> None:
+    """Removes VERSION of the model NAME; its queued jobs are cancelled."""
+    client.unregister_model(name, version)
+    click.echo(f"unregistered {name} version {version}")
+
+
+@models.command()
+@click.argument("name")
+@click.option("--version", default="", help="Version of the model.  [default: the latest]")
+@connected
+def load(client: Client, *, name: str, version: str) -> None:
+    """Asks workers to load the model NAME, those too that could not load it before."""
+    client.load_model(name, version=version)
+    click.echo(f"asked for {name} to be loaded; see: sagittal models check {name}")
+
+
+@models.command()
+@click.argument("name")
+@click.option("--version", default="", help="Version of the model.  [default: the latest]")
+@connected
+def unload(client: Client, *, name: str, version: str) -> None:
+    """Asks workers to unload the model NAME when no job runs on it; a later job loads it again."""
+    client.unload_model(name, version=version)
+    click.echo(f"asked for {name} to be unloaded")
+
+
 @click.command()
 @click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Name of a registered model.")
@@ -54,6 +135,33 @@ def predict(client: Client, *, image: Path, model: str, top: int, as_json: bool)
         return
     for each in scores:
         click.echo(f"{each.score:7.2%}  {each.label or f'class {each.index}'}")
+
+
+def read_tables(path: Path) -> Sequence[ModelTable]:
+    """Returns the tables of a models file. Raises a Failure where it is none."""
+    try:
+        tables = tomllib.loads(path.read_text()).get("models")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Failure(f"{path}: is not TOML: {error}", USAGE) from error
+    if not isinstance(tables, list) or not tables:
+        raise Failure(f"{path}: has no [[models]] table; add one for each model", USAGE)
+    return tables
+
+
+def checked(model: Model) -> list[str]:
+    """Returns what is known of a model's soundness as lines for people."""
+    size = f"{model.min_input_size} to {model.max_input_size} px" if model.max_input_size else "unknown"
+    grid = f", patches {model.patch_grid[0]}x{model.patch_grid[1]}" if model.patch_grid else ""
+    lines = [
+        f"{model.name}  version {model.version}{' (latest)' if model.latest else ''}",
+        f"  weights  {model.weights_bytes / MIB:.1f} MiB, SHA-256 {model.weights_digest or 'unknown'}",
+        f"  batch    {model.activation_bytes / MIB:.1f} MiB at its peak",
+        f"  inputs   {size}{grid}",
+        f"  speed    {model.evaluations_per_second:.0f} evaluations/s"
+        + (f", {model.gradient_evaluations_per_second:.0f} with gradient" if model.supports_gradients else ""),
+    ]
+    lines += [f"  worker   {each.worker}  {each.state}  {each.message}".rstrip() for each in model.workers]
+    return lines + [f"  {'ok' if each.passed else 'NOT OK':<8} {each.name}: {each.detail}" for each in model.checks]
 
 
 def describe(model: Model) -> list[str]:

@@ -81,7 +81,7 @@ from sagittal.client.methods import (
     StructuredAttentionGraph,
     Sufficiency,
 )
-from sagittal.client.models import MethodInfo, Model, ParameterInfo, Preprocessing, WorkerState
+from sagittal.client.models import MethodInfo, Model, ParameterInfo, Preprocessing, SelfCheck, WorkerState
 from sagittal.client.options import TLS, Options, Retry
 from sagittal.client.regions import RegionScore, RegionScores
 from sagittal.client.requests import Baseline, Box, Metrics
@@ -166,6 +166,7 @@ __all__ = [
     "RegionScores",
     "Retry",
     "SagittalError",
+    "SelfCheck",
     "Started",
     "StreamMoved",
     "StructuredAttentionGraph",

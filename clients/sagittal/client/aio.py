@@ -23,6 +23,7 @@ from sagittal.client.models import Model, parse_model
 from sagittal.client.options import TLS, Options
 from sagittal.client.parsing import parse_class
 from sagittal.client.regions import RegionOptions, RegionScores, parse_regions
+from sagittal.client.registration import ModelTable, model_message, update_request
 from sagittal.client.requests import ExplainOptions, build_regions, build_states
 from sagittal.client.resume import Cursor
 from sagittal.client.tracing import CallSpan, Metadata
@@ -197,6 +198,33 @@ class AsyncClient(BaseClient):
         """Returns a model, whole; an empty version means the latest."""
         request = models_pb.GetModelRequest(name=name, version=version)
         return parse_model((await self._call(self._models.GetModel, request)).model)
+
+    async def register_model(self, model: ModelTable) -> Model:
+        """Registers a version of a model, given as a `[[models]]` table of a model file; needs the role `admin`.
+
+        Workers load and check it: `model(...)` shows how that went.
+        """
+        request = models_pb.RegisterModelRequest(model=model_message(model))
+        return parse_model((await self._call(self._models.RegisterModel, request)).model)
+
+    async def update_model(self, model: ModelTable, *, fields: Sequence[str] = ()) -> Model:
+        """Changes a registered version: the named fields, or all of it where none is named.
+
+        `fields=["latest"]` with `latest=True` makes a version the one that requests without a version get.
+        """
+        return parse_model((await self._call(self._models.UpdateModel, update_request(model, fields))).model)
+
+    async def unregister_model(self, name: str, version: str) -> None:
+        """Removes a version; running jobs finish on it, queued ones are cancelled."""
+        await self._call(self._models.UnregisterModel, models_pb.UnregisterModelRequest(name=name, version=version))
+
+    async def load_model(self, name: str, *, version: str = "") -> None:
+        """Asks workers to load a model, those too that could not load it before."""
+        await self._call(self._models.LoadModel, models_pb.LoadModelRequest(name=name, version=version))
+
+    async def unload_model(self, name: str, *, version: str = "") -> None:
+        """Asks workers to unload a model when no job runs on it; a later job loads it again."""
+        await self._call(self._models.UnloadModel, models_pb.UnloadModelRequest(name=name, version=version))
 
     async def predict(
         self, image: ImageLike, *, model: str, model_version: str = "", top: int = 5

@@ -1,7 +1,7 @@
 """Models that can be explained, and the methods they admit."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf import json_format
@@ -37,6 +37,8 @@ class WorkerState:
     message: str
     """Why loading failed; else empty."""
     device: str
+    memory_bytes: int = 0
+    """Memory that the model takes there while it is loaded; else 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,18 @@ class Optimization:
     """Of a probability, from the untouched model on probe images."""
 
 
+@dataclass(frozen=True, slots=True)
+class SelfCheck:
+    """One thing that was looked at when the model was loaded."""
+
+    name: str
+    passed: bool
+    detail: str
+    """What was found, and what to do where it is not as it should be."""
+    required: bool
+    """Whether a model that does not pass is not served."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A registered model."""
@@ -102,11 +116,35 @@ class Model:
     evaluations_per_second: float
     gradient_evaluations_per_second: float
     optimizations: tuple[Optimization, ...] = ()
+    checks: tuple[SelfCheck, ...] = ()
+    """What the self-check found; empty until a worker has loaded it."""
+    patch_grid: tuple[int, int] | None = None
+    """Rows and columns of a transformer's patches."""
+    min_input_size: int = 0
+    max_input_size: int = 0
+    """Sides of inputs that it was seen to take, in pixels."""
+    deterministic: bool = False
+    weights_bytes: int = 0
+    activation_bytes: int = 0
+    """Memory of its weights, and of a batch at its peak, in bytes."""
+    weights_digest: str = ""
+    """SHA-256 of its weights, whatever file they came in."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    origin: str = ""
+    """"file" or "api": who registered it."""
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why workers could not load it."""
+        return tuple(f"{each.worker}: {each.message}" for each in self.workers if each.state == "failed")
 
     @property
     def ready_workers(self) -> int:
         """Workers that can run its jobs now."""
         return sum(worker.state == "ready" for worker in self.workers)
+
+
+ORIGINS: Mapping[int, str] = {model_pb2.MODEL_ORIGIN_FILE: "file", model_pb2.MODEL_ORIGIN_API: "api"}
 
 
 def parse_model(message: model_pb2.Model) -> Model:
@@ -132,6 +170,16 @@ def parse_model(message: model_pb2.Model) -> Model:
         optimizations=tuple(
             Optimization(step.name, step.applied, step.detail, step.largest_difference) for step in found.optimizations
         ),
+        checks=tuple(SelfCheck(each.name, each.passed, each.detail, each.required) for each in message.checks),
+        patch_grid=(found.patch_grid.rows, found.patch_grid.columns) if found.HasField("patch_grid") else None,
+        min_input_size=found.min_input_size,
+        max_input_size=found.max_input_size,
+        deterministic=found.deterministic,
+        weights_bytes=found.weights_bytes,
+        activation_bytes=found.activation_bytes,
+        weights_digest=found.weights_digest,
+        tags=dict(message.tags),
+        origin=ORIGINS.get(message.origin, ""),
     )
 
 
@@ -149,7 +197,7 @@ def _preprocessing(message: model_pb2.Preprocessing) -> Preprocessing:
 
 def _worker(message: model_pb2.WorkerModel) -> WorkerState:
     state = enum_name(model_pb2.ModelState, message.state, "MODEL_STATE_")
-    return WorkerState(message.worker, state, message.message, message.device)
+    return WorkerState(message.worker, state, message.message, message.device, message.memory_bytes)
 
 
 def _method(message: model_pb2.MethodDescription) -> MethodInfo:

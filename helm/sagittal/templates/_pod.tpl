@@ -105,16 +105,3 @@ topologySpreadConstraints:
 {{- toString . | quote -}}
 {{- end -}}
 {{- end -}}
-
-{{- /* Looks at a gauge of the pod's own metrics: a dict of port and pattern. For what a gRPC probe cannot reach. */ -}}
-{{- define "sagittal.metricProbe" -}}
-exec:
-  command:
-    - python
-    - -c
-    - >-
-      import re, sys, urllib.request;
-      text = urllib.request.urlopen("http://127.0.0.1:{{ .port }}/metrics", timeout=3).read().decode();
-      sys.exit(0 if re.search(r"(?m)^{{ .pattern }}$", text) else "not ready")
-timeoutSeconds: 5
-{{- end -}}

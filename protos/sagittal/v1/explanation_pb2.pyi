@@ -915,7 +915,7 @@ class SufficientSet(_message.Message):
     score: _builtins.float
     """The target's probability when only they are shown."""
     evaluations: _builtins.int
-    """Model evaluations of the job when it was found."""
+    """Sets of patches that the search had evaluated when it was found; an attempt that goes on counts those before it."""
     diverse: _builtins.bool
     """True where it is in the largest family of sets that overlap by no more than asked. Known for sure when the search
     ends: a set whose flag changes then is sent again, and the later event holds.

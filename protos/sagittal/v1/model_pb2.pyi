@@ -320,22 +320,26 @@ class DeviceWishes(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     FULL_PRECISION_FIELD_NUMBER: _builtins.int
+    COMPILE_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """"cpu" or "cuda". Empty takes what the worker has."""
     batch_size: _builtins.int
     """Most masked images in a batch. 0 lets the worker find it."""
     full_precision: _builtins.bool
     """True keeps full precision where the device would be faster with less."""
+    compile: _builtins.bool
+    """True compiles the model where that makes it faster, with CUDA graphs on CUDA. Loading takes minutes then."""
     def __init__(
         self,
         *,
         kind: _builtins.str = ...,
         batch_size: _builtins.int = ...,
         full_precision: _builtins.bool = ...,
+        compile: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "full_precision", b"full_precision", "kind", b"kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "compile", b"compile", "full_precision", b"full_precision", "kind", b"kind"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

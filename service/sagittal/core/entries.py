@@ -77,6 +77,8 @@ class DeviceWishes(_Strict):
     """Most masked images in a batch; 0 lets the worker find it."""
     full_precision: bool = False
     """Keeps full precision where the device would be faster with less."""
+    compile: bool = False
+    """Compiles the model where that makes it faster, with CUDA graphs on CUDA; loading takes minutes then."""
 
 
 class ModelEntry(_Strict):

@@ -1,4 +1,4 @@
-"""Logs and metrics of a program: structlog events with job and trace identifiers, and a Prometheus endpoint."""
+"""Logs of a program: structlog events with job and trace identifiers."""
 
 import logging
 import os
@@ -6,13 +6,9 @@ import re
 import secrets
 import socket
 import sys
-from dataclasses import dataclass
-from threading import Thread
 from typing import Any, Literal
-from wsgiref.simple_server import WSGIServer
 
 import structlog
-from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 
 LogFormat = Literal["json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -58,32 +54,3 @@ def trace_id(traceparent: str) -> str:
     """Returns the 32 hexadecimal digits that a W3C traceparent carries; empty where it carries none."""
     match = _TRACEPARENT.match(traceparent)
     return match.group(1) if match else ""
-
-
-@dataclass(frozen=True, slots=True)
-class MetricsServer:
-    """A running `/metrics` endpoint."""
-
-    server: WSGIServer
-    thread: Thread
-
-    @property
-    def port(self) -> int:
-        """The TCP port that it listens on."""
-        return int(self.server.server_port)
-
-    def close(self) -> None:
-        """Stops listening."""
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
-
-
-def start_metrics_server(host: str, port: int, registry: CollectorRegistry = REGISTRY) -> MetricsServer:
-    """Serves the registry's metrics at `http://host:port/metrics`; port 0 takes a free one.
-
-    Raises:
-        OSError: the address cannot be had.
-    """
-    server, thread = start_http_server(port, addr=host, registry=registry)
-    return MetricsServer(server, thread)

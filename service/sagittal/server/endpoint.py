@@ -18,8 +18,8 @@ class CannotListen(Exception):
     """An address cannot be had."""
 
 
-def server_options(settings: ConnectionSettings) -> list[Option]:
-    """Returns gRPC's options for these settings."""
+def server_options(settings: ConnectionSettings, *, channelz: bool = False) -> list[Option]:
+    """Returns gRPC's options for these settings; with `channelz` it keeps count of every connection."""
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
@@ -31,10 +31,11 @@ def server_options(settings: ConnectionSettings) -> list[Option]:
         ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_age_grace)),
         ("grpc.keepalive_time_ms", _milliseconds(settings.keepalive_interval)),
         ("grpc.keepalive_timeout_ms", _milliseconds(settings.keepalive_timeout)),
-        # without this an unanswered ping counts after a minute, whatever the keepalive timeout is
+        # without this an unanswered ping ends nothing for a minute, whatever the keepalive timeout is
         ("grpc.http2.ping_timeout_ms", _milliseconds(settings.keepalive_timeout)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", _milliseconds(settings.min_client_keepalive)),
+        ("grpc.enable_channelz", int(channelz)),
         ("grpc.so_reuseport", 0),  # an address that is taken is an error, not a silent share of the calls
     ]
 

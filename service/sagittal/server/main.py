@@ -13,9 +13,10 @@ import structlog
 from prometheus_client import REGISTRY
 from pydantic import BaseModel, ValidationError
 
+from sagittal.runtime.probes import LIVE, READY, MetricsServer, start_metrics_server
 from sagittal.runtime.queue_metrics import QueueMetrics
 from sagittal.runtime.redis_queue import check_server, connect_job_queue, connect_model_registry
-from sagittal.runtime.telemetry import MetricsServer, configure_logging, own_name, start_metrics_server
+from sagittal.runtime.telemetry import configure_logging, own_name
 from sagittal.runtime.tracing import NO_TRACER, Tracer
 from sagittal.runtime.tracing_start import TracingMissing, start_tracing
 from sagittal.server.endpoint import CannotListen
@@ -65,7 +66,7 @@ async def serve(settings: ServiceSettings, tracer: Tracer = NO_TRACER) -> None:
     inspect = partial(check_server, settings.queue)
     queue = connect_job_queue(settings.queue, QueueMetrics(REGISTRY))
     service = Service(settings, queue, registry, REGISTRY, inspect=inspect, tracer=tracer)
-    metrics = _metrics(settings)
+    metrics = _metrics(settings, service)
     try:
         await service.start()
         await stop.wait()
@@ -76,11 +77,12 @@ async def serve(settings: ServiceSettings, tracer: Tracer = NO_TRACER) -> None:
             await asyncio.to_thread(metrics.close)
 
 
-def _metrics(settings: ServiceSettings) -> MetricsServer | None:
+def _metrics(settings: ServiceSettings, service: Service) -> MetricsServer | None:
     if not settings.metrics_port:
         return None
     try:
-        return start_metrics_server(settings.metrics_host, settings.metrics_port, REGISTRY)
+        checks = {LIVE: service.live, READY: service.ready}
+        return start_metrics_server(settings.metrics_host, settings.metrics_port, REGISTRY, checks)
     except OSError as error:
         place = f"{settings.metrics_host}:{settings.metrics_port}"
         raise CannotListen(

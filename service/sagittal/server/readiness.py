@@ -1,6 +1,7 @@
 """Health: alive always, ready while Redis answers."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -14,6 +15,9 @@ from sagittal.server.metrics import ServiceMetrics
 
 #: Services whose readiness follows Redis. `""` is liveness and does not.
 READY_SERVICES = ("sagittal.v1.ExplanationService", "sagittal.v1.ModelService")
+
+#: Time beyond its interval after which a look that has not ended means that the event loop hangs, in seconds.
+STALLED_SECONDS = 60.0
 
 _log = structlog.get_logger(__name__)
 
@@ -51,12 +55,21 @@ class Readiness:
         self._interval = interval
         self._place = place
         self._ready: bool | None = None
+        self._looked = time.monotonic()
+        self.wrong = "it has not asked Redis yet"
+        """Why the replica is not ready; empty where it is."""
+
+    def stalled(self) -> str:
+        """Says that the event loop hangs, where no look has ended for long; safe from any thread."""
+        silent = time.monotonic() - self._looked
+        return f"the event loop has hung for {silent:.0f} s" if silent > self._interval + STALLED_SECONDS else ""
 
     async def run(self) -> None:
         """Looks again and again, until it is cancelled."""
         await self._say(ready=False)
         while True:
             await self._look()
+            self._looked = time.monotonic()
             await asyncio.sleep(self._interval)
 
     async def _look(self) -> None:
@@ -69,8 +82,10 @@ class Readiness:
             self._metrics.queue_errors.inc()
             if self._ready is not False:
                 _log.warning("queue-away", redis=self._place, error=str(error), doing="waiting until it answers")
+            self.wrong = f"Redis does not answer: {error}"
             await self._set(ready=False)
         else:
+            self.wrong = ""
             if not self._ready:
                 _log.info("queue-answers", redis=self._place)
                 await self._warn()

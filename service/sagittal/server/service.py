@@ -16,6 +16,7 @@ from sagittal.runtime.queue import JobQueue
 from sagittal.runtime.registry import ModelRegistry
 from sagittal.runtime.tracing import NO_TRACER, Tracer
 from sagittal.server.access import Access
+from sagittal.server.admin import Admin
 from sagittal.server.aftermath import Aftermath
 from sagittal.server.catalogue import Catalogue
 from sagittal.server.concept_fits import ConceptFits
@@ -89,7 +90,12 @@ class Service:
         self._pictures = Pictures(settings.images.limits(), settings.images.decode_threads)
         self._health = health_aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
+        self._admin = Admin(self._health)
+        self._readiness: Readiness | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._draining = False
+        self.admin_port = 0
+        """Port of the second listener; 0 where there is none."""
 
     async def start(self) -> list[int]:
         """Begins to serve, whether Redis answers or not, and returns the ports.
@@ -105,13 +111,14 @@ class Service:
             self._streams,
         )
         self._server = grpc.aio.server(
-            interceptors=[Layers(layers)], options=server_options(self._settings.connections)
+            interceptors=[Layers(layers)],
+            options=server_options(self._settings.connections, channelz=bool(self._settings.admin_listen)),
         )
         self._add_services(self._server)
         ports = bind(self._server, self._settings.listen, self._settings.tls)
         place = _place(self._settings.queue.url)
         interval = self._settings.health_interval
-        readiness = Readiness(
+        self._readiness = Readiness(
             self._queue,
             self._catalogue,
             self._health,
@@ -120,16 +127,29 @@ class Service:
             place=place,
             inspect=self._inspect,
         )
-        self._watching = asyncio.create_task(readiness.run())
+        self._watching = asyncio.create_task(self._readiness.run())
         await self._server.start()
+        if self._settings.admin_listen:
+            self.admin_port = await self._admin.start(self._settings.admin_listen)
         exposed = open_addresses(self._settings.listen)
         if exposed and not self._settings.tokens:
             _log.warning("open-to-the-network", listen=exposed, remedy="set SAGITTAL_TOKENS, or listen on 127.0.0.1")
         _log.info("service-started", listen=self._settings.listen, ports=ports, redis=place)
         return ports
 
+    def live(self) -> str:
+        """Says why the process must be restarted; empty where it need not. Safe from any thread."""
+        return "" if self._readiness is None else self._readiness.stalled()
+
+    def ready(self) -> str:
+        """Says why the replica takes no calls; empty where it does. Safe from any thread."""
+        if self._readiness is None:
+            return "it starts"
+        return "it drains" if self._draining else self._readiness.wrong
+
     async def stop(self) -> None:
         """Drains: not ready, no new calls, streams moved when their time is up, and then the end."""
+        self._draining = True
         _log.info("service-drains", streams=len(self._streams), seconds=self._settings.drain)
         await self._health.enter_graceful_shutdown()
         if self._server is not None:
@@ -138,6 +158,7 @@ class Service:
             self._streams.move_all()
             await stopping
         await self._end_watching()
+        await self._admin.stop()
         await self._aftermath.wait()
         self._pictures.close()
         await self._queue.close()

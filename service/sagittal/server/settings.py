@@ -194,6 +194,9 @@ class ServiceSettings(BaseSettings):
     """Who may call, by the SHA-256 of the bearer token in hexadecimal, as JSON. Empty: everyone may do everything."""
     logins: LoginSettings = LoginSettings()
     """How many wrong tokens an address may send."""
+    admin_listen: str = ""
+    """Address of a second listener, `host:port`: health and channelz in the clear, without tokens, and nothing of the
+    API. Empty: none. Keep it on 127.0.0.1: channelz tells who is connected."""
     reflection: bool = True
     """Whether clients may ask for the API's description."""
     model_refresh: Annotated[float, Field(ge=0)] = 1.0

@@ -11,6 +11,7 @@ import structlog
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import status_pb2
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -333,3 +334,31 @@ async def test_a_renewed_certificate_is_taken_up_without_a_restart(authority: An
         await first_model(stack.port, grpc.ssl_channel_credentials(authority.cert_pem.bytes()))
         issue(renewed, tmp_path)
         await first_model(stack.port, grpc.ssl_channel_credentials(renewed.cert_pem.bytes()))
+
+
+async def test_a_second_listener_answers_health_in_the_clear_and_tells_of_connections(
+    authority: Any, tmp_path: Path
+) -> None:
+    files = issue(authority, tmp_path)
+    async with (
+        running(quick_settings(tls=files, admin_listen="127.0.0.1:0")) as stack,
+        grpc.aio.insecure_channel(f"127.0.0.1:{stack.service.admin_port}") as channel,
+    ):
+        probe = health_pb2_grpc.HealthStub(channel)
+        assert (await probe.Check(health_pb2.HealthCheckRequest())).status == SERVING
+        servers = await channelz_pb2_grpc.ChannelzStub(channel).GetServers(channelz_pb2.GetServersRequest())
+        assert servers.server
+        jobs = explanation_service_pb2_grpc.ExplanationServiceStub(channel)
+        refused = await refusal(jobs.ListExplanations(api.ListExplanationsRequest(), timeout=5))
+        assert refused.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_probes_are_told_why_a_replica_is_not_ready(stack: Stack) -> None:
+    async def away() -> None:
+        raise Unavailable("gone", retry_after=1)
+
+    await eventually(lambda: stack.service.ready() == "")
+    assert stack.service.live() == ""
+    stack.queue.jobs.ping = away  # type: ignore[method-assign]
+    await eventually(lambda: "gone" in stack.service.ready())
+    assert stack.service.live() == ""

@@ -21,7 +21,8 @@ def test_public_names_are_exactly_these() -> None:
             "NotServed",
         "Occlusion", "Optimizer", "Options", "Outcome", "Overloaded", "ParameterInfo", "PatchSet", "PatchShape",
         "PermissionDenied", "Prediction", "Preprocessing", "Progress", "Protocol", "RISE", "RegionScore",
-        "RegionScores", "Retry", "SagittalError", "Started", "StreamMoved", "StructuredAttentionGraph", "SufficientSet",
+        "RegionScores", "Retry", "SagittalError", "SelfCheck", "Started", "StreamMoved", "StructuredAttentionGraph",
+            "SufficientSet",
         "Sufficiency", "TLS", "Unauthenticated", "Unavailable", "UnknownJob", "UnknownModel", "Unrecognised",
         "Warned", "WorkerState", "XFeature",
     }  # fmt: skip

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sagittal.engine.compilation import bucket_sizes
 from sagittal.engine.composition import SUBJECTS_KEPT, Part
 from sagittal.engine.evaluator import EvaluationFailed, Output, TorchEvaluator
 from sagittal.explain.masking import compose, upsample
@@ -86,6 +87,18 @@ def test_a_quantum_pads_the_batch_and_changes_no_score(network):
     plain, padded = (evaluator_of(network, quantum=quantum).evaluate(whole(request))[0] for quantum in (1, 4))
     torch.testing.assert_close(plain.target, padded.target)
     torch.testing.assert_close(plain.gradient, padded.gradient)
+
+
+def test_a_compiled_model_sees_batches_of_its_sizes_only(network):
+    sizes = []
+    network.register_forward_hook(lambda _module, inputs, _output: sizes.append(len(inputs[0])))
+    evaluator = evaluator_of(network, buckets=bucket_sizes(8, 1.5))
+    plain = evaluator_of(network)
+    for rows in range(1, 13):
+        request = Evaluate(subject=subject(), masks=torch.rand(rows, 7, 7))
+        scores = evaluator.evaluate(whole(request))[0].target
+        torch.testing.assert_close(scores, plain.evaluate(whole(request))[0].target)
+    assert set(sizes[::2]) == {1, 2, 4, 8, 12}
 
 
 def test_without_a_target_the_top_class_is_scored(network):

@@ -1,3 +1,4 @@
+import http.client
 import json
 import urllib.request
 from collections.abc import Iterator
@@ -6,7 +7,8 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry, Counter
 
-from sagittal.runtime.telemetry import configure_logging, start_metrics_server, trace_context, trace_id
+from sagittal.runtime.probes import LIVE, READY, start_metrics_server
+from sagittal.runtime.telemetry import configure_logging, trace_context, trace_id
 
 TRACE = f"00-{'ab' * 16}-{'cd' * 8}-01"
 
@@ -70,3 +72,24 @@ def test_metrics_are_served_until_they_are_closed() -> None:
     server.close()
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10)
+
+
+def asked(port: int, path: str) -> tuple[int, dict[str, object]]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    found = answer.status, json.load(answer)
+    connection.close()
+    return found
+
+
+def test_checks_answer_beside_the_metrics_with_the_reason() -> None:
+    wrong = {"why": ""}
+    server = start_metrics_server("127.0.0.1", 0, CollectorRegistry(), {LIVE: lambda: "", READY: lambda: wrong["why"]})
+    try:
+        assert asked(server.port, READY) == (200, {"ok": True, "reason": ""})
+        wrong["why"] = "Redis does not answer"
+        assert asked(server.port, READY) == (503, {"ok": False, "reason": "Redis does not answer"})
+        assert asked(server.port, LIVE) == (200, {"ok": True, "reason": ""})
+    finally:
+        server.close()

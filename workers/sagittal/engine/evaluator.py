@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from sagittal.engine.compilation import padded_size
 from sagittal.engine.composition import Composed, Composer, Part
 from sagittal.explain.seam import Inspect, ModelView, Scores
 
@@ -77,6 +78,8 @@ class TorchEvaluator:
     pads_small: bool = True
     """Whether batches smaller than the quantum are padded too. Where they are not, they must hold one request each: an
     engine whose `unit` is the quantum sees to that."""
+    buckets: tuple[int, ...] = ()
+    """Sizes to which batches are padded beyond that, for models that are compiled for each size; none for others."""
 
     _composer: Composer = field(init=False)
 
@@ -110,10 +113,16 @@ class TorchEvaluator:
         """Returns the inputs of all parts as one batch, padded to the quantum, in the layout that the model wants."""
         pieces = [one.inputs for one in composed]
         rows = sum(len(piece) for piece in pieces)
-        if (padding := -rows % self.quantum) and (self.pads_small or rows > self.quantum):
+        if padding := self._padded(rows) - rows:
             pieces.append(pieces[-1][-1:].expand(padding, *pieces[-1].shape[1:]))
         inputs = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         return inputs.contiguous(memory_format=torch.channels_last) if self.channels_last else inputs
+
+    def _padded(self, rows: int) -> int:
+        """Returns the size of the batch that is run for so many rows."""
+        if self.buckets:
+            return padded_size(rows, self.buckets)
+        return rows if rows < self.quantum and not self.pads_small else rows + -rows % self.quantum
 
     @staticmethod
     def _gradients(targets: Tensor, inputs: Tensor, composed: Sequence[Composed]) -> list[Tensor]:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from sagittal.engine.compilation import compile_for
 from sagittal.engine.timing import Variant, measure_speedup
 
 TOLERANCE = 1e-3
@@ -29,6 +30,9 @@ LAYOUT_SPEEDUP = 1.05
 
 TIMED_IMAGES = 2
 """Images of the probe that are timed."""
+
+COMPILE = "compile"
+"""Name of the step that compiles the model."""
 
 Speedup = Callable[[Variant, Variant, Tensor], float]
 """Says how many times as fast the second variant is on the probe."""
@@ -58,6 +62,7 @@ def optimise(
     probabilities: Callable[[Tensor], Tensor],
     *,
     gradient: bool = True,
+    compiled: bool = False,
     speedup: Speedup = measure_speedup,
 ) -> tuple[nn.Module, bool, list[Step]]:
     """Returns a faster module, whether it wants channels-last inputs, and what was done.
@@ -67,6 +72,7 @@ def optimise(
         probe: Inputs (n, 3, height, width) on the model's device for the checks.
         probabilities: Turns the model's output into probabilities.
         gradient: Whether the model gives gradients, so that the backward pass is timed too.
+        compiled: Whether to try `torch.compile`, which takes a minute or more.
         speedup: Compares two variants of the model.
     """
     with torch.inference_mode():
@@ -79,6 +85,10 @@ def optimise(
     module = _attempt("channels-last", _to_channels_last, graph.module, probe, expected, probabilities, report)
     layout = Variant(module, channels_last=report[-1].applied, gradient=gradient)
     best = _keep_if_faster(graph, layout, probe, LAYOUT_SPEEDUP, report, speedup)
+    if compiled:
+        module = _attempt(COMPILE, compile_for(probe.device), best.module, probe, expected, probabilities, report)
+        fused = Variant(module, channels_last=best.channels_last, gradient=gradient)
+        best = _keep_if_faster(best, fused, probe, LAYOUT_SPEEDUP, report, speedup)
     return best.module, best.channels_last, report
 
 

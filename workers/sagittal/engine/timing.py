@@ -66,7 +66,7 @@ def _pass(variant: Variant, inputs: Tensor, clock: Clock) -> float:
 def measure_speedup(before: Variant, after: Variant, inputs: Tensor) -> float:
     """Returns how many times as fast `after` is, both run in turn so that a busy machine slows both."""
     for variant in (before, after):
-        variant.forward(inputs)
+        pass_seconds(variant, inputs)  # warms up: a compiled model compiles
     fastest = [math.inf, math.inf]
     started = time.perf_counter()
     for _ in range(ROUNDS):

@@ -135,5 +135,12 @@ def _report(memo: Memo, roots: list[int], max_overlap: int) -> Steps:
             claim = Claim(bits, checked=1)
             scored, diverse = memo[bits], bits in family
             yield SufficientSet(
-                memo.grid, members(bits), scored.score, claim.certificate(memo), causal, diverse, scored.top
+                memo.grid,
+                members(bits),
+                scored.score,
+                claim.certificate(memo),
+                causal,
+                diverse,
+                scored.top,
+                memo.evaluations,
             )

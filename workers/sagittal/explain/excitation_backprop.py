@@ -45,6 +45,10 @@ class ExcitationBackprop(Explainer):
 
     layer: str | None = parameter(None, "Name of the layer to read; unset for the last one with a spatial output")
 
+    def try_on(self, view: ModelView) -> None:
+        """Raises Unsupported where an operation between the layer and the output has no rule."""
+        winning_probability(view, locate(view, self.layer))
+
     def explain(self, problem: Problem) -> Steps:
         """Yields the heatmap, of the layer's rows and columns."""
         try:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from sagittal.explain.parameters import check
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import Steps
+from sagittal.explain.seam import ModelView, Steps
 
 
 class Needs(Flag):
@@ -30,6 +30,9 @@ class Explainer(ABC):
 
     def __post_init__(self) -> None:
         check(self)
+
+    def try_on(self, view: ModelView) -> None:  # noqa: B027 - most methods are defined for every model that they need
+        """Raises Unsupported where the method is not defined for a model that has what it needs; costs a few passes."""
 
     @abstractmethod
     def explain(self, problem: Problem) -> Steps:

@@ -36,6 +36,10 @@ class GradCAM(Explainer):
 
     layer: str | None = parameter(None, "Name of the layer; unset for the last one with a spatial output")
 
+    def try_on(self, view: ModelView) -> None:
+        """Raises Unsupported where the layer gives no map."""
+        class_activation_map(view, locate(view, self.layer))
+
     def explain(self, problem: Problem) -> Steps:
         """Yields the heatmap, of the layer's rows and columns."""
         try:

@@ -223,6 +223,8 @@ class SufficientSet:
     changes is yielded again, and of two events with the same patches the later one holds."""
     top: ClassScore | None = None
     """The top class when only the set is shown."""
+    evaluations: int = 0
+    """Sets that the search had evaluated when it was found, those of an earlier attempt included."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,14 @@ class SetSearch:
         certificate = claim.certificate(self.memo)
         scored = self.memo[claim.bits]
         found = SufficientSet(
-            self.memo.grid, members(claim.bits), scored.score, certificate, causal, diverse, scored.top
+            grid=self.memo.grid,
+            patches=members(claim.bits),
+            score=scored.score,
+            certificate=certificate,
+            causal=causal,
+            diverse=diverse,
+            top=scored.top,
+            evaluations=self.memo.evaluations,
         )
         self.found[claim.bits] = found
         return found

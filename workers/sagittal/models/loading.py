@@ -3,21 +3,31 @@
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sagittal.core.entries import Layers
 from sagittal.core.labels import IMAGENET, read_labels
+from sagittal.engine.compilation import bucket_sizes
 from sagittal.engine.evaluator import PROBABILITIES, Output, TorchEvaluator
 from sagittal.engine.opaque import Opaque, OpaqueEvaluator
-from sagittal.engine.optimise import Step, optimise
+from sagittal.engine.optimise import COMPILE, Step, optimise
+from sagittal.engine.task import STRETCHED
 from sagittal.engine.timing import Variant
+from sagittal.models.adapting import adapt, choose_place, resolve_preset
+from sagittal.models.checking import Check, check_model
 from sagittal.models.entry import ModelEntry
 from sagittal.models.measuring import batch_sizes, find_quantum, find_throughput, runs_small_cheaply
+from sagittal.models.probing import SeenLayers, batch_bytes, input_limits, refusals, see_layers, sides_taken, view_of
 from sagittal.models.sources import EVERYTHING, Access, ModelUnavailable, load_source
 from sagittal.models.sources.files import find_inside
+
+LISTED = 24
+"""Most layers named in an error, the last ones."""
 
 PROBE_IMAGES = 4
 """Images of noise on which optimisations are checked."""
@@ -30,7 +40,7 @@ class Found:
     classes: int
     supports_gradients: bool
     spatial_layers: tuple[str, ...]
-    """Layers whose output is (n, channels, height, width) with more than one pixel, in order of execution."""
+    """Layers whose output keeps the places of the image apart, in order of execution."""
     feature_layers: tuple[str, ...]
     """Layers whose output is (n, features), in order of execution."""
     steps: tuple[Step, ...]
@@ -38,6 +48,21 @@ class Found:
     batch_size: int
     evaluations_per_second: float
     gradient_evaluations_per_second: float
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Methods that are not defined for this model although it has what they need, with the reason."""
+    patch_grid: tuple[int, int] | None = None
+    """Rows and columns of a transformer's patches."""
+    input_limits: tuple[int, int] = (0, 0)
+    """Smallest and largest side of inputs that it was seen to take, in pixels."""
+    checks: tuple[Check, ...] = ()
+    """What the self-check looked at."""
+    weights_digest: str = ""
+    """SHA-256 over its weights, in hexadecimal."""
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the same input gives the same scores."""
+        return all(check.passed for check in self.checks if check.name == "deterministic")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -80,38 +105,108 @@ def load(entry: ModelEntry, device: torch.device, *, batch_size: int = 0, access
         ModelUnavailable: it cannot be loaded, or does not classify images of the size that its preprocessing makes.
     """
     started = time.monotonic()
+    device = choose_place(entry, device)
+    entry = entry.model_copy(update={"preprocessing": resolve_preset(entry.preprocessing)})
     sourced = load_source(entry.source, access)
     module = sourced.module.eval().requires_grad_(False)
+    weights = _checked_weights(module, entry)
     digest = model_digest(module, entry)
-    module = module.to(device)
     if isinstance(module, Opaque):
         batch_size = batch_size or module.batch_size
+    module = adapt(module, entry.preprocessing).to(device)
     probe = _probe(entry, device)
     classes = _classes(module, probe)
     labels = _labels(entry, classes, access)
+    checks = _checked(module, entry, probe)
     gradients = _gradients_flow(module, probe)
     evaluator, steps = _evaluator(module, entry, probe, classes=classes, gradients=gradients)
-    spatial, flat = _layers(module, probe)
+    seen = see_layers(module, probe)
+    _check_layers(entry.layers, seen)
     variant = Variant(evaluator.module, channels_last=evaluator.channels_last, gradient=gradients)
-    evaluator.quantum = find_quantum(variant, probe)
-    evaluator.pads_small = not runs_small_cheaply(variant, probe[:1], evaluator.quantum)
+    compiled = any(step.name == COMPILE and step.applied for step in steps)
+    if not compiled:
+        evaluator.quantum = find_quantum(variant, probe)
+        evaluator.pads_small = not runs_small_cheaply(variant, probe[:1], evaluator.quantum)
     # A size that is given is not measured at, however large it is.
     sizes = batch_sizes(device, evaluator.quantum)
     throughput = find_throughput(variant, probe[:1], sizes[:1] if batch_size else sizes)
+    most = _whole_quanta(batch_size or throughput.batch_size, evaluator.quantum)
+    if compiled:
+        evaluator.buckets = bucket_sizes(most, STRETCHED)
+        _warm(variant, probe[:1], evaluator.buckets)
     found = Found(
         classes=classes,
         supports_gradients=gradients,
-        spatial_layers=spatial,
-        feature_layers=flat,
+        spatial_layers=seen.spatial,
+        feature_layers=seen.flat,
         steps=(*sourced.notes, *steps),
-        batch_size=_whole_quanta(batch_size or throughput.batch_size, evaluator.quantum),
+        batch_size=most,
         evaluations_per_second=throughput.forward,
         gradient_evaluations_per_second=throughput.backward,
+        refused=_refused(module, entry, probe, seen) if gradients else {},
+        patch_grid=seen.patch_grid,
+        input_limits=input_limits(module, probe, classes) if seen.spatial or seen.flat else (int(probe.shape[-1]),) * 2,
+        checks=tuple(checks),
+        weights_digest=weights,
     )
-    seconds = time.monotonic() - started
     return LoadedModel(
-        entry=entry, digest=digest, labels=labels, evaluator=evaluator, found=found, load_seconds=seconds
+        entry=entry,
+        digest=digest,
+        labels=labels,
+        evaluator=evaluator,
+        found=found,
+        load_seconds=time.monotonic() - started,
+        activation_bytes=batch_bytes(variant, probe) * found.batch_size,
     )
+
+
+def _refused(module: nn.Module, entry: ModelEntry, probe: Tensor, seen: SeenLayers) -> Mapping[str, str]:
+    if not seen.spatial:
+        return {}
+    view = view_of(module, PROBABILITIES[Output(entry.output)], probe)
+    return refusals(view, entry.layers.spatial)
+
+
+def _checked(module: nn.Module, entry: ModelEntry, probe: Tensor) -> Sequence[Check]:
+    """Returns the self-check. Raises ModelUnavailable where something that is required is not so."""
+    checks = check_model(module, entry, probe)
+    for check in checks:
+        if check.required and not check.passed:
+            raise ModelUnavailable(f"the self-check {check.name} failed: {check.detail}")
+    return checks
+
+
+def _checked_weights(module: nn.Module, entry: ModelEntry) -> str:
+    """Returns the digest of the weights. Raises ModelUnavailable where it is not the one that was registered."""
+    found = weights_digest(module)
+    if entry.weights_digest not in ("", found):
+        raise ModelUnavailable(
+            f"weights_digest: the weights have SHA-256 {found}, and {entry.weights_digest} was registered: they are "
+            "others, or damaged"
+        )
+    return found
+
+
+def _check_layers(wanted: Layers, seen: SeenLayers) -> None:
+    """Raises ModelUnavailable for a layer that was registered and is not there."""
+    for field_name, name, known in (
+        ("spatial", wanted.spatial, seen.spatial),
+        ("features", wanted.features, seen.flat),
+    ):
+        if name and name not in known:
+            raise ModelUnavailable(
+                f"layers.{field_name} is {name!r}, which is no such layer of this model; give one of "
+                f"{', '.join(known[-LISTED:]) or 'none'}"
+            )
+
+
+def _warm(variant: Variant, image: Tensor, sizes: Sequence[int]) -> None:
+    """Runs a batch of each size, so that it is compiled before a job waits for it."""
+    for size in sizes:
+        inputs = image.repeat(size, 1, 1, 1)
+        variant.forward(inputs)
+        if variant.gradient:
+            variant.backward(inputs)
 
 
 def _whole_quanta(batch_size: int, quantum: int) -> int:
@@ -134,12 +229,23 @@ def choose_device(wish: str = "") -> torch.device:
 def model_digest(module: nn.Module, entry: ModelEntry) -> str:
     """Returns SHA-256 over names, shapes and values of all weights, and over preprocessing and output."""
     digest = hashlib.sha256(f"{entry.preprocessing.model_dump_json()} {entry.output} {type(module)}".encode())
+    _digest_weights(digest, module)
+    return digest.hexdigest()
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Returns SHA-256 over names, shapes, types and values of all weights, whatever file they came in."""
+    digest = hashlib.sha256()
+    _digest_weights(digest, module)
+    return digest.hexdigest()
+
+
+def _digest_weights(digest: Any, module: nn.Module) -> None:
     if isinstance(module, Opaque):
         digest.update(module.identity.encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _probe(entry: ModelEntry, device: torch.device) -> Tensor:
@@ -154,7 +260,9 @@ def _classes(module: nn.Module, probe: Tensor) -> int:
             outputs = module(probe)
     except Exception as error:
         side = probe.shape[-1]
-        raise ModelUnavailable(f"the model fails on an input of {side}x{side} pixels: {error}") from error
+        taken = ", ".join(map(str, sides_taken(module, probe.device)))
+        remedy = f"; it takes inputs of {taken} pixels: set preprocessing.input_size to one" if taken else ""
+        raise ModelUnavailable(f"the model fails on an input of {side}x{side} pixels: {error}{remedy}") from error
     if not isinstance(outputs, Tensor) or outputs.ndim != 2:
         raise ModelUnavailable(f"the model returns {type(outputs).__name__}; expected a tensor (images, classes)")
     return int(outputs.shape[1])
@@ -169,7 +277,7 @@ def _labels(entry: ModelEntry, classes: int, access: Access) -> Sequence[str]:
         except OSError as error:
             raise ModelUnavailable(f"the labels {entry.labels} cannot be read: {error.strerror}") from error
     if labels and len(labels) != classes:
-        raise ModelUnavailable(f"there are {len(labels)} labels for {classes} classes")
+        raise ModelUnavailable(f"there are {len(labels)} labels for {classes} classes; give one for each, or none")
     return labels
 
 
@@ -183,14 +291,17 @@ def _evaluator(
 ) -> tuple[TorchEvaluator, list[Step]]:
     if isinstance(module, Opaque):
         return _opaque_evaluator(module, entry, probe.device, classes)
-    fast, channels_last, steps = optimise(module, probe, PROBABILITIES[Output(entry.output)], gradient=gradients)
+    probabilities = PROBABILITIES[Output(entry.output)]
+    fast, channels_last, steps = optimise(
+        module, probe, probabilities, gradient=gradients, compiled=entry.device.compile
+    )
     evaluator = TorchEvaluator(
         module=fast,
         inspected=module,
         device=probe.device,
         output=Output(entry.output),
         channels_last=channels_last,
-        autocast=_reduced_precision(probe.device),
+        autocast=None if entry.device.full_precision else _reduced_precision(probe.device),
         supports_gradients=gradients,
         classes=classes,
     )
@@ -217,30 +328,6 @@ def _gradients_flow(module: nn.Module, probe: Tensor) -> bool:
     except RuntimeError:
         return False
     return bool(torch.isfinite(gradient).all())
-
-
-def _layers(module: nn.Module, probe: Tensor) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns the names of layers with a spatial and with a flat output, in order of execution."""
-    outputs: dict[str, torch.Size] = {}
-
-    def note(name: str) -> object:
-        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-            if isinstance(output, Tensor):
-                outputs[name] = output.shape
-
-        return hook
-
-    named = [(name, layer) for name, layer in module.named_modules() if name]
-    handles = [layer.register_forward_hook(note(name)) for name, layer in named]
-    try:
-        with torch.inference_mode():
-            module(probe[:1])
-    finally:
-        for handle in handles:
-            handle.remove()
-    spatial = tuple(name for name, shape in outputs.items() if len(shape) == 4 and shape[-1] * shape[-2] > 1)
-    flat = tuple(name for name, shape in outputs.items() if len(shape) == 2)
-    return spatial, flat
 
 
 def set_threads(count: int) -> None:

@@ -12,6 +12,7 @@ _INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
 }
 
 
@@ -22,6 +23,14 @@ def to_input(picture: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor
     if preprocessing.channel_order == "BGR":
         values = values.flip(0)
     return (values - _channels(preprocessing.mean)) / _channels(preprocessing.std)
+
+
+def to_picture(values: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Returns the RGB picture (size, size, 3), uint8, of an input (3, size, size): what `to_input` was given to see."""
+    scaled = values.cpu() * _channels(preprocessing.std) + _channels(preprocessing.mean)
+    if preprocessing.channel_order == "BGR":
+        scaled = scaled.flip(0)
+    return (scaled * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 def resize_and_crop(picture: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:

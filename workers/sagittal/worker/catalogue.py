@@ -9,6 +9,7 @@ import math
 from google.protobuf import struct_pb2
 
 from sagittal.core.declarations import declaration_of
+from sagittal.core.entries import Layers
 from sagittal.explain import EXPLAINERS, Concepts, Needs, Row
 from sagittal.explain.parameters import Parameter, parameters
 from sagittal.models.loading import Found, LoadedModel
@@ -19,32 +20,45 @@ def describe_model(loaded: LoadedModel) -> model_pb2.Model:
     """Returns the registry's description of a loaded model."""
     found = loaded.found
     described = declaration_of(loaded.entry)
-    del described.labels[:]
+    described.ClearField("labels")
+    described.ClearField("preprocessing")
     described.MergeFrom(
         model_pb2.Model(
             digest=loaded.digest,
             labels=loaded.labels,
             classes=found.classes,
-            capabilities=_capabilities(found),
-            methods=[describe_method(row, found) for row in EXPLAINERS.values()],
+            preprocessing=model_pb2.Preprocessing(**loaded.entry.preprocessing.model_dump()),
+            capabilities=_capabilities(loaded),
+            methods=[describe_method(row, found, loaded.entry.layers) for row in EXPLAINERS.values()],
+            checks=[
+                model_pb2.SelfCheck(name=one.name, passed=one.passed, detail=one.detail, required=one.required)
+                for one in found.checks
+            ],
         )
     )
     return described
 
 
-def describe_method(row: Row, found: Found) -> model_pb2.MethodDescription:
-    """Returns the description of a method for a model with these capabilities."""
+def describe_method(row: Row, found: Found, layers: Layers | None = None) -> model_pb2.MethodDescription:
+    """Returns the description of a method for a model with these capabilities; `layers` are its registered ones."""
+    described = [_describe_parameter(declared) for declared in parameters(row.explainer)]
+    if layers is not None and layers.spatial and Needs.SPATIAL_LAYER in row.explainer.needs:
+        for parameter in described:
+            if parameter.name == "layer":
+                parameter.default.string_value = layers.spatial
     return model_pb2.MethodDescription(
         name=row.name,
         field=row.field,
         summary=row.explainer.summary,
-        parameters=[_describe_parameter(declared) for declared in parameters(row.explainer)],
+        parameters=described,
         unavailable=_unavailable(row, found),
         stateful=issubclass(row.explainer, Concepts),
     )
 
 
-def _capabilities(found: Found) -> model_pb2.Capabilities:
+def _capabilities(loaded: LoadedModel) -> model_pb2.Capabilities:
+    found = loaded.found
+    grid = found.patch_grid
     return model_pb2.Capabilities(
         supports_gradients=found.supports_gradients,
         supports_layers=bool(found.spatial_layers or found.feature_layers),
@@ -53,6 +67,13 @@ def _capabilities(found: Found) -> model_pb2.Capabilities:
         batch_size=found.batch_size,
         evaluations_per_second=found.evaluations_per_second,
         gradient_evaluations_per_second=found.gradient_evaluations_per_second,
+        patch_grid=None if grid is None else model_pb2.PatchGrid(rows=grid[0], columns=grid[1]),
+        min_input_size=found.input_limits[0],
+        max_input_size=found.input_limits[1],
+        deterministic=found.deterministic,
+        weights_bytes=loaded.memory_bytes,
+        activation_bytes=loaded.activation_bytes,
+        weights_digest=found.weights_digest,
         optimizations=[
             model_pb2.Optimization(
                 name=step.name, applied=step.applied, detail=step.detail, largest_difference=step.largest_difference
@@ -65,6 +86,8 @@ def _capabilities(found: Found) -> model_pb2.Capabilities:
 def _unavailable(row: Row, found: Found) -> str:
     """Says why a model does not admit a method, and what works; empty where it does."""
     missing = []
+    if row.name in found.refused:
+        return found.refused[row.name]
     if Needs.GRADIENTS in row.explainer.needs and not found.supports_gradients:
         missing.append("gradients of the score, which this model does not give")
     if Needs.SPATIAL_LAYER in row.explainer.needs and not found.spatial_layers:

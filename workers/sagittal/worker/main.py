@@ -14,9 +14,10 @@ from sagittal.engine.allocator import keep_freed_memory
 from sagittal.models.entry import InvalidModelFile
 from sagittal.models.loading import choose_device, set_threads
 from sagittal.models.sources import ModelUnavailable
+from sagittal.runtime.probes import LIVE, READY, start_metrics_server
 from sagittal.runtime.queue_metrics import QueueMetrics
 from sagittal.runtime.redis_queue import connect_worker_queue, connect_worker_registry
-from sagittal.runtime.telemetry import configure_logging, start_metrics_server
+from sagittal.runtime.telemetry import configure_logging
 from sagittal.runtime.tracing import Tracer
 from sagittal.runtime.tracing_start import TracingMissing, start_tracing
 from sagittal.worker.device import watch_memory
@@ -28,8 +29,8 @@ from sagittal.worker.worker import Worker
 
 log = structlog.get_logger(__name__)
 
-#: Exit status for settings that cannot be used.
-USAGE = 2
+#: Exit statuses for a worker that ended by an error of its own, and for settings that cannot be used.
+CRASHED, USAGE = 1, 2
 
 
 def main() -> None:
@@ -53,13 +54,13 @@ def main() -> None:
     worker.run()
     tracer.close()
     log.info("worker-stopped", worker=settings.worker_name)
+    if worker.crashed:
+        sys.exit(CRASHED)
 
 
 def _make(settings: WorkerSettings, tracer: Tracer) -> Worker:
     set_threads(settings.threads)
     metrics = WorkerMetrics.create(REGISTRY)
-    if settings.metrics_port:
-        start_metrics_server(settings.metrics_host, settings.metrics_port)
     registry = connect_worker_registry(settings.queue)
     device = choose_device(next(iter(named_devices(settings.device)), ""))
     watch_memory(metrics.device_memory, device)
@@ -76,7 +77,11 @@ def _make(settings: WorkerSettings, tracer: Tracer) -> Worker:
         selection=settings.selection(),
     )
     queue = connect_worker_queue(settings.queue, worker=settings.worker_name, observer=QueueMetrics(REGISTRY))
-    return Worker(settings, queue, models, metrics, tracer)
+    worker = Worker(settings, queue, models, metrics, tracer)
+    if settings.metrics_port:
+        checks = {LIVE: worker.live, READY: worker.ready}
+        start_metrics_server(settings.metrics_host, settings.metrics_port, REGISTRY, checks)
+    return worker
 
 
 def _drain(worker: Worker) -> Callable[[int, FrameType | None], None]:

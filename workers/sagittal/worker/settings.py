@@ -69,6 +69,8 @@ class WorkerSettings(BaseSettings):
     """Concept sets."""
     announce_seconds: Annotated[float, Field(gt=0)] = 2.0
     """Time between two announcements that this worker is there, in seconds; it is forgotten after five of them."""
+    stall_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Time after which a step on the device that has not ended makes `/livez` fail, in seconds: the device hangs."""
     drain: Annotated[float, Field(ge=0)] = 20.0
     """Time that running jobs have to end after SIGTERM before they are handed back, in seconds."""
 

@@ -93,7 +93,7 @@ class Wire:
     def _mask(event: seam.SaliencyMask, _: int) -> pb.ExplanationEvent:
         return pb.ExplanationEvent(mask=_mask(event))
 
-    def _sufficient_set(self, event: seam.SufficientSet, evaluations: int) -> pb.ExplanationEvent:
+    def _sufficient_set(self, event: seam.SufficientSet, _: int) -> pb.ExplanationEvent:
         certificate = pb.Certificate(
             level=_LEVELS[event.certificate.level],
             checked=event.certificate.checked,
@@ -105,7 +105,7 @@ class Wire:
             score=event.score,
             certificate=certificate,
             causal=self._causal(event.causal),
-            evaluations=evaluations,
+            evaluations=event.evaluations,
             diverse=event.diverse,
             top=self._class(event.top) if event.top else None,
         )

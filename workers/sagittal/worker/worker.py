@@ -29,6 +29,9 @@ log = structlog.get_logger(__name__)
 #: Longest time that a call for a job blocks, in seconds.
 LEASE_BLOCK = 1.0
 
+#: Threads without which no running job can come to its end.
+ENDING = ("engine", "event-writer")
+
 #: Longest time that one call for word of a cancellation blocks, in seconds.
 LISTEN_BLOCK = 1.0
 
@@ -57,19 +60,34 @@ class Worker:
         self._metrics = metrics
         self._tracer = tracer
         self._shelf = ConceptShelf(settings=settings.concepts, attachment=queue.attachment)
-        self._writer = EventWriter(queue)
+        self._writer = EventWriter(queue, self._guard)
         self._runs: dict[tuple[str, int], JobRun] = {}
         self._runs_lock = threading.Lock()
+        self._step_began: float | None = None
         self._draining = threading.Event()
         self._stopped = threading.Event()
         self._work_arrived = threading.Event()
         self._room = threading.Event()
         self._beat_soon = threading.Event()
+        self.crashed = ""
+        """The thread that ended by an error, if one did."""
 
     def drain(self) -> None:
         """Takes no more jobs; `run` returns when the running ones have ended or were handed back. Safe in a signal."""
         self._draining.set()
         self._room.set()
+
+    def live(self) -> str:
+        """Says why the process must be restarted; empty where it need not. Safe from any thread."""
+        began = self._step_began
+        took = 0.0 if began is None else time.monotonic() - began
+        return f"a step on the device has not ended for {took:.0f} s" if took > self._settings.stall_seconds else ""
+
+    def ready(self) -> str:
+        """Says why the worker takes no jobs; empty where it does. Safe from any thread."""
+        if self._draining.is_set():
+            return "it drains"
+        return "" if self._models.ready() else "no model is ready"
 
     def run(self) -> None:
         """Works until drained."""
@@ -102,9 +120,9 @@ class Worker:
             try:
                 loop()
             except BaseException:
-                log.exception("worker-thread-crashed", thread=threading.current_thread().name)
+                self.crashed = threading.current_thread().name
+                log.exception("worker-thread-crashed", thread=self.crashed, doing="ending the worker")
                 self.drain()
-                raise
 
         return guarded
 
@@ -124,7 +142,9 @@ class Worker:
         if engine is None or not engine.running:
             return False
         started, before = time.monotonic(), engine.counters.rows
+        self._step_began = started
         engine.step()
+        self._step_began = None
         rows, name, seconds = engine.counters.rows - before, hosted.entry.name, time.monotonic() - started
         self._metrics.busy.labels(name).inc(seconds)
         self._metrics.step.labels(name).observe(seconds)
@@ -271,6 +291,10 @@ class Worker:
     def _finish(self) -> None:
         """Lets running jobs end within the grace period, then hands the rest back."""
         self._models.withdraw()
+        if self.crashed in ENDING:
+            # The jobs are not handed back, which would be no attempt: one that crashes its workers must be buried.
+            log.error("leases-left-to-expire", running=len(self._runs), thread=self.crashed)
+            return
         log.info("draining", running=len(self._runs), seconds=self._settings.drain)
         if self._wait_for_runs(self._settings.drain):
             return

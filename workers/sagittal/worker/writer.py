@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -58,16 +58,27 @@ class _Part:
     handed_back: bool = False
 
 
+def _as_it_is(loop: Callable[[], None]) -> Callable[[], None]:
+    return loop
+
+
 class EventWriter:
     """One thread that writes for all jobs, each job's events in order."""
 
-    def __init__(self, queue: WorkerQueue) -> None:
-        """Starts nothing yet; see `start`."""
+    def __init__(
+        self, queue: WorkerQueue, guard: Callable[[Callable[[], None]], Callable[[], None]] = _as_it_is
+    ) -> None:
+        """Starts nothing yet; see `start`.
+
+        Args:
+            queue: Where the events go.
+            guard: Makes of the thread's loop one that says when it ended by an error.
+        """
         self._queue = queue
         self._outboxes: dict[tuple[str, int], Outbox] = {}
         self._changed = threading.Condition()
         self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="event-writer", daemon=True)
+        self._thread = threading.Thread(target=guard(self._run), name="event-writer", daemon=True)
 
     def start(self) -> None:
         """Starts the thread."""

@@ -1,0 +1,134 @@
+"""What the service costs: jobs a second, latencies, processor time and Redis calls, with a worker that answers at once.
+
+Then the overhead of all of it on explanations of about a second, against the library called directly.
+"""
+
+import argparse
+import asyncio
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import service_overhead
+from answering_worker import MODEL
+from reports import table, write_section
+from service_load import Timings, percentile, run_load
+from service_stack import HERE, Stack, running_stack
+
+#: Streams that ask at the same time.
+STREAMS = (1, 32, 256)
+
+#: Commands that programs send; others are of scripts.
+SENT = ("evalsha", "blpop", "subscribe", "unsubscribe")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One load, measured."""
+
+    streams: int
+    timings: Timings
+    cpu: Mapping[str, float]
+    """Seconds of processor time by program."""
+    calls: Mapping[str, int] = field(default_factory=dict)
+    """Commands that Redis ran, by name."""
+
+    def per_job(self, seconds: float) -> str:
+        """Returns milliseconds for each job."""
+        return f"{1e3 * seconds / self.timings.jobs:.2f}"
+
+
+def measure(stack: Stack, streams: int, seconds: float, first_seed: int) -> Measured:
+    """Puts a load on the service."""
+    before, calls, own = stack.cpu_seconds(), _calls(stack), time.process_time()
+    timings = asyncio.run(run_load(stack.address, MODEL, streams=streams, seconds=seconds, first_seed=first_seed))
+    cpu = {name: used - before[name] for name, used in stack.cpu_seconds().items()}
+    cpu["caller (this program)"] = time.process_time() - own
+    made = {name: number - calls.get(name, 0) for name, number in _calls(stack).items()}
+    return Measured(streams, timings, cpu, made)
+
+
+def _calls(stack: Stack) -> Mapping[str, int]:
+    with stack.redis() as client:
+        stats = client.info("commandstats")
+    return {name.removeprefix("cmdstat_"): int(each["calls"]) for name, each in stats.items()}
+
+
+def report(loads: list[Measured]) -> str:
+    """Returns the section about the load."""
+    programs = list(loads[0].cpu)
+    cpu = [[each.streams, *(each.per_job(each.cpu[name]) for name in programs)] for each in loads]
+    calls = [[each.streams, *(f"{each.calls.get(name, 0) / each.timings.jobs:.2f}" for name in SENT)] for each in loads]
+    place = f"{os.cpu_count()} cores that other programs used as well (load average {os.getloadavg()[0]:.0f})"
+    return f"""## Service
+
+Written by `make bench-service`. Valkey with an append-only file, the service, a worker that answers at once with six
+events (a 28 x 28 mask and two curves among them) and the caller are one process each, on
+{place}, {platform.machine()}, Python {platform.python_version()}.
+Each request carries a JPEG of 224 x 224 pixels and a seed of its own, so that no answer comes from memory. Where other
+programs use the machine, latencies and jobs a second say what they left; processor time for each job is what to reckon
+with.
+
+### Load
+
+{table(["streams", "jobs/s", "first event p50 / p99, ms", "done p50 / p99, ms"], [_latencies(each) for each in loads])}
+Processor time for each job, in ms:
+
+{table(["streams", *programs], cpu)}
+### Where the time goes
+
+Median ms of each stage, from the times in the events:
+
+{table(["stage", *(f"{each.streams} streams" for each in loads)], _stages(loads))}
+### Redis
+
+Calls that programs make for each job. The least is one each to submit, lease, settle and read; idle workers wait
+(`blpop`), a watcher subscribes to its job's log, and reads once more for each time that news of it comes.
+
+{table(["streams", *SENT], calls)}
+"""
+
+
+def _latencies(measured: Measured) -> list[object]:
+    timings = measured.timings
+    pairs = [
+        f"{1e3 * percentile(values, 0.5):.1f} / {1e3 * percentile(values, 0.99):.1f}"
+        for values in (timings.first, timings.done)
+    ]
+    return [measured.streams, f"{timings.jobs / timings.seconds:.0f}", *pairs]
+
+
+def _stages(loads: list[Measured]) -> list[list[object]]:
+    names = list(loads[0].timings.stages)
+    return [[name, *(f"{1e3 * percentile(each.timings.stages[name], 0.5):.1f}" for each in loads)] for name in names]
+
+
+def main() -> None:
+    """Measures and writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", type=Path, help="file to write the report to")
+    parser.add_argument("--seconds", type=float, default=15.0, help="length of each load; 0 for none")
+    parser.add_argument(
+        "--pairs", type=int, default=service_overhead.PAIRS, help="explanations on each side; 0 for none"
+    )
+    options = parser.parse_args()
+    if options.seconds:
+        with running_stack([str(HERE / "answering_worker.py")], model=MODEL) as stack:
+            measure(stack, 8, 2.0, 10**9)  # connections are made, scripts loaded
+            loads = [measure(stack, streams, options.seconds, index * 10**6) for index, streams in enumerate(STREAMS)]
+        _publish("service", report(loads), options.write)
+    if options.pairs:
+        _publish("overhead", service_overhead.report(options.pairs), options.write)
+
+
+def _publish(section: str, text: str, path: Path | None) -> None:
+    print(text, flush=True)
+    if path:
+        write_section(path, section, text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Explanations of about a second through the whole service, each beside the same one by the library alone."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from reports import table
+from service_stack import Stack, running_stack
+from subject import MODELS, SHIPPED, load_model, pictures, run
+
+from sagittal import client as sdk
+from sagittal.explain import EXPLAINERS, Metrics
+
+MODEL = "efficientnet-lite0"
+
+#: Explanations on each side.
+PAIRS = 12
+
+#: Masks of each, whose evaluations take about a second on one thread.
+MASKS = 64
+
+
+@dataclass(slots=True)
+class Side:
+    """The explanations of one side."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def time(self, explain: Callable[[], int], used: Callable[[], float]) -> int:
+        """Runs one explanation; returns its evaluations."""
+        cpu, started = used(), time.perf_counter()
+        evaluations = explain()
+        self.wall.append(time.perf_counter() - started)
+        self.cpu.append(used() - cpu)
+        return evaluations
+
+
+def report(pairs: int) -> str:
+    """Measures, and returns the section about it."""
+    torch.set_num_threads(1)
+    environment = {"SAGITTAL_MODELS_FILE": str(MODELS), "SAGITTAL_THREADS": "1"}
+    with running_stack(["-m", "sagittal.worker.main"], model=MODEL, environment=environment) as stack:
+        sides = _measure(stack, pairs)
+    direct, service = sides["the library"], sides["the service"]
+    ratios = sorted(mine / its for mine, its in zip(service.wall, direct.wall, strict=True))
+    rows = [[name, f"{_median(side.wall):.2f}", f"{_median(side.cpu):.2f}"] for name, side in sides.items()]
+    return f"""## Overhead
+
+Written by `make bench-service`. RISE with {MASKS} masks on EfficientNet-Lite0 on one thread, without curves:
+a picture's file in, its saliency out. Each explanation through the service (caller, service, Redis and a worker, each a
+process) has the library's beside it, in turn, {pairs} of each. Processor time is that of all these processes.
+
+{table(["through", "wall time, s (median)", "processor time, s (median)"], rows)}
+Through the service over the library: **{_median(service.cpu) / _median(direct.cpu):.3f}** in processor time,
+**{_median(ratios):.3f}** in wall time (median of the pairs; quartiles {_quartile(ratios, 1):.3f} and
+{_quartile(ratios, 3):.3f}, which show what else ran on the machine).
+"""
+
+
+def _measure(stack: Stack, pairs: int) -> Mapping[str, Side]:
+    loaded = load_model()
+    explainer = EXPLAINERS["rise"].explainer(masks=MASKS)
+    sides = {"the library": Side(), "the service": Side()}
+    path = next(SHIPPED.glob("chelsea.*"))
+    seeds = iter(range(10**6))
+
+    def by_library() -> int:
+        picture = next(pictures(loaded, ("chelsea",)))
+        return run(loaded, picture, explainer, seed=next(seeds), metrics=Metrics(curves=False)).evaluations
+
+    def by_service() -> int:
+        found = client.explain(
+            path,
+            model=MODEL,
+            method=sdk.RISE(masks=MASKS),
+            metrics=sdk.Metrics(curves=False),
+            seed=next(seeds),
+        )
+        return found.evaluations - (found.completed.metric_evaluations if found.completed else 0)
+
+    def everyone() -> float:
+        return time.process_time() + sum(stack.cpu_seconds().values())
+
+    with sdk.Client(stack.address) as client:
+        by_library()
+        by_service()
+        for _ in range(pairs):
+            spent = {sides["the library"].time(by_library, time.process_time)}
+            spent.add(sides["the service"].time(by_service, everyone))
+            if len(spent) != 1:
+                raise SystemExit(f"the two sides did not evaluate as often: {spent}")
+    return sides
+
+
+def _median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+def _quartile(values: list[float], number: int) -> float:
+    return statistics.quantiles(values, n=4, method="inclusive")[number - 1]

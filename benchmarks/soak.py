@@ -1,0 +1,93 @@
+"""Many small jobs, and the memory of service, worker and Redis while they run: what grows with each job would show."""
+
+import argparse
+import asyncio
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from answering_worker import MODEL
+from reports import table, write_section
+from service_load import run_load
+from service_stack import HERE, Stack, running_stack
+
+#: Time that ended jobs are kept, in seconds: short, so that what is kept stops growing early.
+RETENTION = {"SAGITTAL_QUEUE__RETENTION_SECONDS": "15", "SAGITTAL_QUEUE__IMAGE_RETENTION_SECONDS": "5"}
+
+#: Streams that ask at the same time, and seconds between two looks at the memory.
+STREAMS, LOOK = 32, 5.0
+
+#: Looks at the beginning that do not count: pools fill, and the first jobs reach their retention.
+WARM_UP = 8
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Memory at one time."""
+
+    jobs: int
+    mebibytes: Mapping[str, float]
+
+
+def soak(stack: Stack, jobs: int) -> list[Look]:
+    """Runs at least so many jobs; returns the memory on the way."""
+    looks: list[Look] = []
+    done = 0
+    while done < jobs:
+        load = run_load(stack.address, MODEL, streams=STREAMS, seconds=LOOK, first_seed=done)
+        done += asyncio.run(load).jobs
+        looks.append(Look(done, _memory(stack)))
+    return looks
+
+
+def _memory(stack: Stack) -> Mapping[str, float]:
+    memory = {each.name: each.resident_bytes() / MIB for each in stack.programs}
+    with stack.redis() as client:
+        memory["Redis, data alone"] = client.info("memory")["used_memory"] / MIB
+    return memory
+
+
+def report(looks: Sequence[Look], seconds: float) -> str:
+    """Returns the section about the soak."""
+    counted = looks[min(WARM_UP, len(looks) - 1) :]
+    rows = []
+    for name in counted[0].mebibytes:
+        sizes = [look.mebibytes[name] for look in counted]
+        slope = _slope([look.jobs for look in counted], sizes) * MIB
+        quarter = max(len(sizes) // 4, 1)
+        first, last = statistics.mean(sizes[:quarter]), statistics.mean(sizes[-quarter:])
+        rows.append([name, f"{first:.1f}", f"{last:.1f}", f"{max(sizes):.1f}", f"{slope:+.0f}"])
+    return f"""## Soak
+
+Written by `make soak`: {looks[-1].jobs:,} small jobs over {STREAMS} streams in {seconds:.0f} s, ended jobs kept for
+{RETENTION["SAGITTAL_QUEUE__RETENTION_SECONDS"]} s. Memory in MiB (of processes: resident, less what is shared with
+files), looked at every {LOOK:g} s, after a warm-up of {counted[0].jobs:,} jobs. What leaked with every job would rise.
+
+{table(["what", "first quarter, mean", "last quarter, mean", "most", "slope, bytes a job"], rows)}
+"""
+
+
+def _slope(places: Sequence[float], values: Sequence[float]) -> float:
+    return statistics.linear_regression(places, values).slope if len(places) > 1 else 0.0
+
+
+def main() -> None:
+    """Measures and writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", type=Path, help="file to write the report to")
+    parser.add_argument("--jobs", type=int, default=20_000, help="least number of jobs")
+    options = parser.parse_args()
+    with running_stack([str(HERE / "answering_worker.py")], model=MODEL, environment=RETENTION) as stack:
+        started = time.monotonic()
+        text = report(soak(stack, options.jobs), time.monotonic() - started)
+    print(text)
+    if options.write:
+        write_section(options.write, "soak", text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Draws docs/images: the shipped photographs explained by EfficientNet-Lite0 with every method, through a real stack.
+
+Takes several minutes on two cores. Pictures are reduced in size and colours, so that the repository stays small.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import PIL.Image
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sagittal.cli.drawing import style
+from sagittal.cli.drawing.graph import draw_graph
+from sagittal.cli.drawing.picture import Seen, upsample
+from sagittal.cli.drawing.summary import draw_overlay, draw_summary
+from sagittal.cli.files import what_the_model_saw
+from sagittal.cli.stack import MODELS_FILE, LocalStack, Plan, free_ports
+from sagittal.client import Client, Explanation, Model
+from sagittal.client.methods import Method
+
+ROOT = Path(__file__).parents[1]
+IMAGES = ROOT / "docs" / "images"
+MODEL = "efficientnet-lite0"
+PHOTOGRAPHS = ("chelsea.png",)
+HEATMAPS = (
+    "igos++", "igos+", "igos", "meaningful-perturbation", "rise", "occlusion",
+    "grad-cam", "integrated-gradients", "excitation-bp",
+)  # fmt: skip
+#: Most model evaluations of one search, so that the slowest methods end as well.
+EVALUATIONS = 600
+#: Pixels across a picture in the documentation, and colours in it.
+WIDTH, COLOURS = 1000, 128
+
+Explained = tuple[Explanation, Seen]
+
+
+def explain(client: Client, model: Model, photograph: str, method: str) -> Explained:
+    """Returns an explanation with what the model saw."""
+    path = ROOT / "examples" / "images" / photograph
+    explanation = client.explain(path, model=MODEL, method=Method(method), max_evaluations=EVALUATIONS)
+    sys.stderr.write(f"{photograph} {method}: {explanation.evaluations} evaluations\n")
+    return explanation, what_the_model_saw(path, model.preprocessing, explanation.prediction, None)
+
+
+def save(fig: Figure, name: str) -> None:
+    """Writes a figure, reduced."""
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / name
+        style.save(fig, path)
+        with PIL.Image.open(path) as picture:
+            size = (WIDTH, round(WIDTH * picture.height / picture.width))
+            reduced = picture.convert("RGB").resize(size, PIL.Image.Resampling.LANCZOS).quantize(COLOURS)
+            reduced.save(IMAGES / name, optimize=True)
+
+
+def draw_heatmaps(explained: Mapping[str, Sequence[Explained]]) -> Figure:
+    """Returns every heatmap over its photograph, with its curves' areas, one photograph a row."""
+    fig = style.figure(3.2 * (len(explained) + 1), 3.7 * len(PHOTOGRAPHS))
+    axes = fig.subplots(len(PHOTOGRAPHS), len(explained) + 1, squeeze=False)
+    for row in range(len(PHOTOGRAPHS)):
+        first = next(iter(explained.values()))[row]
+        style.show(axes[row][0], first[1].picture, first[0].target.label if first[0].target else "")
+        for place, (method, found) in zip(axes[row][1:], explained.items(), strict=True):
+            _draw_heatmap(place, method, *found[row])
+    fig.tight_layout()
+    return fig
+
+
+def _draw_heatmap(place: Axes, method: str, explanation: Explanation, seen: Seen) -> None:
+    if explanation.mask is None or explanation.insertion is None or explanation.deletion is None:
+        raise ValueError(f"{method} gave no heatmap with curves: nothing to draw")
+    note = f"insertion {explanation.insertion:.2f}   deletion {explanation.deletion:.2f}"
+    style.show(place, draw_overlay(upsample(explanation.mask, seen.size), seen), method, note)
+
+
+def main() -> int:
+    """Draws everything."""
+    IMAGES.mkdir(exist_ok=True)
+    (port,) = free_ports(1)
+    plan = Plan(listen=f"127.0.0.1:{port}", service_metrics=0, worker_metrics=0, models_file=MODELS_FILE)
+    with LocalStack(plan) as stack, Client(plan.listen) as client:
+        stack.wait_for_service()
+        stack.wait_for_models(client, lambda line: sys.stderr.write(f"{line}\n"))
+        model = client.model(MODEL)
+        explained = {
+            method: [explain(client, model, photograph, method) for photograph in PHOTOGRAPHS] for method in HEATMAPS
+        }
+        save(draw_summary(*explained["igos++"][0]), "igos-plus-plus.png")
+        save(draw_heatmaps(dict(list(explained.items())[:5])), "heatmaps-by-perturbation.png")
+        save(draw_heatmaps(dict(list(explained.items())[5:])), "heatmaps-others.png")
+        save(draw_summary(*explain(client, model, PHOTOGRAPHS[0], "mse")), "sufficient-sets.png")
+        attention, seen = explain(client, model, PHOTOGRAPHS[0], "sag")
+        if attention.graph is None:
+            raise ValueError("the attention graph has no nodes: nothing to draw")
+        save(draw_graph(attention.graph, seen, "Why Egyptian cat?"), "attention-graph.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""What a model can do, found by trying it: which layers it has, which inputs it takes, what it needs of memory."""
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sagittal.engine.timing import Variant
+from sagittal.explain import EXPLAINERS, Needs
+from sagittal.explain.layers import Layout, Unsupported, layout_of
+from sagittal.explain.seam import ModelView, Subject
+
+SIDES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 480, 512, 600)
+"""Sides of inputs that networks are commonly made for, in pixels."""
+
+REACH = 2
+"""Largest side that is tried, as a multiple of the model's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenLayers:
+    """Layers of a model, in order of execution."""
+
+    spatial: tuple[str, ...] = ()
+    """Those whose output keeps the places of the image apart."""
+    flat: tuple[str, ...] = ()
+    """Those whose output is (n, features)."""
+    patch_grid: tuple[int, int] | None = None
+    """Rows and columns of a transformer's patches; None for other models."""
+
+
+def see_layers(module: nn.Module, probe: Tensor) -> SeenLayers:
+    """Returns the layers of a model whose outputs say something to methods."""
+    outputs: dict[str, torch.Size] = {}
+
+    def note(name: str) -> object:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                outputs[name] = output.shape
+
+        return hook
+
+    named = [(name, layer) for name, layer in module.named_modules() if name]
+    handles = [layer.register_forward_hook(note(name)) for name, layer in named]
+    try:
+        with torch.inference_mode():
+            module(probe[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    size = (probe.shape[-2], probe.shape[-1])
+    layouts = {name: layout for name, shape in outputs.items() if (layout := layout_of(shape, size)) is not None}
+    return SeenLayers(
+        spatial=tuple(layouts),
+        flat=tuple(name for name, shape in outputs.items() if len(shape) == 2),
+        patch_grid=_patch_grid(module, layouts),
+    )
+
+
+def _patch_grid(module: nn.Module, layouts: Mapping[str, Layout]) -> tuple[int, int] | None:
+    if not any("Attention" in type(layer).__name__ for layer in module.modules()):
+        return None
+    tokens = [layout for layout in layouts.values() if layout.axis != 1]
+    return (tokens[0].rows, tokens[0].columns) if tokens else None
+
+
+def input_limits(module: nn.Module, probe: Tensor, classes: int) -> tuple[int, int]:
+    """Returns the smallest and the largest side of inputs that the model was seen to take, in pixels.
+
+    Sides are tried outwards from the model's own, up to `REACH` times it, until one is refused.
+    """
+    own = int(probe.shape[-1])
+    smaller = [side for side in reversed(SIDES) if side < own]
+    larger = [side for side in SIDES if own < side < REACH * own] + [REACH * own]
+    return _reach(module, probe, classes, [own, *smaller]), _reach(module, probe, classes, [own, *larger])
+
+
+def sides_taken(module: nn.Module, device: torch.device) -> list[int]:
+    """Returns the common sides of inputs that a model takes, for one that refused its own."""
+    return [side for side in SIDES if takes(module, torch.zeros(1, 3, side, side, device=device)) > 0]
+
+
+def _reach(module: nn.Module, probe: Tensor, classes: int, sides: list[int]) -> int:
+    reached = sides[0]
+    for side in sides[1:]:
+        if takes(module, probe.new_zeros(1, 3, side, side)) != classes:
+            break
+        reached = side
+    return reached
+
+
+def takes(module: nn.Module, images: Tensor) -> int:
+    """Returns the number of classes that the model tells of images, 0 where it refuses them."""
+    try:
+        with torch.inference_mode():
+            outputs = module(images)
+    except Exception:  # noqa: BLE001 - a model may refuse in any way; that it did is the answer
+        return 0
+    return int(outputs.shape[1]) if isinstance(outputs, Tensor) and outputs.ndim == 2 else 0
+
+
+def refusals(view: ModelView, layer: str) -> Mapping[str, str]:
+    """Returns the methods that read layers but are not defined for this model, with the reason.
+
+    Args:
+        view: The model with its own layers, with an image and a target to try on.
+        layer: The layer to read; empty for the one that each method chooses.
+    """
+    refused = {}
+    for row in EXPLAINERS.values():
+        if Needs.SPATIAL_LAYER in row.explainer.needs:
+            try:
+                row.explainer(**({"layer": layer} if layer else {})).try_on(view)
+            except Unsupported as error:
+                refused[row.name] = str(error)
+            except Exception as error:  # noqa: BLE001 - hooks on foreign code may raise anything; the reason is kept
+                refused[row.name] = f"it fails on this model: {type(error).__name__}: {str(error).splitlines()[0]}"
+    return refused
+
+
+def view_of(module: nn.Module, probabilities: Any, probe: Tensor) -> ModelView:
+    """Returns a model with an image of noise and its top class."""
+    with torch.inference_mode():
+        target = int(probabilities(module(probe[:1]))[0].argmax())
+    return ModelView(module, probabilities, Subject(probe[0], torch.zeros_like(probe[0]), target))
+
+
+def batch_bytes(variant: Variant, probe: Tensor) -> int:
+    """Returns the memory that one image of a batch takes at its peak beside the weights, in bytes."""
+    work = variant.backward if variant.gradient else variant.forward
+    if probe.device.type == "cuda":
+        torch.cuda.synchronize(probe.device)
+        before = torch.cuda.memory_allocated(probe.device)
+        torch.cuda.reset_peak_memory_stats(probe.device)
+        work(probe)
+        return int(torch.cuda.max_memory_allocated(probe.device) - before) // len(probe)
+    with LiveBytes() as live:
+        work(probe)
+    return int(live.peak) // len(probe)
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Counts the bytes of all tensors that are made within it and still live; a CPU's allocator does not tell."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = 0
+        self.peak = 0
+        """Most bytes that lived at one time."""
+        self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs an operation and counts what it made."""
+        made = func(*args, **(kwargs or {}))
+        given = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in given:
+                self._count(leaf.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._free, storage.nbytes())
+
+    def _free(self, size: int) -> None:
+        self.live -= size
