@@ -53,7 +53,8 @@ class Roster:
             known = hosted.get(key)
             if known is None or known.declaration != registration.declaration:
                 known = self._hosted(registration)
-            elif known.revision != registration.model.revision:
+            elif known.revision != registration.model.revision or not registration.model.digest:
+                # The registry lost its data, and knows of the file alone what this worker declared again.
                 known.revision, known.published = registration.model.revision, False
             _follow(known, registration)
             wanted[key] = known

@@ -1,0 +1,290 @@
+"""A worker follows the registry without a restart, and running jobs finish on what they began with."""
+
+import asyncio
+import sys
+import threading
+import types
+
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+from torch import nn
+
+from sagittal.core.declarations import declaration_of
+from sagittal.engine import Task
+from sagittal.explain.seam import Evaluate, Subject
+from sagittal.models.entry import ModelEntry
+from sagittal.models.sources import Access
+from sagittal.runtime.memory_registry import MemoryRegistry
+from sagittal.v1 import model_pb2
+from sagittal.worker.metrics import WorkerMetrics
+from sagittal.worker.models import HostedModels
+from sagittal.worker.selection import Selection
+
+NEVER = threading.Event()
+READY, UNLOADED, FAILED = (
+    model_pb2.MODEL_STATE_READY,
+    model_pb2.MODEL_STATE_UNLOADED,
+    model_pb2.MODEL_STATE_FAILED,
+)
+LISTED = Access(factories=("switch_networks:*",))
+
+
+class Switch(nn.Module):
+    """Says 0 or 1 of all images, as it was made."""
+
+    broken = False
+
+    def __init__(self, says=0) -> None:
+        super().__init__()
+        if type(self).broken:
+            raise OSError("the disk with the weights is not mounted")
+        self.weights = nn.Parameter(torch.tensor([0.0, 0.0]).index_fill(0, torch.tensor([says]), 4.0))
+
+    def forward(self, images):
+        return self.weights + 0.01 * images.mean((1, 2, 3)).unsqueeze(-1) * torch.tensor([1.0, -1.0])
+
+
+@pytest.fixture(autouse=True)
+def _networks(monkeypatch):
+    torch.set_num_threads(1)
+    module = types.ModuleType("switch_networks")
+    module.Switch = Switch
+    monkeypatch.setitem(sys.modules, "switch_networks", module)
+    monkeypatch.setattr(Switch, "broken", False)
+
+
+def declared(says=0, **fields):
+    source = {"kind": "python", "factory": "switch_networks:Switch", "arguments": {"says": says}}
+    preprocessing = {"input_size": 8, "fit": "squash"}
+    return declaration_of(ModelEntry(**{"name": "switch", "source": source, "preprocessing": preprocessing, **fields}))
+
+
+class Site:
+    """A registry with one worker, whose loop is turned by hand."""
+
+    def __init__(self, *, file=None, access=LISTED, **options):
+        self.memory = MemoryRegistry()
+        self.models = HostedModels(
+            file,
+            self.memory.workers,
+            WorkerMetrics.create(CollectorRegistry()),
+            worker="w",
+            device=torch.device("cpu"),
+            access=access,
+            **options,
+        )
+
+    def register(self, says=0, **fields):
+        asyncio.run(self.memory.models.register(declared(says, **fields)))
+        self.turn()
+
+    def update(self, says, **fields):
+        asyncio.run(self.memory.models.update(declared(says, **fields)))
+        self.turn()
+
+    def wish(self, wish):
+        asyncio.run(self.memory.models.wish("switch", "", wish))
+        self.turn()
+
+    def turn(self):
+        """Turns until nothing is left to load."""
+        while self.models.turn(batch_size=4, stopped=NEVER):
+            pass
+
+    def shown(self, version=""):
+        return asyncio.run(self.memory.models.model("switch", version))
+
+    def state(self, version=""):
+        return self.shown(version).workers[0].state
+
+    def hosted(self, version="1"):
+        return self.models.get(("switch", version))
+
+
+def start(hosted, seen):
+    """Starts a job that asks again and again what the model says."""
+
+    def steps():
+        while True:
+            request = Evaluate(subject=Subject(torch.ones(3, 8, 8), torch.ones(3, 8, 8), 0), masks=torch.ones(1, 2, 2))
+            seen.append(float((yield request).target[0]))
+
+    task = Task(steps=steps())
+    hosted.engine.submit(task)
+    return task
+
+
+def test_a_model_registered_over_the_api_is_loaded_and_published_without_a_restart():
+    site = Site()
+    site.turn()
+    assert site.models.offered() == []
+    site.register(labels=["off", "on"])
+    shown = site.shown()
+    assert (shown.workers[0].state, shown.workers[0].revision) == (READY, shown.revision)
+    assert (shown.classes, list(shown.labels)) == (2, ["off", "on"])
+    assert shown.workers[0].memory_bytes > 0
+    assert all(check.passed for check in shown.checks)
+    assert site.models.offered() == [("switch", "1")]
+
+
+def test_running_jobs_finish_on_the_model_that_they_began_with():
+    site = Site()
+    site.register(says=0)
+    before, seen = site.hosted(), []
+    digest = site.shown().digest
+    task = start(before, seen)
+    before.engine.step()
+    site.update(says=1)
+    after = site.hosted()
+    assert after is not before
+    assert site.shown().digest != digest
+    assert before in site.models.running(), "its job goes on"
+    before.engine.step()
+    assert seen[0] == seen[1] > 0.9
+    later = []
+    start(after, later)
+    after.engine.step()
+    assert later[0] < 0.1
+    task.cancel()
+    before.engine.step()
+    site.turn()
+    assert before not in site.models.running()
+    assert before.loaded is None, "its memory is free"
+
+
+def test_an_unregistered_model_takes_no_more_jobs_and_goes_when_the_last_has_ended():
+    site = Site()
+    site.register()
+    hosted = site.hosted()
+    task = start(hosted, [])
+    hosted.engine.step()
+    asyncio.run(site.memory.models.unregister("switch", "1"))
+    site.turn()
+    assert site.hosted() is None
+    assert site.models.offered() == []
+    assert site.models.running() == [hosted]
+    with site.models.pinned(hosted) as ready:
+        assert not ready
+    task.cancel()
+    hosted.engine.step()
+    site.turn()
+    assert site.models.running() == []
+
+
+def test_versions_are_served_side_by_side():
+    site = Site()
+    site.register(says=0)
+    site.register(says=1, version="2")
+    assert site.models.offered() == [("switch", "1"), ("switch", "2")]
+    assert site.state("1") == site.state("2") == READY
+
+
+def test_a_model_on_demand_is_checked_at_registration_and_loaded_for_a_job():
+    site = Site()
+    site.register(load="on-demand")
+    assert site.state() == UNLOADED
+    assert site.shown().methods, "so that requests can be checked"
+    assert site.models.offered() == [("switch", "1")], "a job makes it come"
+    site.models.want(site.hosted())
+    site.turn()
+    assert site.state() == READY
+    site.turn()
+    assert site.state() == READY
+
+
+def test_load_and_unload_are_followed_and_a_job_brings_it_back():
+    site = Site()
+    site.register()
+    site.wish("unload")
+    assert site.state() == UNLOADED
+    site.models.want(site.hosted())
+    site.turn()
+    assert site.state() == READY
+    site.wish("unload")
+    site.wish("load")
+    assert site.state() == READY
+
+
+def test_a_model_with_a_job_is_unloaded_when_the_job_has_ended():
+    site = Site()
+    site.register()
+    task = start(site.hosted(), [])
+    site.wish("unload")
+    assert site.state() == READY
+    task.cancel()
+    site.hosted().engine.step()
+    site.turn()
+    assert site.state() == UNLOADED
+
+
+def test_a_model_that_cannot_be_loaded_says_why_and_is_tried_again_when_asked(monkeypatch):
+    site = Site()
+    monkeypatch.setattr(Switch, "broken", True)
+    site.register()
+    assert site.state() == FAILED
+    assert "the disk with the weights is not mounted" in site.shown().workers[0].message
+    site.turn()
+    assert site.hosted().hopeless
+    assert site.models.offered() == [("switch", "1")], "its jobs are failed, not left to wait"
+    monkeypatch.setattr(Switch, "broken", False)
+    site.turn()
+    assert site.state() == FAILED, "it is not tried again and again"
+    site.wish("load")
+    assert site.state() == READY
+    assert not site.shown().workers[0].message
+
+
+def test_jobs_are_left_to_a_worker_that_can_load_the_model(monkeypatch):
+    site = Site()
+    monkeypatch.setattr(Switch, "broken", True)
+    site.register()
+    other = model_pb2.WorkerModel(state=READY)
+    site.memory.workers.announce("other", [("switch", "1", other)], ttl=60)
+    site.turn()
+    assert not site.hosted().hopeless
+    assert site.models.offered() == []
+
+
+def test_only_functions_that_the_operator_listed_are_called_for_a_registration():
+    site = Site(access=Access())
+    site.register()
+    assert site.state() == FAILED
+    assert "may not be called" in site.shown().workers[0].message
+
+
+def test_the_registry_is_told_of_the_file_and_again_when_it_lost_its_data(tmp_path):
+    path = tmp_path / "models.toml"
+    path.write_text(
+        '[[models]]\nname = "switch"\nsource = { kind = "python", factory = "switch_networks:Switch" }\n'
+        'preprocessing = { input_size = 8, fit = "squash" }\n'
+    )
+    site = Site(file=path, access=Access())
+    site.turn()
+    assert site.shown().origin == model_pb2.MODEL_ORIGIN_FILE
+    hosted = site.hosted()
+    entries = site.memory.workers._entries
+    entries.models.clear()
+    entries.latest.clear()
+    entries.changes = entries.revision = 0
+    site.turn()
+    assert site.hosted() is hosted, "nothing was loaded anew"
+    assert site.shown().digest == hosted.loaded.digest
+
+
+@pytest.mark.parametrize(
+    ("selection", "served"),
+    [
+        ({}, ["1", "2"]),
+        ({"names": ("switch@2",)}, ["2"]),
+        ({"names": ("s*",)}, ["1", "2"]),
+        ({"names": ("other",)}, []),
+        ({"tags": {"tier": "gold"}}, ["2"]),
+        ({"names": ("switch@1",), "tags": {"tier": "gold"}}, []),
+    ],
+)
+def test_a_worker_serves_what_it_is_told_to(selection, served):
+    site = Site(selection=Selection(**selection))
+    site.register()
+    site.register(version="2", tags={"tier": "gold"})
+    assert site.models.offered() == [("switch", version) for version in served]
