@@ -39,6 +39,9 @@ from sagittal.v1 import (
 #: Time after which a call counts as hanging, in seconds.
 PATIENCE = 30
 
+#: Time that the service, and torch, may take to start, in seconds: the machine may be busy.
+STARTING = 600
+
 #: Inputs for an RPC in a round.
 ROUND = 60
 
@@ -166,7 +169,7 @@ def served(backends: Callable[[], Mapping[str, Any]] = dict) -> Iterator[Server]
     thread = threading.Thread(target=run, name="fuzzed-service")
     thread.start()
     try:
-        started = ports.get(timeout=60)
+        started = ports.get(timeout=STARTING)
         if isinstance(started, BaseException):
             raise started
         port, ids = started
