@@ -67,20 +67,27 @@ class Access:
             _CALLER.set(self._admit(call, metadata.get("authorization", ""), trace))
         return await proceed()
 
+    def admits(self, method: str, metadata: Mapping[str, str]) -> bool:
+        """Whether a call will be admitted, as far as its metadata tell."""
+        if not self._tokens or method.startswith(OPEN_SERVICES):
+            return True
+        token = self._tokens.get(_digest(metadata.get("authorization", "")))
+        return token is not None and _needed(method) in token.roles
+
     def _admit(self, call: Call, authorization: str, trace: str) -> Caller:
         if not self._tokens:
             return Caller(trace_context=trace)
         token = self._token(authorization, call.context.peer())
-        needed: Role = "admin" if call.method in ADMIN_METHODS else "explain"
+        needed = _needed(call.method)
         if needed not in token.roles:
             raise PermissionDenied(f"this token lacks the role {needed!r}: use one that has it")
         structlog.contextvars.bind_contextvars(tenant=token.tenant)
         return Caller(token.tenant, token.roles, trace)
 
     def _token(self, authorization: str, peer: str) -> Token:
-        if not authorization.lower().startswith(_SCHEME):
+        digest = _digest(authorization)
+        if not digest:
             raise Unauthenticated("this service wants a token: send the metadata `authorization: Bearer TOKEN`")
-        digest = hashlib.sha256(authorization[len(_SCHEME) :].strip().encode()).hexdigest()
         self._logins.check(peer, digest)
         token = self._tokens.get(digest)
         if token is None:
@@ -88,3 +95,14 @@ class Access:
             raise Unauthenticated("this token is not known here: check it, or ask the operator for one")
         self._logins.succeeded(peer, digest)
         return token
+
+
+def _needed(method: str) -> Role:
+    return "admin" if method in ADMIN_METHODS else "explain"
+
+
+def _digest(authorization: str) -> str:
+    """Returns the SHA-256 of the bearer token; empty where there is none."""
+    if not authorization.lower().startswith(_SCHEME):
+        return ""
+    return hashlib.sha256(authorization[len(_SCHEME) :].strip().encode()).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -12,11 +12,13 @@ from typing import Any, Protocol
 import grpc
 from grpc.aio import ServerInterceptor, ServicerContext
 
+from sagittal.core.errors import PermissionDenied
 from sagittal.server.unreadable import all_readable, readable, tolerant
 
 Context = ServicerContext[Any, Any]
 Behaviour = Callable[[Any, Context], Awaitable[Any]]
 Proceed = Callable[[], Awaitable[Any]]
+Admits = Callable[[str, Mapping[str, str]], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +34,12 @@ class Call:
     @property
     def metadata(self) -> Mapping[str, str]:
         """Text metadata of the request; the first value where a key comes twice."""
-        pairs = reversed(tuple(self.context.invocation_metadata() or ()))
-        return {key: value for key, value in pairs if isinstance(value, str)}
+        return text_metadata(self.context.invocation_metadata())
+
+
+def text_metadata(pairs: Iterable[tuple[str, str | bytes]] | None) -> Mapping[str, str]:
+    """Returns the text metadata of a request; the first value where a key comes twice."""
+    return {key: value for key, value in reversed(tuple(pairs or ())) if isinstance(value, str)}
 
 
 class Layer(Protocol):
@@ -48,12 +54,20 @@ class Layers(ServerInterceptor):
     """Runs every RPC within the layers, the first outermost.
 
     Every handler becomes a coroutine that writes its own stream, so that a call that ends early ends the generators
-    below it at once, in order, in the call's own task.
+    below it at once, in order, in the call's own task. The request of a call that is not admitted is never read.
     """
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    def __init__(self, layers: Sequence[Layer], admits: Admits = lambda _method, _metadata: True) -> None:
+        """Wraps no RPC yet.
+
+        Args:
+            layers: What surrounds each call; one of them refuses the calls that are not admitted.
+            admits: Whether a call of this RPC with these metadata will be admitted.
+        """
         self._layers = tuple(layers)
+        self._admits = admits
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._refusals: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
         self,
@@ -62,12 +76,14 @@ class Layers(ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Returns the handler within the layers, made once for each RPC; None for an RPC that does not exist."""
         method = handler_call_details.method
-        if (known := self._handlers.get(method)) is not None:
+        admitted = self._admits(method, text_metadata(handler_call_details.invocation_metadata))
+        made, make = (self._handlers, self._within_layers) if admitted else (self._refusals, self._refusing)
+        if (known := made.get(method)) is not None:
             return known
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        return self._handlers.setdefault(method, self._within_layers(handler, method))
+        return made.setdefault(method, make(handler, method))
 
     def _within_layers(self, handler: grpc.RpcMethodHandler[Any, Any], method: str) -> grpc.RpcMethodHandler[Any, Any]:
         kind = _KINDS[handler.request_streaming, handler.response_streaming]
@@ -79,16 +95,30 @@ class Layers(ServerInterceptor):
 
         async def call_through_layers(request: Any, context: Context) -> Any:
             call = Call(method, handler.response_streaming, context)
-            proceed: Proceed = partial(read_and_proceed, request, context)
-            for layer in reversed(self._layers):
-                proceed = partial(layer, call, proceed)
-            return await proceed()
+            return await self._surrounded(call, partial(read_and_proceed, request, context))
 
         factory = getattr(grpc, f"{kind}_rpc_method_handler")
         rewrapped: grpc.RpcMethodHandler[Any, Any] = factory(
             call_through_layers, tolerant(handler.request_deserializer or bytes), handler.response_serializer
         )
         return rewrapped
+
+    def _refusing(self, handler: grpc.RpcMethodHandler[Any, Any], method: str) -> grpc.RpcMethodHandler[Any, Any]:
+        """Returns a handler of a stream, whatever the RPC takes: gRPC reads no message before it is called."""
+
+        async def refuse(_unread: Any, context: Context) -> None:
+            await self._surrounded(Call(method, handler.response_streaming, context), _not_reached)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+    async def _surrounded(self, call: Call, proceed: Proceed) -> Any:
+        for layer in reversed(self._layers):
+            proceed = partial(layer, call, proceed)
+        return await proceed()
+
+
+async def _not_reached() -> None:
+    raise PermissionDenied("this call is not admitted")
 
 
 _KINDS: Mapping[tuple[bool, bool], str] = {

@@ -103,15 +103,16 @@ class Service:
         Raises:
             CannotListen: an address cannot be had.
         """
+        access = Access(self._settings.tokens, FailedLogins(self._settings.logins))
         layers = (
             answer_failures,
             Tracing(self._tracer),
             self._metrics,
-            Access(self._settings.tokens, FailedLogins(self._settings.logins)),
+            access,
             self._streams,
         )
         self._server = grpc.aio.server(
-            interceptors=[Layers(layers)],
+            interceptors=[Layers(layers, access.admits)],
             options=server_options(self._settings.connections, channelz=bool(self._settings.admin_listen)),
         )
         self._add_services(self._server)

@@ -52,6 +52,13 @@ class RudeClient:
                 length, kind, flags = int.from_bytes(head[:3]), head[3], head[4]
                 yield kind, flags, await self.reader.readexactly(length)
 
+    async def frames_until(self, wanted: int) -> AsyncIterator[tuple[int, int, bytes]]:
+        """Yields frames up to the first of a kind, with it."""
+        async for kind, flags, payload in self.frames():
+            yield kind, flags, payload
+            if kind == wanted:
+                return
+
     async def closed(self) -> None:
         """Returns when the server has ended the connection."""
         async for _ in self.frames():

@@ -1,6 +1,7 @@
 """Clients that trickle, flood, ask without end or never answer: they are sent away, and nobody else notices."""
 
 import asyncio
+import hashlib
 import shutil
 import struct
 from contextlib import AsyncExitStack
@@ -78,6 +79,19 @@ async def test_a_message_that_never_ends_ends_with_the_connections_age() -> None
         await others_are_served(stack)
         async with asyncio.timeout(PATIENCE):
             await client.closed()
+
+
+@pytest.mark.parametrize("rpc", ["ListExplanations", "Explain", "ExplainMany"])
+async def test_the_message_of_a_caller_without_a_token_is_not_waited_for(rpc: str) -> None:
+    tokens = {hashlib.sha256(b"ann").hexdigest(): {"tenant": "ann"}}
+    async with running(quick_settings(tokens=tokens)) as stack, connect(stack.port) as client:
+        path = f"/sagittal.v1.ExplanationService/{rpc}"
+        client.send(frame(HEADERS, END_HEADERS, 1, header_block(path)))
+        client.send(frame(0, 0, 1, struct.pack(">BI", 0, 30 * 2**20) + bytes(999)))
+        async with asyncio.timeout(PATIENCE):
+            answers = [payload async for kind, flags, payload in client.frames_until(HEADERS) if kind == HEADERS]
+        assert b"grpc-status" in answers[-1]
+        assert stack.metric("sagittal_rpcs_handled_total", rpc=path[1:], code="UNAUTHENTICATED") == 1
 
 
 async def test_a_client_that_does_not_answer_pings_is_given_up() -> None:
