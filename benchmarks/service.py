@@ -15,8 +15,11 @@ from pathlib import Path
 import service_overhead
 from answering_worker import MODEL
 from reports import table, write_section
-from service_load import Timings, percentile, run_load
+from service_load import Timings, percentile, picture, run_load
 from service_stack import HERE, Stack, running_stack
+
+from sagittal.runtime.redis_scripts import root_key
+from sagittal.runtime.usage import Usage, measure_usage
 
 #: Streams that ask at the same time.
 STREAMS = (1, 32, 256)
@@ -57,7 +60,7 @@ def _calls(stack: Stack) -> Mapping[str, int]:
     return {name.removeprefix("cmdstat_"): int(each["calls"]) for name, each in stats.items()}
 
 
-def report(loads: list[Measured]) -> str:
+def report(loads: list[Measured], usage: Usage) -> str:
     """Returns the section about the load."""
     programs = list(loads[0].cpu)
     cpu = [[each.streams, *(each.per_job(each.cpu[name]) for name in programs)] for each in loads]
@@ -89,6 +92,9 @@ Calls that programs make for each job. The least is one each to submit, lease, s
 (`blpop`), a watcher subscribes to its job's log, and reads once more for each time that news of it comes.
 
 {table(["streams", *SENT], calls)}
+Kept for each ended job while its picture ({len(picture()):,} bytes) is, by `python -m sagittal.runtime.usage`:
+
+{table(["what", "bytes a job"], [[kind, f"{part.bytes / usage.jobs:,.0f}"] for kind, part in usage.parts.items()])}
 """
 
 
@@ -119,7 +125,8 @@ def main() -> None:
         with running_stack([str(HERE / "answering_worker.py")], model=MODEL) as stack:
             measure(stack, 8, 2.0, 10**9)  # connections are made, scripts loaded
             loads = [measure(stack, streams, options.seconds, index * 10**6) for index, streams in enumerate(STREAMS)]
-        _publish("service", report(loads), options.write)
+            usage = measure_usage(stack.redis(), root_key(stack.settings))
+        _publish("service", report(loads, usage), options.write)
     if options.pairs:
         _publish("overhead", service_overhead.report(options.pairs), options.write)
 
