@@ -6,7 +6,7 @@ IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: demo test check protos bench bench-engine bench-service soak bench-quality install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan
+.PHONY: demo test check protos bench bench-engine bench-service soak bench-quality install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan peers
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -20,6 +20,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
+
+# Programs that the tests talk to, apart from ours: their dependencies are their own.
+$(VENV)-peers/.installed: tests/peers/requirements.txt
+	$(PYTHON) -m venv $(VENV)-peers
+	$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check -r tests/peers/requirements.txt
+	@touch $@
+
+peers: $(VENV)-peers/.installed ## Installs MLServer and an S3-compatible store, which some tests talk to.
 
 install: $(VENV)/.installed-dev ## Makes .venv with everything.
 
@@ -115,4 +123,4 @@ constraints: ## Writes constraints.txt anew from what pip resolves today.
 	rm -rf $(VENV)-fresh
 
 clean: ## Removes the environment and everything made.
-	rm -rf $(VENV) $(VENV)-fresh $(VENV)-scan $(OUT) dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-fresh $(VENV)-peers $(VENV)-scan $(OUT) dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

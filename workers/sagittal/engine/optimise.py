@@ -140,6 +140,8 @@ def _attempt(
 
 
 def _trace(module: nn.Module) -> fx.GraphModule:
+    if any(isinstance(layer, torch.jit.ScriptModule) for layer in module.modules()):
+        raise NothingToDo("TorchScript cannot be traced; it runs as it was saved")
     if isinstance(module, fx.GraphModule):
         return copy.deepcopy(module)
     return fx.symbolic_trace(copy.deepcopy(module))

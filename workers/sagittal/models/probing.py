@@ -45,7 +45,12 @@ def see_layers(module: nn.Module, probe: Tensor) -> SeenLayers:
 
         return hook
 
-    named = [(name, layer) for name, layer in module.named_modules() if name]
+    # TorchScript admits no hooks, so its layers cannot be seen.
+    named = [
+        (name, layer)
+        for name, layer in module.named_modules()
+        if name and not isinstance(layer, torch.jit.ScriptModule)
+    ]
     handles = [layer.register_forward_hook(note(name)) for name, layer in named]
     try:
         with torch.inference_mode():

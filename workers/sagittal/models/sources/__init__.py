@@ -12,8 +12,10 @@ from pydantic import ValidationError
 from sagittal.models.sources.access import EVERYTHING, Access
 from sagittal.models.sources.efficientnet_lite import EfficientNetLite
 from sagittal.models.sources.failures import ModelUnavailable
+from sagittal.models.sources.onnx_models import Onnx
 from sagittal.models.sources.python_models import Python
 from sagittal.models.sources.remote_models import Remote
+from sagittal.models.sources.saved_programs import TorchExport, TorchScript
 from sagittal.models.sources.source import Source, Sourced
 from sagittal.models.sources.timm_models import Timm
 from sagittal.models.sources.torchvision_models import Torchvision
@@ -22,9 +24,12 @@ __all__ = ["EVERYTHING", "SOURCES", "Access", "ModelUnavailable", "Sourced", "lo
 
 SOURCES: Mapping[str, type[Source]] = {
     "efficientnet-lite": EfficientNetLite,
+    "onnx": Onnx,
     "python": Python,
     "remote": Remote,
     "timm": Timm,
+    "torch-export": TorchExport,
+    "torchscript": TorchScript,
     "torchvision": Torchvision,
 }
 """Settings of each kind, by the name that model files give as `kind`."""

@@ -116,10 +116,14 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_archive(path: Path) -> None:
+def check_archive(path: Path, *, code_bytes: int = 0) -> None:
     """Raises ModelUnavailable where a zip archive would unpack to more than itself.
 
-    PyTorch stores its members as they are, so what is compressed, or counted twice, is there to exhaust memory.
+    PyTorch stores tensors as they are, so what is compressed, or counted twice, is there to exhaust memory.
+
+    Args:
+        path: The file; one that is no archive passes.
+        code_bytes: Most bytes that compressed members may unpack to: TorchScript compresses its code.
     """
     if not zipfile.is_zipfile(path):
         return
@@ -128,11 +132,13 @@ def check_archive(path: Path) -> None:
             members = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, ValueError) as error:
         raise ModelUnavailable(f"{path} is a damaged archive: {error}") from error
-    for member in members:
-        if member.compress_type != zipfile.ZIP_STORED:
-            raise ModelUnavailable(
-                f"{path} holds {member.filename} compressed, {member.compress_size} bytes for {member.file_size}; "
-                "PyTorch stores tensors as they are, so this archive is not its work"
-            )
-    if (unpacked := sum(member.file_size for member in members)) > path.stat().st_size:
-        raise ModelUnavailable(f"{path} would unpack to {unpacked} bytes, more than it has: it is made to fill memory")
+    compressed = [member for member in members if member.compress_type != zipfile.ZIP_STORED]
+    if sum(member.file_size for member in compressed) > code_bytes:
+        first = max(compressed, key=lambda member: member.file_size)
+        raise ModelUnavailable(
+            f"{path} holds {first.filename} compressed, {first.compress_size} bytes for {first.file_size}; "
+            "PyTorch stores tensors as they are, so this archive is not its work"
+        )
+    stored = sum(member.file_size for member in members) - sum(member.file_size for member in compressed)
+    if stored > path.stat().st_size:
+        raise ModelUnavailable(f"{path} would unpack to {stored} bytes, more than it has: it is made to fill memory")

@@ -1,0 +1,187 @@
+"""ONNX models (extra `onnx`): converted to PyTorch, with gradients, where that gives the same; else onnxruntime.
+
+A conversion writes Python code with names from the file in it. So nodes get names of our own before, and a file whose
+tensors have names that could be more than names is not converted.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from sagittal.engine.evaluator import EvaluationFailed
+from sagittal.engine.opaque import Images, Opaque, Outputs
+from sagittal.engine.optimise import Step
+from sagittal.models.sources.access import Access
+from sagittal.models.sources.failures import ModelUnavailable
+from sagittal.models.sources.files import Reference, file_digest, open_weights
+from sagittal.models.sources.source import Source, Sourced, need
+
+EXTRA = "onnx"
+
+PROBE_IMAGES = 3
+"""Images of noise on which a conversion is checked: no multiple of a batch size that files have fixed."""
+
+PROBE_SIDE = 224
+"""Side of the probe in pixels where the model leaves it open."""
+
+RELATIVE, ABSOLUTE = 1e-3, 1e-4
+"""How far outputs of a conversion may be from those of onnxruntime."""
+
+_NAME = re.compile(r"[A-Za-z0-9_./:+-]*")
+"""Names of tensors that are no more than names in Python code."""
+
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+
+
+class Onnx(Source):
+    """An ONNX file: a classifier with one image input (n, 3, height, width)."""
+
+    file: Reference
+    """The file, in one piece: tensors beside it are not read."""
+    output: str = ""
+    """Name of the output with the scores. Empty: the only one."""
+    runtime: Literal["auto", "torch", "onnxruntime"] = "auto"
+    """`torch` insists on the conversion, `onnxruntime` goes without; `auto` converts where that gives the same."""
+
+    def load(self, access: Access) -> Sourced:
+        """Returns the model. Raises ModelUnavailable."""
+        path = open_weights(self.file, access)
+        model = read_model(path)
+        running = OnnxModel(path, self.output)
+        if self.runtime == "onnxruntime":
+            return Sourced(running)
+        try:
+            module, detail = convert(model, running)
+        except NotConverted as reason:
+            if self.runtime == "torch":
+                raise ModelUnavailable(f"{path} cannot be converted: {reason}") from reason
+            return Sourced(running, (Step("onnx2torch", False, f"{reason}; it runs {running.where}"),))
+        return Sourced(module, (Step("onnx2torch", True, detail),))
+
+
+class NotConverted(Exception):
+    """A model cannot be converted to PyTorch; the message says why."""
+
+
+class OnnxModel(Opaque):
+    """A model in onnxruntime."""
+
+    def __init__(self, path: Path, output: str) -> None:
+        """Raises ModelUnavailable where onnxruntime cannot run it, or it has not one image input."""
+        runtime: Any = need("onnxruntime", extra=EXTRA)
+        super().__init__(where="in onnxruntime", identity=f"{file_digest(path)} {output}")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        wished = ("CUDAExecutionProvider", "CPUExecutionProvider")
+        providers = [one for one in wished if one in runtime.get_available_providers()]
+        try:
+            # From bytes, so that no file beside it is opened.
+            self._session = runtime.InferenceSession(path.read_bytes(), options, providers=providers)
+        except Exception as error:  # onnxruntime's errors have no base of their own
+            raise ModelUnavailable(f"{path}: onnxruntime cannot run it: {_first_line(error)}") from error
+        self._input = _image_input(self._session, path)
+        self.output = _score_output(self._session, output, path)
+        batch = self._input.shape[0]
+        self.fixed_batch = batch if isinstance(batch, int) else 0
+
+    @property
+    def probe(self) -> Images:
+        """Noise that the model takes."""
+        height, width = (side if isinstance(side, int) else PROBE_SIDE for side in self._input.shape[2:])
+        return np.random.default_rng(0).standard_normal((PROBE_IMAGES, 3, height, width), dtype=np.float32)
+
+    def answer(self, images: Images) -> Outputs:
+        """Returns the outputs of images. Raises EvaluationFailed."""
+        if not self.fixed_batch:
+            return self._run(images)
+        step = self.fixed_batch
+        pieces = [self._run_padded(images[start : start + step]) for start in range(0, len(images), step)]
+        return np.concatenate(pieces)
+
+    def _run_padded(self, images: Images) -> Outputs:
+        missing = self.fixed_batch - len(images)
+        padded = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
+        return self._run(padded)[: len(images)]
+
+    def _run(self, images: Images) -> Outputs:
+        try:
+            (outputs,) = self._session.run([self.output], {self._input.name: images.astype(_TYPES[self._input.type])})
+        except Exception as error:
+            raise EvaluationFailed(f"onnxruntime failed: {_first_line(error)}") from error
+        return np.asarray(outputs, dtype=np.float32)
+
+
+def _image_input(session: Any, path: Path) -> Any:
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in _TYPES:
+        found = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs) or "none"
+        raise ModelUnavailable(f"{path} has the inputs {found}; expected one of numbers, (n, 3, height, width)")
+    return inputs[0]
+
+
+def _score_output(session: Any, name: str, path: Path) -> str:
+    names = [output.name for output in session.get_outputs()]
+    if name in names:
+        return name
+    if name or len(names) != 1:
+        raise ModelUnavailable(f"source.output is {name!r}, and {path} has the outputs {', '.join(names)}: name one")
+    return str(names[0])
+
+
+def read_model(path: Path) -> Any:
+    """Returns the model of a file, checked. Raises ModelUnavailable."""
+    onnx: Any = need("onnx", extra=EXTRA)
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+        if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer):
+            raise ModelUnavailable(f"{path} keeps tensors in other files; save it in one piece")
+        onnx.checker.check_model(model)
+    except ModelUnavailable:
+        raise
+    except Exception as error:  # protobuf's and onnx's errors share no base
+        raise ModelUnavailable(f"{path} is no ONNX model, or a damaged one: {_first_line(error)}") from error
+    return model
+
+
+def convert(model: Any, running: OnnxModel) -> tuple[nn.Module, str]:
+    """Returns a model as PyTorch runs it, and how close it is. Raises NotConverted."""
+    onnx2torch: Any = need("onnx2torch", extra=EXTRA)
+    _make_names_harmless(model, running.output)
+    try:
+        module: nn.Module = onnx2torch.convert(model).eval()
+        probe = running.probe
+        with torch.inference_mode():
+            outputs = module(torch.from_numpy(probe)).numpy()
+    except Exception as error:  # converting foreign graphs may raise anything
+        raise NotConverted(f"onnx2torch: {type(error).__name__}: {_first_line(error)}") from error
+    expected = running.answer(probe)
+    if outputs.shape != expected.shape or not np.allclose(outputs, expected, RELATIVE, ABSOLUTE):
+        raise NotConverted("onnx2torch gives other outputs than onnxruntime")
+    difference = float(np.abs(outputs - expected).max())
+    return module, f"converted to PyTorch; outputs within {difference:.1e} of onnxruntime"
+
+
+def _make_names_harmless(model: Any, output: str) -> None:
+    graph = model.graph
+    if len(graph.output) != 1:
+        kept = [one for one in graph.output if one.name == output]
+        del graph.output[:]
+        graph.output.extend(kept)
+    names = [name for node in graph.node for name in (*node.input, *node.output)]
+    names += [tensor.name for tensor in (*graph.initializer, *graph.input, *graph.output)]
+    if unfit := [name for name in names if not _NAME.fullmatch(name)]:
+        raise NotConverted(f"a tensor is called {unfit[0]!r}, which is more than a name")
+    for index, node in enumerate(graph.node):
+        node.name = f"node_{index}"
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            raise NotConverted(f"its {node.op_type} holds a graph of its own")
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
