@@ -27,6 +27,8 @@ NEEDS_NO_TENSOR = [
 def test_every_method_runs_with_its_defaults(row):
     method = method_pb2.Method()
     getattr(method, row.field).SetInParent()
+    if row.field == "custom":
+        method.custom.name = row.name
     resolved = resolve(method, [describe_method(row, FOUND)])
     assert row.explainer(**resolved.parameters) == row.explainer()
 

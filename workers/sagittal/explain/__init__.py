@@ -23,6 +23,7 @@ from sagittal.explain.preparation import Question
 from sagittal.explain.problem import Problem
 from sagittal.explain.regions import RegionScore, score_regions
 from sagittal.explain.rise import RISE
+from sagittal.explain.score_cam import ScoreCAM
 from sagittal.explain.sufficient_sets import MinimalSufficientExplanations
 from sagittal.explain.table import EXPLAINERS, Row
 
@@ -54,6 +55,7 @@ __all__ = [
     "Question",
     "RegionScore",
     "Row",
+    "ScoreCAM",
     "StructuredAttentionGraph",
     "Unsupported",
     "explain",

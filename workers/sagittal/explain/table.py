@@ -15,6 +15,7 @@ from sagittal.explain.integrated_gradients import IntegratedGradients
 from sagittal.explain.meaningful_perturbation import MeaningfulPerturbation
 from sagittal.explain.occlusion import Occlusion
 from sagittal.explain.rise import RISE
+from sagittal.explain.score_cam import ScoreCAM
 from sagittal.explain.sufficient_sets import MinimalSufficientExplanations
 
 
@@ -36,6 +37,7 @@ ROWS = (
     Row("meaningful-perturbation", "meaningful_perturbation", MeaningfulPerturbation),
     Row("rise", "rise", RISE),
     Row("grad-cam", "grad_cam", GradCAM),
+    Row("score-cam", "custom", ScoreCAM),
     Row("integrated-gradients", "integrated_gradients", IntegratedGradients),
     Row("excitation-bp", "excitation_backprop", ExcitationBackprop),
     Row("occlusion", "occlusion", Occlusion),
