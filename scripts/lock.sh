@@ -20,9 +20,9 @@ lock() {
 }
 
 lock build deploy/build.in
-lock service --extra service pyproject.toml
-lock worker-cuda --extra worker pyproject.toml deploy/worker.in
+lock service --extra service --extra tracing pyproject.toml
+lock worker-cuda --extra worker --extra tracing pyproject.toml deploy/worker.in
 grep -E '^torch(vision)?==' constraints.txt > deploy/torch.txt
 # The CPU build of torch is on PyTorch's own index and needs none of NVIDIA's libraries.
 mapfile -t cuda < <(grep -oE '^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==' deploy/requirements-worker-cuda.txt | tr -d '=')
-lock worker-cpu --extra worker pyproject.toml deploy/worker.in "${cuda[@]/#/--no-emit-package=}"
+lock worker-cpu --extra worker --extra tracing pyproject.toml deploy/worker.in "${cuda[@]/#/--no-emit-package=}"

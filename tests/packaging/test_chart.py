@@ -352,3 +352,12 @@ def test_metrics_are_not_exposed_with_the_api(render) -> None:
     services = {s["metadata"]["name"]: s["spec"] for s in kinds(render("cpu-only-values.yaml"), "Service")}
     assert [port["name"] for port in services["rel-sagittal"]["ports"]] == ["grpc"]
     assert services["rel-sagittal-headless"]["clusterIP"] == "None"
+
+
+def test_traces_of_service_and_workers_go_to_one_collector(render) -> None:
+    documents = render("gpu-values.yaml", "tracing.endpoint=http://collector:4317")
+    deployments = [document for document in documents if document["kind"] == "Deployment"]
+    assert len(deployments) >= 2
+    for deployment in deployments:
+        (container, *_) = deployment["spec"]["template"]["spec"]["containers"]
+        assert environment(container)["SAGITTAL_TRACING__ENDPOINT"] == "http://collector:4317"

@@ -87,6 +87,14 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
+{{- /* Where traces go, for service and workers alike. */ -}}
+{{- define "sagittal.tracingEnv" -}}
+{{- if .Values.tracing.endpoint }}
+- name: SAGITTAL_TRACING__ENDPOINT
+  value: {{ .Values.tracing.endpoint | quote }}
+{{- end }}
+{{- end -}}
+
 {{- /* Further settings: SAGITTAL_ and the name in upper case. */ -}}
 {{- define "sagittal.settingsEnv" -}}
 {{- range $name, $value := . }}

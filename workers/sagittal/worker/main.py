@@ -20,7 +20,7 @@ from sagittal.runtime.redis_queue import connect_worker_queue, connect_worker_re
 from sagittal.runtime.telemetry import configure_logging
 from sagittal.runtime.tracing import Tracer
 from sagittal.runtime.tracing_start import TracingMissing, start_tracing
-from sagittal.worker.device import watch_memory
+from sagittal.worker.device_memory import watch_memory
 from sagittal.worker.devices import named_devices, run_on_each
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.models import HostedModels

@@ -1,0 +1,68 @@
+"""What a queue on Redis tells its observer, through the metrics that programs export."""
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from sagittal.core.errors import Unavailable
+from sagittal.core.jobs import JobState
+from sagittal.runtime.queue_metrics import QueueMetrics
+from sagittal.runtime.redis_queue import connect_job_queue, connect_worker_queue
+from sagittal.runtime.settings import QueueSettings
+
+
+async def test_answers_that_cost_no_run_are_told_by_how(queue_settings: QueueSettings, new_job) -> None:
+    registry = CollectorRegistry()
+    jobs = connect_job_queue(queue_settings, QueueMetrics(registry))
+    worker = connect_worker_queue(queue_settings, worker="w")
+
+    def shared(how: str) -> float | None:
+        return registry.get_sample_value("sagittal_answers_shared_total", {"model": "model", "how": how})
+
+    try:
+        await jobs.submit(new_job(content_key="c"), b"")
+        _, is_new = await jobs.submit(new_job(content_key="c"), b"")
+        assert is_new
+        assert (shared("flight"), shared("cache")) == (1, None)
+        lease = worker.lease([("model", "1")], block_seconds=5)
+        assert lease is not None
+        worker.settle(lease, b"", JobState.COMPLETED)
+        answered, is_new = await jobs.submit(new_job(content_key="c"), b"")
+        assert is_new
+        assert answered.state is JobState.COMPLETED
+        assert (shared("flight"), shared("cache")) == (1, 1)
+        assert registry.get_sample_value("sagittal_redis_seconds_count", {"operation": "submit"}) == 3
+    finally:
+        worker.close()
+        await jobs.close()
+
+
+async def test_a_redis_that_is_away_counts_each_try() -> None:
+    registry = CollectorRegistry()
+    jobs = connect_job_queue(QueueSettings(url="redis://127.0.0.1:1/0", operation_timeout=2.0), QueueMetrics(registry))
+    try:
+        with pytest.raises(Unavailable):
+            await jobs.ping()
+        failures = registry.get_sample_value("sagittal_redis_failures_total", {"operation": "ping"})
+        assert failures is not None
+        assert failures >= 2
+        assert registry.get_sample_value("sagittal_redis_seconds_count", {"operation": "ping"}) is None
+    finally:
+        await jobs.close()
+
+
+async def test_a_buried_job_is_counted_by_whoever_buries_it(queue_settings: QueueSettings, new_job) -> None:
+    registry = CollectorRegistry()
+    settings = queue_settings.model_copy(
+        update={"max_attempts": 1, "lease_seconds": 0.2, "heartbeat_seconds": 0.1, "sweep_seconds": 0.1}
+    )
+    jobs = connect_job_queue(settings, QueueMetrics(registry))
+    worker = connect_worker_queue(settings, worker="w")
+    try:
+        job, _ = await jobs.submit(new_job(), b"")
+        assert worker.lease([("model", "1")], block_seconds=5) is not None
+        async for event in jobs.events(job.job_id):
+            assert event.sequence
+        assert registry.get_sample_value("sagittal_jobs_ended_by_queue_total", {"reason": "buried"}) == 1
+    finally:
+        worker.close()
+        await jobs.close()

@@ -1,0 +1,45 @@
+"""The documentation: it builds without a warning, loads nothing from elsewhere, and its links lead somewhere."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging_support import ROOT, load_script
+
+SITE = re.compile(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=\"(?:https?:)?//")
+LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("site")
+    flags = ["--quiet", "--fail-on-warning", "--keep-going", "--nitpicky", "-b", "html", "-d", str(out / ".trees")]
+    command = [sys.executable, "-m", "sphinx", *flags, str(ROOT / "docs"), str(out)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_the_site_has_a_page_for_every_document(site: Path) -> None:
+    for document in (ROOT / "docs").rglob("*.md"):
+        assert (site / document.relative_to(ROOT / "docs")).with_suffix(".html").exists()
+
+
+def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        assert not SITE.search(page.read_text()), page
+    for style in site.rglob("*.css"):
+        assert not re.search(r"(url\(|@import )['\"]?(https?:)?//", style.read_text()), style
+
+
+def test_links_of_what_is_read_in_the_repository_lead_somewhere() -> None:
+    for document in (*ROOT.glob("*.md"), *(ROOT / "helm").rglob("*.md"), *(ROOT / "docs").rglob("*.md")):
+        for link in LINK.findall(document.read_text()):
+            assert (document.parent / link).exists(), f"{document.relative_to(ROOT)}: {link}"
+
+
+def test_the_reference_of_the_api_is_current() -> None:
+    script = load_script("api_docs")
+    assert script.PAGE.read_text() == script.page(), "run make reference"
