@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from sagittal.cli.drawing import style
 from sagittal.cli.drawing.graph import draw_graph
-from sagittal.cli.drawing.picture import Seen, upsample
+from sagittal.cli.drawing.picture import Seen
 from sagittal.cli.drawing.summary import draw_overlay, draw_summary
 from sagittal.cli.files import what_the_model_saw
 from sagittal.cli.stack import MODELS_FILE, LocalStack, Plan, free_ports
@@ -33,7 +33,7 @@ HEATMAPS = (
 #: Most model evaluations of one search, so that the slowest methods end as well.
 EVALUATIONS = 600
 #: Pixels across a picture in the documentation, and colours in it.
-WIDTH, COLOURS = 1000, 128
+WIDTH, COLOURS = 1200, 200
 
 Explained = tuple[Explanation, Seen]
 
@@ -58,23 +58,27 @@ def save(fig: Figure, name: str) -> None:
 
 
 def draw_heatmaps(explained: Mapping[str, Sequence[Explained]]) -> Figure:
-    """Returns every heatmap over its photograph, with its curves' areas, one photograph a row."""
-    fig = style.figure(3.2 * (len(explained) + 1), 3.7 * len(PHOTOGRAPHS))
-    axes = fig.subplots(len(PHOTOGRAPHS), len(explained) + 1, squeeze=False)
-    for row in range(len(PHOTOGRAPHS)):
-        first = next(iter(explained.values()))[row]
-        style.show(axes[row][0], first[1].picture, first[0].target.label if first[0].target else "")
-        for place, (method, found) in zip(axes[row][1:], explained.items(), strict=True):
-            _draw_heatmap(place, method, *found[row])
+    """Returns every heatmap over its photograph and by itself, with the areas under its curves."""
+    fig = style.figure(3.2 * (len(explained) + 1), 6.9 * len(PHOTOGRAPHS))
+    axes = fig.subplots(2 * len(PHOTOGRAPHS), len(explained) + 1, squeeze=False)
+    for number in range(len(PHOTOGRAPHS)):
+        first = next(iter(explained.values()))[number]
+        above, below = axes[2 * number], axes[2 * number + 1]
+        style.show(above[0], first[1].picture, first[0].target.label if first[0].target else "")
+        below[0].axis("off")
+        for over, alone, (method, found) in zip(above[1:], below[1:], explained.items(), strict=True):
+            _draw_heatmap(over, alone, method, *found[number])
     fig.tight_layout()
     return fig
 
 
-def _draw_heatmap(place: Axes, method: str, explanation: Explanation, seen: Seen) -> None:
+def _draw_heatmap(over: Axes, alone: Axes, method: str, explanation: Explanation, seen: Seen) -> None:
     if explanation.mask is None or explanation.insertion is None or explanation.deletion is None:
         raise ValueError(f"{method} gave no heatmap with curves: nothing to draw")
     note = f"insertion {explanation.insertion:.2f}   deletion {explanation.deletion:.2f}"
-    style.show(place, draw_overlay(upsample(explanation.mask, seen.size), seen), method, note)
+    style.show(over, draw_overlay(explanation.mask, seen), method, note)
+    style.heat(alone, explanation.mask, bool((explanation.mask < 0).any()))
+    style.frame(alone)
 
 
 def main() -> int:
