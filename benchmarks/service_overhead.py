@@ -12,6 +12,7 @@ from subject import MODELS, SHIPPED, load_model, pictures, run
 
 from sagittal import client as sdk
 from sagittal.explain import EXPLAINERS, Metrics
+from sagittal.models.loading import LoadedModel
 
 MODEL = "efficientnet-lite0"
 
@@ -41,27 +42,32 @@ class Side:
 def report(pairs: int) -> str:
     """Measures, and returns the section about it."""
     torch.set_num_threads(1)
-    environment = {"SAGITTAL_MODELS_FILE": str(MODELS), "SAGITTAL_THREADS": "1"}
+    loaded = load_model()
+    batch_size = str(loaded.found.batch_size)
+    environment = {"SAGITTAL_MODELS_FILE": str(MODELS), "SAGITTAL_THREADS": "1", "SAGITTAL_BATCH_SIZE": batch_size}
     with running_stack(["-m", "sagittal.worker.main"], model=MODEL, environment=environment) as stack:
-        sides = _measure(stack, pairs)
+        sides, shares = _measure(stack, loaded, pairs)
     direct, service = sides["the library"], sides["the service"]
     ratios = sorted(mine / its for mine, its in zip(service.wall, direct.wall, strict=True))
+    where = ", ".join(f"{name} {1e3 * seconds / pairs:.0f}" for name, seconds in shares.items())
     rows = [[name, f"{_median(side.wall):.2f}", f"{_median(side.cpu):.2f}"] for name, side in sides.items()]
     return f"""## Overhead
 
 Written by `make bench-service`. RISE with {MASKS} masks on EfficientNet-Lite0 on one thread, without curves:
 a picture's file in, its saliency out. Each explanation through the service (caller, service, Redis and a worker, each a
-process) has the library's beside it, in turn, {pairs} of each. Processor time is that of all these processes.
+process) has the library's beside it, in turn, {pairs} of each, in batches of {batch_size} on both sides. Processor time
+is that of all these processes.
 
 {table(["through", "wall time, s (median)", "processor time, s (median)"], rows)}
+Processor time of the service's side by process, in ms for each explanation, waiting included: {where}.
+
 Through the service over the library: **{_median(service.cpu) / _median(direct.cpu):.3f}** in processor time,
 **{_median(ratios):.3f}** in wall time (median of the pairs; quartiles {_quartile(ratios, 1):.3f} and
 {_quartile(ratios, 3):.3f}, which show what else ran on the machine).
 """
 
 
-def _measure(stack: Stack, pairs: int) -> Mapping[str, Side]:
-    loaded = load_model()
+def _measure(stack: Stack, loaded: LoadedModel, pairs: int) -> tuple[Mapping[str, Side], Mapping[str, float]]:
     explainer = EXPLAINERS["rise"].explainer(masks=MASKS)
     sides = {"the library": Side(), "the service": Side()}
     path = next(SHIPPED.glob("chelsea.*"))
@@ -87,12 +93,15 @@ def _measure(stack: Stack, pairs: int) -> Mapping[str, Side]:
     with sdk.Client(stack.address) as client:
         by_library()
         by_service()
+        shares = dict.fromkeys(stack.cpu_seconds(), 0.0)
         for _ in range(pairs):
             spent = {sides["the library"].time(by_library, time.process_time)}
+            before = stack.cpu_seconds()
             spent.add(sides["the service"].time(by_service, everyone))
+            shares = {name: shares[name] + used - before[name] for name, used in stack.cpu_seconds().items()}
             if len(spent) != 1:
                 raise SystemExit(f"the two sides did not evaluate as often: {spent}")
-    return sides
+    return sides, shares
 
 
 def _median(values: list[float]) -> float:
