@@ -29,7 +29,7 @@ async def objects(stack: Stack, seeds: range) -> int:
 
 
 async def test_jobs_leave_nothing_behind_in_the_service_and_in_redis(queue_settings: QueueSettings) -> None:
-    changes = {"retention_seconds": 0.05, "image_retention_seconds": 0.05, "sweep_seconds": 0.05, "cache_seconds": 0.0}
+    changes = {"retention_seconds": 2.0, "image_retention_seconds": 2.0, "sweep_seconds": 0.05, "cache_seconds": 0.0}
     settings = queue_settings.model_copy(update=changes)
     async with running(queue=RedisQueue(settings), registry=RedisRegistry(settings)) as stack:
         worker = stack.worker(explain_at_once)
