@@ -6,7 +6,7 @@ IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: demo test check protos bench bench-engine bench-service soak bench-quality install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan peers
+.PHONY: demo test chaos check protos bench bench-engine bench-service soak bench-quality install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan peers
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -39,6 +39,9 @@ test: $(VENV)/.installed-dev ## Runs the whole test suite.
 
 fuzz: $(VENV)/.installed-dev ## Fuzzes for SECONDS (1200) each: every RPC, pictures, stored jobs and events, model files.
 	PYTHONPATH=tests $(BIN)/python -m fuzzing --seconds $(or $(SECONDS),1200) --keep out/fuzzing
+
+chaos: $(VENV)/.installed-dev ## Breaks everything for SECONDS=600 and writes the figures in docs/guarantees.md.
+	PYTHONPATH=tests $(BIN)/python -m chaos.main --seconds $(or $(SECONDS),600) --write docs/guarantees.md
 
 check: $(VENV)/.installed-dev ## Runs every static check.
 	$(BIN)/ruff check .

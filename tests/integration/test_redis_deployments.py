@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 import redis
+import trustme
 
 from sagittal.core.errors import Unavailable
 from sagittal.core.jobs import JobState
-from sagittal.runtime.embedded import EmbeddedValkey
+from sagittal.runtime.embedded import EmbeddedValkey, find_binary
 from sagittal.runtime.redis_queue import (
     check_server,
     connect_job_queue,
@@ -109,7 +110,13 @@ async def test_the_queue_works_over_tls(tmp_path, redis_binary, new_job) -> None
         await untrusting.close()
 
 
-async def test_a_failover_of_sentinels_is_ridden_out(tmp_path, redis_binary, new_job) -> None:
+@pytest.fixture(params=["redis", "valkey"])
+def server_binary(request) -> str:
+    """Each server that must be ridden with, as a path."""
+    return request.getfixturevalue("redis_binary") if request.param == "redis" else str(find_binary())
+
+
+async def test_a_failover_of_sentinels_is_ridden_out(tmp_path, server_binary, new_job) -> None:
     first, second, watch = free_port(), free_port(), free_port()
     config = tmp_path / "sentinel.conf"
     config.write_text(
@@ -118,11 +125,11 @@ async def test_a_failover_of_sentinels_is_ridden_out(tmp_path, redis_binary, new
     )
     follow = ("--replicaof", f"127.0.0.1 {first}", "--repl-diskless-sync-delay", "0")
     with contextlib.ExitStack() as stack:
-        primary = stack.enter_context(EmbeddedValkey(port=first, binary=redis_binary))
-        stack.enter_context(EmbeddedValkey(port=second, binary=redis_binary, options=follow))
+        primary = stack.enter_context(EmbeddedValkey(port=first, binary=server_binary))
+        stack.enter_context(EmbeddedValkey(port=second, binary=server_binary, options=follow))
         replica = stack.enter_context(redis.Redis(port=second))
         wait_until(lambda: replica.info("replication")["master_link_status"] == "up")
-        sentinel = subprocess.Popen([redis_binary, str(config), "--sentinel"], stdout=subprocess.DEVNULL)  # noqa: ASYNC220
+        sentinel = subprocess.Popen([server_binary, str(config), "--sentinel"], stdout=subprocess.DEVNULL)  # noqa: ASYNC220
         stack.callback(sentinel.wait)
         stack.callback(sentinel.kill)
         eye = stack.enter_context(redis.Redis(port=watch, decode_responses=True))
@@ -146,6 +153,39 @@ async def test_a_failover_of_sentinels_is_ridden_out(tmp_path, redis_binary, new
         assert [event.payload for event in events] == [b"accepted", b"event", b"done"]
         worker.close()
         await jobs.close()
+
+
+async def test_sentinels_and_their_primary_may_speak_tls_with_an_authority_of_ones_own(
+    tmp_path, redis_binary, new_job
+) -> None:
+    authority, port, watch = trustme.CA(), free_port(), free_port()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    files = {"cert": "cert.pem", "key": "key.pem", "ca-cert": "ca.pem"}
+    tls = [f"tls-{name}-file {tmp_path / file}" for name, file in files.items()]
+    tls += ["tls-auth-clients no", "tls-replication yes", "port 0", "bind 127.0.0.1", f"dir {tmp_path}"]
+    primary, sentinel = tmp_path / "redis.conf", tmp_path / "sentinel.conf"
+    primary.write_text("\n".join([*tls, f"tls-port {port}"]))
+    sentinel.write_text("\n".join([*tls, f"tls-port {watch}", f"sentinel monitor sagittal 127.0.0.1 {port} 1", ""]))
+    settings = QueueSettings(
+        url=f"rediss://ignored:1/2?ssl_ca_certs={tmp_path}/ca.pem", sentinels=(f"127.0.0.1:{watch}",)
+    )
+    with contextlib.ExitStack() as stack:
+        for command in ([str(primary)], [str(sentinel), "--sentinel"]):
+            process = subprocess.Popen([redis_binary, *command], stdout=subprocess.DEVNULL)  # noqa: ASYNC220
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        wait_until(lambda: all(_listens(each) for each in (port, watch)))
+        await run_a_job(settings, new_job)
+        with redis.Redis("127.0.0.1", port, db=2, ssl=True, ssl_ca_certs=str(tmp_path / "ca.pem")) as client:
+            assert client.exists("{sagittal}:turn"), "the URL's database was used"
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def wait_until(condition) -> None:

@@ -13,6 +13,7 @@ from redis import exceptions as faults
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import NoBackoff
+from redis.connection import parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -65,9 +66,8 @@ def connect_sync(settings: QueueSettings) -> "redis.Redis":
     """Returns a client for threads; nothing is connected yet."""
     options = connection_options(settings) | {"retry": Retry(NoBackoff(), 0), "retry_on_error": []}
     if settings.sentinels:
-        sentinel = Sentinel(  # type: ignore[no-untyped-call]
-            _sentinels(settings), sentinel_kwargs=_sentinel_options(options), **_target(settings, options)
-        )
+        target = _target(settings, options)
+        sentinel = Sentinel(_sentinels(settings), sentinel_kwargs=_sentinel_options(target), **target)  # type: ignore[no-untyped-call]
         client = sentinel.master_for(settings.sentinel_service, max_connections=settings.max_connections)  # type: ignore[no-untyped-call]
         return cast("redis.Redis", client)
     pool_class = redis.BlockingConnectionPool
@@ -85,7 +85,7 @@ def connect_async(settings: QueueSettings) -> "redis.asyncio.Redis":
     options["socket_timeout"] = None
     if settings.sentinels:
         target = _target(settings, options)
-        sentinel = AsyncSentinel(_sentinels(settings), sentinel_kwargs=_sentinel_options(options), **target)  # type: ignore[no-untyped-call]
+        sentinel = AsyncSentinel(_sentinels(settings), sentinel_kwargs=_sentinel_options(target), **target)  # type: ignore[no-untyped-call]
         client = sentinel.master_for(settings.sentinel_service, max_connections=settings.max_connections)
         return cast("redis.asyncio.Redis", client)
     pool = redis.asyncio.BlockingConnectionPool.from_url(
@@ -115,23 +115,22 @@ def _sentinels(settings: QueueSettings) -> list[tuple[str, int]]:
     return [(host, int(port)) for host, _, port in pairs]
 
 
-def _sentinel_options(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: options[name] for name in ("socket_timeout", "socket_connect_timeout", "retry")}
+def _sentinel_options(target: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options of the connections to the Sentinels: theirs are encrypted where the primary's are."""
+    common = ("socket_timeout", "socket_connect_timeout", "retry")
+    return {name: value for name, value in target.items() if name in common or name.startswith("ssl")}
 
 
 def _target(settings: QueueSettings, options: dict[str, Any]) -> dict[str, Any]:
     """Returns the options of the primary that Sentinel names, with what the URL says besides its address."""
-    url = urlsplit(settings.url)
-    found: dict[str, Any] = dict(options)
-    if url.scheme == "rediss":
-        found["ssl"] = True
-    if url.path.strip("/"):
-        found["db"] = int(url.path.strip("/"))
-    if url.username:
-        found.setdefault("username", url.username)
-    if url.password:
-        found.setdefault("password", url.password)
-    return found
+    said = {name: value for name, value in parse_url(settings.url).items() if name not in _ADDRESS}
+    if urlsplit(settings.url).scheme == "rediss":
+        said["ssl"] = True
+    return said | options
+
+
+#: What a URL says that the Sentinels say instead.
+_ADDRESS = ("host", "port", "path", "connection_class")
 
 
 def translate(error: Exception, settings: QueueSettings) -> SagittalError | None:

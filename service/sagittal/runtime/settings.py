@@ -17,7 +17,7 @@ class QueueSettings(BaseModel):
     url: str = "redis://127.0.0.1:6379/0"
     """`redis://`, `rediss://` (TLS; `?ssl_ca_certs=` and the like are redis-py's) or `unix:///path/to/socket`.
 
-    With `sentinels` set, only its scheme, credentials and database number count."""
+    With `sentinels` set, all of it but the address counts, and `rediss://` is for the Sentinels too."""
     sentinels: tuple[str, ...] = ()
     """Sentinels as `host:port`. Empty: `url` names the server itself."""
     sentinel_service: str = "sagittal"
