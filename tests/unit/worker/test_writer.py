@@ -1,6 +1,7 @@
 """What is written for a job, and in which order."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -125,6 +126,22 @@ def test_events_that_were_sent_without_an_answer_are_sent_again_just_so(writer, 
     queue.when_failing = grow
     write_all(writer)
     assert queue.written == [("append", (b"one",)), ("settle", (b"two", b"done"))]
+
+
+def test_a_lease_that_is_lost_while_an_answer_is_awaited_harms_no_other(writer, queue, lease) -> None:
+    first, second = writer.open(lease), writer.open(replace(lease, token=lease.token + 1))
+    writer.put(second, b"one")
+    queue.failing += [Unavailable("away"), LeaseLost("stale")]
+
+    def meanwhile() -> None:
+        if len(queue.failing) == 2:
+            writer.put(first, b"two")
+        else:
+            writer.drop(second)
+
+    queue.when_failing = meanwhile
+    write_all(writer)
+    assert (first.lost, second.lost, queue.written) == (True, True, [])
 
 
 def test_a_job_whose_log_is_full_ends_without_what_is_left(writer, queue, lease) -> None:

@@ -207,5 +207,6 @@ class EventWriter:
     def _close(self, outbox: Outbox) -> None:
         self._outboxes.pop((outbox.lease.job.job_id, outbox.lease.token), None)
         outbox.events.clear()
+        outbox.unsure = 0
         outbox.ending, outbox.handed_back, outbox.checkpoint = None, False, None
         outbox.closed.set()
