@@ -123,7 +123,7 @@ def _sentinel_options(target: dict[str, Any]) -> dict[str, Any]:
 
 def _target(settings: QueueSettings, options: dict[str, Any]) -> dict[str, Any]:
     """Returns the options of the primary that Sentinel names, with what the URL says besides its address."""
-    said = {name: value for name, value in parse_url(settings.url).items() if name not in _ADDRESS}
+    said = {name: value for name, value in parse_url(settings.url).items() if name not in _ADDRESS}  # type: ignore[no-untyped-call]
     if urlsplit(settings.url).scheme == "rediss":
         said["ssl"] = True
     return said | options
