@@ -121,7 +121,7 @@ class ConceptStore:
                 "workers share"
             )
         for part in (tenant, model):
-            if part and not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", part):
+            if part and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", part):
                 raise InvalidRequest(f"{part!r} cannot name a directory: use letters, digits, dots", field="model")
         return self._root / tenant / model if model else self._root / tenant
 

@@ -126,7 +126,7 @@ def test_the_output_itself_is_no_layer_to_fit(sees_colours, pictures, fit_images
         fit_images(sees_colours, pictures, layer="fc")
 
 
-@pytest.mark.parametrize("layer", ["relu", "pool"])
+@pytest.mark.parametrize("layer", ["conv", "relu"])
 def test_a_layer_with_places_is_read_by_their_mean(layer, sees_colours, pictures, fit_images):
     fit, _ = fit_images(sees_colours, pictures, layer=layer)
     assert fit.fitted.layer == layer

@@ -66,7 +66,8 @@ class Fit:
         self._weights = restored.get("weights", start)
         self._mean = restored.get("mean", torch.zeros_like(start))
         self._square = restored.get("square", torch.zeros_like(start))
-        vector_to_parameters(self._weights, self.srae.parameters())
+        # a copy, since parameters become views of what they are set to, and are settled in place
+        vector_to_parameters(self._weights.clone(), self.srae.parameters())
         self.terms: Terms | None = None
         """Of the last epoch."""
 
@@ -117,7 +118,7 @@ class Fit:
         square = self._square / (1 - _SQUARE_DECAY**self.epoch)
         self._weights = self._weights - step * mean / (square.sqrt() + _EPSILON)
         with torch.no_grad():
-            vector_to_parameters(self._weights, parameters)
+            vector_to_parameters(self._weights.clone(), parameters)
 
 
 @dataclass(frozen=True, slots=True)
