@@ -89,8 +89,8 @@ class Heatmaps:
         rows = []
         for (picture, name), (insertion, deletion, evaluations) in KNOWN.items():
             if each := self.records[name].get(picture):
-                ours = (f"{each['insertion']:.3f}", f"{each['deletion']:.3f}", each["evaluations"])
-                rows.append((picture, insertion, deletion, f"{evaluations:,}", *ours))
+                ours = (f"{each['insertion']:.3f}", f"{each['deletion']:.3f}", f"{each['evaluations']:,}")
+                rows.append((picture, f"{insertion:.3f}", f"{deletion:.3f}", f"{evaluations:,}", *ours))
         header = ("picture", "program: insertion", "deletion", "evaluations", "protocol: insertion", "deletion")
         return table((*header, "evaluations"), rows)
 

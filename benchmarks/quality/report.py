@@ -12,7 +12,8 @@ TEXT = """# How good the explanations are
 
 `make bench-quality` wrote this file ({machine}): EfficientNet-Lite0
 on up to {count} pictures in a fixed random order, of which a row says how many it rests on; the top class, seed 0,
-means with 95 % bootstrap intervals over the pictures, differences paired by picture.
+means with 95 % bootstrap intervals over the pictures, differences paired by picture. A goal is to be judged on 40
+pictures; on fewer, the verdict is what those few say, and `make bench-quality` goes on from there.
 
 ## What is wanted, and what is reached
 
@@ -33,7 +34,9 @@ Seconds are those of one core of a busy machine, metrics left out.
 {curve}
 ![Insertion and deletion of iGOS++ against evaluations](images/quality-curve.svg)
 
-The default spends 448. {halves_text}
+The default spends 448.
+
+{halves_text}
 
 {halves}
 ## Minimal sufficient explanations
@@ -62,7 +65,7 @@ random weights. Near 0 is good; above 0.5 with all of them random, a heatmap sho
 Not measured: no boxes come with these pictures.
 """
 
-HALVES = "Defaults may be chosen on one half of the pictures (chelsea and coffee in it); the other half only reports:"
+HALVES = "Defaults are chosen on one half of the pictures (chelsea and coffee in it), and reported on the other:"
 
 
 def write(measurements: Measurements, path: Path | None) -> None:
