@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sagittal.engine.timing import Variant
-from sagittal.explain import EXPLAINERS, Needs
+from sagittal.explain import EXPLAINERS, Needs, parameters
 from sagittal.explain.layers import Layout, Unsupported, layout_of
 from sagittal.explain.seam import ModelView, Subject
 
@@ -120,7 +120,8 @@ def refusals(view: ModelView, layer: str) -> Mapping[str, str]:
     for row in EXPLAINERS.values():
         if Needs.SPATIAL_LAYER in row.explainer.needs:
             try:
-                row.explainer(**({"layer": layer} if layer else {})).try_on(view)
+                takes_layer = any(declared.name == "layer" for declared in parameters(row.explainer))
+                row.explainer(**({"layer": layer} if layer and takes_layer else {})).try_on(view)
             except Unsupported as error:
                 refused[row.name] = str(error)
             except Exception as error:  # noqa: BLE001 - hooks on foreign code may raise anything; the reason is kept
