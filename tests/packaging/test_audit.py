@@ -1,6 +1,7 @@
 """The audit of what is installed: it finds what a source knows, and never passes in silence where there is none."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -71,6 +72,15 @@ def test_without_advisories_the_audit_says_that_it_was_not_done() -> None:
     assert "VULNERABILITIES NOT AUDITED" in done.stderr
     assert (done.returncode, strict.returncode) == (0, 3)
     assert "looked up," not in done.stdout
+
+
+def test_the_tests_that_the_document_names_exist() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "security.md").read_text()))
+    defined = {
+        name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert named
+    assert not named - defined
 
 
 def test_every_exception_has_its_reason() -> None:
