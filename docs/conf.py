@@ -1,6 +1,7 @@
 """How the documentation becomes a site: `make docs` builds it, warnings being errors, without a look at the network."""
 
 from importlib.metadata import version as installed_version
+from pathlib import Path
 
 from sphinx.application import Sphinx
 
@@ -31,6 +32,9 @@ PAGES = {
     "../README.md": "index.md",
 }
 
+#: Pages of the navigation that a release may lack.
+OPTIONAL = ("models", "concepts", "chaos")
+
 
 def point_at_pages(_app: Sphinx, _name: str, text: list[str]) -> None:
     """Lets links to documents elsewhere in the repository lead to the pages that include them."""
@@ -38,6 +42,14 @@ def point_at_pages(_app: Sphinx, _name: str, text: list[str]) -> None:
         text[0] = text[0].replace(f"]({outside}", f"]({page}")
 
 
+def leave_out_what_is_not_written(app: Sphinx, name: str, text: list[str]) -> None:
+    """Takes pages out of the navigation that this release does not have."""
+    for page in OPTIONAL:
+        if name == "index" and not (Path(app.srcdir) / f"{page}.md").exists():
+            text[0] = text[0].replace(f"\n{page}\n", "\n")
+
+
 def setup(app: Sphinx) -> None:
     """Registers what is done to sources before they are read."""
     app.connect("source-read", point_at_pages)
+    app.connect("source-read", leave_out_what_is_not_written)
