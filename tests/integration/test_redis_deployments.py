@@ -43,6 +43,7 @@ async def run_a_job(settings: QueueSettings, new_job) -> None:
         assert (await watching).payload == b"event"
         worker.checkpoint(lease, b"state")
         assert worker.heartbeat([lease]) == ([], [])
+        assert worker.listen(block_seconds=5)  # the subscription itself counts as word
         worker.release(lease)
         lease = worker.lease(MODEL, block_seconds=0)
         worker.settle(lease, b"done", JobState.COMPLETED)

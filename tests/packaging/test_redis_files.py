@@ -77,6 +77,7 @@ async def test_a_job_goes_its_whole_way_with_no_more_rights_than_the_file_gives(
     workers.append(lease, [b"event"])
     workers.checkpoint(lease, b"state")
     assert workers.heartbeat([lease]) == ([], [])
+    assert workers.listen(block_seconds=5)  # the subscription itself counts as word
     workers.settle(lease, b"done", JobState.COMPLETED)
     assert [event.payload async for event in jobs.events(job.job_id)] == [b"accepted", b"event", b"done"]
     other, _ = await jobs.submit(new_job(), b"accepted")
