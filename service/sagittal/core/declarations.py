@@ -77,7 +77,7 @@ def entry_of(model: model_pb2.Model, *, field: str = "model") -> ModelEntry:
     said = {
         "name": model.name,
         "version": model.version or "1",
-        "source": {**_settings(model.source), "kind": model.source.kind},
+        "source": {**_settings(model.source, f"{field}.source.settings"), "kind": model.source.kind},
         "preprocessing": _preprocessing(model.preprocessing),
         "labels": model.labels_from or list(model.labels),
         "output": _name_of(OUTPUTS, model.output, "logits"),
@@ -132,8 +132,12 @@ def _source(source: Mapping[str, Any]) -> model_pb2.ModelSource:
     return message
 
 
-def _settings(source: model_pb2.ModelSource) -> dict[str, Any]:
-    return {name: _plain(value) for name, value in json_format.MessageToDict(source.settings).items()}
+def _settings(source: model_pb2.ModelSource, field: str) -> dict[str, Any]:
+    try:
+        settings = json_format.MessageToDict(source.settings)
+    except ValueError as error:  # NaN and infinity, which JSON does not have
+        raise InvalidRequest(f"{field}: {error}; give finite numbers", field=field) from error
+    return {name: _plain(value) for name, value in settings.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,9 @@ MAX_LABELS = 100_000
 
 Output = Literal["logits", "probabilities", "multi-label-logits", "multi-label-probabilities"]
 
-Deviation = Annotated[float, Field(gt=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 Tag = Annotated[str, Field(pattern=TAG_PATTERN)]
 
@@ -37,7 +39,7 @@ class Preprocessing(_Strict):
     resize: int = Field(default=256, ge=8, le=8192)
     """Length of the shorter side before the crop, in pixels; not used by `squash`."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    mean: tuple[Finite, Finite, Finite] = (0.485, 0.456, 0.406)
     """Of each channel in the order of `channel_order`, on the 0..1 scale."""
     std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
     """Of each channel in the order of `channel_order`, on the 0..1 scale."""

@@ -1,6 +1,7 @@
 """Administrators change what can be explained; whatever is wrong with a registration is said of its field."""
 
 import hashlib
+import math
 from typing import Any
 
 import grpc
@@ -14,6 +15,9 @@ from sagittal.v1 import explanation_service_pb2, model_pb2
 from sagittal.v1 import model_service_pb2 as api
 
 from .support import Stack, lamp, picture, quick_settings, running, spec
+
+UNENDING = model_pb2.ModelSource(kind="torchvision")
+UNENDING.settings.fields["classes"].number_value = math.inf
 
 
 def candle(**fields: Any) -> model_pb2.Model:
@@ -75,6 +79,9 @@ async def test_a_model_that_no_worker_has_checked_takes_no_jobs(stack: Stack) ->
         pytest.param({"device": {"kind": "tpu"}}, "model.device.kind", id="device"),
         pytest.param({"preprocessing": {"input_size": 3}}, "model.preprocessing.input_size", id="input size"),
         pytest.param({"preprocessing": {"mean": [0.5]}}, "model.preprocessing.mean.1", id="one mean"),
+        pytest.param({"preprocessing": {"mean": [0, math.nan, 0]}}, "model.preprocessing.mean.1", id="mean NaN"),
+        pytest.param({"preprocessing": {"std": [1, math.inf, 1]}}, "model.preprocessing.std.1", id="std infinite"),
+        pytest.param({"source": UNENDING}, "model.source.settings", id="setting infinite"),
         pytest.param({"preprocessing": {"std": [1, 0, 1]}}, "model.preprocessing.std.1", id="std of zero"),
         pytest.param({"preprocessing": {"interpolation": "magic"}}, "model.preprocessing.interpolation", id="resizing"),
         pytest.param({"preprocessing": {"layout": "HWC"}}, "model.preprocessing.layout", id="layout"),
