@@ -1,5 +1,6 @@
 """Callers that do what callers do: read to the end, ask later, cancel, go away, stall, crash, and send many at once."""
 
+import contextlib
 import random
 import threading
 import time
@@ -115,8 +116,9 @@ class Callers:
         self._follow(client, job_id, lambda _event: None)
 
     def leave(self, client: Client, chance: random.Random) -> None:
-        """Drops a stream in the middle."""
-        with client.stream(PICTURE, model="left", target=1, cache="bypass", **chance.choice(SPECS)) as stream:
+        """Drops a stream in the middle; a reset of the connection may have done so before."""
+        dropped = contextlib.suppress(JobCancelled)
+        with dropped, client.stream(PICTURE, model="left", target=1, cache="bypass", **chance.choice(SPECS)) as stream:
             for event in stream:
                 if isinstance(event, Accepted):
                     self._note(event.job_id, left=True)

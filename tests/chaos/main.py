@@ -91,7 +91,10 @@ ROWS = (
     ("**jobs with an event twice, missing or out of order**", lambda each: str(each.duplicates)),
     ("**answers that differ**", lambda each: str(each.differences)),
     ("Redis before the first job, and after the last was deleted", lambda each: _mib(each.memory)),
-    ("resident memory of a service after a third of the run, and at its end", lambda each: _mib(each.resident)),
+    (
+        "resident memory of a service, forked from a process with torch: after a third of the run, and at its end",
+        lambda each: _mib(each.resident),
+    ),
     ("whole run", lambda each: f"{each.seconds:.0f} s"),
 )
 
