@@ -183,12 +183,14 @@ class Heatmaps:
             rows.append((count, *schedule.values(), f"{insertion:.3f}", f"{deletion:.3f}"))
             insertions.append((count, insertion.mean, insertion.low, insertion.high))
             deletions.append((count, deletion.mean, deletion.low, deletion.high))
+        drawn = ""
         if images is not None:
             images.mkdir(parents=True, exist_ok=True)
             lines = [Line("insertion", "#1b6ca8", insertions), Line("deletion", "#b3452c", deletions)]
             (images / "quality-curve.svg").write_text(chart(lines, "Quality of iGOS++ against evaluations"))
+            drawn = "\n![Insertion and deletion of iGOS++ against evaluations](images/quality-curve.svg)\n"
         header = ("evaluations", "iterations", "points", "level sets", "insertion", "deletion")
-        return f"On {len(pictures)} pictures of the first half.\n\n" + table(header, rows)
+        return f"On {len(pictures)} pictures of the first half.\n\n" + table(header, rows) + drawn
 
     def halves(self) -> str:
         """Returns the default's figures on the half it was chosen on and on the other."""

@@ -32,8 +32,6 @@ Seconds are those of one core of a busy machine, metrics left out.
 ## Quality against evaluations
 
 {curve}
-![Insertion and deletion of iGOS++ against evaluations](images/quality-curve.svg)
-
 The default spends 448.
 
 {halves_text}
