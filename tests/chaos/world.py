@@ -113,6 +113,9 @@ class World:
         if self._nursery.stdin is not None:
             self._nursery.stdin.close()
         self._nursery.wait(PATIENCE)
+        self._listener.join(PATIENCE)
+        if self._nursery.stdout is not None:
+            self._nursery.stdout.close()
         for proxy in (*self.queue_proxies, self.door):
             proxy.close()
         self.server.stop()
@@ -245,7 +248,8 @@ class World:
                 [sys.executable, "-m", "chaos.nursery"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
                 env={**os.environ, "PYTHONPATH": path},
             )  # fmt: skip
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def _listen(self) -> None:
         """Hears who started and who ended, and brings back those who should not have."""
