@@ -6,7 +6,7 @@ IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: demo test chaos check protos bench bench-engine bench-service soak bench-quality bench-concepts install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan peers
+.PHONY: demo test chaos check protos bench bench-engine bench-service bench-peers soak bench-quality bench-concepts install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan peers
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -111,6 +111,15 @@ sbom: ## Writes dist/sbom-*.cdx.json: what each image installs, in CycloneDX.
 
 lock: ## Writes deploy/requirements-*.txt, which the images install, anew from pyproject.toml and constraints.txt.
 	PYTHON=$(PYTHON) scripts/lock.sh
+
+# What is compared with is seen by the other side alone; torch is the one that is here.
+.cache/peers/.installed: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .cache/peers grad-cam==1.5.7 ttach==0.0.3 \
+	  opencv-python-headless==5.0.0.93 tqdm==4.70.1 scikit-learn==1.9.1 scipy==1.17.1 joblib==1.6.0 threadpoolctl==3.8.0 cloudpickle narwhals
+	@touch $@
+
+bench-peers: .cache/peers/.installed ## Compares with captum, grad-cam and the published RISE, in docs/performance.md.
+	$(BIN)/python benchmarks/peers.py --peers .cache/peers --write docs/performance.md
 
 bench-service: $(VENV)/.installed-dev ## Measures the service and its overhead, and writes their parts of docs/performance.md.
 	$(BIN)/python benchmarks/service.py --write docs/performance.md
