@@ -17,6 +17,7 @@ from sagittal.client import (
     InvalidRequest,
     MessageTooLarge,
     Method,
+    ModelFailed,
     ModelInput,
     NotServed,
     UnknownModel,
@@ -70,16 +71,16 @@ def test_what_is_asked_for_must_exist_and_be_in_range(client: Client, options, e
     assert field in (failure.value.field or str(failure.value))
 
 
-def test_a_typed_method_that_no_worker_serves_says_which_are(client: Client):
+def test_a_method_that_the_model_does_not_admit_says_which_are(client: Client):
     from sagittal.v1 import method_pb2
 
-    with pytest.raises((NotServed, InvalidRequest)) as failure:
+    with pytest.raises((NotServed, FailedPrecondition)) as failure:
         explain(client, method=method_pb2.Concepts(concept_set="birds"))
-    assert "igos++" in str(failure.value)
+    assert "rise" in str(failure.value)
 
 
-def test_a_model_that_failed_to_load_is_unknown_or_says_why(client: Client):
-    with pytest.raises((UnknownModel, FailedPrecondition)):
+def test_a_model_that_failed_to_load_says_why(client: Client):
+    with pytest.raises(ModelFailed, match="no-such-model"):
         explain(client, model="broken")
 
 

