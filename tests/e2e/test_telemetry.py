@@ -136,7 +136,7 @@ def test_a_dropped_stream_is_marked_as_cancelled_all_the_way_down(client: Client
     (served,) = [span for span in collector.named(EXPLAIN) if span.id == submit.parent]
     (called,) = [span for span in collector.named(EXPLAIN) if span.id == served.parent]
     assert served.attributes["rpc.grpc.status_code"] == called.attributes["rpc.grpc.status_code"] == 1
-    assert served.notes["cancelled"]["reason"] == "caller went away"
+    assert served.notes["call cancelled"]["reason"] == "caller went away"
 
 
 def test_a_cancelled_job_says_so_to_those_who_watch(client: Client, collector: Collector) -> None:

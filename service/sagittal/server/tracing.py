@@ -50,7 +50,7 @@ def _close(span: Span, error: BaseException, call: Call) -> None:
     if code in _FAULTS:
         span.fail(error.message if isinstance(error, SagittalError) else type(error).__name__)
     if code == grpc.StatusCode.CANCELLED.value[0]:
-        span.note("cancelled", {"reason": "caller went away"})
+        span.note("call cancelled", {"reason": "caller went away"})
 
 
 def _code(error: BaseException, call: Call) -> int:
