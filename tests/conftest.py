@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,6 +11,12 @@ import pytest
 from sagittal.core.jobs import JobKind, Lane, NewJob
 from sagittal.runtime.embedded import EmbeddedValkey
 from sagittal.runtime.settings import QueueSettings
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """Programs that tests start hear SIGINT, even where a shell started the tests in its background, deaf to it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
