@@ -56,7 +56,8 @@ def run_fit(loaded: LoadedModel, question: FitQuestion) -> ConceptFit:
     def steps() -> Any:
         results.append((yield from fit_concepts(question)))
 
-    Engine(loaded.evaluator, batch_size=loaded.found.batch_size).run(Task(steps=steps(), on_end=ends.append))
+    engine = Engine(loaded.evaluator, batch_size=loaded.found.batch_size, unit=loaded.evaluator.unit)
+    engine.run(Task(steps=steps(), on_end=ends.append))
     if ends[0] is not None:
         raise ends[0]
     return results[0]

@@ -142,7 +142,7 @@ def _opened(data: bytes, limits: ImageLimits, path: str) -> ImageFile:
         raise InvalidImage(text, field=path)
     parser = next((parser for accepts, parser in _FORMATS if accepts(data)), None)
     if parser is None:
-        found = "empty" if not data else f"no such file (it begins with {data[:8].hex(' ')})"
+        found = "empty" if not data else f"no picture that can be read (it begins with {data[:8].hex(' ')})"
         raise InvalidImage(f"{path} is {found}; give a JPEG, PNG or WebP file", field=path)
     if parser is WebPImageFile:  # its parser allocates the canvas while it opens
         _check_pixels(*_webp_size(data), limits, path)
