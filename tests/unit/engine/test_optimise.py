@@ -60,10 +60,59 @@ def test_functional_convolutions_fold_their_norms_and_merge_symmetric_padding(pa
     module, probe = prepared(Padded(padding)), torch.randn(4, 3, 17, 17)
     faster, channels_last, steps = optimise(module, probe, probabilities)
     torch.testing.assert_close(faster(probe), module(probe), atol=1e-5, rtol=1e-5)
-    assert {"modular-convolutions", "fold-batch-norm"} <= applied(steps)
+    assert {"modular-layers", "fold-batch-norm"} <= applied(steps)
     assert ("merge-padding" in applied(steps)) == merged
     assert channels_last
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in faster.modules())
+
+
+class NormWithActivation(nn.BatchNorm2d):
+    """Looks at its input's shape, normalises by a function and activates, as timm's does."""
+
+    def forward(self, inputs):
+        torch._assert(inputs.ndim == 4, "expected 4 dimensions")
+        normed = nn.functional.batch_norm(
+            inputs, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+        )
+        return normed.relu()
+
+
+class Prepared(nn.Module):
+    """Normalises its input too, which no convolution makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = NormWithActivation(3), NormWithActivation(6, eps=0.1)
+        self.convolution, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 5)
+
+    def forward(self, inputs):
+        return self.head(self.second(self.convolution(self.first(inputs))).mean((-2, -1)))
+
+
+def test_functional_batch_norms_fold_into_the_convolutions_before_them():
+    module, probe = prepared(Prepared()), torch.randn(4, 3, 9, 9)
+    faster, _, steps = optimise(module, probe, probabilities)
+    torch.testing.assert_close(faster(probe), module(probe), atol=1e-5, rtol=1e-5)
+    details = {step.name: step.detail for step in steps}
+    assert details["modular-layers"] == "1 functional batch norms became modules"
+    assert details["fold-batch-norm"].startswith("1 batch norms folded")
+
+
+def test_every_batch_norm_of_a_model_of_timm_is_folded():
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    module, probe = prepared(timm.create_model("test_efficientnet", num_classes=5)), torch.randn(2, 3, 32, 32)
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    faster, _, steps = optimise(module, probe, probabilities)
+    torch.testing.assert_close(probabilities(faster(probe)), probabilities(module(probe)), atol=1e-4, rtol=0)
+    assert any(step.detail.startswith(f"{len(norms)} batch norms folded") for step in steps)
+
+
+def test_a_batch_norm_that_still_learns_its_statistics_is_left_alone():
+    module, probe = prepared(Prepared()), torch.randn(4, 3, 9, 9)
+    module.second.train()
+    _, _, steps = optimise(module, probe, probabilities)
+    assert next(step.detail for step in steps if step.name == "modular-layers").startswith("no functional")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])

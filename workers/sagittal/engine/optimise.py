@@ -6,17 +6,15 @@ report says why.
 """
 
 import copy
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sagittal.engine.compilation import compile_for
+from sagittal.engine.modular import make_modular
 from sagittal.engine.timing import Variant, measure_speedup
 
 TOLERANCE = 1e-3
@@ -147,57 +145,13 @@ def _trace(module: nn.Module) -> fx.GraphModule:
     return fx.symbolic_trace(copy.deepcopy(module))
 
 
-def _modular_convolutions(module: nn.Module) -> tuple[nn.Module, str]:
-    """Makes functional convolutions with constant weights into modules, so that the other steps see them."""
+def _modular_layers(module: nn.Module) -> tuple[nn.Module, str]:
+    """Makes functional layers with constant weights into modules, so that the other steps see them."""
     graph_module = _trace(module)
-    changed = 0
-    for node in list(graph_module.graph.nodes):
-        if node.op == "call_function" and node.target in (F.conv2d, torch.conv2d):
-            changed += _make_convolution(graph_module, node, f"convolution_{changed}")
-    if not changed:
-        raise NothingToDo("no functional convolutions")
-    return _finish(graph_module), f"{changed} functional convolutions became modules"
-
-
-def _make_convolution(graph_module: fx.GraphModule, node: fx.Node, name: str) -> bool:
-    """Replaces a functional convolution whose weights are attributes and whose padding is a number."""
-    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    arguments: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    weight, bias = _attribute(graph_module, arguments["weight"]), _attribute(graph_module, arguments.get("bias"))
-    if weight is None or isinstance(arguments.get("padding", 0), str):
-        return False
-    groups = int(arguments.get("groups", 1))
-    convolution = nn.Conv2d(
-        weight.shape[1] * groups,
-        weight.shape[0],
-        (weight.shape[-2], weight.shape[-1]),
-        _pair(arguments.get("stride", 1)),
-        _pair(arguments.get("padding", 0)),
-        _pair(arguments.get("dilation", 1)),
-        groups,
-        bias=bias is not None,
-    )
-    convolution.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    if bias is not None:
-        convolution.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    graph_module.add_module(name, convolution.eval())
-    with graph_module.graph.inserting_before(node):
-        replacement = graph_module.graph.call_module(name, (arguments["input"],))
-    node.replace_all_uses_with(replacement)
-    graph_module.graph.erase_node(node)
-    return True
-
-
-def _attribute(graph_module: fx.GraphModule, node: object) -> Tensor | None:
-    if not isinstance(node, fx.Node) or node.op != "get_attr":
-        return None
-    value = operator.attrgetter(str(node.target))(graph_module)
-    return value if isinstance(value, Tensor) else None
-
-
-def _pair(value: object) -> tuple[int, int]:
-    first, second = (value, value) if isinstance(value, int) else tuple(value)  # type: ignore[arg-type]
-    return int(first), int(second)
+    made = make_modular(graph_module)
+    if not made:
+        raise NothingToDo("no functional convolutions or batch norms")
+    return _finish(graph_module), ", ".join(f"{count} functional {kind} became modules" for kind, count in made.items())
 
 
 def _fold_batch_norms(module: nn.Module) -> tuple[nn.Module, str]:
@@ -286,7 +240,7 @@ def _to_channels_last(module: nn.Module) -> tuple[nn.Module, str]:
 
 
 _CHANGES: dict[str, Callable[[nn.Module], tuple[nn.Module, str]]] = {
-    "modular-convolutions": _modular_convolutions,
+    "modular-layers": _modular_layers,
     "fold-batch-norm": _fold_batch_norms,
     "merge-padding": _merge_padding,
 }
