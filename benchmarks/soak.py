@@ -22,6 +22,9 @@ STREAMS, LOOK = 32, 5.0
 #: Looks at the beginning that do not count: pools fill, and the first jobs reach their retention.
 WARM_UP = 8
 
+#: Most that memory may grow with each job, in bytes: what stays of every job is an identifier at the least.
+GROWTH = 100
+
 MIB = 2**20
 
 
@@ -51,24 +54,33 @@ def _memory(stack: Stack) -> Mapping[str, float]:
     return memory
 
 
-def report(looks: Sequence[Look], seconds: float) -> str:
-    """Returns the section about the soak."""
-    counted = looks[min(WARM_UP, len(looks) - 1) :]
+def slopes(looks: Sequence[Look]) -> Mapping[str, float]:
+    """Returns by how many bytes each memory grew with a job, after the warm-up."""
+    jobs = [look.jobs for look in looks]
+    return {name: _slope(jobs, _sizes(looks, name)) * MIB for name in looks[0].mebibytes}
+
+
+def report(looks: Sequence[Look], jobs: int, seconds: float) -> str:
+    """Returns the section about the soak of `jobs` in `seconds`, from the looks that count."""
     rows = []
-    for name in counted[0].mebibytes:
-        sizes = [look.mebibytes[name] for look in counted]
-        slope = _slope([look.jobs for look in counted], sizes) * MIB
+    for name, slope in slopes(looks).items():
+        sizes = _sizes(looks, name)
         quarter = max(len(sizes) // 4, 1)
         first, last = statistics.mean(sizes[:quarter]), statistics.mean(sizes[-quarter:])
         rows.append([name, f"{first:.1f}", f"{last:.1f}", f"{max(sizes):.1f}", f"{slope:+.0f}"])
     return f"""## Soak
 
-Written by `make soak`: {looks[-1].jobs:,} small jobs over {STREAMS} streams in {seconds:.0f} s, ended jobs kept for
+Written by `make soak`: {jobs:,} small jobs over {STREAMS} streams in {seconds:.0f} s, ended jobs kept for
 {RETENTION["SAGITTAL_QUEUE__RETENTION_SECONDS"]} s. Memory in MiB (of processes: resident, less what is shared with
-files), looked at every {LOOK:g} s, after a warm-up of {counted[0].jobs:,} jobs. What leaked with every job would rise.
+files), looked at every {LOOK:g} s, after a warm-up of {looks[0].jobs:,} jobs. What leaked with every job would rise:
+the soak fails where a slope is over {GROWTH} bytes a job.
 
 {table(["what", "first quarter, mean", "last quarter, mean", "most", "slope, bytes a job"], rows)}
 """
+
+
+def _sizes(looks: Sequence[Look], name: str) -> list[float]:
+    return [look.mebibytes[name] for look in looks]
 
 
 def _slope(places: Sequence[float], values: Sequence[float]) -> float:
@@ -83,8 +95,13 @@ def main() -> None:
     options = parser.parse_args()
     with running_stack([str(HERE / "answering_worker.py")], model=MODEL, environment=RETENTION) as stack:
         started = time.monotonic()
-        text = report(soak(stack, options.jobs), time.monotonic() - started)
+        looks = soak(stack, options.jobs)
+        seconds = time.monotonic() - started
+    counted = looks[min(WARM_UP, len(looks) - 1) :]
+    text = report(counted, looks[-1].jobs, seconds)
     print(text)
+    if grew := {name: slope for name, slope in slopes(counted).items() if slope > GROWTH}:
+        raise SystemExit(f"memory grows with each job, in bytes: {grew}")
     if options.write:
         write_section(options.write, "soak", text)
 

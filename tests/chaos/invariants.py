@@ -18,6 +18,15 @@ from sagittal.v1 import explanation_service_pb2_grpc as service_grpc
 Log = Sequence[pb.ExplanationEvent]
 ENDS = ("completed", "failed", "cancelled")
 
+#: Time that the queue remembers a nonce or a deletion, in seconds.
+MARKED = 60
+
+#: Time that Redis takes to give back the tables of keys that went, in seconds.
+SHRINKING = 0.5
+
+#: Bytes that Redis may keep more after a run than before it: scripts that no job had needed yet, other workers' names.
+SLACK = 128 * 1024
+
 
 @dataclass(slots=True)
 class Findings:
@@ -162,19 +171,33 @@ def recoveries(journal: Sequence[Mapping[str, object]], at: float, logs: Mapping
 
 
 def leftovers(world: World) -> set[str]:
-    """Returns the keys in Redis that do not go by themselves."""
+    """Returns the keys in Redis that do not go by themselves within a minute."""
     with redis.Redis(port=world.port) as server:
         root = f"{{{world.prefix}}}:"
-        keys = {key.decode().removeprefix(root) for key in server.scan_iter(count=1000) if server.ttl(key) == -1}
+        times = {key: server.ttl(key) for key in server.scan_iter(count=1000)}
+        keys = {key.decode().removeprefix(root) for key, ttl in times.items() if ttl == -1 or ttl > MARKED}
         if int(server.get(root + "bytes") or 0) != 0:
             keys.add("bytes that are not 0")
     return keys
 
 
-def used_memory(world: World) -> int:
-    """Returns the bytes that Redis holds."""
+def kept_bytes(world: World) -> int:
+    """Returns the bytes of all data in Redis with its tables, once the marks of a minute have gone."""
     with redis.Redis(port=world.port) as server:
-        return int(server.info("memory")["used_memory"])
+        for name in ("take", "deleted"):
+            for key in server.scan_iter(match=f"{{{world.prefix}}}:{name}:*", count=1000):
+                server.unlink(key)  # now, and not in a minute
+        time.sleep(SHRINKING)
+        stats = server.memory_stats()
+    tables = [part for name, part in stats.items() if str(name).startswith("db.") and isinstance(part, dict)]
+    return int(stats["dataset.bytes"]) + sum(sum(map(int, table.values())) for table in tables)
+
+
+def grown(before: int, after: int) -> list[str]:
+    """Says where Redis keeps more after all jobs were deleted than before the first."""
+    if after - before <= SLACK:
+        return []
+    return [f"Redis keeps {after - before:,} bytes more than before the first job: something of each job stays"]
 
 
 def delete_all(client: Client, job_ids: Iterator[str] | set[str]) -> list[str]:

@@ -79,6 +79,10 @@ def _mib(pair: tuple[int, int]) -> str:
     return " then ".join(f"{each / 2**20:.1f} MiB" for each in pair)
 
 
+def _kib(pair: tuple[int, int]) -> str:
+    return " then ".join(f"{each / 2**10:,.0f} KiB" for each in pair)
+
+
 ROWS = (
     ("faults injected", lambda each: f"{sum(each.faults.values()):,}"),
     ("jobs accepted", lambda each: f"{each.jobs:,}"),
@@ -90,7 +94,7 @@ ROWS = (
     ("**jobs lost**", lambda each: str(each.losses)),
     ("**jobs with an event twice, missing or out of order**", lambda each: str(each.duplicates)),
     ("**answers that differ**", lambda each: str(each.differences)),
-    ("Redis before the first job, and after the last was deleted", lambda each: _mib(each.memory)),
+    ("data in Redis before the first job, and after the last was deleted", lambda each: _kib(each.memory)),
     (
         "resident memory of a service, forked from a process with torch: after a third of the run, and at its end",
         lambda each: _mib(each.resident),

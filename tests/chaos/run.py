@@ -11,14 +11,15 @@ from chaos.faults import Schedule
 from chaos.invariants import (
     Findings,
     delete_all,
+    grown,
     judge,
+    kept_bytes,
     leftovers,
     question_of,
     read_journals,
     read_logs,
     recoveries,
     told,
-    used_memory,
 )
 from chaos.load import Callers
 from chaos.questions import PICTURE, SPECS
@@ -51,7 +52,7 @@ class Figures:
     differences: int = 0
     recovery: dict[str, list[float]] = field(default_factory=dict)
     memory: tuple[int, int] = (0, 0)
-    """Bytes in Redis before the first job and after the last was deleted."""
+    """Bytes of data in Redis before the first job and after the last was deleted."""
     resident: tuple[int, int] = (0, 0)
     """Bytes that a service holds which was not killed, after the first third of the run and at its end."""
     without: str = ""
@@ -90,7 +91,7 @@ def _run_in(world: World, figures: Figures, seconds: float, most: float) -> list
     world.wait_until_ready()
     with world.client() as client:
         answers = _undisturbed(world)
-        before, figures.memory = leftovers(world), (used_memory(world), 0)
+        before, figures.memory = leftovers(world), (kept_bytes(world), 0)
         log.info("chaos-begins", answers=len(answers), kept=str(world.directory))
         callers, schedule = Callers(world, 6), Schedule(world)
         schedule.deal_fates()
@@ -110,7 +111,8 @@ def _run_in(world: World, figures: Figures, seconds: float, most: float) -> list
         found.wrong += world.fallen
         _sum_up(world, schedule, callers, found, figures)
     found.wrong += [f"key left over: {key}" for key in sorted(leftovers(world) - before)]
-    figures.memory = (figures.memory[0], used_memory(world))
+    figures.memory = (figures.memory[0], kept_bytes(world))
+    found.wrong += grown(*figures.memory)
     found.wrong += _end(world)
     return found.all
 

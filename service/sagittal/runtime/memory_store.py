@@ -424,6 +424,8 @@ class MemoryStore:
         key = (record.new.tenant, record.new.request_id)
         if self._requests.get(key) == record.new.job_id:
             del self._requests[key]
+        if (answer := _shared(record.new)) is not None and self._answers.get(answer) is record:
+            del self._answers[answer]
         if record.run is not None and record in record.run.jobs:
             record.run.jobs.remove(record)
             if not record.run.jobs:

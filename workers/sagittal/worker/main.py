@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import structlog
@@ -43,6 +43,7 @@ def main() -> None:
     try:
         if len(devices := named_devices(settings.device)) > 1:
             sys.exit(run_on_each(devices, settings))
+        _settle_memory(devices)
         tracer = start_tracing(settings.tracing, program="sagittal-worker", instance=settings.worker_name)
         worker = _make(settings, tracer)
     except (InvalidModelFile, ModelUnavailable, OSError, TracingMissing) as error:
@@ -58,14 +59,18 @@ def main() -> None:
         sys.exit(CRASHED)
 
 
+def _settle_memory(devices: Sequence[str]) -> None:
+    """Settles how memory is kept, on a CPU; before the first thread, as it must be."""
+    if choose_device(next(iter(devices), "")).type == "cpu" and not keep_freed_memory():
+        log.info("allocator-left-alone", reason="the C library has no mallopt")
+
+
 def _make(settings: WorkerSettings, tracer: Tracer) -> Worker:
     set_threads(settings.threads)
     metrics = WorkerMetrics.create(REGISTRY)
     registry = connect_worker_registry(settings.queue)
     device = choose_device(next(iter(named_devices(settings.device)), ""))
     watch_memory(metrics.device_memory, device)
-    if device.type == "cpu" and not keep_freed_memory():
-        log.info("allocator-left-alone", reason="the C library has no mallopt")
     models = HostedModels(
         settings.models_file,
         registry,

@@ -190,7 +190,7 @@ local function drop_run(id)
 end
 
 local function drop_job(id)
-  local job = pick(job_key(id), {'bytes', 'created', 'tenant', 'request_id', 'run'})
+  local job = pick(job_key(id), {'bytes', 'created', 'tenant', 'request_id', 'run', 'fingerprint'})
   if job.created == '' then call('ZREM', root .. 'ended', id) return end
   call('DEL', job_key(id), log_key(id))
   call('ZREM', root .. 'ended', id)
@@ -202,6 +202,8 @@ local function drop_job(id)
     local key = root .. 'request:' .. job.tenant .. ':' .. job.request_id
     if call('GET', key) == id then call('DEL', key) end
   end
+  local answer = root .. 'answer:' .. job.tenant .. ':' .. job.fingerprint -- where it has a content key, it is that
+  if call('GET', answer) == id then call('DEL', answer) end
 end
 
 -- The oldest ended jobs make room: images first, since they are large and rarely asked for again.
