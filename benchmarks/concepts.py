@@ -9,13 +9,13 @@ import torch
 from subject import IMAGES_VARIABLE, arguments, load_model, machine, pictures, report, table
 from torch import Tensor
 
-from sagittal.engine import Engine, Task
+from sagittal.engine import Task
 from sagittal.explain.concepts import ConceptFit, FitQuestion, FitSettings, GivenImages, fit_concepts
 from sagittal.explain.concepts.beginning import initialise
 from sagittal.explain.concepts.quality import correlation_matrix, rebuilt_share
 from sagittal.explain.concepts.srae import SRAE, pull_away
 from sagittal.explain.problem import derive_seed
-from sagittal.models.loading import LoadedModel
+from sagittal.models.loaded import LoadedModel
 
 CONCEPTS, VIEWS, EPOCHS = 5, 20, 60
 """X-features of each set, crops of each image, passes over them."""
@@ -56,7 +56,7 @@ def run_fit(loaded: LoadedModel, question: FitQuestion) -> ConceptFit:
     def steps() -> Any:
         results.append((yield from fit_concepts(question)))
 
-    engine = Engine(loaded.evaluator, batch_size=loaded.found.batch_size, unit=loaded.evaluator.unit)
+    engine = loaded.engine()
     engine.run(Task(steps=steps(), on_end=ends.append))
     if ends[0] is not None:
         raise ends[0]

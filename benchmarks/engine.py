@@ -20,7 +20,7 @@ from sagittal.engine import INTERACTIVE_WEIGHT, Budget, Engine, Task
 from sagittal.engine.evaluator import Evaluator
 from sagittal.engine.timing import Variant
 from sagittal.explain import EXPLAINERS, Explainer, Metrics, Question, explain
-from sagittal.models.loading import LoadedModel
+from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import black
 
 ARCHITECTURES = ("resnet50", "mobilenet_v3_large", "convnext_tiny", "vit_b_16")

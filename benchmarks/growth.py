@@ -14,12 +14,13 @@ import torch
 from bare import clock_of
 from subject import MODELS
 
-from sagittal.engine import Budget, Engine, Task
+from sagittal.engine import Budget, Task
 from sagittal.engine.allocator import keep_freed_memory
 from sagittal.explain import EXPLAINERS, Metrics, Question, explain
 from sagittal.explain.seam import Evaluate, Subject
 from sagittal.models.entry import read_entries
-from sagittal.models.loading import LoadedModel, load
+from sagittal.models.loaded import LoadedModel
+from sagittal.models.loading import load
 from sagittal.models.preprocessing import black
 
 ROWS = 16
@@ -105,7 +106,7 @@ def _steps(device: torch.device, side: int, cells: int) -> Iterator[Any]:
 
 
 def _run(loaded: LoadedModel, tasks: Sequence[Task]) -> None:
-    engine = Engine(loaded.evaluator, batch_size=loaded.found.batch_size, unit=loaded.evaluator.unit)
+    engine = loaded.engine()
     for task in tasks:
         engine.submit(task)
     while not all(task.ended for task in tasks):

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from reports import table, write_section
 from subject import IMAGES_VARIABLE, arguments
 
-from sagittal.models.loading import LoadedModel
+from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import to_input
 from sagittal.runtime.memory_registry import MemoryRegistry
 from sagittal.worker.metrics import WorkerMetrics

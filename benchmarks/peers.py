@@ -22,12 +22,12 @@ from reports import table, write_section
 from subject import MODELS, load_model, machine, pictures
 from torch import Tensor, nn
 
-from sagittal.engine import Engine, Task
+from sagittal.engine import Task
 from sagittal.explain import EXPLAINERS, Black, MeanColour, Metrics, Question, explain
 from sagittal.explain.rise import random_masks
 from sagittal.explain.seam import SaliencyMask
 from sagittal.models.entry import read_entries
-from sagittal.models.loading import LoadedModel
+from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import black
 from sagittal.models.sources import load_source
 
@@ -70,9 +70,7 @@ def ours(loaded: LoadedModel, image: Tensor, name: str) -> Tensor:
             found.append(event.saliency)
 
     steps = explain(question, EXPLAINERS[method].explainer(**parameters), Metrics(curves=False))
-    Engine(loaded.evaluator, batch_size=loaded.found.batch_size, unit=loaded.evaluator.unit).run(
-        Task(steps=steps, on_event=note)
-    )
+    loaded.engine().run(Task(steps=steps, on_event=note))
     return found[-1]
 
 

@@ -12,7 +12,7 @@ from subject import MODELS, SHIPPED, load_model, pictures, run
 
 from sagittal import client as sdk
 from sagittal.explain import EXPLAINERS, Metrics
-from sagittal.models.loading import LoadedModel
+from sagittal.models.loaded import LoadedModel
 
 MODEL = "efficientnet-lite0"
 

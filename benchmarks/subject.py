@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sagittal.engine import Budget, Engine, Task
+from sagittal.engine import Budget, Task
 from sagittal.engine.allocator import keep_freed_memory
 from sagittal.explain import Explainer, Metrics, Question, explain
 from sagittal.explain.seam import Curve, CurveKind, SaliencyMask
 from sagittal.models.entry import read_entries
-from sagittal.models.loading import LoadedModel, load
+from sagittal.models.loaded import LoadedModel
+from sagittal.models.loading import load
 from sagittal.models.preprocessing import black, to_input
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,7 +89,7 @@ def run(loaded: LoadedModel, picture: Picture, explainer: Explainer, *, seed: in
         budget=options.get("budget", Budget()),
     )
     started = time.monotonic()
-    Engine(loaded.evaluator, batch_size=loaded.found.batch_size, unit=loaded.evaluator.unit).run(task)
+    loaded.engine().run(task)
     seconds = time.monotonic() - started
     if ends[0] is not None:
         raise ends[0]

@@ -16,7 +16,7 @@ from sagittal.explain import EXPLAINERS, IGOS, EvaluateMask, Explainer, IGOSPlus
 from sagittal.explain.authors import AUTHORS, Spared, authors_masks
 from sagittal.explain.masking import upsample
 from sagittal.explain.seam import SaliencyMask, Steps
-from sagittal.models.loading import LoadedModel
+from sagittal.models.loaded import LoadedModel
 
 CELLS = 28
 """Side of the heatmaps that are measured, in cells: no method gains from the size of its cells."""

@@ -12,7 +12,7 @@ from quality import cache
 from subject import Picture
 from torch import Tensor
 
-from sagittal.engine import Engine, Task
+from sagittal.engine import Task
 from sagittal.explain import Black, Explainer, MinimalSufficientExplanations, Problem, Question, explain
 from sagittal.explain.authors import Spared
 from sagittal.explain.authors_search import authors_search
@@ -20,7 +20,7 @@ from sagittal.explain.diversity import diverse_family
 from sagittal.explain.patches import bits_of
 from sagittal.explain.regions import ask_regions
 from sagittal.explain.seam import RegionScores, Steps, SufficientSet, Upsampling
-from sagittal.models.loading import LoadedModel
+from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import black
 
 GRID = 7
@@ -101,7 +101,7 @@ def _run(loaded: LoadedModel, steps: Steps) -> tuple[Sequence[Any], int]:
     events: list[Any] = []
     ends: list[BaseException | None] = []
     task = Task(steps=steps, on_event=events.append, on_end=ends.append)
-    Engine(loaded.evaluator, batch_size=loaded.found.batch_size, unit=loaded.evaluator.unit).run(task)
+    loaded.engine().run(task)
     if ends[0] is not None:
         raise ends[0]
     return events, task.usage.evaluations

@@ -12,7 +12,7 @@ import torch
 from subject import IMAGES_VARIABLE, MODELS, ROOT, SHIPPED, Picture, load_model, pictures
 
 from sagittal.models.entry import read_entries
-from sagittal.models.loading import LoadedModel
+from sagittal.models.loaded import LoadedModel
 
 FIRST = ("chelsea", "coffee")
 """The pictures of which the published code's figures are known; they come first."""

@@ -13,7 +13,7 @@ from peers_support import ROOT, program, running
 
 from sagittal.core.errors import FailedPrecondition
 from sagittal.core.methods import resolve
-from sagittal.engine import Engine, Task
+from sagittal.engine import Task
 from sagittal.explain import EXPLAINERS, Question, explain
 from sagittal.explain.preparation import predict
 from sagittal.explain.regions import ask_regions
@@ -76,7 +76,7 @@ def local():
 
 def run(loaded, steps):
     events, ends = [], []
-    engine = Engine(loaded.evaluator, batch_size=loaded.found.batch_size)
+    engine = loaded.engine()
     engine.run(Task(steps=steps, on_event=events.append, on_end=ends.append))
     if ends[0] is not None:
         raise ends[0]

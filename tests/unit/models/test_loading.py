@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from sagittal.engine import Engine, Task
+from sagittal.engine import Task
 from sagittal.explain.seam import Evaluate, Subject
+from sagittal.models.digests import model_digest
 from sagittal.models.entry import ModelEntry
-from sagittal.models.loading import choose_device, load, model_digest
+from sagittal.models.loading import choose_device, load
 from sagittal.models.sources import ModelUnavailable
 
 CPU = torch.device("cpu")
@@ -139,7 +140,7 @@ def test_a_jobs_result_does_not_depend_on_its_neighbours(tiny, neighbours):
             seen.append((yield request))
 
     def results(numbers):
-        engine = Engine(loaded.evaluator, batch_size=loaded.found.batch_size, unit=loaded.evaluator.unit)
+        engine = loaded.engine()
         seen = {number: [] for number in numbers}
         for number in numbers:
             engine.submit(Task(steps=steps(number, seen[number])))

@@ -13,8 +13,9 @@ from sagittal.explain import EXPLAINERS, Metrics, Question, explain
 from sagittal.explain.seam import SaliencyMask
 from sagittal.models.adapting import choose_place, resolve_preset
 from sagittal.models.checking import check_preprocessing
+from sagittal.models.digests import weights_digest
 from sagittal.models.entry import ModelEntry, Preprocessing
-from sagittal.models.loading import load, weights_digest
+from sagittal.models.loading import load
 from sagittal.models.preprocessing import black, resize_and_crop, to_input, to_picture
 from sagittal.models.probing import LiveBytes
 from sagittal.models.sources import ModelUnavailable

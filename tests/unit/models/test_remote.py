@@ -64,7 +64,7 @@ def images(count=5):
 
 def run(loaded, steps):
     events, ends = [], []
-    engine = Engine(loaded.evaluator, batch_size=loaded.found.batch_size)
+    engine = loaded.engine()
     engine.run(Task(steps=steps, on_event=events.append, on_end=ends.append))
     return events, ends[0]
 

@@ -4,7 +4,7 @@ import pytest
 
 from sagittal.core.methods import resolve
 from sagittal.explain import EXPLAINERS, parameters
-from sagittal.models.loading import Found
+from sagittal.models.loaded import Found
 from sagittal.v1 import method_pb2
 from sagittal.worker.catalogue import describe_method
 

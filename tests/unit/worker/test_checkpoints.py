@@ -10,7 +10,7 @@ import torch
 from sagittal.core.jobs import Job, JobKind, JobState, Lane, Lease
 from sagittal.engine.task import Usage
 from sagittal.explain import seam
-from sagittal.models.loading import LoadedModel
+from sagittal.models.loaded import LoadedModel
 from sagittal.worker.checkpoints import Checkpoints, pack, unpack
 
 STATE = {"masks": torch.rand(2, 7, 7), "step": torch.tensor(3), "sets": torch.arange(6, dtype=torch.uint8).view(3, 2)}

@@ -30,7 +30,7 @@ from sagittal.explain.explainer import Explainer, Needs
 from sagittal.explain.layers import SpatialLayer, Unsupported, locate, model_input, target_of
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import Inspect, ModelView, OutOfBudget, Progress, SaliencyMask, Steps, Truncated
+from sagittal.explain.seam import ModelView, OutOfBudget, Progress, SaliencyMask, Steps, Truncated
 
 Excitation = Callable[[Sequence[Any], Mapping[str, Any]], Tensor]
 """An operation without bias and negative weights, on the arguments of its node."""
@@ -52,9 +52,9 @@ class ExcitationBackprop(Explainer):
     def explain(self, problem: Problem) -> Steps:
         """Yields the heatmap, of the layer's rows and columns."""
         try:
-            layer = yield _inspect(problem, lambda view: locate(view, self.layer))
+            layer = yield problem.inspect(lambda view: locate(view, self.layer))
             yield Progress(0.5, phase="layer")
-            winning: Tensor = yield _inspect(problem, lambda view: winning_probability(view, layer))
+            winning: Tensor = yield problem.inspect(lambda view: winning_probability(view, layer))
         except OutOfBudget as spent:
             yield Truncated(spent.limit)
             yield SaliencyMask(problem.full(1, 0.0))
@@ -62,10 +62,6 @@ class ExcitationBackprop(Explainer):
         yield Progress(1.0, phase="layer")
         places = winning.sum(0)
         yield SaliencyMask(heatmap(places, float(places.sum())).to(problem.image.device))
-
-
-def _inspect(problem: Problem, call: Callable[[ModelView], Any]) -> Inspect:
-    return Inspect(subject=problem.subject, call=call, evaluations=1, gradient_evaluations=1)
 
 
 def winning_probability(view: ModelView, layer: SpatialLayer, origin: tuple[str, Tensor] | None = None) -> Tensor:

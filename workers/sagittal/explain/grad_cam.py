@@ -24,7 +24,7 @@ from sagittal.explain.explainer import Explainer, Needs
 from sagittal.explain.layers import Layout, SpatialLayer, hooked, locate, model_input, target_of
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import Inspect, ModelView, OutOfBudget, Progress, SaliencyMask, Steps, Truncated
+from sagittal.explain.seam import ModelView, OutOfBudget, Progress, SaliencyMask, Steps, Truncated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +43,9 @@ class GradCAM(Explainer):
     def explain(self, problem: Problem) -> Steps:
         """Yields the heatmap, of the layer's rows and columns."""
         try:
-            layer = yield _inspect(problem, lambda view: locate(view, self.layer))
+            layer = yield problem.inspect(lambda view: locate(view, self.layer))
             yield Progress(0.5, phase="layer")
-            evidence: Tensor = yield _inspect(problem, lambda view: class_activation_map(view, layer))
+            evidence: Tensor = yield problem.inspect(lambda view: class_activation_map(view, layer))
         except OutOfBudget as spent:
             yield Truncated(spent.limit)
             yield SaliencyMask(problem.full(1, 0.0))
@@ -53,10 +53,6 @@ class GradCAM(Explainer):
         yield Progress(1.0, phase="layer")
         strength = 1 - math.exp(-float(evidence.clamp(min=0).sum()))
         yield SaliencyMask(heatmap(evidence, strength).to(problem.image.device))
-
-
-def _inspect(problem: Problem, call: Callable[[ModelView], Any]) -> Inspect:
-    return Inspect(subject=problem.subject, call=call, evaluations=1, gradient_evaluations=1)
 
 
 def class_activation_map(view: ModelView, layer: SpatialLayer) -> Tensor:

@@ -1,14 +1,14 @@
 """The problem that an explainer solves: an image, what replaces its hidden part, and a class."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sagittal.explain.seam import Evaluate, Subject
+from sagittal.explain.seam import Evaluate, Inspect, ModelView, Subject
 
 
 def derive_seed(seed: int, *path: int | str) -> int:
@@ -55,6 +55,10 @@ class Problem:
     def evaluate(self, masks: Tensor, **options: Any) -> Evaluate:
         """Asks for the scores of masks (n, h, w); the options are those of `Evaluate`."""
         return Evaluate(subject=self.subject, masks=masks, **options)
+
+    def inspect(self, call: Callable[[ModelView], Any], *, gradient: bool = True) -> Inspect:
+        """Asks for a call with the model that evaluates it once, with gradient or without."""
+        return Inspect(subject=self.subject, call=call, evaluations=1, gradient_evaluations=int(gradient))
 
     def full(self, size: int, value: float) -> Tensor:
         """Returns a mask of shape (size, size) with one value."""

@@ -8,9 +8,8 @@ the paper, which for probabilities is close to uniform; channels that add nothin
 heatmap is the largest increase of a channel as a share of the full score.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from sagittal.explain.explainer import Explainer, Needs
 from sagittal.explain.layers import SpatialLayer, hooked, locate, model_input
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import Inspect, ModelView, OutOfBudget, Progress, SaliencyMask, Scores, Steps, Truncated
+from sagittal.explain.seam import ModelView, OutOfBudget, Progress, SaliencyMask, Scores, Steps, Truncated
 
 BATCH = 64
 """Channels in a request."""
@@ -39,8 +38,8 @@ class ScoreCAM(Explainer):
     def explain(self, problem: Problem) -> Steps:
         """Yields forming heatmaps and the final one, of the layer's rows and columns."""
         try:
-            layer = yield _inspect(problem, lambda view: locate(view, self.layer))
-            activations: Tensor = yield _inspect(problem, lambda view: activations_of(view, layer))
+            layer = yield problem.inspect(lambda view: locate(view, self.layer))
+            activations: Tensor = yield problem.inspect(lambda view: activations_of(view, layer), gradient=False)
         except OutOfBudget as spent:
             yield Truncated(spent.limit)
             yield SaliencyMask(problem.full(1, 0.0))
@@ -83,10 +82,6 @@ def stretched(activations: Tensor) -> Tensor:
     """Returns channels (n, rows, columns), none of them constant, each stretched to [0, 1]."""
     least, most = activations.amin((1, 2), keepdim=True), activations.amax((1, 2), keepdim=True)
     return (activations - least) / (most - least)
-
-
-def _inspect(problem: Problem, call: Callable[[ModelView], Any]) -> Inspect:
-    return Inspect(subject=problem.subject, call=call, evaluations=1)
 
 
 def _saliency(activations: Tensor, increases: Tensor, problem: Problem) -> Tensor:

@@ -12,7 +12,7 @@ from sagittal.core.declarations import declaration_of
 from sagittal.core.entries import Layers
 from sagittal.explain import EXPLAINERS, Concepts, Needs, Row
 from sagittal.explain.parameters import Parameter, parameters
-from sagittal.models.loading import Found, LoadedModel
+from sagittal.models.loaded import Found, LoadedModel
 from sagittal.v1 import model_pb2
 
 

@@ -20,7 +20,7 @@ from sagittal.core.jobs import Lease
 from sagittal.engine.task import Usage
 from sagittal.explain import seam
 from sagittal.explain.checkpoints import prefixed, within
-from sagittal.models.loading import LoadedModel
+from sagittal.models.loaded import LoadedModel
 
 log = structlog.get_logger(__name__)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from sagittal.core.tensors import tensor_of
 from sagittal.explain.concepts import SRAE, ConceptFit, FitSettings, FittedConcepts, Shown, XFeature
 from sagittal.models.entry import Preprocessing
-from sagittal.models.loading import LoadedModel
+from sagittal.models.loaded import LoadedModel
 from sagittal.v1 import concept_pb2, concept_service_pb2, explanation_pb2, tensor_pb2
 
 #: Side of the pictures that are stored, in pixels, and their quality as JPEG.

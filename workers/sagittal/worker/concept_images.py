@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from sagittal.core.errors import InvalidRequest
 from sagittal.core.images import ImageLimits
 from sagittal.explain.concepts import Read
-from sagittal.models.loading import LoadedModel
+from sagittal.models.loaded import LoadedModel
 from sagittal.v1 import tensor_pb2
 from sagittal.worker.questions import read_image
 

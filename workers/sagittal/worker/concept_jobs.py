@@ -14,7 +14,7 @@ from sagittal.explain import InvalidParameter
 from sagittal.explain.concepts import ConceptFit, Concepts, FitQuestion, FitSettings, fit_concepts
 from sagittal.explain.preparation import Question
 from sagittal.explain.seam import Notice, Steps
-from sagittal.models.loading import LoadedModel
+from sagittal.models.loaded import LoadedModel
 from sagittal.v1 import concept_pb2, concept_service_pb2, explanation_pb2
 from sagittal.worker.checkpoints import unpack
 from sagittal.worker.concept_changes import apply_changes

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from sagittal.engine import Engine
 from sagittal.models.entry import ModelEntry
-from sagittal.models.loading import LoadedModel
+from sagittal.models.loaded import LoadedModel
 from sagittal.v1 import model_pb2
 
 Context = Callable[[], AbstractContextManager[object]]

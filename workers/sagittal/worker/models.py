@@ -16,14 +16,13 @@ import structlog
 import torch
 
 from sagittal.core.errors import Unavailable
-from sagittal.engine import Engine
 from sagittal.models.entry import read_entries
-from sagittal.models.loading import LoadedModel, load
-from sagittal.models.sources import EVERYTHING, Access, ModelUnavailable
+from sagittal.models.sources import EVERYTHING, Access
 from sagittal.runtime.registry import WorkerRegistry
 from sagittal.v1 import model_pb2
-from sagittal.worker.catalogue import describe_model
+from sagittal.worker.announcements import AWAY_PAUSE, Announcements
 from sagittal.worker.hosted import Context, Hosted, footprint
+from sagittal.worker.loader import Loader
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.roster import Roster
 from sagittal.worker.selection import Selection
@@ -38,9 +37,6 @@ LOOK = 1.0
 
 #: Time that a model which was loaded for a job waits for it, in seconds; another worker may have taken it.
 AWAITED = 5.0
-
-#: Pause before asking again when the queue is away, in seconds.
-AWAY_PAUSE = 1.0
 
 
 class HostedModels:
@@ -72,12 +68,11 @@ class HostedModels:
         """
         entries = read_entries(path) if path is not None else []
         self._roster = Roster(entries, registry, selection or Selection())
-        self._registry = registry
+        self._announcements = Announcements(registry, worker=worker, device=device)
+        self._loader = Loader(metrics, device, access)
         self._metrics = metrics
-        self._worker = worker
         self._device = device
         self._bound = memory_mib * 2**20
-        self._access = access
         self._hosted: dict[tuple[str, str], Hosted] = {}
         self._retired: list[Hosted] = []
         self._lock = threading.RLock()
@@ -167,7 +162,7 @@ class HostedModels:
             unpublished = [one for one in self.ready() if not one.published]
             hosted = next((one for one in self._hosted.values() if one.due), None)
         for one in unpublished:
-            self._publish(one, stopped)
+            self._announcements.publish(one, stopped)
         if hosted is None:
             return False
         self.load(hosted, batch_size=batch_size, stopped=stopped)
@@ -183,13 +178,13 @@ class HostedModels:
         """Loads a model, others making room where memory is bounded; the first time, it is published too."""
         keep, hosted.wanted = hosted.wanted, False
         context, hosted.within = hosted.within, nullcontext
-        self._make_room(lambda: self._has_space(hosted), spared=hosted)
+        self._make_room(lambda: self._fit([*self.running(), hosted]), spared=hosted)
         with context():
             self._load(hosted, hosted.batch_size or hosted.entry.device.batch_size or batch_size)
         if hosted.loaded is None or hosted.described is None:
             return
         if not hosted.published:
-            self._publish(hosted, stopped)
+            self._announcements.publish(hosted, stopped)
         with self._lock:
             if self._hosted.get(hosted.key) is not hosted:
                 hosted.release()  # its registration changed while it was loaded
@@ -198,8 +193,8 @@ class HostedModels:
             hosted.awaited = hosted.used + AWAITED if hosted.awaited else 0.0
             self._metrics.loaded.labels(*hosted.key).set(1)
             self._metrics.model_memory.labels(*hosted.key).set(hosted.weights_bytes)
-            self._make_room(self._within_bound, spared=hosted)
-            if (not self._within_bound() and len(self.ready()) > 1) or not (keep or hosted.wanted):
+            self._make_room(lambda: self._fit(self.running()), spared=hosted)
+            if (not self._fit(self.running()) and len(self.ready()) > 1) or not (keep or hosted.wanted):
                 self._unload(hosted)
         self.announce(ttl=None)
 
@@ -266,104 +261,28 @@ class HostedModels:
 
     def _has_room(self, wanted: Hosted) -> bool:
         """Whether a model fits, or fits once the spare ones are gone, or would be the only one."""
-        if not self._bound:
-            return True
         busy = [hosted for hosted in self.running() if not hosted.spare]
         busy += [hosted for hosted in self._hosted.values() if hosted.coming and hosted is not wanted]
-        return not busy or footprint([*busy, wanted]) <= self._bound
+        return not busy or self._fit([*busy, wanted])
 
-    def _has_space(self, wanted: Hosted) -> bool:
-        return not self._bound or footprint([*self.running(), wanted]) <= self._bound
-
-    def _within_bound(self) -> bool:
-        return not self._bound or footprint(self.running()) <= self._bound
+    def _fit(self, models: Sequence[Hosted]) -> bool:
+        """Whether models fit into the memory together."""
+        return not self._bound or footprint(models) <= self._bound
 
     def announce(self, *, ttl: float | None) -> None:
-        """Tells the registry how this worker stands to its models. Raises Unavailable only with a `ttl`."""
+        """Tells the registry how this worker stands to its models. Raises Unavailable only with a `ttl`, in seconds."""
         with self._lock:
-            states = [(*hosted.key, self._announcement(hosted)) for hosted in self._hosted.values()]
-        try:
-            self._registry.announce(self._worker, states, ttl=ttl or 10.0)
-        except Unavailable:
-            if ttl is not None:
-                raise
+            states = self._announcements.states(self._hosted.values())
+        self._announcements.announce(states, ttl=ttl)
 
     def withdraw(self) -> None:
         """Tells the registry that this worker takes no more jobs; where it cannot, silence will."""
-        try:
-            self._registry.withdraw(self._worker)
-        except Unavailable as away:
-            log.warning("queue-away", doing="withdraw", error=away.message)
-
-    def _announcement(self, hosted: Hosted) -> model_pb2.WorkerModel:
-        device = str(hosted.loaded.device if hosted.loaded else self._device)
-        state = model_pb2.WorkerModel(worker=self._worker, message=hosted.message, device=device)
-        state.state = hosted.state  # type: ignore[assignment]
-        state.revision = hosted.revision
-        state.memory_bytes = footprint([hosted]) if hosted.loaded is not None else 0
-        return state
+        self._announcements.withdraw()
 
     def _load(self, hosted: Hosted, batch_size: int) -> None:
-        entry = hosted.entry
         hosted.state, hosted.message = model_pb2.MODEL_STATE_LOADING, ""
         self.announce(ttl=None)
-        log.info("model-loading", model=entry.name, version=entry.version, device=str(self._device))
-        try:
-            if hosted.refused:
-                raise ModelUnavailable(hosted.refused)
-            access = self._access if hosted.from_file else self._access.for_registrations()
-            loaded = load(entry, self._device, batch_size=batch_size, access=access)
-        except ModelUnavailable as unavailable:
-            self._failed(hosted, str(unavailable))
-            return
-        except Exception as error:
-            log.error("model-crashed", model=entry.name, version=entry.version, exc_info=error)
-            self._failed(hosted, f"{type(error).__name__}: {error}")
-            return
-        hosted.loaded, hosted.described = loaded, describe_model(loaded)
-        hosted.engine = Engine(loaded.evaluator, batch_size=loaded.found.batch_size, unit=loaded.evaluator.unit)
-        hosted.weights_bytes, hosted.activation_bytes = loaded.memory_bytes, loaded.activation_bytes
-        self._report(loaded)
-
-    def _failed(self, hosted: Hosted, message: str) -> None:
-        hosted.state, hosted.message = model_pb2.MODEL_STATE_FAILED, message
-        self._metrics.loads.labels(*hosted.entry.key, "failed").inc()
-        log.error("model-failed", model=hosted.entry.name, version=hosted.entry.version, error=message)
-        self._gone(hosted)
-        self.announce(ttl=None)
-
-    def _report(self, loaded: LoadedModel) -> None:
-        for step in loaded.found.steps:
-            log.info(
-                "model-optimised" if step.applied else "optimisation_skipped",
-                model=loaded.entry.name,
-                step=step.name,
-                detail=step.detail,
-                largest_difference=step.largest_difference,
-            )
-        log.info(
-            "model-ready",
-            model=loaded.entry.name,
-            version=loaded.entry.version,
-            digest=loaded.digest,
-            seconds=round(loaded.load_seconds, 2),
-            batch_size=loaded.found.batch_size,
-        )
-        self._metrics.load_seconds.labels(*loaded.entry.key).set(loaded.load_seconds)
-        self._metrics.loads.labels(*loaded.entry.key, "ready").inc()
-
-    def _publish(self, hosted: Hosted, stopped: threading.Event) -> None:
-        """Publishes until the registry has it, or no longer wants it."""
-        described = hosted.described or model_pb2.Model()
-        while not hosted.published:
-            described.revision = hosted.revision
-            try:
-                hosted.published = self._registry.publish(described)
-            except Unavailable as away:
-                log.warning("queue-away", error=away.message, doing="publishing a model")
-                if stopped.wait(AWAY_PAUSE):
-                    return
-            else:
-                if not hosted.published:
-                    log.info("registration-changed", model=hosted.entry.name, version=hosted.entry.version)
-                return
+        if message := self._loader.load(hosted, batch_size=batch_size):
+            hosted.state, hosted.message = model_pb2.MODEL_STATE_FAILED, message
+            self._gone(hosted)
+            self.announce(ttl=None)

@@ -26,7 +26,7 @@ from sagittal.core.status import internal_status, to_status
 from sagittal.engine import INTERACTIVE_WEIGHT, Budget, EvaluationFailed, ModelUnreachable, Task, TaskCancelled
 from sagittal.explain import InvalidParameter, Unsupported, seam
 from sagittal.explain.concepts import UnfitImages
-from sagittal.models.loading import LoadedModel
+from sagittal.models.loaded import LoadedModel
 from sagittal.runtime.tracing import NO_TRACER, Tracer
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.worker.checkpoints import Checkpoints

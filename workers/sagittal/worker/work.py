@@ -15,7 +15,7 @@ from sagittal.explain import Concepts, explain
 from sagittal.explain.preparation import predict
 from sagittal.explain.regions import ask_regions
 from sagittal.explain.seam import Steps, Upsampling
-from sagittal.models.loading import LoadedModel
+from sagittal.models.loaded import LoadedModel
 from sagittal.v1 import explanation_service_pb2, method_pb2, model_pb2, model_service_pb2
 from sagittal.worker.checkpoints import unpack
 from sagittal.worker.concept_jobs import ANSWERS, ConceptShelf, fit_steps, with_concepts

@@ -1,0 +1,107 @@
+"""What runs a model for the engine: the model made faster, with the batches that suit it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from sagittal.engine.compilation import bucket_sizes
+from sagittal.engine.evaluator import PROBABILITIES, Output, TorchEvaluator
+from sagittal.engine.opaque import Opaque, OpaqueEvaluator
+from sagittal.engine.optimise import COMPILE, Step, optimise
+from sagittal.engine.task import STRETCHED
+from sagittal.engine.timing import Variant
+from sagittal.models.entry import ModelEntry
+from sagittal.models.measuring import Throughput, batch_sizes, find_quantum, find_throughput, runs_small_cheaply
+
+
+def make_evaluator(
+    module: nn.Module, entry: ModelEntry, probe: Tensor, *, classes: int, gradients: bool
+) -> tuple[TorchEvaluator, Sequence[Step]]:
+    """Returns what runs a model that is on its device, made faster where that can be, and what was done.
+
+    Args:
+        module: The model in evaluation mode.
+        entry: What was registered.
+        probe: Images of noise on which changes are checked.
+        classes: Number of its classes.
+        gradients: Whether it gives them.
+    """
+    if isinstance(module, Opaque):
+        return _opaque_evaluator(module, entry, probe.device, classes)
+    probabilities = PROBABILITIES[Output(entry.output)]
+    fast, channels_last, steps = optimise(
+        module, probe, probabilities, gradient=gradients, compiled=entry.device.compile
+    )
+    evaluator = TorchEvaluator(
+        module=fast,
+        inspected=module,
+        device=probe.device,
+        output=Output(entry.output),
+        channels_last=channels_last,
+        autocast=None if entry.device.full_precision else _reduced_precision(probe.device),
+        supports_gradients=gradients,
+        classes=classes,
+    )
+    return evaluator, steps
+
+
+def _opaque_evaluator(
+    module: Opaque, entry: ModelEntry, device: torch.device, classes: int
+) -> tuple[TorchEvaluator, Sequence[Step]]:
+    evaluator = OpaqueEvaluator(module=module, device=device, output=Output(entry.output), classes=classes)
+    return evaluator, [Step("graph", False, f"the model runs {module.where}: there is no graph to change")]
+
+
+def _reduced_precision(device: torch.device) -> torch.dtype | None:
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def variant_of(evaluator: TorchEvaluator) -> Variant:
+    """Returns the model as it will run, for measurements."""
+    return Variant(evaluator.module, channels_last=evaluator.channels_last, gradient=evaluator.supports_gradients)
+
+
+def suit_batches(evaluator: TorchEvaluator, probe: Tensor, *, compiled: bool, batch_size: int) -> Throughput:
+    """Says to the evaluator how batches are padded, and returns the size that suits the model, with the throughput.
+
+    Args:
+        evaluator: What runs the model.
+        probe: Images of noise.
+        compiled: Whether the model was compiled, and so wants batches of few sizes.
+        batch_size: Most images in a batch; 0 finds out.
+    """
+    variant = variant_of(evaluator)
+    if not compiled:
+        evaluator.quantum = find_quantum(variant, probe)
+        evaluator.pads_small = not runs_small_cheaply(variant, probe[:1], evaluator.quantum)
+    sizes = batch_sizes(probe.device, evaluator.quantum)
+    # A size that is given is not measured at, however large it is.
+    throughput = find_throughput(variant, probe[:1], [min(batch_size, sizes[0])] if batch_size else sizes)
+    most = _whole_quanta(batch_size or throughput.batch_size, evaluator.quantum)
+    if compiled:
+        evaluator.buckets = bucket_sizes(most, STRETCHED)
+        _warm(variant, probe[:1], evaluator.buckets)
+    return replace(throughput, batch_size=most)
+
+
+def is_compiled(steps: Sequence[Step]) -> bool:
+    """Whether compiling the model was among the steps that made it faster."""
+    return any(step.name == COMPILE and step.applied for step in steps)
+
+
+def _warm(variant: Variant, image: Tensor, sizes: Sequence[int]) -> None:
+    """Runs a batch of each size, so that it is compiled before a job waits for it."""
+    for size in sizes:
+        inputs = image.repeat(size, 1, 1, 1)
+        variant.forward(inputs)
+        if variant.gradient:
+            variant.backward(inputs)
+
+
+def _whole_quanta(batch_size: int, quantum: int) -> int:
+    """Returns the multiple of the quantum that is at most the batch size, since batches are padded to one."""
+    return max(quantum, batch_size - batch_size % quantum)

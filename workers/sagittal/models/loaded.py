@@ -1,0 +1,75 @@
+"""A model that was loaded: ready for the engine, with what was found about it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from sagittal.engine import Engine
+from sagittal.engine.evaluator import TorchEvaluator
+from sagittal.engine.optimise import Step
+from sagittal.models.checking import Check
+from sagittal.models.entry import ModelEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What was found about a model when it was loaded."""
+
+    classes: int
+    supports_gradients: bool
+    spatial_layers: tuple[str, ...]
+    """Layers whose output keeps the places of the image apart, in order of execution."""
+    feature_layers: tuple[str, ...]
+    """Layers whose output is (n, features), in order of execution."""
+    steps: tuple[Step, ...]
+    """What was done to make it faster."""
+    batch_size: int
+    evaluations_per_second: float
+    gradient_evaluations_per_second: float
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Methods that are not defined for this model although it has what they need, with the reason."""
+    patch_grid: tuple[int, int] | None = None
+    """Rows and columns of a transformer's patches."""
+    input_limits: tuple[int, int] = (0, 0)
+    """Smallest and largest side of inputs that it was seen to take, in pixels."""
+    checks: tuple[Check, ...] = ()
+    """What the self-check looked at."""
+    weights_digest: str = ""
+    """SHA-256 over its weights, in hexadecimal."""
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the same input gives the same scores."""
+        return all(check.passed for check in self.checks if check.name == "deterministic")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LoadedModel:
+    """A model on a device, ready for the engine."""
+
+    entry: ModelEntry
+    digest: str
+    """SHA-256 over weights and preprocessing, in hexadecimal."""
+    labels: Sequence[str]
+    evaluator: TorchEvaluator
+    found: Found
+    load_seconds: float = field(default=0.0)
+    activation_bytes: int = 0
+    """Bytes that a batch takes at its peak beside the weights."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.evaluator.device
+
+    def engine(self) -> Engine:
+        """Returns a new engine on it, with batches as they were found to suit it."""
+        return Engine(self.evaluator, batch_size=self.found.batch_size, unit=self.evaluator.unit)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of all weights on the device, those of the model as it came and of the optimised one."""
+        modules = {self.evaluator.module, self.evaluator.inspected or self.evaluator.module}
+        tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())

@@ -1,0 +1,69 @@
+"""Loads a worker's models, and says in log and metrics how that went."""
+
+from dataclasses import dataclass
+
+import structlog
+import torch
+
+from sagittal.models.loaded import LoadedModel
+from sagittal.models.loading import load
+from sagittal.models.sources import Access, ModelUnavailable
+from sagittal.worker.catalogue import describe_model
+from sagittal.worker.hosted import Hosted
+from sagittal.worker.metrics import WorkerMetrics
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loader:
+    """Loads models on a device; one that cannot be loaded takes nothing else down."""
+
+    metrics: WorkerMetrics
+    device: torch.device
+    access: Access
+    """What models may be loaded from; those that were registered over the API, within narrower bounds."""
+
+    def load(self, hosted: Hosted, *, batch_size: int) -> str:
+        """Loads a model and gives it an engine; returns why that could not be done, empty where it was."""
+        entry = hosted.entry
+        log.info("model-loading", model=entry.name, version=entry.version, device=str(self.device))
+        try:
+            if hosted.refused:
+                raise ModelUnavailable(hosted.refused)
+            access = self.access if hosted.from_file else self.access.for_registrations()
+            loaded = load(entry, self.device, batch_size=batch_size, access=access)
+        except ModelUnavailable as unavailable:
+            return self._failed(hosted, str(unavailable))
+        except Exception as error:
+            log.error("model-crashed", model=entry.name, version=entry.version, exc_info=error)
+            return self._failed(hosted, f"{type(error).__name__}: {error}")
+        hosted.loaded, hosted.described, hosted.engine = loaded, describe_model(loaded), loaded.engine()
+        hosted.weights_bytes, hosted.activation_bytes = loaded.memory_bytes, loaded.activation_bytes
+        self._report(loaded)
+        return ""
+
+    def _failed(self, hosted: Hosted, message: str) -> str:
+        self.metrics.loads.labels(*hosted.key, "failed").inc()
+        log.error("model-failed", model=hosted.entry.name, version=hosted.entry.version, error=message)
+        return message
+
+    def _report(self, loaded: LoadedModel) -> None:
+        for step in loaded.found.steps:
+            log.info(
+                "model-optimised" if step.applied else "optimisation-skipped",
+                model=loaded.entry.name,
+                step=step.name,
+                detail=step.detail,
+                largest_difference=step.largest_difference,
+            )
+        log.info(
+            "model-ready",
+            model=loaded.entry.name,
+            version=loaded.entry.version,
+            digest=loaded.digest,
+            seconds=round(loaded.load_seconds, 2),
+            batch_size=loaded.found.batch_size,
+        )
+        self.metrics.load_seconds.labels(*loaded.entry.key).set(loaded.load_seconds)
+        self.metrics.loads.labels(*loaded.entry.key, "ready").inc()
