@@ -1,8 +1,9 @@
 """The authors' published code, as it runs: their defaults, their line search, and what it gets wrong. For comparison.
 
 What differs from the papers and is kept here on purpose: 20 iterations of 15 points (their command line swaps the two);
-base and trial of the line search see different noise; a step that failed to decrease is applied all the same; the
-bilateral total variation averages channels before squaring in one direction and after it in the other.
+base and trial of the line search see different noise and weigh the data terms in full, the gradient by half; a step
+that failed to decrease is applied all the same; the bilateral total variation averages channels before squaring in one
+direction, and weights in the other; masks are upsampled before they are multiplied.
 """
 
 import math
@@ -34,7 +35,7 @@ class Form:
 
     @property
     def weight(self) -> float:
-        """Weight of each data term."""
+        """Weight of each data term in the gradient."""
         return 1 / self.variables
 
 
@@ -95,56 +96,55 @@ class _Descent:
 
     def step(self, masks: Tensor) -> Steps:
         """Returns the new masks and the objective before."""
-        gradient = yield from self._slope(masks)
-        leaf = masks.clone().requires_grad_()
-        with torch.enable_grad():
-            penalty = self._penalty(leaf)
-        gradient = gradient + torch.autograd.grad(penalty, leaf)[0]
+        gradient = yield from self._gradient(masks)
         base = yield from self._value(masks, math.inf)
         square, length = float((gradient**2).sum()), FIRST_STEP
         while True:
             moved = (masks - length * gradient).clamp(0, 1)
             wanted = base - ARMIJO * length * square
             value = yield from self._value(moved, wanted)
-            if value <= wanted:
-                break
+            if value <= wanted or length < SHORTEST_STEP:
+                return moved, base
             length *= DECAY
-            if length < SHORTEST_STEP:
-                moved = (masks - length * gradient).clamp(0, 1)
-                break
-        return moved, base
 
     def _value(self, masks: Tensor, wanted: float) -> Steps:
-        """Returns the objective; where evaluations are spared, a bound above `wanted` as soon as one is known."""
-        terms = self._terms(masks)
-        penalty, data = float(self._penalty(masks)), 0.0
+        """Returns the line search's objective; where evaluations are spared, a bound above `wanted` once one is known.
+
+        The data terms are not weighted here as they are in the gradient.
+        """
+        terms = self._terms(self._pixels(masks))
+        value = float(self._penalty(masks))
         for place, (mask, inserts) in enumerate(terms):
             # Scores are probabilities: the best that is left is 1 for each insertion and 0 for each deletion.
-            least = penalty + self._form.weight * (data - sum(late for _, late in terms[place:]))
+            least = value - sum(late for _, late in terms[place:])
             if self._spared is not None and least > wanted:
                 self._asked += len(terms) - place
                 self._spared.evaluations += (len(terms) - place) * POINTS
                 return least
             score, _ = yield from self._term(mask, inserts=inserts, gradient=False)
-            data += -score if inserts else score
-        return penalty + self._form.weight * data
+            value += -score if inserts else score
+        return value
 
-    def _terms(self, masks: Tensor) -> list[tuple[Tensor, bool]]:
-        """Returns the mask of each data term, and whether it inserts."""
-        kept = masks.prod(0)
-        alone = [(masks[0], False), (masks[1], True)] if self._form.variables == 2 else []
+    def _gradient(self, masks: Tensor) -> Steps:
+        """Returns the integrated gradient of the data terms and that of the regulariser, by the masks."""
+        leaf = masks.clone().requires_grad_()
+        with torch.enable_grad():
+            terms = self._terms(self._pixels(leaf))
+            surrogate = self._penalty(leaf)
+        for mask, inserts in terms:
+            _, slope = yield from self._term(mask.detach(), inserts=inserts, gradient=True)
+            with torch.enable_grad():
+                surrogate = surrogate + self._form.weight * (slope * mask).sum()
+        return torch.autograd.grad(surrogate, leaf)[0]
+
+    def _pixels(self, masks: Tensor) -> Tensor:
+        return upsample(masks, self._problem.size, Upsampling.ALIGNED)[:, 0]
+
+    def _terms(self, pixels: Tensor) -> list[tuple[Tensor, bool]]:
+        """Returns the mask of each data term, at the image's size, and whether it inserts."""
+        kept = pixels.prod(0)
+        alone = [(pixels[0], False), (pixels[1], True)] if self._form.variables == 2 else []
         return [(kept, False), *([(kept, True)] if self._form.inserts else []), *alone]
-
-    def _slope(self, masks: Tensor) -> Steps:
-        """Returns the integrated gradient of the data terms by the masks."""
-        slopes = []
-        for mask, inserts in self._terms(masks):
-            _, slope = yield from self._term(mask, inserts=inserts, gradient=True)
-            slopes.append(slope)
-        if self._form.variables == 1:
-            return torch.stack(slopes).sum(0, keepdim=True)
-        both = slopes[0] + slopes[1]
-        return torch.stack([both * masks[1] + slopes[2], both * masks[0] + slopes[3]]) * self._form.weight
 
     def _term(self, mask: Tensor, *, inserts: bool, gradient: bool) -> Steps:
         """Returns the mean score along the path, and the derivative of its part of the objective by the mask."""
@@ -155,7 +155,6 @@ class _Descent:
             gradient=gradient,
             noise=self._noise,
             noise_seed=self._problem.noise_seed("authors", self._asked),
-            upsampling=Upsampling.ALIGNED,
         )
         slope = (gradient_of(scores) * self._u).mean(0) if gradient else torch.zeros_like(mask)
         return float(scores.target.mean()), slope
@@ -165,7 +164,7 @@ class _Descent:
         area = L1 * (1 - kept).abs().mean()
         if not self._form.bilateral:
             return area + TV * _variation(kept)
-        pixels = upsample(kept.unsqueeze(0), self._problem.size, Upsampling.ALIGNED)[0, 0]
+        pixels = self._pixels(kept.unsqueeze(0))[0]
         return area + TV / 2 * (_variation(kept) + _bilateral(pixels, self._problem.image))
 
 
@@ -174,7 +173,7 @@ def _variation(mask: Tensor) -> Tensor:
 
 
 def _bilateral(mask: Tensor, image: Tensor) -> Tensor:
-    """Bilateral total variation as published: channels averaged before squaring down, after squaring across."""
+    """Bilateral total variation as published: differences averaged over channels down, weights averaged across."""
     down = torch.exp(-((image[:, 1:] - image[:, :-1]).mean(0) ** 2) / BTV_SIGMA)
-    across = torch.exp(-((image[:, :, 1:] - image[:, :, :-1]) ** 2).mean(0) / BTV_SIGMA)
+    across = torch.exp(-((image[:, :, 1:] - image[:, :, :-1]) ** 2) / BTV_SIGMA).mean(0)
     return (down * (mask[1:] - mask[:-1]) ** 2).mean() + (across * (mask[:, 1:] - mask[:, :-1]) ** 2).mean()
