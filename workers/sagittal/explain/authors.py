@@ -163,12 +163,13 @@ class _Descent:
         kept = masks.prod(0)
         area = L1 * (1 - kept).abs().mean()
         if not self._form.bilateral:
-            return area + TV * _variation(kept)
+            return area + TV * variation(kept)
         pixels = self._pixels(kept.unsqueeze(0))[0]
-        return area + TV / 2 * (_variation(kept) + _bilateral(pixels, self._problem.image))
+        return area + TV / 2 * (variation(kept) + _bilateral(pixels, self._problem.image))
 
 
-def _variation(mask: Tensor) -> Tensor:
+def variation(mask: Tensor) -> Tensor:
+    """Returns the total variation of a mask (h, w) as published: a mean over each direction."""
     return ((mask[1:] - mask[:-1]) ** 2).mean() + ((mask[:, 1:] - mask[:, :-1]) ** 2).mean()
 
 

@@ -1,8 +1,9 @@
 """The authors' beam search as published, faults included: for comparison in benchmarks only.
 
-Patches are ordered by two steps of a coarse I-GOS; a beam of states grows by the first successors in that order, and
-each sufficient one is minimised greedily in row-major order. As in the published code, off-by-ones keep one state and
-one root more than named, successors are never de-duplicated, and every score is evaluated anew. Patches are tents.
+Patches are ordered by two steps of a coarse I-GOS. A beam of states grows by the first successors of each in that
+order; of all successors, best first, each sufficient one is minimised greedily in row-major order, and the best of the
+others are the next beam. As in the published code, an off-by-one keeps one state more than named, successors are never
+de-duplicated, roots are counted at the end of a level alone, and every score is evaluated anew. Patches are tents.
 """
 
 from dataclasses import dataclass
@@ -10,13 +11,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sagittal.explain.authors import Spared
+from sagittal.explain.authors import Spared, variation
 from sagittal.explain.certificates import Claim, causal_triple
 from sagittal.explain.diversity import diverse_family
 from sagittal.explain.patches import masks_of, members
 from sagittal.explain.problem import Problem
 from sagittal.explain.scoring import Memo
-from sagittal.explain.seam import OutOfBudget, Progress, Scores, Steps, SufficientSet, Truncated, Upsampling
+from sagittal.explain.seam import (
+    OutOfBudget,
+    Progress,
+    Scores,
+    Steps,
+    SufficientSet,
+    Truncated,
+    Upsampling,
+    gradient_of,
+)
 
 BEAM = 4
 """States kept: 3 and one more."""
@@ -24,17 +34,16 @@ BEAM = 4
 SUCCESSORS = 15
 """Successors of each state."""
 
-ROOTS = 11
-"""Roots after which the search ends: 10 and one more."""
+ROOTS = 10
+"""The search ends after the level that finds more roots than this."""
 
-ORDER_STEPS = 2
-"""Steps of the I-GOS that orders the patches."""
+ORDER_STEPS, ORDER_POINTS, ORDER_NOISE = 2, 20, 0.2
+"""Steps of the I-GOS that orders the patches, points of its integrated gradient, and its noise."""
 
-ORDER_POINTS = 20
-"""Points of its integrated gradient."""
+FIRST_STEP, DECAY, SHORTEST_STEP, ARMIJO = 200.0, 0.2, 1e-5, 1e-4
+"""Of the line search that each of these steps takes, on the plain objective."""
 
-STEP = 0.5
-"""Its step, as a share of the largest gradient: here we differ, since the published step is tuned by a line search."""
+L1, TV = 1.0, 20.0
 
 
 def authors_search(problem: Problem, memo: Memo, max_overlap: int, spared: Spared | None = None) -> Steps:
@@ -60,19 +69,35 @@ def _order(problem: Problem, grid: int) -> Steps:
         scores: Scores = yield problem.evaluate(
             points * mask,
             gradient=True,
-            noise=0.2,
+            noise=ORDER_NOISE,
             noise_seed=problem.noise_seed("order", step),
             upsampling=Upsampling.ALIGNED,
         )
-        gradient = (points * _gradient(scores)).mean(0)
-        mask = (mask - STEP * gradient / gradient.abs().max().clamp(min=1e-12)).clamp(0, 1)
-    return mask.flatten().argsort().tolist()
+        leaf = mask.clone().requires_grad_()
+        with torch.enable_grad():
+            penalty = torch.autograd.grad(_penalty(leaf), leaf)[0]
+        mask = yield from _line_search(problem, mask, (points * gradient_of(scores)).mean(0) + penalty)
+    return mask.flatten().argsort(stable=True).tolist()
 
 
-def _gradient(scores: Scores) -> Tensor:
-    if scores.gradient is None:
-        raise ValueError("the evaluator answered without the gradient that was asked for")
-    return scores.gradient
+def _line_search(problem: Problem, mask: Tensor, gradient: Tensor) -> Steps:
+    """Returns the mask after a step; the shortest one is taken even where it does not descend."""
+    base, length = (yield from _objective(problem, mask)), FIRST_STEP
+    while True:
+        moved = (mask - length * gradient).clamp(0, 1)
+        value = yield from _objective(problem, moved)
+        if value <= base - ARMIJO * length * float((gradient**2).sum()) or length < SHORTEST_STEP:
+            return moved
+        length *= DECAY
+
+
+def _objective(problem: Problem, mask: Tensor) -> Steps:
+    scores: Scores = yield problem.evaluate(mask.unsqueeze(0), upsampling=Upsampling.ALIGNED)
+    return float(scores.target) + float(_penalty(mask))
+
+
+def _penalty(mask: Tensor) -> Tensor:
+    return L1 * (1 - mask).abs().mean() + TV * variation(mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,30 +123,31 @@ def _search(scorer: _Scorer, order: list[int], roots: list[int]) -> Steps:
     memo, beam = scorer.memo, [0]
     for level in range(len(order)):
         yield Progress(level / len(order), phase="grow")
-        grown: list[int] = []
+        successors: list[int] = []
         for state in beam:
-            successors = [state | 1 << patch for patch in order if not state >> patch & 1][:SUCCESSORS]
-            yield from scorer.score(successors)
-            for successor in successors:
-                if not memo.sufficient(successor):
-                    grown.append(successor)
-                    continue
-                root = yield from _minimise(scorer, successor)
-                if root not in roots:
-                    roots.append(root)
-                if len(roots) == ROOTS:
-                    return
-        beam = sorted(grown, key=memo.merit, reverse=True)[:BEAM]
+            successors += [state | 1 << patch for patch in order if not state >> patch & 1][:SUCCESSORS]
+        yield from scorer.score(successors)
+        ranked = sorted(successors, key=memo.merit, reverse=True)
+        for successor in filter(memo.sufficient, ranked):
+            root = yield from _minimise(scorer, successor)
+            if root not in roots:
+                roots.append(root)
+        if len(roots) > ROOTS:
+            return
+        beam = [successor for successor in ranked if not memo.sufficient(successor)][:BEAM]
 
 
 def _minimise(scorer: _Scorer, bits: int) -> Steps:
-    """Returns what is left when each patch, in row-major order, is dropped where the rest still suffices."""
-    for patch in members(bits):
-        rest = bits & ~(1 << patch)
-        yield from scorer.score([rest])
-        if scorer.memo.sufficient(rest):
-            bits = rest
-    return bits
+    """Returns what is left when patches, in row-major order, are dropped where the rest still suffices."""
+    while True:
+        before = bits
+        for patch in members(before):
+            rest = bits & ~(1 << patch)
+            yield from scorer.score([rest])
+            if scorer.memo.sufficient(rest):
+                bits = rest
+        if bits == before:
+            return bits
 
 
 def _report(memo: Memo, roots: list[int], max_overlap: int) -> Steps:
