@@ -37,21 +37,21 @@ METHODS = (
 """Methods with their defaults."""
 
 SCHEDULES: Mapping[int, Mapping[str, int]] = {
-    48: {"iterations": 6, "points": 2, "levels": 0},
-    96: {"iterations": 6, "points": 1, "levels": 4},
-    176: {"iterations": 16, "points": 1, "levels": 4},
+    48: {"iterations": 12, "points": 2, "levels": 0},
+    96: {"iterations": 24, "points": 2, "levels": 0},
+    174: {"iterations": 13, "points": 1, "levels": 4},
     240: {"iterations": 24, "points": 1, "levels": 4},
-    448: {"iterations": 20, "points": 4, "levels": 4},
-    648: {"iterations": 30, "points": 4, "levels": 4},
-    1008: {"iterations": 48, "points": 4, "levels": 4},
+    444: {"iterations": 58, "points": 1, "levels": 4},
+    648: {"iterations": 92, "points": 1, "levels": 4},
+    1008: {"iterations": 152, "points": 1, "levels": 4},
 }
-"""How iGOS++ spends a number of evaluations: iterations times (four terms times points, and level sets), and 48 for the
-choice of the scale where there are level sets."""
+"""How iGOS++ spends a number of evaluations: iterations times (two terms times points, and level sets), and 96 for the
+choice among its masks and their scales where there are level sets."""
 
-DEFAULT = 448
+DEFAULT = 444
 """Evaluations of the default: its point of the curve is measured with the methods."""
 
-SHORT = 176
+SHORT = 174
 """Evaluations that are at most 1/50 of those of the authors' protocol."""
 
 _DESCENT = ("mask_optimisation", "descent", "level_sets", "regularisers", "scales", "igos", "igos_plus")

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality import cache, heatmap, sets, weights
+from quality import cache, heatmap, published, sets, weights
+from quality.subjects import FIRST as KNOWN
 from quality.subjects import Subjects
 from subject import Picture
 
@@ -15,7 +16,8 @@ from sagittal.explain import Explainer
 CHEAP = 300
 """Evaluations up to which a method is checked against random weights in a quick run."""
 
-FIRST = ("igos++", "igos++-authors", f"igos++-{heatmap.SHORT}", "grad-cam", *sets.SEARCHES)
+AUTHORS = "igos++-authors"
+FIRST = ("igos++", AUTHORS, f"igos++-{heatmap.SHORT}", "grad-cam", *sets.SEARCHES)
 ORDERINGS = ("igos++", "igos", "grad-cam")
 """Heatmaps whose order of patches is compared with the search."""
 
@@ -36,8 +38,10 @@ class Measurements:
         for names in (FIRST, others):
             for picture in self.subjects.chosen:
                 for name in names:
-                    if not (quick and name in ("rise", "igos++-authors", "mse-overlap-2")):
+                    if not (quick and name in ("rise", AUTHORS, "mse-overlap-2")):
                         yield name, picture, self.place(name), self._how(name, picture)
+        if not quick:
+            yield from self._seeds()
         yield from self._further(quick)
 
     def place(self, name: str) -> Path:
@@ -47,6 +51,8 @@ class Measurements:
             return sets.place(name, digest)
         if name.startswith("order-"):
             return cache.ROOT / f"order-{self.place(name.removeprefix('order-')).name}"
+        if name.startswith("published-"):
+            return cache.ROOT / f"{name}-{self.place(AUTHORS).name}"
         if name.startswith("weights-"):
             return weights.place(self.place(name.removeprefix("weights-")))
         return heatmap.place(name, self.explainers[name], digest)
@@ -62,6 +68,13 @@ class Measurements:
         if name in sets.SEARCHES:
             return lambda: sets.searched(loaded, picture, name)
         return lambda: heatmap.measured(loaded, picture, self.explainers[name])
+
+    def _seeds(self) -> Iterator[tuple[str, Picture, Path, Callable[[], Mapping[str, Any]]]]:
+        """Yields the authors' protocol with several seeds where their program's figures are known."""
+        for picture in self.subjects.chosen:
+            for seed in published.SEEDS if picture.name in KNOWN else ():
+                label = f"published-{seed}"
+                yield label, picture, self.place(label), lambda s=seed, p=picture: self._published(s, p)
 
     def _further(self, quick: bool) -> Iterator[tuple[str, Picture, Path, Callable[[], Mapping[str, Any]]]]:
         """Yields the orderings, the curve over evaluations, and the check against random weights."""
@@ -79,6 +92,14 @@ class Measurements:
                 if not (quick and name == "rise"):
                     label = f"weights-{name}"
                     yield label, picture, self.place(label), lambda n=name, p=picture: self._weights(n, p)
+
+    def _published(self, seed: int, picture: Picture) -> Mapping[str, Any]:
+        known = cache.read(self.place(AUTHORS) / f"{picture.name}.npz") if seed == 0 else None
+        if known is None:
+            return published.measured(self.subjects.model, picture, seed)
+        saliency = torch.from_numpy(known["saliency"])
+        again = published.measured(self.subjects.model, picture, seed, saliency)
+        return {**again, "evaluations": known["evaluations"]}
 
     def _order(self, name: str, picture: Picture) -> Mapping[str, Any]:
         saliency = cache.read(self.place(name) / f"{picture.name}.npz")["saliency"]

@@ -1,22 +1,22 @@
-"""A finished saliency is kept at the scale at which its own curves are best."""
+"""Of the saliencies that were found, the one with the best curves is kept, at the scale at which they are best."""
 
 import pytest
 import torch
 
 from sagittal.explain.problem import Problem
-from sagittal.explain.scales import EVALUATIONS, chosen_scale
+from sagittal.explain.scales import chosen_scale, evaluations
 from sagittal.explain.seam import Scores, Subject
 
 SIDE = 28
 
 
-def chosen(truth, saliency):
+def chosen(truth, *saliencies):
     """Answers as a model whose score is the share of the true cells that are shown."""
     image = torch.ones(3, SIDE, SIDE)
     problem = Problem(subject=Subject(image, 0 * image, 0), full_score=1.0, baseline_score=0.0)
-    steps = chosen_scale(problem, saliency)
+    steps = chosen_scale(problem, saliencies)
     request = next(steps)
-    assert len(request.masks) == EVALUATIONS
+    assert len(request.masks) == evaluations(len(saliencies))
     scores = (request.masks * truth).flatten(1).sum(1) / truth.sum()
     with pytest.raises(StopIteration) as end:
         steps.send(Scores(scores, torch.zeros(len(scores), dtype=torch.long), scores))
@@ -50,3 +50,9 @@ def test_cells_that_matter_alone_stay_apart():
 def test_nothing_stays_nothing():
     empty = torch.zeros(SIDE, SIDE)
     assert torch.equal(chosen(region(), empty), empty)
+
+
+def test_the_saliency_with_the_better_curves_is_kept():
+    elsewhere = region().roll(-8, 0)
+    assert torch.equal(chosen(region(), elsewhere, region()), region())
+    assert torch.equal(chosen(region(), region(), elsewhere), region())

@@ -5,6 +5,7 @@ insertion curve with it. So it takes twice the points of its successors. The lev
 its cells; `levels=0` leaves the published objective alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,9 +23,9 @@ class IGOS(MaskOptimisation):
     points: int = parameter(8, "Points of the integrated gradient for each term and step", minimum=1, maximum=100)
     levels: int = parameter(3, "Level sets of the saliency evaluated in each step", minimum=0, maximum=100)
 
-    def terms(self, masks: Tensor) -> Terms:
+    def terms(self, masks: Tensor) -> Sequence[Terms]:
         """Returns one deletion term."""
-        return Terms(masks, masks[:0], 1.0)
+        return [Terms(masks, masks[:0])]
 
     def kept(self, masks: Tensor) -> Tensor:
         """Returns the mask itself."""

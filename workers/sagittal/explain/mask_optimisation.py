@@ -8,8 +8,9 @@ the baseline (or the image) to the masked image, which sees past local optima.
 Where we differ from the papers, and why:
 - The points of a path are drawn at random, one from each of `points` equal strata, anew in every iteration: 4 points do
   then over the iterations what 15 to 20 fixed ones do.
-- All terms are evaluated in one batch, and steps are Adam's, decaying to zero: they need neither a line search (which
-  made up three quarters of the authors' evaluations) nor a step size that fits the scale of one model's gradients.
+- All terms of a step are evaluated in one batch, and steps are Adam's, decaying to zero: they need neither a line
+  search (which made up three quarters of the authors' evaluations) nor a step size that fits one model's gradients.
+- iGOS++ takes the terms of the product and those of each mask alone in turn: more steps do more than more terms do.
 - `levels` terms ask for the order of cells that the curves measure (see `level_sets`).
 - Steps are smoothed a little, and the result is the mean of the last iterations, at the scale that its curves are best
   at (see `scales`). Without `levels` it stays as it is.
@@ -65,7 +66,6 @@ class Terms:
     """Shape (d, size, size); evaluated from the baseline (u = 0) to the mask (u = 1)."""
     insertions: Tensor
     """Shape (i, size, size); evaluated from the image (u = 0) to the complement of the mask (u = 1)."""
-    weight: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,12 +98,19 @@ class MaskOptimisation(Explainer):
     starts: int = parameter(1, "Diverse masks, each from another start", minimum=1, maximum=16)
 
     @abstractmethod
-    def terms(self, masks: Tensor) -> Terms:
-        """Returns the terms of the objective for masks of shape (variables, size, size)."""
+    def terms(self, masks: Tensor) -> Sequence[Terms]:
+        """Returns the objective's terms for masks (variables, size, size), in parts that the steps take in turn.
+
+        The objective is the mean of the parts.
+        """
 
     @abstractmethod
     def kept(self, masks: Tensor) -> Tensor:
         """Returns the one mask (size, size) that the variables stand for."""
+
+    def candidates(self, masks: Tensor) -> Sequence[Tensor]:
+        """Returns the masks (size, size) of which the best is kept in the end; the one that they stand for first."""
+        return [self.kept(masks)]
 
     def path(self, terms: int, generator: torch.Generator) -> Tensor:
         """Returns where on the path of each term the gradient is taken: (terms, points), from 0 to 1."""
@@ -137,7 +144,8 @@ class MaskOptimisation(Explainer):
                 yield SaliencyMask(1 - self.kept(average.masks), final=False, index=index)
                 yield _checkpoint(done, step + 1, masks, average, optimiser)
             if self.levels:
-                return 1 - (yield from chosen_scale(problem, 1 - self.kept(average.masks)))
+                found = [1 - mask for mask in self.candidates(average.masks)]
+                return 1 - (yield from chosen_scale(problem, found))
         except OutOfBudget as spent:
             yield Truncated(spent.limit)
             if index and average.untouched:
@@ -169,7 +177,7 @@ class MaskOptimisation(Explainer):
         masks = masks.clone().requires_grad_()
         with torch.enable_grad():
             kept = self.kept(masks)
-            terms = self.terms(masks)
+            terms = self._part(masks, place[1])
             penalty = self.regulariser(kept, problem)
         u = self.path(len(terms.deletions) + len(terms.insertions), problem.generator("path", *place))
         paths = _Paths(terms, u)
@@ -187,17 +195,22 @@ class MaskOptimisation(Explainer):
         objective = paths.objective(scores.target[: len(data)]) + float(penalty.detach())
 
         def trial(moved: Tensor) -> Steps:
-            return (yield from self._objective(problem, moved, u, seed))
+            return (yield from self._objective(problem, moved, u, seed, place[1]))
 
         share = place[1] / self.iterations
         moved = yield from optimiser.step(masks.detach(), gradient, objective, trial, share)
         return moved, objective
 
-    def _objective(self, problem: Problem, masks: Tensor, u: Tensor, seed: int) -> Steps:
-        """Returns the objective at masks, at the same points and with the same noise as the gradient's."""
-        paths = _Paths(self.terms(masks), u)
+    def _objective(self, problem: Problem, masks: Tensor, u: Tensor, seed: int, step: int) -> Steps:
+        """Returns the objective at masks, with the same part, points and noise as the gradient of that step."""
+        paths = _Paths(self._part(masks, step), u)
         scores: Scores = yield problem.evaluate(paths.masks.flatten(0, 1), noise=self.noise, noise_seed=seed)
         return paths.objective(scores.target) + float(self.regulariser(self.kept(masks), problem))
+
+    def _part(self, masks: Tensor, step: int) -> Terms:
+        """Returns the part of the objective that a step descends on."""
+        parts = self.terms(masks)
+        return parts[step % len(parts)]
 
 
 def _checkpoint(done: Sequence[Tensor], step: int, masks: Tensor, average: Average, optimiser: Optimiser) -> Checkpoint:
@@ -226,12 +239,12 @@ class _Paths:
         count negative and are evaluated on the complement, the two signs cancel.
         """
         along = (self._u * gradient.view_as(self.masks)).mean(1)
-        return self._terms.weight * (along * torch.cat([self._terms.deletions, self._terms.insertions])).sum()
+        return (along * torch.cat([self._terms.deletions, self._terms.insertions])).sum()
 
     def objective(self, scores: Tensor) -> float:
         """Returns the objective without its regulariser: deletion scores less insertion scores."""
         means = scores.view(self.masks.shape[:2]).mean(1)
-        return float(self._terms.weight * (means[: self._deleted].sum() - means[self._deleted :].sum()))
+        return float(means[: self._deleted].sum() - means[self._deleted :].sum())
 
 
 class _Levels:

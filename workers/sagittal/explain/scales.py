@@ -1,7 +1,7 @@
-"""The scale of a finished saliency, chosen by its own curves.
+"""The saliency that is kept of those that a descent found, and its scale, chosen by their own curves.
 
 Descent finds cells, and some images are told by them; others by whole regions, of which it leaves ragged parts. Which
-an image is, the model knows: the saliency is blurred to a few widths, each is inserted and deleted at a few areas, and
+an image is, the model knows: each saliency is blurred to a few widths, each is inserted and deleted at a few areas, and
 the one with the largest insertion area less deletion area is kept. The height of the saliency stays.
 """
 
@@ -16,18 +16,24 @@ from sagittal.explain.problem import Problem
 from sagittal.explain.seam import Scores, Steps
 
 WIDTHS = (0.0, 1 / 28, 2 / 28, 3 / 28)
-"""Standard deviations of the blurs, as shares of the mask's side."""
+"""Standard deviations of the blurs of the first saliency, as shares of the mask's side."""
+
+FURTHER_WIDTHS = WIDTHS[::2]
+"""Those of each further saliency."""
 
 AREAS = (0.03, 0.08, 0.16, 0.3, 0.5, 0.75)
 """Shares of the cells that are inserted, or deleted; of none and of all the scores are known."""
 
-EVALUATIONS = 2 * len(WIDTHS) * len(AREAS)
-"""What a choice takes."""
+
+def evaluations(saliencies: int) -> int:
+    """Returns what a choice among so many saliencies takes."""
+    return 2 * (len(WIDTHS) + len(FURTHER_WIDTHS) * (saliencies - 1)) * len(AREAS)
 
 
-def chosen_scale(problem: Problem, saliency: Tensor) -> Steps:
-    """Yields one request; returns the saliency (h, w) at the scale that its curves are best at."""
-    candidates = _scaled(saliency)
+def chosen_scale(problem: Problem, saliencies: Sequence[Tensor]) -> Steps:
+    """Yields one request; returns the saliency (h, w), of those given, at the scale that its curves are best at."""
+    first, *others = saliencies
+    candidates = [*_scaled(first, WIDTHS), *(each for other in others for each in _scaled(other, FURTHER_WIDTHS))]
     inserted = torch.cat([_most_salient(each) for each in candidates])
     scores: Scores = yield problem.evaluate(torch.cat([inserted, 1 - inserted]))
     insertions, deletions = scores.target.view(2, len(candidates), len(AREAS)).tolist()
@@ -39,10 +45,10 @@ def chosen_scale(problem: Problem, saliency: Tensor) -> Steps:
     return candidates[max(range(len(gains)), key=gains.__getitem__)]
 
 
-def _scaled(saliency: Tensor) -> list[Tensor]:
+def _scaled(saliency: Tensor, widths: Sequence[float]) -> list[Tensor]:
     """Returns the saliency at each width, of the same height."""
     side = saliency.shape[-1]
-    blurred = [smoothed(saliency.unsqueeze(0), width * side)[0] for width in WIDTHS]
+    blurred = [smoothed(saliency.unsqueeze(0), width * side)[0] for width in widths]
     return [each * (saliency.amax() / each.amax().clamp(min=1e-12)) for each in blurred]
 
 

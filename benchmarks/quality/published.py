@@ -1,0 +1,78 @@
+"""The published program's own measure of a heatmap, to compare with the figures that it prints.
+
+It differs from ours in three ways: cells of equal saliency go in the order of the sort and not as an average over all
+orders, which matters for masks that are mostly ones; the area is a sum of the scores after each step; the blur is
+always the first. The protocol's line search follows its noise, so its figures are those of several seeds.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from quality.heatmap import CELLS, Sparing
+from subject import Picture, run
+from torch import Tensor
+
+from sagittal.engine.evaluator import PROBABILITIES
+from sagittal.explain import IGOSPlusPlus, Metrics
+from sagittal.explain.authors import Spared
+from sagittal.explain.masking import compose, gaussian_blur, upsample
+from sagittal.explain.seam import Upsampling
+from sagittal.models.loading import LoadedModel
+
+SEEDS = (0, 1, 2)
+
+SIGMA = 50.0
+"""Of the blur, in pixels."""
+
+STEPS = 50
+"""At least so many steps make a curve."""
+
+BATCH = 16
+
+
+def measured(loaded: LoadedModel, picture: Picture, seed: int, saliency: Tensor | None = None) -> Mapping[str, Any]:
+    """Returns insertion, deletion and evaluations of the authors' protocol by its own measure.
+
+    Args:
+        loaded: The model.
+        picture: What is explained.
+        seed: Of the noise.
+        saliency: What the protocol found with that seed, where it is known; it is searched for otherwise.
+    """
+    evaluations = 0
+    if saliency is None:
+        spared = Spared()
+        explainer = Sparing(method=IGOSPlusPlus(protocol="authors"), spared=spared)
+        found = run(loaded, picture, explainer, seed=seed, metrics=Metrics(curves=False))
+        assert found.saliency is not None
+        saliency, evaluations = found.saliency, found.evaluations + spared.evaluations
+    insertion, deletion = areas(loaded, picture, saliency)
+    return {"insertion": insertion, "deletion": deletion, "evaluations": evaluations}
+
+
+def areas(loaded: LoadedModel, picture: Picture, saliency: Tensor) -> tuple[float, float]:
+    """Returns the areas under the insertion and deletion curves of a heatmap (28, 28), as the program adds them up."""
+    cells = saliency.numel()
+    step = max(1, cells // STEPS)
+    order = (1 - saliency).flatten().argsort()
+    kept = torch.ones(-(-cells // step), cells)
+    for row, mask in enumerate(kept):
+        mask[order[: (row + 1) * step]] = 0
+    masks = upsample(
+        kept.view(-1, CELLS, CELLS), (picture.image.shape[-2], picture.image.shape[-1]), Upsampling.ALIGNED
+    )
+    blurred = gaussian_blur(picture.image, SIGMA)
+    inserted = _scores(loaded, picture, [compose(blurred, picture.image, mask) for mask in masks.split(BATCH)])
+    deleted = _scores(loaded, picture, [compose(picture.image, blurred, mask) for mask in masks.split(BATCH)])
+    # The last step is shorter than the others, and its score is taken as one.
+    last = cells - (len(kept) - 1) * step
+    return tuple((float(scores[:-1].sum()) * step + last) / cells for scores in (inserted, deleted))  # type: ignore[return-value]
+
+
+@torch.inference_mode()
+def _scores(loaded: LoadedModel, picture: Picture, batches: list[Tensor]) -> Tensor:
+    """Returns the scores of the class that the picture itself is given."""
+    said = PROBABILITIES[loaded.evaluator.output]
+    target = int(loaded.evaluator.module(picture.image.unsqueeze(0)).argmax())
+    return torch.cat([said(loaded.evaluator.module(batch))[:, target] for batch in batches]).cpu()
