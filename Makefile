@@ -6,7 +6,7 @@ IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: demo test chaos check protos bench bench-engine bench-service bench-peers soak bench-quality bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan peers
+.PHONY: demo test test-architectures chaos check protos bench bench-engine bench-service bench-peers soak bench-quality bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan peers
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -36,6 +36,9 @@ demo: $(VENV)/.installed ## Explains a picture (IMAGE=path) and leaves the resul
 
 test: $(VENV)/.installed-dev ## Runs the whole test suite.
 	$(BIN)/python -m pytest
+
+test-architectures: $(VENV)/.installed-dev ## Runs every method on whole ResNet, MobileNet, ConvNeXt, ViT and Swin networks (a minute or more).
+	SAGITTAL_TEST_WHOLE=yes $(BIN)/python -m pytest tests/unit/models/test_architectures.py
 
 fuzz: $(VENV)/.installed-dev ## Fuzzes for SECONDS (1200) each: every RPC, pictures, stored jobs and events, model files.
 	PYTHONPATH=tests $(BIN)/python -m fuzzing --seconds $(or $(SECONDS),1200) --keep out/fuzzing

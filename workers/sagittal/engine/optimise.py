@@ -77,8 +77,7 @@ def optimise(
         expected = probabilities(module(probe))
     plain = Variant(module, gradient=gradient)
     report: list[Step] = []
-    for name, change in _CHANGES.items():
-        module = _attempt(name, change, module, probe, expected, probabilities, report)
+    module = _change_graph(module, probe, expected, probabilities, report)
     graph = _keep_if_faster(plain, Variant(module, gradient=gradient), probe, GRAPH_SPEEDUP, report, speedup)
     module = _attempt("channels-last", _to_channels_last, graph.module, probe, expected, probabilities, report)
     layout = Variant(module, channels_last=report[-1].applied, gradient=gradient)
@@ -88,6 +87,21 @@ def optimise(
         fused = Variant(module, channels_last=best.channels_last, gradient=gradient)
         best = _keep_if_faster(best, fused, probe, LAYOUT_SPEEDUP, report, speedup)
     return best.module, best.channels_last, report
+
+
+def _change_graph(
+    module: nn.Module, probe: Tensor, expected: Tensor, probabilities: Callable[[Tensor], Tensor], report: list[Step]
+) -> nn.Module:
+    """Returns the module after the steps that work on its graph; itself where it shows none, or no step applies."""
+    try:
+        traced = _trace(module)
+    except Exception as error:  # noqa: BLE001 - tracing foreign code may raise anything; the model runs untouched then
+        report.extend(Step(name, False, _said(error)) for name in _CHANGES)
+        return module
+    changed: nn.Module = traced
+    for name, change in _CHANGES.items():
+        changed = _attempt(name, change, changed, probe, expected, probabilities, report)
+    return module if changed is traced else changed
 
 
 def _keep_if_faster(
@@ -122,11 +136,8 @@ def _attempt(
         changed, detail = change(module)
         with torch.inference_mode():
             difference = float((probabilities(changed(probe)) - expected).abs().max())
-    except NothingToDo as nothing:
-        report.append(Step(name, False, str(nothing)))
-        return module
-    except Exception as error:  # noqa: BLE001 - tracing foreign code may raise anything; the model runs untouched then
-        report.append(Step(name, False, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"))
+    except Exception as error:  # noqa: BLE001 - changing foreign code may raise anything; the model runs as it was then
+        report.append(Step(name, False, _said(error)))
         return module
     if not difference <= TOLERANCE:
         report.append(
@@ -135,6 +146,13 @@ def _attempt(
         return module
     report.append(Step(name, True, detail, difference))
     return changed
+
+
+def _said(error: Exception) -> str:
+    """Returns why a step was not applied."""
+    if isinstance(error, NothingToDo):
+        return str(error)
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
 
 def _trace(module: nn.Module) -> fx.GraphModule:
