@@ -41,7 +41,10 @@ LOOK_SECONDS = 0.5
     help="Directory in which jobs and logs survive.  [default: a temporary one]",
 )
 def up(listen: str, metrics_port: int, models_file: Path | None, state: Path | None) -> None:
-    """Runs Valkey, the service and a worker on this machine until Ctrl-C."""
+    """Runs Valkey, the service and a worker on this machine until Ctrl-C.
+
+    A service or worker that dies is started again, and what it worked on goes on, up to five times within a minute.
+    """
     from sagittal.cli.stack import MODELS_FILE, Plan  # noqa: PLC0415 - needs the extra `demo`
 
     plan = Plan(
@@ -61,7 +64,7 @@ def up(listen: str, metrics_port: int, models_file: Path | None, state: Path | N
         stack.wait_for_models(client, click.echo)
         click.echo("ready; Ctrl-C stops everything")
         while True:
-            stack.check()
+            stack.tend(click.echo)
             time.sleep(LOOK_SECONDS)
 
 

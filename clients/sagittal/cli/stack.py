@@ -1,10 +1,6 @@
 """Valkey, the service and a worker as three processes on this machine, which are gone when this one is."""
 
-import os
-import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 import tomllib
@@ -19,6 +15,7 @@ import click
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from sagittal.cli.children import Child, Restarts, tail
 from sagittal.cli.failures import UNREACHABLE, USAGE, Failure, ignoring_signals
 from sagittal.client import Client, Model, SagittalError, WorkerState
 from sagittal.core.errors import SagittalError as RuntimeFailure
@@ -28,12 +25,8 @@ from sagittal.runtime.embedded import EmbeddedValkey
 MODELS_FILE = Path(__file__).with_name("models.toml")
 #: Time that the service and the models may take to be ready, in seconds: importing torch from a cold disk is slow.
 READY_SECONDS = 180.0
-#: Time that a process has to end after SIGTERM, in seconds, before it is killed.
-GRACE_SECONDS = 8.0
 #: Time between two looks whether something is ready, in seconds.
 LOOK_SECONDS = 0.1
-#: Lines of a log that are shown when its process died.
-TAIL_LINES = 12
 
 SERVICE = "sagittal.v1.ExplanationService"
 
@@ -53,30 +46,6 @@ class Plan:
     """Directory in which jobs and logs survive; None for a temporary one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Child:
-    """A process with its log."""
-
-    name: str
-    process: "subprocess.Popen[bytes]"
-    log: Path
-
-    def stop(self) -> None:
-        """Asks the process to end; kills it where it does not in time."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def tail(self) -> str:
-        """The last lines of the log."""
-        lines = self.log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
-        return "\n".join(f"  {line}" for line in lines) or "  (its log is empty)"
-
-
 @dataclass(slots=True)
 class LocalStack:
     """A context manager around the three processes. They stop in the order worker, service, Valkey."""
@@ -87,6 +56,7 @@ class LocalStack:
     """Where the logs are, while the stack runs."""
     _closing: ExitStack = field(default_factory=ExitStack)
     _valkey: EmbeddedValkey | None = None
+    _valkey_restarts: Restarts = field(default_factory=Restarts)
 
     @property
     def queue_url(self) -> str:
@@ -116,10 +86,36 @@ class LocalStack:
 
     def check(self) -> None:
         """Raises a Failure with the end of its log where a process died."""
+        self._check_valkey()
         for child in self.children:
-            status = child.process.poll()
-            if status is not None:
-                raise Failure(f"the {child.name} ended with status {status}; its log ends:\n{child.tail()}")
+            if child.ending:
+                raise Failure(f"the {child.name} {child.ending}; its log ends:\n{child.tail()}")
+
+    def tend(self, say: Callable[[str], None]) -> None:
+        """Starts again what died, and says so. Raises a Failure where that was too often within a minute."""
+        self._tend_valkey(say)
+        for child in self.children:
+            if child.ending and child.restarts.allow():
+                say(f"the {child.name} {child.ending}; starting it again")
+                child.start()
+        self.check()
+
+    def _tend_valkey(self, say: Callable[[str], None]) -> None:
+        valkey = self._valkey
+        if valkey is None or valkey.running or self.plan.state is None or not self._valkey_restarts.allow():
+            return
+        say("Valkey ended; starting it again on what it had written")
+        try:
+            valkey.stop()
+            valkey.start()
+        except RuntimeFailure as error:
+            raise Failure(str(error)) from error
+
+    def _check_valkey(self) -> None:
+        if self._valkey is None or self._valkey.running:
+            return
+        lost = "" if self.plan.state is not None else ", and all jobs with it: give --state for what must survive"
+        raise Failure(f"Valkey ended{lost}; its log ends:\n{tail(self._valkey.log_file)}")
 
     def wait_for_service(self) -> None:
         """Returns when the service can take requests."""
@@ -157,19 +153,10 @@ class LocalStack:
         return directory | worker_environment(self.plan)
 
     def _spawn(self, name: str, module: str, environment: Mapping[str, str]) -> None:
-        log = self.directory / f"{name}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(  # noqa: S603 - our own program, with arguments of our own
-                [sys.executable, "-m", "sagittal.cli.child", str(os.getpid()), module],
-                env={**os.environ, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                process_group=0,  # Ctrl-C is for this program, which then stops its children in order
-            )
-        child = Child(name, process, log)
+        child = Child(name, module, environment, self.directory / f"{name}.log")
         self.children.append(child)
         self._closing.callback(child.stop)
+        child.start()
 
 
 def service_environment(plan: Plan) -> dict[str, str]:

@@ -65,6 +65,11 @@ class EmbeddedValkey:
         return self._directory / "valkey.log"
 
     @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._guard is not None and self._guard.poll() is None
+
+    @property
     def pid(self) -> int:
         """Process id of the server itself."""
         return int((self._directory / "valkey.pid").read_text())

@@ -6,12 +6,17 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import redis
 
+from sagittal.cli.children import Child
 from sagittal.cli.failures import Failure
-from sagittal.cli.stack import free_ports, model_names
+from sagittal.cli.stack import LocalStack, Plan, free_ports, model_names
+from sagittal.client import Client, Occlusion
+from sagittal.runtime.embedded import EmbeddedValkey
 
 SAGITTAL = [sys.executable, "-m", "sagittal.cli.main"]
 #: A model that takes no time to load.
@@ -59,11 +64,11 @@ def up(tmp_path):
     models = tmp_path / "models.toml"
     models.write_text(MODELS)
     (port,) = free_ports(1)
-    tests = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     command = [*SAGITTAL, "up", "--listen", f"127.0.0.1:{port}", "--metrics-port", "0", "--models", str(models)]
     output = (tmp_path / "output").open("w")
     process = subprocess.Popen(
-        command, stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": tests, "PYTHONUNBUFFERED": "1"}
+        command, stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     )
     try:
         ready = wait_until(lambda: "ready;" in (tmp_path / "output").read_text() or process.poll() is not None, 120)
@@ -90,15 +95,62 @@ def test_every_process_is_gone_after_a_signal(up, number, status) -> None:
     assert "Traceback" not in output.read_text()
 
 
+def kill(up: subprocess.Popen, command: bytes) -> None:
+    """Kills the descendant whose command line begins or goes on so."""
+    found = [pid for pid in descendants(up.pid) if command in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(max(found), signal.SIGKILL)
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks into /proc")
-def test_a_child_that_dies_stops_the_others_and_its_log_is_shown(up) -> None:
+def test_what_dies_is_started_again_and_a_caller_sees_a_pause(up, picture) -> None:
     process, output = up
-    children = descendants(process.pid)
-    worker = next(pid for pid in children if b"sagittal.worker.main" in Path(f"/proc/{pid}/cmdline").read_bytes())
-    os.kill(worker, signal.SIGKILL)
-    assert process.wait(60) == 1
-    assert "the worker ended with status -9; its log ends:" in output.read_text()
-    assert wait_until(lambda: not any(alive(pid) for pid in children))
+    address = output.read_text().split("service  ")[1].split()[0]
+    with Client(address) as client:
+        for name, module in (("worker", b"sagittal.worker.main"), ("service", b"sagittal.server.main")):
+            kill(process, module)
+            method = Occlusion(window=1, grid=2)
+            assert client.explain(picture, model="tiny", method=method, cache="bypass").completed is not None
+            assert f"the {name} was killed by SIGKILL; starting it again" in output.read_text()
+    assert process.poll() is None
+
+
+@pytest.fixture
+def plan(tmp_path) -> Plan:
+    return Plan(listen="127.0.0.1:0", service_metrics=0, worker_metrics=0, models_file=tmp_path)
+
+
+def test_a_valkey_that_dies_takes_the_jobs_along_where_no_state_is_kept(plan, tmp_path) -> None:
+    with EmbeddedValkey(tmp_path) as server:
+        stack = LocalStack(plan, _valkey=server)
+        stack.check()
+        os.kill(server.pid, signal.SIGKILL)
+        assert wait_until(lambda: not server.running)
+        with pytest.raises(Failure, match="Valkey ended, and all jobs with it: give --state for what must survive"):
+            stack.tend(print)
+
+
+def test_a_valkey_that_dies_is_started_again_on_what_it_had_written(plan, tmp_path) -> None:
+    with EmbeddedValkey(tmp_path, persist=True) as server, redis.Redis.from_url(server.url) as client:
+        stack, said = LocalStack(replace(plan, state=tmp_path), _valkey=server), []
+        client.set("what", "was written")
+        os.kill(server.pid, signal.SIGKILL)
+        assert wait_until(lambda: not server.running)
+        stack.tend(said.append)
+        assert client.get("what") == b"was written"
+        assert said == ["Valkey ended; starting it again on what it had written"]
+
+
+def test_what_dies_too_often_is_given_up_with_the_end_of_its_log(plan, tmp_path) -> None:
+    child = Child("worker", "sagittal.no_such_module", {}, tmp_path / "worker.log")
+    stack, said = LocalStack(plan, [child]), []
+    child.start()
+    for _ in range(5):
+        assert wait_until(lambda: child.ending)
+        stack.tend(said.append)
+    assert wait_until(lambda: child.ending)
+    with pytest.raises(Failure, match=r"(?s)the worker ended with status 1; its log ends:.*no_such_module"):
+        stack.tend(said.append)
+    assert said == ["the worker ended with status 1; starting it again"] * 5
 
 
 def test_a_port_in_use_is_said(tmp_path) -> None:
