@@ -17,7 +17,7 @@ from sagittal.engine import Task
 from sagittal.explain import EXPLAINERS, Question, explain
 from sagittal.explain.preparation import predict
 from sagittal.explain.regions import ask_regions
-from sagittal.explain.seam import Prediction, RegionScores, SaliencyMask, SufficientSet, Upsampling
+from sagittal.explain.seam import Curve, GraphNode, Prediction, RegionScores, SaliencyMask, SufficientSet, Upsampling
 from sagittal.models.entry import ModelEntry
 from sagittal.models.loading import load
 from sagittal.models.sources import Access, ModelUnavailable
@@ -31,7 +31,7 @@ QUESTION = Question(image=image(LEFT, RIGHT), target=1)
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """Where an MLServer listens that serves `looks-left`."""
+    """Where an MLServer listens that serves `looks-left` and `looks-left-last`, which takes channels last."""
     command = program("mlserver")
     repository = tmp_path_factory.mktemp("mlserver") / "models"
     shutil.copytree(ROOT / "tests" / "peers" / "mlserver_repository", repository)
@@ -39,6 +39,7 @@ def address(tmp_path_factory):
     settings = {"host": "127.0.0.1", "parallel_workers": 0, "debug": False} | ports
     (repository / "settings.json").write_text(json.dumps(settings))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PYTHONPATH"] = str(repository / "looks_left")  # both are of its class
     with running(
         [command, "start", str(repository)],
         repository.parent / "log",
@@ -57,11 +58,15 @@ def entry(**settings):
 
 @pytest.fixture(scope="module")
 def remote(address):
+    return when_ready(entry(), address)
+
+
+def when_ready(registered, address):
     access = Access(servers={"mlserver": Server(address=address)})
     until = time.monotonic() + 60
     while True:
         try:
-            return load(entry(), CPU, access=access)
+            return load(registered, CPU, access=access)
         except ModelUnavailable:
             # It listens before its models are loaded.
             assert time.monotonic() < until
@@ -95,21 +100,54 @@ def test_its_scores_are_those_of_the_model_that_it_serves(remote):
         torch.testing.assert_close(remote.evaluator.module(images), looks_at_left()(images), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"), [("rise", {"masks": 64}), ("occlusion", {}), ("mse", {"grid": 7}), ("sag", {"grid": 7})]
-)
-def test_methods_without_gradients_answer_as_they_do_here(remote, local, name, parameters):
-    def found(loaded):
-        events = run(loaded, explain(QUESTION, EXPLAINERS[name].explainer(**parameters)))
-        masks = [event.saliency for event in events if isinstance(event, SaliencyMask) and event.final]
-        sets = [event.patches for event in events if isinstance(event, SufficientSet)]
-        return masks, sets
+def test_a_model_that_takes_channels_last_gets_them_and_says_the_same(address, remote):
+    last = when_ready(entry(model="looks-left-last"), address)
+    assert "asks looks-left-last on mlserver: images as FP32 NHWC" in last.found.steps[0].detail
+    images = torch.stack([image(LEFT), image(RIGHT)])
+    with torch.inference_mode():
+        torch.testing.assert_close(last.evaluator.module(images), remote.evaluator.module(images))
+    found, expected = (answers(model, "occlusion", {"grid": 4}) for model in (last, remote))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
-    (masks, sets), (expected_masks, expected_sets) = found(remote), found(local)
-    assert masks or sets
-    assert sets == expected_sets
-    for mask, expected in zip(masks, expected_masks, strict=True):
-        torch.testing.assert_close(mask, expected, atol=1e-3, rtol=1e-3)
+
+HEATMAP = torch.rand(7, 7, generator=torch.Generator().manual_seed(0))
+
+WITHOUT_GRADIENTS = {
+    "rise": {"masks": 64},
+    "occlusion": {"grid": 7},
+    "mse": {"grid": 7},
+    "sag": {"grid": 7},
+    "evaluate-mask": {"heatmap": HEATMAP},
+}
+"""Every method that needs no gradients, with parameters that make it short."""
+
+
+def answers(loaded, name, parameters):
+    """Returns what is told of heatmaps, sets, nodes and curves, as tensors."""
+    events = run(loaded, explain(QUESTION, EXPLAINERS[name].explainer(**parameters)))
+    told = [event.saliency for event in events if isinstance(event, SaliencyMask) and event.final]
+    told += [torch.tensor(event.patches) for event in events if isinstance(event, SufficientSet | GraphNode)]
+    return told + [torch.tensor(event.scores) for event in events if isinstance(event, Curve)]
+
+
+@pytest.mark.parametrize("name", WITHOUT_GRADIENTS)
+def test_methods_and_curves_without_gradients_answer_as_they_do_here(remote, local, name):
+    found, expected = (answers(model, name, WITHOUT_GRADIENTS[name]) for model in (remote, local))
+    assert found
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_every_other_method_is_refused_before_a_job_is_queued_with_what_works(remote):
+    described = describe_model(remote)
+    assert {method.name for method in described.methods if not method.unavailable} == set(WITHOUT_GRADIENTS)
+    for method in described.methods:
+        if method.unavailable:
+            asked = method_pb2.Method(custom=method_pb2.CustomMethod(name=method.name))
+            if method.field != "custom":
+                asked = method_pb2.Method()
+                getattr(asked, method.field).SetInParent()
+            with pytest.raises(FailedPrecondition, match="these need neither: " + ", ".join(WITHOUT_GRADIENTS)):
+                resolve(asked, described.methods)
 
 
 def test_predictions_and_regions_are_asked_of_it(remote):
@@ -118,14 +156,6 @@ def test_predictions_and_regions_are_asked_of_it(remote):
     steps = ask_regions(QUESTION, 7, [(8,), tuple(range(49))], hide=True, upsampling=Upsampling.BOX)
     (regions,) = [event for event in run(remote, steps) if isinstance(event, RegionScores)]
     assert regions.scores[1] < regions.full.score
-
-
-@pytest.mark.parametrize("field", ["igos", "igos_plus_plus", "grad_cam", "integrated_gradients"])
-def test_methods_with_gradients_are_refused_before_a_job_is_queued(remote, field):
-    method = method_pb2.Method()
-    getattr(method, field).SetInParent()
-    with pytest.raises(FailedPrecondition, match="these need neither: rise, occlusion, mse, sag, evaluate-mask"):
-        resolve(method, describe_model(remote).methods)
 
 
 def test_a_model_that_the_server_has_not_is_refused(address, remote):

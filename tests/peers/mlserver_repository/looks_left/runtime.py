@@ -1,4 +1,7 @@
-"""A classifier for MLServer, in numpy: class 1 where there is a checkerboard on the left, as `known_models` has it."""
+"""A classifier for MLServer, in numpy: class 1 where there is a checkerboard on the left, as `known_models` has it.
+
+It takes channels first or last.
+"""
 
 import numpy as np
 from mlserver import MLModel
@@ -19,6 +22,8 @@ class LooksLeft(MLModel):
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         images = NumpyCodec.decode_input(payload.inputs[0])
+        if images.shape[-1] == 3:
+            images = images.transpose(0, 3, 1, 2)
         found = (images.mean(1) * self._weight).sum((1, 2))
         scores = np.stack([np.zeros_like(found), GAIN * (found - 0.5)], 1).astype(np.float32)
         outputs = [NumpyCodec.encode_output("scores", scores)]
