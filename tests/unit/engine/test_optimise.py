@@ -55,15 +55,42 @@ def applied(steps):
     return {step.name for step in steps if step.applied}
 
 
-@pytest.mark.parametrize(("padding", "merged"), [((1, 1, 1, 1), True), ((0, 1, 0, 1), False)])
-def test_functional_convolutions_fold_their_norms_and_merge_symmetric_padding(padding, merged):
+def of_inputs(module, probe):
+    inputs = probe.clone().requires_grad_()
+    return torch.autograd.grad(probabilities(module(inputs))[:, 0].sum(), inputs)[0]
+
+
+@pytest.mark.parametrize("padding", [(1, 1, 1, 1), (0, 1, 0, 1), (2, 0, 1, 1)])
+def test_functional_convolutions_take_in_their_norms_padding_and_activations(padding):
     module, probe = prepared(Padded(padding)), torch.randn(4, 3, 17, 17)
     faster, channels_last, steps = optimise(module, probe, probabilities)
     torch.testing.assert_close(faster(probe), module(probe), atol=1e-5, rtol=1e-5)
-    assert {"modular-layers", "fold-batch-norm"} <= applied(steps)
-    assert ("merge-padding" in applied(steps)) == merged
+    torch.testing.assert_close(of_inputs(faster, probe), of_inputs(module, probe), atol=1e-6, rtol=1e-4)
+    assert {"modular-layers", "fold-batch-norm", "merge-padding", "fuse-activations"} <= applied(steps)
     assert channels_last
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in faster.modules())
+
+
+class Clamped(nn.Module):
+    """Clamps one convolution's output, and another's that is used elsewhere too."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3, groups=3, dilation=2), nn.Conv2d(6, 6, 1, stride=2, bias=False)
+        self.activation, self.head = activation, nn.Linear(6, 5)
+
+    def forward(self, inputs):
+        hidden = self.second(self.activation(self.first(9 * inputs)))
+        return self.head((self.activation(hidden) + hidden).mean((-2, -1)))
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.5, 2.0), torch.relu])
+def test_a_clamp_is_fused_with_the_convolution_before_it_where_nothing_else_sees_that(activation):
+    module, probe = prepared(Clamped(activation)), torch.randn(4, 3, 15, 15)
+    faster, _, steps = optimise(module, probe, probabilities)
+    torch.testing.assert_close(faster(probe), module(probe), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(of_inputs(faster, probe), of_inputs(module, probe), atol=1e-6, rtol=1e-4)
+    assert next(step.detail for step in steps if step.name == "fuse-activations").startswith("1 activations fused")
 
 
 class NormWithActivation(nn.BatchNorm2d):
@@ -122,6 +149,7 @@ def test_torchvision_models_keep_their_probabilities(name):
     module, probe = prepared(models.get_model(name, weights=None, num_classes=10)), torch.randn(2, 3, 64, 64)
     faster, _, steps = optimise(module, probe, probabilities)
     torch.testing.assert_close(probabilities(faster(probe)), probabilities(module(probe)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(of_inputs(faster, probe), of_inputs(module, probe), atol=1e-4, rtol=1e-3)
     assert "fold-batch-norm" in applied(steps)
 
 

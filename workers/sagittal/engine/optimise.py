@@ -6,7 +6,7 @@ report says why.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sagittal.engine.compilation import compile_for
+from sagittal.engine.fusion import ClampedConvolution, clamp_of
 from sagittal.engine.modular import make_modular
 from sagittal.engine.timing import Variant, measure_speedup
 
@@ -191,7 +192,7 @@ def _fold_batch_norms(module: nn.Module) -> tuple[nn.Module, str]:
 
 
 def _merge_padding(module: nn.Module) -> tuple[nn.Module, str]:
-    """Merges symmetric zero padding into the convolution that follows."""
+    """Merges zero padding into the convolution that follows."""
     graph_module = _trace(module)
     modules = dict(graph_module.named_modules())
     merged = 0
@@ -199,23 +200,67 @@ def _merge_padding(module: nn.Module) -> tuple[nn.Module, str]:
         source = _single_source(node, modules, nn.Conv2d, nn.ZeroPad2d)
         if source is None:
             continue
-        left, right, top, bottom = modules[str(source.target)].padding
-        convolution = copy.copy(modules[str(node.target)])
-        if (
-            left != right
-            or top != bottom
-            or convolution.padding_mode != "zeros"
-            or isinstance(convolution.padding, str)
-        ):
+        grown = _padded(modules[str(node.target)], modules[str(source.target)].padding)
+        if grown is None:
             continue
-        convolution.padding = (convolution.padding[0] + top, convolution.padding[1] + left)
-        _replace_module(graph_module, str(node.target), convolution)
+        _replace_module(graph_module, str(node.target), grown)
         source.replace_all_uses_with(source.args[0])  # type: ignore[arg-type]
         graph_module.graph.erase_node(source)
         merged += 1
     if not merged:
-        raise NothingToDo("no symmetric zero padding before a convolution")
+        raise NothingToDo("no zero padding before a convolution")
     return _finish(graph_module), f"{merged} paddings merged into convolutions"
+
+
+def _padded(convolution: nn.Conv2d, padding: Sequence[int]) -> nn.Conv2d | None:
+    """Returns a convolution that pads by itself, None where it cannot.
+
+    Where two sides differ, the kernel is wider by zeros on the lesser one.
+    """
+    if convolution.padding_mode != "zeros" or isinstance(convolution.padding, str):
+        return None
+    left, right, top, bottom = padding
+    columns, rows = max(left, right), max(top, bottom)
+    grown = copy.copy(convolution)
+    grown.padding = (convolution.padding[0] + rows, convolution.padding[1] + columns)
+    if left != right or top != bottom:
+        if convolution.dilation != (1, 1):
+            return None
+        zeros = (columns - left, columns - right, rows - top, rows - bottom)
+        grown.weight = nn.Parameter(nn.functional.pad(convolution.weight, zeros), requires_grad=False)
+        grown.kernel_size = (grown.weight.shape[-2], grown.weight.shape[-1])
+    return grown
+
+
+def _fuse_activations(module: nn.Module) -> tuple[nn.Module, str]:
+    """Makes each convolution and the clamp after it one kernel, on CPUs."""
+    graph_module = _trace(module)
+    modules = dict(graph_module.named_modules())
+    fused = 0
+    for node in list(graph_module.graph.nodes):
+        clamp = clamp_of(node, modules)
+        source = node.args[0] if clamp and node.args else None
+        if clamp is None or not isinstance(source, fx.Node) or not _fusable(source, modules):
+            continue
+        convolution = modules[str(source.target)]
+        _replace_module(graph_module, str(source.target), ClampedConvolution(convolution, clamp))
+        node.replace_all_uses_with(source)
+        graph_module.graph.erase_node(node)
+        fused += 1
+    if not fused:
+        raise NothingToDo("no convolution on a CPU with a clamp after it")
+    return _finish(graph_module), f"{fused} activations fused with convolutions"
+
+
+def _fusable(source: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node is a convolution that the fused kernel can take the place of, used here alone."""
+    if source.op != "call_module" or len(source.users) != 1 or not _called_once(source):
+        return False
+    module = modules.get(str(source.target))
+    if type(module) is not nn.Conv2d or module.padding_mode != "zeros" or isinstance(module.padding, str):
+        return False
+    on_cpu = module.weight.device.type == "cpu" and module.weight.dtype == torch.float32
+    return on_cpu and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def _single_source(
@@ -252,7 +297,7 @@ def _finish(graph_module: fx.GraphModule) -> nn.Module:
 
 def _to_channels_last(module: nn.Module) -> tuple[nn.Module, str]:
     """Stores weights of convolutions with channels last, which most kernels prefer."""
-    if not any(isinstance(layer, nn.Conv2d) for layer in module.modules()):
+    if not any(isinstance(layer, nn.Conv2d | ClampedConvolution) for layer in module.modules()):
         raise NothingToDo("no convolutions")
     return copy.deepcopy(module).to(memory_format=torch.channels_last), "weights and inputs with channels last"
 
@@ -261,4 +306,5 @@ _CHANGES: dict[str, Callable[[nn.Module], tuple[nn.Module, str]]] = {
     "modular-layers": _modular_layers,
     "fold-batch-norm": _fold_batch_norms,
     "merge-padding": _merge_padding,
+    "fuse-activations": _fuse_activations,
 }
