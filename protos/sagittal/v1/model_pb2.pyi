@@ -296,7 +296,9 @@ class Layers(_message.Message):
     spatial: _builtins.str
     """For Grad-CAM and excitation backpropagation, one of `capabilities.spatial_layers`. Empty lets the method choose."""
     features: _builtins.str
-    """For concepts (XNN), one of `capabilities.feature_layers`. Empty lets the method choose."""
+    """For concepts (XNN), one of `capabilities.feature_layers`, or of `spatial_layers`, whose places are averaged. Empty
+    lets the method choose.
+    """
     def __init__(
         self,
         *,
@@ -518,7 +520,7 @@ class Capabilities(_message.Message):
 
     @_builtins.property
     def feature_layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Layers with a flat output, in order of execution."""
+        """Layers below the output whose own is one list of features, in order of execution."""
 
     @_builtins.property
     def optimizations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Optimization]:

@@ -62,7 +62,7 @@ def test_classes_layers_and_gradients_are_found(tiny):
     assert loaded.found.classes == 5
     assert loaded.found.supports_gradients
     assert loaded.found.spatial_layers == ("features.0", "features.1", "features.2", "features")
-    assert loaded.found.feature_layers == ("flat", "head")
+    assert loaded.found.feature_layers == ("pool", "flat")
     assert loaded.found.evaluations_per_second > 0
     assert loaded.found.gradient_evaluations_per_second > 0
     assert loaded.found.batch_size % loaded.evaluator.quantum == 0

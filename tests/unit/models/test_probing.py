@@ -178,7 +178,7 @@ def test_registered_layers_are_read_by_default_and_must_be_there(make):
     assert defaults["grad-cam"] == defaults["excitation-bp"] == "features.0"
     with pytest.raises(ModelUnavailable, match=r"layers.spatial is 'head'.*features"):
         make(layers={"spatial": "head"})
-    with pytest.raises(ModelUnavailable, match=r"layers.features is 'nosuch'.*head"):
+    with pytest.raises(ModelUnavailable, match=r"layers.features is 'nosuch'.*flat"):
         make(layers={"features": "nosuch"})
 
 

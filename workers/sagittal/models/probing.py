@@ -29,19 +29,22 @@ class SeenLayers:
     spatial: tuple[str, ...] = ()
     """Those whose output keeps the places of the image apart."""
     flat: tuple[str, ...] = ()
-    """Those whose output is (n, features)."""
+    """Those below the output whose own output is one list of features: (n, features), or (n, features, 1, 1)."""
     patch_grid: tuple[int, int] | None = None
     """Rows and columns of a transformer's patches; None for other models."""
 
 
 def see_layers(module: nn.Module, probe: Tensor) -> SeenLayers:
     """Returns the layers of a model whose outputs say something to methods."""
-    outputs: dict[str, torch.Size] = {}
+    shapes: dict[str, torch.Size] = {}
+    flat: dict[str, Tensor] = {}
 
     def note(name: str) -> object:
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
             if isinstance(output, Tensor):
-                outputs[name] = output.shape
+                shapes[name] = output.shape
+                if _is_flat(output):
+                    flat[name] = output
 
         return hook
 
@@ -54,17 +57,26 @@ def see_layers(module: nn.Module, probe: Tensor) -> SeenLayers:
     handles = [layer.register_forward_hook(note(name)) for name, layer in named]
     try:
         with torch.inference_mode():
-            module(probe[:1])
+            result = module(probe[:1])
     finally:
         for handle in handles:
             handle.remove()
     size = (probe.shape[-2], probe.shape[-1])
-    layouts = {name: layout for name, shape in outputs.items() if (layout := layout_of(shape, size)) is not None}
+    layouts = {name: layout for name, shape in shapes.items() if (layout := layout_of(shape, size)) is not None}
     return SeenLayers(
         spatial=tuple(layouts),
-        flat=tuple(name for name, shape in outputs.items() if len(shape) == 2),
+        flat=tuple(name for name, output in flat.items() if not _is_same(output, result)),
         patch_grid=_patch_grid(module, layouts),
     )
+
+
+def _is_flat(output: Tensor) -> bool:
+    return output.ndim == 2 or (output.ndim == 4 and output.shape[2:].numel() == 1)
+
+
+def _is_same(output: Tensor, result: object) -> bool:
+    """Whether a layer's output is the model's own, in whatever shape."""
+    return isinstance(result, Tensor) and output.untyped_storage().data_ptr() == result.untyped_storage().data_ptr()
 
 
 def _patch_grid(module: nn.Module, layouts: Mapping[str, Layout]) -> tuple[int, int] | None:

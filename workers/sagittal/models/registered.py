@@ -31,7 +31,7 @@ def check_layers(wanted: Layers, seen: SeenLayers) -> None:
     """Raises ModelUnavailable for a layer that was registered and is not there."""
     for field_name, name, known in (
         ("spatial", wanted.spatial, seen.spatial),
-        ("features", wanted.features, seen.flat),
+        ("features", wanted.features, (*seen.spatial, *seen.flat)),
     ):
         if name and name not in known:
             raise ModelUnavailable(

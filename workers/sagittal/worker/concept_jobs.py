@@ -65,8 +65,9 @@ def fit_steps(lease: Lease, loaded: LoadedModel, limits: ImageLimits, shelf: Con
         images=chosen.images,
         targets=tuple(target.index for target in request.targets),
         settings=fit_settings(request.fit),
-        layer=request.layer,
+        layer=request.layer or loaded.entry.layers.features,
         size=loaded.entry.preprocessing.input_size,
+        rows=loaded.found.batch_size,
         cache=StoredFeatures(
             shelf.store.features,
             f"{tenant} {loaded.digest}",

@@ -146,7 +146,7 @@ def find_layer(view: ModelView, name: str) -> str:
     with torch.no_grad(), hooked(hooks):
         outputs = view.module(images)
     size = (images.shape[-2], images.shape[-1])
-    able = [path for path, output in seen.items() if output is not outputs and _is_feature(output, size)]
+    able = [path for path, output in seen.items() if not _same(output, outputs) and _is_feature(output, size)]
     if not able:
         raise Unsupported("the model has no layer below its output whose features can be read; XNN needs one")
     if not name:
@@ -184,7 +184,15 @@ def flat(output: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def extract(
-    images: ImageSet, layer: str, *, views: int, seed: int, cache: FeatureCache, subject: Subject, until: float
+    images: ImageSet,
+    layer: str,
+    *,
+    views: int,
+    seed: int,
+    rows: int,
+    cache: FeatureCache,
+    subject: Subject,
+    until: float,
 ) -> Steps:
     """Yields requests and progress up to the share `until`; returns Extracted.
 
@@ -193,6 +201,7 @@ def extract(
         layer: Name of the layer.
         views: Random crops of each image that are read too.
         seed: Of the crops.
+        rows: Images and crops that the model is run on at once; others get their turn after each.
         cache: Where features of the same set may lie, and are put.
         subject: Any, for the requests.
         until: Share of the whole job's progress that this is.
@@ -203,10 +212,11 @@ def extract(
         return Extracted(kept["kept"], kept["features"], kept["outputs"])
     parts: list[Extracted] = []
     done = 0
-    while (batch := (yield _request(images, layer, views, seed, subject))) is not None:
-        read, part = batch
-        done += read
-        if part is not None:
+    while batch := (yield Inspect(subject=subject, call=lambda _view: images.take(), rows=1, ready=images.ready)):
+        done += len(batch)
+        sound = [(read.index, read.image) for read in batch if read.image is not None]
+        if sound:
+            part: Extracted = yield from _read_off(sound, layer, views, seed, rows, subject)
             parts.append(part)
         yield Progress(until * done / max(len(images), 1), phase="features")
     if not parts:
@@ -221,24 +231,24 @@ def extract(
     return whole
 
 
-def _request(images: ImageSet, layer: str, views: int, seed: int, subject: Subject) -> Inspect:
-    """Asks for the features of the next images: (number read, Extracted or None), or None at the end."""
+def _read_off(
+    sound: Sequence[tuple[int, Tensor]], layer: str, views: int, seed: int, rows: int, subject: Subject
+) -> Steps:
+    """Returns what the layer and the model say of a few images and their crops, read in turns of so many rows."""
+    found: list[tuple[Tensor, Tensor]] = []
+    seen = [row for index, image in sound for row in (image, *_views(image, views, derive_seed(seed, index)))]
+    for start in range(0, len(seen), rows):
+        some = seen[start : start + rows]
 
-    def call(view: ModelView) -> tuple[int, Extracted | None] | None:
-        batch = images.take()
-        if not batch:
-            return None
-        sound = [(read.index, read.image) for read in batch if read.image is not None]
-        if not sound:
-            return len(batch), None
-        rows = [row for index, image in sound for row in (image, *_views(image, views, derive_seed(seed, index)))]
-        with torch.no_grad():
-            features, _, outputs = layer_features(view.module, layer, torch.stack(rows))
-        shape = (len(sound), 1 + views, -1)
-        kept = torch.tensor([index for index, _ in sound])
-        return len(batch), Extracted(kept, features.float().reshape(shape), outputs.float().reshape(shape))
+        def call(view: ModelView, some: Sequence[Tensor] = some) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                features, _, outputs = layer_features(view.module, layer, torch.stack(some))
+            return features.float(), outputs.float()
 
-    return Inspect(subject=subject, call=call, rows=16 * (1 + views), ready=images.ready)
+        found.append((yield Inspect(subject=subject, call=call, rows=len(some))))
+    shape = (len(sound), 1 + views, -1)
+    features, outputs = (torch.cat(pieces).reshape(shape) for pieces in zip(*found, strict=True))
+    return Extracted(torch.tensor([index for index, _ in sound]), features, outputs)
 
 
 def _views(image: Tensor, count: int, seed: int) -> Sequence[Tensor]:
@@ -265,6 +275,11 @@ def _images_of(view: ModelView) -> Tensor:
 def _can_be_seen(layer: nn.Module) -> bool:
     """Whether a layer takes hooks: compiled ones do not."""
     return not isinstance(layer, torch.jit.ScriptModule)
+
+
+def _same(output: Tensor, outputs: Tensor) -> bool:
+    """Whether a layer's output is the model's own, in whatever shape."""
+    return output.untyped_storage().data_ptr() == outputs.untyped_storage().data_ptr()
 
 
 def _is_flat(output: Tensor) -> bool:

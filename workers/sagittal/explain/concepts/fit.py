@@ -54,6 +54,8 @@ class FitQuestion:
     """Empty for the last layer whose output is flat and not yet the model's."""
     size: int = 224
     """Side of the model's input in pixels."""
+    rows: int = 16
+    """Images and crops that the model is run on at once."""
     cache: FeatureCache = field(default_factory=NoCache)
     restored: State = field(default_factory=dict)
     """State of the last checkpoint of an earlier attempt."""
@@ -123,6 +125,7 @@ def fit_concepts(question: FitQuestion) -> Steps:
         layer,
         views=settings.views,
         seed=settings.seed,
+        rows=question.rows,
         cache=question.cache,
         subject=subject,
         until=EXTRACTION,
