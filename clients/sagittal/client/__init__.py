@@ -10,7 +10,8 @@ It knows the API and nothing else: no torch, no Redis.
 from sagittal.client.aio import AsyncClient
 from sagittal.client.astreams import AsyncEventStream
 from sagittal.client.batch import Outcome
-from sagittal.client.concepts import ConceptExample, ConceptQuality, ConceptSet, FitProgress, XFeature
+from sagittal.client.concept_fits import FitProgress
+from sagittal.client.concepts import ConceptExample, ConceptQuality, ConceptSet, XFeature
 from sagittal.client.errors import (
     AlreadyExists,
     ConnectionFailed,

@@ -238,7 +238,7 @@ class AsyncClient(BaseClient):
     @property
     def concepts(self) -> AsyncConceptCalls:
         """Concept sets: fitted, listed, named."""
-        return AsyncConceptCalls(self._channel, self.address, self._metadata, self._call)
+        return AsyncConceptCalls(self._channel, self._metadata, self._call, self._cursor)
 
     async def close(self) -> None:
         """Closes the connection."""

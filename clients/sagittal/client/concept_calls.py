@@ -1,48 +1,85 @@
 """Calls about concept sets: `Client.concepts`, and its twin for asyncio."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any, Unpack
 
 import grpc
 from google.protobuf.message import Message
 
-from sagittal.client.concepts import (
-    ConceptSet,
-    FitOptions,
-    OnProgress,
-    changes,
-    fit_requests,
-    parse_concept_set,
-    parse_progress,
-)
-from sagittal.client.errors import InternalError, JobCancelled, SagittalError, from_rpc_error, from_status
+from sagittal.client.concept_fits import FitOptions, Fitting, OnProgress
+from sagittal.client.concepts import ConceptSet, page_request, parse_concept_set, update_request
+from sagittal.client.errors import Unavailable
 from sagittal.client.images import ImageLike
+from sagittal.client.resume import Cursor
 from sagittal.client.tracing import Metadata
 from sagittal.v1 import concept_service_pb2 as service_pb
 from sagittal.v1 import concept_service_pb2_grpc as service_grpc
+from sagittal.v1 import explanation_service_pb2 as jobs_pb
+from sagittal.v1 import explanation_service_pb2_grpc as jobs_grpc
 
-#: Sets on a page.
-_PAGE = 100
+#: Time for the word that a job is to be cancelled, in seconds.
+_ABANDON_SECONDS = 2.0
 
 
 def _silent(_progress: object) -> None:
     """Says nothing."""
 
 
-class ConceptCalls:
-    """Fits, lists, returns, names and deletes concept sets."""
+class _Calls:
+    """What both clients have: the stubs, and how a fit is asked for."""
 
     def __init__(
         self,
-        channel: grpc.Channel,
-        address: str,
+        channel: Any,
         metadata: Metadata,
         call: Callable[[Callable[..., Any], Message], Any],
+        begin: Callable[[Message], Cursor],
     ) -> None:
-        self._stub = service_grpc.ConceptServiceStub(channel)
-        self._address = address
+        """Takes the connection.
+
+        Args:
+            channel: It.
+            metadata: Goes with every call.
+            call: Makes a call that may be repeated.
+            begin: Begins a stream of events.
+        """
+        self._stub: Any = service_grpc.ConceptServiceStub(channel)
+        self._jobs: Any = jobs_grpc.ExplanationServiceStub(channel)
         self._metadata = metadata
         self._call = call
+        self._begin = begin
+
+    def _open(self, fitting: Fitting, cursor: Cursor) -> Any:
+        """Returns a call with the events of a fit: the one that asks for it, or, once its job is known, a watch."""
+        metadata = self._metadata + cursor.span.metadata
+        if not cursor.job_id:
+            return self._stub.FitConcepts(fitting.requests(), metadata=metadata)
+        request = jobs_pb.WatchExplanationRequest(job_id=cursor.job_id, after_sequence=cursor.sequence)
+        return self._jobs.WatchExplanation(request, metadata=metadata)
+
+    def _cancel(self, cursor: Cursor) -> Any:
+        request = jobs_pb.CancelExplanationRequest(job_id=cursor.job_id)
+        metadata = self._metadata + cursor.span.metadata
+        return self._jobs.CancelExplanation(request, timeout=_ABANDON_SECONDS, metadata=metadata)
+
+
+def _event_of(answer: Any) -> Any:
+    """Returns the job's event that an answer of either call carries; None where it carries none."""
+    if isinstance(answer, jobs_pb.WatchExplanationResponse):
+        return answer.event
+    return answer.job if answer.HasField("job") else None
+
+
+def _is_owned(fitting: Fitting, cursor: Cursor) -> bool:
+    """Whether the job must go with its caller."""
+    return bool(cursor.job_id) and not cursor.ended and not fitting.settings.detach
+
+
+class ConceptCalls(_Calls):
+    """Fits, lists, returns, names and deletes concept sets."""
 
     def fit(
         self,
@@ -56,6 +93,8 @@ class ConceptCalls:
     ) -> ConceptSet:
         """Fits a set and returns it. Interrupting it cancels the job, unless `detach` is set.
 
+        A lost connection is taken up where it broke.
+
         Args:
             images: Sent one by one as they are taken; none with `dataset`.
             name: Of the set, unique for the model.
@@ -64,24 +103,38 @@ class ConceptCalls:
             on_progress: Called with each step.
             options: See `FitOptions`.
         """
-        answers = self._stub.FitConcepts(fit_requests(images, name, model, targets, options), metadata=self._metadata)
+        fitting = Fitting(images, name=name, model=model, targets=targets, options=options, on_progress=on_progress)
+        cursor = self._begin(service_pb.FitConceptsRequest())
+        with cursor.span:
+            try:
+                while not cursor.ended:
+                    time.sleep(self._follow(fitting, cursor))
+            finally:
+                if _is_owned(fitting, cursor):
+                    with contextlib.suppress(grpc.RpcError, ValueError):  # ValueError: the channel is closed
+                        self._cancel(cursor)
+        return self.get(name, model=model)
+
+    def _follow(self, fitting: Fitting, cursor: Cursor) -> float:
+        """Reads one call; returns the wait before the next one in seconds."""
+        call = self._open(fitting, cursor)
         try:
-            for answer in answers:
-                found = _take(answer, on_progress)
-                if found is not None:
-                    return found
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, address=self._address) from error
+            for answer in call:
+                if (event := _event_of(answer)) is not None:
+                    fitting.take(cursor, event)
+                if cursor.ended:
+                    return 0.0
+            return cursor.wait_after(None)
+        except (grpc.RpcError, Unavailable) as error:
+            return fitting.wait_after(cursor, error)
         finally:
-            answers.cancel()
-        raise InternalError("the fit ended without its set")
+            call.cancel()
 
     def list(self, model: str = "") -> Iterator[ConceptSet]:
         """Yields the sets of a model, or of all, without examples."""
         token = ""
         while True:
-            request = service_pb.ListConceptSetsRequest(model=model, page_size=_PAGE, page_token=token)
-            answer = self._call(self._stub.ListConceptSets, request)
+            answer = self._call(self._stub.ListConceptSets, page_request(model, token))
             yield from map(parse_concept_set, answer.concept_sets)
             token = answer.next_page_token
             if not token:
@@ -102,8 +155,7 @@ class ConceptCalls:
         mixed: dict[int, bool] | None = None,
     ) -> ConceptSet:
         """Names x-features, shows one together with another, marks them as mixed; returns the set."""
-        made = changes(rename=rename, merge=merge, mixed=mixed)
-        request = service_pb.UpdateConceptSetRequest(model=model, name=name, changes=made)
+        request = update_request(name, model, rename, merge, mixed)
         return parse_concept_set(self._call(self._stub.UpdateConceptSet, request).concept_set)
 
     def delete(self, name: str, *, model: str) -> None:
@@ -111,20 +163,8 @@ class ConceptCalls:
         self._call(self._stub.DeleteConceptSet, service_pb.DeleteConceptSetRequest(model=model, name=name))
 
 
-class AsyncConceptCalls:
-    """Fits, lists, returns, names and deletes concept sets."""
-
-    def __init__(
-        self,
-        channel: grpc.aio.Channel,
-        address: str,
-        metadata: Metadata,
-        call: Callable[[Callable[..., Any], Message], Awaitable[Any]],
-    ) -> None:
-        self._stub: Any = service_grpc.ConceptServiceStub(channel)
-        self._address = address
-        self._metadata = metadata
-        self._call = call
+class AsyncConceptCalls(_Calls):
+    """Fits, lists, returns, names and deletes concept sets; each method is that of `ConceptCalls`."""
 
     async def fit(
         self,
@@ -136,25 +176,44 @@ class AsyncConceptCalls:
         on_progress: OnProgress = _silent,
         **options: Unpack[FitOptions],
     ) -> ConceptSet:
-        """Fits a set and returns it, as `ConceptCalls.fit` does."""
-        answers = self._stub.FitConcepts(fit_requests(images, name, model, targets, options), metadata=self._metadata)
+        """Fits a set and returns it. Cancelling the task that waits cancels the job, unless `detach` is set."""
+        fitting = Fitting(images, name=name, model=model, targets=targets, options=options, on_progress=on_progress)
+        cursor = self._begin(service_pb.FitConceptsRequest())
+        with cursor.span:
+            try:
+                while not cursor.ended:
+                    wait = await self._follow(fitting, cursor)
+                    await asyncio.sleep(wait)
+            finally:
+                if _is_owned(fitting, cursor):
+                    # Shielded: the task that waits is often being cancelled itself.
+                    await asyncio.shield(asyncio.ensure_future(self._abandon(cursor)))
+        return await self.get(name, model=model)
+
+    async def _follow(self, fitting: Fitting, cursor: Cursor) -> float:
+        """Reads one call; returns the wait before the next one in seconds."""
+        call = self._open(fitting, cursor)
         try:
-            async for answer in answers:
-                found = _take(answer, on_progress)
-                if found is not None:
-                    return found
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, address=self._address) from error
+            async for answer in call:
+                if (event := _event_of(answer)) is not None:
+                    fitting.take(cursor, event)
+                if cursor.ended:
+                    return 0.0
+            return cursor.wait_after(None)
+        except (grpc.RpcError, Unavailable) as error:
+            return fitting.wait_after(cursor, error)
         finally:
-            answers.cancel()
-        raise InternalError("the fit ended without its set")
+            call.cancel()
+
+    async def _abandon(self, cursor: Cursor) -> None:
+        with contextlib.suppress(grpc.RpcError):
+            await self._cancel(cursor)
 
     async def list(self, model: str = "") -> AsyncIterator[ConceptSet]:
         """Yields the sets of a model, or of all, without examples."""
         token = ""
         while True:
-            request = service_pb.ListConceptSetsRequest(model=model, page_size=_PAGE, page_token=token)
-            answer = await self._call(self._stub.ListConceptSets, request)
+            answer = await self._call(self._stub.ListConceptSets, page_request(model, token))
             for message in answer.concept_sets:
                 yield parse_concept_set(message)
             token = answer.next_page_token
@@ -176,33 +235,9 @@ class AsyncConceptCalls:
         mixed: dict[int, bool] | None = None,
     ) -> ConceptSet:
         """Names x-features, shows one together with another, marks them as mixed; returns the set."""
-        made = changes(rename=rename, merge=merge, mixed=mixed)
-        request = service_pb.UpdateConceptSetRequest(model=model, name=name, changes=made)
+        request = update_request(name, model, rename, merge, mixed)
         return parse_concept_set((await self._call(self._stub.UpdateConceptSet, request)).concept_set)
 
     async def delete(self, name: str, *, model: str) -> None:
         """Deletes a set."""
         await self._call(self._stub.DeleteConceptSet, service_pb.DeleteConceptSetRequest(model=model, name=name))
-
-
-def _take(answer: service_pb.FitConceptsResponse, on_progress: OnProgress) -> ConceptSet | None:
-    """Tells progress, raises the job's error, and returns the set once it is there."""
-    if answer.HasField("concept_set"):
-        return parse_concept_set(answer.concept_set)
-    error = _error(answer)
-    if error is not None:
-        raise error
-    progress = parse_progress(answer)
-    if progress is not None:
-        on_progress(progress)
-    return None
-
-
-def _error(answer: service_pb.FitConceptsResponse) -> SagittalError | None:
-    event = answer.job
-    match event.WhichOneof("event"):
-        case "failed":
-            return from_status(event.failed, job_id=event.job_id)
-        case "cancelled":
-            return JobCancelled(f"the fit was cancelled: {event.cancelled.reason}", job_id=event.job_id)
-    return None

@@ -1,18 +1,21 @@
 """Concept sets (XNN): what a model looks for, in a few concepts that predict what it predicts."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.client.arrays import to_array
-from sagittal.client.images import ImageLike, encode_image
 from sagittal.v1 import concept_pb2 as pb
 from sagittal.v1 import concept_service_pb2 as service_pb
-from sagittal.v1 import explanation_pb2
+
+Names = dict[int, str]
+"""Names of x-features by index."""
+
+#: Sets on a page.
+PAGE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,10 @@ class XFeature:
     weights: tuple[float, ...]
     """What one unit of it adds to the output of each target."""
     examples: tuple[ConceptExample, ...]
+    parts: tuple[tuple[str, float], ...]
+    """How its heatmaps spread over annotated parts, the largest share first; empty without annotations."""
+    locality: float | None
+    """Entropy of these shares in nats; None without annotations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,12 @@ class ConceptQuality:
     reconstructed_share: float
     stability: float | None
     held_out: int
+    locality: float | None
+    """Mean over x-features of the entropy of their heatmaps over annotated parts, in nats; None without annotations."""
+    parts_covered: float | None
+    """Mean number of parts that an x-feature covers; None without annotations."""
+    annotated: int
+    """Held-out images whose annotations were used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,86 +98,27 @@ class ConceptSet:
     created: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class FitProgress:
-    """How a fit goes."""
-
-    job_id: str
-    phase: str
-    """"features", "fit", "refit-1" and so on, "examples"; "queued" and "started" before."""
-    fraction: float
-    epoch: int
-    """0 where no loss is told."""
-    faithfulness: float
-    reconstruction: float
-    pull_away: float
+def page_request(model: str, token: str) -> service_pb.ListConceptSetsRequest:
+    """Returns the request of a page of sets."""
+    return service_pb.ListConceptSetsRequest(model=model, page_size=PAGE, page_token=token)
 
 
-class FitOptions(TypedDict, total=False):
-    """What may be said of a fit; what is left out takes the service's default."""
-
-    layer: str
-    concepts: int
-    beta: float
-    q: float
-    eta: float
-    epochs: int
-    hidden: int
-    views: int
-    seeds: int
-    seed: int
-    replace: bool
-    detach: bool
-    dataset: str
-    model_version: str
-
-
-OnProgress = Callable[[FitProgress], None]
-
-_SETTINGS = ("layer", "replace", "detach", "dataset", "model_version")
-
-
-def fit_requests(
-    images: Iterable[ImageLike], name: str, model: str, targets: Sequence[int | str], options: FitOptions
-) -> Iterator[service_pb.FitConceptsRequest]:
-    """Yields the messages of a fit: the settings, then the images as they are taken."""
-    fit = {key: value for key, value in options.items() if key not in _SETTINGS}
-    settings = service_pb.FitConceptsSettings(
-        name=name,
-        model=model,
-        targets=[_target(target) for target in targets],
-        fit=pb.ConceptFit(**fit),  # type: ignore[arg-type]
-        **{key: options[key] for key in _SETTINGS if key in options},  # type: ignore[literal-required]
-    )
-    yield service_pb.FitConceptsRequest(settings=settings)
-    for number, image in enumerate(images):
-        yield service_pb.FitConceptsRequest(image=encode_image(image, field=f"image {number}"))
+def update_request(
+    name: str, model: str, rename: Names | None, merge: dict[int, int] | None, mixed: dict[int, bool] | None
+) -> service_pb.UpdateConceptSetRequest:
+    """Returns the request that names, merges and marks x-features by index."""
+    made = changes(rename=rename, merge=merge, mixed=mixed)
+    return service_pb.UpdateConceptSetRequest(model=model, name=name, changes=made)
 
 
 def changes(
-    *, rename: dict[int, str] | None = None, merge: dict[int, int] | None = None, mixed: dict[int, bool] | None = None
+    *, rename: Names | None = None, merge: dict[int, int] | None = None, mixed: dict[int, bool] | None = None
 ) -> Sequence[service_pb.ConceptChange]:
     """Returns changes to x-features by index: names, what each is shown together with, whether it is mixed."""
     made = [service_pb.ConceptChange(index=index, rename=name) for index, name in (rename or {}).items()]
     made += [service_pb.ConceptChange(index=index, merge_into=head) for index, head in (merge or {}).items()]
     made += [service_pb.ConceptChange(index=index, mixed=flag) for index, flag in (mixed or {}).items()]
     return made
-
-
-def parse_progress(response: service_pb.FitConceptsResponse) -> FitProgress | None:
-    """Returns what an answer says of the progress; None where it says nothing."""
-    event = response.job
-    match event.WhichOneof("event"):
-        case "accepted":
-            return FitProgress(event.job_id, "queued", 0.0, 0, 0.0, 0.0, 0.0)
-        case "started":
-            return FitProgress(event.job_id, "started", 0.0, 0, 0.0, 0.0, 0.0)
-        case "progress":
-            said = event.progress
-            terms = [float(said.terms.get(name, 0.0)) for name in ("faithfulness", "reconstruction", "pull_away")]
-            epoch = int(said.terms.get("epoch", 0))
-            return FitProgress(event.job_id, said.phase, said.fraction, epoch, *terms)
-    return None
 
 
 def parse_concept_set(message: pb.ConceptSet) -> ConceptSet:
@@ -187,6 +141,9 @@ def parse_concept_set(message: pb.ConceptSet) -> ConceptSet:
             reconstructed_share=metrics.reconstructed_share,
             stability=metrics.stability if metrics.HasField("stability") else None,
             held_out=metrics.held_out,
+            locality=metrics.locality if metrics.HasField("locality") else None,
+            parts_covered=metrics.parts_covered if metrics.HasField("parts_covered") else None,
+            annotated=metrics.annotated,
         ),
         warnings=tuple((warning.reason, warning.message) for warning in message.warnings),
         images=message.images,
@@ -207,6 +164,8 @@ def _x_feature(message: pb.Concept) -> XFeature:
         merged_into=message.merged_into if message.HasField("merged_into") else None,
         weights=tuple(message.weights),
         examples=tuple(map(_example, message.examples)),
+        parts=tuple((each.name, each.share) for each in message.parts),
+        locality=message.locality if message.HasField("locality") else None,
     )
 
 
@@ -219,9 +178,3 @@ def _example(message: pb.ConceptExample) -> ConceptExample:
         index=message.index,
         name=message.name,
     )
-
-
-def _target(target: int | str) -> explanation_pb2.Target:
-    if isinstance(target, int):
-        return explanation_pb2.Target(index=target)
-    return explanation_pb2.Target(label=target)

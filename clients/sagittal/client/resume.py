@@ -89,6 +89,8 @@ class Cursor:
 
         None stands for a call that ended in good order before the job did, as on a service that shuts down.
         """
+        if self.ended and isinstance(error, Unavailable):
+            raise error  # how the job itself ended
         if error is None:
             text = f"the service{f' at {self.address}' if self.address else ''} ended the stream before the job did"
             return self.patience.wait_after(ConnectionFailed(text, job_id=self.job_id))

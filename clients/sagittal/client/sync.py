@@ -230,7 +230,7 @@ class Client(BaseClient):
     @property
     def concepts(self) -> ConceptCalls:
         """Concept sets: fitted, listed, named."""
-        return ConceptCalls(self._channel, self.address, self._metadata, self._call)
+        return ConceptCalls(self._channel, self._metadata, self._call, self._cursor)
 
     def close(self) -> None:
         """Closes the connection."""

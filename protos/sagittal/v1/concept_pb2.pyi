@@ -163,6 +163,8 @@ class Concept(_message.Message):
     MEAN_FIELD_NUMBER: _builtins.int
     SPREAD_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    LOCALITY_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Index, from 0."""
     name: _builtins.str
@@ -183,6 +185,8 @@ class Concept(_message.Message):
     """Standard deviation of its value over the images."""
     target: _builtins.int
     """The target that it moves most, and whose contribution the figures above are of: its place among the targets."""
+    locality: _builtins.float
+    """Entropy of these shares in nats, 0 for a single part; not set without annotations."""
     @_builtins.property
     def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConceptExample]:
         """Images that excite it most."""
@@ -190,6 +194,10 @@ class Concept(_message.Message):
     @_builtins.property
     def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """What one unit of it adds to the output of each target."""
+
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartShare]:
+        """How its heatmaps spread over annotated parts on held-out images, largest share first; empty without annotations."""
 
     def __init__(
         self,
@@ -206,16 +214,49 @@ class Concept(_message.Message):
         mean: _builtins.float = ...,
         spread: _builtins.float = ...,
         target: _builtins.int = ...,
+        parts: _abc.Iterable[Global___PartShare] | None = ...,
+        locality: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_merged_into", b"_merged_into", "merged_into", b"merged_into"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_locality", b"_locality", "_merged_into", b"_merged_into", "locality", b"locality", "merged_into", b"merged_into"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_merged_into", b"_merged_into", "agreement", b"agreement", "contribution_spread", b"contribution_spread", "examples", b"examples", "index", b"index", "mean", b"mean", "mean_contribution", b"mean_contribution", "merged_into", b"merged_into", "mixed", b"mixed", "name", b"name", "spread", b"spread", "target", b"target", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_locality", b"_locality", "_merged_into", b"_merged_into", "agreement", b"agreement", "contribution_spread", b"contribution_spread", "examples", b"examples", "index", b"index", "locality", b"locality", "mean", b"mean", "mean_contribution", b"mean_contribution", "merged_into", b"merged_into", "mixed", b"mixed", "name", b"name", "parts", b"parts", "spread", b"spread", "target", b"target", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__locality: _TypeAlias = _typing.Literal["locality"]  # noqa: Y015
+    _WhichOneofArgType__locality: _TypeAlias = _typing.Literal["_locality", b"_locality"]  # noqa: Y015
     _WhichOneofReturnType__merged_into: _TypeAlias = _typing.Literal["merged_into"]  # noqa: Y015
     _WhichOneofArgType__merged_into: _TypeAlias = _typing.Literal["_merged_into", b"_merged_into"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__locality) -> _WhichOneofReturnType__locality | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__merged_into) -> _WhichOneofReturnType__merged_into | None: ...
 
 Global___Concept: _TypeAlias = Concept  # noqa: Y015
+
+@_typing.final
+class PartShare(_message.Message):
+    """How much of an x-feature lies on an annotated part."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the part."""
+    share: _builtins.float
+    """Share of what lies on any part, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PartShare: _TypeAlias = PartShare  # noqa: Y015
 
 @_typing.final
 class ConceptExample(_message.Message):
@@ -276,6 +317,9 @@ class ConceptMetrics(_message.Message):
     HELD_OUT_FIELD_NUMBER: _builtins.int
     CLASS_AGREEMENT_FIELD_NUMBER: _builtins.int
     STABILITY_FIELD_NUMBER: _builtins.int
+    LOCALITY_FIELD_NUMBER: _builtins.int
+    PARTS_COVERED_FIELD_NUMBER: _builtins.int
+    ANNOTATED_FIELD_NUMBER: _builtins.int
     faithfulness_correlation: _builtins.float
     """Correlation of the explanation network's output with the model's, -1 to 1."""
     faithfulness_error: _builtins.float
@@ -290,6 +334,12 @@ class ConceptMetrics(_message.Message):
     """Share of held-out images on which both give the same top class, 0 to 1; for several targets."""
     stability: _builtins.float
     """How far fits from other seeds find the same x-features: mean absolute correlation, 0 to 1; not set for one seed."""
+    locality: _builtins.float
+    """Mean over x-features of the entropy of their heatmaps over annotated parts, in nats; not set without annotations."""
+    parts_covered: _builtins.float
+    """Mean over x-features of the number of parts covered, exp(entropy); not set without annotations."""
+    annotated: _builtins.int
+    """Held-out images whose annotations were used."""
     def __init__(
         self,
         *,
@@ -300,17 +350,28 @@ class ConceptMetrics(_message.Message):
         held_out: _builtins.int = ...,
         class_agreement: _builtins.float | None = ...,
         stability: _builtins.float | None = ...,
+        locality: _builtins.float | None = ...,
+        parts_covered: _builtins.float | None = ...,
+        annotated: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_class_agreement", b"_class_agreement", "_stability", b"_stability", "class_agreement", b"class_agreement", "stability", b"stability"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_class_agreement", b"_class_agreement", "_locality", b"_locality", "_parts_covered", b"_parts_covered", "_stability", b"_stability", "class_agreement", b"class_agreement", "locality", b"locality", "parts_covered", b"parts_covered", "stability", b"stability"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_class_agreement", b"_class_agreement", "_stability", b"_stability", "class_agreement", b"class_agreement", "faithfulness_correlation", b"faithfulness_correlation", "faithfulness_error", b"faithfulness_error", "held_out", b"held_out", "orthogonality", b"orthogonality", "reconstructed_share", b"reconstructed_share", "stability", b"stability"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_class_agreement", b"_class_agreement", "_locality", b"_locality", "_parts_covered", b"_parts_covered", "_stability", b"_stability", "annotated", b"annotated", "class_agreement", b"class_agreement", "faithfulness_correlation", b"faithfulness_correlation", "faithfulness_error", b"faithfulness_error", "held_out", b"held_out", "locality", b"locality", "orthogonality", b"orthogonality", "parts_covered", b"parts_covered", "reconstructed_share", b"reconstructed_share", "stability", b"stability"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__class_agreement: _TypeAlias = _typing.Literal["class_agreement"]  # noqa: Y015
     _WhichOneofArgType__class_agreement: _TypeAlias = _typing.Literal["_class_agreement", b"_class_agreement"]  # noqa: Y015
+    _WhichOneofReturnType__locality: _TypeAlias = _typing.Literal["locality"]  # noqa: Y015
+    _WhichOneofArgType__locality: _TypeAlias = _typing.Literal["_locality", b"_locality"]  # noqa: Y015
+    _WhichOneofReturnType__parts_covered: _TypeAlias = _typing.Literal["parts_covered"]  # noqa: Y015
+    _WhichOneofArgType__parts_covered: _TypeAlias = _typing.Literal["_parts_covered", b"_parts_covered"]  # noqa: Y015
     _WhichOneofReturnType__stability: _TypeAlias = _typing.Literal["stability"]  # noqa: Y015
     _WhichOneofArgType__stability: _TypeAlias = _typing.Literal["_stability", b"_stability"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__class_agreement) -> _WhichOneofReturnType__class_agreement | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__locality) -> _WhichOneofReturnType__locality | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__parts_covered) -> _WhichOneofReturnType__parts_covered | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__stability) -> _WhichOneofReturnType__stability | None: ...
 

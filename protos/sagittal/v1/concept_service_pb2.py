@@ -28,39 +28,41 @@ from sagittal.v1 import explanation_pb2 as sagittal_dot_v1_dot_explanation__pb2
 from sagittal.v1 import tensor_pb2 as sagittal_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!sagittal/v1/concept_service.proto\x12\x0bsagittal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x19sagittal/v1/concept.proto\x1a\x1dsagittal/v1/explanation.proto\x1a\x18sagittal/v1/tensor.proto\"w\n\x12\x46itConceptsRequest\x12\x34\n\x08settings\x18\x01 \x01(\x0b\x32 .sagittal.v1.FitConceptsSettingsH\x00\x12#\n\x05image\x18\x02 \x01(\x0b\x32\x12.sagittal.v1.ImageH\x00\x42\x06\n\x04part\"\xaf\x02\n\x13\x46itConceptsSettings\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\r\n\x05layer\x18\x04 \x01(\t\x12$\n\x07targets\x18\x05 \x03(\x0b\x32\x13.sagittal.v1.Target\x12\x0f\n\x07\x64\x61taset\x18\x06 \x01(\t\x12$\n\x03\x66it\x18\x07 \x01(\x0b\x32\x17.sagittal.v1.ConceptFit\x12\x0e\n\x06\x64\x65tach\x18\x08 \x01(\x08\x12\x0f\n\x07replace\x18\t \x01(\x08\x12+\n\x08\x64\x65\x61\x64line\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bimage_count\x18\x0b \x01(\r\x12\x15\n\rimages_digest\x18\x0c \x01(\t\"\xa2\x01\n\x13\x46itConceptsResponse\x12,\n\x03job\x18\x01 \x01(\x0b\x32\x1d.sagittal.v1.ExplanationEventH\x00\x12$\n\x04loss\x18\x02 \x01(\x0b\x32\x14.sagittal.v1.FitLossH\x00\x12.\n\x0b\x63oncept_set\x18\x03 \x01(\x0b\x32\x17.sagittal.v1.ConceptSetH\x00\x42\x07\n\x05\x65vent\"Y\n\x07\x46itLoss\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x14\n\x0c\x66\x61ithfulness\x18\x02 \x01(\x02\x12\x16\n\x0ereconstruction\x18\x03 \x01(\x02\x12\x11\n\tpull_away\x18\x04 \x01(\x02\"N\n\x16ListConceptSetsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x17ListConceptSetsResponse\x12-\n\x0c\x63oncept_sets\x18\x01 \x03(\x0b\x32\x17.sagittal.v1.ConceptSet\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"3\n\x14GetConceptSetRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"E\n\x15GetConceptSetResponse\x12,\n\x0b\x63oncept_set\x18\x01 \x01(\x0b\x32\x17.sagittal.v1.ConceptSet\"c\n\x17UpdateConceptSetRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12+\n\x07\x63hanges\x18\x03 \x03(\x0b\x32\x1a.sagittal.v1.ConceptChange\"a\n\rConceptChange\x12\r\n\x05index\x18\x01 \x01(\r\x12\x10\n\x06rename\x18\x02 \x01(\tH\x00\x12\x14\n\nmerge_into\x18\x03 \x01(\rH\x00\x12\x0f\n\x05mixed\x18\x04 \x01(\x08H\x00\x42\x08\n\x06\x63hange\"H\n\x18UpdateConceptSetResponse\x12,\n\x0b\x63oncept_set\x18\x01 \x01(\x0b\x32\x17.sagittal.v1.ConceptSet\"6\n\x17\x44\x65leteConceptSetRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x1a\n\x18\x44\x65leteConceptSetResponse2\xde\x03\n\x0e\x43onceptService\x12T\n\x0b\x46itConcepts\x12\x1f.sagittal.v1.FitConceptsRequest\x1a .sagittal.v1.FitConceptsResponse(\x01\x30\x01\x12\\\n\x0fListConceptSets\x12#.sagittal.v1.ListConceptSetsRequest\x1a$.sagittal.v1.ListConceptSetsResponse\x12V\n\rGetConceptSet\x12!.sagittal.v1.GetConceptSetRequest\x1a\".sagittal.v1.GetConceptSetResponse\x12_\n\x10UpdateConceptSet\x12$.sagittal.v1.UpdateConceptSetRequest\x1a%.sagittal.v1.UpdateConceptSetResponse\x12_\n\x10\x44\x65leteConceptSet\x12$.sagittal.v1.DeleteConceptSetRequest\x1a%.sagittal.v1.DeleteConceptSetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!sagittal/v1/concept_service.proto\x12\x0bsagittal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x19sagittal/v1/concept.proto\x1a\x1dsagittal/v1/explanation.proto\x1a\x18sagittal/v1/tensor.proto\"W\n\rAnnotatedPart\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04left\x18\x02 \x01(\x02\x12\x0b\n\x03top\x18\x03 \x01(\x02\x12\r\n\x05right\x18\x04 \x01(\x02\x12\x0e\n\x06\x62ottom\x18\x05 \x01(\x02\"\xac\x01\n\x12\x46itConceptsRequest\x12\x34\n\x08settings\x18\x01 \x01(\x0b\x32 .sagittal.v1.FitConceptsSettingsH\x00\x12#\n\x05image\x18\x02 \x01(\x0b\x32\x12.sagittal.v1.ImageH\x00\x12\x33\n\x0f\x61nnotated_parts\x18\x03 \x03(\x0b\x32\x1a.sagittal.v1.AnnotatedPartB\x06\n\x04part\"\xdf\x02\n\x13\x46itConceptsSettings\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\r\n\x05layer\x18\x04 \x01(\t\x12$\n\x07targets\x18\x05 \x03(\x0b\x32\x13.sagittal.v1.Target\x12\x0f\n\x07\x64\x61taset\x18\x06 \x01(\t\x12$\n\x03\x66it\x18\x07 \x01(\x0b\x32\x17.sagittal.v1.ConceptFit\x12\x0e\n\x06\x64\x65tach\x18\x08 \x01(\x08\x12\x0f\n\x07replace\x18\t \x01(\x08\x12+\n\x08\x64\x65\x61\x64line\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bimage_count\x18\x0b \x01(\r\x12\x15\n\rimages_digest\x18\x0c \x01(\t\x12\x12\n\nrequest_id\x18\r \x01(\t\x12\x1a\n\x12\x61nnotations_digest\x18\x0e \x01(\t\"\xa2\x01\n\x13\x46itConceptsResponse\x12,\n\x03job\x18\x01 \x01(\x0b\x32\x1d.sagittal.v1.ExplanationEventH\x00\x12$\n\x04loss\x18\x02 \x01(\x0b\x32\x14.sagittal.v1.FitLossH\x00\x12.\n\x0b\x63oncept_set\x18\x03 \x01(\x0b\x32\x17.sagittal.v1.ConceptSetH\x00\x42\x07\n\x05\x65vent\"Y\n\x07\x46itLoss\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x14\n\x0c\x66\x61ithfulness\x18\x02 \x01(\x02\x12\x16\n\x0ereconstruction\x18\x03 \x01(\x02\x12\x11\n\tpull_away\x18\x04 \x01(\x02\"N\n\x16ListConceptSetsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x17ListConceptSetsResponse\x12-\n\x0c\x63oncept_sets\x18\x01 \x03(\x0b\x32\x17.sagittal.v1.ConceptSet\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"3\n\x14GetConceptSetRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"E\n\x15GetConceptSetResponse\x12,\n\x0b\x63oncept_set\x18\x01 \x01(\x0b\x32\x17.sagittal.v1.ConceptSet\"c\n\x17UpdateConceptSetRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12+\n\x07\x63hanges\x18\x03 \x03(\x0b\x32\x1a.sagittal.v1.ConceptChange\"a\n\rConceptChange\x12\r\n\x05index\x18\x01 \x01(\r\x12\x10\n\x06rename\x18\x02 \x01(\tH\x00\x12\x14\n\nmerge_into\x18\x03 \x01(\rH\x00\x12\x0f\n\x05mixed\x18\x04 \x01(\x08H\x00\x42\x08\n\x06\x63hange\"H\n\x18UpdateConceptSetResponse\x12,\n\x0b\x63oncept_set\x18\x01 \x01(\x0b\x32\x17.sagittal.v1.ConceptSet\"6\n\x17\x44\x65leteConceptSetRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x1a\n\x18\x44\x65leteConceptSetResponse2\xde\x03\n\x0e\x43onceptService\x12T\n\x0b\x46itConcepts\x12\x1f.sagittal.v1.FitConceptsRequest\x1a .sagittal.v1.FitConceptsResponse(\x01\x30\x01\x12\\\n\x0fListConceptSets\x12#.sagittal.v1.ListConceptSetsRequest\x1a$.sagittal.v1.ListConceptSetsResponse\x12V\n\rGetConceptSet\x12!.sagittal.v1.GetConceptSetRequest\x1a\".sagittal.v1.GetConceptSetResponse\x12_\n\x10UpdateConceptSet\x12$.sagittal.v1.UpdateConceptSetRequest\x1a%.sagittal.v1.UpdateConceptSetResponse\x12_\n\x10\x44\x65leteConceptSet\x12$.sagittal.v1.DeleteConceptSetRequest\x1a%.sagittal.v1.DeleteConceptSetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sagittal.v1.concept_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FITCONCEPTSREQUEST']._serialized_start=166
-  _globals['_FITCONCEPTSREQUEST']._serialized_end=285
-  _globals['_FITCONCEPTSSETTINGS']._serialized_start=288
-  _globals['_FITCONCEPTSSETTINGS']._serialized_end=591
-  _globals['_FITCONCEPTSRESPONSE']._serialized_start=594
-  _globals['_FITCONCEPTSRESPONSE']._serialized_end=756
-  _globals['_FITLOSS']._serialized_start=758
-  _globals['_FITLOSS']._serialized_end=847
-  _globals['_LISTCONCEPTSETSREQUEST']._serialized_start=849
-  _globals['_LISTCONCEPTSETSREQUEST']._serialized_end=927
-  _globals['_LISTCONCEPTSETSRESPONSE']._serialized_start=929
-  _globals['_LISTCONCEPTSETSRESPONSE']._serialized_end=1026
-  _globals['_GETCONCEPTSETREQUEST']._serialized_start=1028
-  _globals['_GETCONCEPTSETREQUEST']._serialized_end=1079
-  _globals['_GETCONCEPTSETRESPONSE']._serialized_start=1081
-  _globals['_GETCONCEPTSETRESPONSE']._serialized_end=1150
-  _globals['_UPDATECONCEPTSETREQUEST']._serialized_start=1152
-  _globals['_UPDATECONCEPTSETREQUEST']._serialized_end=1251
-  _globals['_CONCEPTCHANGE']._serialized_start=1253
-  _globals['_CONCEPTCHANGE']._serialized_end=1350
-  _globals['_UPDATECONCEPTSETRESPONSE']._serialized_start=1352
-  _globals['_UPDATECONCEPTSETRESPONSE']._serialized_end=1424
-  _globals['_DELETECONCEPTSETREQUEST']._serialized_start=1426
-  _globals['_DELETECONCEPTSETREQUEST']._serialized_end=1480
-  _globals['_DELETECONCEPTSETRESPONSE']._serialized_start=1482
-  _globals['_DELETECONCEPTSETRESPONSE']._serialized_end=1508
-  _globals['_CONCEPTSERVICE']._serialized_start=1511
-  _globals['_CONCEPTSERVICE']._serialized_end=1989
+  _globals['_ANNOTATEDPART']._serialized_start=166
+  _globals['_ANNOTATEDPART']._serialized_end=253
+  _globals['_FITCONCEPTSREQUEST']._serialized_start=256
+  _globals['_FITCONCEPTSREQUEST']._serialized_end=428
+  _globals['_FITCONCEPTSSETTINGS']._serialized_start=431
+  _globals['_FITCONCEPTSSETTINGS']._serialized_end=782
+  _globals['_FITCONCEPTSRESPONSE']._serialized_start=785
+  _globals['_FITCONCEPTSRESPONSE']._serialized_end=947
+  _globals['_FITLOSS']._serialized_start=949
+  _globals['_FITLOSS']._serialized_end=1038
+  _globals['_LISTCONCEPTSETSREQUEST']._serialized_start=1040
+  _globals['_LISTCONCEPTSETSREQUEST']._serialized_end=1118
+  _globals['_LISTCONCEPTSETSRESPONSE']._serialized_start=1120
+  _globals['_LISTCONCEPTSETSRESPONSE']._serialized_end=1217
+  _globals['_GETCONCEPTSETREQUEST']._serialized_start=1219
+  _globals['_GETCONCEPTSETREQUEST']._serialized_end=1270
+  _globals['_GETCONCEPTSETRESPONSE']._serialized_start=1272
+  _globals['_GETCONCEPTSETRESPONSE']._serialized_end=1341
+  _globals['_UPDATECONCEPTSETREQUEST']._serialized_start=1343
+  _globals['_UPDATECONCEPTSETREQUEST']._serialized_end=1442
+  _globals['_CONCEPTCHANGE']._serialized_start=1444
+  _globals['_CONCEPTCHANGE']._serialized_end=1541
+  _globals['_UPDATECONCEPTSETRESPONSE']._serialized_start=1543
+  _globals['_UPDATECONCEPTSETRESPONSE']._serialized_end=1615
+  _globals['_DELETECONCEPTSETREQUEST']._serialized_start=1617
+  _globals['_DELETECONCEPTSETREQUEST']._serialized_end=1671
+  _globals['_DELETECONCEPTSETRESPONSE']._serialized_start=1673
+  _globals['_DELETECONCEPTSETRESPONSE']._serialized_end=1699
+  _globals['_CONCEPTSERVICE']._serialized_start=1702
+  _globals['_CONCEPTSERVICE']._serialized_end=2180
 # @@protoc_insertion_point(module_scope)

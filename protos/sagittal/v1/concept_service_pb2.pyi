@@ -23,6 +23,44 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class AnnotatedPart(_message.Message):
+    """Where a part of what an image shows is, as a person annotated it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    RIGHT_FIELD_NUMBER: _builtins.int
+    BOTTOM_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the part, such as "beak": the same on every image."""
+    left: _builtins.float
+    """Left edge, relative to the width of the image as it was sent: 0 to 1."""
+    top: _builtins.float
+    """Top edge, relative to the height."""
+    right: _builtins.float
+    """Right edge, beyond the left one."""
+    bottom: _builtins.float
+    """Bottom edge, below the top one."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        left: _builtins.float = ...,
+        top: _builtins.float = ...,
+        right: _builtins.float = ...,
+        bottom: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bottom", b"bottom", "left", b"left", "name", b"name", "right", b"right", "top", b"top"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnnotatedPart: _TypeAlias = AnnotatedPart  # noqa: Y015
+
+@_typing.final
 class FitConceptsRequest(_message.Message):
     """What to fit: the settings first, then images."""
 
@@ -30,6 +68,7 @@ class FitConceptsRequest(_message.Message):
 
     SETTINGS_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
+    ANNOTATED_PARTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def settings(self) -> Global___FitConceptsSettings:
         """What to fit."""
@@ -38,15 +77,22 @@ class FitConceptsRequest(_message.Message):
     def image(self) -> _tensor_pb2.Image:
         """An image to fit it to."""
 
+    @_builtins.property
+    def annotated_parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___AnnotatedPart]:
+        """Parts that are annotated on the image. Where images carry them, locality is measured: how many of them each
+        x-feature covers.
+        """
+
     def __init__(
         self,
         *,
         settings: Global___FitConceptsSettings | None = ...,
         image: _tensor_pb2.Image | None = ...,
+        annotated_parts: _abc.Iterable[Global___AnnotatedPart] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotated_parts", b"annotated_parts", "image", b"image", "part", b"part", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["settings", "image"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
@@ -72,6 +118,8 @@ class FitConceptsSettings(_message.Message):
     DEADLINE_FIELD_NUMBER: _builtins.int
     IMAGE_COUNT_FIELD_NUMBER: _builtins.int
     IMAGES_DIGEST_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ANNOTATIONS_DIGEST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the set. Required."""
     model: _builtins.str
@@ -90,6 +138,12 @@ class FitConceptsSettings(_message.Message):
     """Set by the service: how many images were sent."""
     images_digest: _builtins.str
     """Set by the service: SHA-256 over the images that were sent."""
+    request_id: _builtins.str
+    """Identifies this fit to its caller: the same settings and images under the same identifier give the same job, so
+    that a call whose answer was lost can be made again. Empty for none.
+    """
+    annotations_digest: _builtins.str
+    """Set by the service: SHA-256 over the annotated parts that were sent; empty where none were."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[_explanation_pb2.Target]:
         """Classes whose scores are predicted. At least one."""
@@ -117,10 +171,12 @@ class FitConceptsSettings(_message.Message):
         deadline: _duration_pb2.Duration | None = ...,
         image_count: _builtins.int = ...,
         images_digest: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        annotations_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "fit", b"fit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "deadline", b"deadline", "detach", b"detach", "fit", b"fit", "image_count", b"image_count", "images_digest", b"images_digest", "layer", b"layer", "model", b"model", "model_version", b"model_version", "name", b"name", "replace", b"replace", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations_digest", b"annotations_digest", "dataset", b"dataset", "deadline", b"deadline", "detach", b"detach", "fit", b"fit", "image_count", b"image_count", "images_digest", b"images_digest", "layer", b"layer", "model", b"model", "model_version", b"model_version", "name", b"name", "replace", b"replace", "request_id", b"request_id", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

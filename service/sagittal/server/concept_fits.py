@@ -4,11 +4,14 @@ import hashlib
 import re
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
+from sagittal.core.annotations import attachment_of, check_parts
 from sagittal.core.errors import InvalidRequest
 from sagittal.core.identity import new_job_id
 from sagittal.core.jobs import CachePolicy, Job, JobKind, Lane, NewJob
 from sagittal.core.targets import resolve_target
+from sagittal.core.validation import check_request_id
 from sagittal.runtime.queue import JobQueue
 from sagittal.server.access import Caller
 from sagittal.server.catalogue import Catalogue
@@ -22,6 +25,15 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
 Requests = AsyncIterator[concept_service_pb2.FitConceptsRequest]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A fit that a call asks for."""
+
+    job: NewJob
+    settings: concept_service_pb2.FitConceptsSettings
+    model: model_pb2.Model
+
+
 class ConceptFits:
     """Turns calls of FitConcepts into jobs."""
 
@@ -31,10 +43,8 @@ class ConceptFits:
         self._intake = intake
         self._limits = limits
 
-    async def accept(
-        self, requests: Requests, caller: Caller
-    ) -> tuple[Job, concept_service_pb2.FitConceptsSettings, model_pb2.Model]:
-        """Reads a call to the end of its images and queues the fit.
+    async def read(self, requests: Requests, caller: Caller) -> Asked:
+        """Reads a call to the end of its images, which are stored, and checks it.
 
         Raises:
             InvalidRequest: the settings are wrong, or there are too many images, or none.
@@ -63,12 +73,18 @@ class ConceptFits:
                 cache=CachePolicy.BYPASS,
                 estimated_evaluations=settings.image_count * (1 + settings.fit.views),
                 trace_context=caller.trace_context,
+                request_id=settings.request_id,
             )
-            accepted, _ = await self._intake.submit(job, model)
-            return accepted, settings, model
+            return Asked(job=job, settings=settings, model=model)
+
+    async def queue(self, asked: Asked) -> tuple[Job, bool]:
+        """Queues a fit that was read, and says whether it is new. Raises Overloaded."""
+        with self._intake.counting_refusals():
+            return await self._intake.submit(asked.job, asked.model)
 
     async def _check(self, settings: concept_service_pb2.FitConceptsSettings) -> model_pb2.Model:
         model = await self._catalogue.model(settings.model, settings.model_version, field="settings.model")
+        check_request_id(settings.request_id, "settings.request_id")
         if not _NAME.match(settings.name):
             text = "settings.name must be 1 to 64 letters, digits, dots, dashes or underscores"
             raise InvalidRequest(text, field="settings.name")
@@ -87,18 +103,25 @@ class ConceptFits:
 
     async def _attach(self, requests: Requests, settings: concept_service_pb2.FitConceptsSettings, job_id: str) -> None:
         """Stores the images as they come, and notes in the settings how many there are and what tells them apart."""
-        digest, count, size = hashlib.sha256(), 0, 0
+        digest, annotations, count, size = hashlib.sha256(), hashlib.sha256(), 0, 0
+        annotated = False
         async for request in requests:
             if request.WhichOneof("part") != "image":
                 raise InvalidRequest("the settings came twice; send them first, and then images", field="settings")
             part = request.image.SerializeToString(deterministic=True)
-            count, size = count + 1, size + len(part)
+            parts = _annotations(request, count)
+            count, size = count + 1, size + len(part) + len(parts)
             self._check_size(settings, count, size)
             digest.update(hashlib.sha256(part).digest())
             await self._queue.attach(job_id, str(count - 1), part)
+            annotations.update(hashlib.sha256(parts).digest())
+            if parts:
+                annotated = True
+                await self._queue.attach(job_id, attachment_of(count - 1), parts)
         if not settings.dataset and not count:
             raise InvalidRequest("no image came; send images after the settings, or name a dataset", field="image")
         settings.image_count, settings.images_digest = count, digest.hexdigest()
+        settings.annotations_digest = annotations.hexdigest() if annotated else ""
 
     def _check_size(self, settings: concept_service_pb2.FitConceptsSettings, count: int, size: int) -> None:
         if settings.dataset:
@@ -112,8 +135,17 @@ class ConceptFits:
             raise InvalidRequest(text, field="image")
 
 
+def _annotations(request: concept_service_pb2.FitConceptsRequest, number: int) -> bytes:
+    """Returns the annotated parts of an image as they are stored; empty for none."""
+    check_parts(request.annotated_parts, f"image {number}")
+    only = concept_service_pb2.FitConceptsRequest(annotated_parts=request.annotated_parts)
+    return only.SerializeToString(deterministic=True)
+
+
 async def _first(requests: Requests) -> concept_service_pb2.FitConceptsSettings:
     async for request in requests:
+        if request.annotated_parts:
+            raise InvalidRequest("the settings came with parts; they go with an image", field="annotated_parts")
         if request.WhichOneof("part") == "settings":
             return request.settings
         break

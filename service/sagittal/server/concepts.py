@@ -41,10 +41,13 @@ class ConceptServicer(concept_service_pb2_grpc.ConceptServiceServicer):
     async def FitConcepts(
         self, request_iterator: AsyncIterator[concept_service_pb2.FitConceptsRequest], context: Context
     ) -> AsyncGenerator[concept_service_pb2.FitConceptsResponse, None]:
-        """Fits a set; a dropped call cancels the job, unless detached."""
-        job, settings, model = await self._fits.accept(request_iterator, current_caller())
+        """Fits a set; a dropped call cancels the job that it made, unless detached."""
+        asked = await self._fits.read(request_iterator, current_caller())
+        settings, accepting = asked.settings, self._fits.queue(asked)
+        job, is_new = await (accepting if settings.detach else self._relay.accepted(accepting, rpc="FitConcepts"))
         structlog.contextvars.bind_contextvars(job_id=job.job_id)
-        events = self._relay.events(job) if settings.detach else self._relay.owned_events(job, rpc="FitConcepts")
+        owned = is_new and not settings.detach
+        events = self._relay.owned_events(job, rpc="FitConcepts") if owned else self._relay.events(job)
         last = ""
         async with aclosing(events):
             async for event in events:
@@ -55,7 +58,8 @@ class ConceptServicer(concept_service_pb2_grpc.ConceptServiceServicer):
         if last == "completed":
             request = concept_service_pb2.GetConceptSetRequest(model=settings.model, name=settings.name)
             described = concept_pb2.ConceptSet()
-            await self._ask(JobKind.CONCEPT_SET, model, request, described, "FitConcepts", self._limits.answer_deadline)
+            seconds = self._limits.answer_deadline
+            await self._ask(JobKind.CONCEPT_SET, asked.model, request, described, "FitConcepts", seconds)
             yield concept_service_pb2.FitConceptsResponse(concept_set=described)
 
     async def ListConceptSets(

@@ -168,7 +168,7 @@ def test_a_method_that_is_not_defined_for_the_layers_is_told_before_it_is_asked_
 
 
 def test_registered_layers_are_read_by_default_and_must_be_there(make):
-    described = describe_model(make(layers={"spatial": "features.0", "features": "head"}))
+    described = describe_model(make(layers={"spatial": "features.0", "features": "flat"}))
     defaults = {
         method.name: parameter.default.string_value
         for method in described.methods

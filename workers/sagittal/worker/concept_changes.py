@@ -52,7 +52,8 @@ def _mark(described: concept_pb2.ConceptSet, change: concept_service_pb2.Concept
 def _check_index(described: concept_pb2.ConceptSet, index: int, field: str) -> None:
     if index >= len(described.concepts):
         last = len(described.concepts) - 1
-        raise InvalidRequest(f"{field} is {index}; {described.name!r} has x-features 0 to {last}", field=field)
+        text = f"{field} is {index}; {described.name!r} has x-features 0 to {last} (x1 to x{last + 1})"
+        raise InvalidRequest(text, field=field)
 
 
 _CHANGES: Mapping[str, Callable[[concept_pb2.ConceptSet, concept_service_pb2.ConceptChange, str], None]] = {

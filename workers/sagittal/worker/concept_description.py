@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from sagittal.core.tensors import tensor_of
-from sagittal.explain.concepts import SRAE, ConceptFit, FitSettings, FittedConcepts, Shown, XFeature
+from sagittal.explain.concepts import SRAE, ConceptFit, FitSettings, FittedConcepts, Shown, entropy
 from sagittal.models.entry import Preprocessing
 from sagittal.models.loaded import LoadedModel
 from sagittal.v1 import concept_pb2, concept_service_pb2, explanation_pb2, tensor_pb2
@@ -46,8 +46,8 @@ def describe_fit(
         targets=[explanation_pb2.Target(index=index) for index in fit.fitted.targets],
         target_labels=[_label(index, loaded.labels) for index in fit.fitted.targets],
         concepts=[
-            _concept(index, one, weights[index], loaded.entry.preprocessing, names)
-            for index, one in enumerate(fit.x_features)
+            _concept(index, fit, weights[index], loaded.entry.preprocessing, names)
+            for index in range(len(fit.x_features))
         ],
         metrics=_metrics(fit),
         warnings=[explanation_pb2.Warning(reason=one.reason, message=one.message) for one in fit.notices],
@@ -114,12 +114,17 @@ def _metrics(fit: ConceptFit) -> concept_pb2.ConceptMetrics:
         held_out=quality.images,
         class_agreement=quality.class_agreement,
         stability=fit.stability,
+        locality=fit.locality.mean_entropy,
+        parts_covered=fit.locality.parts_covered,
+        annotated=fit.locality.images,
     )
 
 
 def _concept(
-    index: int, one: XFeature, weights: Tensor, preprocessing: Preprocessing, names: Sequence[str]
+    index: int, fit: ConceptFit, weights: Tensor, preprocessing: Preprocessing, names: Sequence[str]
 ) -> concept_pb2.Concept:
+    one = fit.x_features[index]
+    shares = fit.locality.shares[index] if fit.locality.shares else {}
     return concept_pb2.Concept(
         index=index,
         mean_contribution=one.mean_contribution,
@@ -131,6 +136,8 @@ def _concept(
         spread=one.spread,
         target=one.target,
         examples=[_example(shown, preprocessing, names) for shown in one.shown],
+        parts=[concept_pb2.PartShare(name=name, share=share) for name, share in shares.items()],
+        locality=entropy(shares) if shares else None,
     )
 
 

@@ -3,16 +3,17 @@
 import hashlib
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
 from sagittal.core.errors import InvalidRequest
-from sagittal.core.images import ImageLimits
-from sagittal.explain.concepts import Read
+from sagittal.core.images import ImageLimits, decode
+from sagittal.explain.concepts import Box, Read
 from sagittal.models.loaded import LoadedModel
-from sagittal.v1 import tensor_pb2
+from sagittal.models.preprocessing import visible_box
+from sagittal.v1 import concept_service_pb2, tensor_pb2
 from sagittal.worker.questions import read_image
 
 #: Images of a batch, and batches that are read ahead.
@@ -20,6 +21,14 @@ BATCH, AHEAD = 8, 3
 
 #: Files that count as images in a dataset.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+
+
+Annotations = Callable[[int], Sequence[concept_service_pb2.AnnotatedPart]]
+
+
+def no_annotations(_index: int) -> Sequence[concept_service_pb2.AnnotatedPart]:
+    """Annotates nothing."""
+    return ()
 
 
 class ReadImages:
@@ -32,6 +41,7 @@ class ReadImages:
         digest: str,
         loaded: LoadedModel,
         limits: ImageLimits,
+        annotations: Annotations = no_annotations,
     ) -> None:
         """Reads nothing yet.
 
@@ -41,12 +51,14 @@ class ReadImages:
             digest: Tells this set from others.
             loaded: The model whose preprocessing they pass through.
             limits: Of each picture.
+            annotations: Returns the annotated parts of an image by its place in the set.
         """
         self.digest = digest
         self._fetch = fetch
         self._count = count
         self._loaded = loaded
         self._limits = limits
+        self._annotations = annotations
         self._ahead: queue.Queue[Sequence[Read] | Exception] = queue.Queue(AHEAD)
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -80,6 +92,28 @@ class ReadImages:
         except OSError as error:
             return Read(index, fault=f"cannot be read: {error.strerror}")
 
+    def parts(self, index: int) -> Mapping[str, Box]:
+        """Returns where the annotated parts of an image are in what the model sees of it; none that it does not see."""
+        annotated = self._annotations(index)
+        if not annotated or (seen := self._seen(index)) is None:
+            return {}
+        boxes = {part.name: _within(part, seen) for part in annotated}
+        return {name: box for name, box in boxes.items() if box[0] < box[2] and box[1] < box[3]}
+
+    def _seen(self, index: int) -> Box | None:
+        """Returns what the model sees of an image, relative to its size; None where the image cannot be read."""
+        image = tensor_pb2.Image()
+        try:
+            image.ParseFromString(self._fetch(index))
+            if image.WhichOneof("source") == "model_input":
+                return 0.0, 0.0, 1.0, 1.0
+            shape = decode(image, self._limits, field=f"image {index}").shape[:2]
+        except (InvalidRequest, DecodeError, OSError):
+            return None  # it is among the images that are listed as skipped
+        left, top, right, bottom = visible_box(shape, self._loaded.entry.preprocessing)
+        height, width = shape
+        return left / width, top / height, right / width, bottom / height
+
     def close(self) -> None:
         """Stops reading ahead."""
         self._closed.set()
@@ -102,6 +136,19 @@ class ReadImages:
                 continue
             return True
         return False
+
+
+def _within(part: concept_service_pb2.AnnotatedPart, seen: Box) -> Box:
+    """Returns where a part is in what the model sees, cut at its edges."""
+    left, top, right, bottom = seen
+
+    def across(edge: float) -> float:
+        return min(1.0, max(0.0, (edge - left) / (right - left)))
+
+    def down(edge: float) -> float:
+        return min(1.0, max(0.0, (edge - top) / (bottom - top)))
+
+    return across(part.left), down(part.top), across(part.right), down(part.bottom)
 
 
 def files_of(directory: Path) -> Sequence[Path]:

@@ -17,9 +17,10 @@ from sagittal.explain.seam import Notice, Steps
 from sagittal.models.loaded import LoadedModel
 from sagittal.v1 import concept_pb2, concept_service_pb2, explanation_pb2
 from sagittal.worker.checkpoints import unpack
+from sagittal.worker.concept_annotations import annotations_of, sent_annotations
 from sagittal.worker.concept_changes import apply_changes
 from sagittal.worker.concept_description import describe_fit, fitted_concepts
-from sagittal.worker.concept_images import ReadImages, digest_of, file_message, files_of
+from sagittal.worker.concept_images import ReadImages, digest_of, file_message, files_of, no_annotations
 from sagittal.worker.concept_settings import ConceptSettings
 from sagittal.worker.concept_store import ConceptStore, StoredFeatures
 
@@ -128,7 +129,9 @@ def _images(
                 raise FailedPrecondition("the images of this fit are no longer kept: send them again", field="image")
             return part
 
-        return _Images(images=ReadImages(sent, request.image_count, request.images_digest, loaded, limits), names=())
+        annotations = sent_annotations(shelf.attachment, job_id) if request.annotations_digest else no_annotations
+        images = ReadImages(sent, request.image_count, request.images_digest, loaded, limits, annotations)
+        return _Images(images=images, names=())
     directory = shelf.settings.datasets.get(request.dataset)
     if directory is None:
         known = ", ".join(sorted(shelf.settings.datasets)) or "none"
@@ -139,10 +142,16 @@ def _images(
 
 def _dataset(directory: Path, loaded: LoadedModel, limits: ImageLimits) -> _Images:
     files = files_of(directory)
+    names = [path.relative_to(directory).as_posix() for path in files]
     images = ReadImages(
-        lambda index: file_message(files[index]), len(files), digest_of(files, directory), loaded, limits
+        lambda index: file_message(files[index]),
+        len(files),
+        digest_of(files, directory),
+        loaded,
+        limits,
+        annotations_of(directory, names),
     )
-    return _Images(images=images, names=[str(path.relative_to(directory)) for path in files])
+    return _Images(images=images, names=names)
 
 
 def with_concepts(

@@ -1,6 +1,7 @@
 """A whole fit on a model: features through the engine, what it is worth, what is shown; and bad input."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from sagittal.explain.concepts import Concepts, GivenImages, Read, UnfitImages
 from sagittal.explain.concepts.features import flat
 from sagittal.explain.concepts.heatmaps import METHODS, winning_features
-from sagittal.explain.concepts.quality import locality
+from sagittal.explain.concepts.locality import entropy, mean_shares, spread_over
 from sagittal.explain.parameters import InvalidParameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.seam import Checkpoint, ConceptContribution, ConceptPrediction, Progress, Subject
@@ -204,9 +205,51 @@ def test_flat_features_are_channels_averaged_over_places():
     assert flat(output, (30, 40)).tolist() == [[5.5, 17.5]]
 
 
-def test_locality_counts_the_parts_that_a_heatmap_covers():
-    left, right = (0, 0, 4, 8), (4, 0, 8, 8)
-    one, both = torch.zeros(8, 8), torch.ones(8, 8)
-    one[:, :4] = 1
-    assert locality([one], [(left, right)], 8) == pytest.approx(0, abs=1e-5)
-    assert locality([both, both], [(left, right)] * 2, 8) == pytest.approx(0.6931, abs=1e-3)
+def test_the_mass_of_a_heatmap_is_cut_up_among_the_parts_and_what_lies_on_none_does_not_count():
+    heat = torch.zeros(4, 4)
+    heat[:2, :2], heat[:2, 2:], heat[2:] = 3, 1, 8
+    parts = {"left": (0.0, 0.0, 0.4, 0.4), "right": (0.6, 0.0, 1.0, 0.4)}
+    assert spread_over(heat, parts) == pytest.approx({"left": 0.75, "right": 0.25}, abs=0.02)
+    assert spread_over(torch.zeros(4, 4), parts) == {}
+
+
+def test_the_entropy_of_shares_counts_the_parts():
+    assert entropy({"beak": 1.0}) == 0
+    assert math.exp(entropy(dict.fromkeys("abcd", 0.25))) == pytest.approx(4)
+    shares = mean_shares([{"a": 0.2, "b": 0.8}, {}, {"b": 1.0}])
+    assert list(shares.items()) == [("b", pytest.approx(0.9)), ("a", pytest.approx(0.1))]
+
+
+def test_an_x_feature_that_reads_the_left_half_covers_one_of_two_parts(pictures, fit_images):
+    halves = {"left": (0.0, 0.0, 0.5, 1.0), "right": (0.5, 0.0, 1.0, 1.0)}
+    source = GivenImages(pictures, parts=dict.fromkeys(range(0, 60, 2), halves))
+    looks_left = LooksLeft().eval().requires_grad_(False)
+    fit, _ = fit_images(looks_left, pictures, source=source, settings={"concepts": 1, "beta": 0.0})
+    assert 0 < fit.locality.images < fit.quality.images
+    (shares,) = fit.locality.shares
+    assert next(iter(shares)) == "left"
+    assert fit.locality.parts_covered == pytest.approx(math.exp(fit.locality.mean_entropy))
+    assert fit.locality.parts_covered < 1.9
+
+
+def test_without_annotations_there_is_no_locality(sees_colours, pictures, fit_images):
+    fit, _ = fit_images(sees_colours, pictures)
+    assert fit.locality.mean_entropy is fit.locality.parts_covered is None
+    assert not fit.notices
+
+
+def test_annotations_of_images_that_are_not_held_out_say_so(sees_colours, pictures, fit_images):
+    fit, _ = fit_images(sees_colours, pictures)
+    fitted_only = next(
+        index
+        for index in range(60)
+        if not fit_images(sees_colours, pictures, source=_annotated(pictures, index))[0].locality.images
+    )
+    fit, _ = fit_images(sees_colours, pictures, source=_annotated(pictures, fitted_only))
+    (notice,) = fit.notices
+    assert notice.reason == "LOCALITY_NOT_MEASURED"
+    assert "none of the 12 images that were held out has annotated parts" in notice.message
+
+
+def _annotated(pictures, index):
+    return GivenImages(pictures, parts={index: {"all": (0.0, 0.0, 1.0, 1.0)}})

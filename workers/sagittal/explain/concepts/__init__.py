@@ -4,15 +4,18 @@ Useful alone: `fit_concepts(FitQuestion(...))` and `Concepts(fitted=...)` run on
 """
 
 from sagittal.explain.concepts.explaining import Concepts
-from sagittal.explain.concepts.features import FeatureCache, GivenImages, ImageSet, Read
-from sagittal.explain.concepts.fit import ConceptFit, FitQuestion, Shown, UnfitImages, XFeature, fit_concepts
+from sagittal.explain.concepts.features import Box, FeatureCache, GivenImages, ImageSet, Read, UnfitImages
+from sagittal.explain.concepts.fit import ConceptFit, FitQuestion, fit_concepts
 from sagittal.explain.concepts.fitted import FittedConcepts
+from sagittal.explain.concepts.locality import Locality, entropy
 from sagittal.explain.concepts.quality import Quality
 from sagittal.explain.concepts.settings import FitSettings
 from sagittal.explain.concepts.srae import SRAE
+from sagittal.explain.concepts.view import Shown, XFeature
 
 __all__ = [
     "SRAE",
+    "Box",
     "ConceptFit",
     "Concepts",
     "FeatureCache",
@@ -21,10 +24,12 @@ __all__ = [
     "FittedConcepts",
     "GivenImages",
     "ImageSet",
+    "Locality",
     "Quality",
     "Read",
     "Shown",
     "UnfitImages",
     "XFeature",
+    "entropy",
     "fit_concepts",
 ]

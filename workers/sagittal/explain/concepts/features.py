@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,14 @@ SMALLEST_VIEW = 0.25
 
 LARGEST_VIEW = 0.95
 """Largest side of a random crop, relative to the image's."""
+
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom edge, relative to the size of an image: 0 to 1."""
+
+
+class UnfitImages(Exception):
+    """The images do not allow a fit; the message says what is wrong and what to do."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,15 +65,22 @@ class ImageSet(Protocol):
         """Returns one image, out of turn."""
         ...
 
+    def parts(self, index: int) -> Mapping[str, Box]:
+        """Returns where annotated parts are in an image as the model takes it, by name; none where none are."""
+        ...
+
 
 class GivenImages:
     """Images that lie in memory."""
 
     digest = ""
 
-    def __init__(self, images: Tensor, *, batch: int = 16) -> None:
-        """Takes images (n, 3, height, width), as the model takes them."""
+    def __init__(
+        self, images: Tensor, *, batch: int = 16, parts: Mapping[int, Mapping[str, Box]] = MappingProxyType({})
+    ) -> None:
+        """Takes images (n, 3, height, width), as the model takes them, and parts by the image's place and by name."""
         self._images = images
+        self._parts = parts
         self._batch = batch
         self._next = 0
 
@@ -84,6 +100,10 @@ class GivenImages:
     def read(self, index: int) -> Read:
         """Returns one image."""
         return Read(index, self._images[index])
+
+    def parts(self, index: int) -> Mapping[str, Box]:
+        """Returns the annotated parts of an image."""
+        return self._parts.get(index, {})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -240,7 +260,7 @@ def _read_off(
     for start in range(0, len(seen), rows):
         some = seen[start : start + rows]
 
-        def call(view: ModelView, some: Sequence[Tensor] = some) -> tuple[Tensor, Tensor]:
+        def call(view: ModelView, some: list[Tensor] = some) -> tuple[Tensor, Tensor]:
             with torch.no_grad():
                 features, _, outputs = layer_features(view.module, layer, torch.stack(some))
             return features.float(), outputs.float()

@@ -1,7 +1,7 @@
 """The whole fit: features, training, what it is worth, and the global view of each x-feature."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,33 +13,26 @@ from sagittal.explain.concepts.features import (
     ImageSet,
     NoCache,
     Read,
+    UnfitImages,
     extract,
     find_layer,
 )
 from sagittal.explain.concepts.fitted import FittedConcepts
-from sagittal.explain.concepts.heatmaps import excitation
-from sagittal.explain.concepts.mixture import agreement, find_mixture
+from sagittal.explain.concepts.locality import Locality, measure_locality
 from sagittal.explain.concepts.quality import Quality, measure, stability
 from sagittal.explain.concepts.settings import FitSettings
 from sagittal.explain.concepts.srae import SRAE, TINY
 from sagittal.explain.concepts.training import Examples, Share, train
-from sagittal.explain.layers import Unsupported
+from sagittal.explain.concepts.view import XFeature, view_x_features
 from sagittal.explain.parameters import InvalidParameter
 from sagittal.explain.problem import derive_seed
-from sagittal.explain.seam import Inspect, ModelView, Notice, Progress, Steps, Subject
+from sagittal.explain.seam import Inspect, ModelView, Notice, Steps, Subject
 
 HELD_OUT = 0.2
 """Share of the images that quality is measured on, and the fit never sees."""
 
-SHOWN = 6
-"""Images shown of each x-feature, in each of its groups where it is mixed."""
-
-EXTRACTION, TRAINING = 0.5, 0.9
-"""Shares of the progress at which features are extracted, and all fits have ended."""
-
-
-class UnfitImages(Exception):
-    """The images do not allow a fit; the message says what is wrong and what to do."""
+EXTRACTION, TRAINING, VIEWED = 0.5, 0.9, 0.97
+"""Shares of the progress at which features are extracted, all fits have ended, and examples are found."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,40 +55,6 @@ class FitQuestion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Shown:
-    """An image that excites an x-feature."""
-
-    index: int
-    """Its place in the set."""
-    value: float
-    group: int
-    """Which group of images it belongs to; 0 unless the x-feature is mixed."""
-    image: Tensor
-    """As the model takes it."""
-    heatmap: Tensor | None
-    """Where the x-feature looks; None where excitation backpropagation cannot tell."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class XFeature:
-    """The global view of an x-feature."""
-
-    mean_contribution: float
-    """To the output of the target that it moves most, over all images."""
-    contribution_spread: float
-    """Standard deviation of it."""
-    target: int
-    """That target, by its place among the targets."""
-    mean: float
-    spread: float
-    """Of its value over all images."""
-    agreement: float
-    """How alike its exciting images are in feature space, -1 to 1."""
-    mixed: bool
-    shown: Sequence[Shown]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ConceptFit:
     """A fit with all that is said of it."""
 
@@ -104,6 +63,8 @@ class ConceptFit:
     quality: Quality
     stability: float | None
     """Mean absolute correlation of its x-features with those of fits from other seeds; None with one seed."""
+    locality: Locality
+    """How x-features spread over annotated parts, on held-out images."""
     skipped: Sequence[Read]
     """Images that could not be read."""
     images: int
@@ -131,34 +92,45 @@ def fit_concepts(question: FitQuestion) -> Steps:
         until=EXTRACTION,
     )
     data = _of_targets(extracted, question.targets)
-    _check(data, extracted, settings, len(question.images))
+    _check(data, extracted, settings, question.images)
     training, held_out = _split(len(extracted.kept), settings.seed)
     fits: list[SRAE] = []
     states = dict(question.restored)
     for number in range(settings.seeds):
         fit: SRAE = yield from _train(question, data, training, number, states)
         fits.append(fit)
-    srae = fits[0]
-    originals = _originals(data)
-    quality = measure(srae, originals.rows(held_out))
+    seen = _Seen(data=data, kept=extracted.kept, training=training, held_out=held_out)
+    return (yield from _judge(question, layer, fits, seen, subject))
+
+
+def _judge(question: FitQuestion, layer: str, fits: Sequence[SRAE], seen: "_Seen", subject: Subject) -> Steps:
+    """Returns the ConceptFit of networks that are fitted, of which the first is kept."""
+    images, settings = question.images, question.settings
+    originals = _originals(seen.data)
+    quality = measure(fits[0], originals.rows(seen.held_out))
     values = [fit.encode(originals.features) for fit in fits]
     fitted = FittedConcepts(
         layer=layer,
         targets=tuple(question.targets),
-        srae=srae,
+        srae=fits[0],
         error=quality.faithfulness_error,
         spread=tuple(values[0].std(0).tolist()),
     )
-    notices = _notices(quality, len(training) * (1 + settings.views), data.features.shape[2])
-    x_features, found = yield from _global_view(question, fitted, originals, extracted.kept, values[0], subject)
+    x_features, found = yield from view_x_features(
+        images, fitted, originals, seen.kept, seed=settings.seed, share=Share(TRAINING, VIEWED), subject=subject
+    )
+    apart = seen.kept[seen.held_out].tolist()
+    local, unmeasured = yield from measure_locality(images, apart, fitted, share=Share(VIEWED, 1), subject=subject)
+    rows, width = len(seen.training) * (1 + settings.views), seen.data.features.shape[2]
     return ConceptFit(
         fitted=fitted,
         x_features=x_features,
         quality=quality,
         stability=stability(values),
-        skipped=_skipped(question.images, extracted.kept),
-        images=len(extracted.kept),
-        notices=[*notices, *found],
+        locality=local,
+        skipped=_skipped(images, seen.kept),
+        images=len(seen.kept),
+        notices=[*_notices(quality, rows, width), *found, *unmeasured],
     )
 
 
@@ -201,6 +173,17 @@ class _Views:
     outputs: Tensor
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Seen:
+    """Images as the model sees them, and which of them were fitted."""
+
+    data: _Views
+    kept: Tensor
+    """The place of each in the set."""
+    training: Tensor
+    held_out: Tensor
+
+
 def _of_targets(extracted: Extracted, targets: Sequence[int]) -> _Views:
     if not len(extracted.kept):
         return _Views(extracted.features, extracted.outputs)
@@ -216,11 +199,16 @@ def _originals(data: _Views) -> Examples:
     return Examples(data.features[:, 0], data.outputs[:, 0])
 
 
-def _check(data: _Views, extracted: Extracted, settings: FitSettings, sent: int) -> None:
+def _check(data: _Views, extracted: Extracted, settings: FitSettings, images: ImageSet) -> None:
     count = len(extracted.kept)
     needed = settings.concepts + max(2, round(HELD_OUT * (settings.concepts + 2)))
     if count < needed:
-        unreadable = f" ({sent - count} of {sent} could not be read)" if sent > count else ""
+        unreadable = ""
+        if count < len(images):
+            first = _skipped(images, extracted.kept)[0]
+            unreadable = (
+                f" ({len(images) - count} of {len(images)} could not be read; image {first.index}: {first.fault})"
+            )
         raise UnfitImages(
             f"there are {count} images{unreadable}; {settings.concepts} x-features need at least {needed}, and "
             "hundreds make a good fit: send more images, or ask for fewer x-features"
@@ -260,76 +248,3 @@ def _notices(quality: Quality, rows: int, width: int) -> Sequence[Notice]:
             )
         )
     return notices
-
-
-def _global_view(
-    question: FitQuestion, fitted: FittedConcepts, data: Examples, kept: Tensor, values: Tensor, subject: Subject
-) -> Steps:
-    """Returns the global view of each x-feature, and notices."""
-    weights = fitted.srae.weights()
-    centred = data.features - data.features.mean(0)
-    x_features: list[XFeature] = []
-    notices: list[Notice] = []
-    missing: list[str] = []
-    for index in range(values.shape[1]):
-        mixture = find_mixture(values[:, index], data.features, seed=derive_seed(question.settings.seed, "mix", index))
-        shown: list[Shown] = []
-        for place, group in _chosen(mixture.exciting, mixture.groups, mixed=mixture.mixed):
-            position = int(kept[place])
-            value = float(values[place, index])
-            one = Shown(index=position, value=value, group=group, image=subject.image, heatmap=None)
-            shown.append((yield from _show(question, fitted, index, one, subject, missing)))
-        target = int(weights[index].abs().argmax())
-        parts = values[:, index] * weights[index, target]
-        x_features.append(
-            XFeature(
-                mean_contribution=float(parts.mean()),
-                contribution_spread=float(parts.std()),
-                target=target,
-                mean=float(values[:, index].mean()),
-                spread=float(values[:, index].std()),
-                agreement=agreement(centred[mixture.exciting]),
-                mixed=mixture.mixed,
-                shown=shown,
-            )
-        )
-        if mixture.mixed:
-            notices.append(_mixed_notice(index, mixture.groups))
-        yield Progress(TRAINING + (1 - TRAINING) * (index + 1) / values.shape[1], phase="examples")
-    if missing:
-        notices.append(Notice("CONCEPT_HEATMAPS_MISSING", f"The images are shown without heatmaps: {missing[0]}"))
-    return x_features, notices
-
-
-def _chosen(exciting: Tensor, groups: Tensor, *, mixed: bool) -> Sequence[tuple[int, int]]:
-    """Returns the most exciting images of each group, with the group."""
-    pairs = list(zip(exciting.tolist(), groups.tolist(), strict=True))
-    return [pair for group in range(1 + mixed) for pair in [p for p in pairs if p[1] == group][:SHOWN]]
-
-
-def _show(
-    question: FitQuestion, fitted: FittedConcepts, index: int, shown: Shown, subject: Subject, missing: list[str]
-) -> Steps:
-    """Returns an example with its image and where the x-feature looks in it."""
-
-    def call(view: ModelView) -> Shown:
-        image = question.images.read(shown.index).image
-        if image is None:
-            raise UnfitImages(f"image {shown.index} can no longer be read: send the images again")
-        seen = replace(view, subject=replace(view.subject, image=image))
-        try:
-            return replace(shown, image=image, heatmap=excitation(seen, fitted, index))
-        except Unsupported as error:
-            missing.append(str(error))
-            return replace(shown, image=image)
-
-    return (yield Inspect(subject=subject, call=call, evaluations=3, gradient_evaluations=1))
-
-
-def _mixed_notice(index: int, groups: Tensor) -> Notice:
-    first, second = int((groups == 0).sum()), int((groups == 1).sum())
-    return Notice(
-        "CONCEPT_MIXED",
-        f"x-feature {index} may stand for two unrelated things: the images that excite it most fall into two groups "
-        f"({first} and {second} images), which are shown apart. Read it as one or the other.",
-    )

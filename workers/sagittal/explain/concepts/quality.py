@@ -1,6 +1,5 @@
 """How good an explanation network is, measured on images that it was not fitted to."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,30 +83,6 @@ def _matched(first: Tensor, second: Tensor) -> float:
 def correlation_matrix(first: Tensor, second: Tensor) -> Tensor:
     """Returns Pearson's correlations of the columns of (images, n) and (images, m), 0 for constant ones."""
     return _standard(first).T @ _standard(second) / len(first)
-
-
-def locality(heatmaps: Sequence[Tensor], parts: Sequence[Sequence[tuple[int, int, int, int]]], size: int) -> float:
-    """Returns the entropy of an x-feature's heatmaps over annotated parts, in nats; `exp` of it is the parts covered.
-
-    Args:
-        heatmaps: Of the x-feature on several images, any size each, not negative.
-        parts: Boxes (left, top, right, bottom) of the same parts in the same order on each image, in pixels; one
-            without an area is not to be seen there.
-        size: Side of the images in pixels.
-
-    Returns:
-        0 where a single part has all; NaN where no heatmap touches a part.
-    """
-    mass = torch.zeros(len(parts[0]))
-    for saliency, boxes in zip(heatmaps, parts, strict=True):
-        large = torch.nn.functional.interpolate(saliency[None, None].float().cpu(), size=(size, size), mode="bilinear")
-        shares = torch.stack([large[0, 0, top:bottom, left:right].sum() for left, top, right, bottom in boxes])
-        if float(shares.sum()) > 0:
-            mass += shares / shares.sum()
-    if float(mass.sum()) == 0:
-        return math.nan
-    share = mass / mass.sum()
-    return float(-(share * share.clamp(min=TINY).log()).sum())
 
 
 def _correlations(first: Tensor, second: Tensor) -> Sequence[float]:
