@@ -1,5 +1,6 @@
 """`sagittal concepts fit`, `list`, `show`, `name` and `delete`."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ from sagittal.cli.explain import DEFAULT_MODEL
 from sagittal.cli.failures import USAGE, Failure
 from sagittal.cli.report import dump
 from sagittal.client import Client, ConceptSet, FitProgress, XFeature
+
+#: Share of the whole after which a fit is heard of again.
+STRIDE = 0.05
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
@@ -36,25 +40,35 @@ def concepts() -> None:
 @click.option("--eta", type=click.FloatRange(0), help="Weight of the pull-away term.")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the images.")
 @click.option("--views", type=click.IntRange(0, 64), default=0, help="Random crops of each image, for small sets.")
+@click.option(
+    "--parts",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help='JSON file with annotated parts of pictures, to measure locality: {"a.jpg": {"beak": [left, top, right, '
+    "bottom]}}, edges from 0 to 1.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
 @click.option("--replace", is_flag=True, help="Replaces a set of the same name.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Directory for contact sheets.")
 @connected
 def fit(
     client: Client, *, name: str, images: Sequence[Path], model: str, targets: Sequence[str], dataset: str, layer: str,
-    count: int, output: Path | None, **settings: Any,
+    count: int, parts: Path | None, output: Path | None, **settings: Any,
 ) -> None:  # fmt: skip
     """Fits the concept set NAME to IMAGES: files, or directories of pictures."""
     files = _files(images)
     if bool(files) == bool(dataset):
         raise Failure("give pictures, or the --dataset of the workers, and not both", USAGE)
+    if parts is not None and dataset:
+        raise Failure("--parts goes with pictures; the parts of a dataset lie in it, as parts.json", USAGE)
     given = {key: value for key, value in settings.items() if value is not None}
+    if parts is not None:
+        given["parts"] = read_parts(parts, list(files.values()))
     found = client.concepts.fit(
-        files,
+        list(files),
         name=name,
         model=model,
         targets=[int(target) if target.isdecimal() else target for target in targets],
-        on_progress=_say,
+        on_progress=Teller().say,
         layer=layer,
         dataset=dataset,
         concepts=count,
@@ -62,7 +76,7 @@ def fit(
     )
     click.echo("\n".join(_described(found)))
     for index, file, reason in found.skipped:
-        click.echo(f"skipped {file or files[index]}: {reason}", err=True)
+        click.echo(f"skipped {file or list(files)[index]}: {reason}", err=True)
     _write_sheets(found, output)
 
 
@@ -134,15 +148,49 @@ def delete(client: Client, *, name: str, model: str) -> None:
     click.echo(f"deleted {name}")
 
 
-def _files(images: Sequence[Path]) -> Sequence[Path]:
-    """Returns the pictures that are named, those of directories by name."""
-    found: list[Path] = []
+def _files(images: Sequence[Path]) -> dict[Path, str]:
+    """Returns the pictures that are given, those of directories by name, with what each is called in annotations."""
+    found: dict[Path, str] = {}
     for path in images:
-        inside = (
-            sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        )
-        found.extend(inside)
+        if not path.is_dir():
+            found[path] = path.name
+            continue
+        inside = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES)
+        found |= {each: each.relative_to(path).as_posix() for each in inside}
     return found
+
+
+def read_parts(path: Path, names: Sequence[str]) -> list[dict[str, tuple[float, float, float, float]]]:
+    """Returns the annotated parts of each picture. Raises Failure where the file makes no sense."""
+    try:
+        listed = json.loads(path.read_text())
+    except ValueError as error:
+        raise Failure(f"--parts {path} is no JSON: {error}", USAGE) from error
+    if not isinstance(listed, dict) or not all(isinstance(parts, dict) for parts in listed.values()):
+        raise Failure(f"--parts {path} must hold an object with the parts of each picture by its file", USAGE)
+    unknown = sorted(set(listed) - set(names))
+    if unknown:
+        raise Failure(f"--parts {path} names {unknown[0]!r}, which is none of the pictures", USAGE)
+    for name, parts in listed.items():
+        for part, box in parts.items():
+            if not (isinstance(box, list) and len(box) == 4 and all(isinstance(edge, int | float) for edge in box)):
+                text = f"--parts {path}: {part!r} of {name!r} must be [left, top, right, bottom], each from 0 to 1"
+                raise Failure(text, USAGE)
+    return [{part: tuple(box) for part, box in listed.get(name, {}).items()} for name in names]
+
+
+class Teller:
+    """Says how a fit goes: each phase as it begins, and every few percent of it."""
+
+    def __init__(self) -> None:
+        self._said = ("", 0.0)
+
+    def say(self, progress: FitProgress) -> None:
+        """Says it, unless as much was said before."""
+        phase, fraction = self._said
+        if progress.phase != phase or progress.fraction >= min(fraction + STRIDE, 1.0):
+            self._said = progress.phase, progress.fraction
+            _say(progress)
 
 
 def _say(progress: FitProgress) -> None:
@@ -167,6 +215,11 @@ def _described(found: ConceptSet) -> list[str]:
         + ("" if quality.class_agreement is None else f", same class {quality.class_agreement:.0%}"),
         f"  pull-away {quality.orthogonality:.4f}, rebuilt {quality.reconstructed_share:.0%}{stability}",
     ]
+    if quality.parts_covered is not None:
+        lines.append(
+            f"  locality {quality.locality:.2f}: {quality.parts_covered:.1f} parts covered, on {quality.annotated} "
+            "annotated images"
+        )
     lines += [_line(concept) for concept in found.concepts]
     return lines + [f"  warning {reason}: {message}" for reason, message in found.warnings]
 
@@ -176,8 +229,14 @@ def _line(concept: XFeature) -> str:
     return (
         f"  x{concept.index + 1}  {concept.name or '-':<20}  contribution {concept.mean_contribution:+8.3f} "
         f"± {concept.contribution_spread:.3f}  agreement {concept.agreement:5.2f}"
-        f"{'  MIXED' if concept.mixed else ''}{merged}"
+        f"{'  MIXED' if concept.mixed else ''}{merged}{_looks_at(concept)}"
     )
+
+
+def _looks_at(concept: XFeature) -> str:
+    """Says which annotated parts an x-feature looks at most; nothing without annotations."""
+    largest = ", ".join(f"{name} {share:.0%}" for name, share in concept.parts[:3])
+    return f"  looks at {largest}" if largest else ""
 
 
 def _json(found: ConceptSet) -> dict[str, Any]:
@@ -200,6 +259,8 @@ def _json(found: ConceptSet) -> dict[str, Any]:
                 "mixed": each.mixed,
                 "merged_into": each.merged_into,
                 "weights": list(each.weights),
+                "parts": dict(each.parts),
+                "locality": each.locality,
             }
             for each in found.concepts
         ],

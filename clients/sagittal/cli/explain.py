@@ -145,6 +145,11 @@ def tell(explanation: Explanation, directory: Path | None, files: Mapping[str, s
     if explanation.sufficient_sets:
         smallest = min(len(each.patches.patches) for each in explanation.sufficient_sets)
         click.echo(f"{len(explanation.sufficient_sets)} sufficient sets, the smallest of {smallest} patches")
+    said = explanation.concept_prediction
+    if said is not None:
+        click.echo(f"the concepts add up to {said.predicted:+.3g}; the model's own output is {said.output:+.3g}")
+        for each in sorted(explanation.concepts, key=lambda one: -abs(one.contribution)):
+            click.echo(f"  {each.contribution:+8.3f}  x{each.index + 1} {each.name}".rstrip())
     for warning in explanation.warnings:
         click.echo(f"warning: {warning.message} ({warning.reason})")
     if directory:

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from sagittal.cli.drawing import style
 from sagittal.cli.drawing.graph import draw_graph
+from sagittal.cli.drawing.overlay import draw_overlay
 from sagittal.cli.drawing.picture import Seen, resize_and_crop, shown, to_image, with_baseline
-from sagittal.cli.drawing.summary import draw_overlay, draw_summary
+from sagittal.cli.drawing.summary import draw_summary
 from sagittal.cli.report import curves_json, dump, explanation_json
 from sagittal.client import Explanation, Prediction, Preprocessing
 from sagittal.core.images import ImageLimits, decode
@@ -105,9 +106,9 @@ def _graph(results: Results) -> Written:
 def _concepts(results: Results) -> Written:
     for each in results.explanation.concepts:
         if each.heatmap is not None:
-            name = f"concept-{each.index}.png"
+            name = f"concept-x{each.index + 1}.png"
             to_image(draw_overlay(each.heatmap, results.seen)).save(results.directory / name)
-            yield f"concept-{each.index}", name
+            yield f"concept-x{each.index + 1}", name
 
 
 #: What may be written, in this order.

@@ -44,6 +44,14 @@ def explanation_json(explanation: Explanation, files: Mapping[str, str]) -> dict
         document["sufficient_sets"] = [_sufficient_set(each) for each in explanation.sufficient_sets]
     if explanation.graph is not None:
         document["graph"] = _graph(explanation.graph)
+    said = explanation.concept_prediction
+    if said is not None:
+        document["concept_prediction"] = {
+            "predicted": said.predicted,
+            "output": said.output,
+            "gap": said.gap,
+            "usual_error": said.usual_error,
+        }
     if explanation.concepts:
         document["concepts"] = [
             {"index": each.index, "name": each.name, "value": each.value, "contribution": each.contribution}

@@ -11,6 +11,7 @@ import torch
 
 from sagittal.cli.drawing import style
 from sagittal.cli.drawing.graph import THUMBNAIL, arrange, draw_graph, place_nodes
+from sagittal.cli.drawing.overlay import draw_overlay
 from sagittal.cli.drawing.picture import (
     Seen,
     gaussian_blur,
@@ -20,9 +21,11 @@ from sagittal.cli.drawing.picture import (
     upsample,
     with_baseline,
 )
-from sagittal.cli.drawing.summary import draw_overlay, draw_summary
+from sagittal.cli.drawing.summary import draw_summary
 from sagittal.client import (
     ClassScore,
+    Concept,
+    ConceptPrediction,
     Explanation,
     Graph,
     GraphEdge,
@@ -117,6 +120,25 @@ def test_a_mask_is_never_stretched(seen, tmp_path) -> None:
         colours[value] = image.cmap(image.norm(value))
     assert colours[0.0] != colours[0.2]
     assert max(colours[0.0][:3]) < 0.05
+
+
+def test_concepts_are_drawn_with_what_they_add_and_the_largest_comes_first(seen) -> None:
+    heatmap = np.eye(7, dtype=np.float32)
+    parts = tuple(
+        Concept(index=index, name=name, value=1.0, contribution=contribution, heatmap=heatmap, **COMMON)
+        for index, (name, contribution) in enumerate([("", 0.5), ("red breast", -2.0)])
+    )
+    said = ConceptPrediction(
+        target=prediction().target, predicted=-1.5, output=-1.4, gap=-0.1, usual_error=0.2, **COMMON
+    )
+    explanation = Explanation(
+        job_id="j", state="completed", prediction=prediction(), concepts=parts, concept_prediction=said
+    )
+    _, bars, first, second = draw_summary(explanation, seen).axes
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["x2 red breast", "x1"]
+    assert [bar.get_width() for bar in bars.patches] == [-2.0, 0.5]
+    assert "add up to -1.50; the model's own output is -1.40" in bars.get_xlabel()
+    assert [axes.get_title(loc="left") for axes in (first, second)] == ["x2 red breast", "x1"]
 
 
 @pytest.mark.parametrize("baseline", ["blur", "black", "mean", "noise", "image"])

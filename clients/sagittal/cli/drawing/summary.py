@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from sagittal.cli.drawing import style
-from sagittal.cli.drawing.picture import Picture, Seen, shown, upsample
+from sagittal.cli.drawing.concept_panels import concept_panels
+from sagittal.cli.drawing.overlay import draw_overlay
+from sagittal.cli.drawing.picture import Seen, shown, upsample
 from sagittal.client import Curve, Explanation, Mask
 
 #: Most sufficient sets in the summary; each has a picture of its own beside it.
@@ -27,6 +28,7 @@ class Panel:
 def draw_summary(explanation: Explanation, seen: Seen) -> Figure:
     """Returns the summary: the photograph, then whatever the explanation holds."""
     panels = [_photograph(seen), *_mask_panels(explanation, seen), *_set_panels(explanation, seen)]
+    panels += map(Panel, concept_panels(explanation, seen))
     if explanation.curves:
         panels.append(_curves(explanation.curves))
     columns = min(3, len(panels))
@@ -44,16 +46,6 @@ def draw_summary(explanation: Explanation, seen: Seen) -> Figure:
     _heading(fig, explanation, width, height)
     _footing(fig, notes, width, height)
     return fig
-
-
-def draw_overlay(saliency: NDArray[np.float32], seen: Seen) -> Picture:
-    """Returns the photograph with saliency painted over it; where there is none, the photograph shows untouched."""
-    signed = bool((saliency < 0).any())
-    strength = np.clip(np.abs(upsample(saliency, seen.size)), 0, 1)
-    shade = (upsample(saliency, seen.size) + 1) / 2 if signed else strength
-    colours = (style.SIGNED if signed else style.HEAT)(shade)[..., :3].astype(np.float32)
-    alpha = (0.85 * strength**0.8)[..., None]
-    return (seen.picture * (1 - alpha) + colours * alpha).astype(np.float32)
 
 
 def _photograph(seen: Seen) -> Panel:
