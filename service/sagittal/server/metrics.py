@@ -58,7 +58,10 @@ class ServiceMetrics:
         )
         self._shown: set[tuple[str, str]] = set()
         self.queue_up = Gauge("sagittal_queue_up", "1 while Redis answers, else 0.", registry=registry)
-        self.queue_errors = Counter("sagittal_queue_errors", "Operations on Redis that failed.", registry=registry)
+        self.queue_errors = Counter(
+            "sagittal_queue_errors", "Calls to the queue that failed, by call.", ["call"], registry=registry
+        )
+        self.queue_errors.labels("look")  # shown as 0 before the first
 
     async def __call__(self, call: Call, proceed: Proceed) -> Any:
         """Is the layer that counts RPCs by their code."""
@@ -102,7 +105,7 @@ class ServiceMetrics:
     def _code(self, error: BaseException, call: Call) -> str:
         if isinstance(error, SagittalError):
             if isinstance(error, Unavailable) and not isinstance(error, StreamMoved):
-                self.queue_errors.inc()
+                self.queue_errors.labels(call.method.rpartition("/")[2]).inc()
             return _CODES[error.code]
         if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
             return "CANCELLED"

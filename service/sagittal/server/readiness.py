@@ -79,7 +79,7 @@ class Readiness:
                 models = {model.name for model in await self._catalogue.models()}
                 self._metrics.backlog(await self._queue.backlog(), models)
         except (SagittalError, TimeoutError) as error:
-            self._metrics.queue_errors.inc()
+            self._metrics.queue_errors.labels("look").inc()
             if self._ready is not False:
                 _log.warning("queue-away", redis=self._place, error=str(error), doing="waiting until it answers")
             self.wrong = f"Redis does not answer: {error}"

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-ROUNDS = 3
+ROUNDS = 5
 """Most repetitions of a comparison."""
 
-PATIENCE = 0.5
+PATIENCE = 1.5
 """Time after which a comparison is repeated no more, in seconds."""
 
 Clock = Callable[[], float]
