@@ -1,8 +1,9 @@
 """Explanations of about a second through the whole service, each beside the same one by the library alone."""
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -42,15 +43,21 @@ class Side:
         return evaluations
 
 
-def report(pairs: int) -> str:
-    """Measures, and returns the section about it."""
+@contextlib.contextmanager
+def running_model() -> Iterator[tuple[Stack, LoadedModel]]:
+    """Runs an installation with a real worker; yields it with the same model in this process, on one thread each."""
     torch.set_num_threads(1)
     loaded = load_model()
     batch_size = str(loaded.found.batch_size)
     environment = {"SAGITTAL_MODELS_FILE": str(MODELS), "SAGITTAL_THREADS": "1", "SAGITTAL_BATCH_SIZE": batch_size}
     with running_stack(["-m", "sagittal.worker.main"], model=MODEL, environment=environment) as stack:
-        loaded = _load_as(stack, loaded)
-        sides, shares = _measure(stack, loaded, pairs)
+        yield stack, _load_as(stack, loaded)
+
+
+def report(stack: Stack, loaded: LoadedModel, pairs: int) -> str:
+    """Measures, and returns the section about it."""
+    batch_size = loaded.found.batch_size
+    sides, shares = _measure(stack, loaded, pairs)
     direct, service = sides["the library"], sides["the service"]
     ratios = sorted(mine / its for mine, its in zip(service.wall, direct.wall, strict=True))
     where = ", ".join(f"{name} {1e3 * seconds / pairs:.0f}" for name, seconds in shares.items())

@@ -73,17 +73,20 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running_stack(worker: list[str], *, model: str, environment: Mapping[str, str] | None = None) -> Iterator[Stack]:
+def running_stack(
+    worker: list[str], *, model: str, environment: Mapping[str, str] | None = None, redis_options: tuple[str, ...] = ()
+) -> Iterator[Stack]:
     """Runs an installation whose worker is the command given, from when the model is ready.
 
     Args:
         worker: The worker's program and its arguments, after `python`.
         model: Name of the model to wait for.
         environment: More variables of both programs.
+        redis_options: More of Valkey's command line.
     """
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as directory,
-        EmbeddedValkey(directory, persist=True) as server,
+        EmbeddedValkey(directory, persist=True, options=redis_options) as server,
         contextlib.ExitStack() as stop,
     ):
         address = f"127.0.0.1:{free_port()}"

@@ -42,8 +42,7 @@ def server(request) -> Iterator[EmbeddedValkey]:
     binary = request.getfixturevalue("redis_binary") if request.param == "redis" else None
     with (
         tempfile.TemporaryDirectory(prefix="sg-") as directory,  # tmp_path is too long for a unix socket
-        # With `everysec`, a disk that is slow to fsync leaves what was acknowledged in memory, and a kill loses it.
-        EmbeddedValkey(directory, persist=True, binary=binary, options=("--appendfsync", "always")) as running,
+        EmbeddedValkey(directory, persist=True, binary=binary) as running,
     ):
         yield running
 

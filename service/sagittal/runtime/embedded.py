@@ -25,7 +25,8 @@ class EmbeddedValkey:
     """A context manager around a Valkey server of our own; `url` says where it is.
 
     It never evicts. It listens on a unix socket in `directory`, or on `port` of 127.0.0.1 where one is given. With
-    `persist`, jobs survive in `directory` (an append-only file); without, nothing is written.
+    `persist`, jobs survive in `directory`, in an append-only file that is on disk before anything is acknowledged;
+    without, nothing is written.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class EmbeddedValkey:
         where = ["--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700"]
         if self._port is not None:
             where = ["--port", str(self._port), "--bind", "127.0.0.1"]
-        keep = ["--appendonly", "yes" if self._persist else "no", "--save", ""]
+        keep = ["--appendonly", "yes" if self._persist else "no", "--appendfsync", "always", "--save", ""]
         rest = ["--dir", str(self._directory), "--pidfile", str(self._directory / "valkey.pid"), "--daemonize", "no"]
         return [binary, *where, *keep, *rest, "--maxmemory-policy", "noeviction", *self._options]
 

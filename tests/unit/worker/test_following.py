@@ -4,6 +4,7 @@ import asyncio
 import sys
 import threading
 import types
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,10 +17,12 @@ from sagittal.explain.seam import Evaluate, Subject
 from sagittal.models.entry import ModelEntry
 from sagittal.models.sources import Access
 from sagittal.runtime.memory_registry import MemoryRegistry
+from sagittal.runtime.tracing import within
 from sagittal.v1 import model_pb2
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.models import HostedModels
 from sagittal.worker.selection import Selection
+from sagittal.worker.trace import load_span
 
 NEVER = threading.Event()
 READY, UNLOADED, FAILED = (
@@ -288,3 +291,30 @@ def test_a_worker_serves_what_it_is_told_to(selection, served):
     site.register()
     site.register(version="2", tags={"tier": "gold"})
     assert site.models.offered() == [("switch", version) for version in served]
+
+
+def test_the_load_that_a_job_waits_for_is_a_span_of_that_jobs_trace():
+    site, spans = Site(), []
+    job = SimpleNamespace(job_id="the job", model="switch", version="1")
+    lease = SimpleNamespace(job=job, trace_context="its trace")
+    site.register()
+    site.wish("unload")
+
+    class Loading:
+        """A span that is told when it ends."""
+
+        def end(self):
+            spans.append(site.hosted().loaded is not None)
+
+    class Spans:
+        """A tracer that is told what begins."""
+
+        def span(self, name, *, parent, attributes):
+            spans.append((name, parent, attributes["sagittal.job.id"], attributes["sagittal.model"]))
+            return Loading()
+
+    site.models.want(site.hosted(), within=lambda: within(load_span(Spans(), lease)))
+    site.turn()
+    assert spans == [("load model", "its trace", "the job", "switch"), True]
+    site.update(says=1)
+    assert len(spans) == 2, "a load that no job asked for is in nobody's trace"

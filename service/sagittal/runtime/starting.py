@@ -1,0 +1,22 @@
+"""What a program does first, before it imports what takes its time: it makes sure that it can be stopped.
+
+To process 1, as a container's program is, the kernel passes on no signal that it has no handler for. A stop that came
+while the program still imported would be lost, and end in SIGKILL when the grace period is over.
+"""
+
+import signal
+import sys
+from types import FrameType
+
+#: Signals that ask a program to stop.
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+def end_on_signals() -> None:
+    """Lets the program end at once when it is asked to, until it has handlers of its own."""
+    for number in STOPPING:
+        signal.signal(number, _end)
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)

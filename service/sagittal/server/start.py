@@ -1,0 +1,11 @@
+"""The program `sagittal-service` from its first moment; see `sagittal.runtime.starting`."""
+
+from sagittal.runtime.starting import end_on_signals
+
+
+def main() -> int:
+    """Runs the service and returns its exit code."""
+    end_on_signals()
+    from sagittal.server.main import main as serve  # noqa: PLC0415 - it takes its time, and can be stopped meanwhile
+
+    return serve()
