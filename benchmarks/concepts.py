@@ -1,8 +1,10 @@
 """Concept sets on the real model: how faithful they are, beside PCA, NMF and a plain autoencoder of the same size."""
 
+import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,15 +12,19 @@ from subject import IMAGES_VARIABLE, arguments, load_model, machine, pictures, r
 from torch import Tensor
 
 from sagittal.engine import Task
-from sagittal.explain.concepts import ConceptFit, FitQuestion, FitSettings, GivenImages, fit_concepts
+from sagittal.explain.concepts import Box, ConceptFit, FitQuestion, FitSettings, GivenImages, fit_concepts
 from sagittal.explain.concepts.beginning import initialise
+from sagittal.explain.concepts.fit import HELD_OUT
 from sagittal.explain.concepts.quality import correlation_matrix, rebuilt_share
 from sagittal.explain.concepts.srae import SRAE, pull_away
 from sagittal.explain.problem import derive_seed
 from sagittal.models.loaded import LoadedModel
 
-CONCEPTS, VIEWS, EPOCHS = 5, 20, 60
-"""X-features of each set, crops of each image, passes over them."""
+CONCEPTS, VIEWS, EPOCHS, SEEDS = 5, 20, 60, 3
+"""X-features of each set, crops of each image, passes over them, fits from different seeds."""
+
+LAYER = "_dropout"
+"""The layer below the output, of 1,280 features."""
 
 CLASSES = 4
 """Classes, those of evenly spaced pictures: none is chosen for how well it goes."""
@@ -31,6 +37,20 @@ class Named(GivenImages):
     """Pictures whose features are kept from one class to the next."""
 
     digest = "benchmark"
+
+    def __init__(self, images: Tensor) -> None:
+        """Takes pictures, with the parts that `parts.json` beside them annotates, where there is one."""
+        super().__init__(images, parts=annotated_parts())
+
+
+def annotated_parts() -> Mapping[int, Mapping[str, Box]]:
+    """Returns the annotated parts of the benchmark's pictures by place; none where there is no `parts.json`."""
+    directory = os.environ.get(IMAGES_VARIABLE)
+    path = Path(directory) / "parts.json" if directory else None
+    if directory is None or path is None or not path.exists():
+        return {}
+    files = [entry["file"] for entry in json.loads((Path(directory) / "labels.json").read_text())]
+    return {files.index(name): parts for name, parts in json.loads(path.read_text()).items()}
 
 
 class Kept:
@@ -109,11 +129,10 @@ BESIDE: Mapping[str, Decomposition] = {"PCA": pca, "NMF": nmf, "autoencoder": au
 
 
 def beside(decompose: Decomposition, kept: Mapping[str, Tensor], target: int) -> Sequence[float]:
-    """Returns correlation, error, pull-away and rebuilt share of a decomposition with the best linear readout."""
+    """Returns the figures of a decomposition with the best linear readout, in the order of `COLUMNS`."""
     features, outputs = kept["features"], kept["outputs"][..., target]
     count = len(features)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(0, "held-out")))
-    held_out, training = order[: round(0.2 * count)], order[round(0.2 * count) :]
+    training, held_out = split(count)
     train, other = features[training].flatten(0, 1), features[held_out, 0]
     values, found, rebuilt = decompose(train, other)
     with_one = torch.cat([values, torch.ones(len(values), 1)], 1)
@@ -125,7 +144,44 @@ def beside(decompose: Decomposition, kept: Mapping[str, Tensor], target: int) ->
         float((predicted - wanted).abs().mean()),
         float(pull_away(found)),
         rebuilt_share(other, rebuilt),
+        rebuilt_variance(other, rebuilt),
+        largest_part(found * readout[:-1]),
     ]
+
+
+def figures_of(fit: ConceptFit, kept: Mapping[str, Tensor]) -> Sequence[float | None]:
+    """Returns the figures of a concept set, in the order of `COLUMNS`, and its stability."""
+    quality, srae = fit.quality, fit.fitted.srae
+    features = kept["features"][split(len(kept["features"]))[1], 0]
+    values = srae.encode(features)
+    return [
+        quality.faithfulness_correlation,
+        quality.faithfulness_error,
+        quality.orthogonality,
+        quality.reconstructed_share,
+        rebuilt_variance(features, srae.decode(values)),
+        largest_part(srae.contributions(values)[..., 0]),
+        fit.stability,
+    ]
+
+
+def split(count: int) -> tuple[Tensor, Tensor]:
+    """Returns the pictures that are fitted and those that are held out, as a fit with seed 0 chooses them."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(0, "held-out")))
+    held_out = max(2, round(HELD_OUT * count))
+    return order[held_out:], order[:held_out]
+
+
+def rebuilt_variance(features: Tensor, rebuilt: Tensor) -> float:
+    """Returns the share of the variance of all features together that is rebuilt; below 0 for worse than their mean."""
+    spread = (features - features.mean(0)).square().sum()
+    return float(1 - (features - rebuilt).square().sum() / spread)
+
+
+def largest_part(contributions: Tensor) -> float:
+    """Returns the share of the largest of the variances of contributions (images, x-features) in their sum."""
+    spread = contributions.var(0)
+    return float(spread.max() / spread.sum())
 
 
 def timed_fit(loaded: LoadedModel) -> float:
@@ -137,9 +193,8 @@ def timed_fit(loaded: LoadedModel) -> float:
     settings = FitSettings(concepts=CONCEPTS)
     size = loaded.entry.preprocessing.input_size
     blank = torch.zeros(1, 3, size, size)
-    layer = "_dropout"
     kept.put(
-        f"benchmark {layer} 0 0",
+        f"benchmark {LAYER} 0 0",
         {
             "kept": torch.arange(TIMED_IMAGES),
             "features": features.unsqueeze(1),
@@ -148,7 +203,7 @@ def timed_fit(loaded: LoadedModel) -> float:
     )
     images = Named(blank.expand(TIMED_IMAGES, -1, -1, -1))
     started = time.monotonic()
-    run_fit(loaded, FitQuestion(images=images, targets=(0,), layer=layer, settings=settings, cache=kept, size=size))
+    run_fit(loaded, FitQuestion(images=images, targets=(0,), layer=LAYER, settings=settings, cache=kept, size=size))
     return time.monotonic() - started
 
 
@@ -160,57 +215,111 @@ def main() -> None:
     if len(seen) < CONCEPTS + 2:
         # so few pictures are cut into many
         seen = torch.cat([seen.roll((shift, shift), (2, 3)) for shift in range(0, 224, 28)])
+    targets, kept = chosen_targets(loaded, seen), Kept()
+    begun = time.monotonic()
+    rows: list[Sequence[Any]] = []
+    for target in targets:
+        fit = fit_set(loaded, seen, [target], kept)
+        (features,) = kept.state.values()
+        label = loaded.labels[target]
+        rows.append([label, "XNN", *figures_of(fit, features)])
+        rows += [[label, name, *beside(one, features, target), None] for name, one in BESIDE.items()]
+    together = fit_set(loaded, seen, targets, kept)
+    seconds = time.monotonic() - begun
+    report(written(rows, [loaded.labels[target] for target in targets], len(seen), together, seconds)
+           + timing(timed_fit(loaded)), options)  # fmt: skip
+
+
+def chosen_targets(loaded: LoadedModel, seen: Tensor) -> Sequence[int]:
+    """Returns the model's answers to evenly spaced pictures."""
     with torch.no_grad():
         tops = torch.cat([loaded.evaluator.inspected(batch).argmax(1) for batch in seen.split(8)])  # type: ignore[misc]
-    targets = list(dict.fromkeys(tops[:: max(1, len(tops) // CLASSES)].tolist()))[:CLASSES]
-    kept, rows = Kept(), []
-    for target in targets:
-        settings = FitSettings(concepts=CONCEPTS, views=VIEWS, epochs=EPOCHS)
-        fit = run_fit(
-            loaded, FitQuestion(images=Named(seen), targets=(target,), settings=settings, cache=kept, size=224)
-        )
-        quality = fit.quality
-        figures = [quality.faithfulness_correlation, quality.faithfulness_error, quality.orthogonality]
-        rows.append([loaded.labels[target], "XNN", *figures, quality.reconstructed_share, fit.stability])
-        (features,) = kept.state.values()
-        rows += [[loaded.labels[target], name, *beside(one, features, target), None] for name, one in BESIDE.items()]
-    seconds = timed_fit(loaded)
-    report(_written(rows, len(seen), seconds), options)
+    return list(dict.fromkeys(tops[:: max(1, len(tops) // CLASSES)].tolist()))[:CLASSES]
 
 
-def _written(rows: Sequence[Sequence[Any]], count: int, seconds: float) -> str:
-    names = ["XNN", *BESIDE]
-    means = []
-    for name in names:
-        chosen = [row for row in rows if row[1] == name]
-        columns = [[row[column] for row in chosen if row[column] is not None] for column in range(2, 7)]
-        means.append([name, *(_figure(sum(one) / len(one)) if one else "" for one in columns), min(columns[0])])
-    for row in means:
-        row[-1] = _figure(row[-1])
+def fit_set(loaded: LoadedModel, seen: Tensor, targets: Sequence[int], kept: Kept) -> ConceptFit:
+    """Fits a set to pictures."""
+    settings = FitSettings(concepts=CONCEPTS, views=VIEWS, epochs=EPOCHS, seeds=SEEDS)
+    return run_fit(
+        loaded,
+        FitQuestion(images=Named(seen), targets=targets, layer=LAYER, settings=settings, cache=kept, size=224),
+    )
+
+
+COLUMNS = ["correlation", "mean error", "pull-away", "rebuilt", "variance", "largest part", "stability"]
+
+
+def written(
+    rows: Sequence[Sequence[Any]], labels: Sequence[str], count: int, together: ConceptFit, seconds: float
+) -> str:
+    """Returns the report of what the sets are worth."""
     where = (
         f"the {count} pictures of `{IMAGES_VARIABLE}`" if os.environ.get(IMAGES_VARIABLE) else "the shipped pictures"
     )
-    header = ["", "correlation", "mean error", "pull-away", "rebuilt", "stability"]
-    each = [[row[0], row[1], *("" if value is None else _figure(value) for value in row[2:])] for row in rows]
+    each = [[row[0], row[1], *map(_figure, row[2:])] for row in rows]
+    several = together.quality
     return (
         "# Concept sets, measured\n\n"
         f"`make bench-concepts` on {machine()}, EfficientNet-Lite0, {where}, {VIEWS} random crops of each that is "
-        f"fitted, {CONCEPTS} x-features of the layer `_dropout`, {EPOCHS} epochs. A fifth of the pictures is held out, "
-        "and all figures but stability are of these, uncropped. The score that is predicted is the class's logit, the "
-        "model's output before softmax. Classes are the model's answers to evenly spaced pictures. PCA, NMF and the "
-        "autoencoder never see the score: the best linear readout with a constant is put on them.\n\n"
-        "Mean over the classes:\n\n"
-        + table([*header, "worst correlation"], means)
+        f"fitted, {CONCEPTS} x-features of the layer `{LAYER}`, {EPOCHS} epochs, {SEEDS} seeds. A fifth of the "
+        f"pictures ({several.images}) is held out, and all figures but stability are of these, uncropped. The score "
+        "that is predicted is the class's logit, the model's output before softmax. Classes are the model's answers to "
+        "evenly spaced pictures: none is chosen for how well it goes. PCA, NMF and the autoencoder never see the "
+        "score: the best linear readout with a constant is put on them. How to use concept sets: [](concept-sets.md)."
+        "\n\nMean over the classes:\n\n"
+        + table(["", *COLUMNS, "worst correlation"], _means(rows))
+        + _LEGEND
         + "\nEach class:\n\n"
-        + table(["class", *header], each)
-        + f"\nA fit of {CONCEPTS} x-features, with its default {FitSettings().seeds} seeds and {FitSettings().epochs} "
-        f"epochs, to {TIMED_IMAGES:,} images of {TIMED_FEATURES:,} features that lie in the cache took {seconds:.0f} s "
-        "on this machine, which did other work beside it.\n"
+        + table(["class", "", *COLUMNS], each)
+        + f"\nOne set for the {len(labels)} classes together ({', '.join(labels)}): mean correlation "
+        f"{_figure(several.faithfulness_correlation)}, mean error {_figure(several.faithfulness_error)}, the same of "
+        f"these classes first as the model on {_figure(several.class_agreement)} of the held-out pictures.\n"
+        + _locality(together)
+        + f"\nExtracting the features once and fitting these {len(labels) + 1} sets, each {SEEDS} times, with what "
+        f"stands beside them, took {seconds:.0f} s.\n"
     )
 
 
-def _figure(value: float) -> str:
-    return f"{value:.3f}"
+_LEGEND = (
+    "\n*pull-away*: mean squared cosine between x-features, 0 for orthogonal ones. *rebuilt*: share of the features of "
+    "whose variance half at least is rebuilt. *variance*: share of the variance of all features that is rebuilt. "
+    "*largest part*: how much of the variance of all contributions the x-feature that contributes most has; near 1 the "
+    "set says little more than the score itself. *stability*: mean absolute correlation of x-features with those "
+    "that other seeds find.\n"
+)
+
+
+def _means(rows: Sequence[Sequence[Any]]) -> Sequence[Sequence[str]]:
+    means = []
+    for name in ["XNN", *BESIDE]:
+        chosen = [row for row in rows if row[1] == name]
+        columns = [[row[column] for row in chosen if row[column] is not None] for column in range(2, 9)]
+        mean = [_figure(sum(one) / len(one)) if one else "" for one in columns]
+        means.append([name, *mean, _figure(min(columns[0]))])
+    return means
+
+
+def _locality(fit: ConceptFit) -> str:
+    local = fit.locality
+    if local.mean_entropy is None or local.parts_covered is None:
+        return "\nThese pictures carry no annotated parts (`parts.json`), and so locality is not measured.\n"
+    return (
+        f"\nLocality on {local.images} annotated pictures: entropy {local.mean_entropy:.2f}, {local.parts_covered:.1f} "
+        "parts covered.\n"
+    )
+
+
+def timing(seconds: float) -> str:
+    """Returns the report of the fit that is timed."""
+    return (
+        f"\nA fit of {CONCEPTS} x-features, with its default {FitSettings().seeds} seeds and {FitSettings().epochs} "
+        f"epochs, to {TIMED_IMAGES:,} images of {TIMED_FEATURES:,} features that lie in the cache took {seconds:.0f} s "
+        f"on {torch.get_num_threads()} thread(s), the pictures and heatmaps of its x-features included.\n"
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def test_more_of_an_x_feature_is_more_of_the_class_and_the_strongest_comes_first
 
 def test_without_the_pull_away_term_x_features_collapse_and_with_it_they_do_not(fit_network):
     true = factors(3)
-    features, outputs = shown_in(true), true.sum(1, keepdim=True) + 6  # all of them carry what is always there
+    features, outputs = shown_in(true), true.sum(1, keepdim=True) + 12  # all of them carry what is always there
     without = fit_network(features, outputs, concepts=3, eta=0, beta=0.01)
     with_it = fit_network(features, outputs, concepts=3, eta=10, beta=0.01)
     assert float(without.terms.pull_away) > 0.7

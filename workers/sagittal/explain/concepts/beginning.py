@@ -14,6 +14,9 @@ from sagittal.explain.concepts.srae import SRAE, Perceptron
 RIDGE = 1e-3
 """Weight of the squared coefficients, relative to the mean squared length of the features."""
 
+LEFT = 0.05
+"""Share of the prediction's variance below which it is not divided any further."""
+
 TINY = 1e-12
 """Keeps divisions by the spread of a constant direction finite."""
 
@@ -52,21 +55,31 @@ def _draw(perceptron: Perceptron, generator: torch.Generator) -> None:
 
 
 def _directions(features: Tensor, outputs: Tensor, count: int) -> Tensor:
-    """Returns directions (features, count) of unit spread: those that predict, then principal components."""
+    """Returns directions (features, count) of unit spread that together predict as well as the best prediction."""
     coefficients = _ridge(features, outputs)
-    predicted = features @ coefficients
-    _, spread, mixture = torch.linalg.svd(predicted, full_matrices=False)
-    kept = int((spread > spread.max() * 1e-6).sum())
-    predicting = coefficients @ mixture.T[:, : min(kept, count)]
-    used = features @ predicting
-    # what the predicting directions say of the features is taken out before the principal components are looked for
-    left = features - used @ torch.linalg.lstsq(used, features).solution
-    missing = count - predicting.shape[1]
-    _, _, components = torch.linalg.svd(left, full_matrices=False)
-    principal = components.T[:, :missing]
-    beside = principal - predicting @ torch.linalg.lstsq(used, features @ principal).solution
-    directions = torch.cat([predicting, beside], 1)
+    _, spread, mixture = torch.linalg.svd(features @ coefficients, full_matrices=False)
+    kept = min(int((spread > spread.max() * 1e-6).sum()), count)
+    predicting = coefficients @ mixture.T[:, :kept]
+    whole = (features @ predicting).square().sum()
+    directions = predicting[:, :0]
+    for _ in range(count - kept):
+        left = features @ _beyond(predicting, directions, features)
+        if left.square().sum() > LEFT * whole:
+            varying = torch.linalg.svd(features.T @ left, full_matrices=False)[0][:, :1]
+        else:
+            used = features @ torch.cat([predicting, directions], 1)
+            rest = features - used @ torch.linalg.lstsq(used, features).solution
+            varying = torch.linalg.svd(rest, full_matrices=False)[2][:1].T
+        directions = torch.cat([directions, _beyond(varying, directions, features)], 1)
+    directions = torch.cat([_beyond(predicting, directions, features), directions], 1)
     return directions / (features @ directions).square().mean(0).sqrt().clamp(min=TINY)
+
+
+def _beyond(directions: Tensor, others: Tensor, features: Tensor) -> Tensor:
+    """Returns what of directions the features do not have along other directions."""
+    if not others.shape[1]:
+        return directions
+    return directions - others @ torch.linalg.lstsq(features @ others, features @ directions).solution
 
 
 def _ridge(features: Tensor, outputs: Tensor) -> Tensor:
