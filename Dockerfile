@@ -41,7 +41,8 @@ RUN if [ "${COMPUTE}" = cpu ]; then \
  && /opt/build/bin/pip --python /opt/sagittal/bin/python install --require-hashes --no-deps --only-binary :all: \
       -r "deploy/requirements-worker-${COMPUTE}.txt"
 COPY --from=wheel /wheels /wheels
-RUN /opt/build/bin/pip --python /opt/sagittal/bin/python install --no-deps --no-index /wheels/*.whl
+RUN /opt/build/bin/pip --python /opt/sagittal/bin/python install --no-deps --no-index /wheels/*.whl \
+ && mkdir -p /opt/data/concepts
 
 FROM ${PYTHON_IMAGE} AS runtime
 ARG VERSION=0.0.0
@@ -73,6 +74,8 @@ FROM runtime AS worker
 LABEL org.opencontainers.image.title="Sagittal worker"
 ENV SAGITTAL_MODELS_FILE=/etc/sagittal/models.toml
 COPY --from=build-worker /opt/sagittal /opt/sagittal
+# A new volume that is mounted here belongs to whom its place in the image does.
+COPY --from=build-worker --chown=65532:65532 /opt/data/ /data/
 EXPOSE 9091
 USER 65532:65532
 ENTRYPOINT ["sagittal-worker"]

@@ -13,10 +13,12 @@ from google.rpc import error_details_pb2, status_pb2
 
 from sagittal.client import Options, Retry
 from sagittal.client.arrays import to_tensor
+from sagittal.v1 import concept_pb2, model_pb2
+from sagittal.v1 import concept_service_pb2 as concepts_pb
+from sagittal.v1 import concept_service_pb2_grpc as concepts_grpc
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import explanation_service_pb2 as service_pb
 from sagittal.v1 import explanation_service_pb2_grpc as service_grpc
-from sagittal.v1 import model_pb2
 from sagittal.v1 import model_service_pb2 as models_pb
 from sagittal.v1 import model_service_pb2_grpc as models_grpc
 
@@ -75,7 +77,11 @@ def whole_log() -> list[pb.ExplanationEvent]:
 
 
 @dataclass
-class Script(service_grpc.ExplanationServiceServicer, models_grpc.ModelServiceServicer):
+class Script(
+    service_grpc.ExplanationServiceServicer,
+    models_grpc.ModelServiceServicer,
+    concepts_grpc.ConceptServiceServicer,
+):
     """What the service does. Each call of Explain or Watch takes the next of `calls`, the last one again and again."""
 
     log: list[pb.ExplanationEvent] = field(default_factory=whole_log)
@@ -87,6 +93,8 @@ class Script(service_grpc.ExplanationServiceServicer, models_grpc.ModelServiceSe
     hang_after: int = 0
     """Streams hold their breath after this event; 0 for never."""
     specs: list[pb.ExplanationSpec] = field(default_factory=list)
+    fits: list[list[concepts_pb.FitConceptsRequest]] = field(default_factory=list)
+    """The messages of each call of FitConcepts."""
     watched_after: list[int] = field(default_factory=list)
     cancelled_jobs: list[str] = field(default_factory=list)
     dropped: threading.Event = field(default_factory=threading.Event)
@@ -120,6 +128,16 @@ class Script(service_grpc.ExplanationServiceServicer, models_grpc.ModelServiceSe
                 copy.CopyFrom(each)
                 copy.request_id = request.spec.request_id
                 yield service_pb.ExplainManyResponse(event=copy)
+
+    def FitConcepts(self, requests: Iterator, context: grpc.ServicerContext) -> Iterator:
+        asked = list(requests)
+        self.fits.append(asked)
+        if any(request.WhichOneof("part") is None for request in asked):
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the settings came twice")
+        yield from (concepts_pb.FitConceptsResponse(job=each) for each in self._stream(0, context))
+
+    def GetConceptSet(self, request, context):
+        return concepts_pb.GetConceptSetResponse(concept_set=concept_pb2.ConceptSet(name=request.name))
 
     def SubmitExplanation(self, request, context):
         self.specs.append(request.spec)
@@ -254,6 +272,7 @@ def served(script: Script) -> Iterator[str]:
     server = grpc.server(futures.ThreadPoolExecutor(8))
     service_grpc.add_ExplanationServiceServicer_to_server(script, server)
     models_grpc.add_ModelServiceServicer_to_server(script, server)
+    concepts_grpc.add_ConceptServiceServicer_to_server(script, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:

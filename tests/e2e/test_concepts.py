@@ -1,6 +1,8 @@
 """Concept sets through real processes: fitted, listed, named, explained by; and what goes wrong."""
 
 import io
+import json
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -9,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from e2e_stack import Stack
+from e2e_stack import Program, Stack
+from safetensors.numpy import load_file
 
 from sagittal.client import (
     AlreadyExists,
@@ -17,6 +20,7 @@ from sagittal.client import (
     Client,
     Concepts,
     ConceptSet,
+    FitProgress,
     InvalidRequest,
     JobCancelled,
     NotFound,
@@ -49,29 +53,46 @@ def picture(number: int) -> bytes:
 PICTURES = [picture(number) for number in range(40)]
 
 
+HALVES = {"left": (0.0, 0.0, 0.5, 1.0), "right": (0.5, 0.0, 1.0, 1.0)}
+"""Annotated parts of a picture."""
+
+
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A client of an installation whose worker keeps concept sets."""
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """An installation whose worker keeps concept sets."""
     directory = tmp_path_factory.mktemp("concepts")
     dataset = directory / "pictures"
     dataset.mkdir()
     for number, each in enumerate(PICTURES):
         (dataset / f"{number:02}.png").write_bytes(each)
     (dataset / "07.png").write_bytes(b"no picture")
+    (dataset / "parts.json").write_text(json.dumps({f"{number:02}.png": HALVES for number in range(0, 40, 2)}))
     with EmbeddedValkey() as valkey:
         installation = Stack(directory, valkey.url)
         try:
             installation.start_service(SAGITTAL_FITS__MAX_IMAGES="50")
-            installation.start_worker(
-                models=MODEL,
-                SAGITTAL_CONCEPTS__DIRECTORY=str(directory / "sets"),
-                SAGITTAL_CONCEPTS__DATASETS=f'{{"colours": "{dataset}"}}',
-            )
+            start_worker(installation)
             installation.wait_for_model("colours")
-            with Client(installation.address) as connected:
-                yield connected
+            yield installation
         finally:
             installation.stop()
+
+
+def start_worker(installation: Stack) -> Program:
+    directory = installation.directory
+    return installation.start_worker(
+        models=MODEL,
+        SAGITTAL_CONCEPTS__DIRECTORY=str(directory / "sets"),
+        SAGITTAL_CONCEPTS__DATASETS=json.dumps({"colours": str(directory / "pictures")}),
+        SAGITTAL_CHECKPOINT_SECONDS="0",
+    )
+
+
+@pytest.fixture(scope="module")
+def client(installation: Stack) -> Iterator[Client]:
+    """A client of it."""
+    with Client(installation.address) as connected:
+        yield connected
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +172,24 @@ def test_names_are_kept_with_the_set_and_shown_in_explanations(client: Client):
 
 def test_a_set_is_fitted_to_a_directory_of_the_workers(client: Client):
     found = client.concepts.fit(name="here", model="colours", targets=[0], dataset="colours", **QUICK)
+    assert found.quality.annotated > 0
     assert found.images == 39
     assert [name for _, name, _ in found.skipped] == ["07.png"]
     assert found.concepts[0].examples[0].name.endswith(".png")
+
+
+def test_locality_is_measured_where_images_carry_annotated_parts(client: Client):
+    found = client.concepts.fit(
+        PICTURES, name="parts", model="colours", targets=["warm"], parts=[HALVES, {}] * 20, **QUICK
+    )
+    quality = found.quality
+    assert 0 < quality.annotated < quality.held_out
+    assert 0 <= quality.locality <= np.log(2) + 1e-6
+    assert 1 <= quality.parts_covered <= 2 + 1e-6
+    for concept in found.concepts:
+        assert sum(share for _, share in concept.parts) == pytest.approx(1, abs=1e-4)
+        assert {name for name, _ in concept.parts} == {"left", "right"}
+        assert concept.locality is not None
 
 
 def test_the_same_seed_fits_the_same_set(client: Client, fitted: ConceptSet):
@@ -209,6 +245,11 @@ WRONG = {
     "a dataset that does not exist": (
         {"images": [], "dataset": "none"}, InvalidRequest, "settings.dataset", "this worker has colours",
     ),
+    "a part that is not within its image": (
+        {"parts": [{"eye": (0.5, 0.0, 0.4, 1.0)}] * 40}, InvalidRequest, "annotated_parts[0].left",
+        "of image 0 reaches from left 0.5 to right 0.4",
+    ),
+    "parts of other images": ({"parts": [{}]}, InvalidRequest, "parts", "parts of 1 images; 40 came"),
     "a name that is taken": ({"name": "fitted"}, AlreadyExists, "settings.name", "set `replace`"),
 }  # fmt: skip
 
@@ -242,8 +283,12 @@ def test_the_command_line_fits_lists_shows_and_names(client: Client, tmp_path: P
         app(["concepts", *arguments, "--address", client.address], standalone_mode=False)
         return capsys.readouterr().out
 
-    fit = run("fit", "cli", str(tmp_path), "--model", "colours", "--target", "warm", "-n", "2", "--epochs", "20")
+    (tmp_path / "parts.json").write_text(json.dumps({f"{number:02}.png": HALVES for number in range(40)}))
+    asked = ("fit", "cli", str(tmp_path), "--model", "colours", "--target", "warm", "-n", "2", "--epochs", "20")
+    fit = run(*asked, "--parts", str(tmp_path / "parts.json"))
     assert "faithfulness r=" in fit
+    assert "parts covered, on 8 annotated images" in fit
+    assert "looks at" in fit
     assert "colours  cli  2 concepts" in run("list")
     assert "x1  left half" in run("name", "cli", "1", "left half", "--model", "colours")
     run("show", "cli", "--model", "colours", "-o", str(tmp_path / "sheets"))
@@ -252,3 +297,27 @@ def test_the_command_line_fits_lists_shows_and_names(client: Client, tmp_path: P
     with PIL.Image.open(sheets[0]) as sheet:
         assert sheet.width > 300
     run("delete", "cli", "--model", "colours")
+
+
+def test_a_fit_whose_worker_is_killed_goes_on_at_another_and_ends_as_if_nothing_had_happened(
+    client: Client, installation: Stack
+):
+    options = {**QUICK, "epochs": 2_000, "seeds": 1}
+    whole = client.concepts.fit(PICTURES, name="whole", model="colours", targets=[0], **options)
+    first, told, successors = installation.programs[-1], [], []
+
+    def kill(progress: FitProgress) -> None:
+        told.append(progress)
+        if not successors and sum(each.epoch > 0 for each in told) == 2:
+            first.stop(signal.SIGKILL)
+            successors.append(start_worker(installation))
+
+    resumed = client.concepts.fit(PICTURES, name="resumed", model="colours", targets=[0], on_progress=kill, **options)
+    assert [each.phase for each in told].count("started") == 2
+    assert '"job-resumed"' in successors[0].text
+    assert [each.weights for each in resumed.concepts] == [each.weights for each in whole.concepts]
+    assert resumed.quality == whole.quality
+    sets = [load_file(path) for path in sorted(installation.directory.rglob("[rw]*.safetensors"))]
+    weights = [{name: each for name, each in one.items() if name.startswith("srae.")} for one in sets]
+    assert len(weights) == 2
+    assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
