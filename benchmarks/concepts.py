@@ -282,7 +282,8 @@ def written(
 
 _LEGEND = (
     "\n*pull-away*: mean squared cosine between x-features, 0 for orthogonal ones. *rebuilt*: share of the features of "
-    "whose variance half at least is rebuilt. *variance*: share of the variance of all features that is rebuilt. "
+    "whose variance half at least is rebuilt. *variance*: share of the variance of all features that is rebuilt, "
+    "below 0 for less than their mean rebuilds. "
     "*largest part*: how much of the variance of all contributions the x-feature that contributes most has; near 1 the "
     "set says little more than the score itself. *stability*: mean absolute correlation of x-features with those "
     "that other seeds find.\n"
