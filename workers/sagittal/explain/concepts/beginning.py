@@ -79,7 +79,8 @@ def _beyond(directions: Tensor, others: Tensor, features: Tensor) -> Tensor:
     """Returns what of directions the features do not have along other directions."""
     if not others.shape[1]:
         return directions
-    return directions - others @ torch.linalg.lstsq(features @ others, features @ directions).solution
+    along: Tensor = torch.linalg.lstsq(features @ others, features @ directions).solution
+    return directions - others @ along
 
 
 def _ridge(features: Tensor, outputs: Tensor) -> Tensor:
