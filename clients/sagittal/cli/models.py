@@ -9,12 +9,10 @@ import click
 from sagittal.cli.connection import connected
 from sagittal.cli.explain import DEFAULT_MODEL
 from sagittal.cli.failures import USAGE, Failure
+from sagittal.cli.model_lines import checked, describe, listed
 from sagittal.cli.report import class_json, dump, model_json
-from sagittal.client import Client, Model, ParameterInfo
+from sagittal.client import Client
 from sagittal.client.registration import ModelTable
-
-#: Bytes.
-MIB = 2**20
 
 
 @click.group(invoke_without_command=True)
@@ -29,9 +27,7 @@ def models(client: Client, *, as_json: bool) -> None:
         click.echo(dump([model_json(model) for model in found]))
         return
     for model in found:
-        latest = " (latest)" if model.latest else ""
-        workers = f"{model.ready_workers} worker{'' if model.ready_workers == 1 else 's'} ready"
-        click.echo(f"{model.name}  version {model.version}{latest}  {model.classes} classes  {workers}")
+        click.echo(listed(model))
     if not found:
         click.echo("no models yet: start a worker", err=True)
 
@@ -146,47 +142,3 @@ def read_tables(path: Path) -> Sequence[ModelTable]:
     if not isinstance(tables, list) or not tables:
         raise Failure(f"{path}: has no [[models]] table; add one for each model", USAGE)
     return tables
-
-
-def checked(model: Model) -> list[str]:
-    """Returns what is known of a model's soundness as lines for people."""
-    size = f"{model.min_input_size} to {model.max_input_size} px" if model.max_input_size else "unknown"
-    grid = f", patches {model.patch_grid[0]}x{model.patch_grid[1]}" if model.patch_grid else ""
-    lines = [
-        f"{model.name}  version {model.version}{' (latest)' if model.latest else ''}",
-        f"  weights  {model.weights_bytes / MIB:.1f} MiB, SHA-256 {model.weights_digest or 'unknown'}",
-        f"  batch    {model.activation_bytes / MIB:.1f} MiB at its peak",
-        f"  inputs   {size}{grid}",
-        f"  speed    {model.evaluations_per_second:.0f} evaluations/s"
-        + (f", {model.gradient_evaluations_per_second:.0f} with gradient" if model.supports_gradients else ""),
-    ]
-    lines += [f"  worker   {each.worker}  {each.state}  {each.message}".rstrip() for each in model.workers]
-    return lines + [f"  {'ok' if each.passed else 'NOT OK':<8} {each.name}: {each.detail}" for each in model.checks]
-
-
-def describe(model: Model) -> list[str]:
-    """Returns a model as lines for people."""
-    seen = model.preprocessing
-    lines = [
-        f"{model.name}  version {model.version}{' (latest)' if model.latest else ''}",
-        f"  digest   {model.digest or 'not loaded yet'}",
-        f"  classes  {model.classes}, input {seen.input_size} px ({seen.fit}, {seen.interpolation})",
-    ]
-    lines += [
-        f"  worker   {each.worker}  {each.state}  {each.device}  {each.message}".rstrip() for each in model.workers
-    ]
-    for method in model.methods:
-        missing = f"  (not for this model: {method.unavailable})" if method.unavailable else ""
-        lines += ["", f"  {method.name}{missing}", f"    {method.summary}"]
-        lines += [f"    --set {_parameter(parameter)}" for parameter in method.parameters]
-    return lines
-
-
-def _parameter(parameter: ParameterInfo) -> str:
-    shown = f"{parameter.name}={'' if parameter.default is None else parameter.default}"
-    admitted = ", ".join(parameter.choices)
-    if parameter.minimum is not None and parameter.maximum is not None:
-        admitted = f"{parameter.minimum:g} to {parameter.maximum:g}"
-    elif parameter.minimum is not None:
-        admitted = f"{'above' if parameter.exclusive_minimum else 'at least'} {parameter.minimum:g}"
-    return f"{shown:<26} {parameter.summary}" + (f" [{admitted}]" if admitted else "")

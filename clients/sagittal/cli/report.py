@@ -104,9 +104,31 @@ def model_json(model: Model) -> dict[str, Any]:
         "version": model.version,
         "latest": model.latest,
         "digest": model.digest,
+        "source": model.source,
+        "origin": model.origin,
+        "tags": dict(model.tags),
         "classes": model.classes,
+        "output": model.output,
         "ready_workers": model.ready_workers,
-        "workers": [{"worker": each.worker, "state": each.state, "device": each.device} for each in model.workers],
+        "workers": [
+            {"worker": each.worker, "state": each.state, "device": each.device, "message": each.message}
+            for each in model.workers
+        ],
+        "capabilities": {
+            "supports_gradients": model.supports_gradients,
+            "deterministic": model.deterministic,
+            "patch_grid": model.patch_grid,
+            "input_sizes": [model.min_input_size, model.max_input_size],
+            "evaluations_per_second": model.evaluations_per_second,
+            "gradient_evaluations_per_second": model.gradient_evaluations_per_second,
+            "weights_bytes": model.weights_bytes,
+            "weights_digest": model.weights_digest,
+            "activation_bytes": model.activation_bytes,
+        },
+        "checks": [{"name": each.name, "passed": each.passed, "detail": each.detail} for each in model.checks],
+        "optimizations": [
+            {"name": each.name, "applied": each.applied, "detail": each.detail} for each in model.optimizations
+        ],
         "methods": [
             {
                 "name": method.name,

@@ -91,3 +91,22 @@ def test_check_fails_where_a_model_is_not_sound_or_not_loaded(run, script) -> No
     script.model.workers.add(worker="w2", state=model_pb2.MODEL_STATE_FAILED, message="the weights do not exist")
     result = run("models", "check", "lamp")
     assert (result.exit_code, "w2: the weights do not exist" in result.output) == (1, True)
+
+
+def test_a_list_says_how_workers_stand_to_each_model(run, script) -> None:
+    assert "4 classes  1 worker ready" in run("models").stdout
+    script.model.ClearField("classes")
+    script.model.workers[0].state = model_pb2.MODEL_STATE_LOADING
+    assert run("models").stdout.rstrip().endswith("version 1 (latest)  1 worker loading")
+    script.model.workers.add(worker="w2", state=model_pb2.MODEL_STATE_FAILED, message="the weights do not exist")
+    assert "1 worker loading, 1 worker failed: see sagittal models show lamp" in run("models").stdout
+    assert "the weights do not exist" in run("models", "show", "lamp").stdout
+    assert "the weights do not exist" in run("models", "show", "lamp", "--json").stdout
+    assert "0.0 MiB" not in run("models", "check", "lamp").stdout
+    script.model.ClearField("workers")
+    assert "no worker serves it" in run("models").stdout
+
+
+def test_what_was_done_to_a_model_when_it_was_loaded_is_shown(run, script) -> None:
+    script.model.capabilities.optimizations.add(name="onnx2torch", applied=False, detail="it runs in onnxruntime")
+    assert "left     onnx2torch: it runs in onnxruntime" in run("models", "show", "lamp").stdout
