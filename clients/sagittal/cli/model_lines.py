@@ -19,7 +19,7 @@ def standing(model: Model) -> str:
     """Says how workers stand to a model, and where to read why one could not load it."""
     states = Counter(worker.state for worker in model.workers)
     if not states:
-        return "no worker serves it"
+        return "no worker has it yet"
     said = ", ".join(f"{count} worker{'' if count == 1 else 's'} {state}" for state, count in states.items())
     return f"{said}: see sagittal models show {model.name}" if states["failed"] else said
 
@@ -53,7 +53,9 @@ def describe(model: Model) -> list[str]:
     lines += [
         f"  worker   {each.worker}  {each.state}  {each.device}  {each.message}".rstrip() for each in model.workers
     ]
-    lines += [f"  {'made' if each.applied else 'left':<8} {each.name}: {each.detail}" for each in model.optimizations]
+    lines += [
+        f"  {'done' if each.applied else 'skipped':<8} {each.name}: {each.detail}" for each in model.optimizations
+    ]
     return [*lines, *_methods(model)]
 
 
