@@ -162,3 +162,14 @@ def test_one_x_feature_has_nothing_to_be_pulled_away_from():
 def test_settings_out_of_their_bounds_are_refused_by_name(name: str, value: float):
     with pytest.raises(InvalidParameter, match=name):
         FitSettings(**{name: value})
+
+
+def test_x_features_share_a_prediction_that_many_directions_carry(fit_network):
+    true = factors(8)
+    features = shown_in(true * torch.linspace(3, 0.5, 8), each=4)
+    fit = fit_network(features, true.sum(1, keepdim=True), concepts=4)
+    with torch.no_grad():
+        parts = fit.srae.contributions(fit.srae.encode(features))[..., 0].var(0)
+        predicted = fit.srae(features)
+    assert float(correlation_matrix(predicted, true.sum(1, keepdim=True))) > 0.98
+    assert float(parts.max() / parts.sum()) < 0.9
