@@ -73,16 +73,18 @@ class Readiness:
             await asyncio.sleep(self._interval)
 
     async def _look(self) -> None:
+        patience = max(self._interval, 1.0)
         try:
-            async with asyncio.timeout(max(self._interval, 1.0)):
+            async with asyncio.timeout(patience):
                 await self._queue.ping()
                 models = {model.name for model in await self._catalogue.models()}
                 self._metrics.backlog(await self._queue.backlog(), models)
         except (SagittalError, TimeoutError) as error:
             self._metrics.queue_errors.labels("look").inc()
+            reason = str(error) or f"no answer within {patience:g} s"
             if self._ready is not False:
-                _log.warning("queue-away", redis=self._place, error=str(error), doing="waiting until it answers")
-            self.wrong = f"Redis does not answer: {error}"
+                _log.warning("queue-away", redis=self._place, error=reason, doing="waiting until it answers")
+            self.wrong = f"Redis does not answer: {reason}"
             await self._set(ready=False)
         else:
             self.wrong = ""
