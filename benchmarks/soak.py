@@ -13,6 +13,9 @@ from reports import table, write_section
 from service_load import run_load
 from service_stack import HERE, Stack, running_stack
 
+from sagittal.runtime.redis_scripts import root_key
+from sagittal.runtime.usage import measure_usage
+
 #: Time that ended jobs are kept, in seconds: short, so that what is kept stops growing early.
 RETENTION = {"SAGITTAL_QUEUE__RETENTION_SECONDS": "15", "SAGITTAL_QUEUE__IMAGE_RETENTION_SECONDS": "5"}
 
@@ -22,8 +25,14 @@ STREAMS, LOOK = 32, 5.0
 #: Looks at the beginning that do not count: pools fill, and the first jobs reach their retention.
 WARM_UP = 8
 
-#: Most that memory may grow with each job, in bytes: what stays of every job is an identifier at the least.
+#: Most that the memory of service or worker may grow with each job, in bytes: an identifier that stays is more.
 GROWTH = 100
+
+#: Time after the last job until nothing of it may be kept, in seconds: retention, and a minute for marks of calls.
+REST = 80.0
+
+#: Most bytes that may then be kept: the registry, the counters, what was learned.
+KEPT = 64 * 1024
 
 MIB = 2**20
 
@@ -60,8 +69,8 @@ def slopes(looks: Sequence[Look]) -> Mapping[str, float]:
     return {name: _slope(jobs, _sizes(looks, name)) * MIB for name in looks[0].mebibytes}
 
 
-def report(looks: Sequence[Look], jobs: int, seconds: float) -> str:
-    """Returns the section about the soak of `jobs` in `seconds`, from the looks that count."""
+def report(looks: Sequence[Look], jobs: int, seconds: float, kept: int) -> str:
+    """Returns the section about the soak of `jobs` in `seconds`, from the looks that count and the bytes `kept`."""
     rows = []
     for name, slope in slopes(looks).items():
         sizes = _sizes(looks, name)
@@ -72,8 +81,9 @@ def report(looks: Sequence[Look], jobs: int, seconds: float) -> str:
 
 Written by `make soak`: {jobs:,} small jobs over {STREAMS} streams in {seconds:.0f} s, ended jobs kept for
 {RETENTION["SAGITTAL_QUEUE__RETENTION_SECONDS"]} s. Memory in MiB (of processes: resident, less what is shared with
-files), looked at every {LOOK:g} s, after a warm-up of {looks[0].jobs:,} jobs. What leaked with every job would rise:
-the soak fails where a slope is over {GROWTH} bytes a job.
+files), looked at every {LOOK:g} s, after a warm-up of {looks[0].jobs:,} jobs. What Redis holds meanwhile
+follows the jobs a second. {REST:g} s after the last job its keys had {kept:,} bytes, where {KEPT:,} may be; the soak
+fails above, and where service or worker grow by more than {GROWTH} bytes a job.
 
 {table(["what", "first quarter, mean", "last quarter, mean", "most", "slope, bytes a job"], rows)}
 """
@@ -97,11 +107,15 @@ def main() -> None:
         started = time.monotonic()
         looks = soak(stack, options.jobs)
         seconds = time.monotonic() - started
+        time.sleep(REST)
+        kept = measure_usage(stack.redis(), root_key(stack.settings)).bytes
     counted = looks[min(WARM_UP, len(looks) - 1) :]
-    text = report(counted, looks[-1].jobs, seconds)
+    text = report(counted, looks[-1].jobs, seconds, kept)
     print(text)
-    if grew := {name: slope for name, slope in slopes(counted).items() if slope > GROWTH}:
+    if grew := {name: slope for name, slope in slopes(counted).items() if slope > GROWTH and "Redis" not in name}:
         raise SystemExit(f"memory grows with each job, in bytes: {grew}")
+    if kept > KEPT:
+        raise SystemExit(f"Redis keeps {kept:,} bytes when all jobs have gone, and {KEPT:,} are allowed")
     if options.write:
         write_section(options.write, "soak", text)
 

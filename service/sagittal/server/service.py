@@ -42,7 +42,7 @@ from sagittal.server.tracing import Tracing
 from sagittal.v1 import concept_service_pb2_grpc, explanation_service_pb2_grpc, model_service_pb2_grpc
 
 #: Time between moving the streams and cutting off what is left, in seconds.
-_LAST_GRACE = 2.0
+_LAST_GRACE = 5.0
 
 _SERVICES = (
     "sagittal.v1.ExplanationService",
