@@ -135,7 +135,8 @@ def test_concepts_are_drawn_with_what_they_add_and_the_largest_comes_first(seen)
         job_id="j", state="completed", prediction=prediction(), concepts=parts, concept_prediction=said
     )
     _, bars, first, second = draw_summary(explanation, seen).axes
-    assert [label.get_text() for label in bars.get_yticklabels()] == ["x2 red breast", "x1"]
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["x2", "x1"]
+    assert "red breast" in [text.get_text() for text in bars.texts]
     assert [bar.get_width() for bar in bars.patches] == [-2.0, 0.5]
     assert "add up to -1.50; the model's own output is -1.40" in bars.get_xlabel()
     assert [axes.get_title(loc="left") for axes in (first, second)] == ["x2 red breast", "x1"]

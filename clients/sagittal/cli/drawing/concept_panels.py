@@ -9,8 +9,8 @@ from sagittal.cli.drawing.overlay import draw_overlay
 from sagittal.cli.drawing.picture import Seen
 from sagittal.client import Concept, ConceptPrediction, Explanation
 
-#: Most characters of a concept's name beside its bar.
-MAX_NAME = 18
+#: Most characters of a concept's name above its bar.
+MAX_NAME = 40
 
 
 def concept_panels(explanation: Explanation, seen: Seen) -> Sequence[Callable[[Axes], None]]:
@@ -47,8 +47,11 @@ def _draw_contributions(axes: Axes, ordered: Sequence[Concept], said: ConceptPre
             each.contribution + away, place, f"{each.contribution:+.2f}", va="center", ha=side, fontsize=8,
             color=style.INK,
         )  # fmt: skip
+        # within the frame: beside it the names would lie on the panel to the left
+        name, across = each.name[:MAX_NAME], axes.get_yaxis_transform()
+        axes.text(0.01, place + 0.34, name, transform=across, fontsize=8, color=style.FAINT)
     axes.axvline(0, color=style.FAINT, linewidth=0.8)
-    axes.set_yticks(list(places), [title_of(each)[:MAX_NAME] for each in ordered])
+    axes.set_yticks(list(places), [f"x{each.index + 1}" for each in ordered])
     low, high = min(0.0, *contributions), max(0.0, *contributions)
     axes.set_xlim(low - (0.3 if low < 0 else 0.05) * reach, high + (0.3 if high > 0 else 0.05) * reach)
     axes.tick_params(labelsize=8, colors=style.INK, length=0)
