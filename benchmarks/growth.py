@@ -64,10 +64,12 @@ def plot(points: Sequence[Mapping[str, Any]], path: Path) -> None:
         line = [point for point in points if point["axis"] == axis]
         for row, (key, label) in enumerate((("milliseconds", "ms per evaluation"), ("mebibytes", "peak memory, MiB"))):
             plots[row][column].plot([point["size"] for point in line], [point[key] for point in line], marker="o")
-            plots[row][column].set_ylim(bottom=0)
             if column == 0:
                 plots[row][column].set_ylabel(label)
         plots[1][column].set_xlabel(NAMES[axis])
+    for row in plots:
+        # Once all is drawn: a row shares its scale, which would stay as the first plot has it.
+        row[0].set_ylim(bottom=0)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
