@@ -258,6 +258,18 @@ async def test_a_worker_is_not_given_what_is_past_its_deadline(make_queue, new_j
     assert (await queue.jobs.get(late.job_id)).state is JobState.FAILED
 
 
+async def test_one_sweep_drops_all_that_retention_has_passed_however_many(make_queue, new_job) -> None:
+    queue = make_queue(retention_seconds=0.05, image_retention_seconds=0.01, sweep_seconds=3600)
+    jobs = [(await queue.jobs.submit(new_job(), b"accepted"))[0].job_id for _ in range(220)]
+    for job_id in jobs:
+        await queue.jobs.cancel(job_id, "requested")
+    await asyncio.sleep(0.06)
+    await queue.jobs.sweep()
+    for job_id in jobs:
+        with pytest.raises(UnknownJob):
+            await queue.jobs.get(job_id)
+
+
 async def test_ended_jobs_go_after_their_retention_and_images_before(make_queue, new_job) -> None:
     queue = make_queue(retention_seconds=0.05, image_retention_seconds=0.01)
     job, _ = await queue.jobs.submit(new_job(request_id="mine"), b"accepted")

@@ -13,7 +13,7 @@ from sagittal.core.costs import Cost
 from sagittal.core.errors import AlreadyExists, FailedPrecondition, SagittalError, UnknownJob
 from sagittal.core.jobs import Backlog, Job, JobKind, JobState, NewJob, StoredEvent, StoredRequest
 from sagittal.runtime.admission import overloaded
-from sagittal.runtime.job_events import TERMINAL, cancelled_event, expired_events, forgotten_request
+from sagittal.runtime.job_events import TERMINAL, Ending, cancelled_event, expired_events, forgotten_request
 from sagittal.runtime.queue_metrics import UNOBSERVED, QueueObserver
 from sagittal.runtime.redis_connection import AsyncRunner, close_async, connect_async
 from sagittal.runtime.redis_scripts import (
@@ -25,7 +25,7 @@ from sagittal.runtime.redis_scripts import (
     root_key,
     submit_arguments,
 )
-from sagittal.runtime.redis_sweep import end_arguments, parse_endings, sweep_arguments
+from sagittal.runtime.redis_sweep import SWEEPS_IN_A_ROW, end_arguments, parse_sweep, sweep_arguments
 from sagittal.runtime.redis_watch import LOOK_SECONDS, LogNews
 from sagittal.runtime.settings import QueueSettings
 
@@ -222,15 +222,23 @@ class RedisJobQueue:
                 log.warning("sweep_failed", error=error.message)
 
     async def _sweep(self) -> int:
-        answer = await self._redis.script(load_script("sweep"), *sweep_arguments(self._settings))
         ended = 0
-        for ending in parse_endings(answer):
-            done = await self._redis.script(load_script("end"), *end_arguments(ending, time.time()))
-            if done:
-                self._observer.ended(ending.reason)
-                log.warning("job_ended_by_queue", job_id=ending.job_id, reason=ending.reason, attempt=ending.attempt)
-            ended += int(done)
+        for _ in range(SWEEPS_IN_A_ROW):
+            answer = await self._redis.script(load_script("sweep"), *sweep_arguments(self._settings))
+            more, endings = parse_sweep(answer)
+            for ending in endings:
+                ended += await self._end(ending)
+            if not more:
+                break
         return ended
+
+    async def _end(self, ending: Ending) -> int:
+        """Ends a job or run that a sweep found; returns the number ended."""
+        done = await self._redis.script(load_script("end"), *end_arguments(ending, time.time()))
+        if done:
+            self._observer.ended(ending.reason)
+            log.warning("job_ended_by_queue", job_id=ending.job_id, reason=ending.reason, attempt=ending.attempt)
+        return int(done)
 
 
 def _found(view: Sequence[bytes] | None, job_id: str) -> Job:

@@ -18,7 +18,7 @@ from sagittal.runtime.queue_metrics import UNOBSERVED, WAIT, QueueObserver
 from sagittal.runtime.redis_connection import SOCKET_SHARE, SyncRunner, close_sync, connect_sync
 from sagittal.runtime.redis_news import WorkerNews
 from sagittal.runtime.redis_scripts import load_script, model_key, parse_lease, root_key
-from sagittal.runtime.redis_sweep import end_arguments, parse_endings, sweep_arguments
+from sagittal.runtime.redis_sweep import end_arguments, parse_endings, parse_sweep, sweep_arguments
 from sagittal.runtime.settings import QueueSettings
 
 log = structlog.get_logger(__name__)
@@ -176,7 +176,8 @@ class RedisWorkerQueue:
         if now - self._swept < self._settings.sweep_seconds:
             return
         self._swept = now
-        self._end(parse_endings(self._script("sweep", *sweep_arguments(self._settings))))
+        _, endings = parse_sweep(self._script("sweep", *sweep_arguments(self._settings)))
+        self._end(endings)
 
     def _end(self, endings: Iterable[Ending]) -> None:
         for ending in endings:

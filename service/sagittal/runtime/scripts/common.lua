@@ -183,7 +183,7 @@ end
 
 local function drop_run(id)
   local run = pick(run_key(id), {'bytes', 'state'})
-  if run.state == '' then return end
+  if run.state == '' then call('ZREM', root .. 'spent', id) return end
   call('UNLINK', run_key(id), parts_key(id))
   call('ZREM', root .. 'spent', id)
   count_bytes(-(tonumber(run.bytes) or 0))

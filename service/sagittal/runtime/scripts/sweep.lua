@@ -1,5 +1,5 @@
--- Requeues runs whose worker was lost, drops what retention has passed, and returns what must be ended, flat:
--- reason ('buried', 'cancelled', 'expired'), scope ('run' or 'job'), id, token, attempt, worker, detail.
+-- Requeues runs whose worker was lost, drops what retention has passed, and returns 1 where more of that is left, else 0,
+-- then what must be ended, flat: reason ('buried', 'cancelled', 'expired'), scope ('run' or 'job'), id, token, attempt, worker, detail.
 local limit, max_attempts, retention, image_retention = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local later = now + tonumber(ARGV[5])
 local ends = {}
@@ -36,15 +36,19 @@ for _, id in ipairs(call('ZRANGEBYSCORE', root .. 'deadlines', '-inf', exact(now
   end
 end
 
-for _, id in ipairs(call('ZRANGEBYSCORE', root .. 'spent', '-inf', exact(now - tonumber(image_retention)), 'LIMIT', 0, limit)) do
-  drop_run(id)
+local more = 0
+local function passed(name, age)
+  local ids = call('ZRANGEBYSCORE', root .. name, '-inf', exact(now - tonumber(age)), 'LIMIT', 0, limit)
+  if #ids == limit then more = 1 end
+  return ids
 end
-for _, id in ipairs(call('ZRANGEBYSCORE', root .. 'ended', '-inf', exact(now - tonumber(retention)), 'LIMIT', 0, limit)) do
-  drop_job(id)
-end
-for _, id in ipairs(call('ZRANGEBYSCORE', root .. 'attaching', '-inf', exact(now - tonumber(ARGV[6])), 'LIMIT', 0, limit)) do
+
+for _, id in ipairs(passed('spent', image_retention)) do drop_run(id) end
+for _, id in ipairs(passed('ended', retention)) do drop_job(id) end
+for _, id in ipairs(passed('attaching', ARGV[6])) do
   count_bytes(-tonumber(call('HGET', parts_key(id), '') or 0))
   call('UNLINK', parts_key(id))
   call('ZREM', root .. 'attaching', id)
 end
+table.insert(ends, 1, more)
 return ends
