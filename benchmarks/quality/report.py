@@ -21,7 +21,7 @@ pictures; on fewer, the verdict is what those few say, and `make bench-quality` 
 "Authors' protocol" is the published code of I-GOS and iGOS++ as it runs, written anew (`protocol="authors"`). Trials of
 its line search whose failure is certain before all of it is evaluated are left out of the run and counted all the same.
 Against the program itself both are measured as the program does it: cells of equal saliency in the order of a sort,
-which by itself moves a figure by some hundredths. The protocol's are the mean of three seeds, with the least and most.
+which by itself moves a figure by some hundredths. The protocol's are the mean of up to three seeds, with the range.
 
 {protocol}
 ## Heatmaps
