@@ -221,7 +221,7 @@ def _padded(convolution: nn.Conv2d, padding: Sequence[int]) -> nn.Conv2d | None:
         return None
     left, right, top, bottom = padding
     columns, rows = max(left, right), max(top, bottom)
-    grown = copy.copy(convolution)
+    grown = copy.deepcopy(convolution)
     grown.padding = (convolution.padding[0] + rows, convolution.padding[1] + columns)
     if left != right or top != bottom:
         if convolution.dilation != (1, 1):
