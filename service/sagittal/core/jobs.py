@@ -80,7 +80,7 @@ class NewJob:
     setting: str = ""
     """What of the request decides its cost (`core.costs`); empty where nothing is to be learned from it."""
     trace_context: str = ""
-    """W3C traceparent of the request; empty for none."""
+    """W3C traceparent of the request and, after a space, its tracestate; empty for none."""
 
     @property
     def fingerprint(self) -> str:

@@ -6,6 +6,7 @@ import re
 import secrets
 import socket
 import sys
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import structlog
@@ -13,7 +14,9 @@ import structlog
 LogFormat = Literal["json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-_TRACEPARENT = re.compile(r"^[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+#: What tracing systems add to a trace, `key=value` by commas; a longer one is dropped, as W3C lets us.
+_TRACESTATE = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,511}")
 
 
 def configure_logging(log_format: LogFormat = "console", level: LogLevel = "info") -> None:
@@ -43,14 +46,23 @@ def own_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
-def trace_context(traceparent: str) -> str:
-    """Returns a W3C traceparent: the one given where it is valid, else the beginning of a new trace."""
-    if _TRACEPARENT.match(traceparent):
-        return traceparent
+def trace_context(metadata: Mapping[str, str]) -> str:
+    """Returns the trace that a request is part of: its W3C traceparent and, after a space, its tracestate, if any.
+
+    Empty where the traceparent is missing or wrong: then a tracestate means nothing.
+    """
+    traceparent, tracestate = metadata.get("traceparent", ""), metadata.get("tracestate", "")
+    if not _TRACEPARENT.fullmatch(traceparent):
+        return ""
+    return f"{traceparent} {tracestate}" if _TRACESTATE.fullmatch(tracestate) else traceparent
+
+
+def new_trace_context() -> str:
+    """Returns the beginning of a trace that nobody samples: it joins the lines of the log."""
     return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
 
 
-def trace_id(traceparent: str) -> str:
-    """Returns the 32 hexadecimal digits that a W3C traceparent carries; empty where it carries none."""
-    match = _TRACEPARENT.match(traceparent)
+def trace_id(context: str) -> str:
+    """Returns the 32 hexadecimal digits that name the trace of a context; empty where it names none."""
+    match = _TRACEPARENT.fullmatch(context.partition(" ")[0])
     return match.group(1) if match else ""

@@ -1,7 +1,8 @@
 """Traces: what a job goes through, as spans that join those of its caller. Off, every span is one that does nothing.
 
-A span is named by what it stands for, begins where W3C's traceparent says, and travels with the job as one. What sends
-spans away is in `tracing_otlp`, and is imported only where tracing is on.
+A span is named by what it stands for, begins where W3C's traceparent and tracestate say, and travels with the job
+as one context (`telemetry.trace_context`). What sends spans away is in `tracing_otlp`, and is imported only where
+tracing is on.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class Span(Protocol):
     """One piece of work in a trace."""
 
     @property
-    def traceparent(self) -> str:
-        """W3C traceparent of this span; empty where tracing is off."""
+    def context(self) -> str:
+        """W3C traceparent of this span and, after a space, its tracestate; empty where tracing is off."""
         ...
 
     def child(self, name: str, *, kind: SpanKind = SpanKind.INTERNAL, attributes: Attributes | None = None) -> Span:
@@ -93,7 +94,7 @@ class Tracer(Protocol):
         start: float | None = None,
         attributes: Attributes | None = None,
     ) -> Span:
-        """Begins a span, now or at a time in seconds since the epoch, in the trace of a traceparent or in a new one."""
+        """Begins a span, now or at a time in seconds since the epoch, in the trace of a context or in a new one."""
         ...
 
     def close(self) -> None:
@@ -104,7 +105,7 @@ class Tracer(Protocol):
 class _NoSpan:
     """The span that does nothing."""
 
-    traceparent = ""
+    context = ""
 
     def child(self, name: str, *, kind: SpanKind = SpanKind.INTERNAL, attributes: Attributes | None = None) -> Span:
         return self

@@ -62,7 +62,8 @@ class OtlpTracer:
         attributes: Attributes | None = None,
     ) -> Span:
         """Begins a span."""
-        context = _PROPAGATOR.extract({"traceparent": parent})
+        traceparent, _, tracestate = parent.partition(" ")
+        context = _PROPAGATOR.extract({"traceparent": traceparent, "tracestate": tracestate})
         begun = self._tracer.start_span(
             name, context, _KINDS[kind], attributes, start_time=None if start is None else _nanoseconds(start)
         )
@@ -81,13 +82,13 @@ class _OtlpSpan:
         self._span = span
 
     @property
-    def traceparent(self) -> str:
+    def context(self) -> str:
         carrier: dict[str, str] = {}
         _PROPAGATOR.inject(carrier, trace.set_span_in_context(self._span))
-        return carrier["traceparent"]
+        return " ".join(filter(None, (carrier["traceparent"], carrier.get("tracestate"))))
 
     def child(self, name: str, *, kind: SpanKind = SpanKind.INTERNAL, attributes: Attributes | None = None) -> Span:
-        return self._tracer.span(name, parent=self.traceparent, kind=kind, attributes=attributes)
+        return self._tracer.span(name, parent=self.context, kind=kind, attributes=attributes)
 
     def set(self, attributes: Attributes) -> None:
         self._span.set_attributes(attributes)

@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from sagittal.core.errors import PermissionDenied, Unauthenticated
-from sagittal.runtime.telemetry import trace_context, trace_id
+from sagittal.runtime.telemetry import new_trace_context, trace_context, trace_id
 from sagittal.runtime.tracing import current_span
 from sagittal.server.layers import Call, Proceed
 from sagittal.server.logins import FailedLogins
@@ -40,7 +40,7 @@ class Caller:
     tenant: str = "default"
     roles: frozenset[Role] = frozenset({"explain", "admin"})
     trace_context: str = ""
-    """W3C traceparent."""
+    """The trace of the call, as `runtime.telemetry.trace_context` writes it."""
 
 
 _CALLER: ContextVar[Caller] = ContextVar("caller")
@@ -61,7 +61,7 @@ class Access:
     async def __call__(self, call: Call, proceed: Proceed) -> Any:
         """Is the layer that sets the caller, and the context of the log."""
         metadata = call.metadata
-        trace = current_span().traceparent or trace_context(metadata.get("traceparent", ""))
+        trace = current_span().context or trace_context(metadata) or new_trace_context()
         structlog.contextvars.bind_contextvars(rpc=call.method.rpartition("/")[2], trace_id=trace_id(trace))
         if not call.method.startswith(OPEN_SERVICES):
             _CALLER.set(self._admit(call, metadata.get("authorization", ""), trace))

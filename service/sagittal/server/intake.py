@@ -151,7 +151,7 @@ class Intake:
         workers = ready_workers(model)
         attributes = {JOB_ID: new.job_id, "sagittal.model": new.model, "sagittal.method": new.method}
         with within(current_span().child("submit", kind=SpanKind.PRODUCER, attributes=attributes)) as span:
-            new = replace(new, trace_context=span.traceparent or new.trace_context)
+            new = replace(new, trace_context=span.context or new.trace_context)
             job, is_new = await self._queue.submit(new, _accepted(new, workers, seconds))
             span.set({JOB_ID: job.job_id, "sagittal.job.new": is_new})
         if is_new:

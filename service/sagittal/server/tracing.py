@@ -7,6 +7,7 @@ import grpc
 from grpc.aio import AbortError
 
 from sagittal.core.errors import SagittalError
+from sagittal.runtime.telemetry import trace_context
 from sagittal.runtime.tracing import Span, SpanKind, Tracer, within
 from sagittal.server.layers import Call, Proceed
 
@@ -30,7 +31,7 @@ class Tracing:
         service, _, method = call.method.removeprefix("/").partition("/")
         span = self._tracer.span(
             f"{service}/{method}",
-            parent=call.metadata.get("traceparent", ""),
+            parent=trace_context(call.metadata),
             kind=SpanKind.SERVER,
             attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
         )

@@ -104,9 +104,10 @@ async def test_the_callers_trace_goes_with_the_job(stack: Stack) -> None:
     worker = stack.worker()
     trace = f"00-{'ab' * 16}-{'cd' * 8}-01"
     async with worker.at_work():
-        call = stack.explanations.Explain(api.ExplainRequest(spec=spec()), metadata=(("traceparent", trace),))
+        told = (("traceparent", trace), ("tracestate", "vendor=a:b"))
+        call = stack.explanations.Explain(api.ExplainRequest(spec=spec()), metadata=told)
         assert [_ async for _ in call]
-    assert worker.leases[0].trace_context == trace
+    assert worker.leases[0].trace_context == f"{trace} vendor=a:b"
 
 
 async def test_a_failed_job_ends_with_its_error_as_an_event(stack: Stack) -> None:

@@ -8,7 +8,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter
 
 from sagittal.runtime.probes import LIVE, READY, start_metrics_server
-from sagittal.runtime.telemetry import configure_logging, trace_context, trace_id
+from sagittal.runtime.telemetry import configure_logging, new_trace_context, trace_context, trace_id
 
 TRACE = f"00-{'ab' * 16}-{'cd' * 8}-01"
 
@@ -53,14 +53,27 @@ def test_lines_below_the_level_are_left_out(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_valid_trace_is_kept() -> None:
-    assert trace_context(TRACE) == TRACE
+    assert trace_context({"traceparent": TRACE}) == TRACE
     assert trace_id(TRACE) == "ab" * 16
 
 
+def test_a_tracestate_is_kept_beside_a_valid_trace_alone() -> None:
+    context = trace_context({"traceparent": TRACE, "tracestate": "vendor=a:b, other=1"})
+    assert context == f"{TRACE} vendor=a:b, other=1"
+    assert trace_id(context) == "ab" * 16
+    assert trace_context({"traceparent": "nonsense", "tracestate": "vendor=a"}) == ""
+
+
+@pytest.mark.parametrize("wrong", ["", " ", "a=\n", "a=\u00e4", "a=" + "b" * 511])
+def test_a_tracestate_that_is_none_or_too_long_is_dropped(wrong: str) -> None:
+    assert trace_context({"traceparent": TRACE, "tracestate": wrong}) == TRACE
+
+
 @pytest.mark.parametrize("wrong", ["", "nonsense", f"00-{'0' * 32}-{'cd' * 8}-01", TRACE.upper(), TRACE + "-more"])
-def test_anything_else_begins_a_new_trace(wrong: str) -> None:
+def test_anything_else_is_no_trace(wrong: str) -> None:
     assert trace_id(wrong) == ""
-    assert len(trace_id(trace_context(wrong))) == 32
+    assert trace_context({"traceparent": wrong}) == ""
+    assert len(trace_id(new_trace_context())) == 32
 
 
 def test_metrics_are_served_until_they_are_closed() -> None:

@@ -1,6 +1,5 @@
 """Loading a model: from an entry to something that the engine can run, with what was found out about it."""
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 
@@ -143,8 +142,3 @@ def _gradients_flow(module: nn.Module, probe: Tensor) -> bool:
     except RuntimeError:
         return False
     return bool(torch.isfinite(gradient).all())
-
-
-def set_threads(count: int) -> None:
-    """Sets the threads that PyTorch computes with on the CPU; 0 takes one for each processor that may be used."""
-    torch.set_num_threads(count or len(os.sched_getaffinity(0)))

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 import structlog
+import torch
 from prometheus_client import REGISTRY
 from pydantic import ValidationError
 
 from sagittal.engine.allocator import keep_freed_memory
 from sagittal.models.entry import InvalidModelFile
-from sagittal.models.loading import choose_device, set_threads
+from sagittal.models.loading import choose_device
 from sagittal.models.sources import ModelUnavailable
 from sagittal.runtime.probes import LIVE, READY, start_metrics_server
 from sagittal.runtime.queue_metrics import QueueMetrics
@@ -24,6 +25,7 @@ from sagittal.worker.device_memory import watch_memory
 from sagittal.worker.devices import named_devices, run_on_each
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.models import HostedModels
+from sagittal.worker.processors import usable_processors
 from sagittal.worker.settings import WorkerSettings
 from sagittal.worker.worker import Worker
 
@@ -51,7 +53,8 @@ def main() -> None:
         sys.exit(USAGE)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _drain(worker))
-    log.info("worker-started", worker=settings.worker_name, pid=os.getpid(), models=str(settings.models_file))
+    told = {"models": str(settings.models_file), "threads": torch.get_num_threads()}
+    log.info("worker-started", worker=settings.worker_name, pid=os.getpid(), **told)
     worker.run()
     tracer.close()
     log.info("worker-stopped", worker=settings.worker_name)
@@ -66,7 +69,7 @@ def _settle_memory(devices: Sequence[str]) -> None:
 
 
 def _make(settings: WorkerSettings, tracer: Tracer) -> Worker:
-    set_threads(settings.threads)
+    torch.set_num_threads(settings.threads or usable_processors())
     metrics = WorkerMetrics.create(REGISTRY)
     registry = connect_worker_registry(settings.queue)
     device = choose_device(next(iter(named_devices(settings.device)), ""))

@@ -38,7 +38,8 @@ class WorkerSettings(BaseSettings):
     """Device to run on, such as `cpu` or `cuda:1`. Several, comma separated, or `cuda:*` for each GPU: a process
     runs for each, with ports of metrics that count up. Empty: CUDA where there is one."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """Threads that PyTorch computes with on the CPU. 0: one for each processor that may be used."""
+    """Threads that PyTorch computes with on the CPU. 0: one for each processor that this process may use, by
+    its affinity and by the CPU quota of its control groups (a container's limit), rounded up."""
     batch_size: Annotated[int, Field(ge=0)] = 0
     """Most masked images in a batch. 0: chosen for the device."""
     model_memory_mib: Annotated[int, Field(ge=0)] = 0
