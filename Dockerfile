@@ -12,7 +12,6 @@ RUN python3 -m venv /opt/build \
  && /opt/build/bin/pip install --require-hashes --only-binary :all: -r deploy/requirements-build.txt \
  && python3 -m venv --without-pip /opt/sagittal
 
-# Sagittal itself comes last, so that a change of it installs nothing else anew.
 FROM build AS wheel
 COPY pyproject.toml README.md LICENSE ./
 COPY protos protos
@@ -21,15 +20,18 @@ COPY workers workers
 COPY clients clients
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
 
-FROM build AS build-service
+# What is Sagittal's own is a layer of its own: a release adds a few megabytes to a machine that has the one before.
+FROM build AS packages-service
 COPY deploy/requirements-service.txt deploy/
 RUN /opt/build/bin/pip --python /opt/sagittal/bin/python install --require-hashes --only-binary :all: \
-      -r deploy/requirements-service.txt
-COPY --from=wheel /wheels /wheels
-RUN /opt/build/bin/pip --python /opt/sagittal/bin/python install --no-deps --no-index /wheels/*.whl \
+      -r deploy/requirements-service.txt \
  && /opt/sagittal/bin/python -m compileall -q /opt/sagittal/lib
 
-FROM build AS build-worker
+FROM packages-service AS build-service
+COPY --from=wheel /wheels /wheels
+RUN /opt/build/bin/pip --python /opt/sagittal/bin/python install --no-deps --no-index --prefix /opt/own /wheels/*.whl
+
+FROM build AS packages-worker
 # `cuda`: PyPI's build of torch with NVIDIA's libraries, all by hash. `cpu`: the build of TORCH_INDEX, by version.
 ARG COMPUTE=cuda
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -40,20 +42,25 @@ RUN if [ "${COMPUTE}" = cpu ]; then \
     fi \
  && /opt/build/bin/pip --python /opt/sagittal/bin/python install --require-hashes --no-deps --only-binary :all: \
       -r "deploy/requirements-worker-${COMPUTE}.txt"
+# `yes`: with timm, ONNX and the stores that weights may come from.
+ARG EXTRAS=no
+COPY deploy/requirements-worker-extras.txt deploy/
+RUN if [ "${EXTRAS}" = yes ]; then \
+      /opt/build/bin/pip --python /opt/sagittal/bin/python install --require-hashes --no-deps --only-binary :all: \
+        -r deploy/requirements-worker-extras.txt; \
+    fi
+
+FROM packages-worker AS build-worker
 COPY --from=wheel /wheels /wheels
-RUN /opt/build/bin/pip --python /opt/sagittal/bin/python install --no-deps --no-index /wheels/*.whl \
+RUN /opt/build/bin/pip --python /opt/sagittal/bin/python install --no-deps --no-index --prefix /opt/own /wheels/*.whl \
  && mkdir -p /opt/data/concepts
 
 FROM ${PYTHON_IMAGE} AS runtime
-ARG VERSION=0.0.0
-ARG REVISION=unknown
 ARG PYTHON_IMAGE
 LABEL org.opencontainers.image.title="Sagittal" \
       org.opencontainers.image.description="Explains image classifiers as a service" \
       org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.base.name="${PYTHON_IMAGE}" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
+      org.opencontainers.image.base.name="${PYTHON_IMAGE}"
 ENV PATH=/opt/sagittal/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
     HOME=/tmp \
@@ -65,7 +72,12 @@ STOPSIGNAL SIGTERM
 FROM runtime AS service
 LABEL org.opencontainers.image.title="Sagittal service"
 ENV SAGITTAL_LISTEN=0.0.0.0:50051
-COPY --from=build-service /opt/sagittal /opt/sagittal
+COPY --from=packages-service /opt/sagittal /opt/sagittal
+COPY --from=build-service /opt/own /opt/sagittal
+ARG VERSION=0.0.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
 EXPOSE 50051 9090
 USER 65532:65532
 ENTRYPOINT ["sagittal-service"]
@@ -73,9 +85,14 @@ ENTRYPOINT ["sagittal-service"]
 FROM runtime AS worker
 LABEL org.opencontainers.image.title="Sagittal worker"
 ENV SAGITTAL_MODELS_FILE=/etc/sagittal/models.toml
-COPY --from=build-worker /opt/sagittal /opt/sagittal
+COPY --from=packages-worker /opt/sagittal /opt/sagittal
+COPY --from=build-worker /opt/own /opt/sagittal
 # A new volume that is mounted here belongs to whom its place in the image does.
 COPY --from=build-worker --chown=65532:65532 /opt/data/ /data/
+ARG VERSION=0.0.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
 EXPOSE 9091
 USER 65532:65532
 ENTRYPOINT ["sagittal-worker"]

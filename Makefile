@@ -96,8 +96,8 @@ scan: $(VENV)/.installed-dev $(VENV)-scan/.installed ## Scans the rendered chart
 audit: $(VENV)/.installed-dev ## Looks for known vulnerabilities in what is installed; fails where it cannot be told.
 	$(BIN)/python scripts/audit.py --strict
 
-image: $(VENV)/.installed-dev ## Builds both images (COMPUTE=cpu, cuda or none) and explains a picture through them.
-	BIN=$(BIN) scripts/image.sh $(or $(COMPUTE),cuda)
+image: $(VENV)/.installed-dev ## Builds both images (COMPUTE=cpu, cuda or none; EXTRAS=yes) and explains a picture through them.
+	BIN=$(BIN) EXTRAS=$(EXTRAS) scripts/image.sh $(or $(COMPUTE),cuda)
 
 chart: $(VENV)/.installed-dev ## Writes what is derived from the chart's values, and lints the chart for every ci file.
 	$(BIN)/python scripts/chart_docs.py

@@ -3,7 +3,8 @@
 #
 #   scripts/image.sh [cuda|cpu|none]   the worker's build of torch; cuda if not said; none builds the service alone
 #
-# ENGINE (podman or docker), TAG, PYTHON_IMAGE, and BUILD_OPTIONS, such as `--isolation chroot --network host`, may be set.
+# ENGINE (podman or docker), TAG, PYTHON_IMAGE, EXTRAS=yes (timm, ONNX and stores in the worker), and BUILD_OPTIONS, such as
+# `--isolation chroot --network host`, may be set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -37,7 +38,7 @@ if [ "$grown" -gt "$room" ]; then
 fi
 images=(--service "$service")
 if [ "$compute" != none ]; then
-  "${build[@]}" --target worker --build-arg "COMPUTE=$compute" --tag "$worker" .
+  "${build[@]}" --target worker --build-arg "COMPUTE=$compute" --build-arg "EXTRAS=${EXTRAS:-no}" --tag "$worker" .
   images+=(--worker "$worker")
 fi
 exec "$python" scripts/try_images.py --engine "$engine" "${images[@]}"

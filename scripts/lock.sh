@@ -26,3 +26,7 @@ grep -E '^torch(vision)?==' constraints.txt > deploy/torch.txt
 # The CPU build of torch is on PyTorch's own index and needs none of NVIDIA's libraries.
 mapfile -t cuda < <(grep -oE '^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==' deploy/requirements-worker-cuda.txt | tr -d '=')
 lock worker-cpu --extra worker --extra tracing pyproject.toml deploy/worker.in "${cuda[@]/#/--no-emit-package=}"
+# What EXTRAS=yes adds to either: its versions agree with theirs, and none of theirs is in it again.
+mapfile -t held < <(grep -oE '^[a-z0-9._-]+==' deploy/requirements-worker-cuda.txt | tr -d '=')
+lock worker-extras --extra worker --extra tracing --extra timm --extra onnx --extra stores pyproject.toml deploy/worker.in \
+  --constraints deploy/requirements-worker-cuda.txt "${held[@]/#/--no-emit-package=}"

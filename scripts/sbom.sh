@@ -8,7 +8,7 @@ trap 'rm -rf "$tools"' EXIT
 "${PYTHON:-python3.11}" -m venv "$tools"
 "$tools/bin/python" -m pip install --quiet --disable-pip-version-check 'cyclonedx-bom>=7,<8'
 mkdir -p dist
-for name in service worker-cpu worker-cuda; do
+for name in service worker-cpu worker-cuda worker-extras; do
   files=("deploy/requirements-$name.txt")
   if [ "$name" = worker-cpu ]; then files+=(deploy/torch.txt); fi
   cat "${files[@]}" | PYTHONWARNINGS=ignore "$tools/bin/cyclonedx-py" requirements --output-reproducible \

@@ -14,7 +14,7 @@ from sagittal.server.settings import ServiceSettings
 from sagittal.worker.settings import WorkerSettings
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
-LOCKS = ("build", "service", "worker-cpu", "worker-cuda")
+LOCKS = ("build", "service", "worker-cpu", "worker-cuda", "worker-extras")
 
 
 def stages() -> dict[str, list[str]]:
@@ -85,6 +85,15 @@ def test_lock_files_hold_what_the_project_asks_for(name: str, extra: str) -> Non
     locked = dict(pins(ROOT / "deploy" / f"requirements-{name}.txt"))
     spared = {"torch", "torchvision"} if name == "worker-cpu" else set()
     assert asked - spared <= locked.keys(), "run make lock"
+
+
+def test_what_extras_add_to_the_worker_is_locked_and_replaces_nothing_of_it() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    asked = {re.split(r"[<>=\[; ]", need)[0].lower() for extra in ("timm", "onnx", "stores") for need in extras[extra]}
+    added = dict(pins(ROOT / "deploy" / "requirements-worker-extras.txt"))
+    held = dict(pins(ROOT / "deploy" / "requirements-worker-cuda.txt"))
+    assert asked <= added.keys() | held.keys(), "run make lock"
+    assert not added.keys() & held.keys(), "run make lock"
 
 
 def test_the_service_has_no_torch() -> None:
