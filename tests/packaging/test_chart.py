@@ -135,7 +135,12 @@ def test_settings_in_the_environment_are_settings_of_the_programs(
             for name, value in environment(workload["spec"]["template"]["spec"]["containers"][0]).items():
                 top = name.removeprefix("SAGITTAL_").split("__")[0].lower()
                 assert top in settings.model_fields, name
-                filled = {"SAGITTAL_WORKER_NAME": "pod-1", "SAGITTAL_QUEUE__URL": "redis://x", "SAGITTAL_TOKENS": "{}"}
+                filled = {
+                    "SAGITTAL_WORKER_NAME": "pod-1",
+                    "SAGITTAL_QUEUE__URL": "redis://x",
+                    "SAGITTAL_TOKENS": "{}",
+                    "SAGITTAL_THREADS": "2",
+                }
                 patch.setenv(name, value or filled.get(name, "secret"))
             settings()
 
@@ -346,6 +351,18 @@ def test_a_workers_pods_are_labelled_as_it_asks(render) -> None:
     documents = render("cpu-only-values.yaml", "workers[0].podLabels.tier=back", "service.podLabels.tier=front")
     tiers = {component(w): w["spec"]["template"]["metadata"]["labels"].get("tier") for w in workloads(documents)}
     assert tiers == {"service": "front", "worker": "back", "valkey": None}
+
+
+def test_a_worker_has_as_many_threads_as_it_requests_processors_unless_it_is_told(render) -> None:
+    requested = {"resource": "requests.cpu"}
+    for options, sources in (((), [requested]), (("workers[0].settings.threads=3",), [])):
+        (worker,) = (
+            w for w in kinds(render("cpu-only-values.yaml", *options), "Deployment") if component(w) == "worker"
+        )
+        (container, *_) = worker["spec"]["template"]["spec"]["containers"]
+        told = [entry for entry in container["env"] if entry["name"] == "SAGITTAL_THREADS"]
+        assert [entry["valueFrom"]["resourceFieldRef"] for entry in told if "valueFrom" in entry] == sources
+        assert len(told) == 1
 
 
 def test_metrics_are_not_exposed_with_the_api(render) -> None:
