@@ -9,7 +9,7 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +131,20 @@ def _cam(kind: str) -> Callable[[nn.Module, Tensor, Tensor, int], Tensor]:
 
         method = getattr(pytorch_grad_cam, kind)(model=module, target_layers=[module.get_submodule(LAYER)])
         method.batch_size = BATCH
-        return torch.from_numpy(method(input_tensor=image.unsqueeze(0), targets=[ClassifierOutputTarget(target)])[0])
+        targets = [ClassifierOutputTarget(target)]
+        resized = method(input_tensor=image.unsqueeze(0), targets=targets)[0]
+        return _before_resizing(method, image, targets) if kind == "GradCAM" else torch.from_numpy(resized)
 
     return run
+
+
+def _before_resizing(method: Any, image: Tensor, targets: Sequence[Any]) -> Tensor:
+    """Returns the other library's map at the layer's own resolution, from what it kept of its passes."""
+    kept = method.activations_and_grads
+    activations, gradients = (each[-1].cpu().data.numpy() for each in (kept.activations, kept.gradients))
+    layer = method.target_layers[-1]
+    found = method.get_cam_image(image.unsqueeze(0), layer, targets, activations, gradients, eigen_smooth=False)
+    return torch.from_numpy(found[0])
 
 
 def _rise(module: nn.Module, image: Tensor, hidden: Tensor, target: int) -> Tensor:
@@ -258,8 +269,8 @@ def write(options: argparse.Namespace) -> None:
 Written by `make bench-peers` on {machine()}. The same picture (chelsea), model (EfficientNet-Lite0) and parameters;
 each side alone in a process with one thread, in turn, the faster of {ROUNDS} runs. The other side runs the model as its
 source makes it, in batches of {BATCH}. "Alike" is the correlation of the heatmaps where they are positive, "apart"
-their largest difference with peaks brought to 1. Grad-CAM's heatmap is resized by the other side, and this side's time
-holds four evaluations more: the prediction and the check of the baseline that come with every explanation. Score-CAM
+their largest difference with peaks brought to 1. Grad-CAM's heatmaps are compared as they are at the layer, before the
+other side resizes its own to the image; each side's time holds a prediction for the class. Score-CAM
 there weighs channels by the softmax of logits, here by what they add to the score; RISE there is the mean that the
 paper defines, here the covariance: their heatmaps differ by design, so that only the time is compared.
 

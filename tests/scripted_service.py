@@ -38,7 +38,11 @@ def whole_log() -> list[pb.ExplanationEvent]:
     kinds = [
         {"accepted": pb.Accepted(queue_position=2, ready_workers=0)},
         {"started": pb.Started(worker="w", attempt=1)},
-        {"prediction": pb.Prediction(target=target, top=[target], baseline_score=0.25, blur_sigma=50)},
+        {
+            "prediction": pb.Prediction(
+                target=target, top=[target], baseline_score=0.25, baseline=pb.BASELINE_KIND_BLUR, blur_sigma=50
+            )
+        },
         {"progress": pb.Progress(fraction=0.5, evaluations=10, objective=-1.5, phase="optimise")},
         {"mask": pb.Mask(saliency=to_tensor(SALIENCY * 0))},
         {"mask": pb.Mask(saliency=to_tensor(SALIENCY), final=True)},

@@ -64,6 +64,8 @@ def _summary(results: Results) -> Written:
 
 
 def _baseline(results: Results) -> Written:
+    if results.explanation.baseline_score is None:
+        return  # nothing was hidden
     to_image(results.seen.baseline).save(results.directory / "baseline.png")
     yield "baseline", "baseline.png"
 

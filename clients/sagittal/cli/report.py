@@ -147,7 +147,11 @@ def dump(document: object) -> str:
 
 def _baseline(explanation: Explanation) -> dict[str, Any] | None:
     prediction = explanation.prediction
-    return {"kind": prediction.baseline, "blur_sigma": prediction.blur_sigma} if prediction else None
+    return (
+        {"kind": prediction.baseline, "blur_sigma": prediction.blur_sigma}
+        if prediction and prediction.baseline
+        else None
+    )
 
 
 def _sufficient_set(each: SufficientSet) -> dict[str, Any]:

@@ -139,7 +139,8 @@ def _accepted(event: Accepted, model: str) -> list[str]:
 
 def _prediction(event: Prediction) -> str:
     name = event.target.label or f"class {event.target.index}"
-    return f"{name}  {event.target.score:.1%}  (on the {event.baseline} baseline {event.baseline_score:.1%})"
+    hidden = f"  (on the {event.baseline} baseline {event.baseline_score:.1%})" if event.baseline else ""
+    return f"{name}  {event.target.score:.1%}{hidden}"
 
 
 def _started(event: Started) -> str:

@@ -98,9 +98,10 @@ class Prediction(Event):
     """The class that is explained."""
     top: tuple[ClassScore, ...]
     baseline_score: float
-    """The target's probability on the baseline, which should be near 0."""
+    """The target's probability on the baseline, which should be near 0; 0 where there is none."""
     baseline: str
-    """"blur", "black", "mean", "noise" or "image"."""
+    """"blur", "black", "mean", "noise" or "image"; empty where nothing was hidden: a method that only looks into the
+    model's layers, without curves."""
     blur_sigma: float
     """For a blurred baseline, in pixels of the model's input; else 0."""
 

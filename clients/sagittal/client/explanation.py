@@ -113,8 +113,8 @@ class Explanation:
 
     @property
     def baseline_score(self) -> float | None:
-        """The target's probability on the baseline, which should be near 0."""
-        return self.prediction.baseline_score if self.prediction else None
+        """The target's probability on the baseline, which should be near 0; None where nothing was hidden."""
+        return self.prediction.baseline_score if self.prediction and self.prediction.baseline else None
 
     @property
     def insertion(self) -> float | None:

@@ -109,7 +109,7 @@ def _prediction(event: pb.Prediction, common: dict[str, Any]) -> Event:
         target=parse_class(event.target),
         top=tuple(map(parse_class, event.top)),
         baseline_score=event.baseline_score,
-        baseline=enum_name(pb.BaselineKind, event.baseline or pb.BASELINE_KIND_BLUR, "BASELINE_KIND_"),
+        baseline=enum_name(pb.BaselineKind, event.baseline, "BASELINE_KIND_") if event.baseline else "",
         blur_sigma=event.blur_sigma,
         **common,
     )

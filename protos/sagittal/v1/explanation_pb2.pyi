@@ -675,9 +675,11 @@ class Prediction(_message.Message):
     BASELINE_FIELD_NUMBER: _builtins.int
     BLUR_SIGMA_FIELD_NUMBER: _builtins.int
     baseline_score: _builtins.float
-    """The target's probability on the baseline, which should be near 0."""
+    """The target's probability on the baseline, which should be near 0. 0 where there is no baseline."""
     baseline: Global___BaselineKind.ValueType
-    """Kind of the baseline."""
+    """Kind of the baseline. Unspecified where nothing is hidden, so that none is looked for: a method that only looks into
+    the model's layers, without curves.
+    """
     blur_sigma: _builtins.float
     """For a blurred baseline the standard deviation used, in pixels of the model's input. 0 for other baselines."""
     @_builtins.property

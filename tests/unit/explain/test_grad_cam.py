@@ -25,6 +25,17 @@ class PooledFeatures(nn.Module):
         return self.head(self.features(inputs[:, :2] * 1.0).mean((2, 3)))
 
 
+class Unread(PooledFeatures):
+    """It has a layer whose places the class does not depend on, and one that is never run."""
+
+    def __init__(self) -> None:
+        super().__init__(2.0, 0.5)
+        self.unread, self.never = nn.ReLU(), nn.ReLU()
+
+    def forward(self, inputs):
+        return super().forward(inputs) + 0 * self.unread(inputs[:, :2]).sum()
+
+
 def two_spots():
     picture = torch.zeros(3, 4, 4)
     picture[0, 1, 2], picture[1, 3, 0] = 4.0, 8.0
@@ -62,7 +73,8 @@ def test_it_works_at_any_spatial_layer_of_a_network_that_works_in_place(explaine
     sizes = {None: 2, "layer4": 2, "layer3.1.bn2": 4, "layer1.0.relu": 16}
     assert run.saliency.shape == (sizes[layer], sizes[layer])
     assert 0 <= float(run.saliency.min()) <= float(run.saliency.max()) <= 1
-    assert (run.usage.evaluations, run.usage.gradient_evaluations) == (2, 2)
+    used = 2 if layer is None else 1  # to choose a layer takes an evaluation
+    assert (run.usage.evaluations, run.usage.gradient_evaluations) == (used, used)
 
 
 def test_at_one_layer_its_values_do_not_depend_on_what_follows_in_place(explained):
@@ -95,6 +107,19 @@ def test_a_swin_transformer_holds_its_channels_last(explained):
     module.avgpool = nn.Sequential(kept, module.avgpool)
     run = explained(module, GradCAM(layer="norm"), torch.randn(3, 32, 32))
     assert run.saliency.shape == (4, 4)
+
+
+def test_a_layer_of_no_influence_is_refused_and_one_without_evidence_gives_an_empty_heatmap(explained):
+    with pytest.raises(InvalidParameter, match="no influence on the class by its places"):
+        explained(Unread(), GradCAM(layer="unread"), two_spots())
+    run = explained(PooledFeatures(-2.0, -2.0), GradCAM(layer="features"), torch.zeros(3, 4, 4))
+    assert not run.saliency.any()
+
+
+@pytest.mark.parametrize("layer", ["never", "head"])
+def test_a_layer_that_is_not_run_or_holds_no_places_is_named(explained, layer):
+    with pytest.raises(InvalidParameter, match=f"the output of '{layer}' is not spatial; give one of features"):
+        explained(Unread(), GradCAM(layer=layer), two_spots())
 
 
 def test_an_unknown_layer_is_named(explained):

@@ -19,6 +19,7 @@ SIZES = range(2, 225)
 class EvaluateMask(Explainer):
     """No search: the caller's heatmap gets the same curves as those of the methods here."""
 
+    hides: ClassVar[bool] = False  # the curves do, where they are asked for
     summary: ClassVar[str] = "Measures a heatmap that the caller brings"
 
     heatmap: Tensor | None = parameter(None, "Square saliency of side 2 to 224, finite; higher is more salient")  # noqa: RUF009 - a field

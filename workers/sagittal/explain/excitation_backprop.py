@@ -41,6 +41,7 @@ class ExcitationBackprop(Explainer):
     """The probability that each place of a layer excites the class; a heatmap at the layer's resolution."""
 
     needs: ClassVar[Needs] = Needs.GRADIENTS | Needs.SPATIAL_LAYER
+    hides: ClassVar[bool] = False
     summary: ClassVar[str] = "The probability that each place of a layer excites the class, through positive weights"
 
     layer: str | None = parameter(None, "Name of the layer to read; unset for the last one with a spatial output")

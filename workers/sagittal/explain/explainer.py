@@ -25,6 +25,9 @@ class Explainer(ABC):
     """A method with its parameters. Parameters out of bounds raise InvalidParameter."""
 
     needs: ClassVar[Needs] = Needs.NOTHING
+    hides: ClassVar[bool] = True
+    """Whether it hides parts of the image, so that a baseline is looked for. A method that only looks into the model's
+    layers needs none, and says so here."""
     summary: ClassVar[str] = ""
     """What the method does, in a sentence."""
 

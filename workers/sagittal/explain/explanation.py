@@ -18,7 +18,7 @@ EMPTY = 0.05
 
 def explain(question: Question, explainer: Explainer, metrics: Metrics = Metrics()) -> Steps:
     """Yields requests and events of one explanation, from prediction to metrics."""
-    problem: Problem = yield from prepare(question)
+    problem: Problem = yield from prepare(question, hides=explainer.hides or metrics.curves)
     finals: list[SaliencyMask] = []
 
     def note(event: Any) -> None:

@@ -1,4 +1,7 @@
-"""From a question to a problem: predicts the image, settles the target, finds a baseline that hides it."""
+"""From a question to a problem: predicts the image, settles the target, finds a baseline that hides it.
+
+Where neither the method nor what is measured hides anything, the baseline is neither made nor evaluated.
+"""
 
 from dataclasses import dataclass, field
 
@@ -33,20 +36,28 @@ class Question:
     """State of the last checkpoint of an earlier attempt; empty for a fresh start."""
 
 
-def prepare(question: Question) -> Steps:
-    """Yields requests, a Prediction and notices; returns the Problem."""
+def prepare(question: Question, *, hides: bool = True) -> Steps:
+    """Yields requests, a Prediction and notices; returns the Problem.
+
+    Args:
+        question: What is to be explained.
+        hides: Whether parts of the image will be hidden. Without, the problem's baseline is the image itself.
+    """
     probabilities = (yield _images(question.image, None)).probabilities[0]
     target = int(probabilities.argmax()) if question.target is None else question.target
     full_score = float(probabilities[target])
-    candidate, score = yield from _find_baseline(question, target, full_score)
+    kind, candidate, score = "", Candidate(question.image), full_score
+    if hides:
+        kind = question.baseline.kind
+        candidate, score = yield from _find_baseline(question, target, full_score)
     yield Prediction(
         target=ClassScore(target, full_score),
         top=top_classes(probabilities, TOP),
-        baseline_score=score,
-        baseline=question.baseline.kind,
+        baseline_score=score if hides else 0.0,
+        baseline=kind,
         blur_sigma=candidate.blur_sigma,
     )
-    yield from _notices(score, full_score)
+    yield from _notices(score if hides else None, full_score)
     subject = Subject(question.image, candidate.image, target)
     return Problem(
         subject=subject,
@@ -82,14 +93,14 @@ def _find_baseline(question: Question, target: int, full_score: float) -> Steps:
     return candidate, score
 
 
-def _notices(baseline_score: float, full_score: float) -> Steps:
+def _notices(baseline_score: float | None, full_score: float) -> Steps:
     if full_score < TINY_SCORE:
         yield Notice(
             "TARGET_SCORE_TINY",
             f"The model gives the target only {full_score:.2g}: relative scores are unreliable. "
             "Choose a class that the model sees in the image.",
         )
-    if not is_low(baseline_score, full_score):
+    if baseline_score is not None and not is_low(baseline_score, full_score):
         yield Notice(
             "BASELINE_STILL_CONFIDENT",
             f"The target's score on the baseline is {baseline_score:.3f} of {full_score:.3f} on the image: hiding does "

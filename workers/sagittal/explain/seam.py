@@ -171,9 +171,9 @@ class Prediction:
     top: tuple[ClassScore, ...]
     """The most probable classes, best first."""
     baseline_score: float
-    """Probability of the target on the baseline."""
+    """Probability of the target on the baseline; 0 where there is none."""
     baseline: str
-    """Kind of the baseline, such as `blur`."""
+    """Kind of the baseline, such as `blur`; empty where nothing is hidden, so that there is none."""
     blur_sigma: float = 0.0
     """Standard deviation of the blur in pixels; 0 for other baselines."""
 

@@ -58,7 +58,7 @@ def _mask_panels(explanation: Explanation, seen: Seen) -> Sequence[Panel]:
     mask = explanation.masks[0]
     keep = np.clip(upsample(mask.saliency, seen.size), 0, 1)
     share = f"{float(np.clip(mask.saliency, 0, 1).mean()):.0%} of the picture's area"
-    background = explanation.prediction.baseline if explanation.prediction else "baseline"
+    background = (explanation.prediction.baseline if explanation.prediction else "") or "the mean colour"
     return (
         Panel(lambda axes: _heatmap(axes, mask)),
         Panel(lambda axes: style.show(axes, draw_overlay(mask.saliency, seen), "Overlay", "saliency over the picture")),
