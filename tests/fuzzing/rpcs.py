@@ -111,7 +111,7 @@ def _check_status(status: status_pb2.Status, rpc: MethodDescriptor) -> None:
 
 
 def exists(path: str, kind: Descriptor) -> bool:
-    """Whether a message has a field (or oneof) of this path, as `spec.metrics.boxes[3].left`; a Struct has any."""
+    """Whether a message has a field (or oneof) of this path, as `boxes[3].left`; a Struct and a map have any key."""
     name, _, rest = path.partition(".")
     if name in kind.oneofs_by_name:
         return not rest
@@ -120,6 +120,8 @@ def exists(path: str, kind: Descriptor) -> bool:
         return field is not None
     if field.message_type is None:
         return False
+    if field.message_type.GetOptions().map_entry:
+        return "[" not in rest
     return field.message_type is struct_pb2.Struct.DESCRIPTOR or exists(rest, field.message_type)
 
 

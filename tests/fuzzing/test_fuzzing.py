@@ -12,7 +12,7 @@ from packaging_support import missing
 from fuzzing.campaign import COVERED, fuzz_covered
 from fuzzing.rpcs import RPCS, Server, check_rpc, exists, served
 from sagittal.runtime.settings import QueueSettings
-from sagittal.v1 import explanation_service_pb2
+from sagittal.v1 import explanation_service_pb2, model_service_pb2
 
 #: Time for each target that atheris fuzzes, in seconds.
 SECONDS = 5
@@ -54,3 +54,6 @@ def test_the_fuzzer_knows_which_fields_exist() -> None:
     assert exists("spec.method.custom.parameters.anything", request)
     assert not exists("spec.nosuch", request)
     assert not exists("spec.seed.more", request)
+    registration = model_service_pb2.RegisterModelRequest.DESCRIPTOR
+    assert exists("model.tags.team", registration)
+    assert not exists("model.tags..[key]", registration)

@@ -96,9 +96,12 @@ def entry_of(model: model_pb2.Model, *, field: str = "model") -> ModelEntry:
 
 def _invalid(error: ValidationError, field: str) -> InvalidRequest:
     first = error.errors()[0]
-    names = (_API_NAMES.get(str(part), str(part)) for part in first["loc"] if part not in ("str", "list[str]"))
+    place, said = first["loc"], first["msg"].removeprefix("Value error, ")
+    if place[-1] == "[key]":  # a key that is wrong is no name of a field
+        place, said = place[:-2], f"the key {place[-2]!r}: {said}"
+    names = (_API_NAMES.get(str(part), str(part)) for part in place if part not in ("str", "list[str]"))
     path = ".".join((field, *names))
-    return InvalidRequest(f"{path}: {first['msg'].removeprefix('Value error, ')}", field=path)
+    return InvalidRequest(f"{path}: {said}", field=path)
 
 
 def _check_enum(enum: Any, number: int, field: str) -> None:

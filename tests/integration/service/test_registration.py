@@ -76,6 +76,7 @@ async def test_a_model_that_no_worker_has_checked_takes_no_jobs(stack: Stack) ->
         pytest.param({"load_policy": 77}, "model.load_policy", id="load policy"),
         pytest.param({"weights_digest": "abc"}, "model.weights_digest", id="digest"),
         pytest.param({"tags": {"team": "a b"}}, "model.tags.team", id="tag"),
+        pytest.param({"tags": {"": "vision"}}, "model.tags", id="tag without a name"),
         pytest.param({"device": {"kind": "tpu"}}, "model.device.kind", id="device"),
         pytest.param({"preprocessing": {"input_size": 3}}, "model.preprocessing.input_size", id="input size"),
         pytest.param({"preprocessing": {"mean": [0.5]}}, "model.preprocessing.mean.1", id="one mean"),
