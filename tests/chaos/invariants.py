@@ -85,7 +85,7 @@ def told(log: Log) -> list[bytes]:
         for name in ("job_id", "request_id", "sequence", "time"):
             plain.ClearField(name)
         if kind == "completed":
-            for name in ("run_time", "wait_time", "cache_age"):
+            for name in ("run_time", "wait_time", "cache_age", "cache_hits"):
                 plain.completed.ClearField(name)
         found.append(plain.SerializeToString(deterministic=True))
     return found

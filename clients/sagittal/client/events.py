@@ -218,6 +218,7 @@ class Completed(Event):
     gradient_evaluations: int
     metric_evaluations: int
     cache_hits: int
+    """Of the evaluations, those that the worker answered from memory."""
     run_seconds: float
     wait_seconds: float
     model_digest: str

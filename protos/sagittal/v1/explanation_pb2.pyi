@@ -1276,11 +1276,13 @@ class Completed(_message.Message):
     deletion: _builtins.float
     """Area under the deletion curve, 0 to 1; not set where it was not measured."""
     evaluations: _builtins.int
-    """Model evaluations, those with gradient included, metrics included."""
+    """Model evaluations, those with gradient included, metrics included, and those answered from memory."""
     gradient_evaluations: _builtins.int
     """Model evaluations with gradient."""
     cache_hits: _builtins.int
-    """Evaluations answered from the memo."""
+    """Evaluations that the worker answered from memory, since a job on the same picture and baseline had asked for the
+    same; included in `evaluations`. Budgets count them like others, so that results do not depend on them.
+    """
     model_digest: _builtins.str
     """Digest of the model's weights and preprocessing."""
     model_version: _builtins.str

@@ -15,12 +15,16 @@ import torch
 
 from sagittal.engine.composition import Part
 from sagittal.engine.evaluator import EvaluationFailed, Evaluator
+from sagittal.engine.memo import ScoreMemo
 from sagittal.engine.opaque import ModelUnreachable
 from sagittal.engine.task import Task, TaskCancelled, join
 from sagittal.explain.seam import Evaluate, Inspect, Scores
 
 NOTHING_READY = 0.005
 """Pause before another look where every task waits for something else than the device, in seconds."""
+
+RECALL_SECONDS = 0.01
+"""Time of a step for answers from memory, after which the device gets its next batch, in seconds."""
 
 
 @dataclass(slots=True)
@@ -37,7 +41,9 @@ class EngineCounters:
 class Engine:
     """Runs tasks on one evaluator. `submit` is safe from any thread; `step` belongs to one."""
 
-    def __init__(self, evaluator: Evaluator, *, batch_size: int = 16, unit: int = 1) -> None:
+    def __init__(
+        self, evaluator: Evaluator, *, batch_size: int = 16, unit: int = 1, memo: ScoreMemo | None = None
+    ) -> None:
         """Makes an engine.
 
         Args:
@@ -45,10 +51,12 @@ class Engine:
             batch_size: Most masked images in a batch, but for a request whose last rows would make a small one.
             unit: Rows that share a batch come in multiples of this; what a request has beyond that runs alone. So each
                 row is always computed in the same way, whoever else is there, without padding.
+            memo: What it remembers of masked images that were evaluated; None for nothing. It is the evaluator's alone.
         """
         self.evaluator = evaluator
         self.batch_size = batch_size
         self.unit = unit
+        self.memo = memo
         self.counters = EngineCounters()
         self._tasks: list[Task] = []
         self._arrived: deque[Task] = deque()
@@ -75,6 +83,7 @@ class Engine:
         """Runs one batch or one inspection; whether there was anything to do."""
         self._admit()
         self._drop()
+        self._recall()
         order = sorted((task for task in self._tasks if task.ready), key=lambda task: task.served)
         if order:
             self._serve(order)
@@ -105,9 +114,22 @@ class Engine:
                 task.fail(TaskCancelled("the task was cancelled"))
         self._tasks = [task for task in self._tasks if not task.ended]
 
+    def _recall(self) -> None:
+        """Looks up what tasks ask for, and answers what is known, for a bounded time."""
+        if self.memo is None:
+            return
+        until = time.perf_counter() + RECALL_SECONDS
+        for task in self._tasks:
+            task.look_up(self.memo, self._unit)
+            while task.remembered and not task.cancelled and time.perf_counter() < until:
+                task.answer_remembered()
+                task.look_up(self.memo, self._unit)
+
     def _serve(self, order: Sequence[Task]) -> None:
         first = order[0]
-        if isinstance(first.pending, Inspect):
+        if first.remembered:
+            first.answer_remembered()
+        elif isinstance(first.pending, Inspect):
             self._inspect(first)
         else:
             self._evaluate(self._batch(order))
@@ -119,7 +141,7 @@ class Engine:
         if part.rows % self._unit:
             return batch
         for task in order[1:]:
-            if not _same_mode(part.request, task.pending):
+            if task.remembered or not _same_mode(part.request, task.pending):
                 continue
             if (other := task.next_part(room, self._unit)) is not None:
                 batch.append((task, other))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sagittal.engine.composition import Part
+from sagittal.engine.memo import Recollection, ScoreMemo
 from sagittal.explain.seam import Evaluate, Event, Inspect, OutOfBudget, Scores, Steps
 
 INTERACTIVE_WEIGHT = 32.0
@@ -37,6 +38,9 @@ class Usage:
     """Model evaluations, those with gradient and those for metrics included."""
     gradient_evaluations: int = 0
     metric_evaluations: int = 0
+    remembered: int = 0
+    """Of all evaluations, those that were answered from memory. Budgets count them like others, so that what a search
+    finds does not depend on what was asked before."""
 
 
 class TaskCancelled(Exception):
@@ -68,6 +72,9 @@ class Task:
     served: float = 0.0
     """Rows served over the weight: the task with the least goes first."""
     ended: bool = False
+    recollection: Recollection | None = None
+    """What is known of the pending request, which is then the rest of what was asked for."""
+    _memo: ScoreMemo | None = None
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
     def cancel(self) -> None:
@@ -88,6 +95,22 @@ class Task:
     def start(self) -> None:
         """Runs to the first request."""
         self._advance(lambda: next(self.steps))
+
+    @property
+    def remembered(self) -> bool:
+        """Whether the pending request can be answered from memory alone."""
+        return self.recollection is not None and self.recollection.rest is None
+
+    def look_up(self, memo: ScoreMemo, unit: int) -> None:
+        """Looks what is known of the pending request, once; what is then pending is the rest of it."""
+        if self._memo is None and isinstance(self.pending, Evaluate):
+            self._memo, self.recollection = memo, memo.recall(self.pending, unit)
+            if self.recollection is not None and self.recollection.rest is not None:
+                self.pending = self.recollection.rest
+
+    def answer_remembered(self) -> None:
+        """Goes on with an answer from memory alone."""
+        self._complete(None)
 
     def first_part(self, room: int, unit: int = 1) -> Part:
         """Takes rows of the pending request into an empty batch: whole units, or what is left where that is less."""
@@ -119,7 +142,20 @@ class Task:
         if part.stop == len(part.request.masks):
             whole = join(self.answers)
             self.answers = []
-            self._advance(lambda: self.steps.send(whole))
+            self._complete(whole)
+
+    def _complete(self, scores: Scores | None) -> None:
+        """Goes on with the answer to what was asked, given that to what was evaluated of it."""
+        recollection, whole = self.recollection, scores
+        if recollection is not None:
+            known = len(recollection.known)
+            self.usage.evaluations += known
+            self.usage.remembered += known
+            self.usage.metric_evaluations += known if recollection.request.metric else 0
+            if scores is not None and self._memo is not None:
+                self._memo.remember(recollection, scores)
+            whole = recollection.complete(scores)
+        self._advance(lambda: self.steps.send(whole))
 
     def answer_inspection(self, result: object) -> None:
         """Takes the result of a call with the model."""
@@ -148,7 +184,7 @@ class Task:
 
     def _advance(self, resume: Callable[[], object]) -> None:
         """Resumes the generator until it has a request that its budget allows, or ends."""
-        self.pending, self.asked = None, 0
+        self.pending, self.asked, self.recollection, self._memo = None, 0, None, None
         try:
             item = resume()
             while not (isinstance(item, Evaluate | Inspect) and self._affordable(item)):

@@ -7,6 +7,7 @@ import torch
 
 from sagittal.engine import Engine
 from sagittal.engine.evaluator import TorchEvaluator
+from sagittal.engine.memo import ScoreMemo
 from sagittal.engine.optimise import Step
 from sagittal.models.checking import Check
 from sagittal.models.entry import ModelEntry
@@ -63,9 +64,16 @@ class LoadedModel:
         """Where it runs."""
         return self.evaluator.device
 
-    def engine(self) -> Engine:
-        """Returns a new engine on it, with batches as they were found to suit it."""
-        return Engine(self.evaluator, batch_size=self.found.batch_size, unit=self.evaluator.unit)
+    def engine(self, *, memo_bytes: int = 0) -> Engine:
+        """Returns a new engine on it, with batches as they were found to suit it.
+
+        Args:
+            memo_bytes: Memory for scores that tasks on the same picture share; 0 for none. A model that says something
+                else of the same input is not remembered.
+        """
+        memo = ScoreMemo(memo_bytes, reduced=self.evaluator.autocast is not None) if memo_bytes else None
+        unit, size = self.evaluator.unit, self.found.batch_size
+        return Engine(self.evaluator, batch_size=size, unit=unit, memo=memo if self.found.deterministic else None)
 
     @property
     def memory_bytes(self) -> int:

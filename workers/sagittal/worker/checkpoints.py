@@ -7,7 +7,7 @@ search has used, so that budgets and sums go on too, and what model and software
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from importlib import metadata
 
 import structlog
@@ -37,7 +37,7 @@ class Restored:
 
 def pack(state: Mapping[str, Tensor], usage: Usage, loaded: LoadedModel) -> bytes:
     """Returns a checkpoint as bytes."""
-    counts = torch.tensor([usage.evaluations, usage.gradient_evaluations, usage.metric_evaluations])
+    counts = torch.tensor(astuple(usage))
     tensors = prefixed("state", state) | {"usage": counts, "origin": _origin(loaded)}
     # cloned, since safetensors refuses tensors that share memory
     return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
@@ -103,11 +103,7 @@ class Checkpoints:
 
 
 def _difference(usage: Usage, less: Usage) -> Usage:
-    return Usage(
-        usage.evaluations - less.evaluations,
-        usage.gradient_evaluations - less.gradient_evaluations,
-        usage.metric_evaluations - less.metric_evaluations,
-    )
+    return Usage(*(one - other for one, other in zip(astuple(usage), astuple(less), strict=True)))
 
 
 def _origin(loaded: LoadedModel) -> Tensor:

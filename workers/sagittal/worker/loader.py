@@ -23,6 +23,8 @@ class Loader:
     device: torch.device
     access: Access
     """What models may be loaded from; those that were registered over the API, within narrower bounds."""
+    memo_bytes: int = 0
+    """Memory for the scores that jobs on the same picture share, for each model; 0 for none."""
 
     def load(self, hosted: Hosted, *, batch_size: int) -> str:
         """Loads a model and gives it an engine; returns why that could not be done, empty where it was."""
@@ -38,7 +40,8 @@ class Loader:
         except Exception as error:
             log.error("model-crashed", model=entry.name, version=entry.version, exc_info=error)
             return self._failed(hosted, f"{type(error).__name__}: {error}")
-        hosted.loaded, hosted.described, hosted.engine = loaded, describe_model(loaded), loaded.engine()
+        hosted.loaded, hosted.described = loaded, describe_model(loaded)
+        hosted.engine = loaded.engine(memo_bytes=self.memo_bytes)
         hosted.weights_bytes, hosted.activation_bytes = loaded.memory_bytes, loaded.activation_bytes
         self._report(loaded)
         return ""

@@ -81,6 +81,7 @@ def _make(settings: WorkerSettings, tracer: Tracer) -> Worker:
         worker=settings.worker_name,
         device=device,
         memory_mib=settings.model_memory_mib,
+        memo_mib=settings.score_memo_mib,
         access=settings.access(),
         selection=settings.selection(),
     )

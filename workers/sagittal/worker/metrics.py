@@ -20,6 +20,7 @@ class WorkerMetrics:
     wait: Histogram
     run: Histogram
     evaluations: Counter
+    remembered: Counter
     batch_fill: Histogram
     busy: Counter
     step: Histogram
@@ -56,6 +57,12 @@ class WorkerMetrics:
                 "sagittal_evaluations",
                 "Model evaluations, by kind: forward or gradient.",
                 (*by_method, "kind"),
+                registry=registry,
+            ),
+            remembered=Counter(
+                "sagittal_remembered_evaluations",
+                "Evaluations that were spared, since a job on the same picture and baseline had asked for the same.",
+                by_method,
                 registry=registry,
             ),
             batch_fill=Histogram(

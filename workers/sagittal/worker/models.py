@@ -51,6 +51,7 @@ class HostedModels:
         worker: str,
         device: torch.device,
         memory_mib: int = 0,
+        memo_mib: int = 0,
         access: Access = EVERYTHING,
         selection: Selection | None = None,
     ) -> None:
@@ -63,13 +64,14 @@ class HostedModels:
             worker: Name of this worker.
             device: Where models run.
             memory_mib: Most memory of all loaded models' weights and the largest batch; 0 for no bound.
+            memo_mib: Memory for the scores that jobs on the same picture share, for each model; 0 for none.
             access: What models may be loaded from.
             selection: Which registered models to serve.
         """
         entries = read_entries(path) if path is not None else []
         self._roster = Roster(entries, registry, selection or Selection())
         self._announcements = Announcements(registry, worker=worker, device=device)
-        self._loader = Loader(metrics, device, access)
+        self._loader = Loader(metrics, device, access, memo_mib * 2**20)
         self._metrics = metrics
         self._device = device
         self._bound = memory_mib * 2**20

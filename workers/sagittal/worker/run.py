@@ -216,6 +216,7 @@ class JobRun:
             completed.evaluations = usage.evaluations
             completed.gradient_evaluations = usage.gradient_evaluations
             completed.metric_evaluations = usage.metric_evaluations
+            completed.cache_hits = usage.remembered
         if work is not None:
             completed.seed, completed.method = work.seed, work.method
             completed.parameters_json = json.dumps(_plain(work.parameters), sort_keys=True)
@@ -242,8 +243,9 @@ class JobRun:
             usage = self.task.usage
             metrics.evaluations.labels(job.model, job.method, "gradient").inc(usage.gradient_evaluations)
             metrics.evaluations.labels(job.model, job.method, "forward").inc(
-                usage.evaluations - usage.gradient_evaluations
+                usage.evaluations - usage.gradient_evaluations - usage.remembered
             )
+            metrics.remembered.labels(job.model, job.method).inc(usage.remembered)
 
     def _send(self, event: pb.ExplanationEvent) -> None:
         self._writer.put(self._outbox, self._stamped(event))

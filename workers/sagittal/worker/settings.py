@@ -46,6 +46,9 @@ class WorkerSettings(BaseSettings):
     """Most memory of all loaded models' weights and of the largest batch, in MiB: past it, the least recently used idle
     model is unloaded until a job asks for it. A model that no worker has loaded yet comes on top for a moment. 0: no
     bound."""
+    score_memo_mib: Annotated[int, Field(ge=0)] = 64
+    """Memory for the scores of masked images that jobs on the same picture and baseline share, in MiB for each loaded
+    model. Results do not depend on it. 0: none is shared."""
     max_jobs: Annotated[int, Field(ge=1)] = 8
     """Jobs that run at the same time."""
     sources: Access = Access()

@@ -78,6 +78,7 @@ def _summary(task: Task) -> Attributes:
         "sagittal.evaluations": usage.evaluations,
         "sagittal.evaluations.gradient": usage.gradient_evaluations,
         "sagittal.evaluations.metric": usage.metric_evaluations,
+        "sagittal.evaluations.remembered": usage.remembered,
     }
 
 

@@ -1,0 +1,153 @@
+"""Scores of masked images that an engine has evaluated before, whichever job asked.
+
+A search that is repeated on the same picture and baseline, for an attention graph after sufficient sets or for another
+class, asks for many of the same masked images. All classes' probabilities are kept, so that the target is free.
+
+What is remembered is what the model would say again, to the last bit. Kernels may round otherwise in batches of other
+sizes, so a row is known by how it is computed too: rows that share batches in whole units (see `Engine.unit`) one by
+one, and the rows beyond them, which run as one small batch, all together. Rows are never left over by what others knew.
+"""
+
+import hashlib
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sagittal.explain.seam import Evaluate, Scores, Subject
+
+MOST_CELLS = 64 * 64
+"""Cells of the largest masks that are remembered: larger ones cost more to recognise, and hardly come again."""
+
+PICTURES_KNOWN = 256
+"""Tensors of images and baselines whose digests are kept, not they themselves."""
+
+ROW_OVERHEAD = 256
+"""Bytes that a row takes beside its probabilities, about."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recollection:
+    """A request, with what is known of its answer."""
+
+    request: Evaluate
+    keys: Sequence[bytes]
+    """Of each row."""
+    known: Mapping[int, Tensor]
+    """Probabilities (classes,) of the rows that need not be evaluated, by row."""
+    rest: Evaluate | None
+    """The rows that must be evaluated, in order, with all probabilities; None where there are none."""
+
+    def complete(self, scores: Scores | None) -> Scores:
+        """Returns the answer to the whole request, given that to the rest."""
+        if not self.known and scores is not None:
+            return scores if self.request.probabilities else replace(scores, probabilities=None)
+        evaluated = iter(() if scores is None else _rows_of(scores))
+        rows = [self.known[row] if row in self.known else next(evaluated) for row in range(len(self.keys))]
+        return _scores(torch.stack(rows).to(self.request.masks.device), self.request)
+
+    def evaluated(self, scores: Scores) -> Mapping[bytes, Tensor]:
+        """Returns the probabilities of the rest by key."""
+        rows = (row for row in range(len(self.keys)) if row not in self.known)
+        return {self.keys[row]: each for row, each in zip(rows, _rows_of(scores), strict=True)}
+
+
+class ScoreMemo:
+    """Probabilities by masked image, the least recently used forgotten first. It belongs to one model on one device."""
+
+    def __init__(self, most_bytes: int, *, reduced: bool = False) -> None:
+        """Remembers nothing yet.
+
+        Args:
+            most_bytes: Most memory that it takes, about.
+            reduced: Whether the model runs in reduced precision where a request is not exact.
+        """
+        self._most = most_bytes
+        self._reduced = reduced
+        self._rows: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._digests: OrderedDict[int, tuple[weakref.ref[Tensor], bytes]] = OrderedDict()
+        self.bytes = 0
+        """What the rows take."""
+
+    def recall(self, request: Evaluate, unit: int) -> Recollection | None:
+        """Returns what is known of a request; None where it is none that is remembered."""
+        if request.gradient or request.noise > 0 or request.masks[0].numel() > MOST_CELLS:
+            return None
+        keys, whole = self._keys(request, unit), len(request.masks) - len(request.masks) % unit
+        known = {row: self._rows[key] for row, key in enumerate(keys) if key in self._rows}
+        for row in known:
+            self._rows.move_to_end(keys[row])
+        known = _in_units(known, whole, len(keys), unit)
+        missing = [row for row in range(len(keys)) if row not in known]
+        masks = request.masks if not known else request.masks[missing]
+        return Recollection(
+            request, keys, known, replace(request, masks=masks, probabilities=True) if missing else None
+        )
+
+    def remember(self, recollection: Recollection, scores: Scores) -> None:
+        """Keeps what was evaluated of a request."""
+        for key, probabilities in recollection.evaluated(scores).items():
+            if key not in self._rows:
+                # A copy: a row of a batch would keep all of it.
+                self._rows[key] = probabilities.clone()
+                self.bytes += _size(probabilities)
+        while self.bytes > self._most:
+            _, forgotten = self._rows.popitem(last=False)
+            self.bytes -= _size(forgotten)
+
+    def _keys(self, request: Evaluate, unit: int) -> Sequence[bytes]:
+        """Returns what tells each row's evaluation from any other that would not give the same bits."""
+        masks = request.masks.detach().to("cpu", torch.float32).contiguous()
+        said = (tuple(masks.shape[1:]), request.upsampling.value, request.exact or not self._reduced, unit)
+        common = repr(said).encode() + self._of_subject(request.subject)
+        rows = [row.numpy().tobytes() for row in masks]
+        whole = len(rows) - len(rows) % unit
+        rest = b"".join(rows[whole:])
+        beyond = [f"{index} of {len(rows) - whole}".encode() + rest for index in range(len(rows) - whole)]
+        return [hashlib.blake2b(common + row, digest_size=32).digest() for row in rows[:whole] + beyond]
+
+    def _of_subject(self, subject: Subject) -> bytes:
+        """Returns a digest of what masks are applied to. The target is no part of it."""
+        return self._of_picture(subject.image) + self._of_picture(subject.baseline)
+
+    def _of_picture(self, picture: Tensor) -> bytes:
+        of, known = self._digests.get(id(picture), (None, b""))
+        if of is not None and of() is picture:
+            return known
+        content = picture.detach().to("cpu", torch.float32).contiguous()
+        digest = hashlib.blake2b(repr(tuple(content.shape)).encode(), digest_size=32)
+        digest.update(content.numpy().tobytes())
+        self._digests[id(picture)] = (weakref.ref(picture), digest.digest())
+        while len(self._digests) > PICTURES_KNOWN:
+            self._digests.popitem(last=False)
+        return digest.digest()
+
+
+def _in_units(known: dict[int, Tensor], whole: int, rows: int, unit: int) -> dict[int, Tensor]:
+    """Returns the known rows less those that are evaluated again, so that what is evaluated comes in whole units."""
+    tail = range(whole, rows)
+    kept = {row: each for row, each in known.items() if row < whole or all(beyond in known for beyond in tail)}
+    missing = whole - sum(row < whole for row in kept)
+    again = [row for row in kept if row < whole][: -missing % unit]
+    return {row: each for row, each in kept.items() if row not in again}
+
+
+def _rows_of(scores: Scores) -> Sequence[Tensor]:
+    if scores.probabilities is None:
+        raise ValueError("the scores have no probabilities: the rest of a request asks for them")
+    return scores.probabilities.cpu().unbind(0)
+
+
+def _scores(probabilities: Tensor, request: Evaluate) -> Scores:
+    """Returns what an evaluator says of these probabilities (n, classes)."""
+    top_scores, top_classes = probabilities.max(-1)
+    target = request.subject.target
+    of_target = probabilities.amax(-1) if target is None else probabilities[:, target]
+    return Scores(of_target, top_classes, top_scores, None, probabilities if request.probabilities else None)
+
+
+def _size(row: Tensor) -> int:
+    return row.nbytes + ROW_OVERHEAD
