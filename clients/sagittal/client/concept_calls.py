@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Unpack
 
 import grpc
@@ -52,6 +53,18 @@ class _Calls:
         self._call = call
         self._begin = begin
 
+    @contextlib.contextmanager
+    def _attempt(self, fitting: Fitting, cursor: Cursor) -> "Iterator[_Attempt]":
+        """Makes a call with the events of a fit, which ends with the block; a broken one leaves its wait."""
+        attempt = _Attempt(fitting, cursor, self._open(fitting, cursor))
+        try:
+            yield attempt
+            attempt.wait = 0.0 if cursor.ended else cursor.wait_after(None)
+        except (grpc.RpcError, Unavailable) as error:
+            attempt.wait = fitting.wait_after(cursor, error)
+        finally:
+            attempt.answers.cancel()
+
     def _open(self, fitting: Fitting, cursor: Cursor) -> Any:
         """Returns a call with the events of a fit: the one that asks for it, or, once its job is known, a watch."""
         metadata = self._metadata + cursor.span.metadata
@@ -64,6 +77,24 @@ class _Calls:
         request = jobs_pb.CancelExplanationRequest(job_id=cursor.job_id)
         metadata = self._metadata + cursor.span.metadata
         return self._jobs.CancelExplanation(request, timeout=_ABANDON_SECONDS, metadata=metadata)
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One call with the events of a fit."""
+
+    fitting: Fitting
+    cursor: Cursor
+    answers: Any
+    """The call, read with `for` or `async for`."""
+    wait: float = 0.0
+    """Time before the next call, in seconds, once this one has ended."""
+
+    def take(self, answer: Any) -> bool:
+        """Takes an answer; returns whether the fit has ended with it."""
+        if (event := _event_of(answer)) is not None:
+            self.fitting.take(self.cursor, event)
+        return self.cursor.ended
 
 
 def _event_of(answer: Any) -> Any:
@@ -117,18 +148,11 @@ class ConceptCalls(_Calls):
 
     def _follow(self, fitting: Fitting, cursor: Cursor) -> float:
         """Reads one call; returns the wait before the next one in seconds."""
-        call = self._open(fitting, cursor)
-        try:
-            for answer in call:
-                if (event := _event_of(answer)) is not None:
-                    fitting.take(cursor, event)
-                if cursor.ended:
-                    return 0.0
-            return cursor.wait_after(None)
-        except (grpc.RpcError, Unavailable) as error:
-            return fitting.wait_after(cursor, error)
-        finally:
-            call.cancel()
+        with self._attempt(fitting, cursor) as attempt:
+            for answer in attempt.answers:
+                if attempt.take(answer):
+                    break
+        return attempt.wait
 
     def list(self, model: str = "") -> Iterator[ConceptSet]:
         """Yields the sets of a model, or of all, without examples."""
@@ -192,18 +216,11 @@ class AsyncConceptCalls(_Calls):
 
     async def _follow(self, fitting: Fitting, cursor: Cursor) -> float:
         """Reads one call; returns the wait before the next one in seconds."""
-        call = self._open(fitting, cursor)
-        try:
-            async for answer in call:
-                if (event := _event_of(answer)) is not None:
-                    fitting.take(cursor, event)
-                if cursor.ended:
-                    return 0.0
-            return cursor.wait_after(None)
-        except (grpc.RpcError, Unavailable) as error:
-            return fitting.wait_after(cursor, error)
-        finally:
-            call.cancel()
+        with self._attempt(fitting, cursor) as attempt:
+            async for answer in attempt.answers:
+                if attempt.take(answer):
+                    break
+        return attempt.wait
 
     async def _abandon(self, cursor: Cursor) -> None:
         with contextlib.suppress(grpc.RpcError):
