@@ -2,6 +2,7 @@
 
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from torch import nn
 
 from sagittal.engine import Task
 from sagittal.explain.seam import Evaluate, Subject
+from sagittal.models import evaluators
 from sagittal.models.digests import model_digest
 from sagittal.models.entry import ModelEntry
 from sagittal.models.loading import choose_device, load
-from sagittal.models.sources import ModelUnavailable
+from sagittal.models.sources import EVERYTHING, ModelUnavailable
 
 CPU = torch.device("cpu")
 
@@ -152,3 +154,30 @@ def test_a_jobs_result_does_not_depend_on_its_neighbours(tiny, neighbours):
         torch.testing.assert_close(alone.target, shared.target, atol=1e-4, rtol=0)
         if alone.gradient is not None:
             torch.testing.assert_close(alone.gradient, shared.gradient, atol=1e-4, rtol=0)
+
+
+def test_a_worker_that_starts_again_reads_the_batch_size_that_it_found(tiny, tmp_path, monkeypatch):
+    # Which changes are kept is measured too, and what is kept belongs to them.
+    monkeypatch.setattr(evaluators, "optimise", lambda module, *_, **__: (module, False, []))
+    access = EVERYTHING.model_copy(update={"cache": tmp_path})
+    first = load(tiny(), CPU, access=access)
+    monkeypatch.setattr(evaluators, "_measured", lambda *_, **__: pytest.fail("it measured again"))
+    again = load(tiny(), CPU, access=access)
+    assert again.found == replace(first.found, checks=again.found.checks)
+    assert (again.evaluator.quantum, again.evaluator.unit) == (first.evaluator.quantum, first.evaluator.unit)
+
+
+def test_another_model_size_of_pictures_or_number_of_threads_is_measured_by_itself(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluators, "optimise", lambda module, *_, **__: (module, False, []))
+    access = EVERYTHING.model_copy(update={"cache": tmp_path})
+    for entry in (tiny(), tiny(seed=1), tiny(size=48)):
+        load(entry, CPU, access=access)
+    torch.set_num_threads(2)
+    load(tiny(), CPU, access=access)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_without_a_directory_of_its_own_nothing_is_kept(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    load(tiny(), CPU)
+    assert not list(tmp_path.iterdir())

@@ -1,7 +1,6 @@
 """What runs a model for the engine: the model made faster, with the batches that suit it."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,8 @@ from sagittal.engine.optimise import COMPILE, Step, optimise
 from sagittal.engine.task import STRETCHED
 from sagittal.engine.timing import Variant
 from sagittal.models.entry import ModelEntry
-from sagittal.models.measuring import Throughput, batch_sizes, find_quantum, find_throughput, runs_small_cheaply
+from sagittal.models.measuring import batch_sizes, find_quantum, find_throughput, runs_small_cheaply
+from sagittal.models.plans import BatchPlan, KeptPlan
 
 
 def make_evaluator(
@@ -65,7 +65,9 @@ def variant_of(evaluator: TorchEvaluator) -> Variant:
     return Variant(evaluator.module, channels_last=evaluator.channels_last, gradient=evaluator.supports_gradients)
 
 
-def suit_batches(evaluator: TorchEvaluator, probe: Tensor, *, compiled: bool, batch_size: int) -> Throughput:
+def suit_batches(
+    evaluator: TorchEvaluator, probe: Tensor, *, compiled: bool, batch_size: int, kept: KeptPlan | None = None
+) -> BatchPlan:
     """Says to the evaluator how batches are padded, and returns the size that suits the model, with the throughput.
 
     Args:
@@ -73,19 +75,33 @@ def suit_batches(evaluator: TorchEvaluator, probe: Tensor, *, compiled: bool, ba
         probe: Images of noise.
         compiled: Whether the model was compiled, and so wants batches of few sizes.
         batch_size: Most images in a batch; 0 finds out.
+        kept: Where it is kept from one start to the next; None for nowhere.
     """
+    plan = kept.read() if kept is not None else None
+    if plan is None:
+        plan = _measured(evaluator, probe, compiled=compiled, batch_size=batch_size)
+        if kept is not None:
+            kept.write(plan)
+    evaluator.quantum, evaluator.pads_small = plan.quantum, plan.pads_small
+    if compiled:
+        evaluator.buckets = bucket_sizes(plan.batch_size, STRETCHED)
+        _warm(variant_of(evaluator), probe[:1], evaluator.buckets)
+    return plan
+
+
+def _measured(evaluator: TorchEvaluator, probe: Tensor, *, compiled: bool, batch_size: int) -> BatchPlan:
     variant = variant_of(evaluator)
-    if not compiled:
-        evaluator.quantum = find_quantum(variant, probe)
-        evaluator.pads_small = not runs_small_cheaply(variant, probe[:1], evaluator.quantum)
-    sizes = batch_sizes(probe.device, evaluator.quantum)
+    quantum = evaluator.quantum if compiled else find_quantum(variant, probe)
+    sizes = batch_sizes(probe.device, quantum)
     # A size that is given is not measured at, however large it is.
     throughput = find_throughput(variant, probe[:1], [min(batch_size, sizes[0])] if batch_size else sizes)
-    most = _whole_quanta(batch_size or throughput.batch_size, evaluator.quantum)
-    if compiled:
-        evaluator.buckets = bucket_sizes(most, STRETCHED)
-        _warm(variant, probe[:1], evaluator.buckets)
-    return replace(throughput, batch_size=most)
+    return BatchPlan(
+        batch_size=_whole_quanta(batch_size or throughput.batch_size, quantum),
+        quantum=quantum,
+        pads_small=compiled or not runs_small_cheaply(variant, probe[:1], quantum),
+        forward=throughput.forward,
+        backward=throughput.backward,
+    )
 
 
 def is_compiled(steps: Sequence[Step]) -> bool:

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 
 import torch
 from torch import Tensor, nn
 
-from sagittal.engine.evaluator import PROBABILITIES, Output
+from sagittal.engine.evaluator import PROBABILITIES, Output, TorchEvaluator
 from sagittal.engine.opaque import Opaque
+from sagittal.engine.optimise import Step
 from sagittal.engine.timing import Variant
 from sagittal.models.adapting import adapt, choose_place, resolve_preset
 from sagittal.models.checking import Check, check_model
@@ -15,6 +17,7 @@ from sagittal.models.digests import model_digest
 from sagittal.models.entry import ModelEntry
 from sagittal.models.evaluators import is_compiled, make_evaluator, suit_batches, variant_of
 from sagittal.models.loaded import Found, LoadedModel
+from sagittal.models.plans import KeptPlan, device_name
 from sagittal.models.probing import SeenLayers, batch_bytes, input_limits, refusals, see_layers, sides_taken, view_of
 from sagittal.models.registered import check_layers, check_weights, labels_of
 from sagittal.models.sources import EVERYTHING, Access, ModelUnavailable, load_source
@@ -52,16 +55,17 @@ def load(entry: ModelEntry, device: torch.device, *, batch_size: int = 0, access
     evaluator, steps = make_evaluator(module, entry, probe, classes=classes, gradients=gradients)
     seen = see_layers(module, probe)
     check_layers(entry.layers, seen)
-    throughput = suit_batches(evaluator, probe, compiled=is_compiled(steps), batch_size=batch_size)
+    kept = _kept_plan(access, digest, evaluator, steps, probe, batch_size)
+    plan = suit_batches(evaluator, probe, compiled=is_compiled(steps), batch_size=batch_size, kept=kept)
     found = Found(
         classes=classes,
         supports_gradients=gradients,
         spatial_layers=seen.spatial,
         feature_layers=seen.flat,
         steps=(*sourced.notes, *steps),
-        batch_size=throughput.batch_size,
-        evaluations_per_second=throughput.forward,
-        gradient_evaluations_per_second=throughput.backward,
+        batch_size=plan.batch_size,
+        evaluations_per_second=plan.forward,
+        gradient_evaluations_per_second=plan.backward,
         refused=_refused(module, entry, probe, seen) if gradients else {},
         patch_grid=seen.patch_grid,
         input_limits=_limits(module, probe, classes, seen),
@@ -77,6 +81,27 @@ def load(entry: ModelEntry, device: torch.device, *, batch_size: int = 0, access
         load_seconds=time.monotonic() - started,
         activation_bytes=batch_bytes(variant_of(evaluator), probe) * found.batch_size,
     )
+
+
+def _kept_plan(
+    access: Access, digest: str, evaluator: TorchEvaluator, steps: Sequence[Step], probe: Tensor, batch_size: int
+) -> KeptPlan | None:
+    """Returns where the model's batches are kept; None where there is no directory for it."""
+    if access.cache is None:
+        return None
+    circumstances = {
+        "model": digest,
+        "steps": [step.name for step in steps if step.applied],
+        "gradients": evaluator.supports_gradients,
+        "autocast": str(evaluator.autocast),
+        "side": int(probe.shape[-1]),
+        "batch_size": batch_size,
+        "device": device_name(probe.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "sagittal": metadata.version("sagittal"),
+    }
+    return KeptPlan(directory=access.cache, circumstances=circumstances)
 
 
 def _refused(module: nn.Module, entry: ModelEntry, probe: Tensor, seen: SeenLayers) -> Mapping[str, str]:

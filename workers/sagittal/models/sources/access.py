@@ -90,8 +90,9 @@ class Access(_Strict):
     servers: dict[str, Server] = {}
     """Servers that models may run on, by name, such as `{"triton": {"address": "triton:8001"}}`. JSON."""
     cache: Path | None = None
-    """Directory in which fetched weights are kept. It must belong to the worker's user alone. Not set:
-    `sagittal-weights` among the system's temporary files."""
+    """Directory in which fetched weights are kept, and the batch sizes that were found to suit models, so that a worker
+    that starts again need not measure them. It must belong to the worker's user alone. Not set: `sagittal-weights`
+    among the system's temporary files, and batch sizes are measured at each start."""
     max_mib: Annotated[int, Field(gt=0)] = 4096
     """Largest file of weights, in MiB, packed or unpacked."""
 

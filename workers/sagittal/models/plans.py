@@ -1,0 +1,99 @@
+"""How batches of a model are cut, kept on disk so that a worker that starts again need not measure it anew.
+
+What is found holds for one model, made faster in one way, on one kind of device with so many threads and one release of
+torch. All of that names the file: what was found under other circumstances is never read.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPlan:
+    """What was measured of a model for its batches."""
+
+    batch_size: int
+    quantum: int
+    """Batches come in multiples of this; see `TorchEvaluator.quantum`."""
+    pads_small: bool
+    """Whether smaller ones are padded to it."""
+    forward: float
+    """Images a second."""
+    backward: float
+    """With gradient; 0 where the model gives none."""
+
+    @property
+    def sound(self) -> bool:
+        """Whether it can be one that was measured."""
+        counted = all(isinstance(each, int) for each in (self.batch_size, self.quantum))
+        whole = counted and 1 <= self.quantum <= self.batch_size and self.batch_size % self.quantum == 0
+        return whole and self.forward > 0 and self.backward >= 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptPlan:
+    """A file with the plan of a model under certain circumstances."""
+
+    directory: Path
+    circumstances: Mapping[str, Any]
+    """All that the plan depends on, as JSON has it."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        text = json.dumps(self.circumstances, sort_keys=True)
+        return self.directory / f"batches-{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+    def read(self) -> BatchPlan | None:
+        """Returns the plan; None where there is none, or none that can be used."""
+        try:
+            document = json.loads(self.path.read_bytes())
+            plan = BatchPlan(**document["plan"])
+            if document["circumstances"] == json.loads(json.dumps(self.circumstances)) and plan.sound:
+                return plan
+            error = "it is of another model, or holds what cannot be"
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError) as unreadable:
+            error = f"{type(unreadable).__name__}: {unreadable}"
+        log.warning("batch-plan-unreadable", path=str(self.path), error=error, doing="measuring anew")
+        return None
+
+    def write(self, plan: BatchPlan) -> None:
+        """Keeps a plan, whole or not at all; where it cannot, the next start measures again."""
+        document = json.dumps({"circumstances": self.circumstances, "plan": asdict(plan)}, indent=1, sort_keys=True)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.NamedTemporaryFile("w", dir=self.directory, suffix=".partial", delete=False) as file:
+                file.write(document)
+            Path(file.name).replace(self.path)
+        except OSError as error:
+            log.warning("batch-plan-not-kept", path=str(self.path), error=str(error), doing="measuring at each start")
+
+
+def device_name(device: torch.device) -> str:
+    """Returns what kind of device it is: the same name for the same speed."""
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        return f"{found.name}, {found.total_memory} bytes"
+    return f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} processors"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
