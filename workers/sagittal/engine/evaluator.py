@@ -113,10 +113,18 @@ class TorchEvaluator:
         """Returns the inputs of all parts as one batch, padded to the quantum, in the layout that the model wants."""
         pieces = [one.inputs for one in composed]
         rows = sum(len(piece) for piece in pieces)
-        if padding := self._padded(rows) - rows:
-            pieces.append(pieces[-1][-1:].expand(padding, *pieces[-1].shape[1:]))
-        inputs = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        return inputs.contiguous(memory_format=torch.channels_last) if self.channels_last else inputs
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        size = self._padded(rows)
+        if len(pieces) == 1 and size == rows:
+            return pieces[0].contiguous(memory_format=layout)
+        # Straight into the layout that the model wants: one copy of each row, not two.
+        inputs = torch.empty((size, *pieces[0].shape[1:]), device=self.device, memory_format=layout)
+        row = 0
+        for piece in pieces:
+            inputs[row : row + len(piece)] = piece
+            row += len(piece)
+        inputs[row:] = pieces[-1][-1:]
+        return inputs
 
     def _padded(self, rows: int) -> int:
         """Returns the size of the batch that is run for so many rows."""
