@@ -118,7 +118,7 @@ class Stack:
         """Starts a worker; it loads its models in the background."""
         file = self.directory / f"models-{len(self.programs)}.toml"
         file.write_text(models)
-        return self.start("sagittal.worker.main", SAGITTAL_MODELS_FILE=str(file), **environment)
+        return self.start("sagittal.worker.start", SAGITTAL_MODELS_FILE=str(file), **environment)
 
     def wait_for_model(self, name: str) -> None:
         """Returns when a worker has the model ready."""

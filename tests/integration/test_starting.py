@@ -32,6 +32,18 @@ def wait_for(condition):
     return found
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks GNU's OpenMP")
+@pytest.mark.parametrize("wish", ["", "ACTIVE"])
+def test_threads_of_a_worker_sleep_while_they_wait_for_each_other_unless_it_is_told(wish: str, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "TRUE", "SAGITTAL_MODELS_FILE": str(tmp_path / "none.toml")}
+    environment |= {"OMP_WAIT_POLICY": wish} if wish else {}
+    command = [sys.executable, "-m", "sagittal.worker.start"]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert f"OMP_WAIT_POLICY = '{wish or 'PASSIVE'}'" in done.stderr
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="looks into /proc")
 @pytest.mark.parametrize("program", ["sagittal.server.start", "sagittal.worker.start"])
 @pytest.mark.parametrize("alone", [False, True], ids=["a-process", "process-1"])

@@ -146,7 +146,7 @@ class LocalStack:
         self._closing.enter_context(self._valkey)
         common = {"SAGITTAL_QUEUE__URL": self.queue_url}
         self._spawn("service", "sagittal.server.main", common | service_environment(self.plan))
-        self._spawn("worker", "sagittal.worker.main", common | self._worker_environment())
+        self._spawn("worker", "sagittal.worker.start", common | self._worker_environment())
 
     def _worker_environment(self) -> dict[str, str]:
         directory = {"SAGITTAL_CONCEPTS__DIRECTORY": str((self.directory / "concepts").resolve())}

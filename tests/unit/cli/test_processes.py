@@ -106,7 +106,7 @@ def test_what_dies_is_started_again_and_a_caller_sees_a_pause(up, picture) -> No
     process, output = up
     address = output.read_text().split("service  ")[1].split()[0]
     with Client(address) as client:
-        for name, module in (("worker", b"sagittal.worker.main"), ("service", b"sagittal.server.main")):
+        for name, module in (("worker", b"sagittal.worker.start"), ("service", b"sagittal.server.main")):
             kill(process, module)
             method = Occlusion(window=1, grid=2)
             assert client.explain(picture, model="tiny", method=method, cache="bypass").completed is not None

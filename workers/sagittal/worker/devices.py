@@ -69,7 +69,7 @@ def run_on_each(devices: Sequence[str], settings: WorkerSettings) -> int:
 
 
 def _start(own: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "sagittal.worker.main"]
+    command = [sys.executable, "-m", "sagittal.worker.start"]
     return subprocess.Popen(command, env={**os.environ, **own}, preexec_fn=_die_with_parent)  # noqa: S603, PLW1509
 
 
