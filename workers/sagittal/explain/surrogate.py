@@ -1,12 +1,13 @@
 """A guess of what each patch adds, from all scores known so far: it proposes sets to score, and decides nothing.
 
-A ridge regression of the log-odds on the patches shown, in which sets near the size of interest weigh most. Its
-proposals are drawn from the posterior (Thompson sampling): patches of which little is known get their turn, and the
-surer the guess, the less is tried at random.
+A ridge regression of the log-odds on the patches shown, in which sets near the size of interest weigh most. Guesses
+are drawn from the posterior (Thompson sampling): patches of which little is known get their turn, and the surer the
+regression, the less is tried at random. A guess proposes a set of its best patches, or swaps the worst patches of a
+known set for better ones: the regression is linear and the model is not, so what works together is found by swaps.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -33,29 +34,19 @@ def log_odds(score: float) -> float:
     return math.log(bounded / (1 - bounded))
 
 
-def propose(
-    scores: Mapping[int, Scored], grid: int, region: int, sizes: Sequence[int], noise: float, generator: torch.Generator
-) -> list[int]:
-    """Returns one set of each size within a region: the best patches by one draw from the posterior for each.
+def guesses(
+    scores: Mapping[int, Scored], grid: int, size: float, count: int, noise: float, generator: torch.Generator
+) -> Tensor:
+    """Returns draws of what each patch adds in log-odds, of shape (count, patches).
 
     Args:
         scores: What is known.
         grid: Side of the grid.
-        region: Patches that may be used, at least as many as the largest size.
-        sizes: Patches of each proposal.
-        noise: Standard deviation of an observation in log-odds; the larger, the bolder the proposals.
+        size: Patches of the sets of interest.
+        count: Number of draws.
+        noise: Standard deviation of an observation in log-odds; the larger, the bolder the guesses.
         generator: Source of the draws.
     """
-    allowed = torch.tensor(members(region))
-    draws = _draws(scores, grid, sum(sizes) / len(sizes), len(sizes), noise, generator)[:, allowed]
-    chosen = [draw.topk(size).indices for draw, size in zip(draws, sizes, strict=True)]
-    return [bits_of(allowed[indices].tolist()) for indices in chosen]
-
-
-def _draws(
-    scores: Mapping[int, Scored], grid: int, size: float, count: int, noise: float, generator: torch.Generator
-) -> Tensor:
-    """Returns draws of the coefficients, of shape (count, patches)."""
     shown = masks_of(list(scores), grid, torch.device("cpu")).flatten(1).to(torch.float64)
     odds = torch.tensor([log_odds(scored.score) for scored in scores.values()], dtype=torch.float64)
     weights = torch.exp(-(((shown.sum(1) - size) / REACH) ** 2)) + LEAST_WEIGHT
@@ -67,3 +58,16 @@ def _draws(
     normal = torch.randn(grid**2, count, generator=generator).to(torch.float64)
     draws: Tensor = mean + noise * torch.linalg.solve_triangular(factor.T, normal, upper=True)
     return draws.T
+
+
+def best_patches(guess: Tensor, region: int, count: int) -> int:
+    """Returns the set of the `count` best patches of a region by a guess."""
+    patches = torch.tensor(members(region), dtype=torch.long)
+    return bits_of(patches[guess[patches].topk(count).indices].tolist())
+
+
+def swapped(guess: Tensor, region: int, bits: int, count: int) -> int:
+    """Returns a set of a region with its worst patches by a guess in exchange for the best others, up to `count`."""
+    outside = region & ~bits
+    count = min(count, outside.bit_count(), bits.bit_count())
+    return bits & ~best_patches(-guess, bits, count) | best_patches(guess, outside, count)

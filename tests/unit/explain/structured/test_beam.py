@@ -1,9 +1,10 @@
 import pytest
+import torch
 
 from sagittal.explain.beam import eliminate, refine
 from sagittal.explain.patches import bits_of, everything, members
 from sagittal.explain.scoring import Memo, Threshold
-from sagittal.explain.surrogate import propose
+from sagittal.explain.surrogate import best_patches, guesses, swapped
 
 
 def found(steps, score, grid, search):
@@ -52,11 +53,18 @@ def test_refinement_proposes_nothing_beyond_its_bound(steps, known, bound):
     assert memo.evaluations < 2 + bound + 16 + elimination
 
 
-def test_proposals_are_the_patches_that_add_most(steps, known):
+def test_what_patches_add_is_guessed_from_the_scores_known(steps, known):
     weights = [0.01] * 9
     weights[2], weights[7] = 0.4, 0.2
     _, memo = found(steps, known.additive(weights, 0.1), 3, lambda memo: memo.evaluate(range(0, 512, 5)))
-    generator = memo.problem.generator()
-    assert set(propose(memo.scores, 3, 0b111111111, [2, 2], 0.0, generator)) == {bits_of([2, 7])}
-    assert members(propose(memo.scores, 3, 0b011111111, [1], 0.0, generator)[0]) == (2,)
-    assert members(propose(memo.scores, 3, 0b111111011, [1], 0.0, generator)[0]) == (7,)
+    for guess in guesses(memo.scores, 3, 2, 3, 0.0, memo.problem.generator()):
+        assert best_patches(guess, everything(3), 2) == bits_of([2, 7])
+        assert members(best_patches(guess, 0b111111011, 1)) == (7,)
+
+
+def test_a_swap_gives_the_worst_patches_for_the_best_of_the_region():
+    guess = torch.tensor([0.0, 3.0, 1.0, 2.0, 9.0])
+    assert members(swapped(guess, 0b01111, bits_of([0, 1, 2]), 1)) == (1, 2, 3)
+    assert members(swapped(guess, 0b01111, bits_of([0, 1, 2]), 2)) == (1, 2, 3)
+    assert members(swapped(guess, 0b11111, bits_of([0, 1, 2]), 2)) == (1, 3, 4)
+    assert swapped(guess, 0b00111, bits_of([0, 1, 2]), 2) == bits_of([0, 1, 2])
