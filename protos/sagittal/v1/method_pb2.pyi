@@ -245,6 +245,7 @@ class IGOS(_message.Message):
     STARTS_FIELD_NUMBER: _builtins.int
     BTV_WEIGHT_FIELD_NUMBER: _builtins.int
     LEVELS_FIELD_NUMBER: _builtins.int
+    TOLERANCE_FIELD_NUMBER: _builtins.int
     mask_size: _builtins.int
     """Side of the square mask in cells. 7 to 224."""
     iterations: _builtins.int
@@ -252,9 +253,9 @@ class IGOS(_message.Message):
     points: _builtins.int
     """Points of the integrated gradient for each term and step. 1 to 100."""
     l1_weight: _builtins.float
-    """Weight of the masked area (L1). At least 0."""
+    """Weight of the masked area (L1), relative to the full score. At least 0."""
     tv_weight: _builtins.float
-    """Weight of the total variation of the mask. At least 0."""
+    """Weight of the total variation of the mask, relative to the full score. At least 0."""
     noise: _builtins.float
     """Standard deviation of the noise on the normalised input. At least 0; 0 adds none."""
     step_size: _builtins.float
@@ -266,9 +267,11 @@ class IGOS(_message.Message):
     starts: _builtins.int
     """Number of diverse masks, each from another start. 1 to 16."""
     btv_weight: _builtins.float
-    """Weight of the bilateral total variation, measured at image size. At least 0."""
+    """Weight of the bilateral total variation at image size, relative to the full score. At least 0."""
     levels: _builtins.int
     """Level sets of the saliency evaluated in each step: they ask for the order of cells that curves measure. 0 to 100."""
+    tolerance: _builtins.float
+    """Mean change of the mask in a step below which it has settled and the descent ends. 0 to 1; 0 takes every step."""
     def __init__(
         self,
         *,
@@ -284,10 +287,11 @@ class IGOS(_message.Message):
         starts: _builtins.int | None = ...,
         btv_weight: _builtins.float | None = ...,
         levels: _builtins.int | None = ...,
+        tolerance: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight", "_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_levels", b"_levels", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tv_weight", b"_tv_weight", "btv_weight", b"btv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "levels", b"levels", "mask_size", b"mask_size", "noise", b"noise", "points", b"points", "starts", b"starts", "step_size", b"step_size", "tv_weight", b"tv_weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight", "_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_levels", b"_levels", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tolerance", b"_tolerance", "_tv_weight", b"_tv_weight", "btv_weight", b"btv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "levels", b"levels", "mask_size", b"mask_size", "noise", b"noise", "points", b"points", "starts", b"starts", "step_size", b"step_size", "tolerance", b"tolerance", "tv_weight", b"tv_weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight", "_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_levels", b"_levels", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tv_weight", b"_tv_weight", "btv_weight", b"btv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "levels", b"levels", "mask_size", b"mask_size", "noise", b"noise", "optimizer", b"optimizer", "points", b"points", "protocol", b"protocol", "starts", b"starts", "step_size", b"step_size", "tv_weight", b"tv_weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight", "_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_levels", b"_levels", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tolerance", b"_tolerance", "_tv_weight", b"_tv_weight", "btv_weight", b"btv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "levels", b"levels", "mask_size", b"mask_size", "noise", b"noise", "optimizer", b"optimizer", "points", b"points", "protocol", b"protocol", "starts", b"starts", "step_size", b"step_size", "tolerance", b"tolerance", "tv_weight", b"tv_weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__btv_weight: _TypeAlias = _typing.Literal["btv_weight"]  # noqa: Y015
     _WhichOneofArgType__btv_weight: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight"]  # noqa: Y015
@@ -307,6 +311,8 @@ class IGOS(_message.Message):
     _WhichOneofArgType__starts: _TypeAlias = _typing.Literal["_starts", b"_starts"]  # noqa: Y015
     _WhichOneofReturnType__step_size: _TypeAlias = _typing.Literal["step_size"]  # noqa: Y015
     _WhichOneofArgType__step_size: _TypeAlias = _typing.Literal["_step_size", b"_step_size"]  # noqa: Y015
+    _WhichOneofReturnType__tolerance: _TypeAlias = _typing.Literal["tolerance"]  # noqa: Y015
+    _WhichOneofArgType__tolerance: _TypeAlias = _typing.Literal["_tolerance", b"_tolerance"]  # noqa: Y015
     _WhichOneofReturnType__tv_weight: _TypeAlias = _typing.Literal["tv_weight"]  # noqa: Y015
     _WhichOneofArgType__tv_weight: _TypeAlias = _typing.Literal["_tv_weight", b"_tv_weight"]  # noqa: Y015
     @_typing.overload
@@ -327,6 +333,8 @@ class IGOS(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__starts) -> _WhichOneofReturnType__starts | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__step_size) -> _WhichOneofReturnType__step_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tolerance) -> _WhichOneofReturnType__tolerance | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tv_weight) -> _WhichOneofReturnType__tv_weight | None: ...
 
@@ -350,6 +358,7 @@ class IGOSPlus(_message.Message):
     STARTS_FIELD_NUMBER: _builtins.int
     BTV_WEIGHT_FIELD_NUMBER: _builtins.int
     LEVELS_FIELD_NUMBER: _builtins.int
+    TOLERANCE_FIELD_NUMBER: _builtins.int
     mask_size: _builtins.int
     """Side of the square mask in cells. 7 to 224."""
     iterations: _builtins.int
@@ -357,9 +366,9 @@ class IGOSPlus(_message.Message):
     points: _builtins.int
     """Points of the integrated gradient for each term and step. 1 to 100."""
     l1_weight: _builtins.float
-    """Weight of the masked area (L1). At least 0."""
+    """Weight of the masked area (L1), relative to the full score. At least 0."""
     tv_weight: _builtins.float
-    """Weight of the total variation of the mask. At least 0."""
+    """Weight of the total variation of the mask, relative to the full score. At least 0."""
     noise: _builtins.float
     """Standard deviation of the noise on the normalised input. At least 0; 0 adds none."""
     step_size: _builtins.float
@@ -371,9 +380,11 @@ class IGOSPlus(_message.Message):
     starts: _builtins.int
     """Number of diverse masks, each from another start. 1 to 16."""
     btv_weight: _builtins.float
-    """Weight of the bilateral total variation, measured at image size. At least 0."""
+    """Weight of the bilateral total variation at image size, relative to the full score. At least 0."""
     levels: _builtins.int
     """Level sets of the saliency evaluated in each step: they ask for the order of cells that curves measure. 0 to 100."""
+    tolerance: _builtins.float
+    """Mean change of the mask in a step below which it has settled and the descent ends. 0 to 1; 0 takes every step."""
     def __init__(
         self,
         *,
@@ -389,10 +400,11 @@ class IGOSPlus(_message.Message):
         starts: _builtins.int | None = ...,
         btv_weight: _builtins.float | None = ...,
         levels: _builtins.int | None = ...,
+        tolerance: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight", "_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_levels", b"_levels", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tv_weight", b"_tv_weight", "btv_weight", b"btv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "levels", b"levels", "mask_size", b"mask_size", "noise", b"noise", "points", b"points", "starts", b"starts", "step_size", b"step_size", "tv_weight", b"tv_weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight", "_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_levels", b"_levels", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tolerance", b"_tolerance", "_tv_weight", b"_tv_weight", "btv_weight", b"btv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "levels", b"levels", "mask_size", b"mask_size", "noise", b"noise", "points", b"points", "starts", b"starts", "step_size", b"step_size", "tolerance", b"tolerance", "tv_weight", b"tv_weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight", "_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_levels", b"_levels", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tv_weight", b"_tv_weight", "btv_weight", b"btv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "levels", b"levels", "mask_size", b"mask_size", "noise", b"noise", "optimizer", b"optimizer", "points", b"points", "protocol", b"protocol", "starts", b"starts", "step_size", b"step_size", "tv_weight", b"tv_weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight", "_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_levels", b"_levels", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tolerance", b"_tolerance", "_tv_weight", b"_tv_weight", "btv_weight", b"btv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "levels", b"levels", "mask_size", b"mask_size", "noise", b"noise", "optimizer", b"optimizer", "points", b"points", "protocol", b"protocol", "starts", b"starts", "step_size", b"step_size", "tolerance", b"tolerance", "tv_weight", b"tv_weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__btv_weight: _TypeAlias = _typing.Literal["btv_weight"]  # noqa: Y015
     _WhichOneofArgType__btv_weight: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight"]  # noqa: Y015
@@ -412,6 +424,8 @@ class IGOSPlus(_message.Message):
     _WhichOneofArgType__starts: _TypeAlias = _typing.Literal["_starts", b"_starts"]  # noqa: Y015
     _WhichOneofReturnType__step_size: _TypeAlias = _typing.Literal["step_size"]  # noqa: Y015
     _WhichOneofArgType__step_size: _TypeAlias = _typing.Literal["_step_size", b"_step_size"]  # noqa: Y015
+    _WhichOneofReturnType__tolerance: _TypeAlias = _typing.Literal["tolerance"]  # noqa: Y015
+    _WhichOneofArgType__tolerance: _TypeAlias = _typing.Literal["_tolerance", b"_tolerance"]  # noqa: Y015
     _WhichOneofReturnType__tv_weight: _TypeAlias = _typing.Literal["tv_weight"]  # noqa: Y015
     _WhichOneofArgType__tv_weight: _TypeAlias = _typing.Literal["_tv_weight", b"_tv_weight"]  # noqa: Y015
     @_typing.overload
@@ -432,6 +446,8 @@ class IGOSPlus(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__starts) -> _WhichOneofReturnType__starts | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__step_size) -> _WhichOneofReturnType__step_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tolerance) -> _WhichOneofReturnType__tolerance | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tv_weight) -> _WhichOneofReturnType__tv_weight | None: ...
 
@@ -455,6 +471,7 @@ class IGOSPlusPlus(_message.Message):
     STARTS_FIELD_NUMBER: _builtins.int
     BTV_WEIGHT_FIELD_NUMBER: _builtins.int
     LEVELS_FIELD_NUMBER: _builtins.int
+    TOLERANCE_FIELD_NUMBER: _builtins.int
     mask_size: _builtins.int
     """Side of the square masks in cells. 7 to 224."""
     iterations: _builtins.int
@@ -462,9 +479,9 @@ class IGOSPlusPlus(_message.Message):
     points: _builtins.int
     """Points of the integrated gradient for each term and step. 1 to 100."""
     l1_weight: _builtins.float
-    """Weight of the masked area (L1). At least 0."""
+    """Weight of the masked area (L1), relative to the full score. At least 0."""
     tv_weight: _builtins.float
-    """Weight of the total variation of the mask. At least 0."""
+    """Weight of the total variation of the mask, relative to the full score. At least 0."""
     noise: _builtins.float
     """Standard deviation of the noise on the normalised input. At least 0; 0 adds none."""
     step_size: _builtins.float
@@ -476,9 +493,11 @@ class IGOSPlusPlus(_message.Message):
     starts: _builtins.int
     """Number of diverse masks, each from another start. 1 to 16."""
     btv_weight: _builtins.float
-    """Weight of the bilateral total variation, measured at image size. At least 0."""
+    """Weight of the bilateral total variation at image size, relative to the full score. At least 0."""
     levels: _builtins.int
     """Level sets of the saliency evaluated in each step: they ask for the order of cells that curves measure. 0 to 100."""
+    tolerance: _builtins.float
+    """Mean change of the mask in a step below which it has settled and the descent ends. 0 to 1; 0 takes every step."""
     def __init__(
         self,
         *,
@@ -494,10 +513,11 @@ class IGOSPlusPlus(_message.Message):
         starts: _builtins.int | None = ...,
         btv_weight: _builtins.float | None = ...,
         levels: _builtins.int | None = ...,
+        tolerance: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight", "_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_levels", b"_levels", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tv_weight", b"_tv_weight", "btv_weight", b"btv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "levels", b"levels", "mask_size", b"mask_size", "noise", b"noise", "points", b"points", "starts", b"starts", "step_size", b"step_size", "tv_weight", b"tv_weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight", "_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_levels", b"_levels", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tolerance", b"_tolerance", "_tv_weight", b"_tv_weight", "btv_weight", b"btv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "levels", b"levels", "mask_size", b"mask_size", "noise", b"noise", "points", b"points", "starts", b"starts", "step_size", b"step_size", "tolerance", b"tolerance", "tv_weight", b"tv_weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight", "_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_levels", b"_levels", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tv_weight", b"_tv_weight", "btv_weight", b"btv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "levels", b"levels", "mask_size", b"mask_size", "noise", b"noise", "optimizer", b"optimizer", "points", b"points", "protocol", b"protocol", "starts", b"starts", "step_size", b"step_size", "tv_weight", b"tv_weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight", "_iterations", b"_iterations", "_l1_weight", b"_l1_weight", "_levels", b"_levels", "_mask_size", b"_mask_size", "_noise", b"_noise", "_points", b"_points", "_starts", b"_starts", "_step_size", b"_step_size", "_tolerance", b"_tolerance", "_tv_weight", b"_tv_weight", "btv_weight", b"btv_weight", "iterations", b"iterations", "l1_weight", b"l1_weight", "levels", b"levels", "mask_size", b"mask_size", "noise", b"noise", "optimizer", b"optimizer", "points", b"points", "protocol", b"protocol", "starts", b"starts", "step_size", b"step_size", "tolerance", b"tolerance", "tv_weight", b"tv_weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__btv_weight: _TypeAlias = _typing.Literal["btv_weight"]  # noqa: Y015
     _WhichOneofArgType__btv_weight: _TypeAlias = _typing.Literal["_btv_weight", b"_btv_weight"]  # noqa: Y015
@@ -517,6 +537,8 @@ class IGOSPlusPlus(_message.Message):
     _WhichOneofArgType__starts: _TypeAlias = _typing.Literal["_starts", b"_starts"]  # noqa: Y015
     _WhichOneofReturnType__step_size: _TypeAlias = _typing.Literal["step_size"]  # noqa: Y015
     _WhichOneofArgType__step_size: _TypeAlias = _typing.Literal["_step_size", b"_step_size"]  # noqa: Y015
+    _WhichOneofReturnType__tolerance: _TypeAlias = _typing.Literal["tolerance"]  # noqa: Y015
+    _WhichOneofArgType__tolerance: _TypeAlias = _typing.Literal["_tolerance", b"_tolerance"]  # noqa: Y015
     _WhichOneofReturnType__tv_weight: _TypeAlias = _typing.Literal["tv_weight"]  # noqa: Y015
     _WhichOneofArgType__tv_weight: _TypeAlias = _typing.Literal["_tv_weight", b"_tv_weight"]  # noqa: Y015
     @_typing.overload
@@ -538,6 +560,8 @@ class IGOSPlusPlus(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__step_size) -> _WhichOneofReturnType__step_size | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tolerance) -> _WhichOneofReturnType__tolerance | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tv_weight) -> _WhichOneofReturnType__tv_weight | None: ...
 
 Global___IGOSPlusPlus: _TypeAlias = IGOSPlusPlus  # noqa: Y015
@@ -558,9 +582,9 @@ class MeaningfulPerturbation(_message.Message):
     iterations: _builtins.int
     """Steps of the optimiser. 1 to 1,000."""
     l1_weight: _builtins.float
-    """Weight of the masked area (L1). At least 0."""
+    """Weight of the masked area (L1), relative to the full score. At least 0."""
     tv_weight: _builtins.float
-    """Weight of the total variation of the mask. At least 0."""
+    """Weight of the total variation of the mask, relative to the full score. At least 0."""
     step_size: _builtins.float
     """Size of the first optimiser step, in units of the mask (0 to 1). Above 0."""
     def __init__(

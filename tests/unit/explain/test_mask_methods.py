@@ -119,3 +119,29 @@ def test_parameters_out_of_bounds_name_themselves(name, value):
     with pytest.raises(InvalidParameter, match=name) as failure:
         IGOSPlusPlus(**{name: value})
     assert failure.value.name == name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_descent_whose_mask_has_settled_ends(method):
+    model, image = LooksAtRegions(LEFT), known_models.image(LEFT)
+    every, all_steps = explained(
+        model, image, method(mask_size=7, iterations=60, tolerance=0), metrics=Metrics(curves=False)
+    )
+    early, fewer = explained(
+        model, image, method(mask_size=7, iterations=60, tolerance=0.01), metrics=Metrics(curves=False)
+    )
+    assert fewer.evaluations < all_steps.evaluations
+    assert (final(early) - final(every)).abs().mean() < 0.05
+
+
+def test_a_class_of_little_confidence_gets_a_mask_like_one_of_much():
+    class Faint(LooksAtRegions):
+        """The same reasons, of a class that is never likely."""
+
+        def forward(self, images):
+            sure = super().forward(images).softmax(1)
+            faint = 0.05 * sure[:, 1]
+            return torch.stack([1 - faint, faint], 1).log()
+
+    events, _ = explained(Faint(LEFT), known_models.image(LEFT), IGOSPlusPlus())
+    assert overlap(final(events), LEFT) > 0.6

@@ -1,26 +1,30 @@
 """The search for small sufficient sets: proposals learnt from what was scored, swaps in a beam, then elimination.
 
-Refinement starts from a sufficient region and scores sets smaller than the best one. A surrogate that is fitted to all
-scores known so far proposes some from nothing; the others are the sets that fall short by least, a beam of them, with
-patches swapped as the surrogate advises. The longer nothing is found, the bolder the guesses. Elimination drops the
-patches that matter least, as many at a time as stay sufficient. Neither proves anything: see `certificates`.
+Refinement starts from a sufficient region and scores sets smaller than the best one, as a surrogate advises that is
+fitted to all scores known so far: some are made from nothing, some are the best one with patches dropped, and some are
+the sets that fall short by least, a beam of them, with patches swapped. The longer nothing is found, the bolder the
+advice. Elimination drops the patches that matter least, as many at a time as stay sufficient. Neither proves anything:
+see `certificates`.
 
 A beam that grows from single patches, as published, gropes in the dark at first: below some size all scores are near
 zero and say little. Measured on photographs, it needs several times the evaluations for sets of the same size.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from heapq import nlargest
-from itertools import count
+from itertools import count, product
 from math import ceil
+
+import torch
 
 from sagittal.explain.patches import bits_of, members, removals
 from sagittal.explain.scoring import Memo
 from sagittal.explain.seam import Progress, Steps
-from sagittal.explain.surrogate import best_patches, guesses, swapped
+from sagittal.explain.surrogate import best_patches, exchanged, guesses
 
 DROP_SHARES = (0.75, 0.6, 0.45, 0.3, 0.2, 0.1)
-"""Shares of a region that are dropped at once, least harmful patches first."""
+"""Shares of a region that elimination drops at once, least harmful patches first."""
 
 FIRST_NOISE = 0.5
 """Boldness of the first proposals, in log-odds of one observation."""
@@ -29,27 +33,36 @@ BOLDER = 1.15
 """Factor of the boldness from round to round while nothing is found."""
 
 LAST_NOISE = 8.0
-"""Boldness at which proposals are no better than chance, and refinement ends."""
+"""Boldness at which proposals are no better than chance: they get no bolder."""
 
-SMALLEST_SHARE = 0.6
-"""Proposals have from this share of the best set's patches to one patch less."""
+PATIENCE = 40
+"""Evaluations for each patch of the best set after which, nothing smaller found, refinement ends."""
 
-FRESH_SHARE = 0.25
-"""Share of the proposals that are made from nothing; the others are swaps in sets that fall short."""
+OPENING = 4
+"""Rounds in which all proposals are made from nothing, of widely different sizes: little is known yet."""
 
-BEAM_SHARE = 0.25
-"""Sets of the beam for each proposal of a round."""
+OPENING_SHARE = 0.2
+"""Proposals of those rounds have from this share of the best set's patches to one patch less."""
+
+FRESH = 4
+"""One proposal in so many is made from nothing in later rounds, and one set in so many makes the beam."""
+
+FRESH_SHARE = 0.6
+"""Those proposals have from this share of the best set's patches to one patch less."""
+
+DROPPED = (0.3, 0.2, 0.1, 0.0)
+"""Shares of the best set that are dropped from it, one patch at least."""
 
 SHORT_SHARE = 0.8
 """Sets of the beam have at least this share of the best set's patches."""
 
 SWAPS = (1, 2)
-"""Patches that are swapped, in turn."""
+"""Patches that a set of the beam gets in exchange; with two it may give only one, and so grow."""
 
 SMALL = 14
 """Sets of up to this many patches are worth the single removals that eliminate what they can spare."""
 
-TYPICAL = 400
+TYPICAL = 600
 """Evaluations of a typical job, for progress."""
 
 
@@ -79,7 +92,7 @@ def _drops(memo: Memo, region: int) -> list[int]:
     return [region & ~bits_of(harmless[:count]) for count in counts]
 
 
-def refine(memo: Memo, region: int, *, width: int, bound: float) -> Steps:
+def refine(memo: Memo, region: int, *, width: int, bound: float, best: int = 0, attempt: int = 0) -> Steps:
     """Returns a small sufficient set within a sufficient region, of which no single patch can go.
 
     Args:
@@ -87,45 +100,65 @@ def refine(memo: Memo, region: int, *, width: int, bound: float) -> Steps:
         region: Patches that may be used.
         width: Proposals scored together in a round.
         bound: Evaluations after which no round begins.
+        best: The smallest sufficient set within the region that is known; the region itself without one.
+        attempt: Number of this attempt at the region: each draws other proposals.
     """
-    best, noise, end = region, FIRST_NOISE, memo.evaluations + bound
+    best, noise = best or region, FIRST_NOISE
+    end, found_at = memo.evaluations + bound, memo.evaluations
     for turn in count():
-        if memo.evaluations >= end or best.bit_count() < 2 or noise > LAST_NOISE:
+        if memo.evaluations >= min(end, found_at + PATIENCE * best.bit_count()) or best.bit_count() < 2:
             break
-        proposals = memo.unseen(_proposals(memo, region, best, width, noise, turn))
+        generator = memo.problem.generator("propose", region, turn, attempt)
+        opening = turn < OPENING and not attempt
+        turns = _Round(width=width, noise=noise, opening=opening, generator=generator)
+        proposals = memo.unseen(turns.proposals(memo, region, best))
+        if not proposals and noise == LAST_NOISE:
+            break
         yield from memo.evaluate(proposals)
         yield progress(memo, "refine")
-        noise *= BOLDER
+        noise = min(noise * BOLDER, LAST_NOISE)
         sufficient = [bits for bits in proposals if memo.sufficient(bits)]
         if sufficient:
             best, noise = min(sufficient, key=lambda bits: (bits.bit_count(), -memo.merit(bits))), FIRST_NOISE
             if best.bit_count() <= SMALL:
                 best = yield from eliminate(memo, best)
+            found_at = memo.evaluations
     return (yield from eliminate(memo, best))
 
 
-def _proposals(memo: Memo, region: int, best: int, width: int, noise: float, turn: int) -> Iterator[int]:
-    """Yields sets within a region that are smaller than the best one: some from nothing, then swaps in the beam."""
-    beam = _beam(memo, region, best, max(1, round(width * BEAM_SHARE)))
-    fresh = max(1, round(width * FRESH_SHARE)) if beam else width
-    sizes = _sizes(best.bit_count(), fresh)
-    generator = memo.problem.generator("propose", region, turn)
-    drawn = guesses(memo.scores, memo.grid, sum(sizes) / fresh, width, noise, generator)
-    for guess, size in zip(drawn, sizes, strict=False):
-        yield best_patches(guess, region, size)
-    for place, guess in enumerate(drawn[fresh:]):
-        swaps, member = divmod(place, len(beam))
-        yield swapped(guess, region, beam[member], SWAPS[swaps % len(SWAPS)])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Round:
+    """How the sets of a round are proposed."""
+
+    width: int
+    noise: float
+    opening: bool
+    """Whether all are made from nothing."""
+    generator: torch.Generator
+
+    def proposals(self, memo: Memo, region: int, best: int) -> Iterator[int]:
+        """Yields sets within a region that are smaller than the best one, each by a guess of its own."""
+        fresh = self.width if self.opening else ceil(self.width / FRESH)
+        sizes = _sizes(best.bit_count(), OPENING_SHARE if self.opening else FRESH_SHARE, fresh)
+        drawn = guesses(memo.scores, memo.grid, sum(sizes) / fresh, self.width, self.noise, self.generator)
+        advice = iter(drawn)
+        for size, guess in zip(sizes, advice, strict=False):
+            yield best_patches(guess, region, size)
+        for share, guess in zip(DROPPED, advice, strict=False):
+            yield exchanged(guess, region, best, out=max(1, round(share * best.bit_count())), into=0)
+        for (swaps, member), guess in zip(product(SWAPS, _beam(memo, region, best, fresh)), advice, strict=False):
+            grown = swaps > 1 and member.bit_count() < best.bit_count() - 1
+            yield exchanged(guess, region, member, out=swaps - grown, into=swaps)
 
 
-def _beam(memo: Memo, region: int, best: int, count: int) -> list[int]:
+def _beam(memo: Memo, region: int, best: int, width: int) -> list[int]:
     """Returns the sets within a region, a little smaller than the best one, that fall short of sufficient by least."""
     sizes = range(ceil(SHORT_SHARE * best.bit_count()), best.bit_count())
     inside = (bits for bits in memo.scores if not bits & ~region and bits.bit_count() in sizes)
-    return nlargest(count, (bits for bits in inside if not memo.sufficient(bits)), key=memo.merit)
+    return nlargest(width, (bits for bits in inside if not memo.sufficient(bits)), key=memo.merit)
 
 
-def _sizes(best: int, count: int) -> list[int]:
+def _sizes(best: int, share: float, count: int) -> list[int]:
     """Returns sizes from a share of the best one to one patch less."""
-    steps = (SMALLEST_SHARE + (1 - SMALLEST_SHARE) * place / max(1, count - 1) for place in range(count))
+    steps = (share + (1 - share) * place / max(1, count - 1) for place in range(count))
     return [max(1, min(best - 1, round(best * step))) for step in steps]

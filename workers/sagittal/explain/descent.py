@@ -17,6 +17,9 @@ _EPSILON = 1e-12
 AVERAGED = 0.5
 """Share of the iterations, the last ones, whose masks are averaged: it cancels the noise of single steps."""
 
+SETTLED_STEPS = 4
+"""Steps that are to change little before a descent counts as settled: terms are taken in turn, and steps are noisy."""
+
 ARMIJO, DECAY = 1e-4, 0.2
 """Of the line search: share of the linear decrease that a step must reach, and what shortens a step that does not."""
 
@@ -152,14 +155,15 @@ class Average:
     def __init__(self, masks: Tensor, state: State = MappingProxyType({})) -> None:
         """Starts with the first masks, or where another average with this state stopped."""
         self._sum, self._count = state.get("sum", masks), int(state.get("count", 0))
+        self._changes = state.get("changes", torch.full((SETTLED_STEPS,), torch.inf))
 
         self.untouched = not state
         """Whether nothing was added yet."""
 
     @property
     def state(self) -> State:
-        """The sum, and how many masks it is of."""
-        return {"sum": self._sum, "count": torch.tensor(self._count)}
+        """The sum, how many masks it is of, and what the last ones changed."""
+        return {"sum": self._sum, "count": torch.tensor(self._count), "changes": self._changes}
 
     @property
     def masks(self) -> Tensor:
@@ -169,9 +173,16 @@ class Average:
     def add(self, masks: Tensor, share: float) -> None:
         """Adds the masks of an iteration, done when `share` of all were done."""
         self.untouched = False
+        before = self.masks
         counts = share >= 1 - AVERAGED
         self._sum = self._sum + masks if counts and self._count else masks
         self._count += counts
+        change = (self.masks - before).abs().mean().reshape(1)
+        self._changes = torch.cat([self._changes[1:], change.to(self._changes)])
+
+    def settled(self, tolerance: float) -> bool:
+        """Whether each of the last masks changed the mean by less than a tolerance, cell by cell in the mean."""
+        return bool((self._changes < tolerance).all())
 
 
 def _smoothing(masks: Tensor) -> float:

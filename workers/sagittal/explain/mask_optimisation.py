@@ -12,6 +12,9 @@ Where we differ from the papers, and why:
   search (which made up three quarters of the authors' evaluations) nor a step size that fits one model's gradients.
 - iGOS++ takes the terms of the product and those of each mask alone in turn: more steps do more than more terms do.
 - `levels` terms ask for the order of cells that the curves measure (see `level_sets`).
+- The regulariser is relative to the full score, as the data terms are bounded by it: in the papers' objective it
+  outweighs them where the class is seen with little confidence, and the mask vanishes.
+- A descent whose mask has settled ends.
 - Steps are smoothed a little, and the result is the mean of the last iterations, at the scale that its curves are best
   at (see `scales`). Without `levels` it stays as it is.
 """
@@ -84,8 +87,10 @@ class MaskOptimisation(Explainer):
     iterations: int = parameter(20, "Steps of the optimiser", minimum=1, maximum=1000)
     points: int = parameter(4, "Points of the integrated gradient for each term and step", minimum=1, maximum=100)
     levels: int = parameter(4, "Level sets of the saliency evaluated in each step", minimum=0, maximum=100)
-    l1_weight: float = parameter(1.0, "Weight of the masked area (L1)", minimum=0)
-    tv_weight: float = parameter(20.0, "Weight of the total variation of the mask", minimum=0)
+    l1_weight: float = parameter(1.0, "Weight of the masked area (L1), relative to the full score", minimum=0)
+    tv_weight: float = parameter(
+        20.0, "Weight of the total variation of the mask, relative to the full score", minimum=0
+    )
     btv_weight: float = parameter(20.0, "Weight of the bilateral total variation, at image size", minimum=0)
     noise: float = parameter(0.2, "Standard deviation of the noise on the normalised input", minimum=0, maximum=10)
     step_size: float = parameter(
@@ -96,6 +101,9 @@ class MaskOptimisation(Explainer):
         "sagittal", "Whose defaults and rules to follow; `authors` ignores all but size and noise", choices=PROTOCOLS
     )
     starts: int = parameter(1, "Diverse masks, each from another start", minimum=1, maximum=16)
+    tolerance: float = parameter(
+        1e-3, "Mean change of the mask in a step below which it has settled; 0 takes every step", minimum=0, maximum=1
+    )
 
     @abstractmethod
     def terms(self, masks: Tensor) -> Sequence[Terms]:
@@ -137,6 +145,8 @@ class MaskOptimisation(Explainer):
             if self.protocol == "authors":
                 return (yield from authors_masks(problem, self, AUTHORS[type(self).__name__]))
             for step in range(int(state.get("step", 0)), self.iterations):
+                if average.settled(self.tolerance):
+                    break
                 masks, objective = yield from self._descend(problem, masks, optimiser, (index, step))
                 average.add(masks, step / self.iterations)
                 fraction = (index + (step + 1) / self.iterations) / self.starts
@@ -163,14 +173,15 @@ class MaskOptimisation(Explainer):
         return masks
 
     def regulariser(self, mask: Tensor, problem: Problem) -> Tensor:
-        """Returns `L1 * |1 - M| + 1/2 (TV * tv(M) + BTV * btv(M upsampled))`."""
+        """Returns `f(I) * (L1 * |1 - M| + 1/2 (TV * tv(M) + BTV * btv(M upsampled)))`, f(I) the full score."""
         batch = mask.unsqueeze(0)
         fineness = (self.mask_size / REFERENCE_SIZE) ** 2
         roughness = self.tv_weight * fineness * regularisers.total_variation(batch)
         if self.btv_weight:
             large = upsample(batch, problem.size)[:, 0]
             roughness = roughness + self.btv_weight * regularisers.bilateral_total_variation(large, problem.image)
-        return self.l1_weight * regularisers.area(batch)[0] + roughness[0] / 2
+        penalty = self.l1_weight * regularisers.area(batch)[0] + roughness[0] / 2
+        return problem.full_score * penalty
 
     def _descend(self, problem: Problem, masks: Tensor, optimiser: Optimiser, place: tuple[int, int]) -> Steps:
         """Takes one step; returns the new masks and the objective before it."""

@@ -2,8 +2,8 @@
 
 A ridge regression of the log-odds on the patches shown, in which sets near the size of interest weigh most. Guesses
 are drawn from the posterior (Thompson sampling): patches of which little is known get their turn, and the surer the
-regression, the less is tried at random. A guess proposes a set of its best patches, or swaps the worst patches of a
-known set for better ones: the regression is linear and the model is not, so what works together is found by swaps.
+regression, the less is tried at random. A guess proposes a set of its best patches, or exchanges the worst patches of
+a known set for better ones: the regression is linear and the model is not, so what works together is found by exchange.
 """
 
 import math
@@ -66,8 +66,8 @@ def best_patches(guess: Tensor, region: int, count: int) -> int:
     return bits_of(patches[guess[patches].topk(count).indices].tolist())
 
 
-def swapped(guess: Tensor, region: int, bits: int, count: int) -> int:
-    """Returns a set of a region with its worst patches by a guess in exchange for the best others, up to `count`."""
+def exchanged(guess: Tensor, region: int, bits: int, *, out: int, into: int) -> int:
+    """Returns a set of a region with its worst patches by a guess taken out, and the best others taken in."""
     outside = region & ~bits
-    count = min(count, outside.bit_count(), bits.bit_count())
-    return bits & ~best_patches(-guess, bits, count) | best_patches(guess, outside, count)
+    kept = bits & ~best_patches(-guess, bits, min(out, bits.bit_count()))
+    return kept | best_patches(guess, outside, min(into, outside.bit_count()))

@@ -4,7 +4,7 @@ import torch
 from sagittal.explain.beam import eliminate, refine
 from sagittal.explain.patches import bits_of, everything, members
 from sagittal.explain.scoring import Memo, Threshold
-from sagittal.explain.surrogate import best_patches, guesses, swapped
+from sagittal.explain.surrogate import best_patches, exchanged, guesses
 
 
 def found(steps, score, grid, search):
@@ -62,9 +62,10 @@ def test_what_patches_add_is_guessed_from_the_scores_known(steps, known):
         assert members(best_patches(guess, 0b111111011, 1)) == (7,)
 
 
-def test_a_swap_gives_the_worst_patches_for_the_best_of_the_region():
+def test_an_exchange_gives_the_worst_patches_for_the_best_of_the_region():
     guess = torch.tensor([0.0, 3.0, 1.0, 2.0, 9.0])
-    assert members(swapped(guess, 0b01111, bits_of([0, 1, 2]), 1)) == (1, 2, 3)
-    assert members(swapped(guess, 0b01111, bits_of([0, 1, 2]), 2)) == (1, 2, 3)
-    assert members(swapped(guess, 0b11111, bits_of([0, 1, 2]), 2)) == (1, 3, 4)
-    assert swapped(guess, 0b00111, bits_of([0, 1, 2]), 2) == bits_of([0, 1, 2])
+    first = bits_of([0, 1, 2])
+    assert members(exchanged(guess, 0b01111, first, out=1, into=1)) == (1, 2, 3)
+    assert members(exchanged(guess, 0b11111, first, out=2, into=2)) == (1, 3, 4)
+    assert members(exchanged(guess, 0b11111, first, out=2, into=0)) == (1,)
+    assert members(exchanged(guess, 0b01111, first, out=1, into=2)) == (1, 2, 3)
