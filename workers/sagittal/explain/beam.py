@@ -35,7 +35,7 @@ BOLDER = 1.15
 LAST_NOISE = 8.0
 """Boldness at which proposals are no better than chance: they get no bolder."""
 
-PATIENCE = 40
+PATIENCE = 25
 """Evaluations for each patch of the best set after which, nothing smaller found, refinement ends."""
 
 OPENING = 4
