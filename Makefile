@@ -34,8 +34,9 @@ install: $(VENV)/.installed-dev ## Makes .venv with everything.
 demo: $(VENV)/.installed ## Explains a picture (IMAGE=path) and leaves the result in out/.
 	@$(BIN)/sagittal demo "$(IMAGE)" -o "$(OUT)"
 
-test: $(VENV)/.installed-dev ## Runs the whole test suite.
-	$(BIN)/python -m pytest
+# The files with the longest tests come first in the tree, and are begun first.
+test: $(VENV)/.installed-dev ## Runs the whole test suite in JOBS (2) processes; a file's tests stay together.
+	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
 test-architectures: $(VENV)/.installed-dev ## Runs every method on whole ResNet, MobileNet, ConvNeXt, ViT and Swin networks (a minute or more).
 	SAGITTAL_TEST_WHOLE=yes $(BIN)/python -m pytest tests/unit/models/test_architectures.py
