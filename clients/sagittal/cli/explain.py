@@ -9,8 +9,8 @@ import click
 import numpy as np
 
 from sagittal.cli.connection import connected
+from sagittal.cli.drawing.picture import read_picture
 from sagittal.cli.failures import FAILED, USAGE, Failure
-from sagittal.cli.files import Results, read_picture, what_the_model_saw, write_files
 from sagittal.cli.report import dump, explanation_json
 from sagittal.cli.terminal import LiveReporter, PlainReporter, make_reporter
 from sagittal.client import Baseline, Client, Explanation, Method, Metrics
@@ -125,6 +125,8 @@ def ask(client: Client, question: Question, reporter: Reporter) -> Explanation:
 
 def draw(client: Client, question: Question, explanation: Explanation, directory: Path) -> Mapping[str, str]:
     """Writes the pictures and data of an explanation; returns the files' names by what they are."""
+    from sagittal.cli.files import Results, what_the_model_saw, write_files  # noqa: PLC0415 - matplotlib is slow to load
+
     if explanation.prediction is None:
         raise Failure("the service sent no prediction, so there is nothing to draw", FAILED)
     preprocessing = client.model(question.model, version=explanation.model_version).preprocessing

@@ -1,24 +1,21 @@
-"""The files that an explanation leaves in a directory: each renderer looks at what the explanation holds."""
+"""The files that an explanation leaves in a directory: each renderer looks at what the explanation holds.
+
+Importing this takes matplotlib, which is slow to load: commands do it when they draw.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sagittal.cli.drawing import style
 from sagittal.cli.drawing.graph import draw_graph
 from sagittal.cli.drawing.overlay import draw_overlay
-from sagittal.cli.drawing.picture import Seen, resize_and_crop, shown, to_image, with_baseline
+from sagittal.cli.drawing.picture import Seen, read_picture, resize_and_crop, shown, to_image, with_baseline
 from sagittal.cli.drawing.summary import draw_summary
 from sagittal.cli.report import curves_json, dump, explanation_json
 from sagittal.client import Explanation, Prediction, Preprocessing
-from sagittal.core.images import ImageLimits, decode
-from sagittal.v1 import tensor_pb2
-
-#: The service has admitted the picture: these limits only guard this process.
-_LIMITS = ImageLimits(max_bytes=256 * 2**20, max_pixels=256_000_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +29,6 @@ class Results:
 
 Written = Iterator[tuple[str, str]]
 """What was written, and the name of its file."""
-
-
-def read_picture(path: Path) -> NDArray[np.uint8]:
-    """Returns a file as upright RGB of shape (height, width, 3), decoded exactly as the workers do."""
-    return decode(tensor_pb2.Image(encoded=path.read_bytes()), _LIMITS)
 
 
 def what_the_model_saw(image: Path, preprocessing: Preprocessing, prediction: Prediction, given: Path | None) -> Seen:

@@ -6,14 +6,20 @@ the picture and 0 its baseline.
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
 from sagittal.client import PatchSet, Prediction, Preprocessing
+from sagittal.core.images import ImageLimits, decode
+from sagittal.v1 import tensor_pb2
 
 Picture = NDArray[np.float32]
+
+#: The service has admitted the picture: these limits only guard this process.
+_LIMITS = ImageLimits(max_bytes=256 * 2**20, max_pixels=256_000_000)
 
 _RESAMPLING = {
     "nearest": PIL.Image.Resampling.NEAREST,
@@ -37,6 +43,11 @@ class Seen:
     def keep(self, mask: NDArray[np.float32]) -> Picture:
         """Returns the picture where the mask is 1, and the baseline where it is 0."""
         return np.asarray(self.baseline + mask[..., None] * (self.picture - self.baseline), np.float32)
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """Returns a file as upright RGB of shape (height, width, 3), decoded exactly as the workers do."""
+    return decode(tensor_pb2.Image(encoded=path.read_bytes()), _LIMITS)
 
 
 def resize_and_crop(image: NDArray[np.uint8], preprocessing: Preprocessing) -> Picture:
