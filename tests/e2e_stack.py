@@ -98,6 +98,7 @@ class Stack:
             "SAGITTAL_QUEUE__HEARTBEAT_SECONDS": "0.3",
             "SAGITTAL_METRICS_PORT": "0",
             "SAGITTAL_LOG_FORMAT": "json",
+            "SAGITTAL_THREADS": "1",  # several workers share the machine: threads that wait for each other burn it
             **environment,
         }
         with log.open("wb") as output:

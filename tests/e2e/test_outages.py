@@ -15,13 +15,20 @@ QUICK = IGOSPlusPlus(mask_size=7, iterations=2, points=1)
 PICTURE = (np.clip(known_models.image(known_models.LEFT).permute(1, 2, 0).numpy(), 0, 1) * 255).astype(np.uint8)
 
 
-def test_without_a_worker_a_job_waits_and_says_so(private_stack):
+def test_a_worker_drains_on_sigterm_and_hands_back_what_it_cannot_finish_which_waits_and_says_so(private_stack):
     stack = private_stack
     stack.start_service()
-    worker = stack.start_worker()
+    worker = stack.start_worker(SAGITTAL_DRAIN="0.5")
     stack.wait_for_model("left")
-    assert worker.stop() == 0
     with Client(stack.address) as client:
+        endless = IGOSPlusPlus(mask_size=7, iterations=1000, points=30)
+        job = client.submit(PICTURE, model="left", target=1, method=endless)
+        wait_until(lambda: client.job(job.job_id).state == "running", "the job to run")
+        assert worker.stop() == 0
+        assert client.job(job.job_id).state == "queued"
+        client.cancel(job.job_id)
+        assert client.job(job.job_id).state == "cancelled"
+
         events = client.stream(PICTURE, model="left", target=1, method=QUICK)
         accepted = next(events)
         assert isinstance(accepted, Accepted)
@@ -30,39 +37,18 @@ def test_without_a_worker_a_job_waits_and_says_so(private_stack):
         assert type(list(events)[-1]).__name__ == "Completed"
 
 
-def test_a_worker_drains_on_sigterm_and_hands_back_what_it_cannot_finish(private_stack):
-    stack = private_stack
-    stack.start_service()
-    worker = stack.start_worker(SAGITTAL_DRAIN="0.5")
-    stack.wait_for_model("left")
-    with Client(stack.address) as client:
-        job = client.submit(
-            PICTURE, model="left", target=1, method=IGOSPlusPlus(mask_size=7, iterations=1000, points=30)
-        )
-        wait_until(lambda: client.job(job.job_id).state == "running", "the job to run")
-        assert worker.stop() == 0
-        assert client.job(job.job_id).state == "queued"
-        client.cancel(job.job_id)
-        assert client.job(job.job_id).state == "cancelled"
-
-
-def test_cancelling_frees_the_worker(private_stack):
-    stack = private_stack
-    stack.start_service()
-    stack.start_worker()
-    stack.wait_for_model("left")
+def test_cancelling_frees_the_worker(client):
     endless = IGOSPlusPlus(mask_size=7, iterations=1000, points=100)
-    with Client(stack.address) as client:
-        job = client.submit(PICTURE, model="left", target=1, method=endless)
-        wait_until(lambda: client.job(job.job_id).state == "running", "the job to run")
-        client.cancel(job.job_id)
-        wait_until(lambda: client.job(job.job_id).state == "cancelled", "the job to be cancelled", 30)
+    job = client.submit(PICTURE, model="left", target=1, method=endless)
+    wait_until(lambda: client.job(job.job_id).state == "running", "the job to run")
+    client.cancel(job.job_id)
+    wait_until(lambda: client.job(job.job_id).state == "cancelled", "the job to be cancelled", 30)
 
-        stream = client.stream(PICTURE, model="left", target=1, method=endless, seed=1)
-        dropped = next(stream).job_id
-        wait_until(lambda: client.job(dropped).state == "running", "the job to run")
-        stream.close()
-        wait_until(lambda: client.job(dropped).state == "cancelled", "the dropped job to be cancelled", 30)
+    stream = client.stream(PICTURE, model="left", target=1, method=endless, seed=1)
+    dropped = next(stream).job_id
+    wait_until(lambda: client.job(dropped).state == "running", "the job to run")
+    stream.close()
+    wait_until(lambda: client.job(dropped).state == "cancelled", "the dropped job to be cancelled", 30)
 
 
 def test_redis_may_come_late_go_away_and_come_back(tmp_path):

@@ -15,7 +15,7 @@ from sagittal.runtime.settings import QueueSettings
 from sagittal.v1 import explanation_service_pb2, model_service_pb2
 
 #: Time for each target that atheris fuzzes, in seconds.
-SECONDS = 5
+SECONDS = 3
 #: Requests for each RPC.
 INPUTS = {"memory": 40, "valkey": 15}
 

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
 from sagittal.explain.evidence import heatmap
@@ -96,6 +95,8 @@ class _ShowsNothing(Exception):
 
 def _attribution(view: ModelView, name: str, layout: Callable[[Tensor], Layout]) -> Tensor:
     """Returns captum's attribution at a layer whose output is laid out as `layout` says of it."""
+    from captum.attr import LayerGradCam  # noqa: PLC0415 - it brings matplotlib, and a quarter of a worker's start
+
     layer = dict(view.module.named_modules()).get(name) if name else None
     if layer is None:
         raise _ShowsNothing
