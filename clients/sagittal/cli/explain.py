@@ -12,7 +12,7 @@ from sagittal.cli.connection import connected
 from sagittal.cli.drawing.picture import read_picture
 from sagittal.cli.failures import FAILED, USAGE, Failure
 from sagittal.cli.report import dump, explanation_json
-from sagittal.cli.terminal import LiveReporter, PlainReporter, make_reporter
+from sagittal.cli.terminal import LiveReporter, PlainReporter, effort, make_reporter
 from sagittal.client import Baseline, Client, Explanation, Method, Metrics
 from sagittal.core.errors import SagittalError as CoreError
 
@@ -137,16 +137,17 @@ def draw(client: Client, question: Question, explanation: Explanation, directory
 
 def tell(explanation: Explanation, directory: Path | None, files: Mapping[str, str]) -> None:
     """Says the result in a few lines on standard output."""
-    target, seconds = explanation.target, explanation.seconds or 0.0
+    target, completed = explanation.target, explanation.completed
     name = (target.label or f"class {target.index}") if target else "the image"
     how = f"{explanation.method} on {explanation.model}"
-    click.echo(f"explained {name} by {how}: {explanation.evaluations:,} evaluations in {seconds:.1f} s")
+    click.echo(f"explained {name} by {how}" + (f": {effort(completed)}" if completed else ""))
     if explanation.insertion is not None and explanation.deletion is not None:
         insertion, deletion = f"{explanation.insertion:.3f}", f"{explanation.deletion:.3f}"
         click.echo(f"insertion AUC {insertion} (high is good)   deletion AUC {deletion} (low is good)")
     if explanation.sufficient_sets:
-        smallest = min(len(each.patches.patches) for each in explanation.sufficient_sets)
-        click.echo(f"{len(explanation.sufficient_sets)} sufficient sets, the smallest of {smallest} patches")
+        sizes = [len(each.patches.patches) for each in explanation.sufficient_sets]
+        one = f"a sufficient set of {sizes[0]} patches"
+        click.echo(one if len(sizes) == 1 else f"{len(sizes)} sufficient sets, the smallest of {min(sizes)} patches")
     said = explanation.concept_prediction
     if said is not None:
         click.echo(f"the concepts add up to {said.predicted:+.3g}; the model's own output is {said.output:+.3g}")

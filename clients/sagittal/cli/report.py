@@ -1,7 +1,7 @@
 """An explanation as JSON, for people who script."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sagittal.client import CausalTriple, ClassScore, Curve, Explanation, Graph, Job, Model, SufficientSet
@@ -10,7 +10,7 @@ from sagittal.client import CausalTriple, ClassScore, Curve, Explanation, Graph,
 def explanation_json(explanation: Explanation, files: Mapping[str, str]) -> dict[str, Any]:
     """Returns what `explanation.json` holds; `files` are names of files beside it, by what they are."""
     completed = explanation.completed
-    document: dict[str, Any] = {
+    document = {
         "job_id": explanation.job_id,
         "model": explanation.model,
         "model_version": explanation.model_version,
@@ -38,26 +38,24 @@ def explanation_json(explanation: Explanation, files: Mapping[str, str]) -> dict
         "versions": dict(completed.versions) if completed else {},
         "files": dict(files),
     }
+    return document | dict(_found(explanation))
+
+
+def _found(explanation: Explanation) -> Iterator[tuple[str, Any]]:
+    """Yields what only some explanations hold, by its name."""
+    completed, said = explanation.completed, explanation.concept_prediction
     if completed and completed.pointing_game_hit is not None:
-        document["pointing_game_hit"] = completed.pointing_game_hit
+        yield "pointing_game_hit", completed.pointing_game_hit
     if explanation.sufficient_sets:
-        document["sufficient_sets"] = [_sufficient_set(each) for each in explanation.sufficient_sets]
+        yield "sufficient_sets", [_sufficient_set(each) for each in explanation.sufficient_sets]
     if explanation.graph is not None:
-        document["graph"] = _graph(explanation.graph)
-    said = explanation.concept_prediction
+        yield "graph", _graph(explanation.graph)
     if said is not None:
-        document["concept_prediction"] = {
-            "predicted": said.predicted,
-            "output": said.output,
-            "gap": said.gap,
-            "usual_error": said.usual_error,
-        }
+        numbers = ("predicted", "output", "gap", "usual_error")
+        yield "concept_prediction", {name: getattr(said, name) for name in numbers}
     if explanation.concepts:
-        document["concepts"] = [
-            {"index": each.index, "name": each.name, "value": each.value, "contribution": each.contribution}
-            for each in explanation.concepts
-        ]
-    return document
+        fields = ("index", "name", "value", "contribution")
+        yield "concepts", [{name: getattr(each, name) for name in fields} for each in explanation.concepts]
 
 
 def curves_json(curves: Sequence[Curve]) -> list[dict[str, Any]]:

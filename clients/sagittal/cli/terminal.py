@@ -164,14 +164,18 @@ def _completed(event: Completed) -> str:
         for name, value in (("insertion", event.insertion), ("deletion", event.deletion))
         if value is not None
     ]
+    return "   ".join([*scores, effort(event)])
+
+
+def effort(event: Completed) -> str:
+    """Says what an answer took, and why it may be less than was asked for."""
     early = f", ended early by its budget of {event.truncated_by}" if event.truncated else ""
     cached = (
         f", answered from the cache ({event.cache_age_seconds:.0f} s old)"
         if event.cache_age_seconds is not None
         else ""
     )
-    parts = [*scores, f"{event.evaluations:,} evaluations in {event.run_seconds:.1f} s{early}{cached}"]
-    return "   ".join(parts)
+    return f"{event.evaluations:,} evaluations in {event.run_seconds:.1f} s{early}{cached}"
 
 
 _TELLERS: Mapping[type[Event], Callable[..., str]] = {

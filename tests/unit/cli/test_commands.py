@@ -39,6 +39,16 @@ def test_json_is_all_there_is_on_standard_output(run, picture) -> None:
     assert "optimise" in result.stderr
 
 
+def test_what_was_found_is_told_with_what_it_took(run, script, picture) -> None:
+    completed = script.log[-1].completed
+    told = run("explain", picture, "--model", "lamp").stdout
+    assert "explained lamp by igos++ on lamp: 20 evaluations in 1.5 s\n" in told
+    assert "a sufficient set of 2 patches\n" in told
+    completed.truncated, completed.truncated_by = True, "evaluations"
+    told = run("explain", picture, "--model", "lamp").stdout
+    assert "20 evaluations in 1.5 s, ended early by its budget of evaluations\n" in told
+
+
 def test_the_wait_for_a_worker_is_said(run, picture) -> None:
     assert "waiting for a worker for model lamp" in run("explain", picture, "--model", "lamp").stderr
 

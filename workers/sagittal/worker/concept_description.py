@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 from PIL import Image
@@ -50,34 +51,29 @@ def describe_fit(
             for index in range(len(fit.x_features))
         ],
         metrics=_metrics(fit),
-        warnings=[explanation_pb2.Warning(reason=one.reason, message=one.message) for one in fit.notices],
+        warnings=_warnings(fit, names),
         images=fit.images,
         skipped=len(fit.skipped),
         skipped_images=[
             concept_pb2.SkippedImage(index=read.index, name=_name(names, read.index), reason=read.fault)
             for read in fit.skipped[:LISTED]
         ],
-        fit=concept_pb2.ConceptFit(
-            concepts=settings.concepts,
-            beta=settings.beta,
-            q=settings.q,
-            eta=settings.eta,
-            epochs=settings.epochs,
-            seed=settings.seed,
-            hidden=settings.hidden,
-            views=settings.views,
-            seeds=settings.seeds,
-        ),
+        fit=concept_pb2.ConceptFit(**asdict(settings)),
     )
-    if fit.skipped:
-        first = fit.skipped[0]
-        described.warnings.add(
-            reason="IMAGES_SKIPPED",
-            message=f"{len(fit.skipped)} images could not be read and were left out; the first is image "
-            f"{first.index} {_name(names, first.index)}: {first.fault}",
-        )
     described.create_time.GetCurrentTime()
     return described
+
+
+def _warnings(fit: ConceptFit, names: Sequence[str]) -> Sequence[explanation_pb2.Warning]:
+    said = [explanation_pb2.Warning(reason=one.reason, message=one.message) for one in fit.notices]
+    if fit.skipped:
+        first = fit.skipped[0]
+        message = (
+            f"{len(fit.skipped)} images could not be read and were left out; the first is image "
+            f"{first.index} {_name(names, first.index)}: {first.fault}"
+        )
+        said.append(explanation_pb2.Warning(reason="IMAGES_SKIPPED", message=message))
+    return said
 
 
 def fitted_concepts(described: concept_pb2.ConceptSet, srae: SRAE) -> FittedConcepts:
