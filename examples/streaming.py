@@ -1,14 +1,17 @@
 """Shows an explanation as it forms, with asyncio: `python examples/streaming.py examples/images/chelsea.png`."""
 
 import asyncio
+import os
 import sys
 
 from sagittal.client import AsyncClient, Mask, Progress
 
+ADDRESS = os.environ.get("SAGITTAL_ADDRESS", "localhost:50051")
+
 
 async def main() -> None:
     """Prints the progress, and the area that the forming mask covers."""
-    async with AsyncClient("localhost:50051") as client:
+    async with AsyncClient(ADDRESS) as client:
         stream = await client.stream(sys.argv[1], model="efficientnet-lite0", partial_masks=True)
         async with stream:
             async for event in stream:
