@@ -15,7 +15,7 @@ import redis
 from sagittal.cli.children import Child
 from sagittal.cli.failures import Failure
 from sagittal.cli.stack import LocalStack, Plan, free_ports, model_names
-from sagittal.client import Client, Occlusion
+from sagittal.client import Client, Occlusion, Options, Retry
 from sagittal.runtime.embedded import EmbeddedValkey
 
 SAGITTAL = [sys.executable, "-m", "sagittal.cli.main"]
@@ -106,7 +106,8 @@ def kill(up: subprocess.Popen, command: bytes) -> None:
 def test_what_dies_is_started_again_while_a_caller_sees_a_pause_and_nothing_outlives_the_whole(up, picture) -> None:
     process, output = up
     address = output.read_text().split("service  ")[1].split()[0]
-    with Client(address) as client:
+    patient = Options(retry=Retry(call_seconds=60))  # to start again takes a busy machine some time
+    with Client(address, options=patient) as client:
         for name, module in (("worker", b"sagittal.worker.start"), ("service", b"sagittal.server.main")):
             kill(process, module)
             method = Occlusion(window=1, grid=2)
