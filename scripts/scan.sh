@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Scans the chart, as each ci file renders it, and the Dockerfile with checkov; see .checkov.yaml for what is excepted.
+# Scans the chart, as each ci file renders it, and the Dockerfile: with checkov (.checkov.yaml says what is excepted), hadolint,
+# and trivy where it is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${BIN:-.venv/bin}/python
@@ -17,4 +18,10 @@ for values in helm/sagittal/ci/*-values.yaml; do
 done
 cp Dockerfile "$scratch/Dockerfile"
 "$checkov" --config-file .checkov.yaml --skip-download --directory "$scratch"
+"$(dirname "$python")/hadolint" "$scratch/Dockerfile"
+if command -v trivy > /dev/null; then
+  trivy config --quiet --severity HIGH,CRITICAL --exit-code 1 "$scratch"
+else
+  echo "scan: TRIVY SKIPPED: it is not installed; https://trivy.dev says how" >&2
+fi
 echo "scan: nothing found in $(find "$scratch" -type f | wc -l) files"
