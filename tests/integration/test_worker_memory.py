@@ -1,4 +1,4 @@
-"""A worker that has room for one model serves two."""
+"""A worker that has room for one model serves two, and remembers what it evaluated for whoever asks next."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -32,11 +32,13 @@ preprocessing = {{ input_size = 56, fit = "squash", mean = [0.0, 0.0, 0.0], std 
 
 
 @contextmanager
-def working(path: Path, queue: MemoryQueue) -> Iterator[HostedModels]:
+def working(
+    path: Path, queue: MemoryQueue, *, memo_mib: int = 0, counted: CollectorRegistry | None = None
+) -> Iterator[HostedModels]:
     """Runs a worker with room for one model."""
     settings = WorkerSettings(models_file=path, worker_name="w", drain=5.0, queue=QueueSettings())
-    metrics = WorkerMetrics.create(CollectorRegistry())
-    hosted = HostedModels(path, MemoryRegistry().workers, metrics, worker="w", device=torch.device("cpu"))
+    metrics, cpu = WorkerMetrics.create(counted or CollectorRegistry()), torch.device("cpu")
+    hosted = HostedModels(path, MemoryRegistry().workers, metrics, worker="w", device=cpu, memo_mib=memo_mib)
     hosted._bound = 1  # the models of tests are smaller than the unit of the setting
     worker = Worker(settings, queue.worker("w"), hosted, metrics)
     thread = threading.Thread(target=worker.run)
@@ -74,3 +76,29 @@ async def test_jobs_for_two_models_are_all_done_with_room_for_one(
             assert events[-1].WhichOneof("event") == "completed"
             assert sum(event.HasField("started") for event in events) == 1, "waiting for room is no attempt"
         assert len(models.ready()) == 1
+
+
+@pytest.mark.parametrize("memo_mib", [0, 1])
+async def test_a_job_on_the_same_picture_is_answered_from_memory_and_says_so(
+    tmp_path: Path, new_job: Callable[..., NewJob], memo_mib: int
+) -> None:
+    torch.set_num_threads(1)
+    path, counted = tmp_path / "models.toml", CollectorRegistry()
+    path.write_text(MODEL.format(name="a"))
+    queue = MemoryQueue(QueueSettings(heartbeat_seconds=0.05, sweep_seconds=0.05))
+    accepted, completed, masks = pb.ExplanationEvent(accepted=pb.Accepted()).SerializeToString(), [], []
+    with working(path, queue, memo_mib=memo_mib, counted=counted):
+        for job in (job_for("a", new_job), job_for("a", new_job)):
+            await queue.jobs.submit(job, accepted)
+            events = [pb.ExplanationEvent.FromString(stored.payload) async for stored in queue.jobs.events(job.job_id)]
+            completed.append(events[-1].completed)
+            masks.append([event.mask for event in events if event.HasField("mask") and event.mask.final])
+    first, second = completed
+    spared = second.evaluations if memo_mib else 0
+    assert (first.cache_hits, second.cache_hits) == (0, spared)
+    assert second.evaluations == first.evaluations > 0
+    assert masks[0] == masks[1]
+    labels = {"model": "a", "method": job.method}
+    assert counted.get_sample_value("sagittal_remembered_evaluations_total", labels) == spared
+    forward = counted.get_sample_value("sagittal_evaluations_total", labels | {"kind": "forward"})
+    assert forward == first.evaluations + second.evaluations - spared
