@@ -9,7 +9,7 @@ from known_models import LEFT, image
 
 from sagittal.client import Client, IGOSPlusPlus, ModelInput, Progress, Started
 
-LONG = IGOSPlusPlus(mask_size=14, iterations=250, points=2, levels=0)
+LONG = IGOSPlusPlus(mask_size=14, iterations=250, points=2, levels=0, tolerance=0)
 OPTIONS = {"model": "left", "target": 1, "method": LONG, "seed": 11, "cache": "bypass", "progress_interval": 0.0}
 
 BREAKS = [(0.15, signal.SIGKILL), (0.5, signal.SIGTERM)]

@@ -72,7 +72,7 @@ def test_a_worker_that_dies_is_a_pause_to_the_caller(private_stack):
     stack.wait_for_model("left")
     with Client(stack.address) as client:
         events = []
-        long = IGOSPlusPlus(mask_size=7, iterations=150, points=8)
+        long = IGOSPlusPlus(mask_size=7, iterations=150, points=8, tolerance=0)
         for event in client.stream(CHELSEA, model="left", target=1, method=long, progress_interval=0.0):
             events.append(event)
             if isinstance(event, Progress) and first.process.poll() is None:

@@ -21,7 +21,7 @@ def test_a_worker_drains_on_sigterm_and_hands_back_what_it_cannot_finish_which_w
     worker = stack.start_worker(SAGITTAL_DRAIN="0.5")
     stack.wait_for_model("left")
     with Client(stack.address) as client:
-        endless = IGOSPlusPlus(mask_size=7, iterations=1000, points=30)
+        endless = IGOSPlusPlus(mask_size=7, iterations=1000, points=30, tolerance=0)
         job = client.submit(PICTURE, model="left", target=1, method=endless)
         wait_until(lambda: client.job(job.job_id).state == "running", "the job to run")
         assert worker.stop() == 0
@@ -38,7 +38,7 @@ def test_a_worker_drains_on_sigterm_and_hands_back_what_it_cannot_finish_which_w
 
 
 def test_cancelling_frees_the_worker(client):
-    endless = IGOSPlusPlus(mask_size=7, iterations=1000, points=100)
+    endless = IGOSPlusPlus(mask_size=7, iterations=1000, points=100, tolerance=0)
     job = client.submit(PICTURE, model="left", target=1, method=endless)
     wait_until(lambda: client.job(job.job_id).state == "running", "the job to run")
     client.cancel(job.job_id)
@@ -68,7 +68,11 @@ def test_redis_may_come_late_go_away_and_come_back(tmp_path):
             with EmbeddedValkey(data, port=port, persist=True):
                 stack.wait_for_model("left")
                 job = client.submit(
-                    PICTURE, model="left", target=1, method=IGOSPlusPlus(mask_size=7, iterations=300), seed=5
+                    PICTURE,
+                    model="left",
+                    target=1,
+                    method=IGOSPlusPlus(mask_size=7, iterations=300, tolerance=0),
+                    seed=5,
                 )
             started = time.monotonic()
             with pytest.raises(Unavailable):

@@ -26,7 +26,7 @@ TOKEN = "a-token-that-nobody-may-read"  # noqa: S105 - of this test alone
 MARK = "what-only-the-picture-says"
 EXPLAIN = "sagittal.v1.ExplanationService/Explain"
 QUICK = IGOSPlusPlus(mask_size=7, iterations=3, points=2)
-ENDLESS = IGOSPlusPlus(mask_size=7, iterations=1000, points=100)
+ENDLESS = IGOSPlusPlus(mask_size=7, iterations=1000, points=100, tolerance=0)
 
 
 def picture() -> bytes:
