@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from heapq import nlargest
 from itertools import count, product
 from math import ceil
+from statistics import fmean
 
 import torch
 
@@ -44,20 +45,20 @@ OPENING = 4
 OPENING_SHARE = 0.2
 """Proposals of those rounds have from this share of the best set's patches to one patch less."""
 
-FRESH = 4
-"""One proposal in so many is made from nothing in later rounds, and one set in so many makes the beam."""
+FRESH_SHARE = 0.85
+"""In later rounds one proposal is made from nothing, with this share of the best set's patches."""
 
-FRESH_SHARE = 0.6
-"""Those proposals have from this share of the best set's patches to one patch less."""
+DROPPED = (0.1, 0.05, 0.0, 0.0, 0.0)
+"""Shares of a large best set that are dropped from it, one patch at least. A small one can spare none."""
 
-DROPPED = (0.3, 0.2, 0.1, 0.0)
-"""Shares of the best set that are dropped from it, one patch at least."""
+BEAM = 6
+"""Sets in the beam."""
 
 SHORT_SHARE = 0.8
 """Sets of the beam have at least this share of the best set's patches."""
 
-SWAPS = (1, 2)
-"""Patches that a set of the beam gets in exchange; with two it may give only one, and so grow."""
+SWAPS = (2, 1, 3)
+"""Patches that a set of the beam gets in exchange, in turn; where it may grow it gives one less than it gets."""
 
 SMALL = 14
 """Sets of up to this many patches are worth the single removals that eliminate what they can spare."""
@@ -110,8 +111,8 @@ def refine(memo: Memo, region: int, *, width: int, bound: float, best: int = 0, 
             break
         generator = memo.problem.generator("propose", region, turn, attempt)
         opening = turn < OPENING and not attempt
-        turns = _Round(width=width, noise=noise, opening=opening, generator=generator)
-        proposals = memo.unseen(turns.proposals(memo, region, best))
+        proposer = _Proposer(width=width, noise=noise, opening=opening, generator=generator)
+        proposals = memo.unseen(proposer.proposals(memo, region, best))
         if not proposals and noise == LAST_NOISE:
             break
         yield from memo.evaluate(proposals)
@@ -127,8 +128,8 @@ def refine(memo: Memo, region: int, *, width: int, bound: float, best: int = 0, 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Round:
-    """How the sets of a round are proposed."""
+class _Proposer:
+    """Proposes the sets of one round."""
 
     width: int
     noise: float
@@ -138,27 +139,26 @@ class _Round:
 
     def proposals(self, memo: Memo, region: int, best: int) -> Iterator[int]:
         """Yields sets within a region that are smaller than the best one, each by a guess of its own."""
-        fresh = self.width if self.opening else ceil(self.width / FRESH)
-        sizes = _sizes(best.bit_count(), OPENING_SHARE if self.opening else FRESH_SHARE, fresh)
-        drawn = guesses(memo.scores, memo.grid, sum(sizes) / fresh, self.width, self.noise, self.generator)
-        advice = iter(drawn)
+        patches = best.bit_count()
+        sizes = _sizes(patches, self.width) if self.opening else [min(patches - 1, round(FRESH_SHARE * patches))]
+        advice = iter(guesses(memo.scores, memo.grid, fmean(sizes), self.width, self.noise, self.generator))
         for size, guess in zip(sizes, advice, strict=False):
-            yield best_patches(guess, region, size)
-        for share, guess in zip(DROPPED, advice, strict=False):
-            yield exchanged(guess, region, best, out=max(1, round(share * best.bit_count())), into=0)
-        for (swaps, member), guess in zip(product(SWAPS, _beam(memo, region, best, fresh)), advice, strict=False):
-            grown = swaps > 1 and member.bit_count() < best.bit_count() - 1
+            yield best_patches(guess, region, max(1, size))
+        for share, guess in zip(DROPPED if patches > SMALL else (), advice, strict=False):
+            yield exchanged(guess, region, best, out=max(1, round(share * patches)), into=0)
+        for (swaps, member), guess in zip(product(SWAPS, _beam(memo, region, best)), advice, strict=False):
+            grown = swaps > 1 and member.bit_count() < patches - 1
             yield exchanged(guess, region, member, out=swaps - grown, into=swaps)
 
 
-def _beam(memo: Memo, region: int, best: int, width: int) -> list[int]:
+def _beam(memo: Memo, region: int, best: int) -> list[int]:
     """Returns the sets within a region, a little smaller than the best one, that fall short of sufficient by least."""
     sizes = range(ceil(SHORT_SHARE * best.bit_count()), best.bit_count())
     inside = (bits for bits in memo.scores if not bits & ~region and bits.bit_count() in sizes)
-    return nlargest(width, (bits for bits in inside if not memo.sufficient(bits)), key=memo.merit)
+    return nlargest(BEAM, (bits for bits in inside if not memo.sufficient(bits)), key=memo.merit)
 
 
-def _sizes(best: int, share: float, count: int) -> list[int]:
-    """Returns sizes from a share of the best one to one patch less."""
-    steps = (share + (1 - share) * place / max(1, count - 1) for place in range(count))
+def _sizes(best: int, count: int) -> list[int]:
+    """Returns the sizes of the first rounds' proposals, up to one patch less than the best set."""
+    steps = (OPENING_SHARE + (1 - OPENING_SHARE) * place / max(1, count - 1) for place in range(count))
     return [max(1, min(best - 1, round(best * step))) for step in steps]
