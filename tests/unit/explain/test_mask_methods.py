@@ -89,8 +89,9 @@ def test_steps_do_not_depend_on_the_scale_of_the_gradient():
         assert overlap(final(events), LEFT) > 0.6, gain
 
 
-def test_a_mask_at_image_size_finds_the_region_too():
-    events, _ = explained(LooksAtRegions(LEFT), known_models.image(LEFT), IGOSPlusPlus(mask_size=56))
+@pytest.mark.parametrize("size", [56, 112])
+def test_a_fine_mask_finds_the_region_too(size):
+    events, _ = explained(LooksAtRegions(LEFT), known_models.image(LEFT), IGOSPlusPlus(mask_size=size))
     assert overlap(final(events), LEFT) > 0.6
 
 

@@ -36,8 +36,8 @@ BOLDER = 1.15
 LAST_NOISE = 8.0
 """Boldness at which proposals are no better than chance: they get no bolder."""
 
-PATIENCE = 25
-"""Evaluations for each patch of the best set after which, nothing smaller found, refinement ends."""
+PATIENCE, LEAST_PATIENCE = 25, 125
+"""Evaluations for each patch of the best set after which, nothing smaller found, refinement ends; at least so many."""
 
 OPENING = 4
 """Rounds in which all proposals are made from nothing, of widely different sizes: little is known yet."""
@@ -107,7 +107,8 @@ def refine(memo: Memo, region: int, *, width: int, bound: float, best: int = 0, 
     best, noise = best or region, FIRST_NOISE
     end, found_at = memo.evaluations + bound, memo.evaluations
     for turn in count():
-        if memo.evaluations >= min(end, found_at + PATIENCE * best.bit_count()) or best.bit_count() < 2:
+        patience = max(LEAST_PATIENCE, PATIENCE * best.bit_count())
+        if memo.evaluations >= min(end, found_at + patience) or best.bit_count() < 2:
             break
         generator = memo.problem.generator("propose", region, turn, attempt)
         opening = turn < OPENING and not attempt

@@ -26,6 +26,9 @@ ARMIJO, DECAY = 1e-4, 0.2
 FIRST_TRIAL, MAX_TRIALS = 10.0, 6
 """Of the line search: its first step over `step_size`, and the most trials of one iteration."""
 
+COARSE = 28
+"""Side of a mask whose gradient is taken as it is."""
+
 SMOOTHED = 56
 """Steps are blurred by one part in so many of the mask's side (half a cell of 28): single cells are adversarial."""
 
@@ -80,6 +83,7 @@ class Adam:
         """Returns the new masks."""
         yield from ()
         self._steps += 1
+        gradient = smoothed(gradient, _fineness(masks))
         self._mean = _MOMENTUM * self._mean + (1 - _MOMENTUM) * gradient
         self._square = _MEMORY * self._square + (1 - _MEMORY) * gradient**2
         mean = self._mean / (1 - _MOMENTUM**self._steps)
@@ -188,6 +192,14 @@ class Average:
 def _smoothing(masks: Tensor) -> float:
     """Returns the width of the blur of a step, in cells."""
     return masks.shape[-1] / SMOOTHED
+
+
+def _fineness(masks: Tensor) -> float:
+    """Returns the width of the blur of a gradient, in cells; 0 up to masks of `COARSE` cells a side.
+
+    Each cell of a finer mask has less to say and the more noise: steps that only follow the signs of it form no mask.
+    """
+    return max(0.0, masks.shape[-1] / COARSE - 1) / 2
 
 
 def smoothed(values: Tensor, sigma: float) -> Tensor:
