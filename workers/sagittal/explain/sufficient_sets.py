@@ -125,7 +125,7 @@ class SetSearch:
             )
             if bits != smallest:
                 yield from self._report(bits)
-            elif self.memo.evaluations == before:
+            if self.memo.evaluations == before:
                 return
 
     def _is_minimum(self, bits: int) -> bool:
