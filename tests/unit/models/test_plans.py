@@ -1,5 +1,7 @@
 """Batch sizes are found once for a model on a kind of device, and measured anew where that does not hold."""
 
+import resource
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -51,6 +53,26 @@ def test_a_directory_that_takes_no_files_costs_a_warning_alone(kept, capsys):
     kept.directory.write_text("a file")
     kept.write(PLAN)
     assert "batch-plan-not-kept" in capsys.readouterr().out
+
+
+@contextmanager
+def files_no_longer_than(size):
+    """Every file that this process writes meanwhile, in bytes: a disk that fills up in between."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_fills_up_costs_a_warning_and_leaves_nothing_half_written(kept, capsys):
+    kept.write(PLAN)
+    with files_no_longer_than(20):
+        kept.write(replace(PLAN, batch_size=32))
+    assert "batch-plan-not-kept" in capsys.readouterr().out
+    assert [path.name for path in kept.directory.iterdir()] == [kept.path.name]
+    assert kept.read() == PLAN
 
 
 def test_the_device_is_named_by_what_its_speed_depends_on():

@@ -76,11 +76,19 @@ class KeptPlan:
         document = json.dumps({"circumstances": self.circumstances, "plan": asdict(plan)}, indent=1, sort_keys=True)
         try:
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with tempfile.NamedTemporaryFile("w", dir=self.directory, suffix=".partial", delete=False) as file:
-                file.write(document)
-            Path(file.name).replace(self.path)
+            self._replace(document)
         except OSError as error:
             log.warning("batch-plan-not-kept", path=str(self.path), error=str(error), doing="measuring at each start")
+
+    def _replace(self, document: str) -> None:
+        """Puts a document in the file's place; where that fails, as on a full disk, nothing of it stays."""
+        handle, partial = tempfile.mkstemp(dir=self.directory, suffix=".partial")
+        try:
+            with open(handle, "w") as file:
+                file.write(document)
+            os.replace(partial, self.path)
+        finally:
+            Path(partial).unlink(missing_ok=True)
 
 
 def device_name(device: torch.device) -> str:
