@@ -34,7 +34,8 @@ install: $(VENV)/.installed-dev ## Makes .venv with everything.
 demo: $(VENV)/.installed ## Explains a picture (IMAGE=path) and leaves the result in out/.
 	@$(BIN)/sagittal demo "$(IMAGE)" -o "$(OUT)"
 
-# The files with the longest tests come first in the tree, and are begun first.
+# The files with the longest tests come first in the tree, and are begun first; the minutes of fuzzing are in two files, one
+# for each process.
 test: $(VENV)/.installed-dev ## Runs the whole test suite in JOBS (2) processes; a file's tests stay together.
 	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from sagittal.core.errors import InvalidRequest
 from sagittal.v1 import tensor_pb2
 
+#: Most dimensions that a tensor has.
+MAX_DIMENSIONS = 8
+
 #: numpy's type of each `DataType`, little-endian.
 DTYPES: Mapping[int, np.dtype[Any]] = {
     tensor_pb2.DATA_TYPE_FLOAT16: np.dtype("<f2"),
@@ -35,17 +38,24 @@ def array_of(
         dtypes: The types admitted.
 
     Raises:
-        InvalidRequest: the type is not admitted, the bytes do not fill the shape, or a value is NaN or infinite.
+        InvalidRequest: the type is not admitted, no array has the shape, the bytes do not fill it, or a value is NaN or
+            infinite.
     """
     name = _NAMES.get(tensor.dtype, "not set")
     if name not in dtypes:
         raise InvalidRequest(f"{field}.dtype is {name}; give {' or '.join(dtypes)}", field=f"{field}.dtype")
+    if len(tensor.shape) > MAX_DIMENSIONS:
+        text = f"{field}.shape has {len(tensor.shape):,} dimensions; a tensor has {MAX_DIMENSIONS} at most"
+        raise InvalidRequest(text, field=f"{field}.shape")
     dtype, shape = DTYPES[tensor.dtype], tuple(tensor.shape)
     needed = math.prod(shape) * dtype.itemsize
     if len(tensor.data) != needed:
         given = f"{len(tensor.data):,} bytes; shape {shape} of {name} takes {needed:,}"
         raise InvalidRequest(f"{field}.data has {given}", field=f"{field}.data")
-    array = np.frombuffer(tensor.data, dtype=dtype).reshape(shape)
+    try:
+        array = np.frombuffer(tensor.data, dtype=dtype).reshape(shape)
+    except ValueError as error:  # empty, and huge but for that
+        raise InvalidRequest(f"{field}.shape is {shape}, which no array has", field=f"{field}.shape") from error
     if dtype.kind == "f":
         _check_finite(array, field)
     return array

@@ -276,6 +276,8 @@ FLOATS = {"dtype": tensor_pb2.DATA_TYPE_FLOAT32, "shape": (1, 1, 3)}
         ({"shape": (2, 6)}, "shape", "(height, width, 3)"),
         ({"shape": (3, 2, 2)}, "shape", "(height, width, 3)"),
         ({"shape": (0, 2, 3), "data": b""}, "shape", "(height, width, 3)"),
+        ({"shape": (0, 2**32 - 1, 2**32 - 1), "data": b""}, "shape", "which no array has"),
+        ({"shape": (1,) * 100_000}, "shape", "100,000 dimensions"),
         ({"data": bytes(11)}, "data", "takes 12"),
         (FLOATS | {"data": np.array([0, np.nan, 0], np.float32).tobytes()}, "data", "NaN"),
         (FLOATS | {"data": np.array([0, np.inf, 0], np.float32).tobytes()}, "data", "infinite"),
