@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from typing import Any
 
 import grpc
 import pytest
+import redis
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from sagittal.runtime.embedded import EmbeddedValkey
@@ -146,6 +148,29 @@ async def test_a_redis_that_goes_away_is_an_error_and_no_hang_and_its_return_is_
             publish(redis_port)
             await until_health(channel, SERVING)
             await explanations.SubmitExplanation(api.SubmitExplanationRequest(spec=spec()))
+
+
+async def test_a_redis_that_refuses_it_is_named_with_the_remedy_to_operator_and_caller(
+    redis_port: int, tmp_path: Path
+) -> None:
+    with valkey(redis_port):
+        with redis.Redis(port=redis_port) as operator:
+            operator.config_set("requirepass", "correct-horse")
+        wrong = "battery-staple"
+        program = Program(redis_port, tmp_path / "service.log", SAGITTAL_QUEUE__PASSWORD=wrong)
+        try:
+            async with program.channel() as channel:
+                models = model_service_pb2_grpc.ModelServiceStub(channel)
+                error = await refusal(models.ListModels(model_service_pb2.ListModelsRequest()))
+        finally:
+            program.process.terminate()
+            await program.wait()
+    remedy = "it does not know these credentials; set SAGITTAL_QUEUE__USERNAME and SAGITTAL_QUEUE__PASSWORD right"
+    [away] = [line for line in map(json.loads, program.log.splitlines()) if line["event"] == "queue-away"]
+    assert remedy in (error.details() or "")
+    assert remedy in away["error"]
+    assert "invalid username-password pair" in away["cause"]
+    assert wrong not in program.log + (error.details() or "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,6 +1,7 @@
 """Connections to Redis that fail in bounded time, try again what is safe to try again, and raise our errors."""
 
 import asyncio
+import inspect
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -13,12 +14,13 @@ from redis import exceptions as faults
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import NoBackoff
-from redis.connection import parse_url
+from redis.connection import AbstractConnection, parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from sagittal.core.errors import Overloaded, SagittalError, Unavailable
+from sagittal.core.errors import Unavailable
 from sagittal.runtime.queue_metrics import UNOBSERVED, QueueObserver, timed
+from sagittal.runtime.redis_failures import FAILURES, PASSING, refusal, translate
 from sagittal.runtime.redis_scripts import Script
 from sagittal.runtime.settings import QueueSettings
 
@@ -32,18 +34,12 @@ SERVICE_ATTEMPTS, WORKER_ATTEMPTS = 4, 1000
 #: First and longest pause between two attempts in seconds; it doubles, and is drawn between half and the whole.
 FIRST_PAUSE, LAST_PAUSE = 0.05, 0.8
 
-#: What may pass by itself: the connection, a server that starts, a replica that is about to become the primary.
-PASSING = (
-    faults.ConnectionError,
-    faults.TimeoutError,
-    faults.BusyLoadingError,
-    faults.ReadOnlyError,
-    faults.TryAgainError,
-    OSError,
+#: What a connection says of itself: nothing, since redis-py overhears the answer, which may be a refusal.
+_UNNAMED: dict[str, Any] = (
+    {"driver_info": None}
+    if "driver_info" in inspect.signature(AbstractConnection.__init__).parameters
+    else {"lib_name": None, "lib_version": None}
 )
-
-#: What an attempt may fail with.
-FAILURES = (faults.RedisError, OSError)
 
 
 def connection_options(settings: QueueSettings) -> dict[str, Any]:
@@ -54,7 +50,7 @@ def connection_options(settings: QueueSettings) -> dict[str, Any]:
         "socket_connect_timeout": share,
         "protocol": 2,
         "decode_responses": False,
-    }
+    } | _UNNAMED
     if settings.username is not None:
         options["username"] = settings.username
     if settings.password is not None:
@@ -133,35 +129,6 @@ def _target(settings: QueueSettings, options: dict[str, Any]) -> dict[str, Any]:
 _ADDRESS = ("host", "port", "path", "connection_class")
 
 
-def translate(error: Exception, settings: QueueSettings) -> SagittalError | None:
-    """Returns our error for one of Redis's; None where it is a bug."""
-    if isinstance(error, faults.ResponseError) and (isinstance(error, faults.OutOfMemoryError) or "OOM" in str(error)):
-        return Overloaded(
-            "the queue's memory is full: try again later, or give Redis more (maxmemory), or keep less "
-            "(retention_seconds, max_stored_bytes)",
-            retry_after=settings.overload_retry_after,
-        )
-    if refused(error):
-        return Unavailable(
-            "the queue refuses our credentials or their rights: the operator must set them right",
-            retry_after=settings.retry_after,
-        )
-    if isinstance(error, PASSING):
-        return Unavailable(
-            f"the queue cannot be reached ({type(error).__name__}): try again", retry_after=settings.retry_after
-        )
-    return None
-
-
-def refused(error: BaseException | None) -> bool:
-    """Whether Redis refused who we are or what we may do; redis-py may hide that behind a lost connection."""
-    while error is not None:
-        if isinstance(error, (faults.AuthenticationError, faults.NoPermissionError)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 class Attempts:
     """How often and until when one operation is tried."""
 
@@ -178,7 +145,7 @@ class Attempts:
         pause = random.uniform(self._pause / 2, self._pause)  # noqa: S311 - spreads load, guards nothing
         # An attempt may take two shares, to connect and to read.
         room = self._ends - time.monotonic() - pause - 2 * SOCKET_SHARE * self._settings.operation_timeout
-        if isinstance(error, PASSING) and not refused(error) and self._left > 0 and room > 0:
+        if isinstance(error, PASSING) and not refusal(error) and self._left > 0 and room > 0:
             return pause
         translated = translate(error, self._settings)
         raise (translated or error) from error

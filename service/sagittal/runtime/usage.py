@@ -14,7 +14,8 @@ import redis
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sagittal.core.errors import SagittalError
-from sagittal.runtime.redis_connection import close_sync, connect_sync, translate
+from sagittal.runtime.redis_connection import close_sync, connect_sync
+from sagittal.runtime.redis_failures import translate
 from sagittal.runtime.redis_scripts import root_key
 from sagittal.runtime.settings import QueueSettings
 

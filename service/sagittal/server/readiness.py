@@ -82,9 +82,11 @@ class Readiness:
         except (SagittalError, TimeoutError) as error:
             self._metrics.queue_errors.labels("look").inc()
             reason = str(error) or f"no answer within {patience:g} s"
-            if self._ready is not False:
-                _log.warning("queue-away", redis=self._place, error=reason, doing="waiting until it answers")
-            self.wrong = f"Redis does not answer: {reason}"
+            wrong = f"Redis does not answer: {reason}"
+            if wrong != self.wrong:
+                said = {"error": reason, "cause": str(error.__cause__ or "")}
+                _log.warning("queue-away", redis=self._place, **said, doing="waiting until it answers")
+            self.wrong = wrong
             await self._set(ready=False)
         else:
             self.wrong = ""

@@ -272,7 +272,7 @@ class Worker:
 
     def _away(self, call: str, away: Unavailable) -> None:
         self._metrics.queue_errors.labels(call).inc()
-        log.warning("queue-away", doing=call, error=away.message)
+        log.warning("queue-away", doing=call, error=away.message, cause=str(away.__cause__ or ""))
         self._stopped.wait(AWAY_PAUSE)
 
     def _forget_ended(self) -> None:
