@@ -68,10 +68,11 @@ class Site:
 
     def __init__(self, *, file=None, access=LISTED, **options):
         self.memory = MemoryRegistry()
+        self.metrics = CollectorRegistry()
         self.models = HostedModels(
             file,
             self.memory.workers,
-            WorkerMetrics.create(CollectorRegistry()),
+            WorkerMetrics.create(self.metrics),
             worker="w",
             device=torch.device("cpu"),
             access=access,
@@ -173,6 +174,24 @@ def test_an_unregistered_model_takes_no_more_jobs_and_goes_when_the_last_has_end
     hosted.engine.step()
     site.turn()
     assert site.models.running() == []
+
+
+def test_versions_that_come_and_go_leave_no_labels_behind():
+    site = Site()
+    site.register(version="0")
+
+    def shown():
+        samples = [sample for metric in site.metrics.collect() for sample in metric.samples]
+        return {(sample.name, *sample.labels.values()) for sample in samples if "version" in sample.labels}
+
+    before = shown()
+    assert ("sagittal_model_ready", "switch", "0") in before
+    for version in map(str, range(1, 6)):
+        site.register(version=version)
+        assert len(shown()) == 2 * len(before)
+        asyncio.run(site.memory.models.unregister("switch", version))
+        site.turn()
+    assert shown() == before
 
 
 def test_versions_are_served_side_by_side():

@@ -10,7 +10,7 @@ from sagittal.models.loading import load
 from sagittal.models.sources import Access, ModelUnavailable
 from sagittal.worker.catalogue import describe_model
 from sagittal.worker.hosted import Hosted
-from sagittal.worker.metrics import WorkerMetrics
+from sagittal.worker.metrics import FAILED, READY, WorkerMetrics
 
 log = structlog.get_logger(__name__)
 
@@ -47,7 +47,7 @@ class Loader:
         return ""
 
     def _failed(self, hosted: Hosted, message: str) -> str:
-        self.metrics.loads.labels(*hosted.key, "failed").inc()
+        self.metrics.loads.labels(*hosted.key, FAILED).inc()
         log.error("model-failed", model=hosted.entry.name, version=hosted.entry.version, error=message)
         return message
 
@@ -69,4 +69,4 @@ class Loader:
             batch_size=loaded.found.batch_size,
         )
         self.metrics.load_seconds.labels(*loaded.entry.key).set(loaded.load_seconds)
-        self.metrics.loads.labels(*loaded.entry.key, "ready").inc()
+        self.metrics.loads.labels(*loaded.entry.key, READY).inc()

@@ -12,6 +12,9 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 _SHARES = tuple(step / 20 for step in range(1, 21))
 _STEP_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
+#: How loading a model may end.
+READY, FAILED = OUTCOMES = ("ready", "failed")
+
 _MODEL = ("model",)
 _METHOD = (*_MODEL, "method")
 _VERSION = (*_MODEL, "version")
@@ -47,6 +50,13 @@ class WorkerMetrics:
         """Registers the metrics."""
         made: Mapping[str, Any] = {field: row.register(registry) for field, row in _METRICS.items()}
         return cls(quality=QualityMetrics.create(registry), **made)
+
+    def forget(self, model: str, version: str) -> None:
+        """Shows a version no more that is no longer registered: versions come and go while a worker lives."""
+        for gauge in (self.loaded, self.load_seconds, self.model_memory):
+            gauge.remove(model, version)
+        for outcome in OUTCOMES:
+            self.loads.remove(model, version, outcome)
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,6 +190,7 @@ class HostedModels:
         with self._lock:
             if self._hosted.get(hosted.key) is not hosted:
                 hosted.release()  # its registration changed while it was loaded
+                self._gone(hosted)
                 return
             hosted.state, hosted.used = model_pb2.MODEL_STATE_READY, time.monotonic()
             hosted.awaited = hosted.used + AWAITED if hosted.awaited else 0.0
@@ -253,6 +254,10 @@ class HostedModels:
         self.announce(ttl=None)
 
     def _gone(self, hosted: Hosted) -> None:
+        """Shows that a model is not loaded, and nothing of one that is no longer registered."""
+        if hosted.key not in self._hosted:
+            self._metrics.forget(*hosted.key)
+            return
         self._metrics.loaded.labels(*hosted.key).set(0)
         self._metrics.model_memory.labels(*hosted.key).set(0)
 
