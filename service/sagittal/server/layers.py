@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
@@ -135,8 +136,28 @@ def _as_coroutine(behaviour: Callable[[Any, Context], Any]) -> Behaviour:
 
     async def write_all(request: Any, context: Context) -> None:
         responses: AsyncGenerator[Any, None] = behaviour(request, context)
+        write = _write_to_the_end
         async with aclosing(responses):
             async for response in responses:
-                await context.write(response)
+                await write(context, response)
+                write = _write
 
     return write_all
+
+
+async def _write(context: Context, response: Any) -> None:
+    await context.write(response)
+
+
+async def _write_to_the_end(context: Context, response: Any) -> None:
+    """Writes the first message; a cancellation waits for it.
+
+    A write that is broken off leaves gRPC in the belief that it has sent no headers. It would send them once more with
+    the status, which its core refuses, and the caller would wait for a status that never comes.
+    """
+    writing = asyncio.ensure_future(context.write(response))
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.gather(writing, return_exceptions=True)
+        raise
