@@ -132,6 +132,7 @@ bench-peers: .cache/peers/.installed ## Compares with captum, grad-cam and the p
 
 bench-service: $(VENV)/.installed-dev ## Measures the service and its overhead, and writes their parts of docs/performance.md.
 	$(BIN)/python benchmarks/service.py --write docs/performance.md
+	$(BIN)/python benchmarks/waiting.py --write docs/performance.md
 
 soak: $(VENV)/.installed-dev ## Runs 20,000 small jobs and writes what memory did into docs/performance.md.
 	$(BIN)/python benchmarks/soak.py --write docs/performance.md

@@ -1,25 +1,30 @@
 """What it costs that a worker's threads wait asleep, and what it saves where others compute too.
 
-`python benchmarks/waiting.py [--rounds 3]`: passes of EfficientNet-Lite0 on as many threads as there are processors, in
-programs of their own whose threads spin or sleep while they wait for each other, in turn; alone, and beside as many
-programs that only compute. Prints the median time of a pass and their ratio.
+`python benchmarks/waiting.py [--rounds 2] [--write docs/performance.md]`: passes of EfficientNet-Lite0 on as many
+threads as there are processors, in programs of their own whose threads spin or sleep while they wait for each other, in
+turn; alone, and beside as many programs that only compute.
 """
 
 import argparse
 import os
+import platform
+import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from reports import table, write_section
 
 from sagittal.models.sources import load_source
 
 #: Images in a pass, and passes of each program; the first is not counted.
-BATCH, PASSES = 16, 6
+BATCH, PASSES = 16, 5
+#: `ACTIVE` is what OpenMP does untold.
 POLICIES = ("ACTIVE", "PASSIVE")
 PROCESSORS = len(os.sched_getaffinity(0))
 
@@ -39,7 +44,7 @@ def pass_times() -> list[float]:
 
 
 def measure(policy: str) -> list[float]:
-    """Returns the times of a program whose threads wait by this policy; `ACTIVE` is what OpenMP does untold."""
+    """Returns the times of a program whose threads wait by this policy."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_"))}
     environment |= {"OMP_WAIT_POLICY": policy} if policy != "ACTIVE" else {}
     done = subprocess.run([sys.executable, __file__, "--passes"], env=environment, check=True, stdout=subprocess.PIPE)
@@ -58,28 +63,57 @@ def company(count: int) -> Iterator[None]:
             program.wait()
 
 
-def report(place: str, times: dict[str, Sequence[float]]) -> None:
-    """Prints a line."""
+def measure_beside(count: int, rounds: int) -> list[str]:
+    """Returns the median times of a pass, in ms, beside so many programs, what sleeping gains, and others' share."""
+    times: dict[str, list[float]] = {policy: [] for policy in POLICIES}
+    began, others = time.perf_counter(), others_seconds()
+    with company(count):
+        for _ in range(rounds):
+            for policy in POLICIES:
+                times[policy] += measure(policy)
     spins, sleeps = (statistics.median(times[policy]) for policy in POLICIES)
-    print(f"{place}: spinning {spins * 1e3:.0f} ms, asleep {sleeps * 1e3:.0f} ms a pass, {spins / sleeps:.2f} times")
+    share = (others_seconds() - others) / (time.perf_counter() - began) / PROCESSORS
+    return [f"{spins * 1e3:,.0f}", f"{sleeps * 1e3:,.0f}", f"{spins / sleeps:.2f}", f"{share:.0%}"]
+
+
+def others_seconds() -> float:
+    """Returns the processor time that has been spent on this machine but by programs that were started here."""
+    user, nice, system, *_ = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:])
+    ours = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK") - ours.ru_utime - ours.ru_stime
+
+
+def report(rows: Sequence[Sequence[str]], rounds: int) -> str:
+    """Returns the section of the document."""
+    header = ["beside", "spinning, ms", "asleep, ms", "spinning / asleep", "others"]
+    return f"""## Threads that wait asleep
+
+Written by `make bench-service`. A pass of {BATCH} images through EfficientNet-Lite0 on {PROCESSORS} threads, one
+for each processor, in programs whose threads spin (OpenMP's default) or sleep (a worker's, `OMP_WAIT_POLICY=PASSIVE`)
+while they wait for each other: wall time, median of {rounds * (PASSES - 1)} passes in {rounds} programs, in turn.
+"Others" is the share of the processors that programs of no part in this had meanwhile. Machine: {platform.machine()},
+Python {platform.python_version()}, torch {torch.__version__}.
+
+{table(header, rows)}
+"""
 
 
 def main() -> None:
     """Measures alone and in company."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2, help="programs of each kind")
     parser.add_argument("--passes", action="store_true", help="what this program does for itself")
+    parser.add_argument("--write", type=Path, help="document whose section is written")
     given = parser.parse_args()
     if given.passes:
         print(*pass_times())
         return
-    for place, count in (("alone", 0), (f"beside {PROCESSORS} programs that compute", PROCESSORS)):
-        times: dict[str, list[float]] = {policy: [] for policy in POLICIES}
-        with company(count):
-            for _ in range(given.rounds):
-                for policy in POLICIES:
-                    times[policy] += measure(policy)
-        report(place, times)
+    places = {"nothing": 0, f"{PROCESSORS} programs that compute": PROCESSORS}
+    rows = [[place, *measure_beside(count, given.rounds)] for place, count in places.items()]
+    text = report(rows, given.rounds)
+    print(text)
+    if given.write:
+        write_section(given.write, "waiting", text)
 
 
 if __name__ == "__main__":
