@@ -62,6 +62,7 @@ RULES: Mapping[str, Mapping[str, Any]] = {
     "cooldownSeconds": COUNT,
     "tmpSize": QUANTITY,
     "persistence.size": QUANTITY,
+    "modelCache.size": QUANTITY,
     "variant": {"enum": ["cpu", "cuda"]},
     "appendFsync": {"enum": ["always", "everysec"]},
     "maxMemory": {"pattern": "^[1-9][0-9]*(kb|mb|gb)$"},

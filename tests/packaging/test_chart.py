@@ -389,3 +389,94 @@ def test_workers_keep_concept_sets_on_the_claim_that_they_share(render) -> None:
         assert {"name": "concepts", "mountPath": "/concepts"} in container["volumeMounts"]
         assert {"name": "concepts", "persistentVolumeClaim": {"claimName": "sets"}} in pod["volumes"]
         kubernetes_validate.validate(worker, MINORS[-1], strict=True)
+
+
+def volumes(pod) -> dict[str, Any]:
+    return {volume["name"]: volume for volume in pod["volumes"]}
+
+
+def mounts(pod) -> dict[str, str]:
+    (container, *_) = pod["containers"]
+    return {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ((), {"emptyDir": {"sizeLimit": "8Gi"}}),
+        (("modelCache.existingClaim=shared",), {"persistentVolumeClaim": {"claimName": "shared"}}),
+    ],
+)
+def test_workers_keep_what_they_fetched_and_measured_in_a_directory_of_their_own(
+    render, options: tuple[str, ...], kept: Mapping[str, Any]
+) -> None:
+    (worker,) = (w for w in kinds(render("cpu-only-values.yaml", *options), "Deployment") if component(w) == "worker")
+    pod = worker["spec"]["template"]["spec"]
+    cache = Path(environment(pod["containers"][0])["SAGITTAL_SOURCES__CACHE"])
+    assert str(cache.parent) == mounts(pod)["cache"], "the volume itself may be written by its group: it is refused"
+    assert volumes(pod)["cache"] == {"name": "cache", **kept}
+    kubernetes_validate.validate(worker, MINORS[-1], strict=True)
+
+
+def test_a_worker_that_is_told_where_its_cache_is_is_told_once(render) -> None:
+    (worker,) = (
+        w
+        for w in kinds(render("cpu-only-values.yaml", "workers[0].settings.sources__cache=/mine"), "Deployment")
+        if component(w) == "worker"
+    )
+    (container, *_) = worker["spec"]["template"]["spec"]["containers"]
+    told = [entry["value"] for entry in container["env"] if entry["name"] == "SAGITTAL_SOURCES__CACHE"]
+    assert told == ["/mine"]
+
+
+def test_service_and_workers_are_given_what_tls_to_redis_needs(render) -> None:
+    for deployment in kinds(render("locked-down-values.yaml"), "Deployment"):
+        pod = deployment["spec"]["template"]["spec"]
+        assert mounts(pod)["redis-tls"] == "/etc/redis-tls"
+        assert volumes(pod)["redis-tls"]["secret"]["secretName"] == "sagittal-redis-ca"
+        for path in mounts(pod).values():
+            nested = [other for other in mounts(pod).values() if other != path and other.startswith(f"{path}/")]
+            assert not nested, "a mount within a read-only one cannot be made"
+    for deployment in kinds(render("cpu-only-values.yaml"), "Deployment"):
+        assert "redis-tls" not in mounts(deployment["spec"]["template"]["spec"])
+
+
+NOTES = {
+    "no tokens": ("cpu-only-values.yaml", (), "auth.existingSecret is empty"),
+    "an Ingress that nobody lets in": (
+        "locked-down-values.yaml",
+        ("networkPolicy.clients=null",),
+        "networkPolicy.clients is empty",
+    ),
+    "traces that nobody lets out": (
+        "gpu-values.yaml",
+        ("tracing.endpoint=http://collector:4317",),
+        "must let out to http://collector:4317",
+    ),
+    "a queue in memory": (
+        "cpu-only-values.yaml",
+        ("valkey.persistence.enabled=false",),
+        "queued jobs and results are lost",
+    ),
+}
+
+
+@pytest.mark.parametrize(("values", "options", "warning"), NOTES.values(), ids=NOTES)
+def test_whoever_installs_is_warned_of(helm: Path, values: str, options: tuple[str, ...], warning: str) -> None:
+    command = [
+        helm,
+        "install",
+        "rel",
+        CHART,
+        "--dry-run=client",
+        "--namespace",
+        "ns",
+        "--values",
+        CHART / "ci" / values,
+    ]
+    for option in options:
+        command += ["--set", option]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    _, _, notes = done.stdout.partition("NOTES:")
+    assert warning in notes

@@ -87,6 +87,20 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
+{{- /* What a TLS connection to Redis needs, for service and workers; nothing where it needs no more than the system has. */ -}}
+{{- define "sagittal.redisTlsMount" -}}
+{{- if .Values.queue.tlsSecret -}}
+- {name: redis-tls, mountPath: /etc/redis-tls, readOnly: true}
+{{- end -}}
+{{- end -}}
+
+{{- define "sagittal.redisTlsVolume" -}}
+{{- with .Values.queue.tlsSecret -}}
+- name: redis-tls
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end -}}
+{{- end -}}
+
 {{- /* Where traces go, for service and workers alike. */ -}}
 {{- define "sagittal.tracingEnv" -}}
 {{- if .Values.tracing.endpoint }}
