@@ -48,7 +48,7 @@ fuzz: $(VENV)/.installed-dev ## Fuzzes for SECONDS (1200) each: every RPC, pictu
 chaos: $(VENV)/.installed-dev ## Breaks everything for SECONDS=600 and writes the figures in docs/guarantees.md.
 	PYTHONPATH=tests $(BIN)/python -m chaos.main --seconds $(or $(SECONDS),600) --write docs/guarantees.md
 
-check: $(VENV)/.installed-dev ## Runs every static check.
+check: $(VENV)/.installed-dev ## Runs every static check; with STRICT=yes what cannot be checked here fails, too.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -62,8 +62,8 @@ check: $(VENV)/.installed-dev ## Runs every static check.
 	$(BIN)/python scripts/api_docs.py --check
 	$(BUILD_DOCS)
 	$(BIN)/python scripts/helm.py lint --strict --quiet helm/sagittal
-	$(BIN)/python scripts/audit.py
-	$(MAKE) scan
+	$(BIN)/python scripts/audit.py $(if $(filter yes,$(STRICT)),--strict)
+	$(MAKE) scan STRICT=$(STRICT)
 
 protos: $(VENV)/.installed-dev ## Generates the modules beside the .proto files: the only way it is done.
 	scripts/protos.sh $(BIN)
@@ -93,13 +93,13 @@ $(VENV)-scan/.installed:
 	@touch $@
 
 scan: $(VENV)/.installed-dev $(VENV)-scan/.installed ## Scans the rendered chart and the Dockerfile for what makes them less safe than they could be.
-	BIN=$(BIN) scripts/scan.sh $(VENV)-scan/bin/checkov
+	BIN=$(BIN) STRICT=$(STRICT) scripts/scan.sh $(VENV)-scan/bin/checkov
 
 audit: $(VENV)/.installed-dev ## Looks for known vulnerabilities in what is installed; fails where it cannot be told.
 	$(BIN)/python scripts/audit.py --strict
 
 image: $(VENV)/.installed-dev ## Builds both images (COMPUTE=cpu, cuda or none; EXTRAS=yes) and explains a picture through them.
-	BIN=$(BIN) EXTRAS=$(EXTRAS) scripts/image.sh $(or $(COMPUTE),cuda)
+	BIN=$(BIN) EXTRAS=$(EXTRAS) STRICT=$(STRICT) scripts/image.sh $(or $(COMPUTE),cuda)
 
 chart: $(VENV)/.installed-dev ## Writes what is derived from the chart's values, and lints the chart for every ci file.
 	$(BIN)/python scripts/chart_docs.py

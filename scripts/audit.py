@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-FILES = ("constraints.txt", *(f"deploy/requirements-{name}.txt" for name in ("build", "service", "worker-cuda")))
+FILES = (ROOT / "constraints.txt", *sorted((ROOT / "deploy").glob("requirements-*.txt")))
 EXCEPTIONS = ROOT / "deploy" / "audit-exceptions.txt"
 
 #: Longest time for an answer, in seconds.
@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--osv", default="https://api.osv.dev", help="where OSV answers")
     parser.add_argument("--index", default="https://pypi.org", help="the package index")
     given = parser.parse_args()
-    pins = sorted({pin for file in FILES for pin in read_pins((ROOT / file).read_text())})
+    pins = sorted({pin for file in FILES for pin in read_pins(file.read_text())})
     try:
         findings = _ask(pins, given.osv, given.index)
     except NoAdvisories as error:
@@ -77,11 +77,21 @@ def _ask(pins: Sequence[Pin], osv: str, index: str) -> list[Finding]:
 
 
 def ask_osv(pins: Sequence[Pin], url: str) -> Iterable[Finding]:
-    """Yields what OSV knows. Raises NoAdvisories."""
-    queries = [{"version": version, "package": {"name": name, "ecosystem": "PyPI"}} for name, version in pins]
-    answer = _get(f"{url}/v1/querybatch", json.dumps({"queries": queries}).encode())
-    for pin, result in zip(pins, answer["results"], strict=True):
-        yield from (Finding(pin, known["id"]) for known in result.get("vulns", ()))
+    """Yields what OSV knows; it gives long answers in pages. Raises NoAdvisories."""
+    pages = dict.fromkeys(pins, "")
+    while pages:
+        queries = [
+            {"version": version, "package": {"name": name, "ecosystem": "PyPI"}}
+            | ({"page_token": page} if page else {})
+            for (name, version), page in pages.items()
+        ]
+        answer = _get(f"{url}/v1/querybatch", json.dumps({"queries": queries}).encode())
+        if "results" not in answer:
+            raise NoAdvisories(f"{url} answers something else than OSV does")
+        results = dict(zip(pages, answer["results"], strict=True))
+        for pin, result in results.items():
+            yield from (Finding(pin, known["id"]) for known in result.get("vulns", ()))
+        pages = {pin: result["next_page_token"] for pin, result in results.items() if result.get("next_page_token")}
 
 
 def ask_index(pins: Sequence[Pin], url: str) -> Iterable[Finding]:

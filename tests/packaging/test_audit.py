@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,8 +24,12 @@ class Source(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         queries = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["queries"]
-        vulnerable = {"vulns": [{"id": "GHSA-1"}]}
-        results = [vulnerable if query["package"]["name"] == "pillow" else {} for query in queries]
+        first, second = {"vulns": [{"id": "GHSA-1"}], "next_page_token": "2"}, {"vulns": [{"id": "GHSA-2"}]}
+        vulnerable = [second if query.get("page_token") == "2" else first for query in queries]
+        results = [
+            answer if query["package"]["name"] == "pillow" else {}
+            for query, answer in zip(queries, vulnerable, strict=True)
+        ]
         self._answer("osv", {"results": results})
 
     def do_GET(self) -> None:
@@ -56,7 +61,9 @@ def audit(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("places", "name"), [(("{}", NOBODY), "GHSA-1"), ((NOBODY, "{}"), "PYSEC-1")], ids=["osv", "index"]
+    ("places", "name"),
+    [(("{}", NOBODY), "GHSA-1"), (("{}", NOBODY), "GHSA-2"), ((NOBODY, "{}"), "PYSEC-1")],
+    ids=["osv", "osv, next page", "index"],
 )
 def test_a_known_vulnerability_fails_the_audit_by_name(source: str, places: tuple[str, str], name: str) -> None:
     osv, index = (place.format(source) for place in places)
@@ -72,6 +79,39 @@ def test_without_advisories_the_audit_says_that_it_was_not_done() -> None:
     assert "VULNERABILITIES NOT AUDITED" in done.stderr
     assert (done.returncode, strict.returncode) == (0, 3)
     assert "looked up," not in done.stdout
+
+
+def test_everything_that_is_installed_by_a_lock_file_is_audited() -> None:
+    audited = {path.name for path in load_script("audit").FILES}
+    assert audited == {"constraints.txt", *(path.name for path in (ROOT / "deploy").glob("requirements-*.txt"))}
+
+
+FAKE_TRIVY = """#!/bin/sh
+echo "$@"
+exit $TRIVY_FINDS
+"""
+
+
+@pytest.mark.parametrize(
+    ("installed", "finds", "strict", "status", "says"),
+    [
+        (True, 0, "", 0, "config --quiet --severity HIGH,CRITICAL --exit-code 1 chart"),
+        (True, 1, "", 1, "config"),
+        (False, 0, "", 0, "TRIVY SKIPPED"),
+        (False, 0, "yes", 1, "TRIVY SKIPPED"),
+    ],
+)
+def test_what_trivy_finds_fails_and_its_absence_is_said(
+    tmp_path: Path, installed: bool, finds: int, strict: str, status: int, says: str
+) -> None:
+    if installed:
+        (tmp_path / "trivy").write_text(FAKE_TRIVY)
+        (tmp_path / "trivy").chmod(0o755)
+    environment = {"PATH": str(tmp_path), "STRICT": strict, "TRIVY_FINDS": str(finds)}
+    command = ["/bin/bash", ROOT / "scripts" / "trivy.sh", "config", "chart"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == status
+    assert says in done.stdout + done.stderr
 
 
 def test_the_tests_that_the_document_names_exist() -> None:
