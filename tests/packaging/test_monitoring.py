@@ -98,6 +98,11 @@ def test_every_alert_is_tested_and_has_a_runbook() -> None:
         assert rule["alert"] in runbook.read_text()
 
 
+def test_every_runbook_is_an_alerts() -> None:
+    written = {path.name for path in (ROOT / "docs" / "runbooks").glob("*.md")} - {"index.md"}
+    assert written == {(ROOT / rule["annotations"]["runbook"]).name for rule in rules()}
+
+
 def test_every_metric_is_on_the_dashboard_or_in_an_alert() -> None:
     asked = " ".join(query for _, query in queries())
     # rpcs_started less rpcs_handled, and jobs_running, say again what streams and the queue say

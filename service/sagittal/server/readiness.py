@@ -14,7 +14,7 @@ from sagittal.server.catalogue import Catalogue
 from sagittal.server.metrics import ServiceMetrics
 
 #: Services whose readiness follows Redis. `""` is liveness and does not.
-READY_SERVICES = ("sagittal.v1.ExplanationService", "sagittal.v1.ModelService")
+READY_SERVICES = ("sagittal.v1.ExplanationService", "sagittal.v1.ModelService", "sagittal.v1.ConceptService")
 
 #: Time beyond its interval after which a look that has not ended means that the event loop hangs, in seconds.
 STALLED_SECONDS = 60.0

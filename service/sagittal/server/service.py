@@ -31,7 +31,7 @@ from sagittal.server.many import Many
 from sagittal.server.metrics import ServiceMetrics
 from sagittal.server.models import ModelServicer
 from sagittal.server.pictures import Pictures
-from sagittal.server.readiness import Readiness
+from sagittal.server.readiness import READY_SERVICES, Readiness
 from sagittal.server.regions import Regions
 from sagittal.server.registration import Registration
 from sagittal.server.relay import Relay
@@ -45,9 +45,7 @@ from sagittal.v1 import concept_service_pb2_grpc, explanation_service_pb2_grpc, 
 _LAST_GRACE = 5.0
 
 _SERVICES = (
-    "sagittal.v1.ExplanationService",
-    "sagittal.v1.ModelService",
-    "sagittal.v1.ConceptService",
+    *READY_SERVICES,
     health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
     reflection.SERVICE_NAME,
 )

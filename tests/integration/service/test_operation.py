@@ -69,6 +69,7 @@ async def test_the_service_is_ready_while_the_queue_answers_and_alive_always(sta
     answers, stack.queue.jobs.ping = stack.queue.jobs.ping, away  # type: ignore[method-assign]
     await until_health(stack, EXPLANATIONS, NOT_SERVING)
     await until_health(stack, "sagittal.v1.ModelService", NOT_SERVING)
+    await until_health(stack, "sagittal.v1.ConceptService", NOT_SERVING)
     assert await health(stack, "") == SERVING
     assert stack.metric("sagittal_queue_up") == 0
     stack.queue.jobs.ping = answers  # type: ignore[method-assign]
