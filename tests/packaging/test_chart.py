@@ -12,6 +12,7 @@ import yaml
 from packaging_support import CHART, load_script
 
 from sagittal.models.entry import parse_entries
+from sagittal.runtime.settings import QueueSettings
 from sagittal.server.settings import ServiceSettings
 from sagittal.worker.settings import WorkerSettings
 
@@ -292,11 +293,18 @@ def test_the_bundled_valkey_throws_nothing_away(render) -> None:
         ("queue.url=redis://elsewhere", "set valkey.enabled to false"),
         ("tls.clientCaSecret=ca", "needs tls.existingSecret"),
         ("ingress.enabled=true", "ingress.host: needed"),
+        ("queue.settings.max_stored_bytes=1073741825", "valkey.maxMemory: 1gb is less than the 1073741825 bytes"),
     ],
 )
 def test_values_that_make_no_sense_are_refused_by_name(render, option: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=re.escape(complaint)):
         render("cpu-only-values.yaml", option)
+
+
+def test_a_valkey_smaller_than_what_the_queue_keeps_untold_is_refused(render) -> None:
+    kept = QueueSettings().max_stored_bytes
+    with pytest.raises(ValueError, match=f"2047mb is less than the {kept} bytes"):
+        render("gpu-values.yaml", "valkey.maxMemory=2047mb")
 
 
 def test_readme_and_schema_are_current() -> None:
