@@ -1,6 +1,7 @@
 """What a queue on Redis tells its observer, through the metrics that programs export."""
 
 import pytest
+import structlog
 from prometheus_client import CollectorRegistry
 
 from sagittal.core.errors import Unavailable
@@ -8,6 +9,8 @@ from sagittal.core.jobs import JobState
 from sagittal.runtime.queue_metrics import QueueMetrics
 from sagittal.runtime.redis_queue import connect_job_queue, connect_worker_queue
 from sagittal.runtime.settings import QueueSettings
+
+TRACE = f"00-{'ab' * 16}-{'cd' * 8}-01"
 
 
 async def test_answers_that_cost_no_run_are_told_by_how(queue_settings: QueueSettings, new_job) -> None:
@@ -58,10 +61,13 @@ async def test_a_buried_job_is_counted_by_whoever_buries_it(queue_settings: Queu
     jobs = connect_job_queue(settings, QueueMetrics(registry))
     worker = connect_worker_queue(settings, worker="w")
     try:
-        job, _ = await jobs.submit(new_job(), b"")
-        assert worker.lease([("model", "1")], block_seconds=5) is not None
-        async for event in jobs.events(job.job_id):
-            assert event.sequence
+        with structlog.testing.capture_logs() as lines:
+            job, _ = await jobs.submit(new_job(trace_context=TRACE), b"")
+            assert worker.lease([("model", "1")], block_seconds=5) is not None
+            async for event in jobs.events(job.job_id):
+                assert event.sequence
+        (line,) = (line for line in lines if line["event"] == "job-ended-by-queue")
+        assert (line["job_id"], line["trace_id"], line["reason"]) == (job.job_id, "ab" * 16, "buried")
         assert registry.get_sample_value("sagittal_jobs_ended_by_queue_total", {"reason": "buried"}) == 1
     finally:
         worker.close()

@@ -6,12 +6,16 @@ They lack the job's identity, which the queue adds for each job that shares the 
 from dataclasses import dataclass
 from typing import Literal
 
+import structlog
 from google.protobuf.message import DecodeError
 
 from sagittal.core.errors import EventsExpired, Expired, FailedPrecondition, JobBuried
 from sagittal.core.jobs import JobState
 from sagittal.core.status import from_status, to_status
+from sagittal.runtime.telemetry import trace_id
 from sagittal.v1 import explanation_pb2
+
+log = structlog.get_logger(__name__)
 
 TERMINAL, PASSING, LASTING = b"t", b"p", b"e"
 
@@ -52,6 +56,16 @@ class Ending:
     def error_reason(self) -> str:
         """Why it failed, as in `ErrorInfo`; empty where it was cancelled."""
         return {"buried": JobBuried.reason, "expired": Expired.reason, "cancelled": ""}[self.reason]
+
+    def log(self, trace_context: bytes) -> None:
+        """Logs that it was ended."""
+        log.warning(
+            "job-ended-by-queue",
+            job_id=self.job_id,
+            trace_id=trace_id(trace_context.decode()),
+            reason=self.reason,
+            attempt=self.attempt,
+        )
 
     def event(self, now: float) -> bytes:
         """Returns the terminal event, without identity."""

@@ -219,7 +219,7 @@ class RedisJobQueue:
             try:
                 await self._sweep()
             except SagittalError as error:
-                log.warning("sweep_failed", error=error.message)
+                log.warning("sweep-failed", error=error.message)
 
     async def _sweep(self) -> int:
         ended = 0
@@ -234,11 +234,12 @@ class RedisJobQueue:
 
     async def _end(self, ending: Ending) -> int:
         """Ends a job or run that a sweep found; returns the number ended."""
-        done = await self._redis.script(load_script("end"), *end_arguments(ending, time.time()))
-        if done:
-            self._observer.ended(ending.reason)
-            log.warning("job_ended_by_queue", job_id=ending.job_id, reason=ending.reason, attempt=ending.attempt)
-        return int(done)
+        trace_context = await self._redis.script(load_script("end"), *end_arguments(ending, time.time()))
+        if trace_context is None:
+            return 0
+        self._observer.ended(ending.reason)
+        ending.log(trace_context)
+        return 1
 
 
 def _found(view: Sequence[bytes] | None, job_id: str) -> Job:

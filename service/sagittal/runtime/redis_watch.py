@@ -75,7 +75,7 @@ class LogNews:
                     pause = FIRST_PAUSE
                     await self._relay(pubsub)
             except (RedisError, OSError) as error:
-                log.warning("log_news_lost", error=str(error), retry_seconds=pause)
+                log.warning("log-news-lost", error=str(error), retry_seconds=pause)
             self._wake_all()
             await asyncio.sleep(pause)
             pause = min(pause * 2, LAST_PAUSE)

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import structlog
-
 from sagittal.core.errors import Overloaded, Unavailable
 from sagittal.core.jobs import Cancellation, JobState, Lease
 from sagittal.runtime.job_events import TERMINAL, Ending, classify, read_settled
@@ -20,8 +18,6 @@ from sagittal.runtime.redis_news import WorkerNews
 from sagittal.runtime.redis_scripts import load_script, model_key, parse_lease, root_key
 from sagittal.runtime.redis_sweep import end_arguments, parse_endings, parse_sweep, sweep_arguments
 from sagittal.runtime.settings import QueueSettings
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -181,9 +177,10 @@ class RedisWorkerQueue:
 
     def _end(self, endings: Iterable[Ending]) -> None:
         for ending in endings:
-            if self._script("end", *end_arguments(ending, time.time())):
+            trace_context = self._script("end", *end_arguments(ending, time.time()))
+            if trace_context is not None:
                 self._observer.ended(ending.reason)
-                log.warning("job_ended_by_queue", job_id=ending.job_id, reason=ending.reason, attempt=ending.attempt)
+                ending.log(trace_context)
 
     def _check(self, lease: Lease, answer: bytes) -> None:
         if answer == b"lost":
