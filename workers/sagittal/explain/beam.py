@@ -3,8 +3,8 @@
 Refinement starts from a sufficient region and scores sets smaller than the best one, as a surrogate advises that is
 fitted to all scores known so far: some are made from nothing, some are the best one with patches dropped, and some are
 the sets that fall short by least, a beam of them, with patches swapped. The longer nothing is found, the bolder the
-advice. Elimination drops the patches that matter least, as many at a time as stay sufficient. Neither proves anything:
-see `certificates`.
+advice. Once few patches are left, all sets of the most promising ones are scored instead. Elimination drops the patches
+that matter least, as many at a time as stay sufficient. Neither proves anything: see `certificates`.
 
 A beam that grows from single patches, as published, gropes in the dark at first: below some size all scores are near
 zero and say little. Measured on photographs, it needs several times the evaluations for sets of the same size.
@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import nlargest
 from itertools import count, product
-from math import ceil
+from math import ceil, comb
 from statistics import fmean
 
 import torch
 
-from sagittal.explain.patches import bits_of, members, removals
+from sagittal.explain.patches import bits_of, members, removals, subsets
 from sagittal.explain.scoring import Memo
 from sagittal.explain.seam import Progress, Steps
 from sagittal.explain.surrogate import best_patches, exchanged, guesses
@@ -62,6 +62,12 @@ SWAPS = (2, 1, 3)
 
 SMALL = 14
 """Sets of up to this many patches are worth the single removals that eliminate what they can spare."""
+
+FEW = 4
+"""A best set of up to this many patches is followed by sets of one patch less: all sets of the most promising patches,"""
+
+FEW_BOUND = 120
+"""as many patches as make at most so many sets."""
 
 TYPICAL = 600
 """Evaluations of a typical job, for progress."""
@@ -110,6 +116,12 @@ def refine(memo: Memo, region: int, *, width: int, bound: float, best: int = 0, 
         patience = max(LEAST_PATIENCE, PATIENCE * best.bit_count())
         if memo.evaluations >= min(end, found_at + patience) or best.bit_count() < 2:
             break
+        if best.bit_count() <= FEW:
+            smaller = yield from _smaller_among_promising(memo, region, best, width, end)
+            if not smaller:
+                break
+            best = smaller
+            continue
         generator = memo.problem.generator("propose", region, turn, attempt)
         opening = turn < OPENING and not attempt
         proposer = _Proposer(width=width, noise=noise, opening=opening, generator=generator)
@@ -150,6 +162,30 @@ class _Proposer:
         for (swaps, member), guess in zip(product(SWAPS, _beam(memo, region, best)), advice, strict=False):
             grown = swaps > 1 and member.bit_count() < patches - 1
             yield exchanged(guess, region, member, out=swaps - grown, into=swaps)
+
+
+def _smaller_among_promising(memo: Memo, region: int, best: int, width: int, end: float) -> Steps:
+    """Returns a sufficient set of one patch less than a small best one; 0 where none of the promising ones suffices."""
+    sets = _promising(memo, region, best.bit_count() - 1)
+    for start in range(0, len(sets), width):
+        batch = sets[start : start + width]
+        if memo.evaluations >= end:
+            break
+        yield from memo.evaluate(batch)
+        yield progress(memo, "refine")
+        sufficient = [bits for bits in batch if memo.sufficient(bits)]
+        if sufficient:
+            return max(sufficient, key=memo.merit)
+    return 0
+
+
+def _promising(memo: Memo, region: int, size: int) -> list[int]:
+    """Returns all sets of a size of the most promising patches of a region, the likeliest to suffice first."""
+    worth = guesses(memo.scores, memo.grid, size, 1, 0.0, torch.Generator())[0].tolist()
+    ranked = sorted(members(region), key=worth.__getitem__, reverse=True)
+    count = next(count for count in range(len(ranked), 0, -1) if comb(count, size) <= FEW_BOUND)
+    sets = subsets(bits_of(ranked[:count]), size)
+    return sorted(sets, key=lambda bits: sum(worth[patch] for patch in members(bits)), reverse=True)
 
 
 def _beam(memo: Memo, region: int, best: int) -> list[int]:

@@ -3,13 +3,9 @@
 Also the regions in which a further set of a family may be looked for.
 """
 
-from collections.abc import Mapping, Sequence
-from itertools import combinations, islice, product
+from collections.abc import Iterable, Mapping, Sequence
 
-from sagittal.explain.patches import bits_of, members, overlap
-
-VARIANTS = 24
-"""Most regions that are tried when patches of earlier sets are let in again."""
+from sagittal.explain.patches import overlap
 
 
 def compatible(bits: int, others: Sequence[int], allowed: int) -> bool:
@@ -42,24 +38,25 @@ def diverse_family(scores: Mapping[int, float], allowed: int) -> tuple[int, ...]
     return best
 
 
-def open_regions(everything: int, family: Sequence[int], allowed: int) -> list[int]:
-    """Returns regions whose subsets all fit with the family: first without its patches, then with some of them."""
+def open_regions(everything: int, family: Sequence[int], allowed: int, orders: Iterable[Sequence[int]]) -> list[int]:
+    """Returns regions whose subsets all fit with the family: first without its patches, then with some of them.
+
+    Args:
+        everything: All patches.
+        family: Sets that a further one is to fit with.
+        allowed: Most patches that two sets may share.
+        orders: Patches of the family in the orders in which they are let in again, as far as they fit.
+    """
     free = everything
     for bits in family:
         free &= ~bits
-    # A patch that two sets share counts against both; only patches of one set are let in again.
-    own = [members(bits & ~_shared(bits, family)) for bits in family]
-    # Never all of a set: it would only be found again.
-    letting_in = (min(allowed, len(patches), bits.bit_count() - 1) for bits, patches in zip(family, own, strict=True))
-    choices = (combinations(patches, count) for patches, count in zip(own, letting_in, strict=True))
-    variants = (free | bits_of(patch for chosen in choice for patch in chosen) for choice in product(*choices))
-    return list(dict.fromkeys([free, *islice(variants, VARIANTS)]))
+    return list(dict.fromkeys([free, *(_letting_in(free, family, allowed, order) for order in orders)]))
 
 
-def _shared(bits: int, family: Sequence[int]) -> int:
-    """Returns the patches of a set that another set of the family has too."""
-    shared = 0
-    for other in family:
-        if other != bits:
-            shared |= bits & other
-    return shared
+def _letting_in(region: int, family: Sequence[int], allowed: int, order: Sequence[int]) -> int:
+    """Returns a region with all further patches that fit, taken in order; never all of a set, which is known."""
+    for patch in order:
+        wider = region | 1 << patch
+        if all(overlap(wider, bits) <= min(allowed, bits.bit_count() - 1) for bits in family):
+            region = wider
+    return region

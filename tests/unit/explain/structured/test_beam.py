@@ -46,6 +46,12 @@ def test_refinement_stays_in_its_region(steps, known):
     assert members(bits) == (10, 11, 12)
 
 
+def test_few_patches_are_combined_until_none_of_the_promising_sets_is_smaller(steps, known):
+    bits, memo = found(steps, known.any_of([3, 30], [4, 31, 45]), 7, refined(bits_of([3, 4, 30, 31, 45])))
+    assert members(bits) == (3, 30)
+    assert all(1 << patch in memo for patch in (3, 30))
+
+
 @pytest.mark.parametrize("bound", [1, 49, 100])
 def test_refinement_proposes_nothing_beyond_its_bound(steps, known, bound):
     _, memo = found(steps, known.any_of(range(49)), 7, refined(everything(7), bound))

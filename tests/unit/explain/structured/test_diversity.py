@@ -28,6 +28,17 @@ def test_the_family_is_the_largest_then_smallest_then_best_of_all(scores, allowe
 
 @given(st.lists(st.integers(1, 2**9 - 1), max_size=3, unique=True), st.integers(0, 2), st.data())
 def test_whatever_is_found_in_an_open_region_fits_with_the_family(family, allowed, data):
-    for region in open_regions(2**9 - 1, family, allowed):
+    orders = data.draw(st.lists(st.permutations(range(9)), max_size=3))
+    for region in open_regions(2**9 - 1, family, allowed, orders):
         inside = data.draw(st.integers(0, 2**9 - 1)) & region
         assert compatible(inside, family, allowed)
+
+
+def test_a_patch_that_all_sets_of_the_family_have_is_let_in_again_as_far_as_it_fits():
+    free, shared = open_regions(0b11111, [0b00011, 0b00101], allowed=1, orders=[[0, 1, 2]])
+    assert (free, shared) == (0b11000, 0b11001)
+
+
+def test_no_open_region_holds_a_whole_set_of_the_family():
+    regions = open_regions(0b1111, [0b0011, 0b0100], allowed=2, orders=[[0, 1, 2], [2, 1, 0]])
+    assert regions == [0b1000, 0b1001, 0b1010]

@@ -64,6 +64,12 @@ def test_the_overlap_that_is_allowed_is_used(search, known):
     assert search(score, MinimalSufficientExplanations(max_overlap=1)).diverse == {(0, 1, 2), (2, 3, 4)}
 
 
+def test_a_patch_that_many_sets_share_hides_none_of_them(search, known):
+    score = known.any_of([0, 10], [0, 20], [0, 30], [0, 40])
+    diverse = search(score, MinimalSufficientExplanations(max_overlap=1)).diverse
+    assert diverse == {(0, 10), (0, 20), (0, 30), (0, 40)}
+
+
 def test_no_more_sets_than_asked_for_are_returned(search, known):
     run = search(known.any_of([0], [10], [20], [30]), MinimalSufficientExplanations(max_sets=2))
     assert len(run.sets) == 2
