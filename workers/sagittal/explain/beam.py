@@ -64,7 +64,7 @@ SMALL = 14
 """Sets of up to this many patches are worth the single removals that eliminate what they can spare."""
 
 FEW = 4
-"""A best set of up to this many patches is followed by sets of one patch less: all sets of the most promising patches,"""
+"""A best set of up to this many patches is followed by sets of one patch less: all those of the promising patches,"""
 
 FEW_BOUND = 120
 """as many patches as make at most so many sets."""
