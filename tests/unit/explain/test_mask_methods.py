@@ -89,6 +89,11 @@ def test_steps_do_not_depend_on_the_scale_of_the_gradient():
         assert overlap(final(events), LEFT) > 0.6, gain
 
 
+def test_a_fine_mask_has_its_size_from_the_first_event_on():
+    events, _ = explained(LooksAtRegions(LEFT), known_models.image(LEFT), IGOSPlusPlus(mask_size=56, iterations=5))
+    assert {event.saliency.shape for event in events if isinstance(event, SaliencyMask)} == {(56, 56)}
+
+
 @pytest.mark.parametrize("size", [56, 112])
 def test_a_fine_mask_finds_the_region_too(size):
     events, _ = explained(LooksAtRegions(LEFT), known_models.image(LEFT), IGOSPlusPlus(mask_size=size))

@@ -15,13 +15,15 @@ Where we differ from the papers, and why:
 - The regulariser is relative to the full score, as the data terms are bounded by it: in the papers' objective it
   outweighs them where the class is seen with little confidence, and the mask vanishes.
 - A descent whose mask has settled ends.
+- A mask finer than 28 cells takes its first steps at 28: cells that small say too little to find a part by themselves.
 - Steps are smoothed a little, and the result is the mean of the last iterations, at the scale that its curves are best
   at (see `scales`). Without `levels` it stays as it is.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -29,11 +31,11 @@ from torch import Tensor
 
 from sagittal.explain import regularisers
 from sagittal.explain.authors import AUTHORS, authors_masks
-from sagittal.explain.checkpoints import prefixed, within
-from sagittal.explain.descent import OPTIMISERS, Average, Optimiser, stratified
+from sagittal.explain.checkpoints import State, prefixed, within
+from sagittal.explain.descent import COARSE, OPTIMISERS, Average, Optimiser, stratified
 from sagittal.explain.explainer import Explainer, Needs
 from sagittal.explain.level_sets import level_gradient, level_sets
-from sagittal.explain.masking import upsample
+from sagittal.explain.masking import enlarged, upsample
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.scales import chosen_scale
@@ -51,9 +53,8 @@ from sagittal.explain.seam import (
 LEVEL_WEIGHT = 3.0
 """Mean size of the level terms' gradient over that of the others'."""
 
-REFERENCE_SIZE = 28
-"""Mask size at which the weight of the total variation is meant: finer masks have smaller differences between cells."""
-
+FINE_SHARE = 0.4
+"""Share of the steps, the last ones, that a mask finer than `COARSE` takes at its own size."""
 
 PROTOCOLS = ("sagittal", "authors")
 
@@ -69,6 +70,36 @@ class Terms:
     """Shape (d, size, size); evaluated from the baseline (u = 0) to the mask (u = 1)."""
     insertions: Tensor
     """Shape (i, size, size); evaluated from the image (u = 0) to the complement of the mask (u = 1)."""
+
+
+class _Descent:
+    """Where a descent is: its masks, their average, and the optimiser, all of one size at a time."""
+
+    def __init__(self, masks: Tensor, optimiser: Callable[[State], Optimiser], state: State) -> None:
+        """Starts with the first masks, or where another descent with this state stopped."""
+        self._make = optimiser
+        self.step = int(state.get("step", 0))
+        self.masks = state.get("masks", masks)
+        self.average = Average(self.masks, within(state, "average"))
+        self.optimiser = optimiser(within(state, "optimiser"))
+
+    def enlarge(self, size: int) -> None:
+        """Goes on with masks of another size, without memory of earlier steps."""
+        if self.masks.shape[-1] != size:
+            self.masks = enlarged(self.average.masks, size)
+            self.average, self.optimiser = Average(self.masks), self._make({})
+
+    def move(self, masks: Tensor, share: float) -> None:
+        """Takes in the masks after a step, which was made when `share` of all were done."""
+        self.masks = masks
+        self.average.add(masks, share)
+        self.step += 1
+
+    def checkpoint(self, done: Sequence[Tensor]) -> Checkpoint:
+        """Returns all that the steps to come depend on: what is random follows from the seed and the step."""
+        state = {"step": torch.tensor(self.step), "masks": self.masks}
+        state |= prefixed("average", self.average.state) | prefixed("optimiser", self.optimiser.state)
+        return Checkpoint(prefixed(f"start-{len(done)}", state) | ({"done": torch.stack([*done])} if done else {}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,44 +169,61 @@ class MaskOptimisation(Explainer):
     def _optimise(self, problem: Problem, done: Sequence[Tensor]) -> Steps:
         """Returns the kept mask of the next start; None where a spent budget left it none and others are done."""
         index, state = len(done), within(problem.restored, f"start-{len(done)}")
-        masks = state.get("masks", self._start(problem, index))
-        average = Average(masks, within(state, "average"))
-        optimiser = OPTIMISERS[self.optimizer](self.step_size, within(state, "optimiser"))
+        descent = _Descent(self._start(problem, index), partial(OPTIMISERS[self.optimizer], self.step_size), state)
         try:
             if self.protocol == "authors":
                 return (yield from authors_masks(problem, self, AUTHORS[type(self).__name__]))
-            for step in range(int(state.get("step", 0)), self.iterations):
-                if average.settled(self.tolerance):
-                    break
-                masks, objective = yield from self._descend(problem, masks, optimiser, (index, step))
-                average.add(masks, step / self.iterations)
-                fraction = (index + (step + 1) / self.iterations) / self.starts
-                yield Progress(fraction, objective)
-                yield SaliencyMask(1 - self.kept(average.masks), final=False, index=index)
-                yield _checkpoint(done, step + 1, masks, average, optimiser)
+            for size, end in self._stages():
+                yield from self._stage(problem, descent, size, end, done)
             if self.levels:
-                found = [1 - mask for mask in self.candidates(average.masks)]
+                found = [1 - mask for mask in self.candidates(descent.average.masks)]
                 return 1 - (yield from chosen_scale(problem, found))
         except OutOfBudget as spent:
             yield Truncated(spent.limit)
-            if index and average.untouched:
+            if index and descent.average.untouched:
                 return None
-        return self.kept(average.masks)
+        return self._kept(descent)
+
+    def _stages(self) -> Sequence[tuple[int, int]]:
+        """Returns the sizes that the masks have in turn, and the step at which each ends."""
+        if self.mask_size <= COARSE:
+            return [(self.mask_size, self.iterations)]
+        return [(COARSE, round((1 - FINE_SHARE) * self.iterations)), (self.mask_size, self.iterations)]
+
+    def _stage(self, problem: Problem, descent: _Descent, size: int, end: int, done: Sequence[Tensor]) -> Steps:
+        """Descends on masks of one size to the step at which it ends, or until they have settled."""
+        if descent.step >= end:
+            return
+        index = len(done)
+        descent.enlarge(size)
+        while descent.step < end and not descent.average.settled(self.tolerance):
+            place = (index, descent.step)
+            masks, objective = yield from self._descend(problem, descent.masks, descent.optimiser, place)
+            descent.move(masks, descent.step / self.iterations)
+            yield Progress((index + descent.step / self.iterations) / self.starts, objective)
+            yield SaliencyMask(1 - self._kept(descent), final=False, index=index)
+            yield descent.checkpoint(done)
+        descent.step = end
+
+    def _kept(self, descent: _Descent) -> Tensor:
+        """Returns the kept mask as it is so far, at the size that was asked for."""
+        return enlarged(self.kept(descent.average.masks).unsqueeze(0), self.mask_size)[0]
 
     def _start(self, problem: Problem, index: int) -> Tensor:
         """Returns the first masks: level for the first start, lowered in one cell of a coarse grid for each other."""
-        masks = problem.full(self.mask_size, self.start).repeat(self.variables, 1, 1)
+        size = min(self.mask_size, COARSE)
+        masks = problem.full(size, self.start).repeat(self.variables, 1, 1)
         if index:
             order = torch.randperm(LOWERED_GRID**2, generator=problem.generator("starts"))
             row, column = divmod(int(order[index % LOWERED_GRID**2]), LOWERED_GRID)
-            edges = torch.linspace(0, self.mask_size, LOWERED_GRID + 1).round().int().tolist()
+            edges = torch.linspace(0, size, LOWERED_GRID + 1).round().int().tolist()
             masks[:, edges[row] : edges[row + 1], edges[column] : edges[column + 1]] = LOWERED
         return masks
 
     def regulariser(self, mask: Tensor, problem: Problem) -> Tensor:
         """Returns `f(I) * (L1 * |1 - M| + 1/2 (TV * tv(M) + BTV * btv(M upsampled)))`, f(I) the full score."""
         batch = mask.unsqueeze(0)
-        fineness = (self.mask_size / REFERENCE_SIZE) ** 2
+        fineness = (mask.shape[-1] / COARSE) ** 2
         roughness = self.tv_weight * fineness * regularisers.total_variation(batch)
         if self.btv_weight:
             large = upsample(batch, problem.size)[:, 0]
@@ -222,13 +270,6 @@ class MaskOptimisation(Explainer):
         """Returns the part of the objective that a step descends on."""
         parts = self.terms(masks)
         return parts[step % len(parts)]
-
-
-def _checkpoint(done: Sequence[Tensor], step: int, masks: Tensor, average: Average, optimiser: Optimiser) -> Checkpoint:
-    """Returns all that the steps to come depend on: what is random follows from the seed and the step."""
-    state = {"step": torch.tensor(step), "masks": masks}
-    state |= prefixed("average", average.state) | prefixed("optimiser", optimiser.state)
-    return Checkpoint(prefixed(f"start-{len(done)}", state) | ({"done": torch.stack([*done])} if done else {}))
 
 
 class _Paths:

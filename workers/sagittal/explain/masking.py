@@ -20,6 +20,11 @@ def upsample(masks: Tensor, size: tuple[int, int], how: Upsampling = Upsampling.
     return F.interpolate(cells, size=size, mode="bilinear", align_corners=how is Upsampling.ALIGNED)
 
 
+def enlarged(masks: Tensor, size: int) -> Tensor:
+    """Returns masks of shape (n, h, w) as (n, size, size), bilinearly."""
+    return upsample(masks, (size, size))[:, 0]
+
+
 def _boxes(cells: Tensor, size: tuple[int, int]) -> Tensor:
     """Each pixel takes the cell that its centre lies in, so that cells differ by at most one pixel in size."""
     rows = _cell_of_pixel(cells.shape[-2], size[0], cells.device)
