@@ -51,10 +51,9 @@ class Canvas:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Composed:
-    """The inputs of one part, with what the way back needs."""
+    """What the way back from the inputs of one part needs."""
 
-    inputs: Tensor
-    """Float32 of shape (rows, 3, height, width)."""
+    rows: int
     stretch: Stretch
     difference: Tensor
 
@@ -71,6 +70,8 @@ class Composer:
     """Makes inputs of masks on one device. Every row gets the same noise wherever it is evaluated."""
 
     device: torch.device
+    layout: torch.memory_format = torch.contiguous_format
+    """Layout of the inputs, as the model wants them."""
     _noise: NoiseTable = field(init=False)
     _canvases: OrderedDict[int, Canvas] = field(default_factory=OrderedDict)
     _stretches: dict[tuple[torch.Size, tuple[int, int], Upsampling], Stretch] = field(default_factory=dict)
@@ -79,16 +80,16 @@ class Composer:
         self._noise = NoiseTable(self.device)
 
     @torch.no_grad()
-    def compose(self, part: Part) -> Composed:
-        """Returns `image * mask + baseline * (1 - mask)`, with noise where it is asked for."""
+    def compose(self, part: Part, inputs: Tensor) -> Composed:
+        """Writes `image * mask + baseline * (1 - mask)` into inputs (rows, ...), with noise where it is asked for."""
         request, canvas = part.request, self._canvas(part.request.subject)
         masks = self._moved(request.masks[part.start : part.stop].detach())
         stretch = self._stretch(masks.shape[1:], canvas.size, request.upsampling)
-        inputs = torch.addcmul(canvas.baseline, stretch.up(masks).unsqueeze(1), canvas.difference)
+        torch.addcmul(canvas.baseline, stretch.up(masks).unsqueeze(1), canvas.difference, out=inputs)
         if request.noise > 0:
             rows = range(request.noise_seed + part.start, request.noise_seed + part.stop)
-            inputs += self._noise.rows(rows, inputs.shape[1:]).mul_(request.noise)
-        return Composed(inputs, stretch, canvas.difference)
+            self._noise.add(inputs, rows, request.noise)
+        return Composed(part.rows, stretch, canvas.difference)
 
     def _stretch(self, cells: torch.Size, size: tuple[int, int], how: Upsampling) -> Stretch:
         """Returns how masks are brought to the image's size, kept from earlier requests."""
@@ -107,14 +108,18 @@ class Composer:
         if canvas is None:
             # Outside inference mode, since requests with gradient use it too.
             with torch.inference_mode(False), torch.no_grad():
-                baseline = self._moved(subject.baseline)
-                canvas = Canvas(subject, baseline, self._moved(subject.image) - baseline)
+                image, baseline = self._laid_out(subject.image), self._laid_out(subject.baseline)
+                canvas = Canvas(subject, baseline, image - baseline)
             # The canvas holds the subject, so its id belongs to no other for as long as it is a key.
             self._canvases[id(subject)] = canvas
             while len(self._canvases) > SUBJECTS_KEPT:
                 self._canvases.popitem(last=False)
         self._canvases.move_to_end(id(subject))
         return canvas
+
+    def _laid_out(self, image: Tensor) -> Tensor:
+        """Returns an image on the device; what is composed of it has the same layout."""
+        return self._moved(image).unsqueeze(0).contiguous(memory_format=self.layout)[0]
 
     def _moved(self, tensor: Tensor) -> Tensor:
         """Returns a tensor on the device; from the host to CUDA through pinned memory, without waiting for the copy."""

@@ -84,19 +84,23 @@ class TorchEvaluator:
     _composer: Composer = field(init=False)
 
     def __post_init__(self) -> None:
-        self._composer = Composer(self.device)
+        self._composer = Composer(self.device, self._layout)
 
     @property
     def unit(self) -> int:
         """What rows that share a batch must come in multiples of; see `Engine`."""
         return 1 if self.pads_small else self.quantum
 
+    @property
+    def _layout(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
     def evaluate(self, parts: Sequence[Part]) -> list[Scores]:
         """Scores parts as one batch, all with gradient or all without. Raises EvaluationFailed."""
         gradient = parts[0].request.gradient
         with torch.inference_mode(not gradient), torch.set_grad_enabled(gradient):
-            composed = [self._composer.compose(part) for part in parts]
-            inputs = self._batch(composed).requires_grad_(gradient)
+            inputs, composed = self._compose(parts)
+            inputs.requires_grad_(gradient)
             exact = any(part.request.exact for part in parts)
             probabilities = self._probabilities(self._run(inputs, exact)[: sum(part.rows for part in parts)])
             targets = self._targets(parts, probabilities)
@@ -109,22 +113,16 @@ class TorchEvaluator:
         with torch.enable_grad():
             return request.call(ModelView(module, PROBABILITIES[self.output], request.subject))
 
-    def _batch(self, composed: Sequence[Composed]) -> Tensor:
+    def _compose(self, parts: Sequence[Part]) -> tuple[Tensor, list[Composed]]:
         """Returns the inputs of all parts as one batch, padded to the quantum, in the layout that the model wants."""
-        pieces = [one.inputs for one in composed]
-        rows = sum(len(piece) for piece in pieces)
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        size = self._padded(rows)
-        if len(pieces) == 1 and size == rows:
-            return pieces[0].contiguous(memory_format=layout)
-        # Straight into the layout that the model wants: one copy of each row, not two.
-        inputs = torch.empty((size, *pieces[0].shape[1:]), device=self.device, memory_format=layout)
-        row = 0
-        for piece in pieces:
-            inputs[row : row + len(piece)] = piece
-            row += len(piece)
-        inputs[row:] = pieces[-1][-1:]
-        return inputs
+        rows, size = sum(part.rows for part in parts), parts[0].request.subject.image.shape
+        inputs = torch.empty((self._padded(rows), *size), device=self.device, memory_format=self._layout)
+        composed, row = [], 0
+        for part in parts:
+            composed.append(self._composer.compose(part, inputs[row : row + part.rows]))
+            row += part.rows
+        inputs[rows:] = inputs[rows - 1]
+        return inputs, composed
 
     def _padded(self, rows: int) -> int:
         """Returns the size of the batch that is run for so many rows."""
@@ -138,8 +136,8 @@ class TorchEvaluator:
         (of_inputs,) = torch.autograd.grad(targets.sum(), inputs)
         gradients, row = [], 0
         for one in composed:
-            gradients.append(one.gradient(of_inputs[row : row + len(one.inputs)]))
-            row += len(one.inputs)
+            gradients.append(one.gradient(of_inputs[row : row + one.rows]))
+            row += one.rows
         return gradients
 
     def _run(self, inputs: Tensor, exact: bool) -> Tensor:

@@ -35,7 +35,7 @@ from sagittal.explain.checkpoints import State, prefixed, within
 from sagittal.explain.descent import COARSE, OPTIMISERS, Average, Optimiser, stratified
 from sagittal.explain.explainer import Explainer, Needs
 from sagittal.explain.level_sets import level_gradient, level_sets
-from sagittal.explain.masking import enlarged, upsample
+from sagittal.explain.masking import enlarged
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.scales import chosen_scale
@@ -226,8 +226,8 @@ class MaskOptimisation(Explainer):
         fineness = (mask.shape[-1] / COARSE) ** 2
         roughness = self.tv_weight * fineness * regularisers.total_variation(batch)
         if self.btv_weight:
-            large = upsample(batch, problem.size)[:, 0]
-            roughness = roughness + self.btv_weight * regularisers.bilateral_total_variation(large, problem.image)
+            large = problem.enlarged(batch)
+            roughness = roughness + self.btv_weight * regularisers.bilateral_total_variation(large, problem.edges)
         penalty = self.l1_weight * regularisers.area(batch)[0] + roughness[0] / 2
         return problem.full_score * penalty
 
