@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 import structlog
+import torch
 from quality.cache import recorded
 from quality.measuring import Measurements
 from quality.report import write
@@ -24,6 +25,7 @@ log = structlog.get_logger()
 def main() -> None:
     """Measures what is missing, and reports."""
     options = _arguments()
+    torch.set_num_threads(1)
     count = 3 if options.quick else options.images
     measurements = Measurements(names(count) if options.report else subjects(count))
     if not options.report:

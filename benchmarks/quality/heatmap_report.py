@@ -96,6 +96,16 @@ class Heatmaps:
         header = ("picture", "program: insertion", "deletion", "evaluations", "protocol: insertion", "deletion")
         return table((*header, "evaluations"), rows)
 
+    def resampled(self) -> str:
+        """Returns the table of the authors' protocol on pictures that were resampled otherwise."""
+        rows = []
+        for how in published.RESAMPLINGS:
+            for picture, each in self._measurements.records(f"published-{how}").items():
+                figures = (f"{each['insertion']:.3f}", f"{each['deletion']:.3f}", f"{each['evaluations']:,}")
+                rows.append((picture, how, *figures))
+        header = ("picture", "resampling", "protocol: insertion", "deletion", "evaluations")
+        return table(header, rows) if rows else "Not measured.\n"
+
     def _published(self, picture: str) -> list[Mapping[str, Any]]:
         """Returns the protocol's figures by the program's measure, of each seed."""
         seeds = [self._measurements.records(f"published-{seed}") for seed in published.SEEDS]

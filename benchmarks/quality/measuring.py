@@ -70,11 +70,14 @@ class Measurements:
         return lambda: heatmap.measured(loaded, picture, self.explainers[name])
 
     def _seeds(self) -> Iterator[tuple[str, Picture, Path, Callable[[], Mapping[str, Any]]]]:
-        """Yields the authors' protocol with several seeds where their program's figures are known."""
+        """Yields the authors' protocol where their program's figures are known: several seeds, and other resampling."""
         for picture in self.subjects.chosen:
             for seed in published.SEEDS if picture.name in KNOWN else ():
                 label = f"published-{seed}"
                 yield label, picture, self.place(label), lambda s=seed, p=picture: self._published(s, p)
+            for how in published.RESAMPLINGS if picture.name in KNOWN else ():
+                label = f"published-{how}"
+                yield label, picture, self.place(label), lambda h=how, p=picture: self._resampled(h, p)
 
     def _further(self, quick: bool) -> Iterator[tuple[str, Picture, Path, Callable[[], Mapping[str, Any]]]]:
         """Yields the orderings, the curve over evaluations, and the check against random weights."""
@@ -100,6 +103,10 @@ class Measurements:
         saliency = torch.from_numpy(known["saliency"])
         again = published.measured(self.subjects.model, picture, seed, saliency)
         return {**again, "evaluations": known["evaluations"]}
+
+    def _resampled(self, how: str, picture: Picture) -> Mapping[str, Any]:
+        loaded = self.subjects.model
+        return published.measured(loaded, published.resampled(loaded, picture.name, how), seed=0)
 
     def _order(self, name: str, picture: Picture) -> Mapping[str, Any]:
         saliency = cache.read(self.place(name) / f"{picture.name}.npz")["saliency"]

@@ -3,14 +3,20 @@
 It differs from ours in three ways: cells of equal saliency go in the order of the sort and not as an average over all
 orders, which matters for masks that are mostly ones; the area is a sum of the scores after each step; the blur is
 always the first. The protocol's line search follows its noise, so its figures are those of several seeds.
+
+How the program's pictures were brought to 224 pixels is not known either. Resampling alone moves its figures, so the
+protocol is run on pictures resampled otherwise than a worker does, too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from quality.heatmap import CELLS, Sparing
-from subject import Picture, run
+from subject import SHIPPED, Picture, run
 from torch import Tensor
 
 from sagittal.engine.evaluator import PROBABILITIES
@@ -18,7 +24,9 @@ from sagittal.explain import IGOSPlusPlus, Metrics
 from sagittal.explain.authors import Spared
 from sagittal.explain.masking import compose, gaussian_blur, upsample
 from sagittal.explain.seam import Upsampling
+from sagittal.models.entry import Preprocessing
 from sagittal.models.loading import LoadedModel
+from sagittal.models.preprocessing import normalised, to_input
 
 SEEDS = (0, 1, 2)
 
@@ -29,6 +37,29 @@ STEPS = 50
 """At least so many steps make a curve."""
 
 BATCH = 16
+
+
+def _bicubic(picture: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    return to_input(np.asarray(picture), preprocessing.model_copy(update={"interpolation": "bicubic"}))
+
+
+def _without_antialiasing(picture: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    values = torch.from_numpy(np.array(picture)).permute(2, 0, 1).to(torch.float32)
+    size = (preprocessing.input_size, preprocessing.input_size)
+    return normalised(F.interpolate(values.unsqueeze(0), size=size, mode="bilinear")[0] / 255, preprocessing)
+
+
+RESAMPLINGS: Mapping[str, Callable[[Image.Image, Preprocessing], Tensor]] = {
+    "bicubic": _bicubic,
+    "without antialiasing": _without_antialiasing,
+}
+"""Other ways than a worker's to bring a picture to the size that the model takes."""
+
+
+def resampled(loaded: LoadedModel, name: str, how: str) -> Picture:
+    """Returns a shipped picture, resampled in another way."""
+    with Image.open(SHIPPED / f"{name}.png") as picture:
+        return Picture(name, RESAMPLINGS[how](picture.convert("RGB"), loaded.entry.preprocessing).to(loaded.device))
 
 
 def measured(loaded: LoadedModel, picture: Picture, seed: int, saliency: Tensor | None = None) -> Mapping[str, Any]:

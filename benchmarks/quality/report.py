@@ -24,6 +24,10 @@ Against the program itself both are measured as the program does it: cells of eq
 which by itself moves a figure by some hundredths. The protocol's are the mean of up to three seeds, with the range.
 
 {protocol}
+How the pictures behind the program's figures were brought to 224 pixels is not known, and it matters: the same protocol
+with seed 0 on the same pictures, resampled otherwise than bilinear with antialiasing:
+
+{resampled}
 ## Heatmaps
 
 Insertion (high is good) and deletion (low is good, but adversarial masks reach it too) in 50 steps at 28x28 cells with
@@ -76,6 +80,7 @@ def write(measurements: Measurements, path: Path | None) -> None:
         count=len(measurements.subjects.names),
         goals=goals_table([*heatmaps.goals(), *sets.goals()]),
         protocol=heatmaps.protocol(),
+        resampled=heatmaps.resampled(),
         methods=heatmaps.methods(),
         curve=heatmaps.curve(path.parent / "images" if path else None),
         halves_text=HALVES,

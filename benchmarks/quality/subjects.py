@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from subject import IMAGES_VARIABLE, MODELS, ROOT, SHIPPED, Picture, load_model, pictures
 
 from sagittal.models.entry import read_entries
@@ -56,7 +55,6 @@ def names(count: int) -> Subjects:
 def subjects(count: int) -> Subjects:
     """Returns the model and the first `count` pictures in the fixed order."""
     chosen = _ordered()[:count]
-    torch.set_num_threads(1)
     loaded = load_model()
     found = {picture.name: picture for picture in (*pictures(loaded, FIRST), *pictures(loaded))}
     return Subjects(chosen, _identity(), loaded, [found[name] for name in chosen])

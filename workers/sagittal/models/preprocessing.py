@@ -20,6 +20,11 @@ def to_input(picture: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor
     """Returns the input of shape (3, size, size), float32, for an RGB picture (height, width, 3)."""
     cropped = resize_and_crop(picture, preprocessing)
     values = torch.from_numpy(np.array(cropped)).permute(2, 0, 1).to(torch.float32) / 255
+    return normalised(values, preprocessing)
+
+
+def normalised(values: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Returns the input for RGB values (3, height, width) in [0, 1]."""
     if preprocessing.channel_order == "BGR":
         values = values.flip(0)
     return (values - _channels(preprocessing.mean)) / _channels(preprocessing.std)
