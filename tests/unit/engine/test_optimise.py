@@ -66,7 +66,8 @@ def test_functional_convolutions_take_in_their_norms_padding_and_activations(pad
     faster, channels_last, steps = optimise(module, probe, probabilities)
     torch.testing.assert_close(faster(probe), module(probe), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(of_inputs(faster, probe), of_inputs(module, probe), atol=1e-6, rtol=1e-4)
-    assert {"modular-layers", "fold-batch-norm", "merge-padding", "fuse-activations"} <= applied(steps)
+    graph = {"modular-layers", "fold-batch-norm", "merge-padding", "fuse-activations", "freeze-convolutions"}
+    assert graph | {"steady-linear-layers"} <= applied(steps)
     assert channels_last
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in faster.modules())
 
@@ -91,6 +92,27 @@ def test_a_clamp_is_fused_with_the_convolution_before_it_where_nothing_else_sees
     torch.testing.assert_close(faster(probe), module(probe), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(of_inputs(faster, probe), of_inputs(module, probe), atol=1e-6, rtol=1e-4)
     assert next(step.detail for step in steps if step.name == "fuse-activations").startswith("1 activations fused")
+
+
+class Shared(nn.Module):
+    """Clamped convolutions: the first one's output has two users, the second's one that is a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, inputs):
+        shared = self.first(inputs).relu()
+        return self.head((shared + self.third(self.second(shared).relu()).relu()).mean((-2, -1)))
+
+
+def test_gradients_are_changed_in_place_where_nothing_else_sees_them_alone():
+    module, probe = prepared(Shared()), torch.randn(4, 3, 9, 9)
+    faster, _, _ = optimise(module, probe, probabilities)
+    owners = {name for name, layer in faster.named_modules() if getattr(layer, "owns_gradient", False)}
+    assert owners == {"second"}
+    torch.testing.assert_close(of_inputs(faster, probe), of_inputs(module, probe), atol=1e-6, rtol=1e-4)
 
 
 class NormWithActivation(nn.BatchNorm2d):
@@ -170,7 +192,7 @@ def test_a_step_that_changes_the_model_is_left_out(monkeypatch):
 
         return Spoiled(), "spoiled"
 
-    monkeypatch.setitem(optimisation._CHANGES, "fold-batch-norm", spoil)
+    monkeypatch.setitem(optimisation.CHANGES, "fold-batch-norm", spoil)
     module, probe = prepared(Padded((1, 1, 1, 1))), torch.randn(4, 3, 17, 17)
     faster, _, steps = optimise(module, probe, probabilities)
     torch.testing.assert_close(faster(probe), module(probe), atol=1e-5, rtol=1e-5)

@@ -87,7 +87,7 @@ class Composer:
         inputs = torch.addcmul(canvas.baseline, stretch.up(masks).unsqueeze(1), canvas.difference)
         if request.noise > 0:
             rows = range(request.noise_seed + part.start, request.noise_seed + part.stop)
-            inputs += self._noise.rows(rows, inputs.shape[1:]).mul_(request.noise)
+            inputs.add_(self._noise.rows(rows, inputs.shape[1:]), alpha=request.noise)
         return Composed(inputs, stretch, canvas.difference)
 
     def _stretch(self, cells: torch.Size, size: tuple[int, int], how: Upsampling) -> Stretch:

@@ -1,7 +1,6 @@
-"""A convolution and the activation after it as one kernel, which applies the one while the other's result is in cache.
+"""Activations that clamp, which the kernel of the convolution before applies while its result is in cache.
 
-The kernel is oneDNN's, the one that torch.compile calls on CPUs. It comes without a gradient; all that one needs is the
-output, since these activations are flat exactly where it is at a bound.
+All that such an activation needs for its gradient is its output, since it is flat exactly where that is at a bound.
 """
 
 from collections.abc import Callable
@@ -25,12 +24,14 @@ class Clamp:
         """The kernel's name for it, and its numbers."""
         return ("relu", []) if self.highest is None else ("hardtanh", [self.lowest, self.highest])
 
-    def backward(self, gradient: Tensor, output: Tensor) -> Tensor:
+    def backward(self, gradient: Tensor, output: Tensor, *, in_place: bool) -> Tensor:
         """Returns the gradient before the activation, from the gradient after it and its output."""
         if self.highest is None:
-            return torch.ops.aten.threshold_backward(gradient, output, self.lowest)  # type: ignore[no-any-return]
-        bounds = (self.lowest, self.highest)
-        return torch.ops.aten.hardtanh_backward(gradient, output, *bounds)  # type: ignore[no-any-return]
+            backward, bounds = torch.ops.aten.threshold_backward, [self.lowest]
+        else:
+            backward, bounds = torch.ops.aten.hardtanh_backward, [self.lowest, self.highest]
+        into = {"grad_input": gradient} if in_place else {}
+        return (backward.grad_input if in_place else backward.default)(gradient, output, *bounds, **into)  # type: ignore[no-any-return]
 
 
 _MODULES: dict[type[nn.Module], Callable[[Any], Clamp]] = {
@@ -49,61 +50,9 @@ _FUNCTIONS: dict[object, Clamp] = {
 """Functions, and methods by name."""
 
 
-def clamp_of(node: fx.Node, modules: dict[str, nn.Module]) -> Clamp | None:
-    """Returns what a node of a graph clamps its only input to; None where it does something else."""
-    if node.op == "call_module":
-        module = modules[str(node.target)]
+def clamp_of(node: fx.Node, module: nn.Module | None) -> Clamp | None:
+    """Returns what a node of a graph, and the module that it calls, clamps its only input to; None for others."""
+    if module is not None:
         known = _MODULES.get(type(module))
         return None if known is None else known(module)
     return _FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
-
-
-class ClampedConvolution(nn.Module):
-    """A frozen convolution with a clamp on its output."""
-
-    def __init__(self, convolution: nn.Conv2d, clamp: Clamp) -> None:
-        super().__init__()
-        self.weight, self.bias = convolution.weight, convolution.bias
-        self.geometry = _Geometry(
-            list(convolution.stride),
-            [int(side) for side in convolution.padding],
-            list(convolution.dilation),
-            convolution.groups,
-        )
-        self.clamp = clamp
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns the clamped convolution of (n, channels, height, width)."""
-        return _Clamped.apply(images, self.weight, self.bias, self.geometry, self.clamp)  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True, slots=True)
-class _Geometry:
-    stride: list[int]
-    padding: list[int]
-    dilation: list[int]
-    groups: int
-
-
-class _Clamped(torch.autograd.Function):
-    """The kernel, and its gradient by the input alone: the weights are frozen."""
-
-    @staticmethod
-    def forward(
-        context: Any, images: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry, clamp: Clamp
-    ) -> Tensor:
-        where = (geometry.padding, geometry.stride, geometry.dilation, geometry.groups)
-        output = torch.ops.mkldnn._convolution_pointwise(images, weight, bias, *where, *clamp.kernel, "")
-        context.save_for_backward(images, weight, output)
-        context.how = (geometry, clamp)
-        return output  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        images, weight, output = context.saved_tensors
-        geometry, clamp = context.how
-        before = clamp.backward(gradient, output)
-        where = (geometry.stride, geometry.padding, geometry.dilation, False, [0, 0], geometry.groups)
-        wanted = [True, False, False]
-        by_images, _, _ = torch.ops.aten.convolution_backward(before, images, weight, None, *where, wanted)
-        return by_images, None, None, None, None

@@ -179,7 +179,7 @@ class MaskOptimisation(Explainer):
         roughness = self.tv_weight * fineness * regularisers.total_variation(batch)
         if self.btv_weight:
             large = upsample(batch, problem.size)[:, 0]
-            roughness = roughness + self.btv_weight * regularisers.bilateral_total_variation(large, problem.image)
+            roughness = roughness + self.btv_weight * regularisers.bilateral_total_variation(large, problem.edges)
         penalty = self.l1_weight * regularisers.area(batch)[0] + roughness[0] / 2
         return problem.full_score * penalty
 

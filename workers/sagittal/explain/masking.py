@@ -65,6 +65,9 @@ def _blur_axis(image: Tensor, sigma: float, axis: int) -> Tensor:
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = kernel / kernel.sum()
     lines = image.movedim(axis, -1).contiguous()
-    padded = F.pad(lines.flatten(0, -2).unsqueeze(1), (radius, radius), mode="reflect")
-    blurred = F.conv1d(padded, kernel.view(1, 1, -1)).squeeze(1)
+    padded = F.pad(lines.flatten(0, -2).unsqueeze(1), (radius, radius), mode="reflect").squeeze(1)
+    # A product with the kernel along the diagonal: convolutions of a single channel are slow on CPUs.
+    band = torch.zeros(padded.shape[-1], length, device=image.device, dtype=image.dtype)
+    band.as_strided((length, len(kernel)), (length + 1, length)).copy_(kernel.expand(length, -1))
+    blurred = padded @ band
     return blurred.view(lines.shape).movedim(-1, axis).contiguous()

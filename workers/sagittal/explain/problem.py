@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sagittal.explain.regularisers import edge_weights
 from sagittal.explain.seam import Evaluate, Inspect, ModelView, Subject
 
 
@@ -29,6 +30,7 @@ class Problem:
     seed: int = 0
     restored: Mapping[str, Tensor] = field(default_factory=dict)
     """State of the last checkpoint of an earlier attempt; empty for a fresh start."""
+    _edges: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
 
     @property
     def image(self) -> Tensor:
@@ -51,6 +53,13 @@ class Problem:
     def size(self) -> tuple[int, int]:
         """Height and width of the image in pixels."""
         return self.image.shape[-2], self.image.shape[-1]
+
+    @property
+    def edges(self) -> tuple[Tensor, Tensor]:
+        """How alike neighbouring pixels of the image are, over rows and over columns: worked out once."""
+        if not self._edges:
+            self._edges.append(edge_weights(self.image))
+        return self._edges[0]
 
     def evaluate(self, masks: Tensor, **options: Any) -> Evaluate:
         """Asks for the scores of masks (n, h, w); the options are those of `Evaluate`."""

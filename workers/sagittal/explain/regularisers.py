@@ -22,21 +22,25 @@ def total_variation(masks: Tensor) -> Tensor:
     return ((rows**2).sum((-2, -1)) + (columns**2).sum((-2, -1))) / masks[0].numel()
 
 
-def bilateral_total_variation(masks: Tensor, image: Tensor) -> Tensor:
+def bilateral_total_variation(masks: Tensor, edges: tuple[Tensor, Tensor]) -> Tensor:
     """Total variation weighted by how alike the neighbouring pixels are: no edge of a mask inside one part.
 
     Args:
         masks: Masks at the image's size, (n, height, width).
-        image: The normalised image, (3, height, width).
+        edges: How alike they are, from `edge_weights`.
     """
     rows, columns = _differences(masks)
-    row_weight, column_weight = edge_weights(image)
+    row_weight, column_weight = edges
     weighted = (row_weight * rows**2).sum((-2, -1)) + (column_weight * columns**2).sum((-2, -1))
     return weighted / masks[0].numel()
 
 
 def edge_weights(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns `exp(-|grad I|^2 / sigma^2)` between neighbours, over rows and over columns; the mean over channels."""
+    """Returns `exp(-|grad I|^2 / sigma^2)` between neighbours, over rows and over columns; the mean over channels.
+
+    Args:
+        image: The normalised image, (3, height, width).
+    """
     rows, columns = _differences(image)
     return torch.exp(-(rows**2).mean(0) / BTV_SIGMA), torch.exp(-(columns**2).mean(0) / BTV_SIGMA)
 

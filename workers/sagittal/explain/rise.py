@@ -129,10 +129,21 @@ def random_masks(
     device: torch.device | None = None,
 ) -> Tensor:
     """Returns masks of shape (count, height, width): grids that are kept at random, upsampled and randomly shifted."""
-    kept = torch.rand(count, 1, grid + 1, grid + 1, generator=generator) < probability
-    cell = [math.ceil(side / grid) for side in size]
-    shifts = [torch.randint(length, (count, 1), generator=generator).to(device) for length in cell]
-    large = [(grid + 1) * length for length in cell]
-    smooth = F.interpolate(kept.to(device, torch.float32), size=large, mode="bilinear")[:, 0].clamp_(0, 1)
-    rows, columns = (shift + torch.arange(side, device=smooth.device) for shift, side in zip(shifts, size, strict=True))
-    return smooth[torch.arange(count, device=smooth.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    kept = (torch.rand(count, 1, grid + 1, grid + 1, generator=generator) < probability)[:, 0].to(device, torch.float32)
+    lengths = [math.ceil(side / grid) for side in size]
+    shifts = [torch.randint(length, (count, 1), generator=generator).to(device) for length in lengths]
+    rows, columns = (
+        _shifted(shift, grid + 1, length, side) for shift, length, side in zip(shifts, lengths, size, strict=True)
+    )
+    return (rows @ kept @ columns.mT).clamp_(0, 1)
+
+
+def _shifted(shifts: Tensor, cells: int, length: int, side: int) -> Tensor:
+    """Returns what each cell of a line adds to each pixel of its windows, of shape (shifts, side, cells).
+
+    Upsampling is linear along each axis: two small products for each mask do what stretching whole grids and cutting
+    windows out of them would.
+    """
+    units = torch.eye(cells, device=shifts.device).unsqueeze(0)
+    line = F.interpolate(units, size=cells * length, mode="linear")[0].T
+    return line[shifts + torch.arange(side, device=shifts.device)]

@@ -1,7 +1,7 @@
 """What a model can do, found by trying it: which layers it has, which inputs it takes, what it needs of memory."""
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,10 +175,10 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs an operation and counts what it made."""
         made = func(*args, **(kwargs or {}))
-        given = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        for leaf in tree_leaves(made):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in given:
-                self._count(leaf.untyped_storage())
+        given = {storage.data_ptr() for storage in _storages((args, kwargs))}
+        for storage in _storages(made):
+            if storage.data_ptr() not in given:
+                self._count(storage)
         return made
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -191,3 +191,9 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
 
     def _free(self, size: int) -> None:
         self.live -= size
+
+
+def _storages(tree: Any) -> Sequence[torch.UntypedStorage]:
+    """Returns what tensors lie in; weights that oneDNN has laid out do not show theirs."""
+    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return [tensor.untyped_storage() for tensor in tensors if not tensor.is_mkldnn]

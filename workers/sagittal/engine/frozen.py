@@ -1,0 +1,245 @@
+"""Layers of models whose weights stay as they are, run straight by the kernels that CPUs have for them.
+
+The kernels are oneDNN's, those that torch.compile calls. Weights are laid out once, as they want them, not at every
+call, and a clamp on the output is part of the kernel. They come without a gradient; that by the images is a convolution
+too, and runs on the same kernels. What torch has for it is slower: small batches on one thread get another kernel for
+convolutions of single pixels, and an image's three channels cost as much as sixteen.
+
+Linear layers are run so that a row comes out the same to the last bit, however many others there are.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sagittal.engine.fusion import Clamp
+
+FEW_CHANNELS = 16
+"""Numbers that kernels compute at a time: of fewer channels, as images have, they compute as many all the same."""
+
+_NO_ACTIVATION: tuple[str, list[float]] = ("none", [])
+
+
+def freezable(module: nn.Module | None) -> nn.Conv2d | None:
+    """Returns a module that is a convolution which a frozen one can take the place of; None for others."""
+    if type(module) is not nn.Conv2d or module.padding_mode != "zeros" or isinstance(module.padding, str):
+        return None
+    on_cpu = module.weight.device.type == "cpu" and module.weight.dtype == torch.float32
+    return module if on_cpu and torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How a convolution goes over images: rows and columns of each."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+
+
+class Kernel:
+    """A convolution without a gradient, its weights laid out at the first call.
+
+    Attributes:
+        bytes: Memory that its weights take.
+    """
+
+    def __init__(self, weight: Tensor, geometry: Geometry) -> None:
+        """Lays out nothing yet: the layout depends on the images."""
+        self.bytes = weight.nbytes
+        self._weight = weight
+        self._where = (geometry.padding, geometry.stride, geometry.dilation, geometry.groups)
+        self._laid_out = False
+
+    def __call__(
+        self, images: Tensor, bias: Tensor | None = None, activation: tuple[str, list[float]] = _NO_ACTIVATION
+    ) -> Tensor:
+        """Returns the convolution of (n, channels, height, width)."""
+        if not self._laid_out:
+            # Outside inference mode, since requests with gradient use it too.
+            with torch.inference_mode(False), torch.no_grad():
+                lay_out = torch.ops.mkldnn._reorder_convolution_weight
+                self._weight = lay_out(self._weight.detach(), *self._where, list(images.shape))
+                self._laid_out = True
+        run = torch.ops.mkldnn._convolution_pointwise
+        return run(images, self._weight, bias, *self._where, *activation, "")  # type: ignore[no-any-return]
+
+
+class FrozenConvolution(nn.Module):
+    """A convolution on a CPU whose weights do not change, with a clamp on its output or without.
+
+    Attributes:
+        owns_gradient: Whether nothing else sees the gradient of the output, which may then be changed in place.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, clamp: Clamp | None = None) -> None:
+        """Takes the weights of a convolution that is freezable."""
+        super().__init__()
+        self.weight, self.bias = convolution.weight, convolution.bias
+        self.geometry = Geometry(
+            list(convolution.stride),
+            [int(side) for side in convolution.padding],
+            list(convolution.dilation),
+            convolution.groups,
+        )
+        self.clamp = clamp
+        self.owns_gradient = False
+        self._kernel: Kernel | None = None
+        self._back: Back | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns the clamped convolution of (n, channels, height, width)."""
+        if torch.compiler.is_compiling():
+            return self._plain(images)  # the compiler fuses and lays out by itself
+        if images.requires_grad and torch.is_grad_enabled():
+            return _Differentiable.apply(images, self)  # type: ignore[no-any-return]
+        return self.run(images)
+
+    def run(self, images: Tensor) -> Tensor:
+        """Returns the same, without a gradient."""
+        if self._kernel is None:
+            self._kernel = Kernel(self.weight, self.geometry)
+        return self._kernel(images, self.bias, _NO_ACTIVATION if self.clamp is None else self.clamp.kernel)
+
+    def _plain(self, images: Tensor) -> Tensor:
+        where = (self.geometry.stride, self.geometry.padding, self.geometry.dilation, self.geometry.groups)
+        output = F.conv2d(images, self.weight, self.bias, *where)
+        return output if self.clamp is None else output.clamp(self.clamp.lowest, self.clamp.highest)
+
+    def back(self, gradient: Tensor, images: Tensor, output: Tensor | None) -> Tensor:
+        """Returns the gradient with respect to the images, given that with respect to the output."""
+        if self._back is None:
+            self._back = back_of(self.weight, self.geometry)
+        if self.clamp is not None and output is not None:
+            gradient = self.clamp.backward(gradient, output, in_place=self.owns_gradient)
+        return self._back(gradient, images)
+
+    @property
+    def laid_out_bytes(self) -> int:
+        """Memory of weights beside its parameters, for the ways that it has been run so far."""
+        return sum(kernel.bytes for kernel in (self._kernel, self._back and self._back.kernel) if kernel)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what a copy is made of: without weights that are laid out, which cannot be copied."""
+        return {**self.__dict__, "_kernel": None, "_back": None}
+
+
+class SteadyLinear(nn.Module):
+    """A linear layer whose result for a row does not depend on the number of rows.
+
+    Products choose their kernel by the number of rows, and kernels sum in different orders. They do less so where the
+    rows are columns, and there are two at least.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        """Takes the weights of a linear layer."""
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Returns (n, outputs) of (n, inputs); other shapes go the usual way."""
+        if features.ndim != 2:
+            return F.linear(features, self.weight, self.bias)
+        columns = (features.expand(2, -1) if len(features) == 1 else features).t()
+        product = self.weight @ columns if self.bias is None else torch.addmm(self.bias[:, None], self.weight, columns)
+        return product[:, : len(features)].t()
+
+
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, images: Tensor, convolution: FrozenConvolution) -> Tensor:
+        output = convolution.run(images)
+        context.save_for_backward(images, None if convolution.clamp is None else output)
+        context.convolution = convolution
+        return output
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return context.convolution.back(gradient, *context.saved_tensors), None
+
+
+class Back:
+    """From the gradient of a convolution's output to that of its images, by torch's own.
+
+    Attributes:
+        kernel: What runs instead of torch's own; None for nothing.
+    """
+
+    def __init__(self, weight: Tensor, geometry: Geometry) -> None:
+        """Keeps both."""
+        self.weight, self.geometry = weight, geometry
+        self.kernel: Kernel | None = None
+
+    def __call__(self, gradient: Tensor, images: Tensor) -> Tensor:
+        """Returns the gradient of (n, channels, height, width)."""
+        how = (self.geometry.stride, self.geometry.padding, self.geometry.dilation, False, [0, 0], self.geometry.groups)
+        wanted = [True, False, False]
+        of_images, _, _ = torch.ops.aten.convolution_backward(gradient, images, self.weight, None, *how, wanted)
+        return of_images  # type: ignore[no-any-return]
+
+
+class Turned(Back):
+    """For a stride of 1: a convolution with the kernel turned round, from each output channel to each input's."""
+
+    def __init__(self, weight: Tensor, geometry: Geometry) -> None:
+        """Turns the kernel."""
+        super().__init__(weight, geometry)
+        outputs, inputs, *sides = weight.shape
+        groups = geometry.groups
+        turned = weight.reshape(groups, outputs // groups, inputs, *sides).transpose(1, 2).flip(-2, -1)
+        back = Geometry([1, 1], _turned_padding(sides, geometry), geometry.dilation, groups)
+        self.kernel: Kernel = Kernel(turned.reshape(groups * inputs, outputs // groups, *sides), back)
+
+    def __call__(self, gradient: Tensor, images: Tensor) -> Tensor:
+        """Returns the gradient of (n, channels, height, width)."""
+        return self.kernel(gradient)
+
+
+class Spread(Back):
+    """For few channels and a stride: a convolution to all pixels of a step at once, as channels that are then spread.
+
+    Pixel `i * stride + rest` of the padded images comes of outputs `i`, `i - 1`, ..., by the kernel's numbers at
+    `rest`, `rest + stride`, ...
+    """
+
+    def __init__(self, weight: Tensor, geometry: Geometry) -> None:
+        """Takes the kernel apart."""
+        super().__init__(weight, geometry)
+        outputs, inputs, *sides = weight.shape
+        step = geometry.stride[0]
+        rows, columns = (-(-side // step) for side in sides)
+        whole = F.pad(weight, (0, columns * step - sides[1], 0, rows * step - sides[0]))
+        apart = whole.reshape(outputs, inputs, rows, step, columns, step).permute(1, 3, 5, 0, 2, 4).flip(-2, -1)
+        back = Geometry([1, 1], [rows - 1, columns - 1], [1, 1], 1)
+        self.kernel: Kernel = Kernel(apart.reshape(inputs * step * step, outputs, rows, columns), back)
+
+    def __call__(self, gradient: Tensor, images: Tensor) -> Tensor:
+        """Returns the gradient of (n, channels, height, width)."""
+        padded = F.pixel_shuffle(self.kernel(gradient), self.geometry.stride[0])
+        (above, left), (height, width) = self.geometry.padding, images.shape[-2:]
+        # What is cut off was padding; pixels that the last step did not reach have no part in the output.
+        below, beside = above + height - padded.shape[-2], left + width - padded.shape[-1]
+        return F.pad(padded, (-left, beside, -above, below))
+
+
+def back_of(weight: Tensor, geometry: Geometry) -> Back:
+    """Returns the fastest way back that a convolution has."""
+    weight = weight.detach()
+    sides, strides = weight.shape[-2:], set(geometry.stride)
+    if strides == {1} and min(_turned_padding(sides, geometry)) >= 0:
+        return Turned(weight, geometry)
+    few = geometry.groups == 1 and weight.shape[1] < FEW_CHANNELS
+    if few and len(strides) == 1 and geometry.dilation == [1, 1]:
+        return Spread(weight, geometry)
+    return Back(weight, geometry)
+
+
+def _turned_padding(sides: Any, geometry: Geometry) -> list[int]:
+    return [
+        dilation * (side - 1) - padding
+        for side, padding, dilation in zip(sides, geometry.padding, geometry.dilation, strict=True)
+    ]

@@ -1,0 +1,215 @@
+"""The steps that change a model's graph, as torch.fx traces it: none goes by the names of one model's layers."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from sagittal.engine.frozen import FrozenConvolution, SteadyLinear, freezable
+from sagittal.engine.fusion import clamp_of
+from sagittal.engine.modular import make_modular
+
+
+class NothingToDo(Exception):
+    """A step found nothing that it could change; the message says what it looked for."""
+
+
+def trace(module: nn.Module) -> fx.GraphModule:
+    """Returns a copy of a module with its graph. Raises where it shows none."""
+    if any(isinstance(layer, torch.jit.ScriptModule) for layer in module.modules()):
+        raise NothingToDo("TorchScript cannot be traced; it runs as it was saved")
+    if isinstance(module, fx.GraphModule):
+        return copy.deepcopy(module)
+    return fx.symbolic_trace(copy.deepcopy(module))
+
+
+def _at_every_node(module: nn.Module, change: Callable[[fx.Node], bool], nothing: str) -> tuple[nn.Module, int]:
+    """Returns a copy changed node by node, and how many changed. Raises NothingToDo where none did."""
+    graph_module = trace(module)
+    changed = sum(change(node) for node in list(graph_module.graph.nodes))
+    if not changed:
+        raise NothingToDo(nothing)
+    return _finish(graph_module), changed
+
+
+def _modular_layers(module: nn.Module) -> tuple[nn.Module, str]:
+    """Makes functional layers with constant weights into modules, so that the other steps see them."""
+    graph_module = trace(module)
+    made = make_modular(graph_module)
+    if not made:
+        raise NothingToDo("no functional convolutions or batch norms")
+    return _finish(graph_module), ", ".join(f"{count} functional {kind} became modules" for kind, count in made.items())
+
+
+def _fold_batch_norms(module: nn.Module) -> tuple[nn.Module, str]:
+    """Folds each batch norm into the convolution before it."""
+    folded, count = _at_every_node(module, _fold_batch_norm, "no batch norm follows a convolution")
+    return folded, f"{count} batch norms folded"
+
+
+def _fold_batch_norm(node: fx.Node) -> bool:
+    source = _single_source(node)
+    norm, convolution = _module_of(node), _module_of(source)
+    if source is None or type(norm) is not nn.BatchNorm2d or type(convolution) is not nn.Conv2d:
+        return False
+    _replace_module(source, fuse_conv_bn_eval(convolution, norm))
+    _drop(node, source)
+    return True
+
+
+def _merge_padding(module: nn.Module) -> tuple[nn.Module, str]:
+    """Merges zero padding into the convolution that follows."""
+    merged, count = _at_every_node(module, _merge_one_padding, "no zero padding before a convolution")
+    return merged, f"{count} paddings merged into convolutions"
+
+
+def _merge_one_padding(node: fx.Node) -> bool:
+    source = _single_source(node)
+    convolution, padding = _module_of(node), _module_of(source)
+    if source is None or type(convolution) is not nn.Conv2d or type(padding) is not nn.ZeroPad2d:
+        return False
+    grown = _padded(convolution, padding.padding)
+    if grown is None:
+        return False
+    _replace_module(node, grown)
+    _drop(source, source.args[0])  # type: ignore[arg-type]
+    return True
+
+
+def _padded(convolution: nn.Conv2d, padding: Sequence[int]) -> nn.Conv2d | None:
+    """Returns a convolution that pads by itself, None where it cannot.
+
+    Where two sides differ, the kernel is wider by zeros on the lesser one.
+    """
+    if convolution.padding_mode != "zeros" or isinstance(convolution.padding, str):
+        return None
+    left, right, top, bottom = padding
+    columns, rows = max(left, right), max(top, bottom)
+    grown = copy.deepcopy(convolution)
+    grown.padding = (convolution.padding[0] + rows, convolution.padding[1] + columns)
+    if left != right or top != bottom:
+        if convolution.dilation != (1, 1):
+            return None
+        zeros = (columns - left, columns - right, rows - top, rows - bottom)
+        grown.weight = nn.Parameter(nn.functional.pad(convolution.weight, zeros), requires_grad=False)
+        grown.kernel_size = (grown.weight.shape[-2], grown.weight.shape[-1])
+    return grown
+
+
+def _fuse_activations(module: nn.Module) -> tuple[nn.Module, str]:
+    """Makes each convolution and the clamp after it one kernel, on CPUs."""
+    fused, count = _at_every_node(module, _fuse_activation, "no convolution on a CPU with a clamp after it")
+    return fused, f"{count} activations fused with convolutions"
+
+
+def _fuse_activation(node: fx.Node) -> bool:
+    clamp = clamp_of(node, _module_of(node))
+    source = node.args[0] if clamp and node.args else None
+    if clamp is None or not isinstance(source, fx.Node) or len(source.users) != 1 or not _called_once(source):
+        return False
+    convolution = freezable(_module_of(source))
+    if convolution is None:
+        return False
+    _replace_module(source, FrozenConvolution(convolution, clamp))
+    _drop(node, source)
+    return True
+
+
+def _freeze_convolutions(module: nn.Module) -> tuple[nn.Module, str]:
+    """Calls the kernels of the other convolutions straight too, and says whose gradient nothing else sees."""
+    graph_module = trace(module)
+    frozen = sum(_freeze(node) for node in list(graph_module.graph.nodes))
+    layers = [layer for layer in graph_module.modules() if isinstance(layer, FrozenConvolution)]
+    if not layers:
+        raise NothingToDo("no convolution on a CPU")
+    for node in graph_module.graph.nodes:
+        source = _single_source(node)
+        layer = _module_of(source)
+        if isinstance(layer, FrozenConvolution) and isinstance(_module_of(node), FrozenConvolution):
+            layer.owns_gradient = True
+    return _finish(graph_module), f"{frozen} more convolutions by their kernels, weights laid out once"
+
+
+def _freeze(node: fx.Node) -> bool:
+    convolution = freezable(_module_of(node))
+    if convolution is None:
+        return False
+    _replace_module(node, FrozenConvolution(convolution))
+    return True
+
+
+def _steady_linear_layers(module: nn.Module) -> tuple[nn.Module, str]:
+    """Makes what linear layers say of a row independent of the number of rows, on CPUs."""
+    steady, count = _at_every_node(module, _steady, "no linear layer on a CPU")
+    return steady, f"{count} linear layers say the same of a row in any batch"
+
+
+def _steady(node: fx.Node) -> bool:
+    linear = _module_of(node)
+    if type(linear) is not nn.Linear or linear.weight.device.type != "cpu":
+        return False
+    _replace_module(node, SteadyLinear(linear))
+    return True
+
+
+def to_channels_last(module: nn.Module) -> tuple[nn.Module, str]:
+    """Stores weights of convolutions with channels last, which most kernels prefer."""
+    if not any(isinstance(layer, nn.Conv2d | FrozenConvolution) for layer in module.modules()):
+        raise NothingToDo("no convolutions")
+    return copy.deepcopy(module).to(memory_format=torch.channels_last), "weights and inputs with channels last"
+
+
+def _module_of(node: fx.Node | None) -> nn.Module | None:
+    """Returns the module that a node calls; None for other nodes."""
+    return _owner(node).get_submodule(str(node.target)) if node is not None and node.op == "call_module" else None
+
+
+def _owner(node: fx.Node) -> nn.Module:
+    owner = node.graph.owning_module
+    if owner is None:
+        raise ValueError("the graph belongs to no module")
+    return owner
+
+
+def _single_source(node: fx.Node) -> fx.Node | None:
+    """Returns the module call before a module call, where nothing else uses either; None for others."""
+    source = node.args[0] if node.op == "call_module" and node.args else None
+    if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
+        return None
+    return source if _called_once(node) and _called_once(source) else None
+
+
+def _called_once(node: fx.Node) -> bool:
+    calls = [other for other in node.graph.nodes if other.op == "call_module" and other.target == node.target]
+    return len(calls) == 1
+
+
+def _replace_module(node: fx.Node, module: nn.Module) -> None:
+    parent, _, name = str(node.target).rpartition(".")
+    setattr(_owner(node).get_submodule(parent), name, module)
+
+
+def _drop(node: fx.Node, instead: fx.Node) -> None:
+    """Takes a node out of the graph, another in its place."""
+    node.replace_all_uses_with(instead)
+    node.graph.erase_node(node)
+
+
+def _finish(graph_module: fx.GraphModule) -> nn.Module:
+    graph_module.graph.eliminate_dead_code()
+    graph_module.graph.lint()
+    graph_module.recompile()
+    graph_module.delete_all_unused_submodules()
+    return graph_module.eval().requires_grad_(False)
+
+
+CHANGES: dict[str, Callable[[nn.Module], tuple[nn.Module, str]]] = {
+    "modular-layers": _modular_layers,
+    "fold-batch-norm": _fold_batch_norms,
+    "merge-padding": _merge_padding,
+    "fuse-activations": _fuse_activations,
+    "freeze-convolutions": _freeze_convolutions,
+    "steady-linear-layers": _steady_linear_layers,
+}
