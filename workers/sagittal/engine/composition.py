@@ -71,6 +71,8 @@ class Composer:
     """Makes inputs of masks on one device. Every row gets the same noise wherever it is evaluated."""
 
     device: torch.device
+    layout: torch.memory_format = torch.contiguous_format
+    """Layout of the inputs, as the model wants them."""
     _noise: NoiseTable = field(init=False)
     _canvases: OrderedDict[int, Canvas] = field(default_factory=OrderedDict)
     _stretches: dict[tuple[torch.Size, tuple[int, int], Upsampling], Stretch] = field(default_factory=dict)
@@ -107,14 +109,18 @@ class Composer:
         if canvas is None:
             # Outside inference mode, since requests with gradient use it too.
             with torch.inference_mode(False), torch.no_grad():
-                baseline = self._moved(subject.baseline)
-                canvas = Canvas(subject, baseline, self._moved(subject.image) - baseline)
+                image, baseline = self._laid_out(subject.image), self._laid_out(subject.baseline)
+                canvas = Canvas(subject, baseline, image - baseline)
             # The canvas holds the subject, so its id belongs to no other for as long as it is a key.
             self._canvases[id(subject)] = canvas
             while len(self._canvases) > SUBJECTS_KEPT:
                 self._canvases.popitem(last=False)
         self._canvases.move_to_end(id(subject))
         return canvas
+
+    def _laid_out(self, image: Tensor) -> Tensor:
+        """Returns an image on the device; what is composed of it has the same layout."""
+        return self._moved(image).unsqueeze(0).contiguous(memory_format=self.layout)[0]
 
     def _moved(self, tensor: Tensor) -> Tensor:
         """Returns a tensor on the device; from the host to CUDA through pinned memory, without waiting for the copy."""

@@ -84,12 +84,16 @@ class TorchEvaluator:
     _composer: Composer = field(init=False)
 
     def __post_init__(self) -> None:
-        self._composer = Composer(self.device)
+        self._composer = Composer(self.device, self._layout)
 
     @property
     def unit(self) -> int:
         """What rows that share a batch must come in multiples of; see `Engine`."""
         return 1 if self.pads_small else self.quantum
+
+    @property
+    def _layout(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def evaluate(self, parts: Sequence[Part]) -> list[Scores]:
         """Scores parts as one batch, all with gradient or all without. Raises EvaluationFailed."""
@@ -113,12 +117,10 @@ class TorchEvaluator:
         """Returns the inputs of all parts as one batch, padded to the quantum, in the layout that the model wants."""
         pieces = [one.inputs for one in composed]
         rows = sum(len(piece) for piece in pieces)
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
         size = self._padded(rows)
         if len(pieces) == 1 and size == rows:
-            return pieces[0].contiguous(memory_format=layout)
-        # Straight into the layout that the model wants: one copy of each row, not two.
-        inputs = torch.empty((size, *pieces[0].shape[1:]), device=self.device, memory_format=layout)
+            return pieces[0].contiguous(memory_format=self._layout)
+        inputs = torch.empty((size, *pieces[0].shape[1:]), device=self.device, memory_format=self._layout)
         row = 0
         for piece in pieces:
             inputs[row : row + len(piece)] = piece
