@@ -59,7 +59,7 @@ def test_the_model_says_what_it_is_and_what_was_done_to_it(client: Client):
     model = client.model("efficientnet-lite0")
     assert len(model.labels) == 1000
     applied = {step.name for step in model.optimizations if step.applied}
-    assert {"fold-batch-norm", "merge-padding", "channels-last"} <= applied
+    assert {"fold-batch-norm", "merge-padding", "freeze-convolutions"} <= applied
     assert model.supports_gradients
     assert "igos++" in {method.name for method in model.methods}
 

@@ -51,10 +51,9 @@ class Canvas:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Composed:
-    """The inputs of one part, with what the way back needs."""
+    """What the way back from the inputs of one part needs."""
 
-    inputs: Tensor
-    """Float32 of shape (rows, 3, height, width)."""
+    rows: int
     stretch: Stretch
     difference: Tensor
 
@@ -81,16 +80,16 @@ class Composer:
         self._noise = NoiseTable(self.device)
 
     @torch.no_grad()
-    def compose(self, part: Part) -> Composed:
-        """Returns `image * mask + baseline * (1 - mask)`, with noise where it is asked for."""
+    def compose(self, part: Part, inputs: Tensor) -> Composed:
+        """Writes `image * mask + baseline * (1 - mask)` into inputs (rows, ...), with noise where it is asked for."""
         request, canvas = part.request, self._canvas(part.request.subject)
         masks = self._moved(request.masks[part.start : part.stop].detach())
         stretch = self._stretch(masks.shape[1:], canvas.size, request.upsampling)
-        inputs = torch.addcmul(canvas.baseline, stretch.up(masks).unsqueeze(1), canvas.difference)
+        torch.addcmul(canvas.baseline, stretch.up(masks).unsqueeze(1), canvas.difference, out=inputs)
         if request.noise > 0:
             rows = range(request.noise_seed + part.start, request.noise_seed + part.stop)
-            inputs.add_(self._noise.rows(rows, inputs.shape[1:]), alpha=request.noise)
-        return Composed(inputs, stretch, canvas.difference)
+            self._noise.add(inputs, rows, request.noise)
+        return Composed(part.rows, stretch, canvas.difference)
 
     def _stretch(self, cells: torch.Size, size: tuple[int, int], how: Upsampling) -> Stretch:
         """Returns how masks are brought to the image's size, kept from earlier requests."""

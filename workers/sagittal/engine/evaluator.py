@@ -99,8 +99,8 @@ class TorchEvaluator:
         """Scores parts as one batch, all with gradient or all without. Raises EvaluationFailed."""
         gradient = parts[0].request.gradient
         with torch.inference_mode(not gradient), torch.set_grad_enabled(gradient):
-            composed = [self._composer.compose(part) for part in parts]
-            inputs = self._batch(composed).requires_grad_(gradient)
+            inputs, composed = self._compose(parts)
+            inputs.requires_grad_(gradient)
             exact = any(part.request.exact for part in parts)
             probabilities = self._probabilities(self._run(inputs, exact)[: sum(part.rows for part in parts)])
             targets = self._targets(parts, probabilities)
@@ -113,20 +113,16 @@ class TorchEvaluator:
         with torch.enable_grad():
             return request.call(ModelView(module, PROBABILITIES[self.output], request.subject))
 
-    def _batch(self, composed: Sequence[Composed]) -> Tensor:
+    def _compose(self, parts: Sequence[Part]) -> tuple[Tensor, list[Composed]]:
         """Returns the inputs of all parts as one batch, padded to the quantum, in the layout that the model wants."""
-        pieces = [one.inputs for one in composed]
-        rows = sum(len(piece) for piece in pieces)
-        size = self._padded(rows)
-        if len(pieces) == 1 and size == rows:
-            return pieces[0].contiguous(memory_format=self._layout)
-        inputs = torch.empty((size, *pieces[0].shape[1:]), device=self.device, memory_format=self._layout)
-        row = 0
-        for piece in pieces:
-            inputs[row : row + len(piece)] = piece
-            row += len(piece)
-        inputs[row:] = pieces[-1][-1:]
-        return inputs
+        rows, size = sum(part.rows for part in parts), parts[0].request.subject.image.shape
+        inputs = torch.empty((self._padded(rows), *size), device=self.device, memory_format=self._layout)
+        composed, row = [], 0
+        for part in parts:
+            composed.append(self._composer.compose(part, inputs[row : row + part.rows]))
+            row += part.rows
+        inputs[rows:] = inputs[rows - 1]
+        return inputs, composed
 
     def _padded(self, rows: int) -> int:
         """Returns the size of the batch that is run for so many rows."""
@@ -140,8 +136,8 @@ class TorchEvaluator:
         (of_inputs,) = torch.autograd.grad(targets.sum(), inputs)
         gradients, row = [], 0
         for one in composed:
-            gradients.append(one.gradient(of_inputs[row : row + len(one.inputs)]))
-            row += len(one.inputs)
+            gradients.append(one.gradient(of_inputs[row : row + one.rows]))
+            row += one.rows
         return gradients
 
     def _run(self, inputs: Tensor, exact: bool) -> Tensor:

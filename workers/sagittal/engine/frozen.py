@@ -221,8 +221,10 @@ class Spread(Back):
         """Returns the gradient of (n, channels, height, width)."""
         step, (above, left), (height, width) = self.geometry.stride[0], self.geometry.padding, images.shape[-2:]
         # As pixel_shuffle does, at a third of its time.
-        steps = self.kernel(gradient).unflatten(1, (-1, step, step)).permute(0, 1, 4, 2, 5, 3)
-        padded: Tensor = steps.flatten(4, 5).flatten(2, 3)
+        steps = self.kernel(gradient)
+        rows, _, *places = steps.shape
+        apart = steps.reshape(rows, -1, step, step, *places).permute(0, 1, 4, 2, 5, 3)
+        padded = apart.flatten(4, 5).flatten(2, 3)
         # Pixels that the last step did not reach have no part in the output.
         below, beside = above + height - padded.shape[-2], left + width - padded.shape[-1]
         if below > 0 or beside > 0:

@@ -33,6 +33,18 @@ class NoiseTable:
         windows = self._table[: OFFSETS + length - 1].unfold(0, length, 1)
         return windows.index_select(0, offsets).view(len(seeds), *shape)
 
+    def add(self, inputs: Tensor, seeds: Sequence[int], scale: float) -> None:
+        """Adds noise to inputs (seeds, ...), `scale` times as large."""
+        if self._device.type != "cpu":
+            inputs.add_(self.rows(seeds, inputs.shape[1:]), alpha=scale)
+            return
+        # A call for each row costs less here than a copy of all noise.
+        shape = inputs.shape[1:]
+        self._draw(shape.numel())
+        for row, seed in zip(inputs, seeds, strict=True):
+            offset = _hash(seed) % OFFSETS
+            row.add_(self._table[offset : offset + shape.numel()].view(shape), alpha=scale)
+
     def _draw(self, length: int) -> None:
         """Makes the table long enough. A longer table begins like a shorter one, so seeds keep their noise."""
         if len(self._table) >= OFFSETS + length:

@@ -33,7 +33,6 @@ from sagittal.explain.checkpoints import prefixed, within
 from sagittal.explain.descent import OPTIMISERS, Average, Optimiser, stratified
 from sagittal.explain.explainer import Explainer, Needs
 from sagittal.explain.level_sets import level_gradient, level_sets
-from sagittal.explain.masking import upsample
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.scales import chosen_scale
@@ -178,7 +177,7 @@ class MaskOptimisation(Explainer):
         fineness = (self.mask_size / REFERENCE_SIZE) ** 2
         roughness = self.tv_weight * fineness * regularisers.total_variation(batch)
         if self.btv_weight:
-            large = upsample(batch, problem.size)[:, 0]
+            large = problem.enlarged(batch)
             roughness = roughness + self.btv_weight * regularisers.bilateral_total_variation(large, problem.edges)
         penalty = self.l1_weight * regularisers.area(batch)[0] + roughness[0] / 2
         return problem.full_score * penalty

@@ -20,6 +20,11 @@ def upsample(masks: Tensor, size: tuple[int, int], how: Upsampling = Upsampling.
     return F.interpolate(cells, size=size, mode="bilinear", align_corners=how is Upsampling.ALIGNED)
 
 
+def stretched_units(cells: int, pixels: int, device: torch.device | None = None) -> Tensor:
+    """Returns what each cell of a line adds to each of its pixels, stretched linearly, of shape (pixels, cells)."""
+    return F.interpolate(torch.eye(cells, device=device).unsqueeze(0), size=pixels, mode="linear")[0].T.contiguous()
+
+
 def _boxes(cells: Tensor, size: tuple[int, int]) -> Tensor:
     """Each pixel takes the cell that its centre lies in, so that cells differ by at most one pixel in size."""
     rows = _cell_of_pixel(cells.shape[-2], size[0], cells.device)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sagittal.explain.masking import stretched_units
 from sagittal.explain.regularisers import edge_weights
 from sagittal.explain.seam import Evaluate, Inspect, ModelView, Subject
 
@@ -31,6 +32,7 @@ class Problem:
     restored: Mapping[str, Tensor] = field(default_factory=dict)
     """State of the last checkpoint of an earlier attempt; empty for a fresh start."""
     _edges: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
+    _axes: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def image(self) -> Tensor:
@@ -60,6 +62,18 @@ class Problem:
         if not self._edges:
             self._edges.append(edge_weights(self.image))
         return self._edges[0]
+
+    def enlarged(self, masks: Tensor) -> Tensor:
+        """Returns masks (n, h, w) at the image's size: bilinear, by two small products that differentiate cheaply."""
+        if masks.shape[-2:] == self.size:
+            return masks
+        rows, columns = (self._axis(few, many) for few, many in zip(masks.shape[-2:], self.size, strict=True))
+        return rows @ masks @ columns.mT
+
+    def _axis(self, cells: int, pixels: int) -> Tensor:
+        if (cells, pixels) not in self._axes:
+            self._axes[cells, pixels] = stretched_units(cells, pixels, self.image.device)
+        return self._axes[cells, pixels]
 
     def evaluate(self, masks: Tensor, **options: Any) -> Evaluate:
         """Asks for the scores of masks (n, h, w); the options are those of `Evaluate`."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sagittal.explain.evidence import heatmap
 from sagittal.explain.explainer import Explainer
+from sagittal.explain.masking import stretched_units
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.seam import OutOfBudget, Progress, SaliencyMask, Scores, Steps, Truncated
@@ -144,6 +145,5 @@ def _shifted(shifts: Tensor, cells: int, length: int, side: int) -> Tensor:
     Upsampling is linear along each axis: two small products for each mask do what stretching whole grids and cutting
     windows out of them would.
     """
-    units = torch.eye(cells, device=shifts.device).unsqueeze(0)
-    line = F.interpolate(units, size=cells * length, mode="linear")[0].T
+    line = stretched_units(cells, cells * length, shifts.device)
     return line[shifts + torch.arange(side, device=shifts.device)]
