@@ -24,6 +24,15 @@ def test_a_longer_table_does_not_change_what_a_seed_gave():
     assert torch.equal(rows(5, table=table), before)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_noise_that_is_added_is_that_of_the_seeds(layout):
+    table = NoiseTable(torch.device("cpu"))
+    inputs = torch.randn(3, *SHAPE).contiguous(memory_format=layout)
+    expected = inputs + 0.5 * rows(4, 5, 9, table=table)
+    table.add(inputs, (4, 5, 9), 0.5)
+    torch.testing.assert_close(inputs, expected, atol=1e-6, rtol=0)
+
+
 def test_noise_is_standard_normal():
     noise = rows(*range(64)).flatten()
     assert float(noise.mean()) == pytest.approx(0, abs=0.02)

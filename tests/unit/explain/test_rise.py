@@ -73,6 +73,20 @@ def test_masks_keep_every_pixel_with_the_same_probability():
     assert torch.allclose(masks.mean(0), torch.full((23, 31), 0.3), atol=0.04)
 
 
+@pytest.mark.parametrize("size", [(224, 224), (30, 45)])
+def test_masks_are_windows_of_grids_that_are_upsampled(size):
+    """As the paper's procedure makes them: stretch the whole grid, cut a window out at a random place."""
+    masks = random_masks(8, 7, 0.5, size, torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    kept = (torch.rand(8, 1, 8, 8, generator=generator) < 0.5).float()
+    lengths = [-(-side // 7) for side in size]
+    tops, lefts = (torch.randint(length, (8,), generator=generator).tolist() for length in lengths)
+    stretched = F.interpolate(kept, size=[8 * length for length in lengths], mode="bilinear")[:, 0]
+    for mask, whole, top, left in zip(masks, stretched, tops, lefts, strict=True):
+        window = whole[top : top + size[0], left : left + size[1]]
+        torch.testing.assert_close(mask, window, atol=1e-6, rtol=0)
+
+
 def test_masks_are_shifted_by_parts_of_a_cell():
     masks = random_masks(50, 4, 0.5, (16, 16), torch.Generator().manual_seed(0))
     changes = (masks.diff(dim=-1).abs() > 0).float().sum((0, 1))

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sagittal.engine import Engine, Task
+from sagittal.engine.frozen import FrozenConvolution
 from sagittal.explain import EXPLAINERS, Metrics, Question, explain
 from sagittal.explain.seam import SaliencyMask
 from sagittal.models.adapting import choose_place, resolve_preset
@@ -249,3 +250,11 @@ def test_bytes_that_live_are_counted_until_they_are_freed():
         del first
     assert (live.live, live.peak) == (1024, 2048)
     assert view.shape == (16, 16)
+
+
+def test_weights_that_are_laid_out_do_not_disturb_the_count():
+    layer, images = FrozenConvolution(nn.Conv2d(3, 4, 1).requires_grad_(False)), torch.ones(2, 3, 8, 8)
+    layer(images)
+    with LiveBytes() as live:
+        outputs = layer(images)
+    assert live.peak == outputs.nbytes

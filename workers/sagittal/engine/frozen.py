@@ -65,7 +65,7 @@ class Kernel:
                 lay_out = torch.ops.mkldnn._reorder_convolution_weight
                 self._weight = lay_out(self._weight.detach(), *self._where, list(images.shape))
                 self._laid_out = True
-        run = torch.ops.mkldnn._convolution_pointwise
+        run = torch.ops.mkldnn._convolution_pointwise.default
         return run(images, self._weight, bias, *self._where, *activation, "")  # type: ignore[no-any-return]
 
 

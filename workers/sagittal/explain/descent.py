@@ -1,11 +1,11 @@
 """Descent on masks: normalised steps that fit any scale of gradient, and random points of a path."""
 
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sagittal.explain.checkpoints import State
@@ -206,12 +206,18 @@ def smoothed(values: Tensor, sigma: float) -> Tensor:
     """Blurs (n, h, w) with a Gaussian of `sigma` cells; 0 leaves it as it is."""
     if sigma <= 0:
         return values
+    rows, columns = (_blurring(cells, sigma).to(values) for cells in values.shape[-2:])
+    return rows @ values @ columns.mT
+
+
+@functools.lru_cache(maxsize=64)
+def _blurring(cells: int, sigma: float) -> Tensor:
+    """Returns what each cell of a line adds to each of the blurred ones, of shape (cells, cells); ends are repeated."""
     radius = int(3 * sigma + 0.5)
-    offsets = torch.arange(-radius, radius + 1, device=values.device, dtype=values.dtype)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
     kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
-    kernel = kernel / kernel.sum()
-    padded = F.pad(values.unsqueeze(1), (radius,) * 4, mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1)).squeeze(1)
+    sources = (torch.arange(cells).unsqueeze(1) + offsets.long()).clamp_(0, cells - 1)
+    return torch.zeros(cells, cells).scatter_add_(1, sources, (kernel / kernel.sum()).expand(cells, -1))
 
 
 def stratified(rows: int, points: int, generator: torch.Generator) -> Tensor:

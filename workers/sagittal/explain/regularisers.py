@@ -4,7 +4,10 @@ All take masks of shape (n, h, w) and return one value for each, of shape (n,). 
 so that weights keep their meaning from one mask size to another.
 """
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 BTV_SIGMA = 0.01
@@ -29,10 +32,27 @@ def bilateral_total_variation(masks: Tensor, edges: tuple[Tensor, Tensor]) -> Te
         masks: Masks at the image's size, (n, height, width).
         edges: How alike they are, from `edge_weights`.
     """
-    rows, columns = _differences(masks)
-    row_weight, column_weight = edges
-    weighted = (row_weight * rows**2).sum((-2, -1)) + (column_weight * columns**2).sum((-2, -1))
-    return weighted / masks[0].numel()
+    return _Weighted.apply(masks, *edges)  # type: ignore[no-any-return]
+
+
+class _Weighted(torch.autograd.Function):
+    """The sum of weighted squares of differences, whose gradient autograd would make of many images' worth of zeros."""
+
+    @staticmethod
+    def forward(context: Any, masks: Tensor, row_weight: Tensor, column_weight: Tensor) -> Tensor:
+        rows, columns = _differences(masks)
+        weighted = row_weight * rows, column_weight * columns
+        context.save_for_backward(*weighted)
+        return ((weighted[0] * rows).sum((-2, -1)) + (weighted[1] * columns).sum((-2, -1))) / masks[0].numel()
+
+    @staticmethod
+    def backward(context: Any, along: Tensor) -> tuple[Tensor | None, ...]:
+        rows, columns = context.saved_tensors
+        gradient = F.pad(rows, (0, 0, 1, 0))
+        gradient[..., :-1, :] -= rows
+        gradient[..., :, 1:] += columns
+        gradient[..., :, :-1] -= columns
+        return gradient * (2 * along / gradient[0].numel()).view(-1, 1, 1), None, None
 
 
 def edge_weights(image: Tensor) -> tuple[Tensor, Tensor]:
