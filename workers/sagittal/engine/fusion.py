@@ -30,8 +30,9 @@ class Clamp:
             backward, bounds = torch.ops.aten.threshold_backward, [self.lowest]
         else:
             backward, bounds = torch.ops.aten.hardtanh_backward, [self.lowest, self.highest]
-        into = {"grad_input": gradient} if in_place else {}
-        return (backward.grad_input if in_place else backward.default)(gradient, output, *bounds, **into)  # type: ignore[no-any-return]
+        if in_place:
+            return backward.grad_input(gradient, output, *bounds, grad_input=gradient)  # type: ignore[no-any-return]
+        return backward(gradient, output, *bounds)  # type: ignore[no-any-return]
 
 
 _MODULES: dict[type[nn.Module], Callable[[Any], Clamp]] = {
