@@ -31,7 +31,7 @@ HEATMAPS = (
     "grad-cam", "integrated-gradients", "excitation-bp",
 )  # fmt: skip
 #: Most model evaluations of one search, so that the slowest methods end as well.
-EVALUATIONS = 600
+EVALUATIONS = 1000
 #: Pixels across a picture in the documentation, and colours in it.
 WIDTH, COLOURS = 1200, 200
 

@@ -3,8 +3,8 @@
 Refinement starts from a sufficient region and scores sets smaller than the best one, as a surrogate advises that is
 fitted to all scores known so far: some are made from nothing, some are the best one with patches dropped, and some are
 the sets that fall short by least, a beam of them, with patches swapped. The longer nothing is found, the bolder the
-advice. Once few patches are left, all sets of the most promising ones are scored instead. Elimination drops the patches
-that matter least, as many at a time as stay sufficient. Neither proves anything: see `certificates`.
+advice. Once few patches are left, a first attempt scores all sets of the most promising ones instead. Elimination drops
+the patches that matter least, as many at a time as stay sufficient. Neither proves anything: see `certificates`.
 
 A beam that grows from single patches, as published, gropes in the dark at first: below some size all scores are near
 zero and say little. Measured on photographs, it needs several times the evaluations for sets of the same size.
@@ -116,7 +116,7 @@ def refine(memo: Memo, region: int, *, width: int, bound: float, best: int = 0, 
         patience = max(LEAST_PATIENCE, PATIENCE * best.bit_count())
         if memo.evaluations >= min(end, found_at + patience) or best.bit_count() < 2:
             break
-        if best.bit_count() <= FEW:
+        if best.bit_count() <= FEW and not attempt:
             smaller = yield from _smaller_among_promising(memo, region, best, width, end)
             if not smaller:
                 break

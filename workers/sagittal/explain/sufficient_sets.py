@@ -206,11 +206,14 @@ class SetSearch:
         return any(bits & ~region == 0 for bits in self.found)
 
     def _salvage(self) -> Steps:
-        """Yields the claim that was being proven, or the smallest set known to suffice, with what was proven of it."""
+        """Yields the claim that was being proven, with what was proven of it, else the smallest set known to suffice.
+
+        The latter only where nothing was found: beside a set that was, it is a large one that nobody searched.
+        """
         claim = self.claims[-1] if self.claims else Claim()
-        if claim.bits in self.found or not claim.bits:
+        if not claim.bits and not self.found:
             claim = self._smallest_known()
-        if not claim.bits:
+        if not claim.bits or claim.bits in self.found:
             return
         try:
             yield from self.memo.confirm(claim.bits)
@@ -221,13 +224,9 @@ class SetSearch:
             yield self._add(claim, causal)
 
     def _smallest_known(self) -> Claim:
-        """Returns the smallest sufficient set in the memo that fits with those found, as a claim of its sufficiency."""
-        fitting = [
-            bits
-            for bits in self.memo.scores
-            if bits and self.memo.sufficient(bits) and compatible(bits, self.family, self.max_overlap)
-        ]
-        return Claim(min(fitting, key=lambda bits: (bits.bit_count(), -self.memo.merit(bits)), default=0), checked=1)
+        """Returns the smallest sufficient set in the memo as a claim of its sufficiency."""
+        sufficient = [bits for bits in self.memo.scores if bits and self.memo.sufficient(bits)]
+        return Claim(min(sufficient, key=lambda bits: (bits.bit_count(), -self.memo.merit(bits)), default=0), checked=1)
 
     def _settle(self) -> Steps:
         """Yields again each set whose place in the largest family is not as it was said to be."""
