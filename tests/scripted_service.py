@@ -1,6 +1,7 @@
 """A service that follows a script: a real gRPC server with the events that a test writes down."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
@@ -102,6 +103,10 @@ class Script(
     watched_after: list[int] = field(default_factory=list)
     cancelled_jobs: list[str] = field(default_factory=list)
     dropped: threading.Event = field(default_factory=threading.Event)
+    lingers: float = 0.0
+    """Seconds from a stream's last event to its end."""
+    heard_out: list[bool] = field(default_factory=list)
+    """Whether the caller of each stream that came to its end was still there."""
     model: model_pb2.Model = field(default_factory=lambda: model_pb2.Model(name="lamp", version="1", latest=True))
     changes: list[object] = field(default_factory=list)
 
@@ -231,6 +236,8 @@ class Script(
             if each.sequence == self.hang_after:
                 self.dropped.wait(30)
                 return
+        time.sleep(self.lingers)
+        self.heard_out.append(context.is_active())
 
     def _break(self, context: grpc.ServicerContext, code: grpc.StatusCode, text: str) -> None:
         if code is not grpc.StatusCode.OK:

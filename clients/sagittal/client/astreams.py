@@ -1,6 +1,7 @@
 """The events of a job as an asynchronous iterator that survives a lost connection."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -11,7 +12,8 @@ from sagittal.client.errors import Unavailable
 from sagittal.client.events import Event
 from sagittal.client.explanation import Explanation, Gathering
 from sagittal.client.resume import Cursor
-from sagittal.client.streams import take_event
+from sagittal.client.streams import LAST_WORD_SECONDS, take_event
+from sagittal.v1 import explanation_pb2 as pb
 
 
 class AsyncEventCall(Protocol):
@@ -20,6 +22,9 @@ class AsyncEventCall(Protocol):
     def __aiter__(self) -> AsyncIterator[Any]: ...
     def cancel(self) -> Any:
         """Drops the call."""
+
+    async def code(self) -> Any:
+        """Waits for the call's end and returns its status."""
 
 
 class AsyncEventStream(AsyncIterator[Event]):
@@ -93,7 +98,7 @@ class AsyncEventStream(AsyncIterator[Event]):
                 call = self._open_call(self._cursor)
                 try:
                     async for response in call:
-                        event = take_event(self._cursor, self._gathering, response.event)
+                        event = await self._take(response.event, call)
                         if event is not None:
                             yield event
                         if self._cursor.ended:
@@ -104,3 +109,17 @@ class AsyncEventStream(AsyncIterator[Event]):
                 finally:
                     call.cancel()
                 await asyncio.sleep(wait)
+
+    async def _take(self, message: pb.ExplanationEvent, call: AsyncEventCall) -> Event | None:
+        """Returns an event as `take_event` does; after the last one the call has ended too."""
+        try:
+            return take_event(self._cursor, self._gathering, message)
+        finally:
+            if self._cursor.ended:
+                await let_end(call)
+
+
+async def let_end(call: AsyncEventCall) -> None:
+    """Waits until a call whose last event came has ended: dropped before, the service would count it as cancelled."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(call.code(), LAST_WORD_SECONDS)

@@ -10,11 +10,13 @@ from typing import Any, Unpack
 import grpc
 from google.protobuf.message import Message
 
+from sagittal.client import astreams
 from sagittal.client.concept_fits import FitOptions, Fitting, OnProgress
 from sagittal.client.concepts import ConceptSet, page_request, parse_concept_set, update_request
 from sagittal.client.errors import Unavailable
 from sagittal.client.images import ImageLike
 from sagittal.client.resume import Cursor
+from sagittal.client.streams import let_end
 from sagittal.client.tracing import Metadata
 from sagittal.v1 import concept_service_pb2 as service_pb
 from sagittal.v1 import concept_service_pb2_grpc as service_grpc
@@ -151,6 +153,7 @@ class ConceptCalls(_Calls):
         with self._attempt(fitting, cursor) as attempt:
             for answer in attempt.answers:
                 if attempt.take(answer):
+                    let_end(attempt.answers)
                     break
         return attempt.wait
 
@@ -219,6 +222,7 @@ class AsyncConceptCalls(_Calls):
         with self._attempt(fitting, cursor) as attempt:
             async for answer in attempt.answers:
                 if attempt.take(answer):
+                    await astreams.let_end(attempt.answers)
                     break
         return attempt.wait
 

@@ -1,6 +1,7 @@
 """The events of a job as an iterator that survives a lost connection."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
@@ -15,6 +16,9 @@ from sagittal.client.parsing import parse_event
 from sagittal.client.resume import Cursor
 from sagittal.v1 import explanation_pb2 as pb
 
+#: Longest wait for the end of a call after its last event, in seconds: it follows at once unless the connection breaks.
+LAST_WORD_SECONDS = 2.0
+
 
 class EventCall(Protocol):
     """A streaming call whose messages carry one event each."""
@@ -22,6 +26,9 @@ class EventCall(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
     def cancel(self) -> Any:
         """Drops the call."""
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        """Has a function called when the call has ended; returns False where it has already."""
 
 
 class Reading:
@@ -55,7 +62,7 @@ class Reading:
         self._call = call = self._open_call(self.cursor)
         try:
             for response in call:
-                event = take_event(self.cursor, self.gathering, response.event)
+                event = self._take(response.event)
                 if event is not None:
                     yield event
                 if self.cursor.ended:
@@ -67,6 +74,21 @@ class Reading:
         finally:
             call.cancel()
         return self.cursor.wait_after(None)
+
+    def _take(self, message: pb.ExplanationEvent) -> Event | None:
+        """Returns an event as `take_event` does; after the last one the call has ended too."""
+        try:
+            return take_event(self.cursor, self.gathering, message)
+        finally:
+            if self.cursor.ended and self._call is not None:
+                let_end(self._call)
+
+
+def let_end(call: EventCall) -> None:
+    """Waits until a call whose last event came has ended: dropped before, the service would count it as cancelled."""
+    ended = threading.Event()
+    if call.add_callback(ended.set):
+        ended.wait(LAST_WORD_SECONDS)
 
 
 def take_event(cursor: Cursor, gathering: Gathering, message: pb.ExplanationEvent) -> Event | None:

@@ -2,11 +2,13 @@
 
 import asyncio
 import gc
+from contextlib import nullcontext
 from dataclasses import replace
 
 import grpc
 import numpy as np
 import pytest
+from scripted_service import event, failure
 
 from sagittal.client import (
     Accepted,
@@ -16,6 +18,7 @@ from sagittal.client import (
     JobCancelled,
     Mask,
     Progress,
+    SagittalError,
     Unavailable,
 )
 
@@ -57,6 +60,31 @@ def test_events_are_typed_and_in_order(client, picture) -> None:
     assert isinstance(seen[4], Mask)
     assert not seen[4].final
     assert isinstance(seen[-1], Completed)
+
+
+def failed_log(log):
+    return [log[0], event(2, failed=failure(13, "MODEL_FAILED"))]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_stream_is_heard_out_so_that_the_service_counts_no_cancellation(client, script, picture, fails) -> None:
+    script.lingers = 0.2
+    script.log = failed_log(script.log) if fails else script.log
+    with client.stream(picture, model="lamp") as events, pytest.raises(SagittalError) if fails else nullcontext():
+        while not isinstance(next(events), Completed):
+            pass
+    assert script.heard_out == [True]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_an_asynchronous_stream_is_heard_out_too(address, script, picture, options, fails) -> None:
+    script.lingers = 0.2
+    script.log = failed_log(script.log) if fails else script.log
+    async with AsyncClient(address, options=options) as client, await client.stream(picture, model="lamp") as events:
+        with pytest.raises(SagittalError) if fails else nullcontext():
+            while not isinstance(await anext(events), Completed):
+                pass
+    assert script.heard_out == [True]
 
 
 @pytest.mark.parametrize(("code", "text"), BREAKS)
