@@ -53,7 +53,7 @@ def save(fig: Figure, name: str) -> None:
         style.save(fig, path)
         with PIL.Image.open(path) as picture:
             size = (WIDTH, round(WIDTH * picture.height / picture.width))
-            reduced = picture.convert("RGB").resize(size, PIL.Image.Resampling.LANCZOS).quantize(COLOURS)
+            reduced = picture.convert("RGB").resize(size, PIL.Image.Resampling.LANCZOS).quantize(COLOURS, PIL.Image.Quantize.MAXCOVERAGE)
             reduced.save(IMAGES / name, optimize=True)
 
 
