@@ -53,8 +53,9 @@ def save(fig: Figure, name: str) -> None:
         style.save(fig, path)
         with PIL.Image.open(path) as picture:
             size = (WIDTH, round(WIDTH * picture.height / picture.width))
-            reduced = picture.convert("RGB").resize(size, PIL.Image.Resampling.LANCZOS).quantize(COLOURS, PIL.Image.Quantize.MAXCOVERAGE)
-            reduced.save(IMAGES / name, optimize=True)
+            resized = picture.convert("RGB").resize(size, PIL.Image.Resampling.LANCZOS)
+            # The colours of a curve are few pixels: by frequency alone they would go.
+            resized.quantize(COLOURS, PIL.Image.Quantize.MAXCOVERAGE).save(IMAGES / name, optimize=True)
 
 
 def draw_heatmaps(explained: Mapping[str, Sequence[Explained]]) -> Figure:
