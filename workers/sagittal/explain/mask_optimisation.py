@@ -16,7 +16,6 @@ Where we differ from the papers, and why:
   outweighs them where the class is seen with little confidence, and the mask vanishes.
 - A descent whose mask has settled ends.
 - A mask finer than 28 cells takes its first steps at 28: cells that small say too little to find a part by themselves.
-  What those steps found is kept where the finer ones explain no more.
 - Steps are smoothed a little, and the result is the mean of the last iterations, at the scale that its curves are best
   at (see `scales`). Without `levels` it stays as it is.
 """
@@ -81,15 +80,12 @@ class _Descent:
         self._make = optimiser
         self.step = int(state.get("step", 0))
         self.masks = state.get("masks", masks)
-        self.coarse: Tensor | None = state.get("coarse")
-        """The average of the masks before they were enlarged; None where they were not."""
         self.average = Average(self.masks, within(state, "average"))
         self.optimiser = optimiser(within(state, "optimiser"))
 
     def enlarge(self, size: int) -> None:
         """Goes on with masks of another size, without memory of earlier steps."""
         if self.masks.shape[-1] != size:
-            self.coarse = self.average.masks
             self.masks = enlarged(self.average.masks, size)
             self.average, self.optimiser = Average(self.masks), self._make({})
 
@@ -102,7 +98,6 @@ class _Descent:
     def checkpoint(self, done: Sequence[Tensor]) -> Checkpoint:
         """Returns all that the steps to come depend on: what is random follows from the seed and the step."""
         state = {"step": torch.tensor(self.step), "masks": self.masks}
-        state |= {} if self.coarse is None else {"coarse": self.coarse}
         state |= prefixed("average", self.average.state) | prefixed("optimiser", self.optimiser.state)
         return Checkpoint(prefixed(f"start-{len(done)}", state) | ({"done": torch.stack([*done])} if done else {}))
 
@@ -181,7 +176,7 @@ class MaskOptimisation(Explainer):
             for size, end in self._stages():
                 yield from self._stage(problem, descent, size, end, done)
             if self.levels:
-                found = [1 - mask for mask in (*self.candidates(descent.average.masks), *self._coarse(descent))]
+                found = [1 - mask for mask in self.candidates(descent.average.masks)]
                 return 1 - (yield from chosen_scale(problem, found))
         except OutOfBudget as spent:
             yield Truncated(spent.limit)
@@ -209,12 +204,6 @@ class MaskOptimisation(Explainer):
             yield SaliencyMask(1 - self._kept(descent), final=False, index=index)
             yield descent.checkpoint(done)
         descent.step = end
-
-    def _coarse(self, descent: _Descent) -> list[Tensor]:
-        """Returns the kept mask of a coarse stage before this one: its fine parts are to explain more than that did."""
-        if descent.coarse is None:
-            return []
-        return [enlarged(self.kept(descent.coarse).unsqueeze(0), self.mask_size)[0]]
 
     def _kept(self, descent: _Descent) -> Tensor:
         """Returns the kept mask as it is so far, at the size that was asked for."""
