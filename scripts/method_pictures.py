@@ -6,12 +6,14 @@ Takes several minutes on two cores. Pictures are reduced in size and colours, so
 
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import ImageColor
 
 from sagittal.cli.drawing import style
 from sagittal.cli.drawing.graph import draw_graph
@@ -54,8 +56,16 @@ def save(fig: Figure, name: str) -> None:
         with PIL.Image.open(path) as picture:
             size = (WIDTH, round(WIDTH * picture.height / picture.width))
             resized = picture.convert("RGB").resize(size, PIL.Image.Resampling.LANCZOS)
-            # The colours of a curve are few pixels: by frequency alone they would go.
-            resized.quantize(COLOURS, PIL.Image.Quantize.MAXCOVERAGE).save(IMAGES / name, optimize=True)
+            resized.quantize(palette=palette_of(resized)).save(IMAGES / name, optimize=True)
+
+
+def palette_of(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Returns the most frequent colours of a picture, and those of lines and text, which are too few to count."""
+    frequent = picture.quantize(COLOURS).getpalette() or []
+    drawn = [ImageColor.getrgb(colour) for colour in (style.INK, style.GOOD, style.BAD, style.WARN, style.PAPER)]
+    palette = PIL.Image.new("P", (1, 1))
+    palette.putpalette([*frequent[: 3 * COLOURS], *chain.from_iterable(drawn)])
+    return palette
 
 
 def draw_heatmaps(explained: Mapping[str, Sequence[Explained]]) -> Figure:
