@@ -162,6 +162,8 @@ def _load(picture: ImageFile, path: str) -> None:
         picture.load()
     except _DAMAGE as error:
         raise _damaged(path, error) from error
+    if picture.mode in ("P", "PA") and picture.palette is None:
+        raise _damaged(path, ValueError("it lacks the palette that its colours are numbers of"))
 
 
 def _damaged(path: str, error: BaseException) -> InvalidImage:

@@ -315,3 +315,14 @@ def test_an_image_without_a_source_says_what_to_give() -> None:
 def test_raw_pixels_beyond_the_limit_are_refused() -> None:
     with pytest.raises(InvalidImage, match="at most 3"):
         check(tensor_pb2.Image(pixels=picture_of()), ImageLimits(max_pixels=3))
+
+
+def test_a_picture_without_its_palette_is_refused() -> None:
+    whole = encoded(noise().convert("P")).encoded
+    start = whole.index(b"PLTE") - 4
+    (length,) = struct.unpack_from(">I", whole, start)
+    image = tensor_pb2.Image(encoded=whole[:start] + whole[start + 12 + length :])
+    for read in (check, decode):
+        with pytest.raises(InvalidImage, match="lacks the palette") as caught:
+            read(image, LIMITS)
+        assert caught.value.field == "image.encoded"
