@@ -37,13 +37,16 @@ class Outcome:
         return f"{self.target}: {self.inputs:,} inputs in {self.seconds:.0f} s{edges}: {self.fault or 'nothing found'}"
 
 
-def fuzz_covered(target: str, seconds: int, keep: Path | None = None) -> Outcome:
-    """Fuzzes one of `COVERED`; inputs that reached something new, and one that failed, stay in `keep`."""
+def fuzz_covered(target: str, seconds: int, keep: Path | None = None, *, seed: int = 0) -> Outcome:
+    """Fuzzes one of `COVERED`; inputs that reached something new, and one that failed, stay in `keep`.
+
+    A `seed` makes it begin alike each time; 0 draws one.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         place = keep or Path(scratch)
         corpus = place / target
         corpus.mkdir(parents=True, exist_ok=True)
-        options = [f"-max_total_time={seconds}", f"-timeout={PATIENCE}", f"-rss_limit_mb={MEMORY_MIB}"]
+        options = [f"-max_total_time={seconds}", f"-timeout={PATIENCE}", f"-rss_limit_mb={MEMORY_MIB}", f"-seed={seed}"]
         options += ["-print_final_stats=1", f"-artifact_prefix={place}/{target}-", "-verbosity=1"]
         began = time.monotonic()
         done = subprocess.run(
