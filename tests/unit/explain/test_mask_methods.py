@@ -89,8 +89,10 @@ def test_steps_do_not_depend_on_the_scale_of_the_gradient():
         assert overlap(final(events), LEFT) > 0.6, gain
 
 
-def test_a_fine_mask_has_its_size_from_the_first_event_on():
-    events, _ = explained(LooksAtRegions(LEFT), known_models.image(LEFT), IGOSPlusPlus(mask_size=56, iterations=5))
+@pytest.mark.parametrize("iterations", [1, 2, 5])
+def test_a_fine_mask_has_its_size_from_the_first_event_on(iterations):
+    method = IGOSPlusPlus(mask_size=56, iterations=iterations)
+    events, _ = explained(LooksAtRegions(LEFT), known_models.image(LEFT), method)
     assert {event.saliency.shape for event in events if isinstance(event, SaliencyMask)} == {(56, 56)}
 
 

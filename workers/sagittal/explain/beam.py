@@ -64,10 +64,10 @@ SMALL = 14
 """Sets of up to this many patches are worth the single removals that eliminate what they can spare."""
 
 FEW = 4
-"""A best set of up to this many patches is followed by sets of one patch less: all those of the promising patches,"""
+"""Patches of a best set up to which all sets of one patch less are scored that promising patches make."""
 
 FEW_BOUND = 120
-"""as many patches as make at most so many sets."""
+"""Most of these sets: as many patches count as promising as make no more."""
 
 TYPICAL = 600
 """Evaluations of a typical job, for progress."""

@@ -185,10 +185,10 @@ class MaskOptimisation(Explainer):
         return self._kept(descent)
 
     def _stages(self) -> Sequence[tuple[int, int]]:
-        """Returns the sizes that the masks have in turn, and the step at which each ends."""
+        """Returns the sizes that the masks have in turn, and the step that each ends at: the last has one at least."""
         if self.mask_size <= COARSE:
             return [(self.mask_size, self.iterations)]
-        return [(COARSE, round((1 - FINE_SHARE) * self.iterations)), (self.mask_size, self.iterations)]
+        return [(COARSE, int((1 - FINE_SHARE) * self.iterations)), (self.mask_size, self.iterations)]
 
     def _stage(self, problem: Problem, descent: _Descent, size: int, end: int, done: Sequence[Tensor]) -> Steps:
         """Descends on masks of one size to the step at which it ends, or until they have settled."""
