@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from sagittal.engine.frozen import Back, FrozenConvolution, Spread, SteadyLinear, Turned, back_of, freezable
+from sagittal.engine.frozen import (
+    Back,
+    FrozenChain,
+    FrozenConvolution,
+    Spread,
+    SteadyLinear,
+    Turned,
+    back_of,
+    freezable,
+)
 from sagittal.engine.fusion import Clamp
 
 GEOMETRIES = [
@@ -68,12 +77,23 @@ def test_the_way_back_follows_from_the_geometry(geometry, channels, way):
 
 
 @pytest.mark.parametrize("clamp", [Clamp(0.0), Clamp(0.0, 0.5), Clamp(-0.2, 0.3)])
-@pytest.mark.parametrize("owns_gradient", [False, True])
-def test_its_clamp_is_applied_both_ways(clamp, owns_gradient):
+def test_its_clamp_is_applied_both_ways(clamp):
     plain, images = convolution(3, 1, 1, 1), torch.randn(2, 3, 9, 9)
     frozen = FrozenConvolution(plain, clamp)
-    frozen.owns_gradient = owns_gradient
     assert_same(frozen, lambda images: plain(images).clamp(clamp.lowest, clamp.highest), images)
+
+
+def test_a_chain_is_its_convolutions_in_turn_and_leaves_the_gradient_that_it_is_given_as_it_is():
+    first, second, third = convolution(3, 2, 1), convolution(1, 1, channels=(6, 6)), convolution(3, channels=(6, 4))
+    clamps = Clamp(0.0), None, Clamp(-0.5, 0.5)
+    plain = nn.Sequential(first, nn.ReLU(), second, third, nn.Hardtanh(-0.5, 0.5))
+    layers = [FrozenConvolution(layer, clamp) for layer, clamp in zip((first, second, third), clamps, strict=True)]
+    chain, images = FrozenChain(layers), torch.randn(2, 3, 13, 13)
+    assert_same(chain, plain, images)
+    along = torch.randn(plain(images).shape)
+    given = along.clone()
+    with_gradient(chain, images, lambda _: given)
+    assert torch.equal(given, along)
 
 
 def test_other_sizes_than_that_of_the_first_call_are_taken():
@@ -115,5 +135,18 @@ def test_a_row_of_a_steady_linear_layer_is_the_same_alone_and_among_others(bias)
     assert_same(steady, linear, rows)
     assert_same(steady, linear, rows[:1])
     assert_same(steady, linear, torch.randn(2, 5, 320))
+    _, whole = with_gradient(steady, rows, torch.ones)
     for count in range(1, 17):
-        assert torch.equal(steady(rows[:count]), steady(rows)[:count])
+        few, gradient = with_gradient(steady, rows[:count], torch.ones)
+        assert torch.equal(few, steady(rows)[:count])
+        assert torch.equal(gradient, whole[:count])
+
+
+def test_a_linear_layer_that_was_run_can_be_copied_and_counts_its_weights():
+    steady, rows = SteadyLinear(nn.Linear(32, 10).requires_grad_(False)), torch.randn(4, 32)
+    assert steady.laid_out_bytes == 0
+    expected, _ = with_gradient(steady, rows, torch.ones)
+    assert steady.laid_out_bytes == steady.weight.nbytes
+    copied = copy.deepcopy(steady)
+    assert copied.laid_out_bytes == 0
+    assert torch.equal(copied(rows), expected)

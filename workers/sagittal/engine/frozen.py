@@ -8,6 +8,7 @@ convolutions of single pixels, and an image's three channels cost as much as six
 Linear layers are run so that a row comes out the same to the last bit, however many others there are.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,11 +71,7 @@ class Kernel:
 
 
 class FrozenConvolution(nn.Module):
-    """A convolution on a CPU whose weights do not change, with a clamp on its output or without.
-
-    Attributes:
-        owns_gradient: Whether nothing else sees the gradient of the output, which may then be changed in place.
-    """
+    """A convolution on a CPU whose weights do not change, with a clamp on its output or without."""
 
     def __init__(self, convolution: nn.Conv2d, clamp: Clamp | None = None) -> None:
         """Takes the weights of a convolution that is freezable."""
@@ -87,17 +84,12 @@ class FrozenConvolution(nn.Module):
             convolution.groups,
         )
         self.clamp = clamp
-        self.owns_gradient = False
         self._kernel: Kernel | None = None
         self._back: Back | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the clamped convolution of (n, channels, height, width)."""
-        if torch.compiler.is_compiling():
-            return self._plain(images)  # the compiler fuses and lays out by itself
-        if images.requires_grad and torch.is_grad_enabled():
-            return _Differentiable.apply(images, self)  # type: ignore[no-any-return]
-        return self.run(images)
+        return _in_turn(images, [self])
 
     def run(self, images: Tensor) -> Tensor:
         """Returns the same, without a gradient."""
@@ -105,17 +97,25 @@ class FrozenConvolution(nn.Module):
             self._kernel = Kernel(self.weight, self.geometry)
         return self._kernel(images, self.bias, _NO_ACTIVATION if self.clamp is None else self.clamp.kernel)
 
-    def _plain(self, images: Tensor) -> Tensor:
+    def plain(self, images: Tensor) -> Tensor:
+        """Returns the same by torch's own functions."""
         where = (self.geometry.stride, self.geometry.padding, self.geometry.dilation, self.geometry.groups)
         output = F.conv2d(images, self.weight, self.bias, *where)
         return output if self.clamp is None else output.clamp(self.clamp.lowest, self.clamp.highest)
 
-    def back(self, gradient: Tensor, images: Tensor, output: Tensor | None) -> Tensor:
-        """Returns the gradient with respect to the images, given that with respect to the output."""
+    def back(self, gradient: Tensor, images: Tensor, output: Tensor | None, *, owned: bool) -> Tensor:
+        """Returns the gradient with respect to the images, given that with respect to the output.
+
+        Args:
+            gradient: Of the output's shape.
+            images: What was convolved, of shape (n, channels, height, width).
+            output: What came of it; a layer without a clamp needs none.
+            owned: Whether nothing else sees the gradient, which may then be changed in place.
+        """
         if self._back is None:
             self._back = back_of(self.weight, self.geometry)
         if self.clamp is not None and output is not None:
-            gradient = self.clamp.backward(gradient, output, in_place=self.owns_gradient)
+            gradient = self.clamp.backward(gradient, output, in_place=owned)
         return self._back(gradient, images)
 
     @property
@@ -128,38 +128,109 @@ class FrozenConvolution(nn.Module):
         return {**self.__dict__, "_kernel": None, "_back": None}
 
 
+class FrozenChain(nn.Module):
+    """Frozen convolutions one after another: to what computes gradients they are one layer, which costs once."""
+
+    def __init__(self, layers: Sequence[FrozenConvolution]) -> None:
+        """Takes the layers in the order in which they run."""
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns what the last layer makes of (n, channels, height, width)."""
+        return _in_turn(images, [*self.layers])
+
+
+def _in_turn(images: Tensor, layers: Sequence[FrozenConvolution]) -> Tensor:
+    """Returns what the last layer makes of images."""
+    if not torch.compiler.is_compiling() and images.requires_grad and torch.is_grad_enabled():
+        return _Differentiable.apply(images, layers)  # type: ignore[no-any-return]
+    for layer in layers:
+        # A compiler fuses and lays out by itself.
+        images = layer.plain(images) if torch.compiler.is_compiling() else layer.run(images)
+    return images
+
+
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, images: Tensor, layers: Sequence[FrozenConvolution]) -> Tensor:
+        passed = [images]
+        for layer in layers:
+            passed.append(layer.run(passed[-1]))
+        # Where no clamp needs it, what leaves may be changed by whoever takes it.
+        context.save_for_backward(*passed[:-1], None if layers[-1].clamp is None else passed[-1])
+        context.layers = layers
+        return passed[-1]
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        passed = context.saved_tensors
+        for index in reversed(range(len(context.layers))):
+            # Only the gradient of what leaves the last layer is seen by others.
+            owned = index < len(context.layers) - 1
+            gradient = context.layers[index].back(gradient, passed[index], passed[index + 1], owned=owned)
+        return gradient, None
+
+
 class SteadyLinear(nn.Module):
-    """A linear layer whose result for a row does not depend on the number of rows.
+    """A linear layer on a CPU whose result for a row does not depend on the number of rows, nor does its gradient.
 
     Products choose their kernel by the number of rows, and kernels sum in different orders. They do less so where the
-    rows are columns, and there are two at least.
+    rows are columns, and there are two at least. For the gradient its weights are laid out the other way, once: few
+    rows are soon multiplied, and fetching weights line by line takes most of their time.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         """Takes the weights of a linear layer."""
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
+        self._turned: Tensor | None = None
 
     def forward(self, features: Tensor) -> Tensor:
         """Returns (n, outputs) of (n, inputs); other shapes go the usual way."""
-        if features.ndim != 2:
+        if features.ndim != 2 or torch.compiler.is_compiling():
             return F.linear(features, self.weight, self.bias)
-        columns = (features.expand(2, -1) if len(features) == 1 else features).t()
+        if features.requires_grad and torch.is_grad_enabled():
+            return _DifferentiableRows.apply(features, self)  # type: ignore[no-any-return]
+        return self.run(features)
+
+    def run(self, features: Tensor) -> Tensor:
+        """Returns the same for rows, without a gradient."""
+        columns = _columns(features)
         product = self.weight @ columns if self.bias is None else torch.addmm(self.bias[:, None], self.weight, columns)
-        return product[:, : len(features)].t()
+        return product[:, : len(features)].t().clone(memory_format=torch.contiguous_format)
+
+    def back(self, gradient: Tensor) -> Tensor:
+        """Returns the gradient with respect to the features, given that with respect to the outputs."""
+        if self._turned is None:
+            with torch.inference_mode(False), torch.no_grad():
+                self._turned = self.weight.t().contiguous()
+        return (self._turned @ _columns(gradient))[:, : len(gradient)].t()
+
+    @property
+    def laid_out_bytes(self) -> int:
+        """Memory of weights beside its parameters, for the ways that it has been run so far."""
+        return 0 if self._turned is None else self._turned.nbytes
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what a copy is made of: without weights that are laid out."""
+        return {**self.__dict__, "_turned": None}
 
 
-class _Differentiable(torch.autograd.Function):
+def _columns(rows: Tensor) -> Tensor:
+    """Returns rows as columns, two at least."""
+    return (rows.expand(2, -1) if len(rows) == 1 else rows).t()
+
+
+class _DifferentiableRows(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, images: Tensor, convolution: FrozenConvolution) -> Tensor:
-        output = convolution.run(images)
-        context.save_for_backward(images, None if convolution.clamp is None else output)
-        context.convolution = convolution
-        return output
+    def forward(context: Any, features: Tensor, linear: SteadyLinear) -> Tensor:
+        context.linear = linear
+        return linear.run(features)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return context.convolution.back(gradient, *context.saved_tensors), None
+        return context.linear.back(gradient), None
 
 
 class Back:

@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from sagittal.engine.frozen import FrozenConvolution, SteadyLinear, freezable
+from sagittal.engine.frozen import FrozenChain, FrozenConvolution, SteadyLinear, freezable
 from sagittal.engine.fusion import clamp_of
 from sagittal.engine.modular import make_modular
 
@@ -118,18 +118,14 @@ def _fuse_activation(node: fx.Node) -> bool:
 
 
 def _freeze_convolutions(module: nn.Module) -> tuple[nn.Module, str]:
-    """Calls the kernels of the other convolutions straight too, and says whose gradient nothing else sees."""
+    """Calls the kernels of the other convolutions straight too, and makes those one after another one layer."""
     graph_module = trace(module)
     frozen = sum(_freeze(node) for node in list(graph_module.graph.nodes))
-    layers = [layer for layer in graph_module.modules() if isinstance(layer, FrozenConvolution)]
-    if not layers:
+    if not any(isinstance(layer, FrozenConvolution) for layer in graph_module.modules()):
         raise NothingToDo("no convolution on a CPU")
-    for node in graph_module.graph.nodes:
-        source = _single_source(node)
-        layer = _module_of(source)
-        if isinstance(layer, FrozenConvolution) and isinstance(_module_of(node), FrozenConvolution):
-            layer.owns_gradient = True
-    return _finish(graph_module), f"{frozen} more convolutions by their kernels, weights laid out once"
+    joined = sum(_join(node) for node in list(graph_module.graph.nodes))
+    detail = f"{frozen} more convolutions by their kernels, weights laid out once; {joined} joined with the one before"
+    return _finish(graph_module), detail
 
 
 def _freeze(node: fx.Node) -> bool:
@@ -137,6 +133,19 @@ def _freeze(node: fx.Node) -> bool:
     if convolution is None:
         return False
     _replace_module(node, FrozenConvolution(convolution))
+    return True
+
+
+def _join(node: fx.Node) -> bool:
+    source, layer = _single_source(node), _module_of(node)
+    before = _module_of(source)
+    if source is None or not isinstance(layer, FrozenConvolution):
+        return False
+    if not isinstance(before, FrozenConvolution | FrozenChain):
+        return False
+    layers = before.layers if isinstance(before, FrozenChain) else [before]
+    _replace_module(source, FrozenChain([*layers, layer]))
+    _drop(node, source)
     return True
 
 

@@ -7,7 +7,7 @@ import torch
 
 from sagittal.engine import Engine
 from sagittal.engine.evaluator import TorchEvaluator
-from sagittal.engine.frozen import FrozenConvolution
+from sagittal.engine.frozen import FrozenConvolution, SteadyLinear
 from sagittal.engine.memo import ScoreMemo
 from sagittal.engine.optimise import Step
 from sagittal.models.checking import Check
@@ -81,6 +81,8 @@ class LoadedModel:
         """Bytes of all weights on the device, those of the model as it came and of the optimised one."""
         modules = {self.evaluator.module, self.evaluator.inspected or self.evaluator.module}
         tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-        frozen = [layer for layer in self.evaluator.module.modules() if isinstance(layer, FrozenConvolution)]
+        frozen = [
+            layer for layer in self.evaluator.module.modules() if isinstance(layer, FrozenConvolution | SteadyLinear)
+        ]
         laid_out = sum(layer.laid_out_bytes for layer in frozen)
         return laid_out + sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
