@@ -23,7 +23,7 @@ from sagittal.models.sources import load_source
 IMAGES = 16
 """Images in a batch, as a worker finds them best on a CPU."""
 
-ROUNDS = 5
+ROUNDS = 7
 """Runs of each side, in turn: the fastest counts."""
 
 

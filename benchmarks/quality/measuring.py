@@ -1,5 +1,6 @@
 """What is measured on which picture, in the order in which it matters; whatever is on disk already is not repeated."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,7 +53,8 @@ class Measurements:
         if name.startswith("order-"):
             return cache.ROOT / f"order-{self.place(name.removeprefix('order-')).name}"
         if name.startswith("published-"):
-            return cache.ROOT / f"{name}-{self.place(AUTHORS).name}"
+            method = "igos" if name.startswith("published-igos-") else "igos++"
+            return cache.ROOT / f"{name}-{self.place(f'{method}-authors').name}"
         if name.startswith("weights-"):
             return weights.place(self.place(name.removeprefix("weights-")))
         return heatmap.place(name, self.explainers[name], digest)
@@ -72,9 +74,10 @@ class Measurements:
     def _seeds(self) -> Iterator[tuple[str, Picture, Path, Callable[[], Mapping[str, Any]]]]:
         """Yields the authors' protocol where their program's figures are known: several seeds, and other resampling."""
         for picture in self.subjects.chosen:
-            for seed in published.SEEDS if picture.name in KNOWN else ():
-                label = f"published-{seed}"
-                yield label, picture, self.place(label), lambda s=seed, p=picture: self._published(s, p)
+            for (method, known), seed in itertools.product(published.KNOWN, published.SEEDS):
+                if known == picture.name:
+                    label = published.label(method, seed)
+                    yield label, picture, self.place(label), self._published(method, seed, picture)
             for how in published.RESAMPLINGS if picture.name in KNOWN else ():
                 label = f"published-{how}"
                 yield label, picture, self.place(label), lambda h=how, p=picture: self._resampled(h, p)
@@ -96,17 +99,18 @@ class Measurements:
                     label = f"weights-{name}"
                     yield label, picture, self.place(label), lambda n=name, p=picture: self._weights(n, p)
 
-    def _published(self, seed: int, picture: Picture) -> Mapping[str, Any]:
-        known = cache.read(self.place(AUTHORS) / f"{picture.name}.npz") if seed == 0 else None
-        if known is None:
-            return published.measured(self.subjects.model, picture, seed)
+    def _published(self, method: str, seed: int, picture: Picture) -> Mapping[str, Any]:
+        path = self.place(AUTHORS) / f"{picture.name}.npz"
+        if f"{method}-authors" != AUTHORS or seed != 0 or not path.exists():
+            return published.measured(self.subjects.model, picture, method, seed)
+        known = cache.read(path)
         saliency = torch.from_numpy(known["saliency"])
-        again = published.measured(self.subjects.model, picture, seed, saliency)
+        again = published.measured(self.subjects.model, picture, method, seed, saliency)
         return {**again, "evaluations": known["evaluations"]}
 
     def _resampled(self, how: str, picture: Picture) -> Mapping[str, Any]:
         loaded = self.subjects.model
-        return published.measured(loaded, published.resampled(loaded, picture.name, how), seed=0)
+        return published.measured(loaded, published.resampled(loaded, picture.name, how), "igos++", seed=0)
 
     def _order(self, name: str, picture: Picture) -> Mapping[str, Any]:
         saliency = cache.read(self.place(name) / f"{picture.name}.npz")["saliency"]

@@ -20,7 +20,7 @@ from subject import SHIPPED, Picture, run
 from torch import Tensor
 
 from sagittal.engine.evaluator import PROBABILITIES
-from sagittal.explain import IGOSPlusPlus, Metrics
+from sagittal.explain import IGOS, IGOSPlusPlus, Metrics
 from sagittal.explain.authors import Spared
 from sagittal.explain.masking import compose, gaussian_blur, upsample
 from sagittal.explain.seam import Upsampling
@@ -28,7 +28,21 @@ from sagittal.models.entry import Preprocessing
 from sagittal.models.loading import LoadedModel
 from sagittal.models.preprocessing import normalised, to_input
 
-SEEDS = (0, 1, 2)
+METHODS: Mapping[str, IGOS | IGOSPlusPlus] = {
+    "igos": IGOS(protocol="authors"),
+    "igos++": IGOSPlusPlus(protocol="authors"),
+}
+"""What the program's figures are known of, by name."""
+
+KNOWN = {
+    ("igos", "chelsea"): (0.602, 0.302, 2205),
+    ("igos", "coffee"): (0.621, 0.059, 2445),
+    ("igos++", "chelsea"): (0.487, 0.321, 9000),
+    ("igos++", "coffee"): (0.630, 0.058, 8100),
+}
+"""Insertion, deletion and evaluations of one run of the program on the same model, by method and picture."""
+
+SEEDS = tuple(range(5))
 
 SIGMA = 50.0
 """Of the blur, in pixels."""
@@ -62,19 +76,22 @@ def resampled(loaded: LoadedModel, name: str, how: str) -> Picture:
         return Picture(name, RESAMPLINGS[how](picture.convert("RGB"), loaded.entry.preprocessing).to(loaded.device))
 
 
-def measured(loaded: LoadedModel, picture: Picture, seed: int, saliency: Tensor | None = None) -> Mapping[str, Any]:
+def measured(
+    loaded: LoadedModel, picture: Picture, method: str, seed: int, saliency: Tensor | None = None
+) -> Mapping[str, Any]:
     """Returns insertion, deletion and evaluations of the authors' protocol by its own measure.
 
     Args:
         loaded: The model.
         picture: What is explained.
+        method: Name of one of `METHODS`.
         seed: Of the noise.
         saliency: What the protocol found with that seed, where it is known; it is searched for otherwise.
     """
     evaluations = 0
     if saliency is None:
         spared = Spared()
-        explainer = Sparing(method=IGOSPlusPlus(protocol="authors"), spared=spared)
+        explainer = Sparing(method=METHODS[method], spared=spared)
         found = run(loaded, picture, explainer, seed=seed, metrics=Metrics(curves=False))
         assert found.saliency is not None
         saliency, evaluations = found.saliency, found.evaluations + spared.evaluations

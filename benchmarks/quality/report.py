@@ -21,7 +21,8 @@ pictures; on fewer, the verdict is what those few say, and `make bench-quality` 
 "Authors' protocol" is the published code of I-GOS and iGOS++ as it runs, written anew (`protocol="authors"`). Trials of
 its line search whose failure is certain before all of it is evaluated are left out of the run and counted all the same.
 Against the program itself both are measured as the program does it: cells of equal saliency in the order of a sort,
-which by itself moves a figure by some hundredths. The protocol's are the mean of up to three seeds, with the range.
+which by itself moves a figure by some hundredths. The program's figures are of one run, whose noise nobody fixed; the
+protocol's are the mean of some seeds, with the range.
 
 {protocol}
 How the pictures behind the program's figures were brought to 224 pixels is not known, and it matters: the same protocol

@@ -16,6 +16,7 @@ Where we differ from the papers, and why:
   outweighs them where the class is seen with little confidence, and the mask vanishes.
 - A descent whose mask has settled ends.
 - A mask finer than 28 cells takes its first steps at 28: cells that small say too little to find a part by themselves.
+  Its level sets are then all inserted: their edges are so sharp that they delete a class without covering it.
 - Steps are smoothed a little, and the result is the mean of the last iterations, at the scale that its curves are best
   at (see `scales`). Without `levels` it stays as it is.
 """
@@ -112,7 +113,7 @@ class MaskOptimisation(Explainer):
     start: ClassVar[float] = 1.0
     """Value that all masks start with; 1 hides nothing."""
     inserted_levels: ClassVar[float] = 0.75
-    """Share of the level terms that insert; the others delete."""
+    """Share of the level terms that insert; the others delete. Of masks finer than `COARSE` all insert."""
 
     mask_size: int = parameter(28, "Side of the square mask in cells", minimum=7, maximum=224)
     iterations: int = parameter(20, "Steps of the optimiser", minimum=1, maximum=1000)
@@ -304,7 +305,9 @@ class _Levels:
 
     def __init__(self, saliency: Tensor, settings: MaskOptimisation, generator: torch.Generator) -> None:
         u = stratified(1, settings.levels, generator)[0].to(saliency.device)
-        inserted = torch.rand(settings.levels, 1, 1, generator=generator).to(u) < settings.inserted_levels
+        # Where cells are small their edges are sharp, and delete by themselves.
+        share = settings.inserted_levels if saliency.shape[-1] <= COARSE else 1.0
+        inserted = torch.rand(settings.levels, 1, 1, generator=generator).to(u) < share
         keep, self._slope = level_sets(saliency, u) if settings.levels else (saliency[None][:0], saliency[None][:0])
         self.masks = torch.where(inserted, keep, 1 - keep)
         """Masks to evaluate, of shape (levels, size, size)."""
