@@ -53,7 +53,8 @@ RUN if [ "${EXTRAS}" = yes ]; then \
 FROM packages-worker AS build-worker
 COPY --from=wheel /wheels /wheels
 RUN /opt/build/bin/pip --python /opt/sagittal/bin/python install --no-deps --no-index --prefix /opt/own /wheels/*.whl \
- && mkdir -p /opt/data/concepts
+ && mkdir -p /opt/data/concepts \
+ && mkdir -m 700 /opt/data/cache
 
 FROM ${PYTHON_IMAGE} AS runtime
 ARG PYTHON_IMAGE

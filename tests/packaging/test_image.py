@@ -125,6 +125,12 @@ def test_compose_is_as_hardened_as_the_chart() -> None:
         assert all(str(port).startswith("127.0.0.1:") for port in service.get("ports", []))
         for variable in service.get("environment", {}):
             assert variable.removeprefix("SAGITTAL_").split("__")[0].lower() in classes[name].model_fields
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    for volume in services["worker"]["volumes"]:
+        if not volume.startswith("./"):
+            place = volume.split(":")[1]
+            assert place in services["worker"]["environment"].values()
+            assert f"/opt{place}" in dockerfile, "a volume that no image has a place for belongs to root"
     for name, settings in classes.items():
         drain = float(services[name]["environment"].get("SAGITTAL_DRAIN", settings.model_fields["drain"].default))
         assert float(services[name]["stop_grace_period"].removesuffix("s")) >= drain + 5
