@@ -1303,7 +1303,7 @@ class Completed(_message.Message):
     """Whether the heatmap's peak is in a box (within 15 pixels); not set without boxes."""
     @_builtins.property
     def run_time(self) -> _duration_pb2.Duration:
-        """Time from start to end on the worker."""
+        """Time from start to end on the worker. Where a worker was lost, the time until the last checkpoint there counts too."""
 
     @_builtins.property
     def wait_time(self) -> _duration_pb2.Duration:

@@ -11,10 +11,11 @@ from sagittal.core.jobs import Job, JobKind, JobState, Lane, Lease
 from sagittal.engine.task import Usage
 from sagittal.explain import seam
 from sagittal.models.loaded import LoadedModel
-from sagittal.worker.checkpoints import Checkpoints, pack, unpack
+from sagittal.worker.checkpoints import Checkpoints, Restored, pack, unpack
 
 STATE = {"masks": torch.rand(2, 7, 7), "step": torch.tensor(3), "sets": torch.arange(6, dtype=torch.uint8).view(3, 2)}
 USED = Usage(evaluations=90, gradient_evaluations=60, metric_evaluations=4)
+LEFT = Restored(state=STATE, usage=USED, seconds=12.5)
 PREDICTION = seam.Prediction(seam.ClassScore(0, 0.9), (), 0.0, "blur")
 
 
@@ -46,8 +47,8 @@ def lease() -> Lease:
 
 
 def test_a_checkpoint_comes_back_as_it_was(lease: Lease):
-    restored = unpack(replace(lease, checkpoint=pack(STATE, USED, model())), model())
-    assert restored.usage == USED
+    restored = unpack(replace(lease, checkpoint=pack(LEFT, model())), model())
+    assert (restored.usage, restored.seconds) == (USED, 12.5)
     assert restored.state.keys() == STATE.keys()
     for name, tensor in restored.state.items():
         assert tensor.dtype == STATE[name].dtype
@@ -57,7 +58,7 @@ def test_a_checkpoint_comes_back_as_it_was(lease: Lease):
 def test_tensors_that_share_memory_are_stored(lease: Lease):
     shared = torch.rand(3, 4)
     state = {"whole": shared, "part": shared[1], "turned": shared.T}
-    restored = unpack(replace(lease, checkpoint=pack(state, USED, model())), model()).state
+    restored = unpack(replace(lease, checkpoint=pack(Restored(state=state), model())), model()).state
     assert torch.equal(restored["turned"], shared.T)
 
 
@@ -68,8 +69,8 @@ def test_tensors_that_share_memory_are_stored(lease: Lease):
         b"",
         b"not a checkpoint",
         pickle.dumps({"masks": 1}),
-        pack(STATE, USED, model("another")),
-        pack(STATE, USED, model())[:-10],
+        pack(LEFT, model("another")),
+        pack(LEFT, model())[:-10],
     ],
     ids=["none", "empty", "garbage", "pickle", "another-model", "cut-off"],
 )
@@ -92,7 +93,7 @@ def stored_by(lease: Lease, seconds: float) -> tuple[Checkpoints, list[int]]:
 def test_what_the_preparation_used_is_left_out_since_it_is_done_again(lease: Lease):
     checkpoints, stored = stored_by(lease, 0.0)
     usage = replace(USED)
-    checkpoints.begin(usage)
+    checkpoints.begin(usage, 0.0)
     usage.evaluations += 3
     checkpoints.note(PREDICTION)
     usage.evaluations += 10
@@ -105,7 +106,7 @@ def test_what_the_preparation_used_is_left_out_since_it_is_done_again(lease: Lea
 def test_checkpoints_are_stored_no_more_often_than_asked_but_the_newest_on_demand(lease: Lease):
     checkpoints, stored = stored_by(lease, 1000.0)
     usage = Usage()
-    checkpoints.begin(usage)
+    checkpoints.begin(usage, 0.0)
     checkpoints.store_newest()
     for _ in range(3):
         usage.evaluations += 10
@@ -115,3 +116,13 @@ def test_checkpoints_are_stored_no_more_often_than_asked_but_the_newest_on_deman
     checkpoints.store_newest()
     checkpoints.store_newest()
     assert stored == [30]
+
+
+def test_the_time_of_an_earlier_attempt_counts_as_far_as_its_checkpoint_went(lease: Lease):
+    stored: list[Restored] = []
+    checkpoints = Checkpoints(
+        lambda data: stored.append(unpack(replace(lease, checkpoint=data), model())), model(), seconds=0.0
+    )
+    checkpoints.begin(Usage(), 100.0)
+    checkpoints.note(seam.Checkpoint(STATE))
+    assert 100.0 <= stored[0].seconds <= checkpoints.seconds < 130.0

@@ -33,12 +33,14 @@ class Restored:
     """As the explainer gave it, on the model's device."""
     usage: Usage = field(default_factory=Usage)
     """What that attempt's search had used by then."""
+    seconds: float = 0.0
+    """How long it had run, attempts before it included."""
 
 
-def pack(state: Mapping[str, Tensor], usage: Usage, loaded: LoadedModel) -> bytes:
-    """Returns a checkpoint as bytes."""
-    counts = torch.tensor(astuple(usage))
-    tensors = prefixed("state", state) | {"usage": counts, "origin": _origin(loaded)}
+def pack(restored: Restored, loaded: LoadedModel) -> bytes:
+    """Returns what an attempt leaves as bytes."""
+    counts, seconds = torch.tensor(astuple(restored.usage)), torch.tensor(restored.seconds, dtype=torch.float64)
+    tensors = prefixed("state", restored.state) | {"usage": counts, "seconds": seconds, "origin": _origin(loaded)}
     # cloned, since safetensors refuses tensors that share memory
     return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
 
@@ -52,13 +54,13 @@ def unpack(lease: Lease, loaded: LoadedModel) -> Restored:
         if not torch.equal(tensors["origin"], _origin(loaded)):
             log.warning("checkpoint-of-another-model", job_id=lease.job.job_id, doing="starting afresh")
             return Restored()
-        usage = Usage(*tensors["usage"].tolist())
+        usage, seconds = Usage(*tensors["usage"].tolist()), float(tensors["seconds"])
     except (SafetensorError, KeyError) as error:
         log.warning("checkpoint-unreadable", job_id=lease.job.job_id, error=str(error), doing="starting afresh")
         return Restored()
     log.info("job-resumed", job_id=lease.job.job_id, evaluations=usage.evaluations, bytes=len(lease.checkpoint))
     state = {name: tensor.to(loaded.device) for name, tensor in within(tensors, "state").items()}
-    return Restored(state=state, usage=usage)
+    return Restored(state=state, usage=usage, seconds=seconds)
 
 
 class Checkpoints:
@@ -75,13 +77,24 @@ class Checkpoints:
         self._store = store
         self._loaded = loaded
         self._seconds = seconds
-        self._stored = time.monotonic()
+        self._started = self._stored = time.monotonic()
         self._usage, self._begun, self._preparation = Usage(), Usage(), Usage()
-        self._newest: tuple[Mapping[str, Tensor], Usage] | None = None
+        self._newest: Restored | None = None
 
-    def begin(self, usage: Usage) -> None:
-        """Takes the usage of the run's task, which grows with it; it begins with what earlier attempts used."""
+    def begin(self, usage: Usage, earlier: float) -> None:
+        """Goes on from an earlier attempt.
+
+        Args:
+            usage: Of the run's task, which grows with it; it begins with what earlier attempts used.
+            earlier: How long those ran, in seconds.
+        """
         self._usage, self._begun = usage, replace(usage)
+        self._started -= earlier
+
+    @property
+    def seconds(self) -> float:
+        """How long the job has run: earlier attempts, each until its last checkpoint, and this one."""
+        return time.monotonic() - self._started
 
     def note(self, event: seam.Event) -> None:
         """Keeps a checkpoint, and stores it when it is time."""
@@ -90,7 +103,8 @@ class Checkpoints:
                 self._preparation = _difference(self._usage, self._begun)
             case seam.Checkpoint():
                 # an attempt that goes on prepares anew, so that this is not counted twice
-                self._newest = event.state, _difference(self._usage, self._preparation)
+                usage = _difference(self._usage, self._preparation)
+                self._newest = Restored(state=event.state, usage=usage, seconds=self.seconds)
                 if time.monotonic() - self._stored >= self._seconds:
                     self.store_newest()
 
@@ -98,7 +112,7 @@ class Checkpoints:
         """Stores the newest checkpoint, if there is one that is not stored yet."""
         if self._newest is not None:
             self._stored = time.monotonic()
-            self._store(pack(*self._newest, self._loaded))
+            self._store(pack(self._newest, self._loaded))
             self._newest = None
 
 

@@ -108,7 +108,7 @@ class JobRun:
             weight=INTERACTIVE_WEIGHT if job.lane is Lane.INTERACTIVE else 1.0,
             usage=replace(work.used),
         )
-        self._checkpoints.begin(self.task.usage)
+        self._checkpoints.begin(self.task.usage, work.ran)
         self._trace.enter_engine(batch_size=self._loaded.found.batch_size)
         return self.task
 
@@ -203,7 +203,7 @@ class JobRun:
         completed = pb.Completed(
             insertion=self._quality.insertion,
             deletion=self._quality.deletion,
-            run_time=duration(time.monotonic() - self._started),
+            run_time=duration(self._checkpoints.seconds),
             wait_time=duration(self._waited),
             model_digest=self._loaded.digest,
             model_version=self._loaded.entry.version,

@@ -38,6 +38,8 @@ class Work:
     max_evaluations: int | None = None
     used: Usage = field(default_factory=Usage)
     """What the search of an earlier attempt used, from which this one goes on."""
+    ran: float = 0.0
+    """How long that attempt ran, in seconds, those before it included."""
     progress_seconds: float = PROGRESS_SECONDS
     partial_masks: bool = False
 
@@ -59,7 +61,8 @@ def read_work(
         if lease.job.kind in ANSWERS:
             return Work(steps=ANSWERS[lease.job.kind](lease, shelf))
         if lease.job.kind is JobKind.FIT:
-            return Work(steps=fit_steps(lease, loaded, limits, shelf), used=unpack(lease, loaded).usage)
+            restored = unpack(lease, loaded)
+            return Work(steps=fit_steps(lease, loaded, limits, shelf), used=restored.usage, ran=restored.seconds)
         return _KINDS[lease.job.kind](lease, loaded, described, limits, shelf)
     except DecodeError as error:
         text = f"the request of this job was damaged while it was stored ({error}): submit it again"
@@ -82,6 +85,7 @@ def _explanation(
         seed=request.question.seed,
         max_evaluations=request.max_evaluations,
         used=restored.usage,
+        ran=restored.seconds,
         progress_seconds=request.progress_seconds,
         partial_masks=request.partial_masks,
     )
