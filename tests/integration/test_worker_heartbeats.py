@@ -73,7 +73,7 @@ def models(tmp_path: Path) -> Path:
 def job(new_job: Callable[..., NewJob]) -> NewJob:
     """A job of very many steps."""
     values = tensor_of(image(LEFT).numpy(), tensor_pb2.DATA_TYPE_FLOAT32)
-    method = method_pb2.Method(igos_plus_plus={"mask_size": 7, "iterations": 1000, "points": 20})
+    method = method_pb2.Method(igos_plus_plus={"mask_size": 7, "iterations": 1000, "points": 20, "tolerance": 0.0})
     spec = pb.ExplanationSpec(model="left", target=pb.Target(index=1), method=method)
     picture = tensor_pb2.Image(model_input=values).SerializeToString()
     return new_job(model="left", request=spec.SerializeToString(), images={"image": picture})

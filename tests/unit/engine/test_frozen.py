@@ -96,6 +96,24 @@ def test_a_chain_is_its_convolutions_in_turn_and_leaves_the_gradient_that_it_is_
     assert torch.equal(given, along)
 
 
+@pytest.mark.parametrize("clamp", [None, Clamp(0.0)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_what_is_added_is_added_before_the_clamp_and_gets_its_gradient(clamp, layout):
+    first, last = convolution(1, 1, 0, 1, channels=(3, 5)), convolution(3, 1, 1, 1, channels=(5, 6))
+    chain = FrozenChain([FrozenConvolution(first, Clamp(0.0)), FrozenConvolution(last, clamp, adds=True)])
+    images, other = torch.randn(2, 3, 9, 9), torch.randn(2, 6, 9, 9)
+    given = [each.contiguous(memory_format=layout).requires_grad_() for each in (images, other)]
+    plain = last(first(given[0]).relu()) + given[1]
+    plain = plain if clamp is None else plain.relu()
+    along = torch.randn(plain.shape)
+    for mine, theirs in zip(
+        torch.autograd.grad(chain(*given), given, along), torch.autograd.grad(plain, given, along), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+    with torch.inference_mode():
+        torch.testing.assert_close(chain(*given), plain, atol=1e-5, rtol=1e-4)
+
+
 def test_other_sizes_than_that_of_the_first_call_are_taken():
     plain = convolution(3, 2, 1, 1)
     frozen = FrozenConvolution(plain)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sagittal.engine import optimise as optimisation
-from sagittal.engine.frozen import FrozenChain
+from sagittal.engine.frozen import FrozenChain, FrozenConvolution
 from sagittal.engine.timing import measure_speedup
 
 optimise = functools.partial(optimisation.optimise, speedup=lambda *_: 2.0)
@@ -112,7 +112,52 @@ def test_convolutions_are_joined_where_nothing_else_sees_what_is_between_them():
     module, probe = prepared(Shared()), torch.randn(4, 3, 9, 9)
     faster, _, _ = optimise(module, probe, probabilities)
     chains = {name: len(layer.layers) for name, layer in faster.named_modules() if isinstance(layer, FrozenChain)}
-    assert chains == {"second": 2}
+    assert chains == {"third": 2}
+    torch.testing.assert_close(of_inputs(faster, probe), of_inputs(module, probe), atol=1e-6, rtol=1e-4)
+
+
+class Residual(nn.Module):
+    """Adds to convolutions what went round them: images, another convolution, one number for each channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 1)
+        self.third, self.around = nn.Conv2d(3, 6, 3, 2), nn.Conv2d(3, 6, 3, 2)
+        self.last, self.head = nn.Conv2d(6, 6, 1), nn.Linear(6, 5)
+
+    def forward(self, inputs):
+        hidden = self.second(self.first(inputs).relu())
+        hidden += inputs
+        hidden = (self.third(hidden.relu()) + self.around(hidden)).relu()
+        return self.head((hidden + self.last(hidden) + 1).mean((-2, -1)))
+
+
+def test_additions_are_fused_with_a_convolution_before_them():
+    module, probe = prepared(Residual()), torch.randn(4, 3, 15, 15)
+    faster, _, steps = optimise(module, probe, probabilities)
+    torch.testing.assert_close(faster(probe), module(probe), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(of_inputs(faster, probe), of_inputs(module, probe), atol=1e-6, rtol=1e-4)
+    assert next(step.detail for step in steps if step.name == "fuse-additions").startswith("3 additions fused")
+    adding = [layer for layer in faster.modules() if isinstance(layer, FrozenConvolution) and layer.adds]
+    assert [layer.clamp is not None for layer in adding] == [False, True, False]
+
+
+class Broadcast(nn.Module):
+    """Adds one number for each channel to a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 5)
+
+    def forward(self, inputs):
+        hidden = self.convolution(inputs)
+        return self.head((hidden + inputs.mean((-3, -2, -1), keepdim=True)).mean((-2, -1)))
+
+
+def test_what_has_another_shape_is_added_as_it_was():
+    module, probe = prepared(Broadcast()), torch.randn(4, 3, 15, 15)
+    faster, _, _ = optimise(module, probe, probabilities)
+    torch.testing.assert_close(faster(probe), module(probe), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(of_inputs(faster, probe), of_inputs(module, probe), atol=1e-6, rtol=1e-4)
 
 

@@ -1,9 +1,9 @@
 """Layers of models whose weights stay as they are, run straight by the kernels that CPUs have for them.
 
 The kernels are oneDNN's, those that torch.compile calls. Weights are laid out once, as they want them, not at every
-call, and a clamp on the output is part of the kernel. They come without a gradient; that by the images is a convolution
-too, and runs on the same kernels. What torch has for it is slower: small batches on one thread get another kernel for
-convolutions of single pixels, and an image's three channels cost as much as sixteen.
+call, and what is added to the output and a clamp on it are part of the kernel. They come without a gradient; that by
+the images is a convolution too, and runs on the same kernels. What torch has for it is slower: small batches on one
+thread get another kernel for convolutions of single pixels, and an image's three channels cost as much as sixteen.
 
 Linear layers are run so that a row comes out the same to the last bit, however many others there are.
 """
@@ -60,22 +60,37 @@ class Kernel:
         self, images: Tensor, bias: Tensor | None = None, activation: tuple[str, list[float]] = _NO_ACTIVATION
     ) -> Tensor:
         """Returns the convolution of (n, channels, height, width)."""
+        self._lay_out(images)
+        run = torch.ops.mkldnn._convolution_pointwise.default
+        return run(images, self._weight, bias, *self._where, *activation, "")  # type: ignore[no-any-return]
+
+    def plus(self, other: Tensor, images: Tensor, bias: Tensor | None, *, rectified: bool) -> Tensor:
+        """Returns the convolution plus a tensor of its shape; what is below zero becomes zero where that is asked."""
+        self._lay_out(images)
+        run = torch.ops.mkldnn._convolution_pointwise.binary
+        activation = "relu" if rectified else None
+        return run(images, other, self._weight, bias, *self._where, "add", None, activation, [], "")  # type: ignore[no-any-return]
+
+    def _lay_out(self, images: Tensor) -> None:
         if not self._laid_out:
             # Outside inference mode, since requests with gradient use it too.
             with torch.inference_mode(False), torch.no_grad():
                 lay_out = torch.ops.mkldnn._reorder_convolution_weight
                 self._weight = lay_out(self._weight.detach(), *self._where, list(images.shape))
                 self._laid_out = True
-        run = torch.ops.mkldnn._convolution_pointwise.default
-        return run(images, self._weight, bias, *self._where, *activation, "")  # type: ignore[no-any-return]
 
 
 class FrozenConvolution(nn.Module):
-    """A convolution on a CPU whose weights do not change, with a clamp on its output or without."""
+    """A convolution on a CPU whose weights do not change, with a clamp on its output or without.
 
-    def __init__(self, convolution: nn.Conv2d, clamp: Clamp | None = None) -> None:
+    Attributes:
+        adds: Whether another tensor is added before the clamp, which is at zero or none then.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, clamp: Clamp | None = None, *, adds: bool = False) -> None:
         """Takes the weights of a convolution that is freezable."""
         super().__init__()
+        self.adds = adds
         self.weight, self.bias = convolution.weight, convolution.bias
         self.geometry = Geometry(
             list(convolution.stride),
@@ -87,35 +102,41 @@ class FrozenConvolution(nn.Module):
         self._kernel: Kernel | None = None
         self._back: Back | None = None
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns the clamped convolution of (n, channels, height, width)."""
-        return _in_turn(images, [self])
+    def forward(self, images: Tensor, other: Tensor | None = None) -> Tensor:
+        """Returns the clamped convolution of (n, channels, height, width), `other` added before where it adds."""
+        return _in_turn(images, other, [self])
 
-    def run(self, images: Tensor) -> Tensor:
+    def run(self, images: Tensor, other: Tensor | None) -> Tensor:
         """Returns the same, without a gradient."""
         if self._kernel is None:
             self._kernel = Kernel(self.weight, self.geometry)
+        if self.adds and other is not None:
+            return self._kernel.plus(other, images, self.bias, rectified=self.clamp is not None)
         return self._kernel(images, self.bias, _NO_ACTIVATION if self.clamp is None else self.clamp.kernel)
 
-    def plain(self, images: Tensor) -> Tensor:
+    def plain(self, images: Tensor, other: Tensor | None) -> Tensor:
         """Returns the same by torch's own functions."""
         where = (self.geometry.stride, self.geometry.padding, self.geometry.dilation, self.geometry.groups)
         output = F.conv2d(images, self.weight, self.bias, *where)
+        output = output + other if self.adds and other is not None else output
         return output if self.clamp is None else output.clamp(self.clamp.lowest, self.clamp.highest)
 
-    def back(self, gradient: Tensor, images: Tensor, output: Tensor | None, *, owned: bool) -> Tensor:
-        """Returns the gradient with respect to the images, given that with respect to the output.
+    def before_clamp(self, gradient: Tensor, output: Tensor | None, *, owned: bool) -> Tensor:
+        """Returns the gradient before the clamp, given that of the output.
 
         Args:
             gradient: Of the output's shape.
-            images: What was convolved, of shape (n, channels, height, width).
-            output: What came of it; a layer without a clamp needs none.
+            output: As it was; a layer without a clamp needs none.
             owned: Whether nothing else sees the gradient, which may then be changed in place.
         """
+        if self.clamp is None or output is None:
+            return gradient
+        return self.clamp.backward(gradient, output, in_place=owned)
+
+    def back(self, gradient: Tensor, images: Tensor) -> Tensor:
+        """Returns the gradient with respect to the images (n, channels, height, width), given that before the clamp."""
         if self._back is None:
             self._back = back_of(self.weight, self.geometry)
-        if self.clamp is not None and output is not None:
-            gradient = self.clamp.backward(gradient, output, in_place=owned)
         return self._back(gradient, images)
 
     @property
@@ -129,34 +150,39 @@ class FrozenConvolution(nn.Module):
 
 
 class FrozenChain(nn.Module):
-    """Frozen convolutions one after another: to what computes gradients they are one layer, which costs once."""
+    """Frozen convolutions one after another: to what computes gradients they are one layer, which costs once.
+
+    The last one may add another tensor.
+    """
 
     def __init__(self, layers: Sequence[FrozenConvolution]) -> None:
         """Takes the layers in the order in which they run."""
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns what the last layer makes of (n, channels, height, width)."""
-        return _in_turn(images, [*self.layers])
+    def forward(self, images: Tensor, other: Tensor | None = None) -> Tensor:
+        """Returns what the last layer makes of (n, channels, height, width), and of what it adds."""
+        return _in_turn(images, other, [*self.layers])
 
 
-def _in_turn(images: Tensor, layers: Sequence[FrozenConvolution]) -> Tensor:
-    """Returns what the last layer makes of images."""
-    if not torch.compiler.is_compiling() and images.requires_grad and torch.is_grad_enabled():
-        return _Differentiable.apply(images, layers)  # type: ignore[no-any-return]
+def _in_turn(images: Tensor, other: Tensor | None, layers: Sequence[FrozenConvolution]) -> Tensor:
+    """Returns what the last layer makes of images, and of what it adds."""
+    compiling = torch.compiler.is_compiling()
+    differentiable = images.requires_grad or (other is not None and other.requires_grad)
+    if not compiling and differentiable and torch.is_grad_enabled():
+        return _Differentiable.apply(images, other, layers)  # type: ignore[no-any-return]
     for layer in layers:
         # A compiler fuses and lays out by itself.
-        images = layer.plain(images) if torch.compiler.is_compiling() else layer.run(images)
+        images = layer.plain(images, other) if compiling else layer.run(images, other)
     return images
 
 
 class _Differentiable(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, images: Tensor, layers: Sequence[FrozenConvolution]) -> Tensor:
+    def forward(context: Any, images: Tensor, other: Tensor | None, layers: Sequence[FrozenConvolution]) -> Tensor:
         passed = [images]
         for layer in layers:
-            passed.append(layer.run(passed[-1]))
+            passed.append(layer.run(passed[-1], other))
         # Where no clamp needs it, what leaves may be changed by whoever takes it.
         context.save_for_backward(*passed[:-1], None if layers[-1].clamp is None else passed[-1])
         context.layers = layers
@@ -164,12 +190,14 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        passed = context.saved_tensors
-        for index in reversed(range(len(context.layers))):
-            # Only the gradient of what leaves the last layer is seen by others.
-            owned = index < len(context.layers) - 1
-            gradient = context.layers[index].back(gradient, passed[index], passed[index + 1], owned=owned)
-        return gradient, None
+        passed, last = context.saved_tensors, len(context.layers) - 1
+        of_sum = context.layers[last].before_clamp(gradient, passed[last + 1], owned=False)
+        gradient = context.layers[last].back(of_sum, passed[last])
+        for index in reversed(range(last)):
+            layer = context.layers[index]
+            # Nothing else sees the gradients between the layers.
+            gradient = layer.back(layer.before_clamp(gradient, passed[index + 1], owned=True), passed[index])
+        return gradient, of_sum if context.layers[last].adds else None, None
 
 
 class SteadyLinear(nn.Module):

@@ -1,6 +1,7 @@
 """The steps that change a model's graph, as torch.fx traces it: none goes by the names of one model's layers."""
 
 import copy
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -8,8 +9,12 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sagittal.engine.frozen import FrozenChain, FrozenConvolution, SteadyLinear, freezable
-from sagittal.engine.fusion import clamp_of
+from sagittal.engine.fusion import Clamp, clamp_of
 from sagittal.engine.modular import make_modular
+
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+_RECTIFIER = Clamp(0.0)
 
 
 class NothingToDo(Exception):
@@ -117,6 +122,33 @@ def _fuse_activation(node: fx.Node) -> bool:
     return True
 
 
+def _fuse_additions(module: nn.Module) -> tuple[nn.Module, str]:
+    """Makes each convolution, what is added to it and the clamp of the sum at zero one kernel, on CPUs."""
+    fused, count = _at_every_node(module, _fuse_addition, "no convolution on a CPU with an addition after it")
+    return fused, f"{count} additions fused with convolutions"
+
+
+def _fuse_addition(node: fx.Node) -> bool:
+    if node.op != "call_function" or node.target not in _ADDITIONS or len(node.args) != 2 or node.kwargs:
+        return False
+    for source, other in (node.args, reversed(node.args)):
+        if not isinstance(source, fx.Node) or not isinstance(other, fx.Node) or source is other:
+            continue
+        convolution = freezable(_module_of(source))
+        if convolution is not None and len(source.users) == 1 and _called_once(source):
+            clamped = next(iter(node.users)) if len(node.users) == 1 else node
+            rectified = clamp_of(clamped, _module_of(clamped)) == _RECTIFIER
+            _replace_module(source, FrozenConvolution(convolution, _RECTIFIER if rectified else None, adds=True))
+            with node.graph.inserting_before(node):
+                fused = node.graph.call_module(str(source.target), (source.args[0], other))
+            if rectified:
+                _drop(clamped, node)
+            _drop(node, fused)
+            node.graph.erase_node(source)
+            return True
+    return False
+
+
 def _freeze_convolutions(module: nn.Module) -> tuple[nn.Module, str]:
     """Calls the kernels of the other convolutions straight too, and makes those one after another one layer."""
     graph_module = trace(module)
@@ -139,13 +171,15 @@ def _freeze(node: fx.Node) -> bool:
 def _join(node: fx.Node) -> bool:
     source, layer = _single_source(node), _module_of(node)
     before = _module_of(source)
-    if source is None or not isinstance(layer, FrozenConvolution):
+    if source is None or len(source.args) != 1 or not isinstance(layer, FrozenConvolution):
         return False
     if not isinstance(before, FrozenConvolution | FrozenChain):
         return False
     layers = before.layers if isinstance(before, FrozenChain) else [before]
-    _replace_module(source, FrozenChain([*layers, layer]))
-    _drop(node, source)
+    _replace_module(node, FrozenChain([*layers, layer]))
+    # The later call stays: what it adds may be made between the two.
+    node.args = (source.args[0], *node.args[1:])
+    node.graph.erase_node(source)
     return True
 
 
@@ -219,6 +253,7 @@ CHANGES: dict[str, Callable[[nn.Module], tuple[nn.Module, str]]] = {
     "fold-batch-norm": _fold_batch_norms,
     "merge-padding": _merge_padding,
     "fuse-activations": _fuse_activations,
+    "fuse-additions": _fuse_additions,
     "freeze-convolutions": _freeze_convolutions,
     "steady-linear-layers": _steady_linear_layers,
 }
