@@ -76,10 +76,15 @@ class Measurements:
         for picture in self.subjects.chosen:
             for (method, known), seed in itertools.product(published.KNOWN, published.SEEDS):
                 if known == picture.name:
-                    label = published.label(method, seed)
-                    yield label, picture, self.place(label), self._published(method, seed, picture)
+                    label = f"published-{method}-{seed}"
+                    yield (
+                        label,
+                        picture,
+                        self.place(label),
+                        lambda m=method, s=seed, p=picture: self._published(m, s, p),
+                    )
             for how in published.RESAMPLINGS if picture.name in KNOWN else ():
-                label = f"published-{how}"
+                label = f"resampled-{how}"
                 yield label, picture, self.place(label), lambda h=how, p=picture: self._resampled(h, p)
 
     def _further(self, quick: bool) -> Iterator[tuple[str, Picture, Path, Callable[[], Mapping[str, Any]]]]:
