@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,10 @@ class Measurements:
         if name.startswith("order-"):
             return cache.ROOT / f"order-{self.place(name.removeprefix('order-')).name}"
         if name.startswith("published-"):
-            method = "igos" if name.startswith("published-igos-") else "igos++"
+            method = name.split("-")[1]
             return cache.ROOT / f"{name}-{self.place(f'{method}-authors').name}"
+        if name.startswith("resampled-"):
+            return cache.ROOT / f"{name}-{self.place(AUTHORS).name}"
         if name.startswith("weights-"):
             return weights.place(self.place(name.removeprefix("weights-")))
         return heatmap.place(name, self.explainers[name], digest)
@@ -76,16 +79,11 @@ class Measurements:
         for picture in self.subjects.chosen:
             for (method, known), seed in itertools.product(published.KNOWN, published.SEEDS):
                 if known == picture.name:
-                    label = f"published-{method}-{seed}"
-                    yield (
-                        label,
-                        picture,
-                        self.place(label),
-                        lambda m=method, s=seed, p=picture: self._published(m, s, p),
-                    )
-            for how in published.RESAMPLINGS if picture.name in KNOWN else ():
-                label = f"resampled-{how}"
-                yield label, picture, self.place(label), lambda h=how, p=picture: self._resampled(h, p)
+                    label, how = f"published-{method}-{seed}", partial(self._published, method, seed, picture)
+                    yield label, picture, self.place(label), how
+            for way in published.RESAMPLINGS if picture.name in KNOWN else ():
+                label = f"resampled-{way}"
+                yield label, picture, self.place(label), partial(self._resampled, way, picture)
 
     def _further(self, quick: bool) -> Iterator[tuple[str, Picture, Path, Callable[[], Mapping[str, Any]]]]:
         """Yields the orderings, the curve over evaluations, and the check against random weights."""
