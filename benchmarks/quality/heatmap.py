@@ -41,14 +41,14 @@ SCHEDULES: Mapping[int, Mapping[str, int]] = {
     96: {"iterations": 24, "points": 2, "levels": 0},
     174: {"iterations": 13, "points": 1, "levels": 4},
     240: {"iterations": 24, "points": 1, "levels": 4},
-    438: {"iterations": 57, "points": 1, "levels": 4},
+    440: {"iterations": 43, "points": 1, "levels": 6},
     648: {"iterations": 92, "points": 1, "levels": 4},
     1008: {"iterations": 152, "points": 1, "levels": 4},
 }
 """How iGOS++ spends a number of evaluations: iterations times (two terms times points, and level sets), and 96 for the
 choice among its masks and their scales where there are level sets."""
 
-DEFAULT = 438
+DEFAULT = 440
 """Evaluations of the default: its point of the curve is measured with the methods."""
 
 SHORT = 174

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from quality.goals import goals_table
+from quality.heatmap import DEFAULT
 from quality.heatmap_report import Heatmaps
 from quality.measuring import Measurements
 from quality.sets_report import Sets
@@ -39,7 +40,7 @@ Seconds are those of one core of a busy machine, metrics left out.
 ## Quality against evaluations
 
 {curve}
-The default spends 438 at most: a descent whose mask has settled ends.
+The default spends {spent} at most: a descent whose mask has settled ends.
 
 {halves_text}
 
@@ -83,6 +84,7 @@ def write(measurements: Measurements, path: Path | None) -> None:
         protocol=heatmaps.protocol(),
         resampled=heatmaps.resampled(),
         methods=heatmaps.methods(),
+        spent=DEFAULT,
         curve=heatmaps.curve(path.parent / "images" if path else None),
         halves_text=HALVES,
         halves=heatmaps.halves(),

@@ -48,7 +48,8 @@ class IGOSPlusPlus(IGOSPlus):
     summary: ClassVar[str] = "A deletion and an insertion mask optimised together; the explanation is their product"
     variables: ClassVar[int] = 2
 
-    iterations: int = parameter(57, "Steps of the optimiser", minimum=1, maximum=1000)
+    iterations: int = parameter(43, "Steps of the optimiser", minimum=1, maximum=1000)
+    levels: int = parameter(6, "Level sets of the saliency evaluated in each step", minimum=0, maximum=100)
 
     def terms(self, masks: Tensor) -> Sequence[Terms]:
         """Returns the terms of the product, and those of both masks."""
