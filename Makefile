@@ -139,6 +139,7 @@ soak: $(VENV)/.installed-dev ## Runs 20,000 small jobs and writes what memory di
 
 bench-engine: $(VENV)/.installed-dev ## Measures the engine against the bare model and writes docs/performance.md.
 	$(BIN)/python benchmarks/engine.py --write docs/performance.md
+	$(BIN)/python benchmarks/optimised.py --write docs/performance.md
 	$(BIN)/python benchmarks/memory.py --write docs/performance.md
 
 constraints: ## Writes constraints.txt anew from what pip resolves today.

@@ -1,4 +1,4 @@
-"""What the engine costs beside the bare model, what optimisation gains, and how cost grows: ratios from runs in turn.
+"""What the engine costs beside the bare model, and how cost grows: ratios from runs in turn.
 
 On a CPU the clock is the time of the one thread that computes, so that neighbours on the machine disturb little; on
 CUDA it is the wall's.
@@ -13,7 +13,6 @@ import structlog
 import torch
 from bare import RAW_SIZES, Bare, Beside, Clock, clock_of
 from growth import NAMES, measure, plot
-from sides import IMAGES, ROUNDS, compare
 from subject import ROOT, arguments, load_model, machine, pictures, report, table
 
 from sagittal.engine import INTERACTIVE_WEIGHT, Budget, Engine, Task
@@ -22,8 +21,6 @@ from sagittal.engine.timing import Variant
 from sagittal.explain import EXPLAINERS, Explainer, Metrics, Question, explain
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import black
-
-ARCHITECTURES = ("resnet50", "mobilenet_v3_large", "convnext_tiny", "vit_b_16")
 
 TURNS = 3
 """Times that each ratio of jobs to what is ideal, or to the same jobs alone, is measured: the median counts."""
@@ -100,18 +97,6 @@ def _spread(ratios: Sequence[float]) -> str:
     return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
 
 
-def optimisation(bench: Bench) -> str:
-    """The optimised model against the plain one."""
-    sources = {"EfficientNet-Lite0": bench.loaded.entry.source}
-    sources |= {name: {"kind": "torchvision", "model": name} for name in ARCHITECTURES}
-    rows = []
-    for name, source in sources.items():
-        found = compare(source)
-        ratios = [f"{found.forward:.2f}x", f"{found.backward:.2f}x"]
-        rows.append([name, *ratios, f"{found.largest_difference:.1g}", ", ".join(found.kept) or "nothing"])
-    return table(["model", "forward", "forward + backward", "largest difference", "kept"], rows)
-
-
 def concurrency(bench: Bench) -> str:
     """Jobs that share the device."""
     methods = ("igos++", "rise", "mse", "occlusion")
@@ -158,7 +143,7 @@ def write(options: argparse.Namespace) -> None:
     bare.find_best()
     bench = Bench(loaded, question, bare, clock)
     sections = {}
-    for section in (efficiency, concurrency, optimisation, growth):
+    for section in (efficiency, concurrency, growth):
         sections[section.__name__] = section(bench)
         log.info("section-done", section=section.__name__, table=sections[section.__name__])
     report(_text(bench, sections), options, "engine")
@@ -192,13 +177,6 @@ that arrive while eight batch jobs run, against the same two alone. Medians of {
 beside them.
 
 {sections["concurrency"]}
-### Optimised against plain
-
-Two processes in turn, batches of {IMAGES}, the fastest of {ROUNDS} runs: the plain model as its source makes it, and
-the model as a worker runs it, with the steps of its load and with freed memory kept (`sagittal.engine.allocator`).
-Random weights but for EfficientNet-Lite0. The difference is of a probability, on noise.
-
-{sections["optimisation"]}
 ### Growth
 
 Each point in a process of its own, through the engine: jobs that ask for 16 evaluations with gradient each, and the
