@@ -1,19 +1,13 @@
 """I-GOS and iGOS++ on the shipped pictures, beside what the authors' code reached: `make bench`."""
 
+from quality.published import KNOWN
 from subject import arguments, load_model, machine, pictures, report, run, table
 
 from sagittal.explain import IGOS, IGOSPlusPlus
 
-AUTHORS = {
-    ("chelsea", "I-GOS"): (0.602, 0.302, 2205),
-    ("chelsea", "iGOS++"): (0.487, 0.321, 9000),
-    ("coffee", "I-GOS"): (0.621, 0.059, 2445),
-    ("coffee", "iGOS++"): (0.630, 0.058, 8100),
-}
-"""Insertion, deletion and evaluations of the authors' published code with its line search, on the same model, pictures
-and metric: blurred baseline 51/50, order of 28x28 cells, 50 steps."""
+TITLES = {"igos": "I-GOS", "igos++": "iGOS++"}
 
-METHODS = {"I-GOS": IGOS(), "iGOS++": IGOSPlusPlus()}
+METHODS = {"igos": IGOS(), "igos++": IGOSPlusPlus()}
 
 TEXT = """# Benchmarks
 
@@ -40,7 +34,7 @@ def main() -> None:
     for picture in pictures(loaded, names=("chelsea", "coffee")):
         for name, explainer in METHODS.items():
             outcome = run(loaded, picture, explainer)
-            insertion, deletion, evaluations = AUTHORS[picture.name, name]
+            insertion, deletion, evaluations = KNOWN[name, picture.name]
             ahead &= outcome.insertion >= insertion
             shares.append(outcome.evaluations / evaluations)
             ours = (
@@ -50,7 +44,7 @@ def main() -> None:
                 f"{outcome.seconds:.1f}",
             )
             theirs = (f"{insertion:.3f}", f"{deletion:.3f}", evaluations)
-            rows.append((picture.name, name, *ours, *theirs))
+            rows.append((picture.name, TITLES[name], *ours, *theirs))
     ours_header = ("insertion", "deletion", "evaluations", "seconds")
     header = ("picture", "method", *ours_header, "authors: insertion", "deletion", "evaluations")
     verdict = "at least the authors' everywhere" if ahead else "not everywhere the authors'"

@@ -40,7 +40,8 @@ KNOWN = {
     ("igos++", "chelsea"): (0.487, 0.321, 9000),
     ("igos++", "coffee"): (0.630, 0.058, 8100),
 }
-"""Insertion, deletion and evaluations of one run of the program on the same model, by method and picture."""
+"""Insertion, deletion and evaluations of one run of the program with its line search, by method and picture, on the
+same model and by the same metric: blurred baseline 51/50, order of 28x28 cells, 50 steps."""
 
 SEEDS = tuple(range(5))
 

@@ -81,8 +81,6 @@ class LoadedModel:
         """Bytes of all weights on the device, those of the model as it came and of the optimised one."""
         modules = {self.evaluator.module, self.evaluator.inspected or self.evaluator.module}
         tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-        frozen = [
-            layer for layer in self.evaluator.module.modules() if isinstance(layer, FrozenConvolution | SteadyLinear)
-        ]
-        laid_out = sum(layer.laid_out_bytes for layer in frozen)
+        layers = self.evaluator.module.modules()
+        laid_out = sum(each.laid_out_bytes for each in layers if isinstance(each, FrozenConvolution | SteadyLinear))
         return laid_out + sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
