@@ -7,8 +7,7 @@
 It knows the API and nothing else: no torch, no Redis.
 """
 
-from sagittal.client.aio import AsyncClient
-from sagittal.client.astreams import AsyncEventStream
+from sagittal.client.aio import AsyncClient, AsyncEventStream
 from sagittal.client.batch import Outcome
 from sagittal.client.concept_fits import FitProgress
 from sagittal.client.concepts import ConceptExample, ConceptQuality, ConceptSet, XFeature
@@ -86,8 +85,7 @@ from sagittal.client.models import MethodInfo, Model, ParameterInfo, Preprocessi
 from sagittal.client.options import TLS, Options, Retry
 from sagittal.client.regions import RegionScore, RegionScores
 from sagittal.client.requests import Baseline, Box, Metrics
-from sagittal.client.streams import EventStream
-from sagittal.client.sync import Client
+from sagittal.client.sync import Client, EventStream
 
 __all__ = [
     "IGOS",

@@ -19,6 +19,7 @@ from sagittal.client.resume import Cursor
 from sagittal.v1 import concept_pb2 as pb
 from sagittal.v1 import concept_service_pb2 as service_pb
 from sagittal.v1 import explanation_pb2
+from sagittal.v1 import explanation_service_pb2 as jobs_pb
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +102,13 @@ class Fitting:
             # An end would begin the fit; an empty message is refused.
             yield service_pb.FitConceptsRequest()
 
-    def take(self, cursor: Cursor, event: explanation_pb2.ExplanationEvent) -> None:
-        """Tells how the fit goes; raises the error that ends it."""
+    def owns_job(self, cursor: Cursor) -> bool:
+        """Returns whether the job must end with its caller."""
+        return bool(cursor.job_id) and not cursor.ended and not self.settings.detach
+
+    def take(self, cursor: Cursor, response: service_pb.FitConceptsResponse | jobs_pb.WatchExplanationResponse) -> None:
+        """Calls `on_progress` with the event of a response; raises the error that ends the fit."""
+        event = response.event if isinstance(response, jobs_pb.WatchExplanationResponse) else response.job
         if not cursor.admit(event):
             return
         failure = terminal_error(event)

@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 import grpc
 
 from sagittal.client.errors import ConnectionFailed, SagittalError, Unavailable, from_rpc_error, trailing_metadata
+from sagittal.client.events import Event
+from sagittal.client.explanation import Gathering, terminal_error
 from sagittal.client.options import Retry
+from sagittal.client.parsing import parse_event
 from sagittal.client.tracing import CallSpan
 from sagittal.v1 import explanation_pb2 as pb
 
@@ -103,3 +106,15 @@ class Cursor:
         return self.patience.wait_after(
             failure if isinstance(failure, Unavailable) else ConnectionFailed(str(failure), job_id=self.job_id)
         )
+
+
+def take_event(cursor: Cursor, gathering: Gathering, message: pb.ExplanationEvent) -> Event | None:
+    """Returns an event to hand on, or None for one that was seen; raises the error that ends a job."""
+    if not cursor.admit(message):
+        return None
+    failure = terminal_error(message)
+    if failure is not None:
+        raise failure
+    event = parse_event(message)
+    gathering.add(event)
+    return event

@@ -1,9 +1,7 @@
-"""The client for ordinary code; `aio.AsyncClient` is its twin for asyncio."""
+"""One connection to Sagittal and every call over it."""
 
 import contextlib
-import queue
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -11,9 +9,18 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 from google.protobuf.message import Message
 
+from sagittal.client.aio.concept_calls import AsyncConceptCalls
+from sagittal.client.aio.concurrency import (
+    ChannelClosed,
+    RequestQueue,
+    UnaryCall,
+    off_the_loop,
+    open_channel,
+    sleep,
+)
+from sagittal.client.aio.streams import AsyncEventStream, Reading
 from sagittal.client.base import BaseClient, list_request, spec_for, wanted_name
 from sagittal.client.batch import Batch, Images, Outcome
-from sagittal.client.concept_calls import ConceptCalls
 from sagittal.client.errors import Unavailable, from_rpc_error
 from sagittal.client.events import ClassScore, Event, PatchSet
 from sagittal.client.explanation import Explanation, Job, parse_explanation, parse_job
@@ -25,7 +32,6 @@ from sagittal.client.regions import RegionOptions, RegionScores, parse_regions
 from sagittal.client.registration import ModelTable, model_message, update_request
 from sagittal.client.requests import ExplainOptions, build_regions, build_states
 from sagittal.client.resume import Cursor
-from sagittal.client.streams import EventStream, Reading
 from sagittal.client.tracing import CallSpan, Metadata
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import explanation_service_pb2 as service_pb
@@ -36,8 +42,10 @@ from sagittal.v1 import model_service_pb2_grpc as models_grpc
 Answer = TypeVar("Answer")
 
 
-class Client(BaseClient):
-    """A connection to Sagittal. Safe to use from several threads; close it, or use it in a `with` statement.
+class AsyncClient(BaseClient):
+    """A connection to Sagittal; close it, or use it in an `async with` statement.
+
+    An asyncio client belongs to one event loop. A client for threads is safe to use from several.
 
     Every method raises `errors.SagittalError`, by the class that the service meant.
     """
@@ -59,16 +67,11 @@ class Client(BaseClient):
             options: Limits and retries.
         """
         super().__init__(address, token=token, tls=tls, options=options)
-        arguments = self.options.channel_arguments(tls)
-        self._channel = (
-            grpc.secure_channel(address, tls.credentials(), arguments)
-            if tls
-            else grpc.insecure_channel(address, arguments)
-        )
+        self._channel = open_channel(address, tls, self.options.channel_arguments(tls))
         self._jobs = service_grpc.ExplanationServiceStub(self._channel)
         self._models = models_grpc.ModelServiceStub(self._channel)
 
-    def explain(
+    async def explain(
         self,
         image: ImageLike,
         *,
@@ -76,15 +79,17 @@ class Client(BaseClient):
         **options: Unpack[ExplainOptions],
     ) -> Explanation:
         """Explains an image and returns the whole explanation; `on_event` is called with each event as it comes."""
-        with self.stream(image, **options) as events:
-            for event in events:
+        async with await self.stream(image, **options) as events:
+            async for event in events:
                 if on_event is not None:
                     on_event(event)
-            return events.explanation()
+            return await events.explanation()
 
-    def stream(self, image: ImageLike, *, detach: bool = False, **options: Unpack[ExplainOptions]) -> EventStream:
+    async def stream(
+        self, image: ImageLike, *, detach: bool = False, **options: Unpack[ExplainOptions]
+    ) -> AsyncEventStream:
         """Explains an image and yields events as they come; closing the stream cancels the job unless `detach`."""
-        request = service_pb.ExplainRequest(spec=self._spec(image, options), detach=detach)
+        request = service_pb.ExplainRequest(spec=await self._spec(image, options), detach=detach)
 
         def open_call(cursor: Cursor) -> Any:
             return (
@@ -95,18 +100,18 @@ class Client(BaseClient):
 
         cursor = self._cursor(request)
         reading = Reading(cursor, open_call, options["model"])
-        return EventStream(reading, None if detach else partial(self._abandon, cursor.span))
+        return AsyncEventStream(reading, None if detach else partial(self._abandon, cursor.span))
 
-    def explain_many(
+    async def explain_many(
         self, images: Images, *, in_flight: int = 32, **options: Unpack[ExplainOptions]
-    ) -> Iterator[Outcome]:
+    ) -> AsyncIterator[Outcome]:
         """Explains many images over one call and yields the outcome of each as it ends, in whatever order.
 
         One that fails has its error in its outcome and does not stop the others. Images are read as they are needed,
         at most `in_flight` ahead. Jobs go to the batch lane unless told otherwise.
         """
         options.setdefault("lane", "batch")
-        catalogue = self._catalogue(options)
+        catalogue = await self._catalogue(options)
         batch = Batch(
             images,
             lambda image: spec_for(image, catalogue, {**options, "request_id": ""}, options.get("method")),
@@ -117,34 +122,39 @@ class Client(BaseClient):
         with cursor.span:
             while not batch.done:
                 try:
-                    yield from self._run_batch(batch, cursor)
+                    async with contextlib.aclosing(self._run_batch(batch, cursor)) as outcomes:
+                        async for outcome in outcomes:
+                            yield outcome
                     wait = 0.0 if batch.done else cursor.wait_after(None)
                 except grpc.RpcError as error:
                     wait = cursor.wait_after(error)
-                time.sleep(wait)
+                await sleep(wait)
 
-    def submit(self, image: ImageLike, **options: Unpack[ExplainOptions]) -> Job:
+    async def submit(self, image: ImageLike, **options: Unpack[ExplainOptions]) -> Job:
         """Submits a job and returns at once; `watch` or `get` it by its `job_id`."""
-        request = service_pb.SubmitExplanationRequest(spec=self._spec(image, options))
-        return parse_job(self._call(self._jobs.SubmitExplanation, request).explanation)
+        request = service_pb.SubmitExplanationRequest(spec=await self._spec(image, options))
+        response = await self._call(self._jobs.SubmitExplanation, request)
+        return parse_job(response.explanation)
 
-    def watch(self, job_id: str, *, after_sequence: int = 0) -> EventStream:
+    def watch(self, job_id: str, *, after_sequence: int = 0) -> AsyncEventStream:
         """Yields the events of a job after a sequence number, to its end. Closing the stream leaves the job alone."""
         request = service_pb.WatchExplanationRequest(job_id=job_id)
         cursor = self._cursor(request, job_id=job_id, after_sequence=after_sequence)
-        return EventStream(Reading(cursor, self._watch, ""))
+        return AsyncEventStream(Reading(cursor, self._watch, ""))
 
-    def get(self, job_id: str) -> Explanation:
+    async def get(self, job_id: str) -> Explanation:
         """Returns what is known of a job, whether it has ended or not."""
         request = service_pb.GetExplanationRequest(job_id=job_id)
-        return parse_explanation(self._call(self._jobs.GetExplanation, request).explanation)
+        response = await self._call(self._jobs.GetExplanation, request)
+        return parse_explanation(response.explanation)
 
-    def job(self, job_id: str) -> Job:
+    async def job(self, job_id: str) -> Job:
         """Returns where a job stands."""
         request = service_pb.GetExplanationRequest(job_id=job_id)
-        return parse_job(self._call(self._jobs.GetExplanation, request).explanation)
+        response = await self._call(self._jobs.GetExplanation, request)
+        return parse_job(response.explanation)
 
-    def list(self, *, model: str = "", states: Sequence[str] = (), reason: str = "") -> Iterator[Job]:
+    async def list(self, *, model: str = "", states: Sequence[str] = (), reason: str = "") -> AsyncIterator[Job]:
         """Yields jobs, newest first, where given of one model, in some states, or that failed for a reason.
 
         Args:
@@ -154,157 +164,167 @@ class Client(BaseClient):
         """
         numbers, token = build_states(states), ""
         while True:
-            page = self._call(self._jobs.ListExplanations, list_request(model, numbers, reason, token))
-            yield from map(parse_job, page.explanations)
+            page = await self._call(self._jobs.ListExplanations, list_request(model, numbers, reason, token))
+            for explanation in page.explanations:
+                yield parse_job(explanation)
             token = page.next_page_token
             if not token:
                 return
 
-    def cancel(self, job_id: str) -> Job:
+    async def cancel(self, job_id: str) -> Job:
         """Cancels a job. One that has ended stays as it is; one that runs ends at its worker's next step."""
         request = service_pb.CancelExplanationRequest(job_id=job_id)
-        return parse_job(self._call(self._jobs.CancelExplanation, request).explanation)
+        response = await self._call(self._jobs.CancelExplanation, request)
+        return parse_job(response.explanation)
 
-    def delete(self, job_id: str) -> None:
+    async def delete(self, job_id: str) -> None:
         """Deletes a job that has ended, with its image and events."""
-        self._call(self._jobs.DeleteExplanation, service_pb.DeleteExplanationRequest(job_id=job_id))
+        await self._call(self._jobs.DeleteExplanation, service_pb.DeleteExplanationRequest(job_id=job_id))
 
-    def retry(self, job_id: str) -> Job:
+    async def retry(self, job_id: str) -> Job:
         """Runs a buried job again and returns the new job; the buried one stays as it is. For administrators."""
         request = service_pb.RetryExplanationRequest(job_id=job_id)
-        return parse_job(self._call(self._jobs.RetryExplanation, request).explanation)
+        response = await self._call(self._jobs.RetryExplanation, request)
+        return parse_job(response.explanation)
 
-    def score_regions(self, sets: Sequence[PatchSet], **options: Unpack[RegionOptions]) -> RegionScores:
+    async def score_regions(self, sets: Sequence[PatchSet], **options: Unpack[RegionOptions]) -> RegionScores:
         """Answers "what if": the score when only these patches are shown (or, with `hide`, hidden)."""
-        return parse_regions(self._call(self._jobs.ScoreRegions, build_regions(sets, **options)))
+        return parse_regions(await self._call(self._jobs.ScoreRegions, build_regions(sets, **options)))
 
-    def models(self) -> Iterator[Model]:
+    async def models(self) -> AsyncIterator[Model]:
         """Yields the registered models by name and version, without labels and methods."""
         token = ""
         while True:
-            page = self._call(self._models.ListModels, models_pb.ListModelsRequest(page_token=token))
-            yield from map(parse_model, page.models)
+            page = await self._call(self._models.ListModels, models_pb.ListModelsRequest(page_token=token))
+            for model in page.models:
+                yield parse_model(model)
             token = page.next_page_token
             if not token:
                 return
 
-    def model(self, name: str, *, version: str = "") -> Model:
+    async def model(self, name: str, *, version: str = "") -> Model:
         """Returns a model, whole; an empty version means the latest."""
         request = models_pb.GetModelRequest(name=name, version=version)
-        return parse_model(self._call(self._models.GetModel, request).model)
+        response = await self._call(self._models.GetModel, request)
+        return parse_model(response.model)
 
-    def register_model(self, model: ModelTable) -> Model:
+    async def register_model(self, model: ModelTable) -> Model:
         """Registers a version of a model, given as a `[[models]]` table of a model file; needs the role `admin`.
 
         Workers load and check it: `model(...)` shows how that went.
         """
         request = models_pb.RegisterModelRequest(model=model_message(model))
-        return parse_model(self._call(self._models.RegisterModel, request).model)
+        response = await self._call(self._models.RegisterModel, request)
+        return parse_model(response.model)
 
-    def update_model(self, model: ModelTable, *, fields: Sequence[str] = ()) -> Model:
+    async def update_model(self, model: ModelTable, *, fields: Sequence[str] = ()) -> Model:
         """Changes a registered version: the named fields, or all of it where none is named.
 
         `fields=["latest"]` with `latest=True` makes a version the one that requests without a version get.
         """
-        return parse_model(self._call(self._models.UpdateModel, update_request(model, fields)).model)
+        response = await self._call(self._models.UpdateModel, update_request(model, fields))
+        return parse_model(response.model)
 
-    def unregister_model(self, name: str, version: str) -> None:
+    async def unregister_model(self, name: str, version: str) -> None:
         """Removes a version; running jobs finish on it, queued ones are cancelled."""
-        self._call(self._models.UnregisterModel, models_pb.UnregisterModelRequest(name=name, version=version))
+        await self._call(self._models.UnregisterModel, models_pb.UnregisterModelRequest(name=name, version=version))
 
-    def load_model(self, name: str, *, version: str = "") -> None:
+    async def load_model(self, name: str, *, version: str = "") -> None:
         """Asks workers to load a model, those too that could not load it before."""
-        self._call(self._models.LoadModel, models_pb.LoadModelRequest(name=name, version=version))
+        await self._call(self._models.LoadModel, models_pb.LoadModelRequest(name=name, version=version))
 
-    def unload_model(self, name: str, *, version: str = "") -> None:
+    async def unload_model(self, name: str, *, version: str = "") -> None:
         """Asks workers to unload a model when no job runs on it; a later job loads it again."""
-        self._call(self._models.UnloadModel, models_pb.UnloadModelRequest(name=name, version=version))
+        await self._call(self._models.UnloadModel, models_pb.UnloadModelRequest(name=name, version=version))
 
-    def predict(self, image: ImageLike, *, model: str, model_version: str = "", top: int = 5) -> Sequence[ClassScore]:
+    async def predict(
+        self, image: ImageLike, *, model: str, model_version: str = "", top: int = 5
+    ) -> Sequence[ClassScore]:
         """Returns the model's most probable classes, best first."""
         request = models_pb.PredictRequest(
             model=model, model_version=model_version, image=encode_image(image, field="image"), top=top
         )
-        return tuple(map(parse_class, self._call(self._models.Predict, request).top))
+        response = await self._call(self._models.Predict, request)
+        return tuple(map(parse_class, response.top))
 
     @property
-    def concepts(self) -> ConceptCalls:
+    def concepts(self) -> AsyncConceptCalls:
         """Concept sets: fitted, listed, named."""
-        return ConceptCalls(self._channel, self._metadata, self._call, self._cursor)
+        return AsyncConceptCalls(self._channel, self._metadata, self._call, self._cursor)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Closes the connection."""
-        self._channel.close()
+        await self._channel.close()
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
         return self
 
-    def __exit__(
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        await self.close()
 
-    def _call(self, method: Callable[..., Answer], request: Message) -> Answer:
+    async def _call(self, method: UnaryCall[Answer], request: Message) -> Answer:
         """Makes a call that may be repeated, and repeats it while the service is away."""
         with self._span(request) as span:
-            return self._repeat(method, request, self._metadata + span.metadata)
+            return await self._repeat(method, request, self._metadata + span.metadata)
 
-    def _repeat(self, method: Callable[..., Answer], request: Message, metadata: Metadata) -> Answer:
+    async def _repeat(self, method: UnaryCall[Answer], request: Message, metadata: Metadata) -> Answer:
         patience = self._call_patience()
         while True:
             try:
-                return method(request, timeout=self.options.timeout, metadata=metadata)
+                return await method(request, timeout=self.options.timeout, metadata=metadata)
             except grpc.RpcError as error:
                 failure = from_rpc_error(error, address=self.address)
                 if not isinstance(failure, Unavailable):
                     raise failure from error
                 wait = patience.wait_after(failure)
-            time.sleep(wait)
+            await sleep(wait)
 
     def _watch(self, cursor: Cursor) -> Any:
         request = service_pb.WatchExplanationRequest(job_id=cursor.job_id, after_sequence=cursor.sequence)
         return self._jobs.WatchExplanation(request, metadata=self._metadata + cursor.span.metadata)
 
-    def _abandon(self, span: CallSpan, job_id: str) -> None:
+    async def _abandon(self, span: CallSpan, job_id: str) -> None:
         """Cancels a job whose caller went away, in bounded time. The service sees the dropped call anyway."""
-        with contextlib.suppress(grpc.RpcError, ValueError):  # ValueError: the channel is closed
+        with contextlib.suppress(grpc.RpcError, ChannelClosed):
             request = service_pb.CancelExplanationRequest(job_id=job_id)
-            self._jobs.CancelExplanation(request, timeout=2.0, metadata=self._metadata + span.metadata)
+            await self._jobs.CancelExplanation(request, timeout=2.0, metadata=self._metadata + span.metadata)
 
-    def _catalogue(self, options: ExplainOptions) -> Model | None:
+    async def _catalogue(self, options: ExplainOptions) -> Model | None:
         if wanted_name(options.get("method")) is None:
             return None
-        return self.model(options["model"], version=options.get("model_version", ""))
+        return await self.model(options["model"], version=options.get("model_version", ""))
 
-    def _spec(self, image: ImageLike, options: ExplainOptions) -> pb.ExplanationSpec:
-        return spec_for(image, self._catalogue(options), options, options.get("method"))
+    async def _spec(self, image: ImageLike, options: ExplainOptions) -> pb.ExplanationSpec:
+        catalogue = await self._catalogue(options)
+        return await off_the_loop(spec_for, image, catalogue, options, options.get("method"))
 
-    def _run_batch(self, batch: Batch, cursor: Cursor) -> Iterator[Outcome]:
+    async def _run_batch(self, batch: Batch, cursor: Cursor) -> AsyncGenerator[Outcome, None]:
         """Yields outcomes over one call, until it ends."""
-        requests: queue.SimpleQueue[service_pb.ExplainManyRequest | None] = queue.SimpleQueue()
-        for request in batch.reopen():
-            requests.put(request)
-        yield from _send(batch, requests)
-        call = self._jobs.ExplainMany(iter(requests.get, None), metadata=self._metadata + cursor.span.metadata)
+        requests = RequestQueue()
+        requests.put(batch.reopen())
+        for refused in await self._send(batch, requests):
+            yield refused
+        call = self._jobs.ExplainMany(requests, metadata=self._metadata + cursor.span.metadata)
         try:
             if batch.done:
                 return
-            for response in call:
+            async for response in call:
                 cursor.patience.renew(self.options.retry.stream_seconds)
                 outcome = batch.admit(response.event)
                 if outcome is not None:
                     yield outcome
-                    yield from _send(batch, requests)
+                    for refused in await self._send(batch, requests):
+                        yield refused
                 if batch.done:
                     return
         finally:
-            requests.put(None)
+            requests.end()
             call.cancel()
 
-
-def _send(batch: Batch, requests: queue.SimpleQueue[service_pb.ExplainManyRequest | None]) -> Sequence[Outcome]:
-    """Queues what may go out now; returns the outcomes of images that cannot be sent."""
-    ready, refused = batch.fill()
-    for request in ready:
-        requests.put(request)
-    return refused
+    async def _send(self, batch: Batch, requests: RequestQueue) -> Sequence[Outcome]:
+        """Sends what may go out now; returns outcomes of images that cannot be sent."""
+        ready, refused = await off_the_loop(batch.fill)
+        requests.put(ready)
+        return refused

@@ -1,0 +1,150 @@
+"""Calls about concept sets: `AsyncClient.concepts`."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Any, Unpack
+
+import grpc
+from google.protobuf.message import Message
+
+from sagittal.client.aio.concurrency import ChannelClosed, let_end, sleep, to_the_end
+from sagittal.client.concept_fits import FitOptions, Fitting, OnProgress
+from sagittal.client.concepts import ConceptSet, page_request, parse_concept_set, update_request
+from sagittal.client.errors import Unavailable
+from sagittal.client.images import ImageLike
+from sagittal.client.resume import Cursor
+from sagittal.client.tracing import Metadata
+from sagittal.v1 import concept_service_pb2 as service_pb
+from sagittal.v1 import concept_service_pb2_grpc as service_grpc
+from sagittal.v1 import explanation_service_pb2 as jobs_pb
+from sagittal.v1 import explanation_service_pb2_grpc as jobs_grpc
+
+#: Time for cancelling a job, in seconds.
+_ABANDON_SECONDS = 2.0
+
+
+def _ignore(_progress: object) -> None:
+    """Does nothing."""
+
+
+class AsyncConceptCalls:
+    """Fits, lists, returns, names and deletes concept sets."""
+
+    def __init__(
+        self,
+        channel: Any,
+        metadata: Metadata,
+        call: Callable[[Callable[..., Any], Message], Any],
+        begin: Callable[[Message], Cursor],
+    ) -> None:
+        """Takes the connection.
+
+        Args:
+            channel: It.
+            metadata: Goes with every call.
+            call: Makes a call that may be repeated.
+            begin: Begins a stream of events.
+        """
+        self._stub: Any = service_grpc.ConceptServiceStub(channel)
+        self._jobs: Any = jobs_grpc.ExplanationServiceStub(channel)
+        self._metadata = metadata
+        self._call = call
+        self._begin = begin
+
+    async def fit(
+        self,
+        images: Iterable[ImageLike] = (),
+        *,
+        name: str,
+        model: str,
+        targets: Sequence[int | str],
+        on_progress: OnProgress = _ignore,
+        **options: Unpack[FitOptions],
+    ) -> ConceptSet:
+        """Fits a set and returns it. Interrupting or cancelling what waits cancels the job, unless `detach` is set.
+
+        A lost connection is taken up where it broke.
+
+        Args:
+            images: Sent one by one as they are taken; none with `dataset`.
+            name: Of the set, unique for the model.
+            model: Name of a registered model.
+            targets: Classes, by index or label, whose outputs the concepts predict.
+            on_progress: Called with each step.
+            options: See `FitOptions`.
+        """
+        fitting = Fitting(images, name=name, model=model, targets=targets, options=options, on_progress=on_progress)
+        cursor = self._begin(service_pb.FitConceptsRequest())
+        with cursor.span:
+            try:
+                while not cursor.ended:
+                    await sleep(await self._follow(fitting, cursor))
+            finally:
+                if fitting.owns_job(cursor):
+                    await to_the_end(self._abandon, cursor)
+        return await self.get(name, model=model)
+
+    async def list(self, model: str = "") -> AsyncIterator[ConceptSet]:
+        """Yields the sets of a model, or of all, without examples."""
+        token = ""
+        while True:
+            answer = await self._call(self._stub.ListConceptSets, page_request(model, token))
+            for message in answer.concept_sets:
+                yield parse_concept_set(message)
+            token = answer.next_page_token
+            if not token:
+                return
+
+    async def get(self, name: str, *, model: str) -> ConceptSet:
+        """Returns a set, whole."""
+        request = service_pb.GetConceptSetRequest(model=model, name=name)
+        answer = await self._call(self._stub.GetConceptSet, request)
+        return parse_concept_set(answer.concept_set)
+
+    async def update(
+        self,
+        name: str,
+        *,
+        model: str,
+        rename: dict[int, str] | None = None,
+        merge: dict[int, int] | None = None,
+        mixed: dict[int, bool] | None = None,
+    ) -> ConceptSet:
+        """Names x-features, shows one together with another, marks them as mixed; returns the set."""
+        request = update_request(name, model, rename, merge, mixed)
+        answer = await self._call(self._stub.UpdateConceptSet, request)
+        return parse_concept_set(answer.concept_set)
+
+    async def delete(self, name: str, *, model: str) -> None:
+        """Deletes a set."""
+        await self._call(self._stub.DeleteConceptSet, service_pb.DeleteConceptSetRequest(model=model, name=name))
+
+    async def _follow(self, fitting: Fitting, cursor: Cursor) -> float:
+        """Reads one call; returns the wait before the next one in seconds."""
+        call = self._open(fitting, cursor)
+        try:
+            async for answer in call:
+                fitting.take(cursor, answer)
+                if cursor.ended:
+                    await let_end(call)
+                    return 0.0
+            return cursor.wait_after(None)
+        except (grpc.RpcError, Unavailable) as error:
+            return fitting.wait_after(cursor, error)
+        finally:
+            call.cancel()
+
+    def _open(self, fitting: Fitting, cursor: Cursor) -> Any:
+        """Returns a call with the events of a fit: the one that asks for it, or, once its job is known, a watch."""
+        metadata = self._metadata + cursor.span.metadata
+        if not cursor.job_id:
+            return self._stub.FitConcepts(fitting.requests(), metadata=metadata)
+        request = jobs_pb.WatchExplanationRequest(job_id=cursor.job_id, after_sequence=cursor.sequence)
+        return self._jobs.WatchExplanation(request, metadata=metadata)
+
+    async def _abandon(self, cursor: Cursor) -> None:
+        """Cancels a job whose caller went away, in bounded time."""
+        request = jobs_pb.CancelExplanationRequest(job_id=cursor.job_id)
+        metadata = self._metadata + cursor.span.metadata
+        with contextlib.suppress(grpc.RpcError, ChannelClosed):
+            await self._jobs.CancelExplanation(request, timeout=_ABANDON_SECONDS, metadata=metadata)
