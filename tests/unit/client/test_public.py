@@ -41,5 +41,5 @@ def test_the_client_imports_nothing_heavy() -> None:
 
 def test_the_sync_client_is_what_the_asyncio_client_generates() -> None:
     program = Path(__file__).parents[3] / "scripts" / "sync_client.py"
-    done = subprocess.run([sys.executable, program, "--check"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, program, "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
