@@ -4,6 +4,7 @@ import os
 import warnings
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -177,8 +178,97 @@ def test_tensors_in_other_files_are_not_read(tmp_path, sourced):
     onnx.save(model, tmp_path / "model", save_as_external_data=True, location="beside", size_threshold=0)
     os.remove(tmp_path / "beside")
     (tmp_path / "beside").symlink_to("/etc/passwd")
-    with pytest.raises(ModelUnavailable, match="keeps tensors in other files; save it in one piece"):
+    with pytest.raises(ModelUnavailable, match=r"keeps tensors in other files, such as .*; save it in one piece"):
         sourced("onnx")
+
+
+def outside(dims=(1,)):
+    """A tensor whose values are the first bytes of a file on the host."""
+    tensor = TensorProto(name="secret", data_type=TensorProto.INT8, dims=dims, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", "secret"), ("offset", "0"), ("length", "1")):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def constant(**attribute):
+    return helper.make_node("Constant", [], ["leak"], **attribute)
+
+
+def branch(node):
+    result = helper.make_tensor_value_info("leak", TensorProto.INT8, [1])
+    return helper.make_graph([node], "branch", [], [result])
+
+
+def sparse():
+    indices = helper.make_tensor("places", TensorProto.INT64, [1], [0])
+    return helper.make_sparse_tensor(outside(), indices, [1])
+
+
+def in_a_subgraph(model):
+    condition = helper.make_tensor("always", TensorProto.BOOL, [], [True])
+    model.graph.initializer.append(condition)
+    inner = branch(constant(value=outside()))
+    model.graph.node.append(helper.make_node("If", ["always"], ["leak"], then_branch=inner, else_branch=inner))
+
+
+def in_a_function(model):
+    model.functions.append(
+        helper.make_function("own", "Leak", [], ["leak"], [constant(value=outside())], model.opset_import)
+    )
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.graph.node.append(helper.make_node("Leak", [], ["leak"], domain="own"))
+
+
+def location_alone(model):
+    tensor = outside()
+    tensor.data_location = TensorProto.DEFAULT
+    model.graph.initializer.append(tensor)
+
+
+PLACES = {
+    "constant": lambda model: model.graph.node.append(constant(value=outside())),
+    "sparse-constant": lambda model: model.graph.node.append(constant(sparse_value=sparse())),
+    "sparse-initializer": lambda model: model.graph.sparse_initializer.append(sparse()),
+    "initializer": lambda model: model.graph.initializer.append(outside()),
+    "subgraph": in_a_subgraph,
+    "function": in_a_function,
+    "default-of-a-function": lambda model: model.functions.add().attribute_proto.append(
+        helper.make_attribute("value", outside())
+    ),
+    "several-in-one-attribute": lambda model: model.graph.node.append(
+        helper.make_node("Custom", [], ["leak"], domain="own", values=[outside()])
+    ),
+    "training": lambda model: model.training_info.add().initialization.initializer.append(outside()),
+    "location-alone": location_alone,
+}
+"""Where in a model a tensor may hide; each adds one."""
+
+
+@pytest.mark.parametrize("runtime", ["auto", "onnxruntime", "torch"])
+@pytest.mark.parametrize("place", PLACES)
+def test_no_tensor_anywhere_in_a_file_reads_another_file(tmp_path, sourced, monkeypatch, place, runtime):
+    (tmp_path / "secret").write_bytes(b"S")
+    monkeypatch.chdir(tmp_path)  # libraries look there
+    onnx_of(tmp_path, [helper.make_node("Flatten", ["images"], ["scores"])])
+    model = onnx.load(tmp_path / "model")
+    PLACES[place](model)
+    (tmp_path / "model").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelUnavailable, match="keeps tensors in other files, such as 'secret'; save it in one piece"):
+        sourced("onnx", runtime=runtime)
+
+
+def test_what_a_model_says_in_fields_that_onnx_does_not_know_reaches_no_other_library(tmp_path, sourced, monkeypatch):
+    onnx_of(tmp_path, [helper.make_node("Flatten", ["images"], ["scores"])])
+    with (tmp_path / "model").open("ab") as file:
+        file.write(b"\xfa\x3f\x06UNKNWN")  # field 1023, six bytes
+    given, session = [], onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda model, *rest, **named: given.append(model) or session(model, *rest, **named),
+    )
+    sourced("onnx", runtime="onnxruntime")
+    assert b"UNKNWN" not in given[0]
 
 
 def test_the_output_is_named_where_there_are_several(tmp_path, sourced):

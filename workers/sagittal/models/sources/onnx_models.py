@@ -2,9 +2,13 @@
 
 A conversion writes Python code with names from the file in it. So nodes get names of our own before, and a file whose
 tensors have names that could be more than names is not converted.
+
+Libraries follow what a tensor says of other files, relative to the working directory. So no tensor anywhere in a file
+may, and the libraries get the model as it was read and checked, never the file.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +55,7 @@ class Onnx(Source):
         """Returns the model. Raises ModelUnavailable."""
         path = open_weights(self.file, access)
         model = read_model(path)
-        running = OnnxModel(path, self.output)
+        running = OnnxModel(model.SerializeToString(), path, self.output)
         if self.runtime == "onnxruntime":
             return Sourced(running)
         try:
@@ -70,8 +74,14 @@ class NotConverted(Exception):
 class OnnxModel(Opaque):
     """A model in onnxruntime."""
 
-    def __init__(self, path: Path, output: str) -> None:
-        """Raises ModelUnavailable where onnxruntime cannot run it, or it has not one image input."""
+    def __init__(self, serialized: bytes, path: Path, output: str) -> None:
+        """Raises ModelUnavailable if onnxruntime cannot run it, or if it has not one image input.
+
+        Args:
+            serialized: The model, as `read_model` checked it.
+            path: The file that it comes from.
+            output: Name of the output with the scores; empty for the only one.
+        """
         runtime: Any = need("onnxruntime", extra=EXTRA)
         super().__init__(where="in onnxruntime", identity=f"{file_digest(path)} {output}")
         options = runtime.SessionOptions()
@@ -80,8 +90,7 @@ class OnnxModel(Opaque):
         wished = ("CUDAExecutionProvider", "CPUExecutionProvider")
         providers = [one for one in wished if one in runtime.get_available_providers()]
         try:
-            # From bytes, so that no file beside it is opened.
-            self._session = runtime.InferenceSession(path.read_bytes(), options, providers=providers)
+            self._session = runtime.InferenceSession(serialized, options, providers=providers)
         except Exception as error:  # onnxruntime's errors have no base of their own
             raise ModelUnavailable(f"{path}: onnxruntime cannot run it: {_first_line(error)}") from error
         self._input = _image_input(self._session, path)
@@ -134,18 +143,36 @@ def _score_output(session: Any, name: str, path: Path) -> str:
 
 
 def read_model(path: Path) -> Any:
-    """Returns the model of a file, checked. Raises ModelUnavailable."""
+    """Returns the model of a file, checked and without unknown fields. Raises ModelUnavailable."""
     onnx: Any = need("onnx", extra=EXTRA)
     try:
-        model = onnx.load(str(path), load_external_data=False)
-        if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer):
-            raise ModelUnavailable(f"{path} keeps tensors in other files; save it in one piece")
+        model = onnx.load_model_from_string(path.read_bytes())
+        model.DiscardUnknownFields()  # another library may know what they mean
+        if elsewhere := next((tensor for tensor in _tensors(model) if _lies_elsewhere(tensor)), None):
+            raise ModelUnavailable(
+                f"{path} keeps tensors in other files, such as {elsewhere.name or 'a constant without a name'!r}; "
+                "save it in one piece"
+            )
         onnx.checker.check_model(model)
     except ModelUnavailable:
         raise
     except Exception as error:  # protobuf's and onnx's errors share no base
         raise ModelUnavailable(f"{path} is no ONNX model, or a damaged one: {_first_line(error)}") from error
     return model
+
+
+def _tensors(message: Any) -> Iterator[Any]:
+    """Yields every tensor anywhere in a message: initializers, constants, sparse ones, subgraphs, functions."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in value if field.is_repeated else (value,):
+                yield from _tensors(part)
+
+
+def _lies_elsewhere(tensor: Any) -> bool:
+    return bool(tensor.data_location or tensor.external_data)
 
 
 def convert(model: Any, running: OnnxModel) -> tuple[nn.Module, str]:
