@@ -16,6 +16,7 @@ from pydantic_core import to_jsonable_python
 
 from sagittal.runtime.queue_metrics import QueueMetrics
 from sagittal.runtime.settings import QueueSettings
+from sagittal.runtime.supervision import SupervisionMetrics
 from sagittal.server.metrics import ServiceMetrics
 from sagittal.server.settings import ServiceSettings
 from sagittal.worker.metrics import WorkerMetrics
@@ -31,6 +32,7 @@ UNITS: Mapping[str, str] = {
     "_auc": "0 to 1",
     "_up": "0 or 1",
     "_ready": "0 or 1",
+    "_background_running": "0 or 1",
     "": "number",
 }
 
@@ -50,6 +52,7 @@ def service_registry() -> CollectorRegistry:
     registry = CollectorRegistry()
     ServiceMetrics(registry)
     QueueMetrics(registry)
+    SupervisionMetrics(registry)
     return registry
 
 
@@ -58,6 +61,7 @@ def worker_registry() -> CollectorRegistry:
     registry = CollectorRegistry()
     WorkerMetrics.create(registry)
     QueueMetrics(registry)
+    SupervisionMetrics(registry)
     return registry
 
 

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
-from threading import Thread
+from threading import Event
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
+
+from sagittal.runtime.supervision import Supervised, Supervisor
 
 Check = Callable[[], str]
 """Returns what is wrong; empty where nothing is."""
@@ -37,7 +39,8 @@ class MetricsServer:
     """A running endpoint."""
 
     server: WSGIServer
-    thread: Thread
+    serving: Supervised
+    closing: Event
 
     @property
     def port(self) -> int:
@@ -46,13 +49,19 @@ class MetricsServer:
 
     def close(self) -> None:
         """Stops listening."""
+        self.closing.set()
         self.server.shutdown()
         self.server.server_close()
-        self.thread.join()
+        if self.serving.thread is not None:
+            self.serving.thread.join()
 
 
 def start_metrics_server(
-    host: str, port: int, registry: CollectorRegistry = REGISTRY, checks: Mapping[str, Check] | None = None
+    host: str,
+    port: int,
+    registry: CollectorRegistry = REGISTRY,
+    checks: Mapping[str, Check] | None = None,
+    supervisor: Supervisor | None = None,
 ) -> MetricsServer:
     """Serves the registry's metrics and the checks; port 0 takes a free one.
 
@@ -63,9 +72,9 @@ def start_metrics_server(
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     server_class = type("_FamilyServer", (_Server,), {"address_family": family})
     server: WSGIServer = make_server(host, port, app, server_class=server_class, handler_class=_Quiet)
-    thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
-    thread.start()
-    return MetricsServer(server, thread)
+    closing = Event()
+    serving = (supervisor or Supervisor()).start_thread("metrics", server.serve_forever, may_end=closing.is_set)
+    return MetricsServer(server, serving, closing)
 
 
 def _application(metrics: Callable[..., Any], checks: Mapping[str, Check]) -> Callable[..., Iterable[bytes]]:

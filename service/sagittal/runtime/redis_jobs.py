@@ -28,6 +28,7 @@ from sagittal.runtime.redis_scripts import (
 from sagittal.runtime.redis_sweep import SWEEPS_IN_A_ROW, end_arguments, parse_sweep, sweep_arguments
 from sagittal.runtime.redis_watch import LOOK_SECONDS, LogNews
 from sagittal.runtime.settings import QueueSettings
+from sagittal.runtime.supervision import Supervised, Supervisor
 
 log = structlog.get_logger(__name__)
 
@@ -45,13 +46,17 @@ SHARED: Mapping[bytes, Literal["cache", "flight"]] = {b"cached": "cache", b"join
 class RedisJobQueue:
     """A `JobQueue` on Redis 7 or Valkey 8 and later."""
 
-    def __init__(self, settings: QueueSettings, observer: QueueObserver = UNOBSERVED) -> None:
+    def __init__(
+        self, settings: QueueSettings, observer: QueueObserver = UNOBSERVED, supervisor: Supervisor | None = None
+    ) -> None:
+        self._supervisor = supervisor or Supervisor()
         self._settings = settings
         self._observer = observer
         self._root = root_key(settings)
         self._redis = AsyncRunner(connect_async(settings), settings, self._root, observer)
-        self._news = LogNews(connect_async(settings.model_copy(update={"max_connections": 1})), self._root)
-        self._sweeper: asyncio.Task[None] | None = None
+        client = connect_async(settings.model_copy(update={"max_connections": 1}))
+        self._news = LogNews(client, self._root, self._supervisor)
+        self._sweeper: Supervised | None = None
 
     async def submit(self, job: NewJob, accepted: bytes) -> tuple[Job, bool]:
         """Accepts a job, or returns the one that the `request_id` belongs to."""
@@ -189,8 +194,7 @@ class RedisJobQueue:
     async def close(self) -> None:
         """Closes all connections."""
         if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+            await self._supervisor.stop_task(self._sweeper)
         await self._news.close()
         await close_async(self._redis.client)
 
@@ -211,7 +215,7 @@ class RedisJobQueue:
 
     def _start_sweeper(self) -> None:
         if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().create_task(self._keep_sweeping(), name="sagittal-sweeper")
+            self._sweeper = self._supervisor.start_task("sweeper", self._keep_sweeping)
 
     async def _keep_sweeping(self) -> None:
         while True:

@@ -10,6 +10,7 @@ from sagittal.runtime.redis_jobs import RedisJobQueue
 from sagittal.runtime.redis_registry import RedisModelRegistry, RedisWorkerRegistry
 from sagittal.runtime.redis_worker import RedisWorkerQueue
 from sagittal.runtime.settings import QueueSettings
+from sagittal.runtime.supervision import Supervisor
 
 __all__ = [
     "RedisJobQueue",
@@ -24,9 +25,11 @@ __all__ = [
 ]
 
 
-def connect_job_queue(settings: QueueSettings, observer: QueueObserver = UNOBSERVED) -> RedisJobQueue:
-    """Returns the service's side of the queue. Close it on the loop that used it."""
-    return RedisJobQueue(settings, observer)
+def connect_job_queue(
+    settings: QueueSettings, observer: QueueObserver = UNOBSERVED, supervisor: Supervisor | None = None
+) -> RedisJobQueue:
+    """Returns the service's side of the queue, its background tasks supervised. Close it on the loop that used it."""
+    return RedisJobQueue(settings, observer, supervisor)
 
 
 def connect_worker_queue(

@@ -13,6 +13,7 @@ from redis.asyncio.client import PubSub, Redis
 from redis.exceptions import RedisError
 
 from sagittal.runtime.redis_connection import close_async
+from sagittal.runtime.supervision import Supervised, Supervisor
 
 log = structlog.get_logger(__name__)
 
@@ -27,12 +28,12 @@ IDLE_CHANNEL = "idle"
 class LogNews:
     """Wakes those who watch a log when something was appended to it."""
 
-    def __init__(self, client: "Redis", root: str) -> None:
+    def __init__(self, client: "Redis", root: str, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
         self._client = client
         self._root = root
         self._watchers: dict[bytes, set[asyncio.Event]] = {}
-        self._task: asyncio.Task[None] | None = None
-        self._closed = False
+        self._listening: Supervised | None = None
         self._changed = asyncio.Event()
 
     @contextlib.contextmanager
@@ -54,21 +55,18 @@ class LogNews:
 
     async def close(self) -> None:
         """Ends the subscription."""
-        self._closed = True
-        while self._task is not None and not self._task.done():
-            self._task.cancel()
-            # A cancellation that meets an error inside is lost in it; the next one is not.
-            await asyncio.wait([self._task], timeout=LAST_PAUSE)
+        if self._listening is not None:
+            await self._supervisor.stop_task(self._listening)
         await close_async(self._client)
 
     def _start(self) -> None:
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._run(), name="sagittal-log-news")
+        if self._listening is None:
+            self._listening = self._supervisor.start_task("log-news", self._run)
 
     async def _run(self) -> None:
-        """Listens until closed; a broken connection is made anew, and everyone looks for what was missed."""
+        """Listens until cancelled; a broken connection is made anew, and everyone looks for what was missed."""
         pause = FIRST_PAUSE
-        while not self._closed:
+        while True:
             try:
                 async with self._client.pubsub() as pubsub:
                     await pubsub.subscribe(self._root + IDLE_CHANNEL)

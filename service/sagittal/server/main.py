@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from sagittal.runtime.probes import LIVE, READY, MetricsServer, start_metrics_server
 from sagittal.runtime.queue_metrics import QueueMetrics
 from sagittal.runtime.redis_queue import check_server, connect_job_queue, connect_model_registry
+from sagittal.runtime.supervision import SupervisionMetrics, Supervisor
 from sagittal.runtime.telemetry import configure_logging, own_name
 from sagittal.runtime.tracing import NO_TRACER, Tracer
 from sagittal.runtime.tracing_start import TracingMissing, start_tracing
@@ -64,9 +65,11 @@ async def serve(settings: ServiceSettings, tracer: Tracer = NO_TRACER) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     registry = connect_model_registry(settings.queue)
     inspect = partial(check_server, settings.queue)
-    queue = connect_job_queue(settings.queue, QueueMetrics(REGISTRY))
-    service = Service(settings, queue, registry, REGISTRY, inspect=inspect, tracer=tracer)
-    metrics = _metrics(settings, service)
+    supervisor = Supervisor(SupervisionMetrics(REGISTRY))
+    asyncio.get_running_loop().set_exception_handler(supervisor.note_loop_failure)
+    queue = connect_job_queue(settings.queue, QueueMetrics(REGISTRY), supervisor)
+    service = Service(settings, queue, registry, REGISTRY, inspect=inspect, tracer=tracer, supervisor=supervisor)
+    metrics = _metrics(settings, service, supervisor)
     try:
         await service.start()
         await stop.wait()
@@ -77,12 +80,12 @@ async def serve(settings: ServiceSettings, tracer: Tracer = NO_TRACER) -> None:
             await asyncio.to_thread(metrics.close)
 
 
-def _metrics(settings: ServiceSettings, service: Service) -> MetricsServer | None:
+def _metrics(settings: ServiceSettings, service: Service, supervisor: Supervisor) -> MetricsServer | None:
     if not settings.metrics_port:
         return None
     try:
         checks = {LIVE: service.live, READY: service.ready}
-        return start_metrics_server(settings.metrics_host, settings.metrics_port, REGISTRY, checks)
+        return start_metrics_server(settings.metrics_host, settings.metrics_port, REGISTRY, checks, supervisor)
     except OSError as error:
         place = f"{settings.metrics_host}:{settings.metrics_port}"
         raise CannotListen(

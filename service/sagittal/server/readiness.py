@@ -1,4 +1,4 @@
-"""Health: alive always, ready while Redis answers."""
+"""Health: ready while Redis answers and every background task runs."""
 
 import asyncio
 import time
@@ -35,6 +35,7 @@ class Readiness:
         interval: float,
         place: str,
         inspect: Callable[[], Sequence[str]],
+        ailing: Callable[[], str] = str,
     ) -> None:
         """Prepares to look.
 
@@ -46,8 +47,10 @@ class Readiness:
             interval: Time between two looks, in seconds.
             place: Where Redis is, for the log.
             inspect: Returns what an operator should hear of Redis; may block, and is called when it begins to answer.
+            ailing: Returns which background task of the service does not run; empty if all do.
         """
         self._inspect = inspect
+        self._ailing = ailing
         self._queue = queue
         self._catalogue = catalogue
         self._health = health
@@ -66,11 +69,15 @@ class Readiness:
 
     async def run(self) -> None:
         """Looks again and again, until it is cancelled."""
-        await self._say(ready=False)
-        while True:
-            await self._look()
-            self._looked = time.monotonic()
-            await asyncio.sleep(self._interval)
+        await self._set(ready=False)
+        try:
+            while True:
+                await self._look()
+                self._looked = time.monotonic()
+                await asyncio.sleep(self._interval)
+        finally:
+            self.wrong = "nothing asks Redis whether it answers"
+            await self._set(ready=False)
 
     async def _look(self) -> None:
         patience = max(self._interval, 1.0)
@@ -89,11 +96,11 @@ class Readiness:
             self.wrong = wrong
             await self._set(ready=False)
         else:
-            self.wrong = ""
-            if not self._ready:
+            if self.wrong:
                 _log.info("queue-answers", redis=self._place)
                 await self._warn()
-            await self._set(ready=True)
+            self.wrong = ""
+            await self._set(ready=not self._ailing())
 
     async def _warn(self) -> None:
         try:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from urllib.parse import urlsplit
 
 import grpc
@@ -14,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from sagittal.runtime.queue import JobQueue
 from sagittal.runtime.registry import ModelRegistry
+from sagittal.runtime.supervision import Supervised, SupervisionMetrics, Supervisor
 from sagittal.runtime.tracing import NO_TRACER, Tracer
 from sagittal.server.access import Access
 from sagittal.server.admin import Admin
@@ -65,6 +65,7 @@ class Service:
         *,
         inspect: Callable[[], Sequence[str]] = tuple,
         tracer: Tracer = NO_TRACER,
+        supervisor: Supervisor | None = None,
     ) -> None:
         """Puts the service together.
 
@@ -75,14 +76,16 @@ class Service:
             metrics: Where the service's metrics are registered.
             inspect: Returns what an operator should hear of the queue's server.
             tracer: Makes the spans of RPCs and jobs.
+            supervisor: Of the background tasks, the queue's included; None for one of the service's own tasks alone.
         """
         self._inspect = inspect
+        self._supervisor = supervisor or Supervisor(SupervisionMetrics(metrics))
         self._tracer = tracer
         self._settings = settings
         self._queue = queue
         self._metrics = ServiceMetrics(metrics)
         self._streams = Streams(settings.connections.max_stream_seconds)
-        self._aftermath = Aftermath()
+        self._aftermath = Aftermath(self._supervisor)
         self._registry = registry
         self._catalogue = Catalogue(registry, settings.model_refresh)
         self._pictures = Pictures(settings.images.limits(), settings.images.decode_threads)
@@ -90,7 +93,7 @@ class Service:
         self._server: grpc.aio.Server | None = None
         self._admin = Admin(self._health)
         self._readiness: Readiness | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._watching: Supervised | None = None
         self._draining = False
         self.admin_port = 0
         """Port of the second listener; 0 where there is none."""
@@ -125,8 +128,9 @@ class Service:
             interval=interval,
             place=place,
             inspect=self._inspect,
+            ailing=self._supervisor.ailing,
         )
-        self._watching = asyncio.create_task(self._readiness.run())
+        self._watching = self._supervisor.start_task("readiness", self._readiness.run)
         await self._server.start()
         if self._settings.admin_listen:
             self.admin_port = await self._admin.start(self._settings.admin_listen)
@@ -138,13 +142,13 @@ class Service:
 
     def live(self) -> str:
         """Says why the process must be restarted; empty where it need not. Safe from any thread."""
-        return "" if self._readiness is None else self._readiness.stalled()
+        return "" if self._readiness is None else self._supervisor.failed() or self._readiness.stalled()
 
     def ready(self) -> str:
         """Says why the replica takes no calls; empty where it does. Safe from any thread."""
         if self._readiness is None:
             return "it starts"
-        return "it drains" if self._draining else self._readiness.wrong
+        return "it drains" if self._draining else self._supervisor.ailing() or self._readiness.wrong
 
     async def stop(self) -> None:
         """Drains: not ready, no new calls, streams moved when their time is up, and then the end."""
@@ -187,9 +191,7 @@ class Service:
 
     async def _end_watching(self) -> None:
         if self._watching is not None:
-            self._watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watching
+            await self._supervisor.stop_task(self._watching)
 
 
 def _place(url: str) -> str:

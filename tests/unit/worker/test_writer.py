@@ -9,6 +9,7 @@ from sagittal.core.errors import Overloaded, Unavailable
 from sagittal.core.jobs import JobState, Lease, NewJob
 from sagittal.runtime.memory_queue import MemoryQueue
 from sagittal.runtime.queue import LeaseLost
+from sagittal.runtime.supervision import Supervisor
 from sagittal.worker.writer import BATCH, EventWriter
 
 
@@ -47,7 +48,7 @@ def queue() -> Recorder:
 @pytest.fixture
 def writer(queue: Recorder) -> Iterator[EventWriter]:
     """A writer that is not started: a test fills it, then starts and stops it."""
-    return EventWriter(queue)  # type: ignore[arg-type]
+    return EventWriter(queue, Supervisor())  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from sagittal.models.sources import ModelUnavailable
 from sagittal.runtime.probes import LIVE, READY, start_metrics_server
 from sagittal.runtime.queue_metrics import QueueMetrics
 from sagittal.runtime.redis_queue import connect_worker_queue, connect_worker_registry
+from sagittal.runtime.supervision import SupervisionMetrics
 from sagittal.runtime.telemetry import configure_logging
 from sagittal.runtime.tracing import Tracer
 from sagittal.runtime.tracing_start import TracingMissing, start_tracing
@@ -86,10 +87,10 @@ def _make(settings: WorkerSettings, tracer: Tracer) -> Worker:
         selection=settings.selection(),
     )
     queue = connect_worker_queue(settings.queue, worker=settings.worker_name, observer=QueueMetrics(REGISTRY))
-    worker = Worker(settings, queue, models, metrics, tracer)
+    worker = Worker(settings, queue, models, metrics, tracer, SupervisionMetrics(REGISTRY))
     if settings.metrics_port:
         checks = {LIVE: worker.live, READY: worker.ready}
-        start_metrics_server(settings.metrics_host, settings.metrics_port, REGISTRY, checks)
+        start_metrics_server(settings.metrics_host, settings.metrics_port, REGISTRY, checks, worker.supervisor)
     return worker
 
 

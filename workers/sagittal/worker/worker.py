@@ -6,13 +6,13 @@ cancellations, and writing events.
 
 import threading
 import time
-from collections.abc import Callable
 
 import structlog
 
 from sagittal.core.errors import ModelFailed, Unavailable
 from sagittal.core.jobs import JobState, Lease
 from sagittal.runtime.queue import LeaseLost, WorkerQueue
+from sagittal.runtime.supervision import THREAD_FAILURES, Supervised, SupervisionObserver, Supervisor
 from sagittal.runtime.tracing import NO_TRACER, Tracer, within
 from sagittal.worker.concept_jobs import ConceptShelf
 from sagittal.worker.hosted import Hosted
@@ -52,15 +52,18 @@ class Worker:
         models: HostedModels,
         metrics: WorkerMetrics,
         tracer: Tracer = NO_TRACER,
+        observer: SupervisionObserver | None = None,
     ) -> None:
         """Starts nothing yet; see `run`."""
+        self.supervisor = Supervisor(observer, on_given_up=self._end)
+        """Of the threads."""
         self._settings = settings
         self._queue = queue
         self._models = models
         self._metrics = metrics
         self._tracer = tracer
         self._shelf = ConceptShelf(settings=settings.concepts, attachment=queue.attachment)
-        self._writer = EventWriter(queue, self._guard)
+        self._writer = EventWriter(queue, self.supervisor)
         self._runs: dict[tuple[str, int], JobRun] = {}
         self._runs_lock = threading.Lock()
         self._step_began: float | None = None
@@ -70,7 +73,7 @@ class Worker:
         self._room = threading.Event()
         self._beat_soon = threading.Event()
         self.crashed = ""
-        """The thread that ended by an error, if one did."""
+        """The thread that failed so often that the worker ends, if one did."""
 
     def drain(self) -> None:
         """Takes no more jobs; `run` returns when the running ones have ended or were handed back. Safe in a signal."""
@@ -81,50 +84,45 @@ class Worker:
         """Says why the process must be restarted; empty where it need not. Safe from any thread."""
         began = self._step_began
         took = 0.0 if began is None else time.monotonic() - began
-        return f"a step on the device has not ended for {took:.0f} s" if took > self._settings.stall_seconds else ""
+        if took > self._settings.stall_seconds:
+            return f"a step on the device has not ended for {took:.0f} s"
+        return self.supervisor.failed()
 
     def ready(self) -> str:
         """Says why the worker takes no jobs; empty where it does. Safe from any thread."""
         if self._draining.is_set():
             return "it drains"
-        return "" if self._models.ready() else "no model is ready"
+        return self.supervisor.ailing() or ("" if self._models.ready() else "no model is ready")
 
     def run(self) -> None:
         """Works until drained."""
         self._writer.start()
+        drains, stops = self._draining.is_set, self._stopped.is_set
         threads = [
-            threading.Thread(target=self._guard(loop), name=name, daemon=True)
-            for name, loop in (
-                ("models", self._load_models),
-                ("engine", self._step_engines),
-                ("leasing", self._lease_jobs),
-                ("heartbeat", self._keep_leases),
-                ("cancellations", self._hear_cancellations),
+            self.supervisor.start_thread(name, loop, may_end=may_end, failures_allowed=failures_allowed)
+            for name, loop, may_end, failures_allowed in (
+                ("models", self._load_models, drains, THREAD_FAILURES),
+                ("engine", self._step_engines, stops, 0),  # a failed step may leave jobs half done
+                ("leasing", self._lease_jobs, drains, THREAD_FAILURES),
+                ("heartbeat", self._keep_leases, stops, THREAD_FAILURES),
+                ("cancellations", self._hear_cancellations, stops, THREAD_FAILURES),
             )
         ]
-        for thread in threads:
-            thread.start()
         self._draining.wait()
         self._finish()
         self._stopped.set()
         self._work_arrived.set()
         self._beat_soon.set()
-        for thread in threads[1:]:
-            thread.join(timeout=5)
+        for one in threads[1:]:
+            if one.thread is not None:
+                one.thread.join(timeout=5)
         self._writer.stop(timeout=5)
 
-    def _guard(self, loop: Callable[[], None]) -> Callable[[], None]:
-        """A loop that ends by an error ends the worker: half a worker would hold jobs that nobody runs."""
-
-        def guarded() -> None:
-            try:
-                loop()
-            except BaseException:
-                self.crashed = threading.current_thread().name
-                log.exception("worker-thread-crashed", thread=self.crashed, doing="ending the worker")
-                self.drain()
-
-        return guarded
+    def _end(self, given_up: Supervised) -> None:
+        """Ends the worker when a thread is given up: half a worker would hold jobs that nobody runs."""
+        self.crashed = given_up.name
+        log.error("worker-thread-crashed", thread=self.crashed, doing="ending the worker")
+        self.drain()
 
     def _load_models(self) -> None:
         self._models.follow(batch_size=self._settings.batch_size, stopped=self._draining)

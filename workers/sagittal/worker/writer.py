@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -10,6 +10,7 @@ import structlog
 from sagittal.core.errors import Overloaded, Unavailable
 from sagittal.core.jobs import JobState, Lease
 from sagittal.runtime.queue import LeaseLost, WorkerQueue
+from sagittal.runtime.supervision import Supervised, Supervisor
 from sagittal.worker.trace import job_log
 
 log = structlog.get_logger(__name__)
@@ -58,31 +59,26 @@ class _Part:
     handed_back: bool = False
 
 
-def _as_it_is(loop: Callable[[], None]) -> Callable[[], None]:
-    return loop
-
-
 class EventWriter:
     """One thread that writes for all jobs, each job's events in order."""
 
-    def __init__(
-        self, queue: WorkerQueue, guard: Callable[[Callable[[], None]], Callable[[], None]] = _as_it_is
-    ) -> None:
+    def __init__(self, queue: WorkerQueue, supervisor: Supervisor) -> None:
         """Starts nothing yet; see `start`.
 
         Args:
             queue: Where the events go.
-            guard: Makes of the thread's loop one that says when it ended by an error.
+            supervisor: Starts the thread again if it fails.
         """
         self._queue = queue
+        self._supervisor = supervisor
         self._outboxes: dict[tuple[str, int], Outbox] = {}
         self._changed = threading.Condition()
         self._stopped = False
-        self._thread = threading.Thread(target=guard(self._run), name="event-writer", daemon=True)
+        self._writing: Supervised | None = None
 
     def start(self) -> None:
         """Starts the thread."""
-        self._thread.start()
+        self._writing = self._supervisor.start_thread("event-writer", self._run, may_end=self._is_finished)
 
     def open(self, lease: Lease) -> Outbox:
         """Returns the outbox of a new lease."""
@@ -127,7 +123,12 @@ class EventWriter:
         with self._changed:
             self._stopped = True
             self._changed.notify()
-        self._thread.join(timeout)
+        if self._writing is not None and self._writing.thread is not None:
+            self._writing.thread.join(timeout)
+
+    def _is_finished(self) -> bool:
+        with self._changed:
+            return self._stopped and not any(box.waits for box in self._outboxes.values())
 
     def _run(self) -> None:
         pause = PAUSE
