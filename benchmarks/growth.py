@@ -17,7 +17,7 @@ from subject import MODELS
 from sagittal.engine import Budget, Task
 from sagittal.engine.allocator import keep_freed_memory
 from sagittal.explain import EXPLAINERS, Metrics, Question, explain
-from sagittal.explain.seam import Evaluate, Subject
+from sagittal.explain.requests import Evaluate, Subject
 from sagittal.models.entry import read_entries
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.loading import load

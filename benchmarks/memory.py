@@ -14,7 +14,8 @@ from subject import arguments, load_model, machine, pictures, report, table
 
 from sagittal.engine import Engine, Task
 from sagittal.explain import EXPLAINERS, Metrics, Question, explain
-from sagittal.explain.seam import GraphEdge, GraphNode, Steps, SufficientSet
+from sagittal.explain.events import GraphEdge, GraphNode, SufficientSet
+from sagittal.explain.requests import Steps
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import black
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from sagittal.engine import Budget, Task
 from sagittal.engine.allocator import keep_freed_memory
 from sagittal.explain import Explainer, Metrics, Question, explain
-from sagittal.explain.seam import Curve, CurveKind, SaliencyMask
+from sagittal.explain.events import Curve, CurveKind, SaliencyMask
 from sagittal.models.entry import read_entries
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.loading import load

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from sagittal.explain import EXPLAINERS, IGOS, EvaluateMask, Explainer, IGOSPlusPlus, Metrics, Problem
 from sagittal.explain.authors import AUTHORS, Spared, authors_masks
+from sagittal.explain.events import SaliencyMask
 from sagittal.explain.masking import upsample
-from sagittal.explain.seam import SaliencyMask, Steps
+from sagittal.explain.requests import Steps
 from sagittal.models.loaded import LoadedModel
 
 CELLS = 28

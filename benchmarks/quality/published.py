@@ -23,7 +23,7 @@ from sagittal.engine.evaluator import PROBABILITIES
 from sagittal.explain import IGOS, IGOSPlusPlus, Metrics
 from sagittal.explain.authors import Spared
 from sagittal.explain.masking import compose, gaussian_blur, upsample
-from sagittal.explain.seam import Upsampling
+from sagittal.explain.requests import Upsampling
 from sagittal.models.entry import Preprocessing
 from sagittal.models.loading import LoadedModel
 from sagittal.models.preprocessing import normalised, to_input

@@ -17,9 +17,10 @@ from sagittal.explain import Black, Explainer, MinimalSufficientExplanations, Pr
 from sagittal.explain.authors import Spared
 from sagittal.explain.authors_search import authors_search
 from sagittal.explain.diversity import diverse_family
+from sagittal.explain.events import RegionScores, SufficientSet
 from sagittal.explain.patches import bits_of
 from sagittal.explain.regions import ask_regions
-from sagittal.explain.seam import RegionScores, Steps, SufficientSet, Upsampling
+from sagittal.explain.requests import Steps, Upsampling
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import black
 

@@ -16,7 +16,7 @@ from sagittal.explain.concepts.features import Extracted, NoCache, extract
 from sagittal.explain.concepts.quality import measure
 from sagittal.explain.concepts.rotation import settle
 from sagittal.explain.concepts.training import Examples, Fit
-from sagittal.explain.seam import Subject
+from sagittal.explain.requests import Subject
 from sagittal.models.entry import read_entries
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.loading import load

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from sagittal.core.jobs import NewJob
 from sagittal.core.tensors import tensor_of
-from sagittal.explain import seam
+from sagittal.explain import events
 from sagittal.runtime.memory_queue import MemoryQueue
 from sagittal.runtime.memory_registry import MemoryRegistry
 from sagittal.runtime.settings import QueueSettings
@@ -135,10 +135,10 @@ class Breaks:
     """The job, and after how many of its checkpoints."""
     worker: Worker | None = None
 
-    def noting(self, note: Callable[[JobRun, seam.Event], None]) -> Callable[[JobRun, seam.Event], None]:
-        def note_and_break(run: JobRun, event: seam.Event) -> None:
+    def noting(self, note: Callable[[JobRun, events.Event], None]) -> Callable[[JobRun, events.Event], None]:
+        def note_and_break(run: JobRun, event: events.Event) -> None:
             note(run, event)
-            if not isinstance(event, seam.Checkpoint) or run.task is None or self.worker is None:
+            if not isinstance(event, events.Checkpoint) or run.task is None or self.worker is None:
                 return
             job_id = run.lease.job.job_id
             self.checkpoints[job_id] += 1

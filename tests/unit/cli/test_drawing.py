@@ -36,7 +36,7 @@ from sagittal.client import (
     Preprocessing,
 )
 from sagittal.explain import masking
-from sagittal.explain.seam import Upsampling
+from sagittal.explain.requests import Upsampling
 from sagittal.models import entry, preprocessing
 
 COMMON = {"job_id": "j", "sequence": 1, "time": datetime(2026, 1, 1, tzinfo=UTC)}

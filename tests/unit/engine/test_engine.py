@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from sagittal.engine import Budget, Engine, EvaluationFailed, Task, TaskCancelled, TorchEvaluator
 from sagittal.engine.task import STRETCHED
-from sagittal.explain.seam import Evaluate, Inspect, OutOfBudget, Progress, Scores, Subject
+from sagittal.explain.events import Progress
+from sagittal.explain.requests import Evaluate, Inspect, OutOfBudget, Scores, Subject
 
 
 class Recorder:

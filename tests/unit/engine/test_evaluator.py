@@ -9,7 +9,7 @@ from sagittal.engine.compilation import bucket_sizes
 from sagittal.engine.composition import SUBJECTS_KEPT, Part
 from sagittal.engine.evaluator import EvaluationFailed, Output, TorchEvaluator
 from sagittal.explain.masking import compose, upsample
-from sagittal.explain.seam import Evaluate, Subject, Upsampling
+from sagittal.explain.requests import Evaluate, Subject, Upsampling
 
 SIZES = (7, 28, 56)
 

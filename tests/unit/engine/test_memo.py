@@ -19,7 +19,7 @@ from sagittal.explain import (
     score_regions,
 )
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import Evaluate, Scores, Subject, Upsampling
+from sagittal.explain.requests import Evaluate, Scores, Subject, Upsampling
 
 UNIT = 4
 PICTURE, BASELINE = torch.ones(3, 4, 4), torch.zeros(3, 4, 4)

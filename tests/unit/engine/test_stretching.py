@@ -5,7 +5,7 @@ import torch
 
 from sagittal.engine.stretching import stretch_of
 from sagittal.explain.masking import upsample
-from sagittal.explain.seam import Upsampling
+from sagittal.explain.requests import Upsampling
 
 CPU = torch.device("cpu")
 SIZES = [((7, 7), (224, 224)), ((28, 28), (224, 224)), ((5, 9), (57, 33)), ((16, 8), (16, 40)), ((12, 12), (12, 12))]

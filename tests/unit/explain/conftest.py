@@ -11,8 +11,9 @@ from sagittal.engine import Budget, Engine, Output, Task, TorchEvaluator
 from sagittal.engine.evaluator import PROBABILITIES
 from sagittal.engine.task import Usage
 from sagittal.explain import Explainer
+from sagittal.explain.events import Event, SaliencyMask
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import Event, ModelView, SaliencyMask, Subject
+from sagittal.explain.requests import ModelView, Subject
 
 
 @pytest.fixture(autouse=True)

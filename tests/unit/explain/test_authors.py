@@ -10,7 +10,7 @@ from known_models import LEFT, RIGHT, LooksAtRegions
 from sagittal.engine import Engine, Task, TorchEvaluator
 from sagittal.explain import IGOS, Explainer, IGOSPlus, IGOSPlusPlus, Metrics, Question, explain
 from sagittal.explain.authors import AUTHORS, Spared, authors_masks
-from sagittal.explain.seam import SaliencyMask
+from sagittal.explain.events import SaliencyMask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

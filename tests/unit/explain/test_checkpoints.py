@@ -8,8 +8,9 @@ from known_models import LEFT, RIGHT, LooksAtRegions, image
 
 from sagittal.engine import Budget, Engine, Output, Task, TorchEvaluator
 from sagittal.explain import IGOS, Explainer, IGOSPlusPlus, MeaningfulPerturbation
+from sagittal.explain.events import Checkpoint, Event, SaliencyMask, Truncated
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import Checkpoint, Event, SaliencyMask, Subject, Truncated
+from sagittal.explain.requests import Subject
 
 SMALL = {"mask_size": 7, "iterations": 6}
 

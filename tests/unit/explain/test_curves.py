@@ -6,8 +6,9 @@ from torch import nn
 
 from sagittal.engine import Engine, Output, Task, TorchEvaluator
 from sagittal.explain.curves import CurveProtocol, Metrics, area, insertion_masks, measure
+from sagittal.explain.events import Curve
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import Curve, Subject
+from sagittal.explain.requests import Subject
 
 
 class Additive(nn.Module):

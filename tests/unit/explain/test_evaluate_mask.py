@@ -6,7 +6,7 @@ from known_models import LEFT, LooksAtRegions, image
 
 from sagittal.engine import Engine, Task, TorchEvaluator
 from sagittal.explain import EvaluateMask, InvalidParameter, Question, explain
-from sagittal.explain.seam import Curve, CurveKind, Notice
+from sagittal.explain.events import Curve, CurveKind, Notice
 
 
 def region(size=14):

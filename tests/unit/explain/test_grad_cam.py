@@ -9,7 +9,7 @@ from torchvision.models import SwinTransformer, VisionTransformer, resnet18
 
 from sagittal.engine import Budget
 from sagittal.explain import GradCAM, InvalidParameter, Unsupported
-from sagittal.explain.seam import Truncated
+from sagittal.explain.events import Truncated
 
 
 class PooledFeatures(nn.Module):

@@ -9,7 +9,7 @@ from torch import nn
 
 from sagittal.engine import Budget, Output
 from sagittal.explain import IntegratedGradients
-from sagittal.explain.seam import Notice, SaliencyMask, Truncated
+from sagittal.explain.events import Notice, SaliencyMask, Truncated
 
 
 def small_network():

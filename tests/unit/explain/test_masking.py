@@ -8,7 +8,7 @@ from sagittal.explain.descent import smoothed
 from sagittal.explain.masking import gaussian_blur, stretched_units, upsample
 from sagittal.explain.problem import Problem
 from sagittal.explain.regularisers import bilateral_total_variation, edge_weights
-from sagittal.explain.seam import Subject
+from sagittal.explain.requests import Subject
 
 
 def problem(height=30, width=20):

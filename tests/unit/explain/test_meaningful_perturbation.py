@@ -6,8 +6,8 @@ from known_models import LEFT, Constant, LooksAtRegions, image
 
 from sagittal.engine import Budget
 from sagittal.explain import IGOS, MeaningfulPerturbation, mask_optimisation
+from sagittal.explain.events import SaliencyMask, Truncated
 from sagittal.explain.meaningful_perturbation import START
-from sagittal.explain.seam import SaliencyMask, Truncated
 
 
 def blurred(picture):

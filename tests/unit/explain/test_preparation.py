@@ -15,8 +15,9 @@ from sagittal.explain import (
     Question,
     explain,
 )
+from sagittal.explain.events import Notice, Prediction
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import Evaluate, Notice, Prediction
+from sagittal.explain.requests import Evaluate
 
 LOOKERS = [GradCAM(), ExcitationBackprop(), EvaluateMask(heatmap=torch.rand(7, 7))]
 """They hide nothing by themselves."""

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from sagittal.explain.problem import Problem
+from sagittal.explain.requests import Scores, Subject
 from sagittal.explain.scales import chosen_scale, evaluations
-from sagittal.explain.seam import Scores, Subject
 
 SIDE = 28
 

@@ -8,7 +8,7 @@ import torch
 
 from sagittal.engine import Budget, Task
 from sagittal.explain import EXPLAINERS, Metrics, Question, explain
-from sagittal.explain.seam import Curve, GraphNode, SaliencyMask, SufficientSet
+from sagittal.explain.events import Curve, GraphNode, SaliencyMask, SufficientSet
 from sagittal.models import measuring
 from sagittal.models.entry import ModelEntry
 from sagittal.models.loaded import LoadedModel

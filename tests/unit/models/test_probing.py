@@ -11,7 +11,7 @@ from torch import nn
 from sagittal.engine import Engine, Task
 from sagittal.engine.frozen import FrozenConvolution
 from sagittal.explain import EXPLAINERS, Metrics, Question, explain
-from sagittal.explain.seam import SaliencyMask
+from sagittal.explain.events import SaliencyMask
 from sagittal.models.adapting import choose_place, resolve_preset
 from sagittal.models.checking import check_preprocessing
 from sagittal.models.digests import weights_digest

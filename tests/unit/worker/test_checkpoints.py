@@ -9,14 +9,14 @@ import torch
 
 from sagittal.core.jobs import Job, JobKind, JobState, Lane, Lease
 from sagittal.engine.task import Usage
-from sagittal.explain import seam
+from sagittal.explain import events
 from sagittal.models.loaded import LoadedModel
 from sagittal.worker.checkpoints import Checkpoints, Restored, pack, unpack
 
 STATE = {"masks": torch.rand(2, 7, 7), "step": torch.tensor(3), "sets": torch.arange(6, dtype=torch.uint8).view(3, 2)}
 USED = Usage(evaluations=90, gradient_evaluations=60, metric_evaluations=4)
 LEFT = Restored(state=STATE, usage=USED, seconds=12.5)
-PREDICTION = seam.Prediction(seam.ClassScore(0, 0.9), (), 0.0, "blur")
+PREDICTION = events.Prediction(events.ClassScore(0, 0.9), (), 0.0, "blur")
 
 
 def model(digest: str = "d") -> LoadedModel:
@@ -97,9 +97,9 @@ def test_what_the_preparation_used_is_left_out_since_it_is_done_again(lease: Lea
     usage.evaluations += 3
     checkpoints.note(PREDICTION)
     usage.evaluations += 10
-    checkpoints.note(seam.Checkpoint(STATE))
+    checkpoints.note(events.Checkpoint(STATE))
     usage.evaluations += 10
-    checkpoints.note(seam.Checkpoint(STATE))
+    checkpoints.note(events.Checkpoint(STATE))
     assert stored == [100, 110]
 
 
@@ -110,7 +110,7 @@ def test_checkpoints_are_stored_no_more_often_than_asked_but_the_newest_on_deman
     checkpoints.store_newest()
     for _ in range(3):
         usage.evaluations += 10
-        checkpoints.note(seam.Checkpoint(STATE))
+        checkpoints.note(events.Checkpoint(STATE))
     usage.evaluations += 5
     assert stored == []
     checkpoints.store_newest()
@@ -124,5 +124,5 @@ def test_the_time_of_an_earlier_attempt_counts_as_far_as_its_checkpoint_went(lea
         lambda data: stored.append(unpack(replace(lease, checkpoint=data), model())), model(), seconds=0.0
     )
     checkpoints.begin(Usage(), 100.0)
-    checkpoints.note(seam.Checkpoint(STATE))
+    checkpoints.note(events.Checkpoint(STATE))
     assert 100.0 <= stored[0].seconds <= checkpoints.seconds < 130.0

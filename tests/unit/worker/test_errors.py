@@ -5,7 +5,7 @@ import pytest
 from sagittal.core.errors import FailedPrecondition, InvalidRequest, ModelFailed
 from sagittal.engine import EvaluationFailed
 from sagittal.explain import InvalidParameter, Unsupported
-from sagittal.explain.seam import OutOfBudget
+from sagittal.explain.requests import OutOfBudget
 from sagittal.worker.run import translate
 
 

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from torch import nn
 
 from sagittal.engine import Task
-from sagittal.explain.seam import Evaluate, Subject
+from sagittal.explain.requests import Evaluate, Subject
 from sagittal.runtime.memory_registry import MemoryRegistry, MemoryWorkerRegistry
 from sagittal.v1 import model_pb2
 from sagittal.worker.metrics import WorkerMetrics

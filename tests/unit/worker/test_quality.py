@@ -4,24 +4,24 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from sagittal.core.jobs import Job, JobKind, JobState, Lane
-from sagittal.explain import seam
+from sagittal.explain import events
 from sagittal.worker.quality import Quality, QualityMetrics, sufficient_area
 
 LABELS = {"model": "m", "method": "igos++"}
 
 
-def insertion(*scores: float, auc: float = 0.7) -> seam.Curve:
+def insertion(*scores: float, auc: float = 0.7) -> events.Curve:
     fractions = tuple(index / (len(scores) - 1) for index in range(len(scores)))
-    return seam.Curve(seam.CurveKind.INSERTION, fractions, scores, auc, auc)
+    return events.Curve(events.CurveKind.INSERTION, fractions, scores, auc, auc)
 
 
-def sufficient(patches: int) -> seam.SufficientSet:
-    certificate = seam.Certificate(seam.CertificateLevel.SUFFICIENT, 1, 0.9)
-    return seam.SufficientSet(7, tuple(range(patches)), 0.9, certificate, None)
+def sufficient(patches: int) -> events.SufficientSet:
+    certificate = events.Certificate(events.CertificateLevel.SUFFICIENT, 1, 0.9)
+    return events.SufficientSet(7, tuple(range(patches)), 0.9, certificate, None)
 
 
-def prediction(score: float, baseline_score: float, baseline: str = "blur") -> seam.Prediction:
-    return seam.Prediction(seam.ClassScore(1, score), (), baseline_score, baseline)
+def prediction(score: float, baseline_score: float, baseline: str = "blur") -> events.Prediction:
+    return events.Prediction(events.ClassScore(1, score), (), baseline_score, baseline)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def registry() -> CollectorRegistry:
     return CollectorRegistry()
 
 
-def serve(registry: CollectorRegistry, *events: seam.Event) -> None:
+def serve(registry: CollectorRegistry, *events: events.Event) -> None:
     job = Job(
         job_id="j", kind=JobKind.EXPLANATION, state=JobState.RUNNING, model="m", version="1", method="igos++",
         lane=Lane.BATCH, tenant="t", request_id="", created=0.0, ended=None, deadline=None, attempt=1, worker="w",
@@ -63,11 +63,11 @@ def test_an_answer_without_curves_counts_for_no_curve(registry: CollectorRegistr
 
 
 def test_a_baseline_that_does_not_hide_the_class_is_counted(registry: CollectorRegistry) -> None:
-    serve(registry, prediction(0.8, 0.7), seam.Notice("BASELINE_STILL_CONFIDENT", ""))
+    serve(registry, prediction(0.8, 0.7), events.Notice("BASELINE_STILL_CONFIDENT", ""))
     assert total(registry, "sagittal_baseline_still_confident_total") == 1
 
 
 def test_only_the_first_mask_is_observed(registry: CollectorRegistry) -> None:
-    other = seam.Curve(seam.CurveKind.INSERTION, (0.0, 1.0), (0.0, 1.0), 0.1, 0.1, mask_index=1)
+    other = events.Curve(events.CurveKind.INSERTION, (0.0, 1.0), (0.0, 1.0), 0.1, 0.1, mask_index=1)
     serve(registry, insertion(0.0, 1.0, auc=0.7), other)
     assert total(registry, "sagittal_insertion_auc_sum") == pytest.approx(0.7)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sagittal.engine.noise import NoiseTable
 from sagittal.engine.stretching import Stretch, stretch_of
-from sagittal.explain.seam import Evaluate, Subject, Upsampling
+from sagittal.explain.requests import Evaluate, Subject, Upsampling
 
 SUBJECTS_KEPT = 64
 """Subjects whose tensors stay on the device: as many as a worker runs jobs, and some."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sagittal.engine.evaluator import EvaluationFailed, TorchEvaluator
-from sagittal.explain.seam import Inspect
+from sagittal.explain.requests import Inspect
 
 Images = NDArray[np.float32]
 """Of shape (n, 3, height, width), normalised as the model takes them."""

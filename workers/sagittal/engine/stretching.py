@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sagittal.explain.masking import upsample
-from sagittal.explain.seam import Upsampling
+from sagittal.explain.requests import Upsampling
 
 ALIGNED = 16
 """Sizes are padded to multiples of this many numbers, a cache line: kernels round differently where a row of a batch

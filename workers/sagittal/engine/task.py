@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sagittal.engine.composition import Part
 from sagittal.engine.memo import Recollection, ScoreMemo
-from sagittal.explain.seam import Evaluate, Event, Inspect, OutOfBudget, Scores, Steps
+from sagittal.explain.events import Event
+from sagittal.explain.requests import Evaluate, Inspect, OutOfBudget, Scores, Steps
 
 INTERACTIVE_WEIGHT = 32.0
 """Share of the device that a task with someone waiting gets, relative to a batch task's 1."""

@@ -8,11 +8,12 @@ expanded node are scored, and those that lower the score most are shown, instead
 from dataclasses import dataclass
 
 from sagittal.explain.beam import progress
+from sagittal.explain.events import CausalTriple, GraphEdge, GraphNode, Notice, Progress, Truncated
 from sagittal.explain.parameters import parameter
 from sagittal.explain.patches import members, removals
 from sagittal.explain.problem import Problem
+from sagittal.explain.requests import OutOfBudget, Steps
 from sagittal.explain.scoring import Memo
-from sagittal.explain.seam import CausalTriple, GraphEdge, GraphNode, Notice, OutOfBudget, Progress, Steps, Truncated
 from sagittal.explain.sufficient_sets import PatchSearch, SetSearch, warn_of_tiny_score
 
 

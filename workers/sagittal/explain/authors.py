@@ -14,10 +14,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sagittal.explain.events import Progress
 from sagittal.explain.masking import upsample
 from sagittal.explain.problem import Problem
 from sagittal.explain.regularisers import BTV_SIGMA
-from sagittal.explain.seam import Progress, Scores, Steps, Upsampling, gradient_of
+from sagittal.explain.requests import Scores, Steps, Upsampling, gradient_of
 
 ITERATIONS, POINTS = 20, 15
 L1, TV = 1.0, 20.0

@@ -14,19 +14,11 @@ from torch import Tensor
 from sagittal.explain.authors import Spared, variation
 from sagittal.explain.certificates import Claim, causal_triple
 from sagittal.explain.diversity import diverse_family
+from sagittal.explain.events import Progress, SufficientSet, Truncated
 from sagittal.explain.patches import masks_of, members
 from sagittal.explain.problem import Problem
+from sagittal.explain.requests import OutOfBudget, Scores, Steps, Upsampling, gradient_of
 from sagittal.explain.scoring import Memo
-from sagittal.explain.seam import (
-    OutOfBudget,
-    Progress,
-    Scores,
-    Steps,
-    SufficientSet,
-    Truncated,
-    Upsampling,
-    gradient_of,
-)
 
 BEAM = 4
 """States kept: 3 and one more."""

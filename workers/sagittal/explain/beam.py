@@ -19,9 +19,10 @@ from statistics import fmean
 
 import torch
 
+from sagittal.explain.events import Progress
 from sagittal.explain.patches import bits_of, members, removals, subsets
+from sagittal.explain.requests import Steps
 from sagittal.explain.scoring import Memo
-from sagittal.explain.seam import Progress, Steps
 from sagittal.explain.surrogate import best_patches, exchanged, guesses
 
 DROP_SHARES = (0.75, 0.6, 0.45, 0.3, 0.2, 0.1)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from math import comb
 
 from sagittal.explain.beam import progress
+from sagittal.explain.events import CausalTriple, Certificate, CertificateLevel
 from sagittal.explain.patches import removals, subsets
+from sagittal.explain.requests import Steps
 from sagittal.explain.scoring import Memo
-from sagittal.explain.seam import CausalTriple, Certificate, CertificateLevel, Steps
 
 SUBSETS_TO = 8
 """Sets of up to this many patches have all their subsets scored: at most 2^8 - 2."""

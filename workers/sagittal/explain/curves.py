@@ -13,9 +13,10 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from sagittal.explain.events import Curve, CurveKind, Progress
 from sagittal.explain.masking import upsample
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import Curve, CurveKind, Progress, Scores, Steps
+from sagittal.explain.requests import Scores, Steps
 
 
 class CurveProtocol(Enum):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sagittal.explain.checkpoints import State
-from sagittal.explain.seam import Steps
+from sagittal.explain.requests import Steps
 
 _MOMENTUM, _MEMORY = 0.9, 0.99
 _EPSILON = 1e-12

@@ -6,10 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sagittal.explain.events import SaliencyMask
 from sagittal.explain.explainer import Explainer
 from sagittal.explain.parameters import InvalidParameter, parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import SaliencyMask, Steps
+from sagittal.explain.requests import Steps
 
 SIZES = range(2, 225)
 """Sides that a heatmap may have, in cells."""

@@ -25,12 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from sagittal.explain.events import Progress, SaliencyMask, Truncated
 from sagittal.explain.evidence import heatmap
 from sagittal.explain.explainer import Explainer, Needs
 from sagittal.explain.layers import SpatialLayer, Unsupported, locate, model_input, target_of
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import ModelView, OutOfBudget, Progress, SaliencyMask, Steps, Truncated
+from sagittal.explain.requests import ModelView, OutOfBudget, Steps
 
 Excitation = Callable[[Sequence[Any], Mapping[str, Any]], Tensor]
 """An operation without bias and negative weights, on the arguments of its node."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from sagittal.explain.parameters import check
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import ModelView, Steps
+from sagittal.explain.requests import ModelView, Steps
 
 
 class Needs(Flag):

@@ -6,11 +6,12 @@ from typing import Any
 from torch import Tensor
 
 from sagittal.explain.curves import Metrics, measure
+from sagittal.explain.events import Notice, PointingGame, SaliencyMask
 from sagittal.explain.explainer import Explainer
 from sagittal.explain.pointing import pointing_game
 from sagittal.explain.preparation import Question, prepare
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import Notice, PointingGame, SaliencyMask, Steps
+from sagittal.explain.requests import Steps
 
 EMPTY = 0.05
 """A heatmap whose largest value is below this shows nothing."""

@@ -18,12 +18,13 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from sagittal.explain.events import Progress, SaliencyMask, Truncated
 from sagittal.explain.evidence import heatmap
 from sagittal.explain.explainer import Explainer, Needs
 from sagittal.explain.layers import Layout, SpatialLayer, hooked, layout_of, locate, model_input, target_of
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import ModelView, OutOfBudget, Progress, SaliencyMask, Steps, Truncated
+from sagittal.explain.requests import ModelView, OutOfBudget, Steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

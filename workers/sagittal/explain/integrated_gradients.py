@@ -18,21 +18,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sagittal.explain.events import Notice, Progress, SaliencyMask, Truncated
 from sagittal.explain.evidence import heatmap
 from sagittal.explain.explainer import Explainer, Needs
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import (
-    Notice,
-    OutOfBudget,
-    Progress,
-    SaliencyMask,
-    Scores,
-    Steps,
-    Truncated,
-    Upsampling,
-    gradient_of,
-)
+from sagittal.explain.requests import OutOfBudget, Scores, Steps, Upsampling, gradient_of
 
 BATCH = 16
 """Points of the path in a request."""

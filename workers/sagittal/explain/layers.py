@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sagittal.explain.parameters import InvalidParameter
-from sagittal.explain.seam import ModelView
+from sagittal.explain.requests import ModelView
 
 LISTED = 24
 """Most layers named in an error, the last ones."""

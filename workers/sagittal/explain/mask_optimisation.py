@@ -34,22 +34,14 @@ from sagittal.explain import regularisers
 from sagittal.explain.authors import AUTHORS, authors_masks
 from sagittal.explain.checkpoints import State, prefixed, within
 from sagittal.explain.descent import COARSE, OPTIMISERS, Average, Optimiser, stratified
+from sagittal.explain.events import Checkpoint, Progress, SaliencyMask, Truncated
 from sagittal.explain.explainer import Explainer, Needs
 from sagittal.explain.level_sets import level_gradient, level_sets
 from sagittal.explain.masking import enlarged
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
+from sagittal.explain.requests import OutOfBudget, Scores, Steps, gradient_of
 from sagittal.explain.scales import chosen_scale
-from sagittal.explain.seam import (
-    Checkpoint,
-    OutOfBudget,
-    Progress,
-    SaliencyMask,
-    Scores,
-    Steps,
-    Truncated,
-    gradient_of,
-)
 
 LEVEL_WEIGHT = 3.0
 """Mean size of the level terms' gradient over that of the others'."""

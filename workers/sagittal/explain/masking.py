@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sagittal.explain.seam import Upsampling
+from sagittal.explain.requests import Upsampling
 
 
 def upsample(masks: Tensor, size: tuple[int, int], how: Upsampling = Upsampling.BILINEAR) -> Tensor:

@@ -16,7 +16,7 @@ from sagittal.explain.explainer import Explainer, Needs
 from sagittal.explain.igos import IGOS
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import Steps
+from sagittal.explain.requests import Steps
 
 START = 0.5
 """Value that the mask starts with."""

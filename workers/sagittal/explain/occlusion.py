@@ -11,10 +11,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sagittal.explain.events import Progress, SaliencyMask, Truncated
 from sagittal.explain.explainer import Explainer
 from sagittal.explain.parameters import InvalidParameter, check, parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import OutOfBudget, Progress, SaliencyMask, Scores, Steps, Truncated, Upsampling
+from sagittal.explain.requests import OutOfBudget, Scores, Steps, Upsampling
 
 BATCH = 64
 """Windows in a request."""

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from sagittal.explain.baseline import Baseline, Blur, Candidate, is_low
 from sagittal.explain.checkpoints import State
+from sagittal.explain.events import ClassScore, Notice, Prediction
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import ClassScore, Evaluate, Notice, Prediction, Scores, Steps, Subject
+from sagittal.explain.requests import Evaluate, Scores, Steps, Subject
 
 TOP = 5
 """Classes listed in a prediction."""

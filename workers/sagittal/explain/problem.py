@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sagittal.explain.masking import stretched_units
 from sagittal.explain.regularisers import edge_weights
-from sagittal.explain.seam import Evaluate, Inspect, ModelView, Subject
+from sagittal.explain.requests import Evaluate, Inspect, ModelView, Subject
 
 
 def derive_seed(seed: int, *path: int | str) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sagittal.explain.checkpoints import State, prefixed, within
 from sagittal.explain.patches import packed
-from sagittal.explain.seam import Scores
+from sagittal.explain.requests import Scores
 
 
 class Recording:

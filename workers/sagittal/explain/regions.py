@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sagittal.explain.events import ClassScore, RegionScores
 from sagittal.explain.parameters import InvalidParameter
 from sagittal.explain.patches import bits_of, everything
 from sagittal.explain.preparation import Question, prepare
 from sagittal.explain.problem import Problem
+from sagittal.explain.requests import Steps, Upsampling
 from sagittal.explain.scoring import Memo, Threshold
-from sagittal.explain.seam import ClassScore, RegionScores, Steps, Upsampling
 
 
 @dataclass(frozen=True, slots=True)

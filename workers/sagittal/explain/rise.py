@@ -21,12 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sagittal.explain.events import Progress, SaliencyMask, Truncated
 from sagittal.explain.evidence import heatmap
 from sagittal.explain.explainer import Explainer
 from sagittal.explain.masking import stretched_units
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import OutOfBudget, Progress, SaliencyMask, Scores, Steps, Truncated
+from sagittal.explain.requests import OutOfBudget, Scores, Steps
 
 BATCH = 128
 """Masks in a request."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sagittal.explain.descent import smoothed
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import Scores, Steps
+from sagittal.explain.requests import Scores, Steps
 
 WIDTHS = (0.0, 1 / 28, 2 / 28, 3 / 28)
 """Standard deviations of the blurs of the first saliency, as shares of the mask's side."""

@@ -14,12 +14,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sagittal.explain.events import Progress, SaliencyMask, Truncated
 from sagittal.explain.evidence import heatmap
 from sagittal.explain.explainer import Explainer, Needs
 from sagittal.explain.layers import SpatialLayer, hooked, locate, model_input
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import ModelView, OutOfBudget, Progress, SaliencyMask, Scores, Steps, Truncated
+from sagittal.explain.requests import ModelView, OutOfBudget, Scores, Steps
 
 BATCH = 64
 """Channels in a request."""

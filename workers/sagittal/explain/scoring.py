@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from sagittal.explain.events import Checkpoint, ClassScore
 from sagittal.explain.patches import everything, masks_of
 from sagittal.explain.problem import Problem
 from sagittal.explain.recording import Recording
-from sagittal.explain.seam import Checkpoint, ClassScore, Scores, Steps, Upsampling
+from sagittal.explain.requests import Scores, Steps, Upsampling
 
 CHUNK = 256
 """Most sets in one request: between requests, progress flows and a cancellation bites."""

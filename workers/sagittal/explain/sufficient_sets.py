@@ -22,23 +22,14 @@ from sagittal.explain.authors_search import authors_search
 from sagittal.explain.beam import FIRST_NOISE, refine
 from sagittal.explain.certificates import Claim, causal_triple, certify
 from sagittal.explain.diversity import compatible, diverse_family, open_regions
+from sagittal.explain.events import CausalTriple, CertificateLevel, Notice, Progress, SufficientSet, Truncated
 from sagittal.explain.explainer import Explainer
 from sagittal.explain.parameters import InvalidParameter, parameter
 from sagittal.explain.patches import members
 from sagittal.explain.preparation import TINY_SCORE
 from sagittal.explain.problem import Problem
+from sagittal.explain.requests import OutOfBudget, Steps, Upsampling
 from sagittal.explain.scoring import Memo, Rule, Threshold, TopClass
-from sagittal.explain.seam import (
-    CausalTriple,
-    CertificateLevel,
-    Notice,
-    OutOfBudget,
-    Progress,
-    Steps,
-    SufficientSet,
-    Truncated,
-    Upsampling,
-)
 from sagittal.explain.surrogate import guesses
 
 FIRST_BOUND = 12.0

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sagittal.core.jobs import Lease
 from sagittal.engine.task import Usage
-from sagittal.explain import seam
+from sagittal.explain import events
 from sagittal.explain.checkpoints import prefixed, within
 from sagittal.models.loaded import LoadedModel
 
@@ -96,12 +96,12 @@ class Checkpoints:
         """How long the job has run: earlier attempts, each until its last checkpoint, and this one."""
         return time.monotonic() - self._started
 
-    def note(self, event: seam.Event) -> None:
+    def note(self, event: events.Event) -> None:
         """Keeps a checkpoint, and stores it when it is time."""
         match event:
-            case seam.Prediction():
+            case events.Prediction():
                 self._preparation = _difference(self._usage, self._begun)
-            case seam.Checkpoint():
+            case events.Checkpoint():
                 # an attempt that goes on prepares anew, so that this is not counted twice
                 usage = _difference(self._usage, self._preparation)
                 self._newest = Restored(state=event.state, usage=usage, seconds=self.seconds)

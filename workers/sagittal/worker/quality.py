@@ -6,7 +6,7 @@ from typing import Self
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from sagittal.core.jobs import Job
-from sagittal.explain import seam
+from sagittal.explain import events
 
 _SHARES = tuple(step / 20 for step in range(1, 21))
 _AREAS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -64,19 +64,19 @@ class Quality:
     baseline_ratio: float | None = None
     baseline_confident: bool = False
 
-    def note(self, event: seam.Event) -> None:
+    def note(self, event: events.Event) -> None:
         """Takes note of an event."""
         match event:
-            case seam.Curve(kind=seam.CurveKind.INSERTION, mask_index=0):
+            case events.Curve(kind=events.CurveKind.INSERTION, mask_index=0):
                 self.insertion = event.auc
                 self.areas.append(sufficient_area(event))
-            case seam.Curve(kind=seam.CurveKind.DELETION, mask_index=0):
+            case events.Curve(kind=events.CurveKind.DELETION, mask_index=0):
                 self.deletion = event.auc
-            case seam.SufficientSet():
+            case events.SufficientSet():
                 self.areas.append(len(event.patches) / event.grid**2)
-            case seam.Prediction(baseline=kind) if kind and event.target.score > 0:
+            case events.Prediction(baseline=kind) if kind and event.target.score > 0:
                 self.baseline_ratio = event.baseline_score / event.target.score
-            case seam.Notice(reason="BASELINE_STILL_CONFIDENT"):
+            case events.Notice(reason="BASELINE_STILL_CONFIDENT"):
                 self.baseline_confident = True
 
     def observe(self, metrics: QualityMetrics, job: Job) -> None:
@@ -93,7 +93,7 @@ class Quality:
         metrics.baseline_confident.labels(*labels).inc(self.baseline_confident)
 
 
-def sufficient_area(insertion: seam.Curve) -> float:
+def sufficient_area(insertion: events.Curve) -> float:
     """Returns the smallest share of the image along an insertion curve that brings back 90 % of the full score."""
     enough = SUFFICIENT_SHARE * insertion.scores[-1]
     reached = zip(insertion.fractions, insertion.scores, strict=True)

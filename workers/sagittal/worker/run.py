@@ -24,8 +24,9 @@ from sagittal.core.errors import (
 from sagittal.core.jobs import JobKind, JobState, Lane, Lease
 from sagittal.core.status import internal_status, to_status
 from sagittal.engine import INTERACTIVE_WEIGHT, Budget, EvaluationFailed, ModelUnreachable, Task, TaskCancelled
-from sagittal.explain import InvalidParameter, Unsupported, seam
+from sagittal.explain import InvalidParameter, Unsupported, events
 from sagittal.explain.concepts import UnfitImages
+from sagittal.explain.requests import OutOfBudget
 from sagittal.models.loaded import LoadedModel
 from sagittal.runtime.tracing import NO_TRACER, Tracer
 from sagittal.v1 import explanation_pb2 as pb
@@ -141,39 +142,39 @@ class JobRun:
         """Ends the job with an error before the engine has seen it."""
         self._on_end(error)
 
-    def _on_event(self, event: seam.Event) -> None:
+    def _on_event(self, event: events.Event) -> None:
         self._note(event)
         self._trace.note(event)
         self._checkpoints.note(event)
-        passing = isinstance(event, seam.Progress) or (isinstance(event, seam.SaliencyMask) and not event.final)
+        passing = isinstance(event, events.Progress) or (isinstance(event, events.SaliencyMask) and not event.final)
         if passing and not self._due(event):
             return
         message = self._wire.message(event, self.task.usage.evaluations if self.task else 0)
         if message is not None:
             self._send(message)
 
-    def _due(self, event: seam.Event) -> bool:
+    def _due(self, event: events.Event) -> bool:
         """Whether a progress event or a partial mask may be sent now: in its time, or the first of a phase."""
         work = self._work
-        if work is None or (isinstance(event, seam.SaliencyMask) and not work.partial_masks):
+        if work is None or (isinstance(event, events.SaliencyMask) and not work.partial_masks):
             return False
         now = time.monotonic()
-        if isinstance(event, seam.SaliencyMask):
+        if isinstance(event, events.SaliencyMask):
             return now - self._last_sent < work.progress_seconds  # goes with the progress event just sent
-        begun = isinstance(event, seam.Progress) and event.phase != self._last_phase
+        begun = isinstance(event, events.Progress) and event.phase != self._last_phase
         if now - self._last_sent < work.progress_seconds and not begun:
             return False
         self._last_sent = now
-        self._last_phase = event.phase if isinstance(event, seam.Progress) else self._last_phase
+        self._last_phase = event.phase if isinstance(event, events.Progress) else self._last_phase
         return True
 
-    def _note(self, event: seam.Event) -> None:
+    def _note(self, event: events.Event) -> None:
         """Keeps what the terminal event and the metrics sum up."""
         self._quality.note(event)
         match event:
-            case seam.Truncated():
+            case events.Truncated():
                 self._measured.truncated_by = event.limit
-            case seam.PointingGame():
+            case events.PointingGame():
                 self._measured.pointing_game_hit = event.hit
 
     def _on_end(self, error: BaseException | None) -> None:
@@ -280,7 +281,7 @@ def translate(error: BaseException, method_field: str = "") -> SagittalError | N
     """Returns the error to tell the caller; None for a bug. `method_field` is the method's field in the request."""
     if isinstance(error, SagittalError):
         return error
-    if isinstance(error, seam.OutOfBudget):
+    if isinstance(error, OutOfBudget):
         return _out_of_budget(error)
     if isinstance(error, InvalidParameter):
         field = ".".join(part for part in ("spec.method", method_field, error.name) if part)
@@ -291,7 +292,7 @@ def translate(error: BaseException, method_field: str = "") -> SagittalError | N
     return None
 
 
-def _out_of_budget(error: seam.OutOfBudget) -> SagittalError:
+def _out_of_budget(error: OutOfBudget) -> SagittalError:
     if error.limit == "deadline":
         return Expired("the deadline passed before there was a first result; allow more time, or fewer iterations")
     return FailedPrecondition(

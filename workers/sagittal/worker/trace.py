@@ -7,7 +7,7 @@ import structlog
 
 from sagittal.core.jobs import JobState, Lease
 from sagittal.engine import Task
-from sagittal.explain import seam
+from sagittal.explain import events
 from sagittal.runtime.telemetry import trace_id
 from sagittal.runtime.tracing import JOB_ID, JOB_STATE, Attributes, Span, SpanKind, Tracer
 
@@ -48,10 +48,10 @@ class JobTrace:
         """Begins the span of the engine."""
         self._engine = self._attempt.child("engine", attributes={"sagittal.engine.batch_size": batch_size})
 
-    def note(self, event: seam.Event) -> None:
+    def note(self, event: events.Event) -> None:
         """Adds an event of the job that lasts; progress and forming masks are left out."""
         describe = NOTED.get(type(event))
-        if describe is not None and not (isinstance(event, seam.SaliencyMask) and not event.final):
+        if describe is not None and not (isinstance(event, events.SaliencyMask) and not event.final):
             name, attributes = describe(event)
             self._attempt.note(name, attributes)
 
@@ -82,42 +82,42 @@ def _summary(task: Task) -> Attributes:
     }
 
 
-def _prediction(event: seam.Prediction) -> tuple[str, Attributes]:
+def _prediction(event: events.Prediction) -> tuple[str, Attributes]:
     return "prediction", {"target": event.target.index, "score": event.target.score, "baseline": event.baseline_score}
 
 
-def _mask(_event: seam.SaliencyMask) -> tuple[str, Attributes]:
+def _mask(_event: events.SaliencyMask) -> tuple[str, Attributes]:
     return "mask", {}
 
 
-def _set(event: seam.SufficientSet) -> tuple[str, Attributes]:
+def _set(event: events.SufficientSet) -> tuple[str, Attributes]:
     return "sufficient set", {"patches": len(event.patches), "score": event.score}
 
 
-def _curve(event: seam.Curve) -> tuple[str, Attributes]:
+def _curve(event: events.Curve) -> tuple[str, Attributes]:
     return f"{event.kind.value} curve", {"auc": event.auc}
 
 
-def _notice(event: seam.Notice) -> tuple[str, Attributes]:
+def _notice(event: events.Notice) -> tuple[str, Attributes]:
     return "warning", {"reason": event.reason}
 
 
-def _truncated(event: seam.Truncated) -> tuple[str, Attributes]:
+def _truncated(event: events.Truncated) -> tuple[str, Attributes]:
     return "truncated", {"limit": event.limit}
 
 
-def _checkpoint(_event: seam.Checkpoint) -> tuple[str, Attributes]:
+def _checkpoint(_event: events.Checkpoint) -> tuple[str, Attributes]:
     return "checkpoint", {}
 
 
 NOTED: Mapping[type, Any] = {
-    seam.Prediction: _prediction,
-    seam.SaliencyMask: _mask,
-    seam.SufficientSet: _set,
-    seam.Curve: _curve,
-    seam.Notice: _notice,
-    seam.Truncated: _truncated,
-    seam.Checkpoint: _checkpoint,
+    events.Prediction: _prediction,
+    events.SaliencyMask: _mask,
+    events.SufficientSet: _set,
+    events.Curve: _curve,
+    events.Notice: _notice,
+    events.Truncated: _truncated,
+    events.Checkpoint: _checkpoint,
 }
 """Events that a trace tells of."""
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from sagittal.core.tensors import tensor_of
-from sagittal.explain import seam
+from sagittal.explain import events
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import tensor_pb2
 from sagittal.worker.concept_jobs import Answer, answer_event
@@ -20,15 +20,15 @@ _BASELINES = {
 }
 
 _LEVELS = {
-    seam.CertificateLevel.SUFFICIENT: pb.CERTIFICATE_LEVEL_SUFFICIENT,
-    seam.CertificateLevel.ONE_MINIMAL: pb.CERTIFICATE_LEVEL_ONE_MINIMAL,
-    seam.CertificateLevel.SUBSET_MINIMAL: pb.CERTIFICATE_LEVEL_SUBSET_MINIMAL,
-    seam.CertificateLevel.MINIMUM_SIZE: pb.CERTIFICATE_LEVEL_MINIMUM_SIZE,
+    events.CertificateLevel.SUFFICIENT: pb.CERTIFICATE_LEVEL_SUFFICIENT,
+    events.CertificateLevel.ONE_MINIMAL: pb.CERTIFICATE_LEVEL_ONE_MINIMAL,
+    events.CertificateLevel.SUBSET_MINIMAL: pb.CERTIFICATE_LEVEL_SUBSET_MINIMAL,
+    events.CertificateLevel.MINIMUM_SIZE: pb.CERTIFICATE_LEVEL_MINIMUM_SIZE,
 }
 
 _CURVES = {
-    seam.CurveKind.INSERTION: pb.CURVE_KIND_INSERTION,
-    seam.CurveKind.DELETION: pb.CURVE_KIND_DELETION,
+    events.CurveKind.INSERTION: pb.CURVE_KIND_INSERTION,
+    events.CurveKind.DELETION: pb.CURVE_KIND_DELETION,
 }
 
 
@@ -40,21 +40,21 @@ class Wire:
         self._labels = labels
         self._digest = digest
         self._table: Mapping[type, Callable[[Any, int], pb.ExplanationEvent]] = {
-            seam.Prediction: self._prediction,
-            seam.Progress: self._progress,
-            seam.SaliencyMask: self._mask,
-            seam.SufficientSet: self._sufficient_set,
-            seam.GraphNode: self._node,
-            seam.GraphEdge: self._edge,
-            seam.RegionScores: self._regions,
-            seam.Curve: self._curve,
-            seam.ConceptPrediction: self._concept_prediction,
-            seam.ConceptContribution: self._concept,
+            events.Prediction: self._prediction,
+            events.Progress: self._progress,
+            events.SaliencyMask: self._mask,
+            events.SufficientSet: self._sufficient_set,
+            events.GraphNode: self._node,
+            events.GraphEdge: self._edge,
+            events.RegionScores: self._regions,
+            events.Curve: self._curve,
+            events.ConceptPrediction: self._concept_prediction,
+            events.ConceptContribution: self._concept,
             Answer: answer_event,
-            seam.Notice: self._notice,
+            events.Notice: self._notice,
         }
 
-    def message(self, event: seam.Event, evaluations: int) -> pb.ExplanationEvent | None:
+    def message(self, event: events.Event, evaluations: int) -> pb.ExplanationEvent | None:
         """Returns the message of an event, or None for those that are not sent.
 
         Args:
@@ -64,11 +64,11 @@ class Wire:
         convert = self._table.get(type(event))
         return convert(event, evaluations) if convert else None
 
-    def _class(self, found: seam.ClassScore) -> pb.ClassScore:
+    def _class(self, found: events.ClassScore) -> pb.ClassScore:
         label = self._labels[found.index] if found.index < len(self._labels) else ""
         return pb.ClassScore(index=found.index, label=label, score=found.score)
 
-    def _prediction(self, event: seam.Prediction, _: int) -> pb.ExplanationEvent:
+    def _prediction(self, event: events.Prediction, _: int) -> pb.ExplanationEvent:
         prediction = pb.Prediction(
             target=self._class(event.target),
             top=[self._class(found) for found in event.top],
@@ -79,7 +79,7 @@ class Wire:
         return pb.ExplanationEvent(prediction=prediction)
 
     @staticmethod
-    def _progress(event: seam.Progress, evaluations: int) -> pb.ExplanationEvent:
+    def _progress(event: events.Progress, evaluations: int) -> pb.ExplanationEvent:
         progress = pb.Progress(
             fraction=event.fraction,
             evaluations=evaluations,
@@ -90,10 +90,10 @@ class Wire:
         return pb.ExplanationEvent(progress=progress)
 
     @staticmethod
-    def _mask(event: seam.SaliencyMask, _: int) -> pb.ExplanationEvent:
+    def _mask(event: events.SaliencyMask, _: int) -> pb.ExplanationEvent:
         return pb.ExplanationEvent(mask=_mask(event))
 
-    def _sufficient_set(self, event: seam.SufficientSet, _: int) -> pb.ExplanationEvent:
+    def _sufficient_set(self, event: events.SufficientSet, _: int) -> pb.ExplanationEvent:
         certificate = pb.Certificate(
             level=_LEVELS[event.certificate.level],
             checked=event.certificate.checked,
@@ -111,7 +111,7 @@ class Wire:
         )
         return pb.ExplanationEvent(sufficient_set=found)
 
-    def _node(self, event: seam.GraphNode, _: int) -> pb.ExplanationEvent:
+    def _node(self, event: events.GraphNode, _: int) -> pb.ExplanationEvent:
         node = pb.GraphNode(
             id=node_id(event.patches),
             patches=pb.PatchSet(grid=event.grid, patches=event.patches),
@@ -124,16 +124,16 @@ class Wire:
         return pb.ExplanationEvent(graph_node=node)
 
     @staticmethod
-    def _edge(event: seam.GraphEdge, _: int) -> pb.ExplanationEvent:
+    def _edge(event: events.GraphEdge, _: int) -> pb.ExplanationEvent:
         edge = pb.GraphEdge(parent=node_id(event.parent), child=node_id(event.child), removed_patch=event.removed)
         return pb.ExplanationEvent(graph_edge=edge)
 
-    def _regions(self, event: seam.RegionScores, _: int) -> pb.ExplanationEvent:
+    def _regions(self, event: events.RegionScores, _: int) -> pb.ExplanationEvent:
         top = [self._class(found) for found in event.top]
         scores = pb.RegionScores(full=self._class(event.full), scores=event.scores, top=top)
         return pb.ExplanationEvent(region_scores=scores)
 
-    def _causal(self, triple: seam.CausalTriple | None) -> pb.CausalTriple | None:
+    def _causal(self, triple: events.CausalTriple | None) -> pb.CausalTriple | None:
         if triple is None:
             return None
         return pb.CausalTriple(
@@ -141,7 +141,7 @@ class Wire:
         )
 
     @staticmethod
-    def _curve(event: seam.Curve, _: int) -> pb.ExplanationEvent:
+    def _curve(event: events.Curve, _: int) -> pb.ExplanationEvent:
         curve = pb.Curve(
             kind=_CURVES[event.kind],
             fractions=event.fractions,
@@ -152,9 +152,9 @@ class Wire:
         )
         return pb.ExplanationEvent(curve=curve)
 
-    def _concept_prediction(self, event: seam.ConceptPrediction, _: int) -> pb.ExplanationEvent:
+    def _concept_prediction(self, event: events.ConceptPrediction, _: int) -> pb.ExplanationEvent:
         prediction = pb.ConceptPrediction(
-            target=self._class(seam.ClassScore(event.target, 0.0)),
+            target=self._class(events.ClassScore(event.target, 0.0)),
             predicted=event.predicted,
             output=event.output,
             gap=event.predicted - event.output,
@@ -163,18 +163,18 @@ class Wire:
         return pb.ExplanationEvent(concept_prediction=prediction)
 
     @staticmethod
-    def _concept(event: seam.ConceptContribution, _: int) -> pb.ExplanationEvent:
+    def _concept(event: events.ConceptContribution, _: int) -> pb.ExplanationEvent:
         concept = pb.ConceptContribution(
             index=event.index,
             name=event.name,
             value=event.value,
             contribution=event.contribution,
-            heatmap=_mask(seam.SaliencyMask(event.heatmap)),
+            heatmap=_mask(events.SaliencyMask(event.heatmap)),
         )
         return pb.ExplanationEvent(concept=concept)
 
     @staticmethod
-    def _notice(event: seam.Notice, _: int) -> pb.ExplanationEvent:
+    def _notice(event: events.Notice, _: int) -> pb.ExplanationEvent:
         return pb.ExplanationEvent(warning=pb.Warning(reason=event.reason, message=event.message))
 
 
@@ -183,7 +183,7 @@ def node_id(patches: Sequence[int]) -> str:
     return f"{sum(1 << patch for patch in patches):x}"
 
 
-def _mask(event: seam.SaliencyMask) -> pb.Mask:
+def _mask(event: events.SaliencyMask) -> pb.Mask:
     return pb.Mask(saliency=_half(event.saliency), final=event.final, index=event.index, signed=event.signed)
 
 

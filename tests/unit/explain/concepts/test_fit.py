@@ -11,9 +11,10 @@ from sagittal.explain.concepts import Concepts, GivenImages, Read, UnfitImages
 from sagittal.explain.concepts.features import flat
 from sagittal.explain.concepts.heatmaps import METHODS, winning_features
 from sagittal.explain.concepts.locality import entropy, mean_shares, spread_over
+from sagittal.explain.events import Checkpoint, ConceptContribution, ConceptPrediction, Progress
 from sagittal.explain.parameters import InvalidParameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import Checkpoint, ConceptContribution, ConceptPrediction, Progress, Subject
+from sagittal.explain.requests import Subject
 
 
 class SomeUnreadable(GivenImages):

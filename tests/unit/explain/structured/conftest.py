@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from sagittal.engine import Budget, Engine, Output, Task, TorchEvaluator
 from sagittal.engine.task import Usage
 from sagittal.explain import Explainer
+from sagittal.explain.events import Event, SufficientSet
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import Event, Steps, Subject, SufficientSet
+from sagittal.explain.requests import Steps, Subject
 
 CELL = 4
 """Pixels of a patch's side."""

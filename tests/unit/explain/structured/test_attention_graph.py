@@ -4,8 +4,8 @@ import pytest
 
 from sagittal.engine import Budget
 from sagittal.explain import StructuredAttentionGraph
+from sagittal.explain.events import GraphEdge, GraphNode, Progress, SufficientSet, Truncated
 from sagittal.explain.patches import bits_of, removals
-from sagittal.explain.seam import GraphEdge, GraphNode, Progress, SufficientSet, Truncated
 
 
 def graph(run):

@@ -1,7 +1,7 @@
 from sagittal.explain.certificates import Claim, causal_triple, certify
+from sagittal.explain.events import CertificateLevel
 from sagittal.explain.patches import bits_of, members
 from sagittal.explain.scoring import Memo, Threshold
-from sagittal.explain.seam import CertificateLevel
 
 
 def certified(steps, score, grid, patches):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from sagittal.explain import Explainer, MinimalSufficientExplanations, StructuredAttentionGraph
-from sagittal.explain.seam import Checkpoint, Event, GraphEdge, GraphNode, Notice, SufficientSet
+from sagittal.explain.events import Checkpoint, Event, GraphEdge, GraphNode, Notice, SufficientSet
 
 FINDINGS = (SufficientSet, GraphNode, GraphEdge, Notice)
 

@@ -34,7 +34,7 @@ def test_a_score_near_the_required_one_is_measured_again_in_full_precision(steps
 
 def test_large_levels_are_asked_for_in_chunks(known):
     from sagittal.explain.problem import Problem
-    from sagittal.explain.seam import Evaluate, Scores, Subject
+    from sagittal.explain.requests import Evaluate, Scores, Subject
 
     image = torch.ones(3, 12, 12)
     memo = Memo(

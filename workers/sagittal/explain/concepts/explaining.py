@@ -9,20 +9,11 @@ from torch import Tensor
 
 from sagittal.explain.concepts.fitted import FittedConcepts, read_image
 from sagittal.explain.concepts.heatmaps import METHODS, x_feature_heatmap
+from sagittal.explain.events import ConceptContribution, ConceptPrediction, Notice, Progress, Truncated
 from sagittal.explain.explainer import Explainer, Needs
 from sagittal.explain.parameters import InvalidParameter, parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.seam import (
-    ConceptContribution,
-    ConceptPrediction,
-    Inspect,
-    ModelView,
-    Notice,
-    OutOfBudget,
-    Progress,
-    Steps,
-    Truncated,
-)
+from sagittal.explain.requests import Inspect, ModelView, OutOfBudget, Steps
 
 FAR_OFF = 3.0
 """A gap of more than this many mean errors on held-out images gets a notice."""

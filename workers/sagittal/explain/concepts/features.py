@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sagittal.explain.events import Progress
 from sagittal.explain.layers import LISTED, Unsupported, hooked, layout_of
 from sagittal.explain.parameters import InvalidParameter
 from sagittal.explain.problem import derive_seed
-from sagittal.explain.seam import Inspect, ModelView, Progress, Steps, Subject
+from sagittal.explain.requests import Inspect, ModelView, Steps, Subject
 
 SMALLEST_VIEW = 0.25
 """Least side of a random crop, relative to the image's."""

@@ -24,9 +24,10 @@ from sagittal.explain.concepts.settings import FitSettings
 from sagittal.explain.concepts.srae import SRAE, TINY
 from sagittal.explain.concepts.training import Examples, Share, train
 from sagittal.explain.concepts.view import XFeature, view_x_features
+from sagittal.explain.events import Notice
 from sagittal.explain.parameters import InvalidParameter
 from sagittal.explain.problem import derive_seed
-from sagittal.explain.seam import Inspect, ModelView, Notice, Steps, Subject
+from sagittal.explain.requests import Inspect, ModelView, Steps, Subject
 
 HELD_OUT = 0.2
 """Share of the images that quality is measured on, and the fit never sees."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from sagittal.explain.concepts.features import flat, layer_features
 from sagittal.explain.concepts.fitted import FittedConcepts, XFeatures
 from sagittal.explain.concepts.srae import SRAE, TINY
+from sagittal.explain.events import SaliencyMask
 from sagittal.explain.evidence import heatmap
 from sagittal.explain.excitation_backprop import winning_probability
 from sagittal.explain.explainer import Explainer
@@ -23,7 +24,7 @@ from sagittal.explain.igos_plus import IGOSPlusPlus
 from sagittal.explain.layers import SpatialLayer, Unsupported, layout_of, spatial_layers
 from sagittal.explain.masking import compose, upsample
 from sagittal.explain.problem import Problem, derive_seed
-from sagittal.explain.seam import Evaluate, Inspect, ModelView, SaliencyMask, Scores, Steps, Subject
+from sagittal.explain.requests import Evaluate, Inspect, ModelView, Scores, Steps, Subject
 
 ROWS = 8
 """Masked images evaluated in one turn."""

@@ -17,8 +17,9 @@ from sagittal.explain.concepts.features import Box, ImageSet
 from sagittal.explain.concepts.fitted import FittedConcepts
 from sagittal.explain.concepts.heatmaps import excitation
 from sagittal.explain.concepts.training import Share
+from sagittal.explain.events import Notice, Progress
 from sagittal.explain.layers import Unsupported
-from sagittal.explain.seam import Inspect, ModelView, Notice, Progress, Steps, Subject
+from sagittal.explain.requests import Inspect, ModelView, Steps, Subject
 
 MOST_IMAGES = 100
 """Annotated images that it is measured on, the first of those held out."""

@@ -17,8 +17,9 @@ from sagittal.explain.concepts.beginning import initialise
 from sagittal.explain.concepts.rotation import settle
 from sagittal.explain.concepts.settings import FitSettings
 from sagittal.explain.concepts.srae import SRAE, Terms, loss_terms
+from sagittal.explain.events import Checkpoint, Progress
 from sagittal.explain.problem import derive_seed
-from sagittal.explain.seam import Checkpoint, Inspect, ModelView, Progress, Steps, Subject
+from sagittal.explain.requests import Inspect, ModelView, Steps, Subject
 
 STEP = 0.002
 """Size of Adam's first steps."""

@@ -10,9 +10,10 @@ from sagittal.explain.concepts.fitted import FittedConcepts
 from sagittal.explain.concepts.heatmaps import excitation
 from sagittal.explain.concepts.mixture import Mixture, agreement, find_mixture
 from sagittal.explain.concepts.training import Examples, Share
+from sagittal.explain.events import Notice, Progress
 from sagittal.explain.layers import Unsupported
 from sagittal.explain.problem import derive_seed
-from sagittal.explain.seam import Inspect, ModelView, Notice, Progress, Steps, Subject
+from sagittal.explain.requests import Inspect, ModelView, Steps, Subject
 
 SHOWN = 6
 """Images shown of each x-feature, in each of its groups where it is mixed."""

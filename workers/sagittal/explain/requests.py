@@ -1,12 +1,10 @@
-"""The seam between explainers and whatever evaluates the model.
+"""What an explainer asks, and of whom: the protocol between explainers and the engine that evaluates the model.
 
 An explainer never touches a model, a queue or a device. It is a generator that yields
 
 - `Evaluate`: masked images to score, with or without the gradient with respect to the masks; answered with `Scores`;
 - `Inspect`: a call with the model itself, for methods that must see its layers; answered with the call's result;
-- an event (`Progress`, `SaliencyMask`, ...): something that was found out; answered with None.
-
-The events are in `sagittal.explain.events`, and can be had from here as well.
+- an event of `sagittal.explain.events` (`Progress`, `SaliencyMask`, ...): a finding; answered with None.
 
 The engine gathers the requests of all running jobs into batches. It throws `OutOfBudget` into a generator whose budget
 is spent: an explainer that catches it yields the best it has so far.
@@ -18,63 +16,6 @@ from enum import Enum
 from typing import Any
 
 from torch import Tensor, nn
-
-from sagittal.explain.events import (
-    CausalTriple,
-    Certificate,
-    CertificateLevel,
-    Checkpoint,
-    ClassScore,
-    ConceptContribution,
-    ConceptPrediction,
-    Curve,
-    CurveKind,
-    Event,
-    GraphEdge,
-    GraphNode,
-    Notice,
-    PointingGame,
-    Prediction,
-    Progress,
-    RegionScores,
-    SaliencyMask,
-    SufficientSet,
-    Truncated,
-)
-
-__all__ = [
-    "CausalTriple",
-    "Certificate",
-    "CertificateLevel",
-    "Checkpoint",
-    "ClassScore",
-    "ConceptContribution",
-    "ConceptPrediction",
-    "Curve",
-    "CurveKind",
-    "Evaluate",
-    "Event",
-    "GraphEdge",
-    "GraphNode",
-    "Inspect",
-    "ModelView",
-    "Notice",
-    "OutOfBudget",
-    "PointingGame",
-    "Prediction",
-    "Progress",
-    "RegionScores",
-    "Request",
-    "SaliencyMask",
-    "Scores",
-    "Steps",
-    "Subject",
-    "SufficientSet",
-    "Truncated",
-    "Upsampling",
-    "always",
-    "gradient_of",
-]
 
 Steps = Generator[Any, Any, Any]
 """What an explainer is: it yields requests and events, and receives answers; some parts return a value."""
