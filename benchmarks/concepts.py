@@ -13,10 +13,10 @@ from torch import Tensor
 
 from sagittal.engine import Task
 from sagittal.explain.concepts import Box, ConceptFit, FitQuestion, FitSettings, GivenImages, fit_concepts
-from sagittal.explain.concepts.beginning import initialise
 from sagittal.explain.concepts.fit import HELD_OUT
 from sagittal.explain.concepts.quality import correlation_matrix, rebuilt_share
 from sagittal.explain.concepts.srae import SRAE, pull_away
+from sagittal.explain.concepts.training import initialise
 from sagittal.explain.problem import derive_seed
 from sagittal.models.loaded import LoadedModel
 

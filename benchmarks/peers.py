@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from sagittal.engine import Task
 from sagittal.explain import EXPLAINERS, Black, MeanColour, Metrics, Question, explain
+from sagittal.explain.attribution.rise import random_masks
 from sagittal.explain.events import SaliencyMask
-from sagittal.explain.rise import random_masks
 from sagittal.models.entry import read_entries
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import black

@@ -3,20 +3,17 @@
 import dataclasses
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 from quality import cache
+from reference.descent import ReferenceDescent, Spared
 from subject import Picture, run
 from torch import Tensor
 
-from sagittal.explain import EXPLAINERS, IGOS, EvaluateMask, Explainer, IGOSPlusPlus, Metrics, Problem
-from sagittal.explain.authors import AUTHORS, Spared, authors_masks
-from sagittal.explain.events import SaliencyMask
+from sagittal.explain import EXPLAINERS, IGOS, EvaluateMask, Explainer, IGOSPlusPlus, Metrics
 from sagittal.explain.masking import upsample
-from sagittal.explain.requests import Steps
 from sagittal.models.loaded import LoadedModel
 
 CELLS = 28
@@ -55,20 +52,9 @@ DEFAULT = 440
 SHORT = 174
 """Evaluations that are at most 1/50 of those of the authors' protocol."""
 
-_DESCENT = ("mask_optimisation", "descent", "level_sets", "regularisers", "scales", "igos", "igos_plus")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Sparing(Explainer):
-    """The authors' protocol without the evaluations that cannot change its line search, which count all the same."""
-
-    method: IGOS | IGOSPlusPlus
-    spared: Spared
-
-    def explain(self, problem: Problem) -> Steps:
-        """Yields the final mask."""
-        form = AUTHORS[type(self.method).__name__]
-        yield SaliencyMask(1 - (yield from authors_masks(problem, self.method, form, self.spared)))
+_DESCENT = tuple(
+    f"sagittal.explain.masks.{module}" for module in ("optimisation", "descent", "level_sets", "regularisers", "igos")
+)
 
 
 def explainers() -> Mapping[str, Explainer]:
@@ -76,8 +62,8 @@ def explainers() -> Mapping[str, Explainer]:
     curve = {f"igos++-{count}": IGOSPlusPlus(**settings) for count, settings in SCHEDULES.items() if count != DEFAULT}
     return {
         **{name: EXPLAINERS[name].explainer() for name in METHODS},
-        "igos++-authors": IGOSPlusPlus(protocol="authors"),
-        "igos-authors": IGOS(protocol="authors"),
+        "igos++-reference": ReferenceDescent(form="igos++"),
+        "igos-reference": ReferenceDescent(form="igos"),
         FINE: IGOSPlusPlus(mask_size=224),
         **curve,
     }
@@ -91,21 +77,20 @@ def place(name: str, explainer: Explainer, digest: str) -> Path:
         "model": digest,
         "seed": 0,
     }
-    if getattr(explainer, "protocol", "") == "authors":
-        settings["parameters"] = {"mask_size": CELLS, "noise": 0.2}
-        modules: tuple[str, ...] = ("authors",)
+    if isinstance(explainer, ReferenceDescent):
+        modules: tuple[str, ...] = ("reference.descent",)
     elif isinstance(explainer, IGOS | IGOSPlusPlus) or name in ("igos+", "meaningful-perturbation"):
         modules = _DESCENT
     else:
-        modules = (type(explainer).__module__.rsplit(".", 1)[-1],)
-    return cache.folder(name, settings, tuple(f"sagittal.explain.{module}" for module in modules))
+        modules = (type(explainer).__module__,)
+    return cache.folder(name, settings, modules)
 
 
 def measured(loaded: LoadedModel, picture: Picture, explainer: Explainer) -> dict[str, Any]:
     """Explains and measures; seconds are those of one processor core, whatever else the machine does."""
     spared = Spared()
-    if isinstance(explainer, IGOS | IGOSPlusPlus) and explainer.protocol == "authors":
-        explainer = Sparing(method=explainer, spared=spared)
+    if isinstance(explainer, ReferenceDescent):
+        explainer = dataclasses.replace(explainer, spared=spared)
     started = time.process_time()
     found = run(loaded, picture, explainer, metrics=Metrics(curves=False))
     seconds = time.process_time() - started

@@ -15,17 +15,17 @@ from subject import table
 from sagittal.explain.sanity import UNCHANGED
 from sagittal.explain.statistics import Comparison, bootstrap, compare
 
-REFERENCE = "igos++"
-AUTHORS = "igos++-authors"
+DEFAULT = "igos++"
+REFERENCE = "igos++-reference"
 SHORT = f"igos++-{heatmap.SHORT}"
 
 TITLES = {
-    REFERENCE: "iGOS++",
+    DEFAULT: "iGOS++",
     SHORT: f"iGOS++, {heatmap.SHORT} evaluations",
-    AUTHORS: "iGOS++, authors' protocol",
+    REFERENCE: "iGOS++, authors' protocol",
     "igos+": "iGOS+",
     "igos": "I-GOS",
-    "igos-authors": "I-GOS, authors' protocol",
+    "igos-reference": "I-GOS, authors' protocol",
     "meaningful-perturbation": "meaningful perturbation",
     "rise": "RISE",
     "grad-cam": "Grad-CAM",
@@ -66,7 +66,7 @@ class Heatmaps:
         rows = []
         for name, title in TITLES.items():
             if found := self.records[name]:
-                over = self.compared(REFERENCE, name, "insertion") if name != REFERENCE else None
+                over = self.compared(DEFAULT, name, "insertion") if name != DEFAULT else None
                 seconds = [each for each in self.values(name, "seconds") if not math.isnan(each)]
                 rows.append(
                     [
@@ -112,17 +112,17 @@ class Heatmaps:
 
     def goals(self) -> list[Goal]:
         """Returns what is asked of the default against the authors' protocol, the others, and the finer mask."""
-        found = [*self._against_authors(), *self._against_others(), *self._fine()]
+        found = [*self._against_reference(), *self._against_others(), *self._fine()]
         return [goal for goal in found if goal is not None]
 
-    def _against_authors(self) -> list[Goal | None]:
-        pictures = self.common(REFERENCE, AUTHORS)
+    def _against_reference(self) -> list[Goal | None]:
+        pictures = self.common(DEFAULT, REFERENCE)
         goals: list[Goal | None] = [self._protocol_is_near(method) for method in published.METHODS]
         if pictures:
-            goals.append(self._cost(REFERENCE, 20))
-            over = self.compared(REFERENCE, AUTHORS, "insertion")
-            under = self.compared(REFERENCE, AUTHORS, "deletion")
-            short = self.compared(SHORT, AUTHORS, "insertion")
+            goals.append(self._cost(DEFAULT, 20))
+            over = self.compared(DEFAULT, REFERENCE, "insertion")
+            under = self.compared(DEFAULT, REFERENCE, "deletion")
+            short = self.compared(SHORT, REFERENCE, "insertion")
             assert over is not None
             assert under is not None
             met = over.difference.mean >= NEAR and over.difference.low > 0
@@ -132,7 +132,7 @@ class Heatmaps:
             goals.append(Goal(text, signed(under.difference), under.difference.mean <= 0, len(pictures)))
             if short is not None:
                 goals.append(self._cost(SHORT, 50))
-                count = len(self.common(SHORT, AUTHORS))
+                count = len(self.common(SHORT, REFERENCE))
                 goals.append(
                     Goal("insertion not lower with that", signed(short.difference), short.difference.mean >= 0, count)
                 )
@@ -152,17 +152,17 @@ class Heatmaps:
         return Goal(text, said, max(map(abs, far.values())) <= NEAR, len(far), wanted=2)
 
     def _cost(self, name: str, part: int) -> Goal:
-        pictures = self.common(name, AUTHORS)
-        ratio = sum(self.values(AUTHORS, "evaluations", pictures)) / sum(self.values(name, "evaluations", pictures))
+        pictures = self.common(name, REFERENCE)
+        ratio = sum(self.values(REFERENCE, "evaluations", pictures)) / sum(self.values(name, "evaluations", pictures))
         text = f"{TITLES[name]}: at most 1/{part} of the authors' evaluations"
         return Goal(text, f"1/{ratio:.1f}", ratio >= part, len(pictures))
 
     def _against_others(self) -> list[Goal | None]:
         goals: list[Goal | None] = []
         for name, title in TITLES.items():
-            if name in (REFERENCE, SHORT, AUTHORS):
+            if name in (DEFAULT, SHORT, REFERENCE):
                 continue
-            over = self.compared(REFERENCE, name, "insertion")
+            over = self.compared(DEFAULT, name, "insertion")
             if over is not None:
                 text = f"its insertion is not below that of {title}"
                 count = over.difference.count
@@ -170,17 +170,15 @@ class Heatmaps:
         return goals
 
     def _fine(self) -> list[Goal | None]:
-        pictures = self.common(REFERENCE, heatmap.FINE)
+        pictures = self.common(DEFAULT, heatmap.FINE)
         if not pictures:
             return []
         fine, coarse = (
             self.values(heatmap.FINE, "own_insertion", pictures),
-            self.values(REFERENCE, "insertion", pictures),
+            self.values(DEFAULT, "insertion", pictures),
         )
         near = compare(fine, coarse, seed=0).difference
-        ratio = sum(self.values(heatmap.FINE, "variation", pictures)) / sum(
-            self.values(REFERENCE, "variation", pictures)
-        )
+        ratio = sum(self.values(heatmap.FINE, "variation", pictures)) / sum(self.values(DEFAULT, "variation", pictures))
         count = len(pictures)
         text = "iGOS++ at 224x224: insertion at most 0.02 below that at 28x28"
         return [
@@ -217,10 +215,10 @@ class Heatmaps:
         tuning = self._measurements.subjects.tuning
         rows = []
         for title, half in (("first: defaults may be chosen on it", True), ("second: reported", False)):
-            pictures = [each for each in self.common(REFERENCE, AUTHORS) if (each in tuning) == half]
+            pictures = [each for each in self.common(DEFAULT, REFERENCE) if (each in tuning) == half]
             if pictures:
-                over = self.compared(REFERENCE, AUTHORS, "insertion", pictures)
-                under = self.compared(REFERENCE, AUTHORS, "deletion", pictures)
+                over = self.compared(DEFAULT, REFERENCE, "insertion", pictures)
+                under = self.compared(DEFAULT, REFERENCE, "deletion", pictures)
                 assert over is not None
                 assert under is not None
                 rows.append((title, len(pictures), signed(over.difference), signed(under.difference)))
@@ -247,4 +245,4 @@ def _seeds(found: Sequence[Mapping[str, Any]], what: str) -> str:
 
 def _curve() -> dict[int, str]:
     """Returns the measurement of each number of evaluations."""
-    return {count: REFERENCE if count == heatmap.DEFAULT else f"igos++-{count}" for count in heatmap.SCHEDULES}
+    return {count: DEFAULT if count == heatmap.DEFAULT else f"igos++-{count}" for count in heatmap.SCHEDULES}

@@ -18,8 +18,8 @@ from sagittal.explain import Explainer
 CHEAP = 300
 """Evaluations up to which a method is checked against random weights in a quick run."""
 
-AUTHORS = "igos++-authors"
-FIRST = ("igos++", AUTHORS, f"igos++-{heatmap.SHORT}", "grad-cam", *sets.SEARCHES)
+REFERENCE = "igos++-reference"
+FIRST = ("igos++", REFERENCE, f"igos++-{heatmap.SHORT}", "grad-cam", *sets.SEARCHES)
 ORDERINGS = ("igos++", "igos", "grad-cam")
 """Heatmaps whose order of patches is compared with the search."""
 
@@ -40,7 +40,7 @@ class Measurements:
         for names in (FIRST, others):
             for picture in self.subjects.chosen:
                 for name in names:
-                    if not (quick and name in ("rise", AUTHORS, "mse-overlap-2")):
+                    if not (quick and name in ("rise", REFERENCE, "mse-overlap-2")):
                         yield name, picture, self.place(name), self._how(name, picture)
         if not quick:
             yield from self._seeds()
@@ -55,9 +55,9 @@ class Measurements:
             return cache.ROOT / f"order-{self.place(name.removeprefix('order-')).name}"
         if name.startswith("published-"):
             method = name.split("-")[1]
-            return cache.ROOT / f"{name}-{self.place(f'{method}-authors').name}"
+            return cache.ROOT / f"{name}-{self.place(f'{method}-reference').name}"
         if name.startswith("resampled-"):
-            return cache.ROOT / f"{name}-{self.place(AUTHORS).name}"
+            return cache.ROOT / f"{name}-{self.place(REFERENCE).name}"
         if name.startswith("weights-"):
             return weights.place(self.place(name.removeprefix("weights-")))
         return heatmap.place(name, self.explainers[name], digest)
@@ -75,7 +75,7 @@ class Measurements:
         return lambda: heatmap.measured(loaded, picture, self.explainers[name])
 
     def _seeds(self) -> Iterator[tuple[str, Picture, Path, Callable[[], Mapping[str, Any]]]]:
-        """Yields the authors' protocol where their program's figures are known: several seeds, and other resampling."""
+        """Yields the reference implementation where its figures are known: several seeds, other resampling."""
         for picture in self.subjects.chosen:
             for (method, known), seed in itertools.product(published.KNOWN, published.SEEDS):
                 if known == picture.name:
@@ -103,8 +103,8 @@ class Measurements:
                     yield label, picture, self.place(label), lambda n=name, p=picture: self._weights(n, p)
 
     def _published(self, method: str, seed: int, picture: Picture) -> Mapping[str, Any]:
-        path = self.place(AUTHORS) / f"{picture.name}.npz"
-        if f"{method}-authors" != AUTHORS or seed != 0 or not path.exists():
+        path = self.place(REFERENCE) / f"{picture.name}.npz"
+        if f"{method}-reference" != REFERENCE or seed != 0 or not path.exists():
             return published.measured(self.subjects.model, picture, method, seed)
         known = cache.read(path)
         saliency = torch.from_numpy(known["saliency"])

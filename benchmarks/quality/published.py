@@ -15,24 +15,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from quality.heatmap import CELLS, Sparing
+from quality.heatmap import CELLS
+from reference.descent import ReferenceDescent, Spared
 from subject import SHIPPED, Picture, run
 from torch import Tensor
 
 from sagittal.engine.evaluator import PROBABILITIES
-from sagittal.explain import IGOS, IGOSPlusPlus, Metrics
-from sagittal.explain.authors import Spared
+from sagittal.explain import Metrics
 from sagittal.explain.masking import compose, gaussian_blur, upsample
 from sagittal.explain.requests import Upsampling
 from sagittal.models.entry import Preprocessing
 from sagittal.models.loading import LoadedModel
 from sagittal.models.preprocessing import normalised, to_input
-
-METHODS: Mapping[str, IGOS | IGOSPlusPlus] = {
-    "igos": IGOS(protocol="authors"),
-    "igos++": IGOSPlusPlus(protocol="authors"),
-}
-"""What the program's figures are known of, by name."""
 
 KNOWN = {
     ("igos", "chelsea"): (0.602, 0.302, 2205),
@@ -85,14 +79,14 @@ def measured(
     Args:
         loaded: The model.
         picture: What is explained.
-        method: Name of one of `METHODS`.
+        method: `igos` or `igos++`.
         seed: Of the noise.
         saliency: What the protocol found with that seed, where it is known; it is searched for otherwise.
     """
     evaluations = 0
     if saliency is None:
         spared = Spared()
-        explainer = Sparing(method=METHODS[method], spared=spared)
+        explainer = ReferenceDescent(form=method, spared=spared)
         found = run(loaded, picture, explainer, seed=seed, metrics=Metrics(curves=False))
         assert found.saliency is not None
         saliency, evaluations = found.saliency, found.evaluations + spared.evaluations

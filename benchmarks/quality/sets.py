@@ -1,26 +1,26 @@
 """Minimal sufficient explanations: our search, the authors', and the order of patches that a heatmap gives."""
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
 from quality import cache
+from reference.descent import Spared
+from reference.search import ReferenceSearch
 from subject import Picture
 from torch import Tensor
 
 from sagittal.engine import Task
-from sagittal.explain import Black, Explainer, MinimalSufficientExplanations, Problem, Question, explain
-from sagittal.explain.authors import Spared
-from sagittal.explain.authors_search import authors_search
-from sagittal.explain.diversity import diverse_family
+from sagittal.explain import Black, MinimalSufficientExplanations, Question, explain
 from sagittal.explain.events import RegionScores, SufficientSet
-from sagittal.explain.patches import bits_of
-from sagittal.explain.regions import ask_regions
 from sagittal.explain.requests import Steps, Upsampling
+from sagittal.explain.sets.patches import bits_of
+from sagittal.explain.sets.regions import ask_regions
+from sagittal.explain.sets.sufficient_sets import PatchSearch, diverse_family
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import black
 
@@ -28,33 +28,22 @@ GRID = 7
 AREA = 0.2
 """Share of the image within which the paper asks for a sufficient set."""
 
-SEARCHES: Mapping[str, MinimalSufficientExplanations] = {
+SEARCHES: Mapping[str, PatchSearch] = {
     "mse": MinimalSufficientExplanations(patch_shape="tent"),
-    "mse-authors": MinimalSufficientExplanations(patch_shape="tent", protocol="authors"),
+    "mse-reference": ReferenceSearch(patch_shape="tent"),
     "mse-overlap-2": MinimalSufficientExplanations(patch_shape="tent", max_overlap=2),
 }
 
-_MODULES = ("sufficient_sets", "beam", "certificates", "scoring", "diversity", "surrogate", "patches")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Sparing(Explainer):
-    """The authors' search without its repeated evaluations, which count all the same."""
-
-    search: MinimalSufficientExplanations
-    spared: Spared
-
-    def explain(self, problem: Problem) -> Steps:
-        """Yields the roots."""
-        yield from authors_search(problem, self.search.memo(problem), self.search.max_overlap, self.spared)
+_MODULES = ("sufficient_sets", "search", "certificates", "scoring", "patches")
 
 
 def place(name: str, digest: str) -> Path:
     """Returns the folder of a search's records."""
     search = SEARCHES[name]
-    modules = ("authors_search",) if search.protocol == "authors" else _MODULES
+    reference = isinstance(search, ReferenceSearch)
+    modules = ("reference.search",) if reference else tuple(f"sagittal.explain.sets.{module}" for module in _MODULES)
     settings = {"overlap": search.max_overlap, "shape": search.patch_shape, "baseline": "black", "model": digest}
-    return cache.folder(name, settings, tuple(f"sagittal.explain.{module}" for module in modules))
+    return cache.folder(name, settings, modules)
 
 
 def searched(loaded: LoadedModel, picture: Picture, name: str) -> dict[str, Any]:
@@ -62,9 +51,9 @@ def searched(loaded: LoadedModel, picture: Picture, name: str) -> dict[str, Any]
     question = Question(image=picture.image, baseline=Black(), black=black(loaded.entry.preprocessing))
     started = time.process_time()
     spared = Spared()
-    search: Explainer = SEARCHES[name]
-    if SEARCHES[name].protocol == "authors":
-        search = Sparing(search=SEARCHES[name], spared=spared)
+    search = SEARCHES[name]
+    if isinstance(search, ReferenceSearch):
+        search = dataclasses.replace(search, spared=spared)
     events, evaluations = _run(loaded, explain(question, search))
     seconds = time.process_time() - started
     sets = {event.patches: event for event in events if isinstance(event, SufficientSet)}.values()

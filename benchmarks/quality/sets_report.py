@@ -10,9 +10,9 @@ from quality.goals import Goal
 from quality.measuring import ORDERINGS, Measurements
 from subject import table
 
-from sagittal.explain.statistics import bootstrap
+from sagittal.explain.measures.statistics import bootstrap
 
-OURS, THEIRS = "mse", "mse-authors"
+OURS, THEIRS = "mse", "mse-reference"
 
 KNOWN = {"chelsea": (2701, 580, 4), "coffee": (4139, 946, 5)}
 """Evaluations, distinct sets among them and smallest root of the authors' own program, same model and baseline."""

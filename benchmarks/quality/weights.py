@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sagittal.engine import Engine, Task
 from sagittal.explain import Explainer, Metrics, Question, explain
 from sagittal.explain.events import SaliencyMask
-from sagittal.explain.sanity import randomisation_check
+from sagittal.explain.measures.sanity import randomisation_check
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import black
 from sagittal.models.sources import EVERYTHING, load_source

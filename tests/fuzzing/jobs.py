@@ -21,13 +21,7 @@ from sagittal.core.jobs import Job, JobKind, JobState, Lane, Lease
 from sagittal.models.entry import ModelEntry
 from sagittal.models.loading import load
 from sagittal.runtime.job_events import LASTING, PASSING, classify
-from sagittal.v1 import (
-    explanation_pb2,
-    explanation_service_pb2,
-    method_pb2,
-    model_service_pb2,
-    tensor_pb2,
-)
+from sagittal.v1 import explanation_pb2, explanation_service_pb2, method_pb2, model_service_pb2, tensor_pb2
 from sagittal.worker.catalogue import describe_model
 from sagittal.worker.checkpoints import unpack
 from sagittal.worker.concept_jobs import ConceptShelf

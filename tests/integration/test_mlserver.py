@@ -16,9 +16,9 @@ from sagittal.core.methods import resolve
 from sagittal.engine import Task
 from sagittal.explain import EXPLAINERS, Question, explain
 from sagittal.explain.events import Curve, GraphNode, Prediction, RegionScores, SaliencyMask, SufficientSet
-from sagittal.explain.preparation import predict
-from sagittal.explain.regions import ask_regions
+from sagittal.explain.problem import predict
 from sagittal.explain.requests import Upsampling
+from sagittal.explain.sets.regions import ask_regions
 from sagittal.models.entry import ModelEntry
 from sagittal.models.loading import load
 from sagittal.models.sources import Access, ModelUnavailable

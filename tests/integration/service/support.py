@@ -29,13 +29,7 @@ from sagittal.runtime.redis_queue import (
 from sagittal.runtime.settings import QueueSettings
 from sagittal.server.service import Service
 from sagittal.server.settings import ServiceSettings
-from sagittal.v1 import (
-    explanation_pb2,
-    explanation_service_pb2_grpc,
-    model_pb2,
-    model_service_pb2_grpc,
-    tensor_pb2,
-)
+from sagittal.v1 import explanation_pb2, explanation_service_pb2_grpc, model_pb2, model_service_pb2_grpc, tensor_pb2
 
 Event = explanation_pb2.ExplanationEvent
 Script = Callable[["Run"], None]

@@ -7,8 +7,8 @@ from torch import nn
 from torchvision.models import VisionTransformer, densenet121, mobilenet_v2, resnet18, squeezenet1_1
 
 from sagittal.explain import ExcitationBackprop, InvalidParameter, Unsupported
-from sagittal.explain.excitation_backprop import winning_probability
-from sagittal.explain.layers import spatial_layers
+from sagittal.explain.attribution.excitation_backprop import winning_probability
+from sagittal.explain.attribution.layers import spatial_layers
 
 
 def winning(view, layer):

@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models import SwinTransformer, VisionTransformer, resnet18
 
 from sagittal.explain import InvalidParameter, Unsupported
-from sagittal.explain.layers import Layout, layout_of, locate, spatial_layers
+from sagittal.explain.attribution.layers import Layout, layout_of, locate, spatial_layers
 
 IMAGE = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sagittal.explain.descent import smoothed
 from sagittal.explain.masking import gaussian_blur, stretched_units, upsample
+from sagittal.explain.masks.descent import smoothed
+from sagittal.explain.masks.regularisers import bilateral_total_variation, edge_weights
 from sagittal.explain.problem import Problem
-from sagittal.explain.regularisers import bilateral_total_variation, edge_weights
 from sagittal.explain.requests import Subject
 
 

@@ -5,9 +5,10 @@ import torch
 from known_models import LEFT, Constant, LooksAtRegions, image
 
 from sagittal.engine import Budget
-from sagittal.explain import IGOS, MeaningfulPerturbation, mask_optimisation
+from sagittal.explain import IGOS, MeaningfulPerturbation
 from sagittal.explain.events import SaliencyMask, Truncated
-from sagittal.explain.meaningful_perturbation import START
+from sagittal.explain.masks import optimisation
+from sagittal.explain.masks.meaningful_perturbation import START
 
 
 def blurred(picture):
@@ -20,7 +21,7 @@ def test_it_equals_i_gos_with_one_point_and_no_noise(explained, monkeypatch):
     plain = explained(
         LooksAtRegions(LEFT), MeaningfulPerturbation(**shared), picture, target=1, baseline=blurred(picture)
     )
-    monkeypatch.setattr(mask_optimisation, "stratified", lambda terms, points, generator: torch.ones(terms, points))
+    monkeypatch.setattr(optimisation, "stratified", lambda terms, points, generator: torch.ones(terms, points))
     monkeypatch.setattr(IGOS, "start", START)
     igos = explained(
         LooksAtRegions(LEFT),

@@ -6,8 +6,8 @@ from known_models import LEFT, Constant, LooksAtRegions, image
 
 from sagittal.engine import Budget, Output
 from sagittal.explain import InvalidParameter, Occlusion
+from sagittal.explain.attribution.occlusion import windows
 from sagittal.explain.events import SaliencyMask, Truncated
-from sagittal.explain.occlusion import windows
 
 WEIGHTS = torch.tensor([[0.1, 0.0, 0.2, 0.0], [0.0, 0.3, 0.0, 0.0], [0.0, 0.0, 0.0, 0.1], [0.05, 0.0, 0.0, 0.05]])
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from sagittal.engine import Budget, Output
 from sagittal.explain import RISE, InvalidParameter
+from sagittal.explain.attribution.rise import random_masks
 from sagittal.explain.events import Progress, SaliencyMask, Truncated
-from sagittal.explain.rise import random_masks
 
 
 def expected_effect(weights, grid):

@@ -6,7 +6,7 @@ from known_models import LEFT, image
 from torch import nn
 
 from sagittal.explain import ExcitationBackprop, GradCAM, IntegratedGradients, Occlusion
-from sagittal.explain.sanity import randomisation_check, randomise, weighted_layers
+from sagittal.explain.measures.sanity import randomisation_check, randomise, weighted_layers
 
 PICTURE = image(LEFT)
 

@@ -6,8 +6,8 @@ from torch import nn
 
 from sagittal.engine import Budget
 from sagittal.explain import ScoreCAM
+from sagittal.explain.attribution.score_cam import most_active, stretched
 from sagittal.explain.events import Truncated
-from sagittal.explain.score_cam import most_active, stretched
 
 
 class OneOfTwoSpots(nn.Module):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagittal.explain.statistics import bootstrap, compare, spearman
+from sagittal.explain.measures.statistics import bootstrap, compare, spearman
 
 
 def test_the_interval_is_that_of_the_mean():

@@ -5,12 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from sagittal.explain.curves import Metrics, measure
 from sagittal.explain.events import Notice, PointingGame, SaliencyMask
 from sagittal.explain.explainer import Explainer
-from sagittal.explain.pointing import pointing_game
-from sagittal.explain.preparation import Question, prepare
-from sagittal.explain.problem import Problem
+from sagittal.explain.measures.curves import Metrics, measure, pointing_game
+from sagittal.explain.problem import Problem, Question, prepare
 from sagittal.explain.requests import Steps
 
 EMPTY = 0.05

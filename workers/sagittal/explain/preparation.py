@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sagittal.explain.baseline import Baseline, Blur, Candidate, is_low
-from sagittal.explain.checkpoints import State
 from sagittal.explain.events import ClassScore, Notice, Prediction
-from sagittal.explain.problem import Problem
+from sagittal.explain.problem import Baseline, Blur, Candidate, Problem, State, is_low
 from sagittal.explain.requests import Evaluate, Scores, Steps, Subject
 
 TOP = 5

@@ -1,16 +1,17 @@
 """The problem that an explainer solves: an image, what replaces its hidden part, and a class."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sagittal.explain.masking import stretched_units
-from sagittal.explain.regularisers import edge_weights
-from sagittal.explain.requests import Evaluate, Inspect, ModelView, Subject
+from sagittal.explain.events import ClassScore, Notice, Prediction
+from sagittal.explain.masking import gaussian_blur, stretched_units
+from sagittal.explain.masks.regularisers import edge_weights
+from sagittal.explain.requests import Evaluate, Inspect, ModelView, Scores, Steps, Subject
 
 
 def derive_seed(seed: int, *path: int | str) -> int:
@@ -94,3 +95,236 @@ class Problem:
     def noise_seed(self, *path: int | str) -> int:
         """Returns a seed for the noise of an evaluation that depends on the seed and `path` alone."""
         return derive_seed(self.seed, "noise", *path)
+
+
+# Baselines: what replaces the hidden part of an image.
+#
+# A baseline must take the class away: a blur that leaves the class recognisable hides nothing (section 3.3 of the
+# paper). The blur is therefore checked, and strengthened up to a stated limit.
+
+
+BLUR_SIGMA_SHARE = 50 / 224
+"""Standard deviation of the default blur, as a share of the image's shorter side (the authors' 50 px at 224 px)."""
+
+LOW_SHARE = 0.05
+"""A baseline is good when the target's score on it is at most this share of the full image's score ..."""
+
+LOW_SCORE = 0.01
+"""... or at most this probability."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A baseline that may do."""
+
+    image: Tensor
+    blur_sigma: float = 0.0
+    """Standard deviation of the blur in pixels; 0 where it is none."""
+
+
+class Baseline(Protocol):
+    """A kind of baseline: yields candidates, best first; the first with a low score is taken."""
+
+    @property
+    def kind(self) -> str:
+        """Name of the kind, such as `blur`."""
+        ...
+
+    def candidates(self, image: Tensor, black: Tensor, seed: int) -> Iterator[Candidate]:
+        """Yields baselines of the image's shape; `black` is black as the model takes it, of shape (3, 1, 1)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Blur:
+    """A Gaussian blur, doubled until the target's score is low, at most to `doublings` times."""
+
+    sigma: float = 0.0
+    """Standard deviation in pixels; 0 for the default at the image's size."""
+    doublings: int = 3
+    kind: str = "blur"
+
+    def candidates(self, image: Tensor, black: Tensor, seed: int) -> Iterator[Candidate]:
+        """Yields ever stronger blurs."""
+        sigma = self.sigma or BLUR_SIGMA_SHARE * min(image.shape[-2:])
+        for doubling in range(self.doublings + 1):
+            strength = sigma * 2**doubling
+            yield Candidate(gaussian_blur(image, strength), strength)
+
+
+@dataclass(frozen=True, slots=True)
+class Black:
+    """Black pixels."""
+
+    kind: str = "black"
+
+    def candidates(self, image: Tensor, black: Tensor, seed: int) -> Iterator[Candidate]:
+        """Yields black."""
+        yield Candidate(black.expand_as(image).contiguous())
+
+
+@dataclass(frozen=True, slots=True)
+class MeanColour:
+    """The mean colour of the image."""
+
+    kind: str = "mean"
+
+    def candidates(self, image: Tensor, black: Tensor, seed: int) -> Iterator[Candidate]:
+        """Yields the mean colour."""
+        yield Candidate(image.mean((-2, -1), keepdim=True).expand_as(image).contiguous())
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Gaussian noise with the mean and the standard deviation of each channel of the image."""
+
+    kind: str = "noise"
+
+    def candidates(self, image: Tensor, black: Tensor, seed: int) -> Iterator[Candidate]:
+        """Yields noise that depends on the seed."""
+        generator = torch.Generator().manual_seed(derive_seed(seed, "baseline"))
+        noise = torch.randn(image.shape, generator=generator).to(image.device)
+        mean, std = image.mean((-2, -1), keepdim=True), image.std((-2, -1), keepdim=True, correction=0)
+        yield Candidate(mean + std * noise)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Given:
+    """An image of the caller's, such as one of another class (a counterfactual baseline)."""
+
+    image: Tensor
+    """As the model takes it: float32 of shape (3, height, width)."""
+    kind: str = "image"
+
+    def candidates(self, image: Tensor, black: Tensor, seed: int) -> Iterator[Candidate]:
+        """Yields the given image."""
+        yield Candidate(self.image.to(image))
+
+
+def is_low(score: float, full_score: float) -> bool:
+    """Whether a baseline's score is low enough for the baseline to hide the class."""
+    return score <= max(LOW_SCORE, LOW_SHARE * full_score)
+
+
+# State that another attempt goes on from: tensors by name, those of a part under its prefix.
+
+
+State = Mapping[str, Tensor]
+
+
+def prefixed(part: str, state: State) -> dict[str, Tensor]:
+    """Returns a part's state under names that begin with the part's."""
+    return {f"{part}.{name}": tensor for name, tensor in state.items()}
+
+
+def within(state: State, part: str) -> dict[str, Tensor]:
+    """Returns the state of a part, under its own names; empty where there is none."""
+    prefix = f"{part}."
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+# From a question to a problem: predicts the image, settles the target, finds a baseline that hides it.
+#
+# Where neither the method nor what is measured hides anything, the baseline is neither made nor evaluated.
+
+
+TOP = 5
+"""Classes listed in a prediction."""
+
+TINY_SCORE = 0.01
+"""Below this probability of the full image, an explanation says more of noise than of the class."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Question:
+    """What is to be explained."""
+
+    image: Tensor
+    """As the model takes it: float32 of shape (3, height, width), on the model's device."""
+    target: int | None = None
+    """Index of the class; None for the model's top class."""
+    baseline: Baseline = Blur()
+    black: Tensor | None = None
+    """Black as the model takes it, of shape (3, 1, 1); None where black is zero."""
+    seed: int = 0
+    restored: State = field(default_factory=dict)
+    """State of the last checkpoint of an earlier attempt; empty for a fresh start."""
+
+
+def prepare(question: Question, *, hides: bool = True) -> Steps:
+    """Yields requests, a Prediction and notices; returns the Problem.
+
+    Args:
+        question: What is to be explained.
+        hides: Whether parts of the image will be hidden. Without, the problem's baseline is the image itself.
+    """
+    probabilities = (yield _images(question.image, None)).probabilities[0]
+    target = int(probabilities.argmax()) if question.target is None else question.target
+    full_score = float(probabilities[target])
+    kind, candidate, score = "", Candidate(question.image), full_score
+    if hides:
+        kind = question.baseline.kind
+        candidate, score = yield from _find_baseline(question, target, full_score)
+    yield Prediction(
+        target=ClassScore(target, full_score),
+        top=top_classes(probabilities, TOP),
+        baseline_score=score if hides else 0.0,
+        baseline=kind,
+        blur_sigma=candidate.blur_sigma,
+    )
+    yield from _notices(score if hides else None, full_score)
+    subject = Subject(question.image, candidate.image, target)
+    return Problem(
+        subject=subject,
+        full_score=full_score,
+        baseline_score=score,
+        seed=question.seed,
+        restored=question.restored,
+    )
+
+
+def top_classes(probabilities: Tensor, count: int) -> tuple[ClassScore, ...]:
+    """Returns the most probable classes, best first."""
+    scores, indices = probabilities.topk(min(count, probabilities.numel()))
+    return tuple(ClassScore(index, score) for index, score in zip(indices.tolist(), scores.tolist(), strict=True))
+
+
+def _images(image: Tensor, target: int | None) -> Evaluate:
+    """Asks for all probabilities of an image as it is."""
+    masks = torch.ones(1, 1, 1, device=image.device)
+    return Evaluate(subject=Subject(image, image, target), masks=masks, exact=True, metric=True, probabilities=True)
+
+
+def _find_baseline(question: Question, target: int, full_score: float) -> Steps:
+    """Returns the first candidate with a low score, or the one with the lowest."""
+    black = torch.zeros(3, 1, 1) if question.black is None else question.black
+    tried: list[tuple[float, Candidate]] = []
+    for candidate in question.baseline.candidates(question.image, black.to(question.image), question.seed):
+        scores: Scores = yield _images(candidate.image, target)
+        tried.append((float(scores.target[0]), candidate))
+        if is_low(tried[-1][0], full_score):
+            break
+    score, candidate = min(tried, key=lambda pair: pair[0])
+    return candidate, score
+
+
+def _notices(baseline_score: float | None, full_score: float) -> Steps:
+    if full_score < TINY_SCORE:
+        yield Notice(
+            "TARGET_SCORE_TINY",
+            f"The model gives the target only {full_score:.2g}: relative scores are unreliable. "
+            "Choose a class that the model sees in the image.",
+        )
+    if baseline_score is not None and not is_low(baseline_score, full_score):
+        yield Notice(
+            "BASELINE_STILL_CONFIDENT",
+            f"The target's score on the baseline is {baseline_score:.3f} of {full_score:.3f} on the image: hiding does "
+            "not take the class away. Try another baseline, and read the curves with care.",
+        )
+
+
+def predict(image: Tensor, count: int) -> Steps:
+    """Yields a Prediction of an image's `count` most probable classes, without a baseline."""
+    probabilities = (yield _images(image, None)).probabilities[0]
+    top = top_classes(probabilities, count)
+    yield Prediction(target=top[0], top=top, baseline_score=0.0, baseline="")

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from sagittal.engine.timing import Variant
 from sagittal.explain import EXPLAINERS, Needs, parameters
-from sagittal.explain.layers import Layout, Unsupported, layout_of
+from sagittal.explain.attribution.layers import Layout, Unsupported, layout_of
 from sagittal.explain.requests import ModelView, Subject
 
 SIDES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 480, 512, 600)

@@ -19,7 +19,7 @@ from torch import Tensor
 from sagittal.core.jobs import Lease
 from sagittal.engine.task import Usage
 from sagittal.explain import events
-from sagittal.explain.checkpoints import prefixed, within
+from sagittal.explain.problem import prefixed, within
 from sagittal.models.loaded import LoadedModel
 
 log = structlog.get_logger(__name__)

@@ -13,7 +13,7 @@ from sagittal.core.jobs import JobKind, Lease
 from sagittal.explain import InvalidParameter
 from sagittal.explain.concepts import ConceptFit, Concepts, FitQuestion, FitSettings, fit_concepts
 from sagittal.explain.events import Notice
-from sagittal.explain.preparation import Question
+from sagittal.explain.problem import Question
 from sagittal.explain.requests import Steps
 from sagittal.models.loaded import LoadedModel
 from sagittal.v1 import concept_pb2, concept_service_pb2, explanation_pb2

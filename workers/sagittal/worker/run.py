@@ -13,14 +13,7 @@ import torch
 from google.protobuf import duration_pb2
 from google.rpc import status_pb2
 
-from sagittal.core.errors import (
-    Expired,
-    FailedPrecondition,
-    InvalidRequest,
-    ModelFailed,
-    SagittalError,
-    Unavailable,
-)
+from sagittal.core.errors import Expired, FailedPrecondition, InvalidRequest, ModelFailed, SagittalError, Unavailable
 from sagittal.core.jobs import JobKind, JobState, Lane, Lease
 from sagittal.core.status import internal_status, to_status
 from sagittal.engine import INTERACTIVE_WEIGHT, Budget, EvaluationFailed, ModelUnreachable, Task, TaskCancelled

@@ -12,9 +12,9 @@ from sagittal.core.jobs import JobKind, Lease
 from sagittal.core.regions import check_patch_shape, check_sets
 from sagittal.engine.task import Usage
 from sagittal.explain import Concepts, explain
-from sagittal.explain.preparation import predict
-from sagittal.explain.regions import ask_regions
+from sagittal.explain.problem import predict
 from sagittal.explain.requests import Steps, Upsampling
+from sagittal.explain.sets.regions import ask_regions
 from sagittal.models.loaded import LoadedModel
 from sagittal.v1 import explanation_service_pb2, method_pb2, model_pb2, model_service_pb2
 from sagittal.worker.checkpoints import unpack

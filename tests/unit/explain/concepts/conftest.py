@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from sagittal.engine import Engine, Output, Task, TorchEvaluator
 from sagittal.explain.concepts import ConceptFit, FitQuestion, FitSettings, GivenImages, fit_concepts
-from sagittal.explain.concepts.rotation import settle
-from sagittal.explain.concepts.training import Examples, Fit
+from sagittal.explain.concepts.training import Examples, Fit, settle
 
 SIZE = 16
 """Side of the images in pixels."""

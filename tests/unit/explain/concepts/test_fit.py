@@ -10,9 +10,9 @@ from torch import nn
 from sagittal.explain.concepts import Concepts, GivenImages, Read, UnfitImages
 from sagittal.explain.concepts.features import flat
 from sagittal.explain.concepts.heatmaps import METHODS, winning_features
-from sagittal.explain.concepts.locality import entropy, mean_shares, spread_over
+from sagittal.explain.concepts.quality import entropy, mean_shares, spread_over
 from sagittal.explain.events import Checkpoint, ConceptContribution, ConceptPrediction, Progress
-from sagittal.explain.parameters import InvalidParameter
+from sagittal.explain.explainer import InvalidParameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.requests import Subject
 

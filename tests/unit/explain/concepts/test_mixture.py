@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sagittal.explain.concepts.mixture import agreement, find_mixture
+from sagittal.explain.concepts.view import agreement, find_mixture
 
 
 def a_or_b(images: int = 200, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

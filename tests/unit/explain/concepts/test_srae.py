@@ -6,12 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sagittal.explain.concepts.beginning import initialise
 from sagittal.explain.concepts.quality import correlation_matrix, rebuilt_share
-from sagittal.explain.concepts.settings import FitSettings
 from sagittal.explain.concepts.srae import SRAE, loss_terms, pull_away
-from sagittal.explain.concepts.training import Examples, Fit
-from sagittal.explain.parameters import InvalidParameter
+from sagittal.explain.concepts.training import Examples, Fit, FitSettings, initialise
+from sagittal.explain.explainer import InvalidParameter
 
 
 def factors(count: int, images: int = 400, seed: int = 0) -> Tensor:

@@ -5,7 +5,7 @@ import pytest
 from sagittal.engine import Budget
 from sagittal.explain import StructuredAttentionGraph
 from sagittal.explain.events import GraphEdge, GraphNode, Progress, SufficientSet, Truncated
-from sagittal.explain.patches import bits_of, removals
+from sagittal.explain.sets.patches import bits_of, removals
 
 
 def graph(run):

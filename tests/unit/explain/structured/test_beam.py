@@ -1,10 +1,9 @@
 import pytest
 import torch
 
-from sagittal.explain.beam import eliminate, refine
-from sagittal.explain.patches import bits_of, everything, members
-from sagittal.explain.scoring import Memo, Threshold
-from sagittal.explain.surrogate import best_patches, exchanged, guesses
+from sagittal.explain.sets.patches import bits_of, everything, members
+from sagittal.explain.sets.scoring import Memo, Threshold
+from sagittal.explain.sets.search import best_patches, eliminate, exchanged, guesses, refine
 
 
 def found(steps, score, grid, search):

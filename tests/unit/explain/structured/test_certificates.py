@@ -1,7 +1,7 @@
-from sagittal.explain.certificates import Claim, causal_triple, certify
 from sagittal.explain.events import CertificateLevel
-from sagittal.explain.patches import bits_of, members
-from sagittal.explain.scoring import Memo, Threshold
+from sagittal.explain.sets.certificates import Claim, causal_triple, certify
+from sagittal.explain.sets.patches import bits_of, members
+from sagittal.explain.sets.scoring import Memo, Threshold
 
 
 def certified(steps, score, grid, patches):

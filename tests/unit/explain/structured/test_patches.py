@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagittal.explain import patches
+from sagittal.explain.sets import patches
 
 GRIDS_AND_SETS = st.integers(1, 14).flatmap(
     lambda grid: st.tuples(st.just(grid), st.lists(st.integers(0, 2 ** (grid * grid) - 1), min_size=1, max_size=5))

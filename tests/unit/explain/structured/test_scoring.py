@@ -4,7 +4,7 @@ from contextlib import suppress
 import torch
 
 from sagittal.explain import score_regions
-from sagittal.explain.scoring import CHUNK, DOUBT, Memo, Scored, Threshold, TopClass
+from sagittal.explain.sets.scoring import CHUNK, DOUBT, Memo, Scored, Threshold, TopClass
 
 
 def test_a_set_is_evaluated_once(steps, known):

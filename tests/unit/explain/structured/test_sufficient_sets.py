@@ -8,11 +8,9 @@ from hypothesis import strategies as st
 
 from sagittal.engine import Budget
 from sagittal.explain import InvalidParameter, MinimalSufficientExplanations
-from sagittal.explain.authors import Spared
-from sagittal.explain.authors_search import authors_search
 from sagittal.explain.events import CertificateLevel, Progress, SufficientSet, Truncated
-from sagittal.explain.patches import bits_of, overlap
 from sagittal.explain.requests import Evaluate, OutOfBudget, Scores
+from sagittal.explain.sets.patches import bits_of, overlap
 
 SUBSET_MINIMAL = (CertificateLevel.SUBSET_MINIMAL, CertificateLevel.MINIMUM_SIZE)
 
@@ -250,20 +248,3 @@ def assert_largest(run, allowed):
     assert all(overlap(one, other) <= allowed for one, other in combinations(diverse, 2))
     for family in combinations(found, len(diverse) + 1):
         assert any(overlap(one, other) > allowed for one, other in combinations(family, 2))
-
-
-def test_the_authors_search_finds_a_set_and_counts_every_evaluation(search, known):
-    run = search(known.any_of([0, 1]), MinimalSufficientExplanations(grid=3, protocol="authors"))
-    assert run.usage.evaluations > len(set(run.model.evaluated))
-
-
-def test_the_authors_search_finds_the_same_where_it_repeats_nothing(steps, known):
-    search, spared = MinimalSufficientExplanations(grid=3, protocol="authors"), Spared()
-    score = known.any_of([0, 1], [4, 5])
-    whole, short = (
-        steps(score, 3, lambda problem, spares=spares: authors_search(problem, search.memo(problem), 1, spares))
-        for spares in (None, spared)
-    )
-    assert list(whole.sets) == list(short.sets)
-    assert whole.usage.evaluations == short.usage.evaluations + spared.evaluations
-    assert spared.evaluations > 0

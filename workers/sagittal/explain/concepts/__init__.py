@@ -3,14 +3,13 @@
 Useful alone: `fit_concepts(FitQuestion(...))` and `Concepts(fitted=...)` run on the engine like any other explanation.
 """
 
-from sagittal.explain.concepts.explaining import Concepts
+from sagittal.explain.concepts.explainer import Concepts
 from sagittal.explain.concepts.features import Box, FeatureCache, GivenImages, ImageSet, Read, UnfitImages
 from sagittal.explain.concepts.fit import ConceptFit, FitQuestion, fit_concepts
 from sagittal.explain.concepts.fitted import FittedConcepts
-from sagittal.explain.concepts.locality import Locality, entropy
-from sagittal.explain.concepts.quality import Quality
-from sagittal.explain.concepts.settings import FitSettings
+from sagittal.explain.concepts.quality import Locality, Quality, entropy
 from sagittal.explain.concepts.srae import SRAE
+from sagittal.explain.concepts.training import FitSettings
 from sagittal.explain.concepts.view import Shown, XFeature
 
 __all__ = [

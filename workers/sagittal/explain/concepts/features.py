@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sagittal.explain.attribution.layers import LISTED, Unsupported, hooked, layout_of
 from sagittal.explain.events import Progress
-from sagittal.explain.layers import LISTED, Unsupported, hooked, layout_of
-from sagittal.explain.parameters import InvalidParameter
+from sagittal.explain.explainer import InvalidParameter
 from sagittal.explain.problem import derive_seed
 from sagittal.explain.requests import Inspect, ModelView, Steps, Subject
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sagittal.explain.checkpoints import State
 from sagittal.explain.concepts.features import (
     Extracted,
     FeatureCache,
@@ -18,15 +17,13 @@ from sagittal.explain.concepts.features import (
     find_layer,
 )
 from sagittal.explain.concepts.fitted import FittedConcepts
-from sagittal.explain.concepts.locality import Locality, measure_locality
-from sagittal.explain.concepts.quality import Quality, measure, stability
-from sagittal.explain.concepts.settings import FitSettings
+from sagittal.explain.concepts.quality import Locality, Quality, measure, measure_locality, stability
 from sagittal.explain.concepts.srae import SRAE, TINY
-from sagittal.explain.concepts.training import Examples, Share, train
+from sagittal.explain.concepts.training import Examples, FitSettings, Share, train
 from sagittal.explain.concepts.view import XFeature, view_x_features
 from sagittal.explain.events import Notice
-from sagittal.explain.parameters import InvalidParameter
-from sagittal.explain.problem import derive_seed
+from sagittal.explain.explainer import InvalidParameter
+from sagittal.explain.problem import State, derive_seed
 from sagittal.explain.requests import Inspect, ModelView, Steps, Subject
 
 HELD_OUT = 0.2

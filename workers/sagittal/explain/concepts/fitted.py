@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from sagittal.explain.attribution.layers import hooked
 from sagittal.explain.concepts.features import flat, layer_features
 from sagittal.explain.concepts.srae import SRAE
-from sagittal.explain.layers import hooked
 
 
 @dataclass(frozen=True, slots=True, eq=False)

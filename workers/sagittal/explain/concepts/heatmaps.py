@@ -12,17 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sagittal.explain.attribution.excitation_backprop import winning_probability
+from sagittal.explain.attribution.layers import SpatialLayer, Unsupported, heatmap, layout_of, spatial_layers
 from sagittal.explain.concepts.features import flat, layer_features
 from sagittal.explain.concepts.fitted import FittedConcepts, XFeatures
 from sagittal.explain.concepts.srae import SRAE, TINY
 from sagittal.explain.events import SaliencyMask
-from sagittal.explain.evidence import heatmap
-from sagittal.explain.excitation_backprop import winning_probability
 from sagittal.explain.explainer import Explainer
-from sagittal.explain.igos import IGOS
-from sagittal.explain.igos_plus import IGOSPlusPlus
-from sagittal.explain.layers import SpatialLayer, Unsupported, layout_of, spatial_layers
 from sagittal.explain.masking import compose, upsample
+from sagittal.explain.masks.igos import IGOS, IGOSPlusPlus
 from sagittal.explain.problem import Problem, derive_seed
 from sagittal.explain.requests import Evaluate, Inspect, ModelView, Scores, Steps, Subject
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 import torch.nn.functional as F
 from torch import Tensor
 
+from sagittal.explain.attribution.layers import Unsupported
 from sagittal.explain.concepts.features import Box, ImageSet
 from sagittal.explain.concepts.fitted import FittedConcepts
 from sagittal.explain.concepts.heatmaps import excitation
 from sagittal.explain.concepts.training import Share
 from sagittal.explain.events import Notice, Progress
-from sagittal.explain.layers import Unsupported
 from sagittal.explain.requests import Inspect, ModelView, Steps, Subject
 
 MOST_IMAGES = 100

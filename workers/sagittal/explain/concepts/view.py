@@ -3,17 +3,145 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
+from sagittal.explain.attribution.layers import Unsupported
 from sagittal.explain.concepts.features import ImageSet, UnfitImages
 from sagittal.explain.concepts.fitted import FittedConcepts
 from sagittal.explain.concepts.heatmaps import excitation
-from sagittal.explain.concepts.mixture import Mixture, agreement, find_mixture
 from sagittal.explain.concepts.training import Examples, Share
 from sagittal.explain.events import Notice, Progress
-from sagittal.explain.layers import Unsupported
 from sagittal.explain.problem import derive_seed
 from sagittal.explain.requests import Inspect, ModelView, Steps, Subject
+
+# Finds x-features that stand for several unrelated things: "A or B".
+#
+# Equation (1) has nothing against it: two natural features that never occur together can share an x-feature,
+# orthogonal to the others and faithful. What gives it away is that the images that excite it fall into groups in the
+# model's feature space. Any points can be cut in two, so the cut is compared with the cuts of points from one normal
+# distribution of the same spread in each direction: only a cut that is deeper than theirs, and deep enough, counts.
+
+
+EXCITING = 0.3
+"""Share of the images that count as exciting an x-feature, those with the highest values."""
+
+FEWEST = 8
+"""Least number of exciting images; with fewer images than that, nothing can be said."""
+
+SMALLEST_GROUP = 0.15
+"""Share of the exciting images that the smaller group must have."""
+
+DEEPEST_DIRECTIONS = 5
+"""Directions of the feature space that are looked at, the strongest among the exciting images."""
+
+DEPTH = 0.4
+"""Least mean silhouette of a cut into two groups, from -1 to 1."""
+
+DRAWS = 50
+"""Sets of normally distributed points that the cut is compared with; it must be deeper than all of them."""
+
+ROUNDS = 20
+"""Most rounds of 2-means."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mixture:
+    """What is found of an x-feature's exciting images."""
+
+    exciting: Tensor
+    """Int64: indices of the exciting images, most exciting first."""
+    groups: Tensor
+    """Int64 of the same length: 0 or 1; all 0 where there is one group."""
+    depth: float
+    """Mean silhouette of the best cut."""
+    mixed: bool
+    """Whether there are two groups."""
+
+
+def find_mixture(values: Tensor, features: Tensor, *, seed: int = 0) -> Mixture:
+    """Looks for groups among the images that excite an x-feature.
+
+    Args:
+        values: Of the x-feature, of shape (images,).
+        features: Of the images, of shape (images, features).
+        seed: Of the comparison.
+    """
+    count = min(len(values), max(FEWEST, round(EXCITING * len(values))))
+    exciting = values.argsort(descending=True)[:count]
+    single = Mixture(exciting, torch.zeros(count, dtype=torch.int64), 0.0, mixed=False)
+    if count < FEWEST:
+        return single
+    points = _strongest_directions(features[exciting].float().cpu())
+    groups, depth = _cut(points)
+    smaller = min(float(groups.float().mean()), 1 - float(groups.float().mean()))
+    if depth < DEPTH or smaller < SMALLEST_GROUP or depth <= _chance(points, seed):
+        return Mixture(exciting, single.groups, depth, mixed=False)
+    if groups[0] == 1:
+        groups = 1 - groups
+    return Mixture(exciting, groups, depth, mixed=True)
+
+
+def agreement(features: Tensor) -> float:
+    """Returns how alike images (n, features) are: the mean cosine between features that are centred already."""
+    if len(features) < 2:
+        return 1.0
+    directions = torch.nn.functional.normalize(features, dim=1)
+    cosines = directions @ directions.T
+    count = len(features)
+    return float((cosines.sum() - torch.diagonal(cosines).sum()) / (count * (count - 1)))
+
+
+def _strongest_directions(points: Tensor) -> Tensor:
+    """Returns points (n, features) in their strongest principal directions, (n, up to DEEPEST_DIRECTIONS)."""
+    centred = points - points.mean(0)
+    left, spread, _ = torch.linalg.svd(centred, full_matrices=False)
+    kept = min(DEEPEST_DIRECTIONS, max(1, len(points) // 4), len(spread))
+    strongest: Tensor = left[:, :kept] * spread[:kept]
+    return strongest
+
+
+def _cut(points: Tensor) -> tuple[Tensor, float]:
+    """Returns the best of the 2-means cuts that begin along each direction, as groups (n,), and its mean silhouette."""
+    best, depth = torch.zeros(len(points), dtype=torch.int64), -1.0
+    for direction in range(points.shape[1]):
+        groups = (points[:, direction] > points[:, direction].median()).long()
+        groups = _two_means(points, groups)
+        found = _silhouette(points, groups)
+        if found > depth:
+            best, depth = groups, found
+    return best, depth
+
+
+def _two_means(points: Tensor, groups: Tensor) -> Tensor:
+    for _ in range(ROUNDS):
+        if not 0 < int(groups.sum()) < len(groups):
+            return groups
+        centres = torch.stack([points[groups == group].mean(0) for group in (0, 1)])
+        nearer = torch.cdist(points, centres).argmin(1)
+        if torch.equal(nearer, groups):
+            return groups
+        groups = nearer
+    return groups
+
+
+def _silhouette(points: Tensor, groups: Tensor) -> float:
+    """Returns the mean silhouette: how much nearer points are to their own group than to the other."""
+    if min(int(groups.sum()), int((1 - groups).sum())) < 2:
+        return -1.0
+    distances = torch.cdist(points, points)
+    own = groups.unsqueeze(0) == groups.unsqueeze(1)
+    inside = (distances * own).sum(1) / (own.sum(1) - 1).clamp(min=1)
+    outside = (distances * ~own).sum(1) / (~own).sum(1)
+    return float(((outside - inside) / torch.maximum(inside, outside).clamp(min=1e-12)).mean())
+
+
+def _chance(points: Tensor, seed: int) -> float:
+    """Returns the deepest cut of normally distributed points with the same spread."""
+    generator = torch.Generator().manual_seed(seed)
+    spread = points.std(0)
+    return max(_cut(torch.randn(points.shape, generator=generator) * spread)[1] for _ in range(DRAWS))
+
 
 SHOWN = 6
 """Images shown of each x-feature, in each of its groups where it is mixed."""

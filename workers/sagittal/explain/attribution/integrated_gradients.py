@@ -1,0 +1,83 @@
+"""Integrated Gradients from the baseline to the image (Sundararajan, Taly, Yan; ICML 2017).
+
+The attribution of a pixel is its difference from the baseline times the mean gradient on the straight path between
+the two. With a mask that has the value u everywhere, that is the mean over u of the gradient with respect to the
+mask: so the engine's masked images and their gradients are all that is needed. Captum's version, which this one
+equals (a test says so), calls the model by itself: its steps would neither share batches with other jobs nor stop
+when a job is cancelled or its budget is spent.
+
+The score is the probability, not the logit: attributions then add up to what the service reports, the score of the
+image less that of the baseline (completeness). The gap of that sum is measured, and a notice says when it is wide.
+
+The peak of the heatmap is the share of the full score that the positive attributions add up to, at most 1.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sagittal.explain.attribution.layers import heatmap
+from sagittal.explain.events import Notice, Progress, SaliencyMask, Truncated
+from sagittal.explain.explainer import Explainer, Needs, parameter
+from sagittal.explain.problem import Problem
+from sagittal.explain.requests import OutOfBudget, Scores, Steps, Upsampling, gradient_of
+
+BATCH = 16
+"""Points of the path in a request."""
+
+WIDE_GAP = 0.1
+"""Gap of completeness that is worth a notice, as a share of the difference that was to be explained."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntegratedGradients(Explainer):
+    """The mean gradient on the path from baseline to image, times their difference, summed over each cell."""
+
+    needs: ClassVar[Needs] = Needs.GRADIENTS
+    summary: ClassVar[str] = "The mean gradient on the path from baseline to image, times their difference"
+
+    steps: int = parameter(50, "Points on the path from the baseline to the image", minimum=1, maximum=1000)
+    mask_size: int = parameter(
+        28, "Side of the square heatmap that attributions are summed to, in cells", minimum=7, maximum=224
+    )
+
+    def explain(self, problem: Problem) -> Steps:
+        """Yields forming heatmaps, a notice where the sum falls short, and the final heatmap (mask_size, mask_size)."""
+        path = _interleaved((torch.arange(self.steps) + 0.5) / self.steps).to(problem.image.device)
+        total, done = problem.full(self.mask_size, 0.0), 0
+        try:
+            while done < self.steps:
+                points = path[done : done + BATCH].view(-1, 1, 1)
+                masks = points.expand(-1, self.mask_size, self.mask_size)
+                scores: Scores = yield problem.evaluate(masks, gradient=True, upsampling=Upsampling.BOX, exact=True)
+                total, done = total + gradient_of(scores).sum(0).to(total), done + len(points)
+                yield Progress(done / self.steps, phase="integrate")
+                yield SaliencyMask(_saliency(total / done, problem), final=False)
+        except OutOfBudget as spent:
+            yield Truncated(spent.limit)
+        attribution = total / max(1, done)
+        if done == self.steps:
+            yield from _completeness(attribution, problem)
+        yield SaliencyMask(_saliency(attribution, problem))
+
+
+def _interleaved(path: Tensor) -> Tensor:
+    """Returns the points in an order in which the first few already span the path: every eighth, then the others."""
+    return torch.cat([path[start::8] for start in range(8)])
+
+
+def _saliency(attribution: Tensor, problem: Problem) -> Tensor:
+    explained = float(attribution.clamp(min=0).sum())
+    return heatmap(attribution, explained / max(problem.full_score, 1e-12))
+
+
+def _completeness(attribution: Tensor, problem: Problem) -> Steps:
+    expected, found = problem.full_score - problem.baseline_score, float(attribution.sum())
+    if abs(found - expected) > max(WIDE_GAP * abs(expected), 1e-3):
+        yield Notice(
+            "INTEGRATION_INEXACT",
+            f"The attributions add up to {found:.3f} instead of {expected:.3f}: "
+            "the path has too few points. Raise steps.",
+        )

@@ -1,0 +1,90 @@
+"""Score-CAM: activations weighted by what the model says of their places alone (Wang et al., CVPR workshops 2020).
+
+Each channel of the layer, stretched to [0, 1], becomes a mask; the channel's weight is what showing that much of the
+image adds to the score of the baseline. So the channels are weighed by their effect instead of by a gradient.
+
+Where we differ, and why: weights are the increases themselves, as in the authors' program, and not their softmax, as in
+the paper, which for probabilities is close to uniform; channels that add nothing have no weight. The peak of the
+heatmap is the largest increase of a channel as a share of the full score.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sagittal.explain.attribution.layers import SpatialLayer, heatmap, hooked, locate, model_input
+from sagittal.explain.events import Progress, SaliencyMask, Truncated
+from sagittal.explain.explainer import Explainer, Needs, parameter
+from sagittal.explain.problem import Problem
+from sagittal.explain.requests import ModelView, OutOfBudget, Scores, Steps
+
+BATCH = 64
+"""Channels in a request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreCAM(Explainer):
+    """Where the features of a layer are that bring the class back when only they are shown."""
+
+    needs: ClassVar[Needs] = Needs.GRADIENTS | Needs.SPATIAL_LAYER
+    summary: ClassVar[str] = "Activations of one layer, weighted by the score when only their places are shown"
+
+    layer: str | None = parameter(None, "Name of the layer; unset for the last one with a spatial output")
+    channels: int = parameter(256, "Channels that are scored, the most active first", minimum=1, maximum=16_384)
+
+    def explain(self, problem: Problem) -> Steps:
+        """Yields forming heatmaps and the final one, of the layer's rows and columns."""
+        try:
+            layer = yield problem.inspect(lambda view: locate(view, self.layer))
+            activations: Tensor = yield problem.inspect(lambda view: activations_of(view, layer), gradient=False)
+        except OutOfBudget as spent:
+            yield Truncated(spent.limit)
+            yield SaliencyMask(problem.full(1, 0.0))
+            return
+        activations = most_active(activations, self.channels).to(problem.image.device)
+        increases = torch.zeros(len(activations), device=activations.device)
+        try:
+            for start in range(0, len(activations), BATCH):
+                masks = stretched(activations[start : start + BATCH])
+                scores: Scores = yield problem.evaluate(masks)
+                added = scores.target.to(increases) - problem.baseline_score
+                increases[start : start + len(masks)] = added.clamp(min=0)
+                yield Progress((start + len(masks)) / len(activations), phase="channels")
+                yield SaliencyMask(_saliency(activations, increases, problem), final=False)
+        except OutOfBudget as spent:
+            yield Truncated(spent.limit)
+        yield SaliencyMask(_saliency(activations, increases, problem))
+
+
+def activations_of(view: ModelView, layer: SpatialLayer) -> Tensor:
+    """Returns what the layer says of the image, of shape (channels, rows, columns)."""
+    seen: list[Tensor] = []
+
+    def note(_module: object, _inputs: object, output: Tensor) -> None:
+        seen.append(layer.layout.to_channels(output.detach()).clone())
+
+    with hooked({view.module.get_submodule(layer.name): note}), torch.no_grad():
+        view.module(model_input(view).detach())
+    return seen[-1][0]
+
+
+def most_active(activations: Tensor, count: int) -> Tensor:
+    """Returns the channels whose values spread most over places, at most `count`; constant ones show no place."""
+    spread = activations.flatten(1).amax(1) - activations.flatten(1).amin(1)
+    chosen = spread.topk(min(count, len(spread))).indices
+    return activations[chosen[spread[chosen] > 0]]
+
+
+def stretched(activations: Tensor) -> Tensor:
+    """Returns channels (n, rows, columns), none of them constant, each stretched to [0, 1]."""
+    least, most = activations.amin((1, 2), keepdim=True), activations.amax((1, 2), keepdim=True)
+    return (activations - least) / (most - least)
+
+
+def _saliency(activations: Tensor, increases: Tensor, problem: Problem) -> Tensor:
+    if not len(activations):
+        return problem.full(1, 0.0)
+    evidence = (activations * increases.view(-1, 1, 1)).sum(0)
+    return heatmap(evidence, float(increases.max()) / max(problem.full_score, 1e-12))

@@ -1,0 +1,1 @@
+"""Masks found by descent: I-GOS, iGOS+, iGOS++ and meaningful perturbation."""

@@ -1,0 +1,109 @@
+"""Insertion and deletion curves: the measure of an explanation (Petsiuk et al., BMVC 2018).
+
+The most salient cells go first. A cell that is tied with others goes in by the share of all orders of the tied cells in
+which it would be in: the mean over the tied orders, exact for a model that is linear in the mask. Arbitrary order would
+reward whoever sorts the rows from the top.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from sagittal.explain.events import Curve, CurveKind, Progress
+from sagittal.explain.masking import upsample
+from sagittal.explain.problem import Problem
+from sagittal.explain.requests import Scores, Steps
+
+
+class CurveProtocol(Enum):
+    """Resolution at which cells are ordered."""
+
+    MASK = "mask"
+    """Cells of the mask in about `steps` steps, upsampled bilinearly (the I-GOS papers)."""
+    PIXEL = "pixel"
+    """Pixels of the upsampled mask, one image row of pixels a step (RISE)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """What is measured on each final mask."""
+
+    curves: bool = True
+    protocol: CurveProtocol = CurveProtocol.MASK
+    steps: int = 50
+    """Steps of a curve at mask resolution."""
+    boxes: Sequence[tuple[int, int, int, int]] = ()
+    """Where the object is, for the pointing game: left, top, right, bottom in pixels."""
+
+
+def measure(problem: Problem, saliency: Tensor, metrics: Metrics, index: int = 0) -> Steps:
+    """Yields the insertion curve, then the deletion curve, of a saliency (h, w)."""
+    cells, step = _cells(problem, saliency, metrics)
+    inserted, fractions = insertion_masks(cells, step)
+    masks = torch.cat([inserted, 1 - inserted])
+    yield Progress(1.0, phase="curves")
+    scores: Scores = yield problem.evaluate(masks, exact=True, metric=True)
+    insertion, deletion = scores.target.tolist()[: len(fractions)], scores.target.tolist()[len(fractions) :]
+    yield curve(CurveKind.INSERTION, fractions, insertion, problem.full_score, index)
+    yield curve(CurveKind.DELETION, fractions, deletion, problem.full_score, index)
+
+
+def _cells(problem: Problem, saliency: Tensor, metrics: Metrics) -> tuple[Tensor, int]:
+    """Returns the saliency at the protocol's resolution, and the cells of a step."""
+    if metrics.protocol is CurveProtocol.PIXEL:
+        return upsample(saliency.unsqueeze(0), problem.size)[0, 0], problem.size[1]
+    return saliency, max(1, saliency.numel() // metrics.steps)
+
+
+def insertion_masks(saliency: Tensor, step: int) -> tuple[Tensor, tuple[float, ...]]:
+    """Returns masks (k, h, w) that keep ever more of the most salient cells, from none to all, and the shares."""
+    cells = saliency.numel()
+    counts = torch.tensor([*range(0, cells, step), cells], dtype=torch.float32, device=saliency.device)
+    first, size = _tied_ranks(saliency.flatten())
+    masks = ((counts.unsqueeze(1) - first) / size).clamp_(0, 1)
+    return masks.view(-1, *saliency.shape), tuple((counts / cells).tolist())
+
+
+def _tied_ranks(saliency: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns for each cell the number of cells before its group of equals, and the size of that group."""
+    _, group, sizes = torch.unique(-saliency, return_inverse=True, return_counts=True)
+    first = sizes.cumsum(0) - sizes
+    return first[group].to(torch.float32), sizes[group].to(torch.float32)
+
+
+def curve(
+    kind: CurveKind, fractions: Sequence[float], scores: Sequence[float], full_score: float, index: int = 0
+) -> Curve:
+    """Returns the curve with its area by the trapezoid rule, raw and over the full image's score."""
+    auc = area(fractions, scores)
+    return Curve(kind, tuple(fractions), tuple(scores), auc, auc / max(full_score, 1e-12), index)
+
+
+def area(fractions: Sequence[float], scores: Sequence[float]) -> float:
+    """Returns the area under a curve by the trapezoid rule."""
+    points = list(zip(fractions, scores, strict=True))
+    return sum((right[0] - left[0]) * (right[1] + left[1]) / 2 for left, right in itertools.pairwise(points))
+
+
+# The pointing game: does the peak of the heatmap lie on the object (Zhang et al., ECCV 2016)?
+#
+# It measures where a heatmap points, not whether the model looks there: edges of objects win it without any causal
+# link.
+
+
+TOLERANCE = 15
+"""Pixels by which the peak may miss the box."""
+
+
+def pointing_game(saliency: Tensor, size: tuple[int, int], boxes: Sequence[tuple[int, int, int, int]]) -> bool:
+    """Whether the peak lies in a box (left, top, right, bottom; pixels), within the tolerance."""
+    heatmap = upsample(saliency.unsqueeze(0), size)[0, 0]
+    row, column = divmod(int(heatmap.argmax()), size[1])
+    return any(
+        left - TOLERANCE <= column < right + TOLERANCE and top - TOLERANCE <= row < bottom + TOLERANCE
+        for left, top, right, bottom in boxes
+    )

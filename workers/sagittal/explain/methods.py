@@ -1,0 +1,50 @@
+"""The table of methods: one row makes a method servable, batched, cancellable, metered and drawn."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sagittal.explain.attribution.evaluate_mask import EvaluateMask
+from sagittal.explain.attribution.excitation_backprop import ExcitationBackprop
+from sagittal.explain.attribution.grad_cam import GradCAM
+from sagittal.explain.attribution.integrated_gradients import IntegratedGradients
+from sagittal.explain.attribution.occlusion import Occlusion
+from sagittal.explain.attribution.rise import RISE
+from sagittal.explain.attribution.score_cam import ScoreCAM
+from sagittal.explain.concepts.explainer import Concepts
+from sagittal.explain.explainer import Explainer
+from sagittal.explain.masks.igos import IGOS, IGOSPlus, IGOSPlusPlus
+from sagittal.explain.masks.meaningful_perturbation import MeaningfulPerturbation
+from sagittal.explain.sets.attention_graph import StructuredAttentionGraph
+from sagittal.explain.sets.sufficient_sets import MinimalSufficientExplanations
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A method as callers name it."""
+
+    name: str
+    """For people and the command line, such as `igos++`."""
+    field: str
+    """Field of `sagittal.v1.Method` that carries its parameters; `custom` where it has none."""
+    explainer: type[Explainer]
+
+
+ROWS = (
+    Row("igos", "igos", IGOS),
+    Row("igos+", "igos_plus", IGOSPlus),
+    Row("igos++", "igos_plus_plus", IGOSPlusPlus),
+    Row("meaningful-perturbation", "meaningful_perturbation", MeaningfulPerturbation),
+    Row("rise", "rise", RISE),
+    Row("grad-cam", "grad_cam", GradCAM),
+    Row("score-cam", "custom", ScoreCAM),
+    Row("integrated-gradients", "integrated_gradients", IntegratedGradients),
+    Row("excitation-bp", "excitation_backprop", ExcitationBackprop),
+    Row("occlusion", "occlusion", Occlusion),
+    Row("mse", "minimal_sufficient_explanations", MinimalSufficientExplanations),
+    Row("sag", "structured_attention_graph", StructuredAttentionGraph),
+    Row("concepts", "concepts", Concepts),
+    Row("evaluate-mask", "evaluate_mask", EvaluateMask),
+)
+
+EXPLAINERS: Mapping[str, Row] = {row.name: row for row in ROWS}
+"""Methods by name."""

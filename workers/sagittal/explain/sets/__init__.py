@@ -1,0 +1,1 @@
+"""Sets of patches: minimal sufficient explanations, attention graphs, and scores of regions."""

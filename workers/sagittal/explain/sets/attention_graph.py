@@ -1,0 +1,106 @@
+"""Structured attention graphs: how the confidence falls as patches leave each explanation (Shitole et al., 2021).
+
+A directed acyclic graph whose nodes are patch sets, one node a set however it is reached. Roots are diverse minimal
+sufficient sets; an edge removes one patch. Where we differ from the published code: all single removals of every
+expanded node are scored, and those that lower the score most are shown, instead of the first three in row-major order.
+"""
+
+from dataclasses import dataclass
+
+from sagittal.explain.events import CausalTriple, GraphEdge, GraphNode, Notice, Progress, Truncated
+from sagittal.explain.explainer import parameter
+from sagittal.explain.problem import Problem
+from sagittal.explain.requests import OutOfBudget, Steps
+from sagittal.explain.sets.patches import members, removals
+from sagittal.explain.sets.scoring import Memo
+from sagittal.explain.sets.search import progress
+from sagittal.explain.sets.sufficient_sets import PatchSearch, SetSearch, warn_of_tiny_score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StructuredAttentionGraph(PatchSearch):
+    """A graph from diverse sufficient sets down to the sets that no longer keep the confidence."""
+
+    summary = "Structured attention graph: diverse sufficient sets, and how the score falls as patches leave them"
+
+    max_roots: int = parameter(3, "Most roots", minimum=1, maximum=20)
+    expand_above: float = parameter(
+        0.4, "Nodes are expanded while their score is above this share of the full image's", minimum=0, maximum=1
+    )
+    children: int = parameter(3, "Children shown for each expanded node", minimum=1, maximum=196)
+    max_nodes: int = parameter(60, "Most nodes of the graph", minimum=1, maximum=1000)
+
+    def explain(self, problem: Problem) -> Steps:
+        """Yields sufficient sets as they are certified, then nodes, each before its edges."""
+        yield from warn_of_tiny_score(problem)
+        search = self.search(problem, self.max_roots)
+        yield from search.run()
+        graph = _Graph(settings=self, memo=search.memo, nodes=set())
+        try:
+            yield from graph.draw(search)
+        except OutOfBudget as spent:
+            if not search.truncated:
+                yield Truncated(spent.limit)
+        yield Progress(1.0, phase="expand")
+
+
+@dataclass(slots=True, kw_only=True)
+class _Graph:
+    """The graph as it forms."""
+
+    settings: StructuredAttentionGraph
+    memo: Memo
+    nodes: set[int]
+    full: bool = False
+    """Whether a node had no room."""
+
+    def draw(self, search: SetSearch) -> Steps:
+        """Yields nodes and edges, level by level."""
+        frontier = []
+        for bits in search.family:
+            if self._admit(bits):
+                frontier.append(bits)
+                yield self._node(bits, root=True, causal=search.found[bits].causal)
+        while frontier:
+            yield from self.memo.evaluate(child for parent in frontier for child in removals(parent))
+            yield progress(self.memo, "expand")
+            frontier = yield from self._descend(frontier)
+        if self.full:
+            yield Notice(
+                "NODES_BOUND", f"The graph was cut at {self.settings.max_nodes} nodes; raise max_nodes for more."
+            )
+
+    def _descend(self, parents: list[int]) -> Steps:
+        """Yields the children shown of each parent, and returns those that are expanded next."""
+        expanded = []
+        for parent in parents:
+            for child in self._shown(parent):
+                new = child not in self.nodes
+                if not self._admit(child):
+                    continue
+                if new:
+                    yield self._node(child, root=False, causal=None)
+                    if child and self._relative(child) > self.settings.expand_above:
+                        expanded.append(child)
+                removed = (parent & ~child).bit_length() - 1
+                yield GraphEdge(self.memo.grid, members(parent), members(child), removed)
+        return expanded
+
+    def _shown(self, parent: int) -> list[int]:
+        """Returns the children that lower the score most."""
+        return sorted(removals(parent), key=lambda child: self.memo[child].score)[: self.settings.children]
+
+    def _admit(self, bits: int) -> bool:
+        """Whether a set is in the graph, or there was room to take it in."""
+        if bits not in self.nodes and len(self.nodes) >= self.settings.max_nodes:
+            self.full = True
+            return False
+        self.nodes.add(bits)
+        return True
+
+    def _node(self, bits: int, *, root: bool, causal: CausalTriple | None) -> GraphNode:
+        scored = self.memo[bits]
+        return GraphNode(self.memo.grid, members(bits), scored.score, self._relative(bits), root, causal, scored.top)
+
+    def _relative(self, bits: int) -> float:
+        return self.memo[bits].score / max(self.memo.problem.full_score, 1e-12)

@@ -1,0 +1,62 @@
+"""What if: scores of regions that a person picks, shown alone or hidden."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sagittal.explain.events import ClassScore, RegionScores
+from sagittal.explain.explainer import InvalidParameter
+from sagittal.explain.problem import Problem, Question, prepare
+from sagittal.explain.requests import Steps, Upsampling
+from sagittal.explain.sets.patches import bits_of, everything
+from sagittal.explain.sets.scoring import Memo, Threshold
+
+
+@dataclass(frozen=True, slots=True)
+class RegionScore:
+    """What the model says of an image with a region shown alone, or hidden."""
+
+    score: float
+    """Probability of the target."""
+    top: ClassScore
+
+
+def score_regions(
+    problem: Problem,
+    grid: int,
+    sets: Sequence[Sequence[int]],
+    *,
+    hide: bool = False,
+    upsampling: Upsampling = Upsampling.BOX,
+) -> Steps:
+    """Returns a RegionScore for each set of patches (row * grid + column), in order, in full precision.
+
+    Equal sets are evaluated once. Raises InvalidParameter for a patch outside the grid.
+    """
+    cells = everything(grid)
+    shown = [_bits(patches, grid) ^ (cells if hide else 0) for patches in sets]
+    memo = Memo(problem=problem, grid=grid, rule=Threshold(required_score=problem.full_score), upsampling=upsampling)
+    yield from memo.measure(shown)
+    scored = [memo[bits] for bits in shown]
+    return [RegionScore(each.score, each.top) for each in scored]
+
+
+def ask_regions(
+    question: Question,
+    grid: int,
+    sets: Sequence[Sequence[int]],
+    *,
+    hide: bool = False,
+    upsampling: Upsampling = Upsampling.BOX,
+) -> Steps:
+    """Yields requests, a Prediction and notices as `prepare` does, then the RegionScores of the sets in their order."""
+    problem: Problem = yield from prepare(question)
+    scored: list[RegionScore] = yield from score_regions(problem, grid, sets, hide=hide, upsampling=upsampling)
+    full = ClassScore(problem.target, problem.full_score)
+    yield RegionScores(full, tuple(each.score for each in scored), tuple(each.top for each in scored))
+
+
+def _bits(patches: Sequence[int], grid: int) -> int:
+    outside = [patch for patch in patches if not 0 <= patch < grid**2]
+    if outside:
+        raise InvalidParameter("sets", f"names patch {outside[0]}; a {grid} x {grid} grid has 0 to {grid**2 - 1}")
+    return bits_of(patches)
