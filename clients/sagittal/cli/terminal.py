@@ -15,7 +15,7 @@ from sagittal.client import (
     Prediction,
     Started,
     SufficientSet,
-    Warned,
+    Warning,
 )
 from sagittal.client import Progress as Progressed
 
@@ -34,7 +34,7 @@ def make_reporter(
         console: Where to write; None for standard error.
     """
     console = console or Console(stderr=True, highlight=False)
-    left_out = () if to_the_end else (Warned, Completed)
+    left_out = () if to_the_end else (Warning, Completed)
     kind = LiveReporter if console.is_terminal else PlainReporter
     return kind(console, model, left_out)
 
@@ -183,6 +183,6 @@ _TELLERS: Mapping[type[Event], Callable[..., str]] = {
     Prediction: _prediction,
     SufficientSet: _set_found,
     GraphNode: _node_found,
-    Warned: lambda event: f"warning: {event.message} ({event.reason})",
+    Warning: lambda event: f"warning: {event.message} ({event.reason})",
     Completed: _completed,
 }

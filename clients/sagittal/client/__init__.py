@@ -43,7 +43,7 @@ from sagittal.client.events import (
     Certificate,
     ClassScore,
     Completed,
-    Concept,
+    ConceptContribution,
     ConceptPrediction,
     Curve,
     Event,
@@ -56,7 +56,7 @@ from sagittal.client.events import (
     Started,
     SufficientSet,
     Unrecognised,
-    Warned,
+    Warning,
 )
 from sagittal.client.explanation import Explanation, Graph, Job
 from sagittal.client.images import ImageLike, ModelInput
@@ -102,7 +102,7 @@ __all__ = [
     "ClassScore",
     "Client",
     "Completed",
-    "Concept",
+    "ConceptContribution",
     "ConceptExample",
     "ConceptPrediction",
     "ConceptQuality",
@@ -176,7 +176,7 @@ __all__ = [
     "UnknownJob",
     "UnknownModel",
     "Unrecognised",
-    "Warned",
+    "Warning",
     "WorkerState",
     "XFeature",
 ]

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sagittal.client.arrays import to_array
+from sagittal.client.events import From
+from sagittal.client.parsing import parse
 from sagittal.v1 import concept_pb2 as pb
 from sagittal.v1 import concept_service_pb2 as service_pb
 
@@ -88,14 +90,14 @@ class ConceptSet:
     targets: tuple[int, ...]
     target_labels: tuple[str, ...]
     concepts: tuple[XFeature, ...]
-    quality: ConceptQuality
+    quality: Annotated[ConceptQuality, From("metrics")]
     warnings: tuple[tuple[str, str], ...]
     """Reason and message of each."""
     images: int
     skipped: tuple[tuple[int, str, str], ...]
     """Images that could not be read, the first hundred: place in the set, file, reason."""
-    skipped_count: int
-    created: datetime
+    skipped_count: Annotated[int, From("skipped")]
+    created: Annotated[datetime, From("create_time")]
 
 
 def page_request(model: str, token: str) -> service_pb.ListConceptSetsRequest:
@@ -123,58 +125,20 @@ def changes(
 
 def parse_concept_set(message: pb.ConceptSet) -> ConceptSet:
     """Returns a set."""
-    metrics = message.metrics
-    return ConceptSet(
-        name=message.name,
-        model=message.model,
-        model_version=message.model_version,
-        model_digest=message.model_digest,
-        layer=message.layer,
+    return parse(
+        ConceptSet,
+        message,
         targets=tuple(target.index for target in message.targets),
-        target_labels=tuple(message.target_labels),
         concepts=tuple(map(_x_feature, message.concepts)),
-        quality=ConceptQuality(
-            faithfulness_correlation=metrics.faithfulness_correlation,
-            faithfulness_error=metrics.faithfulness_error,
-            class_agreement=metrics.class_agreement if metrics.HasField("class_agreement") else None,
-            orthogonality=metrics.orthogonality,
-            reconstructed_share=metrics.reconstructed_share,
-            stability=metrics.stability if metrics.HasField("stability") else None,
-            held_out=metrics.held_out,
-            locality=metrics.locality if metrics.HasField("locality") else None,
-            parts_covered=metrics.parts_covered if metrics.HasField("parts_covered") else None,
-            annotated=metrics.annotated,
-        ),
         warnings=tuple((warning.reason, warning.message) for warning in message.warnings),
-        images=message.images,
         skipped=tuple((each.index, each.name, each.reason) for each in message.skipped_images),
-        skipped_count=message.skipped,
-        created=message.create_time.ToDatetime(UTC),
     )
 
 
 def _x_feature(message: pb.Concept) -> XFeature:
-    return XFeature(
-        index=message.index,
-        name=message.name,
-        mean_contribution=message.mean_contribution,
-        contribution_spread=message.contribution_spread,
-        agreement=message.agreement,
-        mixed=message.mixed,
-        merged_into=message.merged_into if message.HasField("merged_into") else None,
-        weights=tuple(message.weights),
-        examples=tuple(map(_example, message.examples)),
+    return parse(
+        XFeature,
+        message,
+        examples=tuple(parse(ConceptExample, each, picture=each.image.encoded) for each in message.examples),
         parts=tuple((each.name, each.share) for each in message.parts),
-        locality=message.locality if message.HasField("locality") else None,
-    )
-
-
-def _example(message: pb.ConceptExample) -> ConceptExample:
-    return ConceptExample(
-        picture=message.image.encoded,
-        value=message.value,
-        heatmap=to_array(message.heatmap.saliency) if message.HasField("heatmap") else None,
-        group=message.group,
-        index=message.index,
-        name=message.name,
     )

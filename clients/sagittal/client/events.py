@@ -1,11 +1,23 @@
-"""Events of a job as they come: one frozen dataclass for each, masks as numpy arrays."""
+"""Events of a job as they come: one frozen dataclass for each, masks as numpy arrays.
+
+A class has the name of the API's message and a field has the name of its field, so that `parsing` needs no word about
+either; `From` names a field that is called otherwise.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class From:
+    """Names the field of the API's message that a field comes from."""
+
+    field: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +89,7 @@ class Accepted(Event):
     """Model evaluations it is expected to take; 0 where not known."""
     ready_workers: int
     """Workers that have the model ready; 0 means that the job waits until one comes."""
-    estimated_seconds: float | None = None
+    estimated_seconds: Annotated[float | None, From("estimated_run_time")] = None
     """Time that it is expected to run once begun; None where not known."""
 
 
@@ -87,7 +99,7 @@ class Started(Event):
 
     worker: str
     attempt: int
-    waited_seconds: float
+    waited_seconds: Annotated[float, From("waited")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +126,8 @@ class Progress(Event):
     evaluations: int
     objective: float | None
     phase: str
+    terms: Mapping[str, float] = field(default_factory=dict)
+    """Terms of the objective by name, without their weights, and the "epoch" they are of; empty for other methods."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +153,8 @@ class SufficientSet(Event):
     causal: CausalTriple | None
     evaluations: int
     diverse: bool
+    top: ClassScore | None = None
+    """The top class when only the patches are shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +167,8 @@ class GraphNode(Event):
     relative_score: float
     root: bool
     causal: CausalTriple | None
+    top: ClassScore | None = None
+    """The top class when only the patches are shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +194,7 @@ class Curve(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Concept(Event):
+class ConceptContribution(Event):
     """The part of one concept in the prediction."""
 
     index: int
@@ -201,7 +219,7 @@ class ConceptPrediction(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Warned(Event):
+class Warning(Event):
     """Something that limits how far the answer can be trusted."""
 
     reason: str
@@ -219,8 +237,8 @@ class Completed(Event):
     metric_evaluations: int
     cache_hits: int
     """Of the evaluations, those that the worker answered from memory."""
-    run_seconds: float
-    wait_seconds: float
+    run_seconds: Annotated[float, From("run_time")]
+    wait_seconds: Annotated[float, From("wait_time")]
     model_digest: str
     model_version: str
     seed: int
@@ -230,7 +248,7 @@ class Completed(Event):
     truncated: bool
     truncated_by: str
     pointing_game_hit: bool | None
-    cache_age_seconds: float | None
+    cache_age_seconds: Annotated[float | None, From("cache_age")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

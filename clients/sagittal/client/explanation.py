@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,11 @@ from sagittal.client.events import (
     Accepted,
     ClassScore,
     Completed,
-    Concept,
+    ConceptContribution,
     ConceptPrediction,
     Curve,
     Event,
+    From,
     GraphEdge,
     GraphNode,
     Mask,
@@ -26,9 +27,9 @@ from sagittal.client.events import (
     Progress,
     Started,
     SufficientSet,
-    Warned,
+    Warning,
 )
-from sagittal.client.parsing import enum_name, parse_event, to_datetime
+from sagittal.client.parsing import parse, parse_event
 from sagittal.v1 import explanation_pb2 as pb
 
 E = TypeVar("E", bound=Event)
@@ -60,8 +61,8 @@ class Job:
     method: str
     lane: str
     """"interactive" or "batch"."""
-    created: datetime
-    ended: datetime | None
+    created: Annotated[datetime, From("create_time")]
+    ended: Annotated[datetime | None, From("end_time")]
     attempt: int
     """Times a worker began it."""
     worker: str
@@ -85,9 +86,9 @@ class Explanation:
     curves: tuple[Curve, ...] = ()
     sufficient_sets: tuple[SufficientSet, ...] = ()
     graph: Graph | None = None
-    concepts: tuple[Concept, ...] = ()
+    concepts: tuple[ConceptContribution, ...] = ()
     concept_prediction: ConceptPrediction | None = None
-    warnings: tuple[Warned, ...] = ()
+    warnings: tuple[Warning, ...] = ()
     completed: Completed | None = None
     """The figures at the end; None while the job has not ended with a result."""
     accepted: Accepted | None = None
@@ -202,9 +203,9 @@ class Gathering:
             curves=tuple(self._all(Curve)),
             sufficient_sets=tuple(sets.values()),
             graph=Graph(tuple(nodes.values()), tuple(edges.values())) if nodes else None,
-            concepts=tuple(self._all(Concept)),
+            concepts=tuple(self._all(ConceptContribution)),
             concept_prediction=next(iter(self._all(ConceptPrediction)), None),
-            warnings=tuple(self._all(Warned)),
+            warnings=tuple(self._all(Warning)),
             completed=self._last(Completed),
             accepted=self._last(Accepted),
             started=self._last(Started),
@@ -232,20 +233,8 @@ def terminal_error(event: pb.ExplanationEvent) -> SagittalError | None:
 
 def parse_job(message: pb.Explanation) -> Job:
     """Returns the standing of a job."""
-    return Job(
-        job_id=message.job_id,
-        state=enum_name(pb.JobState, message.state, "JOB_STATE_"),
-        request_id=message.request_id,
-        model=message.model,
-        model_version=message.model_version,
-        method=message.method,
-        lane=enum_name(pb.Lane, message.lane or pb.LANE_INTERACTIVE, "LANE_"),
-        created=to_datetime(message.create_time),
-        ended=to_datetime(message.end_time) if message.HasField("end_time") else None,
-        attempt=message.attempt,
-        worker=message.worker,
-        failure_reason=message.failure_reason,
-    )
+    job = parse(Job, message)
+    return job if job.lane else replace(job, lane="interactive")
 
 
 def parse_explanation(message: pb.Explanation) -> Explanation:

@@ -1,12 +1,12 @@
 """Models that can be explained, and the methods they admit."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from google.protobuf import json_format
 
-from sagittal.client.parsing import enum_name
+from sagittal.client.parsing import parse, values_of
 from sagittal.v1 import model_pb2
 
 
@@ -144,87 +144,39 @@ class Model:
         return sum(worker.state == "ready" for worker in self.workers)
 
 
-ORIGINS: Mapping[int, str] = {model_pb2.MODEL_ORIGIN_FILE: "file", model_pb2.MODEL_ORIGIN_API: "api"}
-
-
 def parse_model(message: model_pb2.Model) -> Model:
     """Returns a model as a dataclass."""
     found = message.capabilities
-    return Model(
-        name=message.name,
-        version=message.version,
-        latest=message.latest,
-        digest=message.digest,
-        source=message.source.kind,
-        labels=tuple(message.labels),
-        classes=message.classes,
-        output=enum_name(model_pb2.OutputKind, message.output or model_pb2.OUTPUT_KIND_LOGITS, "OUTPUT_KIND_"),
-        preprocessing=_preprocessing(message.preprocessing),
-        methods=tuple(map(_method, message.methods)),
-        workers=tuple(map(_worker, message.workers)),
-        supports_gradients=found.supports_gradients,
-        spatial_layers=tuple(found.spatial_layers),
-        feature_layers=tuple(found.feature_layers),
-        evaluations_per_second=found.evaluations_per_second,
-        gradient_evaluations_per_second=found.gradient_evaluations_per_second,
-        optimizations=tuple(
-            Optimization(step.name, step.applied, step.detail, step.largest_difference) for step in found.optimizations
-        ),
-        checks=tuple(SelfCheck(each.name, each.passed, each.detail, each.required) for each in message.checks),
-        patch_grid=(found.patch_grid.rows, found.patch_grid.columns) if found.HasField("patch_grid") else None,
-        min_input_size=found.min_input_size,
-        max_input_size=found.max_input_size,
-        deterministic=found.deterministic,
-        weights_bytes=found.weights_bytes,
-        activation_bytes=found.activation_bytes,
-        weights_digest=found.weights_digest,
-        tags=dict(message.tags),
-        origin=ORIGINS.get(message.origin, ""),
-    )
+    given = values_of(Model, found, "patch_grid") | {
+        "source": message.source.kind,
+        "preprocessing": _preprocessing(message.preprocessing),
+        "methods": tuple(map(_method, message.methods)),
+        "patch_grid": (found.patch_grid.rows, found.patch_grid.columns) if found.HasField("patch_grid") else None,
+    }
+    model = parse(Model, message, **given)
+    return model if model.output else replace(model, output="logits")
 
 
 def _preprocessing(message: model_pb2.Preprocessing) -> Preprocessing:
-    return Preprocessing(
-        input_size=message.input_size,
+    return parse(
+        Preprocessing,
+        message,
         resize=message.resize or message.input_size,
         interpolation=message.interpolation or "bilinear",
-        mean=tuple(message.mean),
-        std=tuple(message.std),
         channel_order=message.channel_order or "RGB",
         fit=message.fit or "crop",
     )
 
 
-def _worker(message: model_pb2.WorkerModel) -> WorkerState:
-    state = enum_name(model_pb2.ModelState, message.state, "MODEL_STATE_")
-    return WorkerState(message.worker, state, message.message, message.device, message.memory_bytes)
-
-
 def _method(message: model_pb2.MethodDescription) -> MethodInfo:
-    return MethodInfo(
-        name=message.name,
-        field=message.field,
-        summary=message.summary,
-        parameters=tuple(map(_parameter, message.parameters)),
-        unavailable=message.unavailable,
-    )
+    return parse(MethodInfo, message, parameters=tuple(map(_parameter, message.parameters)))
 
 
 def _parameter(message: model_pb2.ParameterDescription) -> ParameterInfo:
     default: Any = json_format.MessageToDict(message.default) if message.HasField("default") else None
     if message.type == "int" and isinstance(default, float):
         default = int(default)
-    return ParameterInfo(
-        name=message.name,
-        type=message.type,
-        default=default,
-        minimum=message.minimum if message.HasField("minimum") else None,
-        maximum=message.maximum if message.HasField("maximum") else None,
-        exclusive_minimum=message.exclusive_minimum,
-        exclusive_maximum=message.exclusive_maximum,
-        choices=tuple(message.choices),
-        summary=message.summary,
-    )
+    return parse(ParameterInfo, message, default=default)
 
 
 def by_name(methods: tuple[MethodInfo, ...]) -> Mapping[str, MethodInfo]:

@@ -1,36 +1,31 @@
-"""Events of the API as the client's dataclasses: one small function for each kind, and a table of them."""
+"""Messages of the API as dataclasses: each field by its name, as its annotation has it."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 from google.protobuf import duration_pb2, timestamp_pb2
+from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+from google.protobuf.message import Message
 
+from sagittal.client import events
 from sagittal.client.arrays import to_array
 from sagittal.client.errors import InternalError
-from sagittal.client.events import (
-    Accepted,
-    CausalTriple,
-    Certificate,
-    ClassScore,
-    Completed,
-    Concept,
-    ConceptPrediction,
-    Curve,
-    Event,
-    GraphEdge,
-    GraphNode,
-    Mask,
-    PatchSet,
-    Prediction,
-    Progress,
-    Started,
-    SufficientSet,
-    Unrecognised,
-    Warned,
-)
+from sagittal.client.events import Event, Unrecognised
 from sagittal.v1 import explanation_pb2 as pb
+from sagittal.v1 import tensor_pb2
+
+T = TypeVar("T")
+
+#: The dataclass of each field of `ExplanationEvent` that holds an event; those without one are errors or answers.
+KINDS: Mapping[str, type[Event]] = {
+    field.name: kind
+    for field in pb.ExplanationEvent.DESCRIPTOR.oneofs_by_name["event"].fields
+    if field.message_type and (kind := getattr(events, field.message_type.name, None))
+}
 
 
 def parse_event(event: pb.ExplanationEvent) -> Event:
@@ -39,23 +34,77 @@ def parse_event(event: pb.ExplanationEvent) -> Event:
     Raises:
         InternalError: the event makes no sense, such as a mask whose bytes do not fill its shape.
     """
+    kind = event.WhichOneof("event") or ""
     try:
-        return _parsed(event)
+        common = values_of(Event, event)
+        return parse(KINDS[kind], getattr(event, kind), **common) if kind in KINDS else Unrecognised(**common)
     except (ValueError, OverflowError) as error:
         text = f"event {event.sequence} of job {event.job_id} cannot be read: {error}"
         raise InternalError(text, job_id=event.job_id) from error
 
 
-def _parsed(event: pb.ExplanationEvent) -> Event:
-    common: dict[str, Any] = {
-        "job_id": event.job_id,
-        "sequence": event.sequence,
-        "time": to_datetime(event.time),
-        "request_id": event.request_id,
+def parse(kind: type[T], message: Message, **given: Any) -> T:
+    """Returns a message as a dataclass, the `given` fields as they are."""
+    return kind(**values_of(kind, message, *given), **given)
+
+
+class Target(NamedTuple):
+    """A field of a dataclass."""
+
+    name: str
+    source: str
+    """The message's field."""
+    kind: Any
+    """Its type, without None."""
+    optional: bool
+
+
+@cache
+def targets_of(kind: type) -> tuple[Target, ...]:
+    """Returns the fields of a dataclass with what they come from."""
+    found = []
+    hints = get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        annotated = hints[field.name]
+        source = next((each.field for each in get_args(annotated) if isinstance(each, events.From)), field.name)
+        hint = get_args(annotated)[0] if source != field.name else annotated
+        kinds = [each for each in get_args(hint) if each is not type(None)]
+        optional = type(None) in get_args(hint)
+        found.append(Target(field.name, source, kinds[0] if optional else hint, optional))
+    return tuple(found)
+
+
+def values_of(kind: Any, message: Message, *given: str) -> dict[str, Any]:
+    """Returns the fields of a dataclass that a message has, without those that are given."""
+    fields: Mapping[str, Any] = message.DESCRIPTOR.fields_by_name
+    return {
+        target.name: _value(message, fields[target.source], target)
+        for target in targets_of(kind)
+        if target.name not in given and target.source in fields
     }
-    kind = event.WhichOneof("event")
-    parser = _PARSERS.get(kind or "")
-    return Unrecognised(**common) if parser is None else parser(getattr(event, str(kind)), common)
+
+
+def _value(message: Message, field: FieldDescriptor, target: Target) -> Any:
+    if target.optional and not message.HasField(field.name):
+        return None
+    value = getattr(message, field.name)
+    if get_origin(target.kind) is Mapping:
+        return dict(value)
+    if not field.is_repeated:
+        return _single(field, value, target.kind)
+    if get_origin(target.kind) is np.ndarray:
+        return np.array(value, np.float32)
+    return tuple(_single(field, each, get_args(target.kind)[0]) for each in value)
+
+
+def _single(field: FieldDescriptor, value: Any, kind: Any) -> Any:
+    if field.enum_type:
+        return enum_name(field.enum_type, value)
+    if not field.message_type:
+        return value
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return parse(kind, value)
+    return _CONVERTERS[field.message_type.full_name](value)
 
 
 def to_datetime(time: timestamp_pb2.Timestamp) -> datetime:
@@ -68,175 +117,19 @@ def to_seconds(duration: duration_pb2.Duration) -> float:
     return duration.seconds + duration.nanos / 1e9
 
 
-def parse_class(score: pb.ClassScore) -> ClassScore:
-    """Returns a class with its probability."""
-    return ClassScore(score.index, score.label, score.score)
+def enum_name(enum: EnumDescriptor, value: int) -> str:
+    """Returns an enum value as a lower-case name, such as "line-search"; empty if it is not specified."""
+    prefix = enum.values[0].name.removesuffix("UNSPECIFIED")
+    if value == 0:
+        return ""
+    known = enum.values_by_number.get(value)
+    return known.name.removeprefix(prefix).lower().replace("_", "-") if known else str(value)
 
 
-def enum_name(wrapper: Any, value: int, prefix: str) -> str:
-    """Returns an enum value as a lower-case name, such as "line-search"."""
-    known = {number: name for name, number in wrapper.items()}
-    return str(known.get(value, f"{prefix}{value}")).removeprefix(prefix).lower().replace("_", "-")
-
-
-def _causal(message: pb.SufficientSet | pb.GraphNode) -> CausalTriple | None:
-    if not message.HasField("causal"):
-        return None
-    triple = message.causal
-    return CausalTriple(triple.sufficiency, triple.without, parse_class(triple.top_without))
-
-
-def _patches(message: pb.PatchSet) -> PatchSet:
-    return PatchSet(message.grid, tuple(message.patches))
-
-
-def _accepted(event: pb.Accepted, common: dict[str, Any]) -> Event:
-    return Accepted(
-        queue_position=event.queue_position,
-        estimated_evaluations=event.estimated_evaluations,
-        ready_workers=event.ready_workers,
-        estimated_seconds=to_seconds(event.estimated_run_time) if event.HasField("estimated_run_time") else None,
-        **common,
-    )
-
-
-def _started(event: pb.Started, common: dict[str, Any]) -> Event:
-    return Started(worker=event.worker, attempt=event.attempt, waited_seconds=to_seconds(event.waited), **common)
-
-
-def _prediction(event: pb.Prediction, common: dict[str, Any]) -> Event:
-    return Prediction(
-        target=parse_class(event.target),
-        top=tuple(map(parse_class, event.top)),
-        baseline_score=event.baseline_score,
-        baseline=enum_name(pb.BaselineKind, event.baseline, "BASELINE_KIND_") if event.baseline else "",
-        blur_sigma=event.blur_sigma,
-        **common,
-    )
-
-
-def _progress(event: pb.Progress, common: dict[str, Any]) -> Event:
-    return Progress(
-        fraction=event.fraction,
-        evaluations=event.evaluations,
-        objective=event.objective if event.HasField("objective") else None,
-        phase=event.phase,
-        **common,
-    )
-
-
-def _mask(event: pb.Mask, common: dict[str, Any]) -> Event:
-    return Mask(saliency=to_array(event.saliency), final=event.final, index=event.index, signed=event.signed, **common)
-
-
-def _sufficient_set(event: pb.SufficientSet, common: dict[str, Any]) -> Event:
-    certificate = event.certificate
-    return SufficientSet(
-        patches=_patches(event.patches),
-        score=event.score,
-        certificate=Certificate(
-            level=enum_name(pb.CertificateLevel, certificate.level, "CERTIFICATE_LEVEL_"),
-            checked=certificate.checked,
-            required_score=certificate.required_score,
-            model_digest=certificate.model_digest,
-        ),
-        causal=_causal(event),
-        evaluations=event.evaluations,
-        diverse=event.diverse,
-        **common,
-    )
-
-
-def _graph_node(event: pb.GraphNode, common: dict[str, Any]) -> Event:
-    return GraphNode(
-        id=event.id,
-        patches=_patches(event.patches),
-        score=event.score,
-        relative_score=event.relative_score,
-        root=event.root,
-        causal=_causal(event),
-        **common,
-    )
-
-
-def _graph_edge(event: pb.GraphEdge, common: dict[str, Any]) -> Event:
-    return GraphEdge(parent=event.parent, child=event.child, removed_patch=event.removed_patch, **common)
-
-
-def _curve(event: pb.Curve, common: dict[str, Any]) -> Event:
-    return Curve(
-        kind=enum_name(pb.CurveKind, event.kind, "CURVE_KIND_"),
-        fractions=np.array(event.fractions, np.float32),
-        scores=np.array(event.scores, np.float32),
-        auc=event.auc,
-        auc_normalized=event.auc_normalized,
-        mask_index=event.mask_index,
-        **common,
-    )
-
-
-def _concept(event: pb.ConceptContribution, common: dict[str, Any]) -> Event:
-    return Concept(
-        index=event.index,
-        name=event.name,
-        value=event.value,
-        contribution=event.contribution,
-        heatmap=to_array(event.heatmap.saliency) if event.HasField("heatmap") else None,
-        **common,
-    )
-
-
-def _concept_prediction(event: pb.ConceptPrediction, common: dict[str, Any]) -> Event:
-    return ConceptPrediction(
-        target=parse_class(event.target),
-        predicted=event.predicted,
-        output=event.output,
-        gap=event.gap,
-        usual_error=event.usual_error,
-        **common,
-    )
-
-
-def _warning(event: pb.Warning, common: dict[str, Any]) -> Event:
-    return Warned(reason=event.reason, message=event.message, **common)
-
-
-def _completed(event: pb.Completed, common: dict[str, Any]) -> Event:
-    return Completed(
-        insertion=event.insertion if event.HasField("insertion") else None,
-        deletion=event.deletion if event.HasField("deletion") else None,
-        evaluations=event.evaluations,
-        gradient_evaluations=event.gradient_evaluations,
-        metric_evaluations=event.metric_evaluations,
-        cache_hits=event.cache_hits,
-        run_seconds=to_seconds(event.run_time),
-        wait_seconds=to_seconds(event.wait_time),
-        model_digest=event.model_digest,
-        model_version=event.model_version,
-        seed=event.seed,
-        method=event.method,
-        parameters_json=event.parameters_json,
-        versions=dict(event.versions),
-        truncated=event.truncated,
-        truncated_by=event.truncated_by,
-        pointing_game_hit=event.pointing_game_hit if event.HasField("pointing_game_hit") else None,
-        cache_age_seconds=to_seconds(event.cache_age) if event.HasField("cache_age") else None,
-        **common,
-    )
-
-
-_PARSERS: Mapping[str, Callable[[Any, dict[str, Any]], Event]] = {
-    "accepted": _accepted,
-    "started": _started,
-    "prediction": _prediction,
-    "progress": _progress,
-    "mask": _mask,
-    "sufficient_set": _sufficient_set,
-    "graph_node": _graph_node,
-    "graph_edge": _graph_edge,
-    "curve": _curve,
-    "concept": _concept,
-    "concept_prediction": _concept_prediction,
-    "warning": _warning,
-    "completed": _completed,
+#: Messages that are no dataclass here.
+_CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
+    timestamp_pb2.Timestamp.DESCRIPTOR.full_name: to_datetime,
+    duration_pb2.Duration.DESCRIPTOR.full_name: to_seconds,
+    tensor_pb2.Tensor.DESCRIPTOR.full_name: to_array,
+    pb.Mask.DESCRIPTOR.full_name: lambda mask: to_array(mask.saliency),
 }

@@ -5,7 +5,7 @@ from typing import TypedDict
 
 from sagittal.client.events import ClassScore
 from sagittal.client.images import ImageLike
-from sagittal.client.parsing import parse_class
+from sagittal.client.parsing import parse
 from sagittal.client.requests import Baseline, BaselineName
 from sagittal.v1 import explanation_service_pb2 as service_pb
 
@@ -48,7 +48,4 @@ class RegionScores:
 
 def parse_regions(message: service_pb.ScoreRegionsResponse) -> RegionScores:
     """Returns the answer as a dataclass."""
-    scores = (
-        RegionScore(each.score, each.relative_score, parse_class(each.top), each.cached) for each in message.scores
-    )
-    return RegionScores(parse_class(message.full), tuple(scores))
+    return parse(RegionScores, message)

@@ -24,7 +24,7 @@ from sagittal.cli.drawing.picture import (
 from sagittal.cli.drawing.summary import draw_summary
 from sagittal.client import (
     ClassScore,
-    Concept,
+    ConceptContribution,
     ConceptPrediction,
     Explanation,
     Graph,
@@ -125,7 +125,7 @@ def test_a_mask_is_never_stretched(seen, tmp_path) -> None:
 def test_concepts_are_drawn_with_what_they_add_and_the_largest_comes_first(seen) -> None:
     heatmap = np.eye(7, dtype=np.float32)
     parts = tuple(
-        Concept(index=index, name=name, value=1.0, contribution=contribution, heatmap=heatmap, **COMMON)
+        ConceptContribution(index=index, name=name, value=1.0, contribution=contribution, heatmap=heatmap, **COMMON)
         for index, (name, contribution) in enumerate([("", 0.5), ("red breast", -2.0)])
     )
     said = ConceptPrediction(

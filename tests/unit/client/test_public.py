@@ -10,8 +10,8 @@ import sagittal.client
 def test_public_names_are_exactly_these() -> None:
     assert set(sagittal.client.__all__) == {
         "Accepted", "AlreadyExists", "AsyncClient", "AsyncEventStream", "Baseline", "Box", "CausalTriple",
-        "Certificate", "ClassScore", "Client", "Completed", "Concept", "ConceptExample", "ConceptPrediction",
-        "ConceptQuality",
+        "Certificate", "ClassScore", "Client", "Completed", "ConceptContribution", "ConceptExample",
+        "ConceptPrediction", "ConceptQuality",
         "ConceptSet", "Concepts", "ConnectionFailed", "Curve",
         "EvaluateMask", "Event", "EventStream", "ExcitationBackprop", "EventsExpired", "Expired", "Explanation",
         "FailedPrecondition", "FitProgress",
@@ -25,7 +25,7 @@ def test_public_names_are_exactly_these() -> None:
         "RegionScores", "Retry", "SagittalError", "SelfCheck", "Started", "StreamMoved", "StructuredAttentionGraph",
             "SufficientSet",
         "Sufficiency", "TLS", "Unauthenticated", "Unavailable", "UnknownJob", "UnknownModel", "Unrecognised",
-        "Warned", "WorkerState", "XFeature",
+        "Warning", "WorkerState", "XFeature",
     }  # fmt: skip
     assert all(hasattr(sagittal.client, name) for name in sagittal.client.__all__)
 

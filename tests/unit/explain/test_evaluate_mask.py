@@ -6,7 +6,7 @@ from known_models import LEFT, LooksAtRegions, image
 
 from sagittal.engine import Engine, Task, TorchEvaluator
 from sagittal.explain import EvaluateMask, InvalidParameter, Question, explain
-from sagittal.explain.events import Curve, CurveKind, Notice
+from sagittal.explain.events import Curve, CurveKind, Warning
 
 
 def region(size=14):
@@ -36,7 +36,7 @@ def test_the_unit_of_the_heatmap_does_not_matter():
     plain, _ = curves_of(region())
     tiny, events = curves_of((region() * 1e-3).half())
     assert tiny == pytest.approx(plain)
-    assert "EMPTY_EXPLANATION" not in {event.reason for event in events if isinstance(event, Notice)}
+    assert "EMPTY_EXPLANATION" not in {event.reason for event in events if isinstance(event, Warning)}
 
 
 def test_nothing_else_than_curves_is_evaluated(explained):
@@ -47,7 +47,7 @@ def test_nothing_else_than_curves_is_evaluated(explained):
 
 def test_an_empty_heatmap_stays_empty():
     _, events = curves_of(torch.zeros(7, 7))
-    assert "EMPTY_EXPLANATION" in {event.reason for event in events if isinstance(event, Notice)}
+    assert "EMPTY_EXPLANATION" in {event.reason for event in events if isinstance(event, Warning)}
 
 
 def test_a_heatmap_with_negative_values_is_signed(explained):

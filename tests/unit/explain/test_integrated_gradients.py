@@ -9,7 +9,7 @@ from torch import nn
 
 from sagittal.engine import Budget, Output
 from sagittal.explain import IntegratedGradients
-from sagittal.explain.events import Notice, SaliencyMask, Truncated
+from sagittal.explain.events import Warning, SaliencyMask, Truncated
 
 
 def small_network():
@@ -72,8 +72,8 @@ def test_attributions_of_a_model_with_a_step_need_enough_points_or_a_notice(expl
     picture = image(LEFT)
     coarse = explained(LooksAtRegions(LEFT, gain=60), IntegratedGradients(steps=2), picture, target=1)
     fine = explained(LooksAtRegions(LEFT, gain=60), IntegratedGradients(steps=100), picture, target=1)
-    assert [notice.reason for notice in coarse.of(Notice)] == ["INTEGRATION_INEXACT"]
-    assert fine.of(Notice) == []
+    assert [warning.reason for warning in coarse.of(Warning)] == ["INTEGRATION_INEXACT"]
+    assert fine.of(Warning) == []
 
 
 def test_it_points_at_the_region(explained):

@@ -8,7 +8,7 @@ from known_models import LEFT, RIGHT, Constant, LooksAtRegions
 
 from sagittal.engine import Budget, Engine, Task, TorchEvaluator
 from sagittal.explain import IGOS, IGOSPlus, IGOSPlusPlus, InvalidParameter, Metrics, Question, explain
-from sagittal.explain.events import Curve, CurveKind, Notice, Prediction, Progress, SaliencyMask, Truncated
+from sagittal.explain.events import Curve, CurveKind, Warning, Prediction, Progress, SaliencyMask, Truncated
 
 METHODS = (IGOS, IGOSPlus, IGOSPlusPlus)
 
@@ -59,7 +59,7 @@ def test_of_two_sufficient_reasons_insertion_needs_one():
 def test_a_constant_model_gets_an_empty_mask_and_is_told_so(method):
     events, _ = explained(Constant(), known_models.image(LEFT), method())
     assert float(final(events).max()) < 0.05
-    reasons = {event.reason for event in events if isinstance(event, Notice)}
+    reasons = {event.reason for event in events if isinstance(event, Warning)}
     assert {"BASELINE_STILL_CONFIDENT", "EMPTY_EXPLANATION"} <= reasons
 
 

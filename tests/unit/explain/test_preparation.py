@@ -15,7 +15,7 @@ from sagittal.explain import (
     Question,
     explain,
 )
-from sagittal.explain.events import Notice, Prediction
+from sagittal.explain.events import Warning, Prediction
 from sagittal.explain.problem import Problem
 from sagittal.explain.requests import Evaluate
 
@@ -73,7 +73,7 @@ def test_without_a_baseline_hiding_changes_nothing_and_nothing_is_said_of_it():
     (problem,) = seen
     assert torch.equal(problem.baseline, problem.image)
     assert problem.baseline_score == problem.full_score
-    assert not [event for event in events if isinstance(event, Notice)]
+    assert not [event for event in events if isinstance(event, Warning)]
 
 
 class Seen(GradCAM):

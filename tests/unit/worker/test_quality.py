@@ -63,7 +63,7 @@ def test_an_answer_without_curves_counts_for_no_curve(registry: CollectorRegistr
 
 
 def test_a_baseline_that_does_not_hide_the_class_is_counted(registry: CollectorRegistry) -> None:
-    serve(registry, prediction(0.8, 0.7), events.Notice("BASELINE_STILL_CONFIDENT", ""))
+    serve(registry, prediction(0.8, 0.7), events.Warning("BASELINE_STILL_CONFIDENT", ""))
     assert total(registry, "sagittal_baseline_still_confident_total") == 1
 
 

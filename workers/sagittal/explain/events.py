@@ -117,15 +117,20 @@ class GraphNode:
     top: ClassScore | None = None
     """The top class when only the patches are shown."""
 
+    @property
+    def id(self) -> str:
+        """Identifies the node in its graph: its patches as a bit set in hexadecimal."""
+        return f"{sum(1 << patch for patch in self.patches):x}"
+
 
 @dataclass(frozen=True, slots=True)
 class GraphEdge:
     """An edge of the graph: the child is the parent less one patch."""
 
-    grid: int
-    parent: tuple[int, ...]
-    child: tuple[int, ...]
-    removed: int
+    parent: str
+    """The `id` of a node."""
+    child: str
+    removed_patch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,25 +175,30 @@ class ConceptContribution:
     name: str
     value: float
     contribution: float
-    heatmap: Tensor
+    heatmap: SaliencyMask
 
 
 @dataclass(frozen=True, slots=True)
 class ConceptPrediction:
     """What an explanation network (XNN) predicts of an image: the sum of its x-features' contributions."""
 
-    target: int
-    """Class whose output it is."""
+    target: ClassScore
+    """Class whose output it is; its score is 0."""
     predicted: float
     """In units of the model's output, before softmax where it has one."""
     output: float
-    """What the model says; `predicted` less it is the faithfulness gap."""
+    """What the model says."""
     usual_error: float
     """Mean absolute gap on the images that were held out of the fit."""
 
+    @property
+    def gap(self) -> float:
+        """The faithfulness gap."""
+        return self.predicted - self.output
+
 
 @dataclass(frozen=True, slots=True)
-class Notice:
+class Warning:
     """Something that limits how far the answer can be trusted; the wire calls it a warning."""
 
     reason: str
@@ -229,7 +239,7 @@ Event = (
     | Curve
     | ConceptPrediction
     | ConceptContribution
-    | Notice
+    | Warning
     | Truncated
     | PointingGame
     | Checkpoint

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sagittal.explain.events import Notice, PointingGame, SaliencyMask
+from sagittal.explain.events import Warning, PointingGame, SaliencyMask
 from sagittal.explain.explainer import Explainer
 from sagittal.explain.measures.curves import Metrics, measure, pointing_game
 from sagittal.explain.problem import Problem, Question, prepare
@@ -47,9 +47,9 @@ def observe(steps: Steps, note: Callable[[Any], None]) -> Steps:
 
 
 def assess(problem: Problem, mask: SaliencyMask, metrics: Metrics) -> Steps:
-    """Yields what is measured of a final mask, and a notice where it shows nothing."""
+    """Yields what is measured of a final mask, and a warning where it shows nothing."""
     if is_empty(mask.saliency):
-        yield Notice(
+        yield Warning(
             "EMPTY_EXPLANATION",
             "No part of the image was found to matter: hiding it hardly changes the score. The model may not look at "
             "the image for this class, or its reasons are spread too thinly for a mask of this size.",

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sagittal.explain.events import ClassScore, Notice, Prediction
+from sagittal.explain.events import ClassScore, Warning, Prediction
 from sagittal.explain.masking import gaussian_blur, stretched_units
 from sagittal.explain.masks.regularisers import edge_weights
 from sagittal.explain.requests import Evaluate, Inspect, ModelView, Scores, Steps, Subject
@@ -252,7 +252,7 @@ class Question:
 
 
 def prepare(question: Question, *, hides: bool = True) -> Steps:
-    """Yields requests, a Prediction and notices; returns the Problem.
+    """Yields requests, a Prediction and warnings; returns the Problem.
 
     Args:
         question: What is to be explained.
@@ -272,7 +272,7 @@ def prepare(question: Question, *, hides: bool = True) -> Steps:
         baseline=kind,
         blur_sigma=candidate.blur_sigma,
     )
-    yield from _notices(score if hides else None, full_score)
+    yield from _warnings(score if hides else None, full_score)
     subject = Subject(question.image, candidate.image, target)
     return Problem(
         subject=subject,
@@ -308,15 +308,15 @@ def _find_baseline(question: Question, target: int, full_score: float) -> Steps:
     return candidate, score
 
 
-def _notices(baseline_score: float | None, full_score: float) -> Steps:
+def _warnings(baseline_score: float | None, full_score: float) -> Steps:
     if full_score < TINY_SCORE:
-        yield Notice(
+        yield Warning(
             "TARGET_SCORE_TINY",
             f"The model gives the target only {full_score:.2g}: relative scores are unreliable. "
             "Choose a class that the model sees in the image.",
         )
     if baseline_score is not None and not is_low(baseline_score, full_score):
-        yield Notice(
+        yield Warning(
             "BASELINE_STILL_CONFIDENT",
             f"The target's score on the baseline is {baseline_score:.3f} of {full_score:.3f} on the image: hiding does "
             "not take the class away. Try another baseline, and read the curves with care.",

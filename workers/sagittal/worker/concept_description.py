@@ -65,7 +65,7 @@ def describe_fit(
 
 
 def _warnings(fit: ConceptFit, names: Sequence[str]) -> Sequence[explanation_pb2.Warning]:
-    said = [explanation_pb2.Warning(reason=one.reason, message=one.message) for one in fit.notices]
+    said = [explanation_pb2.Warning(reason=one.reason, message=one.message) for one in fit.warnings]
     if fit.skipped:
         first = fit.skipped[0]
         message = (

@@ -12,7 +12,7 @@ from sagittal.core.images import ImageLimits
 from sagittal.core.jobs import JobKind, Lease
 from sagittal.explain import InvalidParameter
 from sagittal.explain.concepts import ConceptFit, Concepts, FitQuestion, FitSettings, fit_concepts
-from sagittal.explain.events import Notice
+from sagittal.explain.events import Warning
 from sagittal.explain.problem import Question
 from sagittal.explain.requests import Steps
 from sagittal.models.loaded import LoadedModel
@@ -97,7 +97,7 @@ def _fit(
         chosen.images.close()
     described = describe_fit(fit, request, question.settings, loaded, chosen.names)
     for warning in described.warnings:
-        yield Notice(warning.reason, warning.message)
+        yield Warning(warning.reason, warning.message)
     store.check_free(tenant, request.model, request.name, replace=request.replace)
     store.save(tenant, described, fit.fitted.srae)
 

@@ -76,7 +76,7 @@ class Quality:
                 self.areas.append(len(event.patches) / event.grid**2)
             case events.Prediction(baseline=kind) if kind and event.target.score > 0:
                 self.baseline_ratio = event.baseline_score / event.target.score
-            case events.Notice(reason="BASELINE_STILL_CONFIDENT"):
+            case events.Warning(reason="BASELINE_STILL_CONFIDENT"):
                 self.baseline_confident = True
 
     def observe(self, metrics: QualityMetrics, job: Job) -> None:

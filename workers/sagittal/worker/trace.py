@@ -98,7 +98,7 @@ def _curve(event: events.Curve) -> tuple[str, Attributes]:
     return f"{event.kind.value} curve", {"auc": event.auc}
 
 
-def _notice(event: events.Notice) -> tuple[str, Attributes]:
+def _warning(event: events.Warning) -> tuple[str, Attributes]:
     return "warning", {"reason": event.reason}
 
 
@@ -115,7 +115,7 @@ NOTED: Mapping[type, Any] = {
     events.SaliencyMask: _mask,
     events.SufficientSet: _set,
     events.Curve: _curve,
-    events.Notice: _notice,
+    events.Warning: _warning,
     events.Truncated: _truncated,
     events.Checkpoint: _checkpoint,
 }

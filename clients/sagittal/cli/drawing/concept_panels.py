@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from sagittal.cli.drawing import style
 from sagittal.cli.drawing.overlay import draw_overlay
 from sagittal.cli.drawing.picture import Seen
-from sagittal.client import Concept, ConceptPrediction, Explanation
+from sagittal.client import ConceptContribution, ConceptPrediction, Explanation
 
 #: Most characters of a concept's name above its bar.
 MAX_NAME = 40
@@ -23,18 +23,18 @@ def concept_panels(explanation: Explanation, seen: Seen) -> Sequence[Callable[[A
     def bars(axes: Axes) -> None:
         _draw_contributions(axes, ordered, said)
 
-    def looks(each: Concept) -> Callable[[Axes], None]:
+    def looks(each: ConceptContribution) -> Callable[[Axes], None]:
         return lambda axes: _draw_concept(axes, each, seen)
 
     return [bars, *map(looks, ordered)]
 
 
-def title_of(concept: Concept) -> str:
+def title_of(concept: ConceptContribution) -> str:
     """Returns how a concept is called: by its place, and its name where a person gave it one."""
     return f"x{concept.index + 1} {concept.name}".strip()
 
 
-def _draw_contributions(axes: Axes, ordered: Sequence[Concept], said: ConceptPrediction) -> None:
+def _draw_contributions(axes: Axes, ordered: Sequence[ConceptContribution], said: ConceptPrediction) -> None:
     places = range(len(ordered), 0, -1)
     contributions = [each.contribution for each in ordered]
     colours = [style.GOOD if contribution >= 0 else style.BAD for contribution in contributions]
@@ -64,7 +64,7 @@ def _draw_contributions(axes: Axes, ordered: Sequence[Concept], said: ConceptPre
         spine.set_color(style.RULE)
 
 
-def _draw_concept(axes: Axes, concept: Concept, seen: Seen) -> None:
+def _draw_concept(axes: Axes, concept: ConceptContribution, seen: Seen) -> None:
     note = f"contribution {concept.contribution:+.2f}, value {concept.value:+.2f}"
     if concept.heatmap is None or not concept.heatmap.any():
         style.show(axes, seen.picture, title_of(concept), f"{note}; looks nowhere in particular")

@@ -27,7 +27,7 @@ from sagittal.client.explanation import Explanation, Job, parse_explanation, par
 from sagittal.client.images import ImageLike, encode_image
 from sagittal.client.models import Model, parse_model
 from sagittal.client.options import TLS, Options
-from sagittal.client.parsing import parse_class
+from sagittal.client.parsing import parse
 from sagittal.client.regions import RegionOptions, RegionScores, parse_regions
 from sagittal.client.registration import ModelTable, model_message, update_request
 from sagittal.client.requests import ExplainOptions, build_regions, build_states
@@ -245,7 +245,7 @@ class AsyncClient(BaseClient):
             model=model, model_version=model_version, image=encode_image(image, field="image"), top=top
         )
         response = await self._call(self._models.Predict, request)
-        return tuple(map(parse_class, response.top))
+        return tuple(parse(ClassScore, each) for each in response.top)
 
     @property
     def concepts(self) -> AsyncConceptCalls:

@@ -149,7 +149,7 @@ def test_an_image_is_explained_by_parts_that_add_up(method, sees_colours, pictur
         assert said.output == pytest.approx(float(sees_colours(image[None])[0, 2]), abs=1e-5)
     assert said.usual_error == fit.quality.faithfulness_error
     assert len(parts) == 2
-    assert all(0 <= float(part.heatmap.min()) <= float(part.heatmap.max()) <= 1 for part in parts)
+    assert all(0 <= float(part.heatmap.saliency.min()) <= float(part.heatmap.saliency.max()) <= 1 for part in parts)
 
 
 def test_x_features_that_are_merged_are_shown_as_one(sees_colours, pictures, fit_images, on_engine):
@@ -236,7 +236,7 @@ def test_an_x_feature_that_reads_the_left_half_covers_one_of_two_parts(pictures,
 def test_without_annotations_there_is_no_locality(sees_colours, pictures, fit_images):
     fit, _ = fit_images(sees_colours, pictures)
     assert fit.locality.mean_entropy is fit.locality.parts_covered is None
-    assert not fit.notices
+    assert not fit.warnings
 
 
 def test_annotations_of_images_that_are_not_held_out_say_so(sees_colours, pictures, fit_images):
@@ -247,9 +247,9 @@ def test_annotations_of_images_that_are_not_held_out_say_so(sees_colours, pictur
         if not fit_images(sees_colours, pictures, source=_annotated(pictures, index))[0].locality.images
     )
     fit, _ = fit_images(sees_colours, pictures, source=_annotated(pictures, fitted_only))
-    (notice,) = fit.notices
-    assert notice.reason == "LOCALITY_NOT_MEASURED"
-    assert "none of the 12 images that were held out has annotated parts" in notice.message
+    (warning,) = fit.warnings
+    assert warning.reason == "LOCALITY_NOT_MEASURED"
+    assert "none of the 12 images that were held out has annotated parts" in warning.message
 
 
 def _annotated(pictures, index):

@@ -59,7 +59,7 @@ class Run:
         return {patches for patches, each in self.sets.items() if each.diverse}
 
     @property
-    def notices(self) -> list[str]:
+    def warnings(self) -> list[str]:
         return [event.reason for event in self.events if hasattr(event, "reason")]
 
 

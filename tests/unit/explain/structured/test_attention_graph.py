@@ -21,8 +21,8 @@ def test_nodes_that_are_reached_twice_are_shared(search, known):
     nodes, edges = graph(run)
     assert [node.patches for node in nodes.values() if node.root] == [(0, 1, 2, 3)]
     parents = Counter(edge.child for edge in edges)
-    assert parents[0, 1] == 2
-    assert all(set(edge.parent) - set(edge.child) == {edge.removed} for edge in edges)
+    assert parents[nodes[0, 1].id] == 2
+    assert all(int(edge.parent, 16) - int(edge.child, 16) == 1 << edge.removed_patch for edge in edges)
 
 
 def test_nodes_come_before_their_edges(search, known):
@@ -30,7 +30,7 @@ def test_nodes_come_before_their_edges(search, known):
     seen = set()
     for event in run.events:
         if isinstance(event, GraphNode):
-            seen.add(event.patches)
+            seen.add(event.id)
         if isinstance(event, GraphEdge):
             assert {event.parent, event.child} <= seen
 
@@ -56,7 +56,7 @@ def test_the_children_shown_lower_the_score_most(search, known):
         known.additive(weights), StructuredAttentionGraph(grid=3, threshold=0.99, children=2, expand_above=0.99)
     )
     _, edges = graph(run)
-    assert [edge.removed for edge in edges] == [0, 4]
+    assert [edge.removed_patch for edge in edges] == [0, 4]
 
 
 def test_nodes_are_expanded_while_they_keep_the_confidence(search, known):
@@ -66,15 +66,15 @@ def test_nodes_are_expanded_while_they_keep_the_confidence(search, known):
     run = search(score, StructuredAttentionGraph(grid=3, threshold=0.99, children=9, expand_above=0.6))
     nodes, edges = graph(run)
     parents = {edge.parent for edge in edges}
-    assert parents == {patches for patches, node in nodes.items() if node.root or node.relative_score > 0.6}
+    assert parents == {node.id for node in nodes.values() if node.root or node.relative_score > 0.6}
 
 
 def test_the_bound_on_nodes_is_reported_when_it_binds(search, known):
     score = known.any_of([0, 1, 2, 3, 4])
     run = search(score, StructuredAttentionGraph(max_nodes=3))
     assert len(run.of(GraphNode)) == 3
-    assert "NODES_BOUND" in run.notices
-    assert "NODES_BOUND" not in search(score, StructuredAttentionGraph()).notices
+    assert "NODES_BOUND" in run.warnings
+    assert "NODES_BOUND" not in search(score, StructuredAttentionGraph()).warnings
 
 
 def test_a_spent_budget_still_draws_the_roots(search, known):

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from sagittal.explain import Explainer, MinimalSufficientExplanations, StructuredAttentionGraph
-from sagittal.explain.events import Checkpoint, Event, GraphEdge, GraphNode, Notice, SufficientSet
+from sagittal.explain.events import Checkpoint, Event, GraphEdge, GraphNode, Warning, SufficientSet
 
-FINDINGS = (SufficientSet, GraphNode, GraphEdge, Notice)
+FINDINGS = (SufficientSet, GraphNode, GraphEdge, Warning)
 
 
 def findings(events: list[Event]) -> list[Event]:

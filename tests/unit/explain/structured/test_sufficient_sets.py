@@ -87,13 +87,13 @@ def test_the_top_class_may_be_what_is_kept(search):
 
 def test_a_constant_model_needs_nothing_of_the_image(search):
     run = search(lambda shown: torch.full((len(shown),), 0.7), MinimalSufficientExplanations())
-    assert run.notices == ["EMPTY_SET_SUFFICIENT"]
+    assert run.warnings == ["EMPTY_SET_SUFFICIENT"]
     assert run.sets == {}
 
 
 def test_a_target_that_is_not_on_top_has_no_set_that_keeps_it_there(search):
     run = search(lambda shown: 0.4 * shown.mean(-1), MinimalSufficientExplanations(sufficiency="top-class"))
-    assert run.notices == ["IMAGE_NOT_SUFFICIENT"]
+    assert run.warnings == ["IMAGE_NOT_SUFFICIENT"]
     assert run.sets == {}
 
 
@@ -107,17 +107,17 @@ def test_a_model_that_needs_every_patch_gets_the_whole_image(search, known):
 def test_a_search_that_stops_at_its_bound_says_so(search, known):
     pairs = [[2 * place, 2 * place + 1] for place in range(24)]
     run = search(known.any_of(*pairs), MinimalSufficientExplanations(max_sets=100))
-    assert run.notices == ["SEARCH_BOUND_REACHED"]
+    assert run.warnings == ["SEARCH_BOUND_REACHED"]
     assert len(run.sets) < len(pairs)
 
 
 def test_a_search_that_found_all_there_is_says_nothing(search, known):
-    assert not search(known.any_of([0, 1], [8, 15, 22]), MinimalSufficientExplanations()).notices
+    assert not search(known.any_of([0, 1], [8, 15, 22]), MinimalSufficientExplanations()).warnings
 
 
 def test_a_tiny_score_is_warned_of(search):
     run = search(lambda shown: 0.005 * shown[:, 0], MinimalSufficientExplanations(grid=3))
-    assert "SUFFICIENCY_UNRELIABLE" in run.notices
+    assert "SUFFICIENCY_UNRELIABLE" in run.warnings
 
 
 def test_a_grid_finer_than_the_image_is_refused(search, known):

@@ -7,7 +7,7 @@ equals (a test says so), calls the model by itself: its steps would neither shar
 when a job is cancelled or its budget is spent.
 
 The score is the probability, not the logit: attributions then add up to what the service reports, the score of the
-image less that of the baseline (completeness). The gap of that sum is measured, and a notice says when it is wide.
+image less that of the baseline (completeness). The gap of that sum is measured, and a warning says when it is wide.
 
 The peak of the heatmap is the share of the full score that the positive attributions add up to, at most 1.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sagittal.explain.attribution.layers import heatmap
-from sagittal.explain.events import Notice, Progress, SaliencyMask, Truncated
+from sagittal.explain.events import Warning, Progress, SaliencyMask, Truncated
 from sagittal.explain.explainer import Explainer, Needs, parameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.requests import OutOfBudget, Scores, Steps, Upsampling, gradient_of
@@ -28,7 +28,7 @@ BATCH = 16
 """Points of the path in a request."""
 
 WIDE_GAP = 0.1
-"""Gap of completeness that is worth a notice, as a share of the difference that was to be explained."""
+"""Gap of completeness that is worth a warning, as a share of the difference that was to be explained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class IntegratedGradients(Explainer):
     )
 
     def explain(self, problem: Problem) -> Steps:
-        """Yields forming heatmaps, a notice where the sum falls short, and the final heatmap (mask_size, mask_size)."""
+        """Yields forming heatmaps, a warning where the sum falls short, and the final heatmap (mask_size, mask_size)."""
         path = _interleaved((torch.arange(self.steps) + 0.5) / self.steps).to(problem.image.device)
         total, done = problem.full(self.mask_size, 0.0), 0
         try:
@@ -76,7 +76,7 @@ def _saliency(attribution: Tensor, problem: Problem) -> Tensor:
 def _completeness(attribution: Tensor, problem: Problem) -> Steps:
     expected, found = problem.full_score - problem.baseline_score, float(attribution.sum())
     if abs(found - expected) > max(WIDE_GAP * abs(expected), 1e-3):
-        yield Notice(
+        yield Warning(
             "INTEGRATION_INEXACT",
             f"The attributions add up to {found:.3f} instead of {expected:.3f}: "
             "the path has too few points. Raise steps.",

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from sagittal.explain.concepts.fitted import FittedConcepts, read_image
 from sagittal.explain.concepts.heatmaps import METHODS, x_feature_heatmap
-from sagittal.explain.events import ConceptContribution, ConceptPrediction, Notice, Progress, Truncated
+from sagittal.explain.events import ClassScore, ConceptContribution, ConceptPrediction, Warning, Progress, SaliencyMask, Truncated
 from sagittal.explain.explainer import Explainer, InvalidParameter, Needs, parameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.requests import Inspect, ModelView, OutOfBudget, Steps
 
 FAR_OFF = 3.0
-"""A gap of more than this many mean errors on held-out images gets a notice."""
+"""A gap of more than this many mean errors on held-out images gets a warning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +44,8 @@ class Concepts(Explainer):
             subject=problem.subject, call=lambda view: _read(view, fitted, problem.target), evaluations=1
         )
         predicted = float(parts.sum())
-        yield ConceptPrediction(problem.target, predicted, output, fitted.error)
-        yield from _notices(predicted - output, fitted)
+        yield ConceptPrediction(ClassScore(problem.target, 0.0), predicted, output, fitted.error)
+        yield from _warnings(predicted - output, fitted)
         groups = fitted.groups()
         for done, (head, members) in enumerate(groups):
             try:
@@ -55,7 +55,7 @@ class Concepts(Explainer):
                 saliency = problem.full(1, 0.0)
             yield Progress((done + 1) / len(groups), phase="concepts")
             value, contribution = float(values[list(members)].sum()), float(parts[list(members)].sum())
-            yield ConceptContribution(head, fitted.name(head), value, contribution, saliency)
+            yield ConceptContribution(head, fitted.name(head), value, contribution, SaliencyMask(saliency))
 
 
 def _read(view: ModelView, fitted: FittedConcepts, target: int) -> tuple[Tensor, Tensor, float]:
@@ -84,9 +84,9 @@ def _together(problem: Problem, fitted: FittedConcepts, members: Sequence[int], 
     )
 
 
-def _notices(gap: float, fitted: FittedConcepts) -> Steps:
+def _warnings(gap: float, fitted: FittedConcepts) -> Steps:
     if abs(gap) > FAR_OFF * fitted.error:
-        yield Notice(
+        yield Warning(
             "CONCEPTS_UNFAITHFUL_HERE",
             f"On this image the explanation network differs from the model by {gap:+.3g}, where {fitted.error:.3g} is "
             "usual: its concepts do not say all of why. Fit the set to images that are more like this one.",

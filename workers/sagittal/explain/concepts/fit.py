@@ -21,7 +21,7 @@ from sagittal.explain.concepts.quality import Locality, Quality, measure, measur
 from sagittal.explain.concepts.srae import SRAE, TINY
 from sagittal.explain.concepts.training import Examples, FitSettings, Share, train
 from sagittal.explain.concepts.view import XFeature, view_x_features
-from sagittal.explain.events import Notice
+from sagittal.explain.events import Warning
 from sagittal.explain.explainer import InvalidParameter
 from sagittal.explain.problem import State, derive_seed
 from sagittal.explain.requests import Inspect, ModelView, Steps, Subject
@@ -67,7 +67,7 @@ class ConceptFit:
     """Images that could not be read."""
     images: int
     """Images that were fitted and held out."""
-    notices: Sequence[Notice]
+    warnings: Sequence[Warning]
 
 
 def fit_concepts(question: FitQuestion) -> Steps:
@@ -128,7 +128,7 @@ def _judge(question: FitQuestion, layer: str, fits: Sequence[SRAE], seen: "_Seen
         locality=local,
         skipped=_skipped(images, seen.kept),
         images=len(seen.kept),
-        notices=[*_notices(quality, rows, width), *found, *unmeasured],
+        warnings=[*_warnings(quality, rows, width), *found, *unmeasured],
     )
 
 
@@ -233,16 +233,16 @@ def _skipped(images: ImageSet, kept: Tensor) -> Sequence[Read]:
     return [images.read(index) for index in range(len(images)) if index not in sound]
 
 
-def _notices(quality: Quality, rows: int, width: int) -> Sequence[Notice]:
-    notices = []
+def _warnings(quality: Quality, rows: int, width: int) -> Sequence[Warning]:
+    warnings = []
     if quality.faithfulness_correlation < 0.9:
         few = f" {rows} images and crops are fewer than the layer's {width} features." if rows < width else ""
-        notices.append(
-            Notice(
+        warnings.append(
+            Warning(
                 "CONCEPTS_UNFAITHFUL",
                 f"On held-out images the explanation network's output has a correlation of only "
                 f"{quality.faithfulness_correlation:.2f} with the model's.{few} Send more images, or ask for more "
                 "crops of each (views).",
             )
         )
-    return notices
+    return warnings

@@ -14,7 +14,7 @@ from sagittal.explain.concepts.fitted import FittedConcepts
 from sagittal.explain.concepts.heatmaps import excitation
 from sagittal.explain.concepts.srae import SRAE, TINY, pull_away
 from sagittal.explain.concepts.training import Examples, Share
-from sagittal.explain.events import Notice, Progress
+from sagittal.explain.events import Warning, Progress
 from sagittal.explain.requests import Inspect, ModelView, Steps, Subject
 
 REBUILT = 0.5
@@ -176,7 +176,7 @@ def mean_shares(spreads: Sequence[Shares]) -> Shares:
 def measure_locality(
     images: ImageSet, held_out: Sequence[int], fitted: FittedConcepts, *, share: Share, subject: Subject
 ) -> Steps:
-    """Returns the Locality of a fit, and notices.
+    """Returns the Locality of a fit, and warnings.
 
     Args:
         images: The set, with its annotations.
@@ -193,7 +193,7 @@ def measure_locality(
         for x_feature, found in enumerate(spreads):
             shares = yield _look(images, index, parts, fitted, x_feature, subject)
             if isinstance(shares, Unsupported):
-                return Locality(), [Notice("LOCALITY_NOT_MEASURED", f"Locality is not measured: {shares}")]
+                return Locality(), [Warning("LOCALITY_NOT_MEASURED", f"Locality is not measured: {shares}")]
             found.append(shares)
         yield Progress(share.at((done + 1) / len(annotated)), phase="locality")
     return Locality(images=len(annotated), shares=tuple(map(mean_shares, spreads))), []
@@ -217,12 +217,12 @@ def _look(
     return Inspect(subject=subject, call=call, evaluations=3, gradient_evaluations=1)
 
 
-def _without(images: ImageSet, held_out: int) -> Sequence[Notice]:
+def _without(images: ImageSet, held_out: int) -> Sequence[Warning]:
     """Says so where images carry parts, but none of those that are held out."""
     if not any(images.parts(index) for index in range(len(images))):
         return []
     return [
-        Notice(
+        Warning(
             "LOCALITY_NOT_MEASURED",
             f"Locality is not measured: none of the {held_out} images that were held out has annotated parts. "
             "Annotate more of them.",

@@ -11,7 +11,7 @@ from sagittal.explain.concepts.features import ImageSet, UnfitImages
 from sagittal.explain.concepts.fitted import FittedConcepts
 from sagittal.explain.concepts.heatmaps import excitation
 from sagittal.explain.concepts.training import Examples, Share
-from sagittal.explain.events import Notice, Progress
+from sagittal.explain.events import Warning, Progress
 from sagittal.explain.problem import derive_seed
 from sagittal.explain.requests import Inspect, ModelView, Steps, Subject
 
@@ -184,7 +184,7 @@ class XFeature:
 def view_x_features(
     images: ImageSet, fitted: FittedConcepts, data: Examples, kept: Tensor, *, seed: int, share: Share, subject: Subject
 ) -> Steps:
-    """Returns the global view of each x-feature, and notices.
+    """Returns the global view of each x-feature, and warnings.
 
     Args:
         images: The set.
@@ -197,7 +197,7 @@ def view_x_features(
     """
     values = fitted.srae.encode(data.features)
     x_features: list[XFeature] = []
-    notices: list[Notice] = []
+    warnings: list[Warning] = []
     missing: list[str] = []
     for index in range(values.shape[1]):
         mixture = find_mixture(values[:, index], data.features, seed=derive_seed(seed, "mix", index))
@@ -208,11 +208,11 @@ def view_x_features(
             shown.append((yield from _show(images, fitted, index, one, subject, missing)))
         x_features.append(_describe(fitted, index, values, data, mixture, shown))
         if mixture.mixed:
-            notices.append(_mixed_notice(index, mixture.groups))
+            warnings.append(_mixed_warning(index, mixture.groups))
         yield Progress(share.at((index + 1) / values.shape[1]), phase="examples")
     if missing:
-        notices.append(Notice("CONCEPT_HEATMAPS_MISSING", f"The images are shown without heatmaps: {missing[0]}"))
-    return x_features, notices
+        warnings.append(Warning("CONCEPT_HEATMAPS_MISSING", f"The images are shown without heatmaps: {missing[0]}"))
+    return x_features, warnings
 
 
 def _describe(
@@ -259,9 +259,9 @@ def _show(
     return (yield Inspect(subject=subject, call=call, evaluations=3, gradient_evaluations=1))
 
 
-def _mixed_notice(index: int, groups: Tensor) -> Notice:
+def _mixed_warning(index: int, groups: Tensor) -> Warning:
     first, second = int((groups == 0).sum()), int((groups == 1).sum())
-    return Notice(
+    return Warning(
         "CONCEPT_MIXED",
         f"x{index + 1} may stand for two unrelated things: the images that excite it most fall into two groups "
         f"({first} and {second} images), which are shown apart. Read it as one or the other.",

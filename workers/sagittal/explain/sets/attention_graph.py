@@ -7,7 +7,7 @@ expanded node are scored, and those that lower the score most are shown, instead
 
 from dataclasses import dataclass
 
-from sagittal.explain.events import CausalTriple, GraphEdge, GraphNode, Notice, Progress, Truncated
+from sagittal.explain.events import CausalTriple, GraphEdge, GraphNode, Warning, Progress, Truncated
 from sagittal.explain.explainer import parameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.requests import OutOfBudget, Steps
@@ -66,7 +66,7 @@ class _Graph:
             yield progress(self.memo, "expand")
             frontier = yield from self._descend(frontier)
         if self.full:
-            yield Notice(
+            yield Warning(
                 "NODES_BOUND", f"The graph was cut at {self.settings.max_nodes} nodes; raise max_nodes for more."
             )
 
@@ -82,8 +82,7 @@ class _Graph:
                     yield self._node(child, root=False, causal=None)
                     if child and self._relative(child) > self.settings.expand_above:
                         expanded.append(child)
-                removed = (parent & ~child).bit_length() - 1
-                yield GraphEdge(self.memo.grid, members(parent), members(child), removed)
+                yield GraphEdge(f"{parent:x}", f"{child:x}", (parent & ~child).bit_length() - 1)
         return expanded
 
     def _shown(self, parent: int) -> list[int]:

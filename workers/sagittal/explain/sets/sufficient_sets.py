@@ -18,7 +18,7 @@ from functools import reduce
 from itertools import count
 from operator import or_
 
-from sagittal.explain.events import CausalTriple, CertificateLevel, Notice, Progress, SufficientSet, Truncated
+from sagittal.explain.events import CausalTriple, CertificateLevel, Warning, Progress, SufficientSet, Truncated
 from sagittal.explain.explainer import Explainer, InvalidParameter, parameter
 from sagittal.explain.problem import TINY_SCORE, Problem
 from sagittal.explain.requests import OutOfBudget, Steps, Upsampling
@@ -138,7 +138,7 @@ class SetSearch:
         return diverse_family({bits: each.score for bits, each in self.found.items()}, self.max_overlap)
 
     def _check_ends(self) -> Steps:
-        """Yields a notice where the empty set suffices or the whole image does not; whether so."""
+        """Yields a warning where the empty set suffices or the whole image does not; whether so."""
         yield from self.memo.evaluate([0, self.memo.all])
         if self.memo.sufficient(0):
             yield EMPTY_SET_SUFFICIENT
@@ -336,31 +336,31 @@ class MinimalSufficientExplanations(PatchSearch):
 
 
 def warn_of_tiny_score(problem: Problem) -> Steps:
-    """Yields a notice where the full score is so small that sufficiency means little."""
+    """Yields a warning where the full score is so small that sufficiency means little."""
     if problem.full_score < TINY_SCORE:
-        yield Notice(
+        yield Warning(
             "SUFFICIENCY_UNRELIABLE",
             f"The target's score on the image is {problem.full_score:.2g}: a share of it is reached by chance, so the "
             "sets say little. Choose a class that the model sees in the image.",
         )
 
 
-def _bound_reached(bound: int) -> Notice:
-    """Returns the notice that further sets may exist."""
-    return Notice(
+def _bound_reached(bound: int) -> Warning:
+    """Returns the warning that further sets may exist."""
+    return Warning(
         "SEARCH_BOUND_REACHED",
         f"The search stopped at its bound of {bound} evaluations while a part of the image that suffices was still to "
         "be searched: there may be further diverse sets, and smaller ones.",
     )
 
 
-EMPTY_SET_SUFFICIENT = Notice(
+EMPTY_SET_SUFFICIENT = Warning(
     "EMPTY_SET_SUFFICIENT",
     "The baseline alone is sufficient: nothing of the image is needed, so there is no set to report. The model may not "
     "look at the image for this class, or the baseline may not hide the class; try another baseline.",
 )
 
-IMAGE_NOT_SUFFICIENT = Notice(
+IMAGE_NOT_SUFFICIENT = Warning(
     "IMAGE_NOT_SUFFICIENT",
     "The target is not the model's top class on the whole image, so no set keeps it the top class. Choose the top "
     "class, or the sufficiency by threshold.",
