@@ -9,7 +9,7 @@ from torch import nn
 
 from sagittal.engine import Budget, Output
 from sagittal.explain import IntegratedGradients
-from sagittal.explain.events import Warning, SaliencyMask, Truncated
+from sagittal.explain.events import SaliencyMask, Truncated, Warning
 
 
 def small_network():

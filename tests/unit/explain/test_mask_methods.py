@@ -8,7 +8,7 @@ from known_models import LEFT, RIGHT, Constant, LooksAtRegions
 
 from sagittal.engine import Budget, Engine, Task, TorchEvaluator
 from sagittal.explain import IGOS, IGOSPlus, IGOSPlusPlus, InvalidParameter, Metrics, Question, explain
-from sagittal.explain.events import Curve, CurveKind, Warning, Prediction, Progress, SaliencyMask, Truncated
+from sagittal.explain.events import Curve, CurveKind, Prediction, Progress, SaliencyMask, Truncated, Warning
 
 METHODS = (IGOS, IGOSPlus, IGOSPlusPlus)
 

@@ -15,7 +15,7 @@ from sagittal.explain import (
     Question,
     explain,
 )
-from sagittal.explain.events import Warning, Prediction
+from sagittal.explain.events import Prediction, Warning
 from sagittal.explain.problem import Problem
 from sagittal.explain.requests import Evaluate
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sagittal.explain.events import Warning, PointingGame, SaliencyMask
+from sagittal.explain.events import PointingGame, SaliencyMask, Warning
 from sagittal.explain.explainer import Explainer
 from sagittal.explain.measures.curves import Metrics, measure, pointing_game
 from sagittal.explain.problem import Problem, Question, prepare

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sagittal.explain.events import ClassScore, Warning, Prediction
+from sagittal.explain.events import ClassScore, Prediction, Warning
 from sagittal.explain.problem import Baseline, Blur, Candidate, Problem, State, is_low
 from sagittal.explain.requests import Evaluate, Scores, Steps, Subject
 

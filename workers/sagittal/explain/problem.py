@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sagittal.explain.events import ClassScore, Warning, Prediction
+from sagittal.explain.events import ClassScore, Prediction, Warning
 from sagittal.explain.masking import gaussian_blur, stretched_units
 from sagittal.explain.masks.regularisers import edge_weights
 from sagittal.explain.requests import Evaluate, Inspect, ModelView, Scores, Steps, Subject

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from sagittal.explain import Explainer, MinimalSufficientExplanations, StructuredAttentionGraph
-from sagittal.explain.events import Checkpoint, Event, GraphEdge, GraphNode, Warning, SufficientSet
+from sagittal.explain.events import Checkpoint, Event, GraphEdge, GraphNode, SufficientSet, Warning
 
 FINDINGS = (SufficientSet, GraphNode, GraphEdge, Warning)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sagittal.explain.attribution.layers import heatmap
-from sagittal.explain.events import Warning, Progress, SaliencyMask, Truncated
+from sagittal.explain.events import Progress, SaliencyMask, Truncated, Warning
 from sagittal.explain.explainer import Explainer, Needs, parameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.requests import OutOfBudget, Scores, Steps, Upsampling, gradient_of
@@ -44,7 +44,7 @@ class IntegratedGradients(Explainer):
     )
 
     def explain(self, problem: Problem) -> Steps:
-        """Yields forming heatmaps, a warning where the sum falls short, and the final heatmap (mask_size, mask_size)."""
+        """Yields forming heatmaps, a warning if the sum falls short, and the final heatmap (mask_size, mask_size)."""
         path = _interleaved((torch.arange(self.steps) + 0.5) / self.steps).to(problem.image.device)
         total, done = problem.full(self.mask_size, 0.0), 0
         try:

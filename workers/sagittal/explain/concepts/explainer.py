@@ -9,7 +9,15 @@ from torch import Tensor
 
 from sagittal.explain.concepts.fitted import FittedConcepts, read_image
 from sagittal.explain.concepts.heatmaps import METHODS, x_feature_heatmap
-from sagittal.explain.events import ClassScore, ConceptContribution, ConceptPrediction, Warning, Progress, SaliencyMask, Truncated
+from sagittal.explain.events import (
+    ClassScore,
+    ConceptContribution,
+    ConceptPrediction,
+    Progress,
+    SaliencyMask,
+    Truncated,
+    Warning,
+)
 from sagittal.explain.explainer import Explainer, InvalidParameter, Needs, parameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.requests import Inspect, ModelView, OutOfBudget, Steps

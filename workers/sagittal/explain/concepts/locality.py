@@ -18,7 +18,7 @@ from sagittal.explain.concepts.features import Box, ImageSet
 from sagittal.explain.concepts.fitted import FittedConcepts
 from sagittal.explain.concepts.heatmaps import excitation
 from sagittal.explain.concepts.training import Share
-from sagittal.explain.events import Warning, Progress
+from sagittal.explain.events import Progress, Warning
 from sagittal.explain.requests import Inspect, ModelView, Steps, Subject
 
 MOST_IMAGES = 100

@@ -14,7 +14,7 @@ from sagittal.explain.concepts.fitted import FittedConcepts
 from sagittal.explain.concepts.heatmaps import excitation
 from sagittal.explain.concepts.srae import SRAE, TINY, pull_away
 from sagittal.explain.concepts.training import Examples, Share
-from sagittal.explain.events import Warning, Progress
+from sagittal.explain.events import Progress, Warning
 from sagittal.explain.requests import Inspect, ModelView, Steps, Subject
 
 REBUILT = 0.5

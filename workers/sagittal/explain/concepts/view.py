@@ -11,7 +11,7 @@ from sagittal.explain.concepts.features import ImageSet, UnfitImages
 from sagittal.explain.concepts.fitted import FittedConcepts
 from sagittal.explain.concepts.heatmaps import excitation
 from sagittal.explain.concepts.training import Examples, Share
-from sagittal.explain.events import Warning, Progress
+from sagittal.explain.events import Progress, Warning
 from sagittal.explain.problem import derive_seed
 from sagittal.explain.requests import Inspect, ModelView, Steps, Subject
 

@@ -7,7 +7,7 @@ expanded node are scored, and those that lower the score most are shown, instead
 
 from dataclasses import dataclass
 
-from sagittal.explain.events import CausalTriple, GraphEdge, GraphNode, Warning, Progress, Truncated
+from sagittal.explain.events import CausalTriple, GraphEdge, GraphNode, Progress, Truncated, Warning
 from sagittal.explain.explainer import parameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.requests import OutOfBudget, Steps

@@ -48,7 +48,7 @@ def ask_regions(
     hide: bool = False,
     upsampling: Upsampling = Upsampling.BOX,
 ) -> Steps:
-    """Yields requests, a Prediction and warnings as `prepare` does, then the RegionScores of the sets in their order."""
+    """Yields requests, a Prediction and warnings as `prepare` does, then the RegionScores of the sets in order."""
     problem: Problem = yield from prepare(question)
     scored: list[RegionScore] = yield from score_regions(problem, grid, sets, hide=hide, upsampling=upsampling)
     full = ClassScore(problem.target, problem.full_score)

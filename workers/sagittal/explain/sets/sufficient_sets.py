@@ -18,7 +18,7 @@ from functools import reduce
 from itertools import count
 from operator import or_
 
-from sagittal.explain.events import CausalTriple, CertificateLevel, Warning, Progress, SufficientSet, Truncated
+from sagittal.explain.events import CausalTriple, CertificateLevel, Progress, SufficientSet, Truncated, Warning
 from sagittal.explain.explainer import Explainer, InvalidParameter, parameter
 from sagittal.explain.problem import TINY_SCORE, Problem
 from sagittal.explain.requests import OutOfBudget, Steps, Upsampling
