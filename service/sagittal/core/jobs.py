@@ -137,6 +137,8 @@ class Lease:
     trace_context: str = ""
     checkpoint: bytes | None = None
     """State that an earlier attempt stored; None for none."""
+    alone: bool = False
+    """Whether the worker may run nothing beside it: an earlier attempt ended with its worker's death."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

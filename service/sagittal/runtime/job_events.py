@@ -72,7 +72,7 @@ class Ending:
         if self.reason == "cancelled":
             return cancelled_event(self.detail, now)
         if self.reason == "expired":
-            when = "while it ran, its worker lost" if self.attempt else "before a worker was free"
+            when = "while it ran, its worker lost or hung" if self.attempt else "before a worker was free"
             error: Expired | JobBuried = Expired(f"the deadline passed {when}; allow more time, or use the batch lane")
         else:
             error = JobBuried(

@@ -134,7 +134,7 @@ class MemoryWorkerQueue:
         self._store = store
         self._worker = worker
 
-    def lease(self, models: Sequence[tuple[str, str]], *, block_seconds: float) -> Lease | None:
+    def lease(self, models: Sequence[tuple[str, str]], *, block_seconds: float, busy: bool = False) -> Lease | None:
         """Takes the next run of these models."""
         until = time.monotonic() + block_seconds
         with self._store.changed:

@@ -141,10 +141,17 @@ class WorkerQueue(Protocol):
     Every method raises `core.errors.Unavailable` when the store cannot be reached in time.
     """
 
-    def lease(self, models: Sequence[tuple[str, str]], *, block_seconds: float) -> Lease | None:
+    def lease(self, models: Sequence[tuple[str, str]], *, block_seconds: float, busy: bool = False) -> Lease | None:
         """Takes the next job of these (model, version) pairs, interactive lane first, or reclaims one that was lost.
 
         Returns None when none came within `block_seconds`.
+
+        Args:
+            models: The models whose jobs may be taken.
+            block_seconds: Longest time to wait for a job, in seconds.
+            busy: Whether the worker runs anything. A job whose worker died is a suspect, and goes to one that does not.
+                Where a suspect has waited for `lease_seconds`, one busy worker at a time gets nothing else until it is
+                idle.
         """
         ...
 

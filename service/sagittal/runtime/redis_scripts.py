@@ -128,14 +128,15 @@ def parse_job(view: Sequence[bytes]) -> Job:
 def parse_lease(answer: Sequence[bytes]) -> Lease:
     """Returns a lease from the answer of the script `lease`."""
     view_end = 2 + VIEW_FIELDS
-    request, trace, has_checkpoint, checkpoint = answer[view_end : view_end + 4]
+    request, trace, has_checkpoint, checkpoint, alone = answer[view_end : view_end + 5]
     return Lease(
         job=parse_job(answer[2:view_end]),
         request=request,
-        images=dict(_pairs(answer[view_end + 4 :])),
+        images=dict(_pairs(answer[view_end + 5 :])),
         token=int(answer[1]),
         trace_context=trace.decode(),
         checkpoint=checkpoint if has_checkpoint else None,
+        alone=bool(alone),
     )
 
 

@@ -44,13 +44,13 @@ class RedisWorkerQueue:
         self._writers_lock = threading.Lock()
         self._swept = 0.0
 
-    def lease(self, models: Sequence[tuple[str, str]], *, block_seconds: float) -> Lease | None:
+    def lease(self, models: Sequence[tuple[str, str]], *, block_seconds: float, busy: bool = False) -> Lease | None:
         """Takes the next run of these models, after requeueing those whose worker was lost."""
         until = time.monotonic() + block_seconds
         names = [model_key(*model) for model in models]
         while True:
             self._sweep_when_due()
-            lease = self._take(names) if names else None
+            lease = self._take(names, busy=busy) if names else None
             left = until - time.monotonic()
             if lease is not None or left <= 0:
                 return lease
@@ -143,14 +143,15 @@ class RedisWorkerQueue:
     def _script(self, name: str, *arguments: bytes | str | int | float) -> Any:
         return self._redis.script(load_script(name), *arguments)
 
-    def _take(self, names: Sequence[str]) -> Lease | None:
+    def _take(self, names: Sequence[str], *, busy: bool) -> Lease | None:
         """Takes a run; those at the head that must end are ended on the way."""
         while True:
             nonce = secrets.token_hex(8)
             settings = self._settings
-            answer = self._script("lease", self._worker, nonce, settings.lease_seconds, settings.batch_every, *names)
+            bounds = settings.lease_seconds, settings.batch_every
+            answer = self._script("lease", self._worker, nonce, *bounds, "1" if busy else "", *names)
             match answer[0]:
-                case b"none":
+                case b"none" | b"hold":
                     return None
                 case b"lease":
                     return parse_lease(answer)

@@ -44,7 +44,7 @@ class QueueSettings(BaseModel):
     sweep_seconds: Seconds = 1.0
     """Time between two looks for lost leases, passed deadlines and spent retention, in seconds."""
     max_attempts: Count = 3
-    """Times a run may be begun; a job whose last attempt loses its worker is buried."""
+    """Times a run may be begun; a job whose last attempt, alone on its worker, loses the worker is dead-lettered."""
     batch_every: Annotated[int, Field(ge=2)] = 5
     """Every so many leases the batch lane is looked at first."""
 

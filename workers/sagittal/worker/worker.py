@@ -160,7 +160,7 @@ class Worker:
                 self._draining.wait(0.1)
                 continue
             try:
-                lease = self._queue.lease(models, block_seconds=LEASE_BLOCK)
+                lease = self._queue.lease(models, block_seconds=LEASE_BLOCK, busy=self._busy())
             except Unavailable as away:
                 self._away("lease", away)
                 continue
@@ -171,10 +171,15 @@ class Worker:
         self._room.clear()
         self._forget_ended()
         with self._runs_lock:
-            full = len(self._runs) >= self._settings.max_jobs
+            full = len(self._runs) >= self._settings.max_jobs or any(run.lease.alone for run in self._runs.values())
         if full:
             self._room.wait(LEASE_BLOCK)
         return not full
+
+    def _busy(self) -> bool:
+        """Whether anything runs beside which a job would not be alone."""
+        with self._runs_lock:
+            return bool(self._runs)
 
     def _take(self, lease: Lease) -> None:
         """Begins a leased job; whatever is wrong with it ends the job, not the worker."""

@@ -4,6 +4,8 @@
 --   job:ID hash      log:ID list of events     run:ID hash (ID of the job that began it), with request and images
 --   parts:ID hash of large parts of a job by name, their bytes together under ''   attaching zset of those without a job
 --   ready:LANE:MODEL@VERSION zset of runs by fair-share tag   share:LANE:MODEL@VERSION hash of tags by tenant
+--   alone:LANE:MODEL@VERSION zset, by time, of runs that wait for a worker to themselves, since one died while it ran them
+--   holds:ID string, the busy worker that takes nothing more until it can take this run
 --   age:LANE:MODEL zset of queued runs by time   held hash of running runs by LANE:MODEL   lanes set of LANE:MODEL
 --   leases zset of runs by expiry   deadlines zset of jobs   jobs and jobs:TENANT zsets by creation (lexicographic)
 --   ended zset of jobs   spent zset of runs   load hash of admission counters   pace hash of evaluations a second by lane
@@ -38,7 +40,7 @@ end
 
 -- Everything of a run but its payloads.
 local RUN = {'kind', 'model', 'version', 'method', 'lane', 'tenant', 'request_id', 'created', 'deadline', 'estimate',
-  'tag', 'token', 'attempt', 'worker', 'state', 'cancel', 'subs', 'content', 'store', 'batch', 'bytes'}
+  'tag', 'token', 'attempt', 'worker', 'state', 'cancel', 'cancelled', 'subs', 'content', 'store', 'batch', 'bytes', 'suspect', 'alone'}
 local function read_run(id) return pick(run_key(id), RUN) end
 
 local function split(text)
@@ -113,7 +115,11 @@ local function count_load(run, sign)
 end
 
 local function enqueue(id, run)
-  call('ZADD', root .. 'ready:' .. queue_name(run), run.tag, id)
+  if (run.suspect or '') ~= '' then
+    call('ZADD', root .. 'alone:' .. queue_name(run), exact(now), id)
+  else
+    call('ZADD', root .. 'ready:' .. queue_name(run), run.tag, id)
+  end
   call('ZADD', root .. 'age:' .. place(run), run.created, id)
   call('SADD', root .. 'lanes', place(run))
   count_load(run, 1)
@@ -122,12 +128,17 @@ local function enqueue(id, run)
 end
 
 local function dequeue(id, run)
-  local ready = root .. 'ready:' .. queue_name(run)
-  if call('ZREM', ready, id) == 0 then return end
+  local ready, alone = root .. 'ready:' .. queue_name(run), root .. 'alone:' .. queue_name(run)
+  if call('ZREM', alone, id) == 1 then
+    call('DEL', root .. 'holds:' .. id)
+  elseif call('ZREM', ready, id) == 0 then
+    return
+  end
   if call('EXISTS', ready) == 0 then
     call('DEL', root .. 'share:' .. queue_name(run))
     local name = ':' .. run.model .. '@' .. run.version
-    if call('EXISTS', root .. 'ready:interactive' .. name, root .. 'ready:batch' .. name) == 0 then
+    if call('EXISTS', root .. 'ready:interactive' .. name, root .. 'ready:batch' .. name,
+      root .. 'alone:interactive' .. name, root .. 'alone:batch' .. name) == 0 then
       call('DEL', root .. 'bell' .. name)
     end
   end

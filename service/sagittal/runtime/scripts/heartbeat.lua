@@ -1,4 +1,5 @@
--- Keeps leases alive. For each (id, token) returns '' (kept), 'lost', or 'cancel:', the seconds since, ':' and the reason.
+-- Keeps leases alive, but not of a run that its worker should have ended by itself a lease's time ago: that worker hangs, and
+-- the sweep ends the run when the lease has passed. For each (id, token) returns '' (kept), 'lost', or 'cancel:', the seconds since, ':' and the reason.
 local seconds = tonumber(ARGV[1])
 local answers = {}
 for i = 2, #ARGV, 2 do
@@ -7,10 +8,9 @@ for i = 2, #ARGV, 2 do
   if not holds(run, ARGV[i + 1]) then
     answers[#answers + 1] = 'lost'
   else
-    call('ZADD', root .. 'leases', exact(now + seconds), id)
-    -- A worker ends at the deadline by itself; this is for one that does not.
     local overdue = run.deadline ~= '' and now > tonumber(run.deadline) + seconds
     local since = now - tonumber(run.cancelled ~= '' and run.cancelled or now)
+    if not overdue and since <= seconds then call('ZADD', root .. 'leases', exact(now + seconds), id) end
     local cancelled = run.cancel ~= '' and string.format('cancel:%.6f:', since) .. run.cancel
     answers[#answers + 1] = cancelled or overdue and 'cancel:0:deadline' or ''
   end

@@ -15,11 +15,12 @@ for _, id in ipairs(call('ZRANGEBYSCORE', root .. 'leases', '-inf', exact(now), 
     must_end('cancelled', 'run', id, run, run.cancel)
   elseif run.deadline ~= '' and tonumber(run.deadline) <= now then
     must_end('expired', 'run', id, run, '')
-  elseif tonumber(run.attempt) >= max_attempts then
+  elseif tonumber(run.attempt) >= max_attempts and run.alone ~= '' then
     must_end('buried', 'run', id, run, '')
   else
     unlease(id, run)
-    call('HSET', run_key(id), 'state', 'queued')
+    run.suspect = '1'
+    call('HSET', run_key(id), 'state', 'queued', 'suspect', run.suspect)
     enqueue(id, run)
   end
 end
