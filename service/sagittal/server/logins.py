@@ -1,13 +1,14 @@
-"""Failed logins, limited for each address: who guesses tokens gets a few tries, then has to wait.
+"""Unknown tokens, limited for each address: a caller that guesses gets a few tries, and then has to wait.
 
-Callers behind one proxy share its address. A token that was good from an address therefore stays good there, whatever
-others at that address try: nobody can lock anyone out.
+A right token never waits: the limit is asked only about unknown ones. So nobody is locked out by others behind the same
+proxy, and what stands against guessing is the length of a token. The limit keeps a misconfigured or hostile caller
+from filling the log, and tells its operator.
 """
 
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from urllib.parse import unquote
 
@@ -30,8 +31,6 @@ class _Peer:
     """Wrong tokens that it may still send."""
     seen: float
     """When `tries` was true, on the clock."""
-    good: set[str] = field(default_factory=set)
-    """Digests of tokens that were right."""
 
 
 class FailedLogins:
@@ -42,25 +41,19 @@ class FailedLogins:
         self._clock = clock
         self._peers: OrderedDict[str, _Peer] = OrderedDict()
 
-    def check(self, peer: str, digest: str) -> None:
-        """Raises Unauthenticated where the address has had its tries, and this token was never good there."""
-        known = self._refilled(address_of(peer))
-        if known.tries < 1 and digest not in known.good:
+    def failed(self, peer: str) -> None:
+        """Counts an unknown token. Raises Unauthenticated if the address has had its tries."""
+        address = address_of(peer)
+        known = self._refilled(address)
+        if known.tries < 1:
             wait = (1 - known.tries) * self._seconds_for_a_try
             raise Unauthenticated(
-                f"too many unknown tokens came from your address: try again in {wait:.0f} s", retry_after=wait
+                f"too many unknown tokens came from your address: try again in {wait:.0f} s, or send a known one",
+                retry_after=wait,
             )
-
-    def failed(self, peer: str) -> None:
-        """Counts a wrong token."""
-        known = self._refilled(address_of(peer))
         known.tries -= 1
         if known.tries < 1:
-            _log.warning("logins-limited", address=address_of(peer), attempts=self._settings.attempts)
-
-    def succeeded(self, peer: str, digest: str) -> None:
-        """Remembers a right token."""
-        self._refilled(address_of(peer)).good.add(digest)
+            _log.warning("logins-limited", address=address, attempts=self._settings.attempts)
 
     def __len__(self) -> int:
         """Addresses that are remembered."""

@@ -117,12 +117,12 @@ class TlsSettings(BaseModel):
 
 
 class LoginSettings(BaseModel):
-    """How many wrong tokens an address may send."""
+    """How many unknown tokens an address may send."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     attempts: Annotated[int, Field(ge=1)] = 10
-    """Wrong tokens in a row after which an address must wait; tokens that were good from it stay good."""
+    """Unknown tokens in a row after which further unknown tokens from an address must wait; known tokens never wait."""
     window: Positive = 60.0
     """Time after which it has all of them again, in seconds."""
     max_addresses: Annotated[int, Field(ge=1)] = 10_000
@@ -193,7 +193,7 @@ class ServiceSettings(BaseSettings):
     tokens: dict[str, Token] = {}
     """Who may call, by the SHA-256 of the bearer token in hexadecimal, as JSON. Empty: everyone may do everything."""
     logins: LoginSettings = LoginSettings()
-    """How many wrong tokens an address may send."""
+    """How many unknown tokens an address may send."""
     admin_listen: str = ""
     """Address of a second listener, `host:port`: health and channelz in the clear, without tokens, and nothing of the
     API. Empty: none. Keep it on 127.0.0.1: channelz tells who is connected."""

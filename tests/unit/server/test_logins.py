@@ -28,14 +28,13 @@ def logins(clock: Clock) -> FailedLogins:
 
 def guess(logins: FailedLogins, peer: str, times: int) -> None:
     for _ in range(times):
-        logins.check(peer, "wrong")
         logins.failed(peer)
 
 
 def test_an_address_has_its_tries_and_then_is_told_how_long_to_wait(logins: FailedLogins) -> None:
     guess(logins, PEER, 2)
     with pytest.raises(Unauthenticated) as caught:
-        logins.check("ipv4:10.0.0.1:6000", "right")
+        logins.failed("ipv4:10.0.0.1:6000")
     assert caught.value.retry_after == pytest.approx(30)
 
 
@@ -44,18 +43,20 @@ def test_tries_come_back_one_by_one(logins: FailedLogins, clock: Clock) -> None:
     clock.now = 30.0
     guess(logins, PEER, 1)
     with pytest.raises(Unauthenticated):
-        logins.check(PEER, "wrong")
+        logins.failed(PEER)
+
+
+def test_tries_that_are_refused_do_not_prolong_the_wait(logins: FailedLogins) -> None:
+    guess(logins, PEER, 2)
+    for _ in range(1_000):
+        with pytest.raises(Unauthenticated) as caught:
+            logins.failed(PEER)
+    assert caught.value.retry_after == pytest.approx(30)
 
 
 def test_other_addresses_have_their_own(logins: FailedLogins) -> None:
     guess(logins, PEER, 2)
-    logins.check(OTHER, "right")
-
-
-def test_a_token_that_was_good_from_an_address_stays_good_there(logins: FailedLogins) -> None:
-    logins.succeeded(PEER, "right")
-    guess(logins, PEER, 2)
-    logins.check(PEER, "right")
+    logins.failed(OTHER)
 
 
 def test_no_more_addresses_are_remembered_than_the_bound(logins: FailedLogins) -> None:
