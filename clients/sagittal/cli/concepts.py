@@ -11,6 +11,7 @@ import click
 from sagittal.cli.connection import connected
 from sagittal.cli.explain import DEFAULT_MODEL
 from sagittal.cli.failures import USAGE, Failure
+from sagittal.cli.output import echo
 from sagittal.cli.report import dump
 from sagittal.client import Client, ConceptSet, FitProgress, XFeature
 
@@ -74,9 +75,9 @@ def fit(
         concepts=count,
         **given,
     )
-    click.echo("\n".join(_described(found)))
+    echo("\n".join(_described(found)))
     for index, file, reason in found.skipped:
-        click.echo(f"skipped {file or list(files)[index]}: {reason}", err=True)
+        echo(f"skipped {file or list(files)[index]}: {reason}", err=True)
     _write_sheets(found, output)
 
 
@@ -88,13 +89,13 @@ def list_sets(client: Client, *, model: str, as_json: bool) -> None:
     """Lists concept sets."""
     found = list(client.concepts.list(model))
     if as_json:
-        click.echo(dump([_json(each) for each in found]))
+        echo(dump([_json(each) for each in found]))
         return
     for each in found:
         correlation = each.quality.faithfulness_correlation
-        click.echo(f"{each.model}  {each.name}  {len(each.concepts)} concepts  {each.layer}  r={correlation:.3f}")
+        echo(f"{each.model}  {each.name}  {len(each.concepts)} concepts  {each.layer}  r={correlation:.3f}")
     if not found:
-        click.echo("no concept sets", err=True)
+        echo("no concept sets", err=True)
 
 
 @concepts.command()
@@ -106,7 +107,7 @@ def list_sets(client: Client, *, model: str, as_json: bool) -> None:
 def show(client: Client, *, name: str, model: str, as_json: bool, output: Path | None) -> None:
     """Shows the concept set NAME; with --output, a contact sheet of each x-feature."""
     found = client.concepts.get(name, model=model)
-    click.echo(dump(_json(found)) if as_json else "\n".join(_described(found)))
+    echo(dump(_json(found)) if as_json else "\n".join(_described(found)))
     _write_sheets(found, output)
 
 
@@ -135,7 +136,7 @@ def name(
         merge={} if merge_into is None else {index: merge_into - 1},
         mixed={} if mixed is None else {index: mixed},
     )
-    click.echo("\n".join(_described(found)))
+    echo("\n".join(_described(found)))
 
 
 @concepts.command()
@@ -145,7 +146,7 @@ def name(
 def delete(client: Client, *, name: str, model: str) -> None:
     """Deletes the concept set NAME."""
     client.concepts.delete(name, model=model)
-    click.echo(f"deleted {name}")
+    echo(f"deleted {name}")
 
 
 def _files(images: Sequence[Path]) -> dict[Path, str]:
@@ -201,7 +202,7 @@ def _say(progress: FitProgress) -> None:
             f"  reconstruction {progress.reconstruction:.4f}  pull-away {progress.pull_away:.4f}"
         )
     job = f"  job {progress.job_id}" if progress.phase == "queued" else ""
-    click.echo(f"{progress.fraction:6.1%}  {progress.phase}{terms}{job}", err=True)
+    echo(f"{progress.fraction:6.1%}  {progress.phase}{terms}{job}", err=True)
 
 
 def _described(found: ConceptSet) -> list[str]:
@@ -279,4 +280,4 @@ def _write_sheets(found: ConceptSet, output: Path | None) -> None:
     for concept in found.concepts:
         path = output / f"{found.name}-x{concept.index + 1}.png"
         draw_contact_sheet(found, concept, path)
-        click.echo(str(path), err=True)
+        echo(str(path), err=True)

@@ -11,6 +11,7 @@ import numpy as np
 from sagittal.cli.connection import connected
 from sagittal.cli.drawing.picture import read_picture
 from sagittal.cli.failures import FAILED, USAGE, Failure
+from sagittal.cli.output import echo
 from sagittal.cli.report import dump, explanation_json
 from sagittal.cli.terminal import LiveReporter, PlainReporter, effort, make_reporter
 from sagittal.client import Baseline, Client, Explanation, Method, Metrics
@@ -100,7 +101,7 @@ def explain(
         explanation = ask(client, question, reporter)
         files = draw(client, question, explanation, directory) if directory else {}
     if as_json:
-        click.echo(dump(explanation_json(explanation, files)))
+        echo(dump(explanation_json(explanation, files)))
     else:
         tell(explanation, directory, files)
 
@@ -140,25 +141,25 @@ def tell(explanation: Explanation, directory: Path | None, files: Mapping[str, s
     target, completed = explanation.target, explanation.completed
     name = (target.label or f"class {target.index}") if target else "the image"
     how = f"{explanation.method} on {explanation.model}"
-    click.echo(f"explained {name} by {how}" + (f": {effort(completed)}" if completed else ""))
+    echo(f"explained {name} by {how}" + (f": {effort(completed)}" if completed else ""))
     if explanation.insertion is not None and explanation.deletion is not None:
         insertion, deletion = f"{explanation.insertion:.3f}", f"{explanation.deletion:.3f}"
-        click.echo(f"insertion AUC {insertion} (high is good)   deletion AUC {deletion} (low is good)")
+        echo(f"insertion AUC {insertion} (high is good)   deletion AUC {deletion} (low is good)")
     if explanation.sufficient_sets:
         sizes = [len(each.patches.patches) for each in explanation.sufficient_sets]
         one = f"a sufficient set of {sizes[0]} patches"
-        click.echo(one if len(sizes) == 1 else f"{len(sizes)} sufficient sets, the smallest of {min(sizes)} patches")
+        echo(one if len(sizes) == 1 else f"{len(sizes)} sufficient sets, the smallest of {min(sizes)} patches")
     said = explanation.concept_prediction
     if said is not None:
-        click.echo(f"the concepts add up to {said.predicted:+.3g}; the model's own output is {said.output:+.3g}")
+        echo(f"the concepts add up to {said.predicted:+.3g}; the model's own output is {said.output:+.3g}")
         for each in sorted(explanation.concepts, key=lambda one: -abs(one.contribution)):
-            click.echo(f"  {each.contribution:+8.3f}  x{each.index + 1} {each.name}".rstrip())
+            echo(f"  {each.contribution:+8.3f}  x{each.index + 1} {each.name}".rstrip())
     for warning in explanation.warnings:
-        click.echo(f"warning: {warning.message} ({warning.reason})")
+        echo(f"warning: {warning.message} ({warning.reason})")
     if directory:
-        click.echo(f"pictures in {directory}: {', '.join(dict.fromkeys(files.values()))}")
+        echo(f"pictures in {directory}: {', '.join(dict.fromkeys(files.values()))}")
     else:
-        click.echo(f"job {explanation.job_id}; give -o DIR for pictures")
+        echo(f"job {explanation.job_id}; give -o DIR for pictures")
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

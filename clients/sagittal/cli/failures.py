@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import click
 
+from sagittal.cli.output import echo
 from sagittal.client import InvalidRequest, NotFound, Overloaded, SagittalError, Unauthenticated, Unavailable
 
 FAILED, USAGE, UNREACHABLE, EXTRA_MISSING, INTERRUPTED = 1, 2, 3, 4, 130
@@ -45,7 +46,7 @@ class Failure(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Prints the message to standard error."""
-        click.echo(f"sagittal: {self.format_message()}", file=file, err=file is None)
+        echo(f"sagittal: {self.format_message()}", file=file, err=file is None)
 
 
 class Stopped(KeyboardInterrupt):

@@ -6,6 +6,7 @@ from itertools import islice
 import click
 
 from sagittal.cli.connection import connected
+from sagittal.cli.output import echo
 from sagittal.cli.report import dump, explanation_json, job_json
 from sagittal.cli.terminal import make_reporter
 from sagittal.client import Client
@@ -32,7 +33,7 @@ def get(client: Client, *, job: str) -> None:
     explanation = client.get(job)
     error = explanation.error
     failure = {"error": {"reason": error.reason, "message": error.message}} if error else {}
-    click.echo(dump({"state": explanation.state} | failure | explanation_json(explanation, {})))
+    echo(dump({"state": explanation.state} | failure | explanation_json(explanation, {})))
 
 
 @click.command("list")
@@ -46,13 +47,13 @@ def list_jobs(client: Client, *, model: str, states: Sequence[str], reason: str,
     """Lists jobs, newest first."""
     jobs = list(islice(client.list(model=model, states=states, reason=reason), limit))
     if as_json:
-        click.echo(dump([job_json(job) for job in jobs]))
+        echo(dump([job_json(job) for job in jobs]))
         return
     for job in jobs:
         when = job.created.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        click.echo(f"{job.job_id}  {when}  {job.state:<9}  {job.model}  {job.method}  {job.failure_reason}".rstrip())
+        echo(f"{job.job_id}  {when}  {job.state:<9}  {job.model}  {job.method}  {job.failure_reason}".rstrip())
     if not jobs:
-        click.echo("no jobs", err=True)
+        echo("no jobs", err=True)
 
 
 @click.command()
@@ -61,7 +62,7 @@ def list_jobs(client: Client, *, model: str, states: Sequence[str], reason: str,
 def cancel(client: Client, *, job: str) -> None:
     """Cancels JOB; one that has ended stays as it is."""
     state = client.cancel(job).state
-    click.echo(f"job {job}: {'will be cancelled at its next step' if state == 'running' else state}")
+    echo(f"job {job}: {'will be cancelled at its next step' if state == 'running' else state}")
 
 
 @click.command()
@@ -70,7 +71,7 @@ def cancel(client: Client, *, job: str) -> None:
 def delete(client: Client, *, job: str) -> None:
     """Deletes JOB, which must have ended, with its image and events."""
     client.delete(job)
-    click.echo(f"job {job}: deleted")
+    echo(f"job {job}: deleted")
 
 
 @click.command()
@@ -78,4 +79,4 @@ def delete(client: Client, *, job: str) -> None:
 @connected
 def retry(client: Client, *, job: str) -> None:
     """Runs JOB again, which must have been buried, as a new job. Needs the role `admin`."""
-    click.echo(f"job {job}: runs again as {client.retry(job).job_id}")
+    echo(f"job {job}: runs again as {client.retry(job).job_id}")

@@ -10,6 +10,7 @@ import click
 
 from sagittal.cli.explain import DEFAULT_MODEL, Question, ask, check_readable, draw, tell
 from sagittal.cli.failures import stopping_on_signals
+from sagittal.cli.output import echo
 from sagittal.cli.terminal import make_reporter
 from sagittal.client import Client
 
@@ -56,15 +57,15 @@ def up(listen: str, metrics_port: int, models_file: Path | None, state: Path | N
     )
     with stopping_on_signals(), running(plan) as stack, Client(listen) as client:
         stack.wait_for_service()
-        click.echo(f"service  {listen}")
-        click.echo(f"queue    {stack.queue_url}")
-        click.echo(f"logs     {stack.directory}")
+        echo(f"service  {listen}")
+        echo(f"queue    {stack.queue_url}")
+        echo(f"logs     {stack.directory}")
         if metrics_port:
-            click.echo(f"metrics  http://127.0.0.1:{metrics_port}/metrics (service), :{metrics_port + 1} (worker)")
-        stack.wait_for_models(client, click.echo)
-        click.echo("ready; Ctrl-C stops everything")
+            echo(f"metrics  http://127.0.0.1:{metrics_port}/metrics (service), :{metrics_port + 1} (worker)")
+        stack.wait_for_models(client, echo)
+        echo("ready; Ctrl-C stops everything")
         while True:
-            stack.tend(click.echo)
+            stack.tend(echo)
             time.sleep(LOOK_SECONDS)
 
 

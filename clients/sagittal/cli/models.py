@@ -10,6 +10,7 @@ from sagittal.cli.connection import connected
 from sagittal.cli.explain import DEFAULT_MODEL
 from sagittal.cli.failures import USAGE, Failure
 from sagittal.cli.model_lines import checked, describe, listed
+from sagittal.cli.output import echo
 from sagittal.cli.report import class_json, dump, model_json
 from sagittal.client import Client
 from sagittal.client.registration import ModelTable
@@ -24,12 +25,12 @@ def models(client: Client, *, as_json: bool) -> None:
         return
     found = list(client.models())
     if as_json:
-        click.echo(dump([model_json(model) for model in found]))
+        echo(dump([model_json(model) for model in found]))
         return
     for model in found:
-        click.echo(listed(model))
+        echo(listed(model))
     if not found:
-        click.echo("no models yet: start a worker", err=True)
+        echo("no models yet: start a worker", err=True)
 
 
 @models.command()
@@ -40,7 +41,7 @@ def models(client: Client, *, as_json: bool) -> None:
 def show(client: Client, *, name: str, version: str, as_json: bool) -> None:
     """Shows the model NAME with the methods it admits and their parameters."""
     model = client.model(name, version=version)
-    click.echo(dump(model_json(model)) if as_json else "\n".join(describe(model)))
+    echo(dump(model_json(model)) if as_json else "\n".join(describe(model)))
 
 
 @models.command()
@@ -55,13 +56,13 @@ def check(client: Client, *, name: str, image: Path | None, version: str) -> Non
     """
     model = client.model(name, version=version)
     for line in checked(model):
-        click.echo(line)
+        echo(line)
     if not model.checks:
         reason = "; ".join(model.failures) or "no worker has loaded it yet"
         raise Failure(f"{model.name} version {model.version} is not checked: {reason}")
     if image is not None:
         for each in client.predict(image, model=name, model_version=model.version, top=5):
-            click.echo(f"  {each.score:7.2%}  {each.label or f'class {each.index}'}")
+            echo(f"  {each.score:7.2%}  {each.label or f'class {each.index}'}")
     if model.failures or not all(each.passed for each in model.checks):
         raise Failure("; ".join(model.failures) or "not every check passed")
 
@@ -73,7 +74,7 @@ def register(client: Client, *, file: Path) -> None:
     """Registers the models of FILE, a models file, with every worker that serves what is registered."""
     for table in read_tables(file):
         model = client.register_model(table)
-        click.echo(f"registered {model.name} version {model.version}; see: sagittal models check {model.name}")
+        echo(f"registered {model.name} version {model.version}; see: sagittal models check {model.name}")
 
 
 @models.command()
@@ -84,7 +85,7 @@ def update(client: Client, *, file: Path, fields: tuple[str, ...]) -> None:
     """Changes registered models into what FILE says; running jobs finish on what they began with."""
     for table in read_tables(file):
         model = client.update_model(table, fields=fields)
-        click.echo(f"updated {model.name} version {model.version}")
+        echo(f"updated {model.name} version {model.version}")
 
 
 @models.command()
@@ -94,7 +95,7 @@ def update(client: Client, *, file: Path, fields: tuple[str, ...]) -> None:
 def unregister(client: Client, *, name: str, version: str) -> None:
     """Removes VERSION of the model NAME; its queued jobs are cancelled."""
     client.unregister_model(name, version)
-    click.echo(f"unregistered {name} version {version}")
+    echo(f"unregistered {name} version {version}")
 
 
 @models.command()
@@ -104,7 +105,7 @@ def unregister(client: Client, *, name: str, version: str) -> None:
 def load(client: Client, *, name: str, version: str) -> None:
     """Asks workers to load the model NAME, those too that could not load it before."""
     client.load_model(name, version=version)
-    click.echo(f"asked for {name} to be loaded; see: sagittal models check {name}")
+    echo(f"asked for {name} to be loaded; see: sagittal models check {name}")
 
 
 @models.command()
@@ -114,7 +115,7 @@ def load(client: Client, *, name: str, version: str) -> None:
 def unload(client: Client, *, name: str, version: str) -> None:
     """Asks workers to unload the model NAME when no job runs on it; a later job loads it again."""
     client.unload_model(name, version=version)
-    click.echo(f"asked for {name} to be unloaded")
+    echo(f"asked for {name} to be unloaded")
 
 
 @click.command()
@@ -127,10 +128,10 @@ def predict(client: Client, *, image: Path, model: str, top: int, as_json: bool)
     """Shows what a model sees in IMAGE."""
     scores = client.predict(image, model=model, top=top)
     if as_json:
-        click.echo(dump([class_json(each) | {"score": each.score} for each in scores]))
+        echo(dump([class_json(each) | {"score": each.score} for each in scores]))
         return
     for each in scores:
-        click.echo(f"{each.score:7.2%}  {each.label or f'class {each.index}'}")
+        echo(f"{each.score:7.2%}  {each.label or f'class {each.index}'}")
 
 
 def read_tables(path: Path) -> Sequence[ModelTable]:

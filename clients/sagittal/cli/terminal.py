@@ -18,6 +18,7 @@ from sagittal.client import (
     Warning,
 )
 from sagittal.client import Progress as Progressed
+from sagittal.core.text import printable
 
 #: Least share of the way between two plain lines.
 PLAIN_STEP = 0.25
@@ -71,7 +72,7 @@ class PlainReporter:
             self._line(line)
 
     def _line(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, soft_wrap=True)
 
 
 class LiveReporter:
@@ -103,7 +104,7 @@ class LiveReporter:
 
     def say(self, text: str) -> None:
         """Says what is waited for."""
-        self._progress.update(self._task, description=text)
+        self._progress.update(self._task, description=printable(text))
 
     def take(self, event: Event) -> None:
         """Tells of an event."""
@@ -111,7 +112,7 @@ class LiveReporter:
             self._progress.update(self._task, completed=event.fraction, description=describe_progress(event))
             return
         for line in () if isinstance(event, self._left_out) else describe(event, self._model):
-            self._console.print(line, markup=False, soft_wrap=True)
+            self._console.print(printable(line), markup=False, soft_wrap=True)
 
 
 def describe(event: Event, model: str) -> list[str]:
@@ -125,7 +126,7 @@ def describe(event: Event, model: str) -> list[str]:
 def describe_progress(event: Progressed) -> str:
     """Returns how far a job is."""
     objective = f"  objective {event.objective:.4f}" if event.objective is not None else ""
-    return f"{event.phase}  {event.evaluations:,} evaluations{objective}"
+    return printable(f"{event.phase}  {event.evaluations:,} evaluations{objective}")
 
 
 def _accepted(event: Accepted, model: str) -> list[str]:

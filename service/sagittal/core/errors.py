@@ -23,6 +23,11 @@ from typing import ClassVar
 
 from google.rpc import code_pb2
 
+from sagittal.core.text import shortened
+
+#: Bytes of a message and of a field's path: thrice, as a status carries them, they fit into 8 KiB of trailing metadata.
+MAX_MESSAGE, MAX_FIELD = 1_024, 256
+
 
 class SagittalError(Exception):
     """A failure that is expected.
@@ -38,9 +43,9 @@ class SagittalError(Exception):
     code: ClassVar[int] = code_pb2.INTERNAL
 
     def __init__(self, message: str, *, field: str = "", retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.field = field
+        self.message = shortened(message, MAX_MESSAGE)
+        super().__init__(self.message)
+        self.field = shortened(field, MAX_FIELD)
         self.retry_after = retry_after
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf import json_format
+from google.protobuf import json_format, struct_pb2
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
@@ -85,7 +85,25 @@ def _by_name(custom: method_pb2.CustomMethod, listed: list[model_pb2.MethodDescr
     if description is None:
         text = f"{path}.name is {custom.name!r}; this model's workers serve {_names(listed)}"
         raise InvalidRequest(text, field=f"{path}.name")
-    return _resolved(description, json_format.MessageToDict(custom.parameters), Path(f"{path}.parameters"))
+    return _resolved(description, _custom_parameters(custom, path), Path(f"{path}.parameters"))
+
+
+def _custom_parameters(custom: method_pb2.CustomMethod, path: Path) -> dict[str, Any]:
+    try:
+        return json_format.MessageToDict(custom.parameters)
+    except ValueError as error:  # NaN and infinity, which JSON does not have
+        for name, value in custom.parameters.fields.items():
+            _check_json(value, f"{path}.parameters.{name}")
+        raise InvalidRequest(f"{path}.parameters: {error}", field=f"{path}.parameters") from error
+
+
+def _check_json(value: struct_pb2.Value, field: str) -> None:
+    """Raises InvalidRequest if a value of a caller's is, or holds, NaN or infinity."""
+    try:
+        json_format.MessageToDict(value)
+    except ValueError as error:
+        text = f"{field} is or holds NaN or infinity; give finite numbers"
+        raise InvalidRequest(text, field=field) from error
 
 
 def _resolved(description: model_pb2.MethodDescription, given: Mapping[str, Any], path: Path) -> ResolvedMethod:

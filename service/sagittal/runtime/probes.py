@@ -3,14 +3,15 @@
 import json
 import socket
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
+from prometheus_client import REGISTRY, CollectorRegistry, disable_created_metrics, make_wsgi_app
 
 from sagittal.runtime.supervision import Supervised, Supervisor
 
@@ -20,15 +21,68 @@ Check = Callable[[], str]
 #: Paths of the checks: whether to restart the process, and whether to send it work.
 LIVE, READY = "/livez", "/readyz"
 
+#: Connections at the same time, each with a thread.
+MAX_CONNECTIONS = 32
+
+#: Longest time that a connection may say or read nothing, in seconds.
+SECONDS = 5.0
+
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A thread for each request, so that a slow scrape holds up no probe."""
+    """A thread for each connection, so that a slow scrape holds up no probe; of a bounded number of connections.
+
+    If all are taken, the oldest connection that has not sent its request makes room for a new one: whoever connects and
+    asks at once is answered, however many others connect and say nothing.
+    """
 
     daemon_threads = True
+    request_queue_size = MAX_CONNECTIONS
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._lock = Lock()
+        self._open: dict[socket.socket, bool] = {}
+        """Connections from the oldest on, each with whether its request has come."""
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Returns whether there is room for a new connection, which is counted from now on."""
+        with self._lock:
+            if len(self._open) >= MAX_CONNECTIONS:
+                oldest = next((each for each, asked in self._open.items() if not asked), None)
+                if oldest is None:
+                    return False
+                del self._open[oldest]
+                with suppress(OSError):  # its thread finds it at its end
+                    oldest.shutdown(socket.SHUT_RDWR)
+            self._open[request] = False
+            return True
+
+    def asked(self, request: socket.socket) -> None:
+        """Keeps a connection, whose request has come, until it is answered."""
+        with self._lock:
+            if request in self._open:
+                self._open[request] = True
+
+    def shutdown_request(self, request: Any) -> None:
+        """Ends a connection."""
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing: a connection that broke or was too slow is its client's concern."""
 
 
-class _Quiet(WSGIRequestHandler):
-    """Logs nothing: probes come every few seconds."""
+class _Handler(WSGIRequestHandler):
+    """One request, in bounded time. Logs nothing: probes come every few seconds."""
+
+    timeout = SECONDS
+    server: _Server
+
+    def get_environ(self) -> dict[str, Any]:
+        """Returns the environment of a request, whose headers have all come."""
+        self.server.asked(self.connection)
+        return super().get_environ()
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
         """Says nothing."""
@@ -63,15 +117,16 @@ def start_metrics_server(
     checks: Mapping[str, Check] | None = None,
     supervisor: Supervisor | None = None,
 ) -> MetricsServer:
-    """Serves the registry's metrics and the checks; port 0 takes a free one.
+    """Serves the registry's metrics, without `_created` series, and the checks; port 0 takes a free one.
 
     Raises:
         OSError: the address cannot be had.
     """
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no annotation here
     app = _application(make_wsgi_app(registry), checks or {})
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     server_class = type("_FamilyServer", (_Server,), {"address_family": family})
-    server: WSGIServer = make_server(host, port, app, server_class=server_class, handler_class=_Quiet)
+    server: WSGIServer = make_server(host, port, app, server_class=server_class, handler_class=_Handler)
     closing = Event()
     serving = (supervisor or Supervisor()).start_thread("metrics", server.serve_forever, may_end=closing.is_set)
     return MetricsServer(server, serving, closing)

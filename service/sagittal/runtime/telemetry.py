@@ -6,16 +6,22 @@ import re
 import secrets
 import socket
 import sys
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, MutableMapping
+from io import StringIO
+from typing import Any, Literal, TextIO
 
 import structlog
+from structlog.typing import ExcInfo
+
+from sagittal.core.text import printable, shortened
 
 LogFormat = Literal["json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 #: What tracing systems add to a trace, `key=value` by commas; a longer one is dropped, as W3C lets us.
+#: Bytes of a text in a line of the log.
+MAX_LOGGED = 4_096
 _TRACESTATE = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,511}")
 
 
@@ -23,22 +29,41 @@ def configure_logging(log_format: LogFormat = "console", level: LogLevel = "info
     """Sends structlog events to standard error, a line each; bound context (job_id, rpc, trace_id) is on every line."""
     # stack traces without local variables: those hold pictures and tokens
     traces = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-    plain = structlog.dev.plain_traceback
     renderers: dict[LogFormat, list[Any]] = {
         "json": [structlog.processors.ExceptionRenderer(traces), structlog.processors.JSONRenderer()],
-        "console": [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)],
+        "console": [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_write_traceback)],
     }
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _harmless,
             *renderers[log_format],
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+
+
+def _harmless(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Is the processor that keeps what others sent from driving a terminal or flooding the log."""
+    return {name: _shown(value) for name, value in line.items()}
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(shortened(value, MAX_LOGGED))
+    if isinstance(value, Mapping):
+        return {_shown(name): _shown(each) for name, each in value.items()}
+    return [_shown(each) for each in value] if isinstance(value, list) else value
+
+
+def _write_traceback(stream: TextIO, exception: ExcInfo) -> None:
+    text = StringIO()
+    structlog.dev.plain_traceback(text, exception)
+    stream.write(printable(text.getvalue()))
 
 
 def own_name() -> str:

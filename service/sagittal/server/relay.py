@@ -24,6 +24,9 @@ _BEFORE_RESULTS = frozenset({"accepted", "started", "failed", "cancelled"})
 
 _JOB_ID = re.compile(r"^[0-9a-f]{32}$")
 
+#: Highest sequence number that a log can have: the scripts of the queue count in double precision.
+MAX_SEQUENCE = 2**53 - 1
+
 
 class Relay:
     """Finds jobs and streams their events."""
@@ -54,7 +57,10 @@ class Relay:
         return job
 
     async def events(self, job: Job, after_sequence: int = 0) -> AsyncGenerator[explanation_pb2.ExplanationEvent, None]:
-        """Yields the job's events after a sequence number, to the terminal one."""
+        """Yields the job's events after a sequence number, to the terminal one. Raises InvalidRequest."""
+        if after_sequence > MAX_SEQUENCE:
+            text = f"after_sequence is {after_sequence}; give the sequence of an event of this job, or 0"
+            raise InvalidRequest(text, field="after_sequence")
         async with _closing(self._queue.events(job.job_id, after_sequence)) as log:
             async for stored in log:
                 message = event(stored, job)

@@ -49,6 +49,19 @@ def test_what_was_found_is_told_with_what_it_took(run, script, picture) -> None:
     assert "20 evaluations in 1.5 s, ended early by its budget of evaluations\n" in told
 
 
+def test_names_and_messages_of_the_service_do_not_drive_the_terminal(run, script, picture) -> None:
+    evil = "\x1b]0;owned\x07\x9b2J"
+    script.model.version = evil
+    script.log[-1].completed.truncated, script.log[-1].completed.truncated_by = True, evil
+    results = [run("explain", picture, "--model", "lamp"), run("models"), run("models", "show", "lamp")]
+    script.refuse = failure(5, "UNKNOWN_MODEL")
+    script.refuse.message = evil
+    results.append(run("explain", picture, "--model", "lamp"))
+    for result in results:
+        assert not {"\x1b", "\x07", "\x9b"} & set(result.output)
+        assert "owned" in result.output
+
+
 def test_the_wait_for_a_worker_is_said(run, picture) -> None:
     assert "waiting for a worker for model lamp" in run("explain", picture, "--model", "lamp").stderr
 

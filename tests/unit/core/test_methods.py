@@ -172,3 +172,11 @@ def test_a_method_that_a_worker_adds_needs_nothing_here() -> None:
 def test_a_model_that_no_worker_has_loaded_says_so() -> None:
     with pytest.raises(FailedPrecondition, match="start a worker"):
         resolve(method_pb2.Method(), [])
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_custom_parameter_that_json_does_not_have_is_refused_by_its_name(number: float) -> None:
+    for nested in (number, [1.0, number], {"deep": [number]}):
+        with pytest.raises(InvalidRequest, match="finite") as caught:
+            resolve(custom("glow", needed=1.0, colour=nested), catalogue(), field="spec.method")
+        assert caught.value.field == "spec.method.custom.parameters.colour"

@@ -45,6 +45,21 @@ def test_stack_traces_are_logged_without_local_variables(log_format: str, capsys
     assert "secret picture" not in text
 
 
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_line_drives_no_terminal_and_is_short(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(log_format)  # type: ignore[arg-type]
+    evil = "\x1b]0;owned\x07\x9b2J"
+    structlog.get_logger().info("job-refused", error=evil, fields=[evil], about={"name": evil}, long="x" * 30_000_000)
+    try:
+        raise ValueError(evil)
+    except ValueError:
+        structlog.get_logger().exception("failed")
+    text = capsys.readouterr().err
+    assert not {"\x1b", "\x07", "\x9b"} & set(text)
+    assert "owned" in text
+    assert len(text) < 20_000
+
+
 def test_lines_below_the_level_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("json", "warning")
     structlog.get_logger().info("quiet")
