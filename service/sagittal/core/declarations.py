@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from sagittal.core.entries import Layers, ModelEntry, Output, Preprocessing
 from sagittal.core.errors import InvalidRequest
 from sagittal.core.parameters import shortest
+from sagittal.core.text import shown
 from sagittal.v1 import model_pb2
 
 OUTPUTS: Mapping[Output, "model_pb2.OutputKind.ValueType"] = {
@@ -98,7 +99,7 @@ def _invalid(error: ValidationError, field: str) -> InvalidRequest:
     first = error.errors()[0]
     place, said = first["loc"], first["msg"].removeprefix("Value error, ")
     if place[-1] == "[key]":  # a key that is wrong is no name of a field
-        place, said = place[:-2], f"the key {place[-2]!r}: {said}"
+        place, said = place[:-2], f"the key {shown(place[-2])}: {said}"
     names = (_API_NAMES.get(str(part), str(part)) for part in place if part not in ("str", "list[str]"))
     path = ".".join((field, *names))
     return InvalidRequest(f"{path}: {said}", field=path)

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 
 from sagittal.core.errors import FailedPrecondition, InvalidRequest, NotServed
 from sagittal.core.parameters import Path, checked
+from sagittal.core.text import shown
 from sagittal.v1 import method_pb2, model_pb2
 
 #: Field of `Method` that is meant where none is set.
@@ -83,7 +84,7 @@ def enum_name(enum: EnumDescriptor, number: int) -> str | None:
 def _by_name(custom: method_pb2.CustomMethod, listed: list[model_pb2.MethodDescription], path: Path) -> ResolvedMethod:
     description = next((entry for entry in listed if entry.name == custom.name), None)
     if description is None:
-        text = f"{path}.name is {custom.name!r}; this model's workers serve {_names(listed)}"
+        text = f"{path}.name is {shown(custom.name)}; this model's workers serve {_names(listed)}"
         raise InvalidRequest(text, field=f"{path}.name")
     return _resolved(description, _custom_parameters(custom, path), Path(f"{path}.parameters"))
 

@@ -9,6 +9,7 @@ from google.protobuf import json_format
 
 from sagittal.core.errors import InvalidRequest
 from sagittal.core.tensors import array_of
+from sagittal.core.text import shown
 from sagittal.v1 import model_pb2, tensor_pb2
 
 Path = NewType("Path", str)
@@ -36,7 +37,7 @@ def checked(parameter: model_pb2.ParameterDescription, given: Any, path: Path) -
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not _within(parameter, value):
         raise InvalidRequest(f"{field} is {value}; give {admitted(parameter)}", field=field)
     if parameter.choices and value not in parameter.choices:
-        raise InvalidRequest(f"{field} is {value!r}; give one of {_choices(parameter)}", field=field)
+        raise InvalidRequest(f"{field} is {shown(value)}; give one of {_choices(parameter)}", field=field)
     return value
 
 
@@ -83,25 +84,25 @@ def _choices(parameter: model_pb2.ParameterDescription) -> str:
 
 def _whole_number(given: Any, field: str) -> int:
     if isinstance(given, bool) or not isinstance(given, (int, float)) or not float(given).is_integer():
-        raise InvalidRequest(f"{field} is {given!r}; give a whole number", field=field)
+        raise InvalidRequest(f"{field} is {shown(given)}; give a whole number", field=field)
     return int(given)
 
 
 def _number(given: Any, field: str) -> float:
     if isinstance(given, bool) or not isinstance(given, (int, float)) or not math.isfinite(given):
-        raise InvalidRequest(f"{field} is {given!r}; give a finite number", field=field)
+        raise InvalidRequest(f"{field} is {shown(given)}; give a finite number", field=field)
     return shortest(given)
 
 
 def _truth(given: Any, field: str) -> bool:
     if not isinstance(given, bool):
-        raise InvalidRequest(f"{field} is {given!r}; give true or false", field=field)
+        raise InvalidRequest(f"{field} is {shown(given)}; give true or false", field=field)
     return given
 
 
 def _text(given: Any, field: str) -> str:
     if not isinstance(given, str):
-        raise InvalidRequest(f"{field} is {given!r}; give a text", field=field)
+        raise InvalidRequest(f"{field} is {shown(given)}; give a text", field=field)
     return given
 
 

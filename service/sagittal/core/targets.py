@@ -1,12 +1,22 @@
 """The class to explain, by index or by label."""
 
 import difflib
+from collections.abc import Iterable, Sequence
+from heapq import nlargest
+from itertools import islice
 
 from sagittal.core.errors import FailedPrecondition, InvalidRequest
+from sagittal.core.text import EXCERPT, shown
 from sagittal.v1 import explanation_pb2, model_pb2
 
 #: Labels suggested for one that does not exist.
 _SUGGESTIONS = 3
+
+#: Labels that are compared letter by letter with one that does not exist.
+_CANDIDATES = 128
+
+#: Classes of one label that an error lists.
+_CLASSES_SHOWN = 12
 
 
 def resolve_target(target: explanation_pb2.Target, model: model_pb2.Model, field: str = "target") -> int:
@@ -38,15 +48,29 @@ def _by_label(label: str, model: model_pb2.Model, field: str) -> int:
     if len(found) == 1:
         return found[0]
     if found:
-        text = f"{field} {label!r} names the classes {', '.join(map(str, found))}; give one of them by `index`"
+        some = ", ".join(map(str, found[:_CLASSES_SHOWN]))
+        text = f"{field} {shown(label)} names the classes {some}; give one of them by `index`"
         raise InvalidRequest(text, field=field)
-    raise InvalidRequest(f"{field} {label!r} is no label of {model.name}{_suggestion(wanted, model)}", field=field)
+    raise InvalidRequest(f"{field} {shown(label)} is no label of {model.name}{_suggestion(wanted, model)}", field=field)
 
 
 def _suggestion(wanted: str, model: model_pb2.Model) -> str:
-    by_folded = {known.casefold(): known for known in model.labels}
-    near = [folded for folded in by_folded if wanted and wanted in folded][:_SUGGESTIONS]
-    near = near or difflib.get_close_matches(wanted, by_folded, n=_SUGGESTIONS)
+    near = _near(wanted, model.labels) if len(wanted) <= EXCERPT else []
     if not near:
         return "; GetModel lists its labels"
-    return f"; did you mean {' or '.join(repr(by_folded[folded]) for folded in near)}?"
+    return f"; did you mean {' or '.join(map(shown, near))}?"
+
+
+def _near(wanted: str, labels: Iterable[str]) -> Sequence[str]:
+    """Returns a few labels that hold what is wanted, or are spelt like it, in bounded time."""
+    by_folded = {known.casefold(): known for known in labels}
+    holding = islice((folded for folded in by_folded if wanted and wanted in folded), _SUGGESTIONS)
+    near = list(holding) or difflib.get_close_matches(wanted, _alike(wanted, by_folded), n=_SUGGESTIONS)
+    return [by_folded[folded] for folded in near]
+
+
+def _alike(wanted: str, candidates: Iterable[str]) -> Sequence[str]:
+    """Returns candidates that may be a misspelling, by their length and letters, the likeliest first."""
+    letters = set(wanted)
+    similar = [folded for folded in candidates if abs(len(folded) - len(wanted)) <= len(wanted) // 2]
+    return nlargest(_CANDIDATES, similar, key=lambda folded: len(letters.intersection(folded)) - len(folded) / EXCERPT)

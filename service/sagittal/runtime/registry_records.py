@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from sagittal.core.errors import FailedPrecondition, ModelExists, SagittalError, UnknownModel
+from sagittal.core.text import shown
 from sagittal.runtime.registry import Registration, Wish
 from sagittal.v1 import model_pb2
 
@@ -64,14 +65,14 @@ def registration(model: model_pb2.Model, declared: model_pb2.Model | None, wish:
 
 def unknown_model(name: str, version: str, existing: Sequence[str]) -> UnknownModel:
     """Returns the error for a model that is not there; `existing` are those that are, as NAME@VERSION."""
-    asked = f"{name!r}, version {version!r}" if version else repr(name)
+    asked = f"{shown(name)}, version {shown(version)}" if version else shown(name)
     known = ", ".join(sorted(existing)) or "none: has a worker been started?"
     return UnknownModel(f"no model {asked}; registered are: {known}", field="spec.model")
 
 
 def refusal(verdict: str, name: str, version: str) -> SagittalError:
     """Returns the error for a change that the registry did not make."""
-    what = f"{name!r}, version {version!r},"
+    what = f"{shown(name)}, version {shown(version)},"
     if verdict == "exists":
         text = f"{what} is registered with another content; change it with UpdateModel, or register another version"
         return ModelExists(text, field="model.version")

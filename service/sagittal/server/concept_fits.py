@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from sagittal.core.annotations import attachment_of, check_parts
+from sagittal.core.bounds import check_bounds
 from sagittal.core.errors import InvalidRequest
 from sagittal.core.identity import new_job_id
 from sagittal.core.jobs import CachePolicy, Job, JobKind, Lane, NewJob
 from sagittal.core.targets import resolve_target
+from sagittal.core.text import shown
 from sagittal.core.validation import check_request_id
 from sagittal.runtime.queue import JobQueue
 from sagittal.server.access import Caller
@@ -106,6 +108,7 @@ class ConceptFits:
         digest, annotations, count, size = hashlib.sha256(), hashlib.sha256(), 0, 0
         annotated = False
         async for request in requests:
+            check_bounds(request)
             if request.WhichOneof("part") != "image":
                 raise InvalidRequest("the settings came twice; send them first, and then images", field="settings")
             part = request.image.SerializeToString(deterministic=True)
@@ -125,7 +128,7 @@ class ConceptFits:
 
     def _check_size(self, settings: concept_service_pb2.FitConceptsSettings, count: int, size: int) -> None:
         if settings.dataset:
-            text = f"images came, but settings.dataset names {settings.dataset!r}; give one or the other"
+            text = f"images came, but settings.dataset names {shown(settings.dataset)}; give one or the other"
             raise InvalidRequest(text, field="settings.dataset")
         if count > self._limits.max_images:
             text = f"more than {self._limits.max_images:,} images came; send fewer, or fit to a dataset of the workers"
@@ -144,6 +147,7 @@ def _annotations(request: concept_service_pb2.FitConceptsRequest, number: int) -
 
 async def _first(requests: Requests) -> concept_service_pb2.FitConceptsSettings:
     async for request in requests:
+        check_bounds(request)
         if request.annotated_parts:
             raise InvalidRequest("the settings came with parts; they go with an image", field="annotated_parts")
         if request.WhichOneof("part") == "settings":

@@ -7,6 +7,7 @@ from contextlib import aclosing
 import structlog
 from google.protobuf.message import Message
 
+from sagittal.core.bounds import MAX_CHANGES
 from sagittal.core.errors import InvalidRequest, UnknownModel
 from sagittal.core.jobs import JobKind
 from sagittal.server.access import current_caller
@@ -21,9 +22,6 @@ from sagittal.v1 import concept_pb2, concept_service_pb2, concept_service_pb2_gr
 
 #: Most sets on a page.
 MAX_PAGE = 1_000
-
-#: Most changes in a request.
-MAX_CHANGES = 1_000
 
 
 class ConceptServicer(concept_service_pb2_grpc.ConceptServiceServicer):
@@ -88,9 +86,8 @@ class ConceptServicer(concept_service_pb2_grpc.ConceptServiceServicer):
         self, request: concept_service_pb2.UpdateConceptSetRequest, context: Context
     ) -> concept_service_pb2.UpdateConceptSetResponse:
         """Names, merges or marks x-features, all changes or none."""
-        if not 0 < len(request.changes) <= MAX_CHANGES:
-            text = f"there are {len(request.changes)} changes; give 1 to {MAX_CHANGES:,}"
-            raise InvalidRequest(text, field="changes")
+        if not request.changes:
+            raise InvalidRequest(f"changes is empty; give 1 to {MAX_CHANGES:,}", field="changes")
         described, model = concept_pb2.ConceptSet(), await self._model(request.model)
         seconds = time_left(context, self._limits.answer_deadline)
         await self._ask(JobKind.CONCEPT_UPDATE, model, request, described, "UpdateConceptSet", seconds)

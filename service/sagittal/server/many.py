@@ -7,9 +7,12 @@ from contextlib import aclosing
 
 import structlog
 
+from sagittal.core.bounds import check_bounds
 from sagittal.core.errors import InvalidRequest, SagittalError
 from sagittal.core.jobs import Job
 from sagittal.core.status import to_status
+from sagittal.core.text import shown
+from sagittal.core.validation import MAX_REQUEST_ID
 from sagittal.server.access import Caller
 from sagittal.server.intake import Intake
 from sagittal.server.messages import timestamp
@@ -65,7 +68,7 @@ class Pipeline:
         try:
             await self._slots.acquire()
             async for request in requests:
-                await self._start(request.spec)
+                await self._start(request)
                 await self._slots.acquire()
             while self._tasks:
                 await asyncio.wait(tuple(self._tasks.values()))
@@ -91,11 +94,11 @@ class Pipeline:
         while self._accepting:
             self._relay.abandon(self._accepting.popitem()[1], rpc=_RPC, drop=drop)
 
-    async def _start(self, spec: explanation_pb2.ExplanationSpec) -> None:
-        request_id = spec.request_id
-        fault = self._fault(request_id)
+    async def _start(self, request: explanation_service_pb2.ExplainManyRequest) -> None:
+        spec, request_id = request.spec, request.spec.request_id
+        fault = self._fault(request)
         if fault is not None:
-            await self.outbox.put(_refusal(request_id, fault))
+            await self.outbox.put(_refusal(request_id[:MAX_REQUEST_ID], fault))
             self._slots.release()
             return
         task = asyncio.create_task(self._run(spec, request_id))
@@ -107,12 +110,17 @@ class Pipeline:
         self._owned.pop(request_id, None)
         self._slots.release()
 
-    def _fault(self, request_id: str) -> InvalidRequest | None:
+    def _fault(self, request: explanation_service_pb2.ExplainManyRequest) -> InvalidRequest | None:
+        try:
+            check_bounds(request)
+        except InvalidRequest as error:
+            return error
+        request_id = request.spec.request_id
         if not request_id:
             text = "spec.request_id is not set; ExplainMany needs one to tell the jobs apart"
             return InvalidRequest(text, field="spec.request_id")
         if request_id in self._tasks:
-            text = f"spec.request_id {request_id[:128]!r} is in flight in this call; give each request its own"
+            text = f"spec.request_id {shown(request_id)} is in flight in this call; give each request its own"
             return InvalidRequest(text, field="spec.request_id")
         return None
 

@@ -7,6 +7,7 @@ import structlog
 from sagittal.core.declarations import DECLARED, declaration_of, entry_of
 from sagittal.core.errors import InvalidRequest
 from sagittal.core.jobs import JobState
+from sagittal.core.text import shown
 from sagittal.runtime.queue import JobQueue
 from sagittal.runtime.registry import ModelRegistry, Wish
 from sagittal.server.catalogue import Catalogue
@@ -94,7 +95,7 @@ def _masked(before: model_pb2.Model, asked: model_pb2.Model, paths: Iterable[str
         wanted.ClearField("labels")
     for path in paths:
         if path not in _MASKABLE:
-            text = f"update_mask names {path!r}; give some of {', '.join(sorted(_MASKABLE))}"
+            text = f"update_mask names {shown(path)}; give some of {', '.join(sorted(_MASKABLE))}"
             raise InvalidRequest(text, field="update_mask")
         if path in ("labels", "labels_from"):  # one takes the other's place
             wanted.ClearField("labels")

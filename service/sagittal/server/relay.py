@@ -8,6 +8,7 @@ from typing import Any
 
 from sagittal.core.errors import InvalidRequest, UnknownJob
 from sagittal.core.jobs import Job, StoredEvent
+from sagittal.core.text import shown
 from sagittal.runtime.queue import JobQueue
 from sagittal.runtime.tracing import JOB_ID, JOB_STATE, current_span
 from sagittal.server.access import Caller
@@ -45,7 +46,7 @@ class Relay:
         """
         if not job_id:
             raise InvalidRequest("job_id is not set; give the one that the accepted event carries", field="job_id")
-        unknown = f"there is no job {job_id[:64]!r}, or its retention has passed"
+        unknown = f"there is no job {shown(job_id)}, or its retention has passed"
         if not _JOB_ID.match(job_id):
             raise UnknownJob(unknown, field="job_id")
         try:

@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from sagittal.core.errors import FailedPrecondition, InvalidRequest
 from sagittal.core.images import ImageLimits
 from sagittal.core.jobs import JobKind, Lease
+from sagittal.core.text import shown
 from sagittal.explain import InvalidParameter
 from sagittal.explain.concepts import ConceptFit, Concepts, FitQuestion, FitSettings, fit_concepts
 from sagittal.explain.events import Warning
@@ -136,7 +137,7 @@ def _images(
     directory = shelf.settings.datasets.get(request.dataset)
     if directory is None:
         known = ", ".join(sorted(shelf.settings.datasets)) or "none"
-        text = f"settings.dataset is {request.dataset!r}; this worker has {known}"
+        text = f"settings.dataset is {shown(request.dataset)}; this worker has {known}"
         raise InvalidRequest(text, field="settings.dataset")
     return _dataset(directory, loaded, limits)
 

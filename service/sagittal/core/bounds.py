@@ -1,0 +1,233 @@
+"""How long every text and every list of a request may be; one table for all of them, by the fields' full names.
+
+A request is checked before anything else reads it. A field without a bound here fails a test, and so does a bound
+without a field.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+from sagittal.core.annotations import MAX_NAME, MAX_PARTS
+from sagittal.core.entries import MAX_LABELS
+from sagittal.core.errors import InvalidRequest
+from sagittal.core.regions import MAX_GRID, MAX_SETS
+from sagittal.core.tensors import MAX_DIMENSIONS
+from sagittal.core.validation import MAX_BOXES, MAX_REQUEST_ID
+
+#: Names of models, versions, methods, sets and the like; tokens that the service gave out; file names and layers.
+_NAME, _TOKEN, _PATH = 128, 512, 1_024
+
+#: One label of a class.
+MAX_LABEL = 1_024
+
+#: Sentences that the service gave out and that come back with a model.
+_SENTENCE = 8_192
+
+#: Classes that one fit of concepts may name.
+_MAX_TARGETS = 1_000
+
+#: Changes of a set of concepts in one request.
+MAX_CHANGES = 1_000
+
+#: Bytes of a `Struct`, which may hold anything to any depth.
+MAX_STRUCT_BYTES = 64 * 1024
+
+#: Texts and messages in the lists of one request together.
+MAX_ELEMENTS = 150_000
+
+CHARACTERS: Mapping[str, int] = {
+    "sagittal.v1.ExplanationSpec.model": _NAME,
+    "sagittal.v1.ExplanationSpec.model_version": _NAME,
+    "sagittal.v1.ExplanationSpec.request_id": MAX_REQUEST_ID,
+    "sagittal.v1.Target.label": MAX_LABEL,
+    "sagittal.v1.GradCAM.layer": _PATH,
+    "sagittal.v1.ExcitationBackprop.layer": _PATH,
+    "sagittal.v1.Concepts.concept_set": _NAME,
+    "sagittal.v1.Concepts.heatmap_method": _NAME,
+    "sagittal.v1.CustomMethod.name": _NAME,
+    "sagittal.v1.WatchExplanationRequest.job_id": _NAME,
+    "sagittal.v1.GetExplanationRequest.job_id": _NAME,
+    "sagittal.v1.CancelExplanationRequest.job_id": _NAME,
+    "sagittal.v1.DeleteExplanationRequest.job_id": _NAME,
+    "sagittal.v1.RetryExplanationRequest.job_id": _NAME,
+    "sagittal.v1.ScoreRegionsRequest.job_id": _NAME,
+    "sagittal.v1.ListExplanationsRequest.page_token": _TOKEN,
+    "sagittal.v1.ListExplanationsRequest.model": _NAME,
+    "sagittal.v1.ListExplanationsRequest.failure_reason": _NAME,
+    "sagittal.v1.RegionSubject.model": _NAME,
+    "sagittal.v1.RegionSubject.model_version": _NAME,
+    "sagittal.v1.ListModelsRequest.page_token": _TOKEN,
+    "sagittal.v1.GetModelRequest.name": _NAME,
+    "sagittal.v1.GetModelRequest.version": _NAME,
+    "sagittal.v1.UnregisterModelRequest.name": _NAME,
+    "sagittal.v1.UnregisterModelRequest.version": _NAME,
+    "sagittal.v1.LoadModelRequest.name": _NAME,
+    "sagittal.v1.LoadModelRequest.version": _NAME,
+    "sagittal.v1.UnloadModelRequest.name": _NAME,
+    "sagittal.v1.UnloadModelRequest.version": _NAME,
+    "sagittal.v1.PredictRequest.model": _NAME,
+    "sagittal.v1.PredictRequest.model_version": _NAME,
+    "sagittal.v1.Model.name": _NAME,
+    "sagittal.v1.Model.version": _NAME,
+    "sagittal.v1.Model.digest": _NAME,
+    "sagittal.v1.Model.labels": MAX_LABEL,
+    "sagittal.v1.Model.labels_from": _PATH,
+    "sagittal.v1.Model.weights_digest": _NAME,
+    "sagittal.v1.Model.TagsEntry.key": _NAME,
+    "sagittal.v1.Model.TagsEntry.value": _NAME,
+    "sagittal.v1.ModelSource.kind": _NAME,
+    "sagittal.v1.Preprocessing.interpolation": _NAME,
+    "sagittal.v1.Preprocessing.channel_order": _NAME,
+    "sagittal.v1.Preprocessing.fit": _NAME,
+    "sagittal.v1.Preprocessing.layout": _NAME,
+    "sagittal.v1.Preprocessing.preset": _NAME,
+    "sagittal.v1.Layers.spatial": _PATH,
+    "sagittal.v1.Layers.features": _PATH,
+    "sagittal.v1.DeviceWishes.kind": _NAME,
+    "sagittal.v1.Capabilities.spatial_layers": _PATH,
+    "sagittal.v1.Capabilities.feature_layers": _PATH,
+    "sagittal.v1.Capabilities.weights_digest": _NAME,
+    "sagittal.v1.Optimization.name": _NAME,
+    "sagittal.v1.Optimization.detail": _SENTENCE,
+    "sagittal.v1.WorkerModel.worker": _PATH,
+    "sagittal.v1.WorkerModel.message": _SENTENCE,
+    "sagittal.v1.WorkerModel.device": _NAME,
+    "sagittal.v1.MethodDescription.name": _NAME,
+    "sagittal.v1.MethodDescription.field": _NAME,
+    "sagittal.v1.MethodDescription.summary": _SENTENCE,
+    "sagittal.v1.MethodDescription.unavailable": _SENTENCE,
+    "sagittal.v1.ParameterDescription.name": _NAME,
+    "sagittal.v1.ParameterDescription.type": _NAME,
+    "sagittal.v1.ParameterDescription.choices": _PATH,
+    "sagittal.v1.ParameterDescription.summary": _SENTENCE,
+    "sagittal.v1.SelfCheck.name": _NAME,
+    "sagittal.v1.SelfCheck.detail": _SENTENCE,
+    "sagittal.v1.FitConceptsSettings.name": _NAME,
+    "sagittal.v1.FitConceptsSettings.model": _NAME,
+    "sagittal.v1.FitConceptsSettings.model_version": _NAME,
+    "sagittal.v1.FitConceptsSettings.layer": _PATH,
+    "sagittal.v1.FitConceptsSettings.dataset": _NAME,
+    "sagittal.v1.FitConceptsSettings.images_digest": _NAME,
+    "sagittal.v1.FitConceptsSettings.request_id": MAX_REQUEST_ID,
+    "sagittal.v1.FitConceptsSettings.annotations_digest": _NAME,
+    "sagittal.v1.AnnotatedPart.name": MAX_NAME,
+    "sagittal.v1.ListConceptSetsRequest.model": _NAME,
+    "sagittal.v1.ListConceptSetsRequest.page_token": _TOKEN,
+    "sagittal.v1.GetConceptSetRequest.model": _NAME,
+    "sagittal.v1.GetConceptSetRequest.name": _NAME,
+    "sagittal.v1.UpdateConceptSetRequest.model": _NAME,
+    "sagittal.v1.UpdateConceptSetRequest.name": _NAME,
+    "sagittal.v1.ConceptChange.rename": _NAME,
+    "sagittal.v1.DeleteConceptSetRequest.model": _NAME,
+    "sagittal.v1.DeleteConceptSetRequest.name": _NAME,
+    "google.protobuf.FieldMask.paths": _NAME,
+    "grpc.health.v1.HealthCheckRequest.service": _NAME,
+}
+"""Characters of each text: of each element if the field is a list."""
+
+ELEMENTS: Mapping[str, int] = {
+    "sagittal.v1.Tensor.shape": MAX_DIMENSIONS,
+    "sagittal.v1.Metrics.boxes": MAX_BOXES,
+    "sagittal.v1.ListExplanationsRequest.states": 64,
+    "sagittal.v1.ScoreRegionsRequest.sets": MAX_SETS,
+    "sagittal.v1.PatchSet.patches": MAX_GRID**2,
+    "sagittal.v1.Preprocessing.mean": 3,
+    "sagittal.v1.Preprocessing.std": 3,
+    "sagittal.v1.Model.labels": MAX_LABELS,
+    "sagittal.v1.Model.tags": 256,
+    "sagittal.v1.Model.workers": 10_000,
+    "sagittal.v1.Model.methods": 256,
+    "sagittal.v1.Model.checks": 256,
+    "sagittal.v1.Capabilities.spatial_layers": 10_000,
+    "sagittal.v1.Capabilities.feature_layers": 10_000,
+    "sagittal.v1.Capabilities.optimizations": 256,
+    "sagittal.v1.MethodDescription.parameters": 256,
+    "sagittal.v1.ParameterDescription.choices": 10_000,
+    "sagittal.v1.FitConceptsSettings.targets": _MAX_TARGETS,
+    "sagittal.v1.FitConceptsRequest.annotated_parts": MAX_PARTS,
+    "sagittal.v1.UpdateConceptSetRequest.changes": MAX_CHANGES,
+    "google.protobuf.FieldMask.paths": 64,
+}
+"""Elements of each list, and pairs of each map."""
+
+BYTES = frozenset({"sagittal.v1.Image.encoded", "sagittal.v1.Tensor.data"})
+"""Fields of bytes: bounded by `ImageLimits` and by the shape, and by the size of a message."""
+
+WHOLE: Mapping[str, int] = {
+    "google.protobuf.Struct": MAX_STRUCT_BYTES,
+    "google.protobuf.Value": MAX_STRUCT_BYTES,
+}
+"""Bytes of messages that nest at will, which are bounded as a whole."""
+
+
+def check_bounds(request: Message) -> None:
+    """Raises InvalidRequest, naming the field, if a text, a list or a structure of a request is too long."""
+    _check(request, "", _Budget())
+
+
+class _Budget:
+    """Texts and messages in lists that a request may still have."""
+
+    left = MAX_ELEMENTS
+
+    def spend(self, count: int, path: str) -> None:
+        self.left -= count
+        if self.left < 0:
+            text = f"{path}: the lists of the request have more than {MAX_ELEMENTS:,} elements together; send fewer"
+            raise InvalidRequest(text, field=path)
+
+
+def _check(message: Message, path: str, budget: _Budget) -> None:
+    checked = _checked_fields(message.DESCRIPTOR)
+    for field, value in message.ListFields():
+        if field.name in checked:
+            _check_field(field, value, f"{path}{field.name}", budget)
+
+
+def _check_field(field: FieldDescriptor, value: Any, path: str, budget: _Budget) -> None:
+    if field.is_repeated:
+        if len(value) > (most := ELEMENTS[field.full_name]):
+            raise InvalidRequest(f"{path} has {len(value):,} elements; give at most {most:,}", field=path)
+        _check_elements(field, value, path, budget)
+    elif field.message_type is None:
+        _check_text(field, value, path)
+    elif (most := WHOLE.get(field.message_type.full_name, 0)) == 0:
+        _check(value, f"{path}.", budget)
+    elif (size := value.ByteSize()) > most:
+        raise InvalidRequest(f"{path} has {size:,} bytes; give at most {most:,}", field=path)
+
+
+def _check_elements(field: FieldDescriptor, values: Any, path: str, budget: _Budget) -> None:
+    kind = field.message_type
+    if kind is None and field.type != FieldDescriptor.TYPE_STRING:
+        return  # numbers
+    budget.spend(len(values), path)
+    if kind is None:
+        for index, each in enumerate(values):
+            _check_text(field, each, f"{path}[{index}]")
+    elif kind.GetOptions().map_entry:
+        for name, each in values.items():
+            _check_text(kind.fields_by_name["key"], name, path)
+            _check_text(kind.fields_by_name["value"], each, path)
+    else:
+        for index, each in enumerate(values):
+            _check(each, f"{path}[{index}].", budget)
+
+
+def _check_text(field: FieldDescriptor, value: str, path: str) -> None:
+    if len(value) > (most := CHARACTERS[field.full_name]):
+        raise InvalidRequest(f"{path} has {len(value):,} characters; give at most {most:,}", field=path)
+
+
+@cache
+def _checked_fields(message: Descriptor) -> frozenset[str]:
+    """Returns the fields of a message that have a length: texts, lists and messages."""
+    return frozenset(
+        field.name
+        for field in message.fields
+        if field.is_repeated or field.type == FieldDescriptor.TYPE_STRING or field.message_type is not None
+    )
