@@ -24,6 +24,7 @@
         ├── ModelFailed
         ├── JobBuried
         └── InternalError                           a fault of the service; its message carries an id for the log
+            └── QueueFailed                         a fault of its queue; its log says which
 
 A class is found by the stable reason in `google.rpc.ErrorInfo`; a reason that this version does not know falls back on
 the class of the gRPC code. `failed` events in a stream raise the same classes.
@@ -226,6 +227,12 @@ class InternalError(JobFailed):
     reason = "INTERNAL"
 
 
+class QueueFailed(InternalError):
+    """The service's queue answered with an error that trying again does not mend; the service's log says which."""
+
+    reason = "QUEUE_FAILED"
+
+
 def _by_reason(classes: Iterable[type[SagittalError]]) -> Mapping[str, type[SagittalError]]:
     return {cls.reason: cls for cls in classes}
 
@@ -236,7 +243,7 @@ REASONS: Mapping[str, type[SagittalError]] = _by_reason(
         InvalidRequest, InvalidImage, MessageTooLarge, NotFound, UnknownModel, UnknownJob, EventsExpired,
         AlreadyExists, ModelExists, FailedPrecondition, NotServed, Overloaded, Unavailable, ConnectionFailed,
         StreamMoved, Expired, Unauthenticated, PermissionDenied, JobCancelled, JobFailed, ModelFailed,
-        JobBuried, InternalError,
+        JobBuried, InternalError, QueueFailed,
     )
 )  # fmt: skip
 

@@ -10,7 +10,8 @@
     ├── NotServed             UNIMPLEMENTED         part of the API that nothing serves yet
     ├── Overloaded            RESOURCE_EXHAUSTED    past an admission bound; says when to try again
     ├── Unavailable           UNAVAILABLE           Redis is away; try again
-    │   └── StreamMoved                             the stream goes on at another replica: WatchExplanation
+    │   ├── StreamMoved                             the stream goes on at another replica: WatchExplanation
+    │   └── QueueFailed       INTERNAL              Redis answered with an error that trying again does not mend
     ├── Expired               DEADLINE_EXCEEDED     the job's deadline passed before there was a result
     ├── Unauthenticated       UNAUTHENTICATED       no token, or an unknown one
     ├── PermissionDenied      PERMISSION_DENIED     the token lacks a role
@@ -132,6 +133,13 @@ class StreamMoved(Unavailable):
     """This replica ends the stream, not the job: WatchExplanation goes on where it stopped."""
 
     reason = "STREAM_MOVED"
+
+
+class QueueFailed(Unavailable):
+    """Redis answered with an error that is a bug or damaged data; the log has its own words."""
+
+    reason = "QUEUE_FAILED"
+    code = code_pb2.INTERNAL
 
 
 class Expired(SagittalError):

@@ -22,8 +22,8 @@ class QueueObserver(Protocol):
         """Redis answered an operation in this time."""
         ...
 
-    def failed(self, operation: str) -> None:
-        """An operation on Redis failed; it may be tried again."""
+    def failed(self, operation: str, reply: str, meaning: str) -> None:
+        """An operation on Redis failed by a reply of this meaning: wait, refuse or fail."""
         ...
 
     def shared(self, model: str, how: Literal["cache", "flight"]) -> None:
@@ -41,7 +41,7 @@ class NoObserver:
     def answered(self, operation: str, seconds: float) -> None:
         """Does nothing."""
 
-    def failed(self, operation: str) -> None:
+    def failed(self, operation: str, reply: str, meaning: str) -> None:
         """Does nothing."""
 
     def shared(self, model: str, how: Literal["cache", "flight"]) -> None:
@@ -71,6 +71,12 @@ class QueueMetrics:
             ["operation"],
             registry=registry,
         )
+        self._replies = Counter(
+            "sagittal_redis_error_replies",
+            "Errors that Redis answered with, each try counted, by kind and what it means: wait, refuse or fail.",
+            ["reply", "meaning"],
+            registry=registry,
+        )
         self._shared = Counter(
             "sagittal_answers_shared",
             "Jobs that cost no run: from the cache, or by joining a flight.",
@@ -88,9 +94,10 @@ class QueueMetrics:
         """Observes the latency."""
         self._seconds.labels(operation).observe(seconds)
 
-    def failed(self, operation: str) -> None:
+    def failed(self, operation: str, reply: str, meaning: str) -> None:
         """Counts a failure."""
         self._failures.labels(operation).inc()
+        self._replies.labels(reply, meaning).inc()
 
     def shared(self, model: str, how: Literal["cache", "flight"]) -> None:
         """Counts an answer that was shared."""
@@ -102,13 +109,9 @@ class QueueMetrics:
 
 
 @contextmanager
-def timed(observer: QueueObserver, operation: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Tells an observer how long the context took, or that it failed with one of these errors."""
+def timed(observer: QueueObserver, operation: str) -> Iterator[None]:
+    """Tells an observer how long the context took; one that raises is not told."""
     begun = time.perf_counter()
-    try:
-        yield
-    except errors:
-        observer.failed(operation)
-        raise
+    yield
     if operation != WAIT:
         observer.answered(operation, time.perf_counter() - begun)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
+import structlog
 from redis import exceptions as faults
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
@@ -20,11 +21,13 @@ from redis.sentinel import Sentinel
 
 from sagittal.core.errors import Unavailable
 from sagittal.runtime.queue_metrics import UNOBSERVED, QueueObserver, timed
-from sagittal.runtime.redis_failures import FAILURES, PASSING, refusal, translate
+from sagittal.runtime.redis_failures import FAILURES, UNKNOWN, Meaning, Reply, classify, translate
 from sagittal.runtime.redis_scripts import Script
 from sagittal.runtime.settings import QueueSettings
 
 Result = TypeVar("Result")
+
+log = structlog.get_logger(__name__)
 
 #: Share of the operation timeout that one read, write or connect may take.
 SOCKET_SHARE = 0.25
@@ -65,11 +68,13 @@ def connect_sync(settings: QueueSettings) -> "redis.Redis":
         target = _target(settings, options)
         sentinel = Sentinel(_sentinels(settings), sentinel_kwargs=_sentinel_options(target), **target)  # type: ignore[no-untyped-call]
         client = sentinel.master_for(settings.sentinel_service, max_connections=settings.max_connections)  # type: ignore[no-untyped-call]
+        _leave_demoted(client.connection_pool, _LeavesDemoted)
         return cast("redis.Redis", client)
     pool_class = redis.BlockingConnectionPool
     pool = pool_class.from_url(
         settings.url, max_connections=settings.max_connections, timeout=settings.operation_timeout, **options
     )
+    _leave_demoted(pool, _LeavesDemoted)
     return redis.Redis(connection_pool=pool)
 
 
@@ -83,11 +88,43 @@ def connect_async(settings: QueueSettings) -> "redis.asyncio.Redis":
         target = _target(settings, options)
         sentinel = AsyncSentinel(_sentinels(settings), sentinel_kwargs=_sentinel_options(target), **target)  # type: ignore[no-untyped-call]
         client = sentinel.master_for(settings.sentinel_service, max_connections=settings.max_connections)
+        _leave_demoted(client.connection_pool, _LeavesDemotedAsync)
         return cast("redis.asyncio.Redis", client)
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         settings.url, max_connections=settings.max_connections, timeout=settings.operation_timeout, **options
     )
+    _leave_demoted(pool, _LeavesDemotedAsync)
     return redis.asyncio.Redis(connection_pool=pool)
+
+
+class _LeavesDemoted:
+    """A connection that is closed when its server is no longer the primary, so that the address is resolved again."""
+
+    def read_response(self, *arguments: Any, **options: Any) -> Any:
+        connection: Any = super()
+        try:
+            return connection.read_response(*arguments, **options)
+        except faults.RedisError as error:
+            if classify(error).reconnects:
+                connection.disconnect()
+            raise
+
+
+class _LeavesDemotedAsync:
+    """As `_LeavesDemoted`, for asyncio."""
+
+    async def read_response(self, *arguments: Any, **options: Any) -> Any:
+        connection: Any = super()
+        try:
+            return await connection.read_response(*arguments, **options)
+        except faults.RedisError as error:
+            if classify(error).reconnects:
+                await connection.disconnect()
+            raise
+
+
+def _leave_demoted(pool: Any, how: type) -> None:
+    pool.connection_class = type(how.__name__, (how, pool.connection_class), {})
 
 
 def close_sync(client: "redis.Redis") -> None:
@@ -130,25 +167,45 @@ _ADDRESS = ("host", "port", "path", "connection_class")
 
 
 class Attempts:
-    """How often and until when one operation is tried."""
+    """How often and until when one operation is tried, and what its failures mean."""
 
-    def __init__(self, settings: QueueSettings, most: int) -> None:
+    def __init__(
+        self, settings: QueueSettings, observer: QueueObserver, name: str, *, most: int, accepted: bool
+    ) -> None:
+        """Begins now.
+
+        Args:
+            settings: The queue's.
+            observer: Is told of each failure.
+            name: Of the operation, in metrics and logs.
+            most: Attempts.
+            accepted: Whether the operation is for work that is accepted already.
+        """
         self._settings = settings
+        self._observer = observer
+        self._name = name
+        self._accepted = accepted
         self._ends = time.monotonic() + settings.operation_timeout
         self._pause = FIRST_PAUSE
         self._left = most
 
     def next_pause(self, error: Exception) -> float:
         """Returns the seconds to wait before the next attempt; raises our error where there is none."""
+        reply = classify(error)
+        self._note(error, reply)
         self._left -= 1
         self._pause = min(self._pause * 2, LAST_PAUSE)
         pause = random.uniform(self._pause / 2, self._pause)  # noqa: S311 - spreads load, guards nothing
         # An attempt may take two shares, to connect and to read.
         room = self._ends - time.monotonic() - pause - 2 * SOCKET_SHARE * self._settings.operation_timeout
-        if isinstance(error, PASSING) and not refusal(error) and self._left > 0 and room > 0:
+        if reply.meaning is Meaning.WAIT and self._left > 0 and room > 0:
             return pause
-        translated = translate(error, self._settings)
-        raise (translated or error) from error
+        raise translate(error, self._settings, accepted=self._accepted) from error
+
+    def _note(self, error: Exception, reply: Reply) -> None:
+        self._observer.failed(self._name, reply.name, reply.meaning.value)
+        if reply.error is UNKNOWN.error:
+            log.error("redis-failed", operation=self._name, reply=reply.name, error=str(error))
 
 
 class SyncRunner:
@@ -164,10 +221,10 @@ class SyncRunner:
 
     def run(self, operation: Callable[[], Result], *, name: str = "command") -> Result:
         """Runs an idempotent operation, again where its answer was lost; `name` is what metrics call it."""
-        attempts = Attempts(self._settings, WORKER_ATTEMPTS)
+        attempts = Attempts(self._settings, self._observer, name, most=WORKER_ATTEMPTS, accepted=True)
         while True:
             try:
-                with timed(self._observer, name, FAILURES):
+                with timed(self._observer, name):
                     return operation()
             except FAILURES as error:
                 time.sleep(attempts.next_pause(error))
@@ -217,12 +274,12 @@ class AsyncRunner:
             self._turns.release()
 
     async def _run(self, operation: Callable[[], Awaitable[Result]], name: str) -> Result:
-        attempts = Attempts(self._settings, SERVICE_ATTEMPTS)
+        attempts = Attempts(self._settings, self._observer, name, most=SERVICE_ATTEMPTS, accepted=False)
         try:
             async with asyncio.timeout(self._settings.operation_timeout):
                 while True:
                     try:
-                        with timed(self._observer, name, FAILURES):
+                        with timed(self._observer, name):
                             async with asyncio.timeout(2 * SOCKET_SHARE * self._settings.operation_timeout):
                                 return await operation()
                     except FAILURES as error:  # a TimeoutError is an OSError

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from sagittal.core.errors import Overloaded, Unavailable
+import structlog
+
+from sagittal.core.errors import Overloaded, QueueFailed, Unavailable
 from sagittal.core.jobs import Cancellation, JobState, Lease
 from sagittal.runtime.job_events import TERMINAL, Ending, classify, read_settled
 from sagittal.runtime.queue import LeaseLost
@@ -18,6 +20,8 @@ from sagittal.runtime.redis_news import WorkerNews
 from sagittal.runtime.redis_scripts import load_script, model_key, parse_lease, root_key
 from sagittal.runtime.redis_sweep import end_arguments, parse_endings, parse_sweep, sweep_arguments
 from sagittal.runtime.settings import QueueSettings
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -178,7 +182,11 @@ class RedisWorkerQueue:
 
     def _end(self, endings: Iterable[Ending]) -> None:
         for ending in endings:
-            trace_context = self._script("end", *end_arguments(ending, time.time()))
+            try:
+                trace_context = self._script("end", *end_arguments(ending, time.time()))
+            except QueueFailed as error:
+                log.error("end-failed", job_id=ending.job_id, error=error.message)  # it holds up no other
+                continue
             if trace_context is not None:
                 self._observer.ended(ending.reason)
                 ending.log(trace_context)

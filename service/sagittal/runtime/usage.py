@@ -13,7 +13,6 @@ from itertools import islice
 import redis
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from sagittal.core.errors import SagittalError
 from sagittal.runtime.redis_connection import close_sync, connect_sync
 from sagittal.runtime.redis_failures import translate
 from sagittal.runtime.redis_scripts import root_key
@@ -138,8 +137,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     try:
         lines = list(measure_usage(client, root_key(settings)).lines())
     except (redis.RedisError, OSError) as error:
-        known: SagittalError | Exception = translate(error, settings) or error
-        sys.stderr.write(f"sagittal.runtime.usage: {known}\n")
+        sys.stderr.write(f"sagittal.runtime.usage: {translate(error, settings)}\n")
         return 1
     finally:
         close_sync(client)

@@ -21,7 +21,7 @@ def test_public_names_are_exactly_these() -> None:
         "Metrics", "MinimalSufficientExplanations", "Model", "ModelExists", "ModelFailed", "ModelInput", "NotFound",
             "NotServed",
         "Occlusion", "Optimizer", "Options", "Outcome", "Overloaded", "ParameterInfo", "PatchSet", "PatchShape",
-        "PermissionDenied", "Prediction", "Preprocessing", "Progress", "Protocol", "RISE", "RegionScore",
+        "PermissionDenied", "Prediction", "Preprocessing", "Progress", "Protocol", "QueueFailed", "RISE", "RegionScore",
         "RegionScores", "Retry", "SagittalError", "SelfCheck", "Started", "StreamMoved", "StructuredAttentionGraph",
             "SufficientSet",
         "Sufficiency", "TLS", "Unauthenticated", "Unavailable", "UnknownJob", "UnknownModel", "Unrecognised",

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from sagittal.core.errors import Overloaded, Unavailable
+from sagittal.core.errors import Overloaded, QueueFailed, Unavailable
 from sagittal.core.jobs import JobState, Lease, NewJob
 from sagittal.runtime.memory_queue import MemoryQueue
 from sagittal.runtime.queue import LeaseLost
 from sagittal.runtime.supervision import Supervisor
-from sagittal.worker.writer import BATCH, EventWriter
+from sagittal.worker.writer import BATCH, FAILURES_IN_A_ROW, EventWriter
 
 
 class Recorder:
@@ -152,3 +152,33 @@ def test_a_job_whose_log_is_full_ends_without_what_is_left(writer, queue, lease)
     queue.failing.append(Overloaded("full"))
     write_all(writer)
     assert queue.written == [("settle", (b"done",))]
+
+
+def test_a_job_that_the_queue_fails_for_holds_up_no_other_and_is_given_up(writer, queue, lease) -> None:
+    neighbour = replace(lease, job=replace(lease.job, job_id="neighbour"))
+
+    def fail(of: Lease, _: list[bytes]) -> None:
+        if of is lease:
+            failed.append(of)
+            raise QueueFailed("a damaged key")
+        queue.written.append(("append", of.job.job_id))
+
+    failed: list[Lease] = []
+    queue.append = fail
+    damaged, sound = writer.open(lease), writer.open(neighbour)
+    for outbox in (damaged, sound):
+        writer.put(outbox, b"one")
+    write_all(writer)
+    assert queue.written == [("append", "neighbour")]
+    assert len(failed) == FAILURES_IN_A_ROW
+    assert damaged.lost
+    assert not sound.lost
+
+
+def test_a_job_that_the_queue_failed_for_once_is_written(writer, queue, lease) -> None:
+    queue.failing += [QueueFailed("an error that nobody knows")] * (FAILURES_IN_A_ROW - 1)
+    outbox = writer.open(lease)
+    writer.put(outbox, b"one")
+    write_all(writer)
+    assert queue.written == [("append", (b"one",))]
+    assert not outbox.lost

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from sagittal.core.errors import Overloaded, Unavailable
+from sagittal.core.errors import Overloaded, QueueFailed, Unavailable
 from sagittal.core.jobs import JobState, Lease
 from sagittal.runtime.queue import LeaseLost, WorkerQueue
 from sagittal.runtime.supervision import Supervised, Supervisor
@@ -20,6 +20,9 @@ BATCH = 64
 
 #: First and longest pause before writing again when the queue is away, in seconds.
 PAUSE, LONGEST_PAUSE = 0.1, 5.0
+
+#: Failures of the queue in a row, by a bug or damaged data, after which a job is given up.
+FAILURES_IN_A_ROW = 5
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +40,8 @@ class Outbox:
     """Set when there is nothing more to write: settled, handed back, or lost."""
     unsure: int = 0
     """Events at the front that were sent without an answer: they are sent again just so, and count once."""
+    failures: int = 0
+    """Times in a row that the queue failed to write it."""
     lost: bool = False
     full: bool = False
     """Whether the queue takes no more events of this job but its last."""
@@ -134,8 +139,9 @@ class EventWriter:
         pause = PAUSE
         while (work := self._next()) is not None:
             try:
-                for outbox in work:
-                    self._write(outbox)
+                failed = [outbox for outbox in work if not self._write(outbox)]
+                if failed:
+                    threading.Event().wait(PAUSE)
                 pause = PAUSE
             except Unavailable as away:
                 log.warning("queue-away", error=away.message, pause_seconds=pause)
@@ -153,10 +159,15 @@ class EventWriter:
                     return None
                 self._changed.wait()
 
-    def _write(self, outbox: Outbox) -> None:
+    def _write(self, outbox: Outbox) -> bool:
+        """Writes what waits; returns whether the queue could. Raises Unavailable."""
         try:
             while self._write_part(outbox, self._part(outbox)):
                 pass
+            outbox.failures = 0
+        except QueueFailed as failed:
+            self._note_failure(outbox, failed)
+            return False
         except LeaseLost:
             job_log(outbox.lease).warning("lease-lost", token=outbox.lease.token)
             self.drop(outbox)
@@ -165,6 +176,16 @@ class EventWriter:
             with self._changed:
                 outbox.full, outbox.unsure = True, 0
                 outbox.events.clear()
+        return True
+
+    def _note_failure(self, outbox: Outbox, failed: QueueFailed) -> None:
+        """Gives a job up that the queue fails for again and again: its lease expires, and neighbours are written."""
+        outbox.failures += 1
+        given_up = outbox.failures >= FAILURES_IN_A_ROW
+        doing = "leaving its lease to expire" if given_up else "writing it again"
+        job_log(outbox.lease).error("job-not-written", error=failed.message, failures=outbox.failures, doing=doing)
+        if given_up:
+            self.drop(outbox)
 
     def _part(self, outbox: Outbox) -> _Part:
         with self._changed:
