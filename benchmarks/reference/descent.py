@@ -19,7 +19,7 @@ from sagittal.explain.events import Progress, SaliencyMask
 from sagittal.explain.masking import upsample
 from sagittal.explain.masks.regularisers import BTV_SIGMA
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import Scores, Steps, Upsampling, gradient_of
+from sagittal.explain.requests import Steps, Upsampling, gradient_of
 
 ITERATIONS, POINTS = 20, 15
 L1, TV = 1.0, 20.0
@@ -69,7 +69,7 @@ class ReferenceDescent(Explainer):
     """Where given, trials whose failure is certain before all is evaluated are left at that, and what they still lacked
     is counted here. The masks are the same either way."""
 
-    def explain(self, problem: Problem) -> Steps:
+    def explain(self, problem: Problem) -> Steps[None]:
         """Yields progress and the final mask."""
         form = FORMS[self.form]
         descent = _Descent(problem, self.noise, form, self.spared)
@@ -88,7 +88,7 @@ class _Descent:
         self._u = (torch.arange(1, POINTS + 1, device=problem.image.device) / POINTS).view(-1, 1, 1)
         self._asked = 0
 
-    def step(self, masks: Tensor) -> Steps:
+    def step(self, masks: Tensor) -> Steps[tuple[Tensor, float]]:
         """Returns the new masks and the objective before."""
         gradient = yield from self._gradient(masks)
         base = yield from self._value(masks, math.inf)
@@ -101,7 +101,7 @@ class _Descent:
                 return moved, base
             length *= DECAY
 
-    def _value(self, masks: Tensor, wanted: float) -> Steps:
+    def _value(self, masks: Tensor, wanted: float) -> Steps[float]:
         """Returns the line search's objective; where evaluations are spared, a bound above `wanted` once one is known.
 
         The data terms are not weighted here as they are in the gradient.
@@ -119,7 +119,7 @@ class _Descent:
             value += -score if inserts else score
         return value
 
-    def _gradient(self, masks: Tensor) -> Steps:
+    def _gradient(self, masks: Tensor) -> Steps[Tensor]:
         """Returns the integrated gradient of the data terms and that of the regulariser, by the masks."""
         leaf = masks.clone().requires_grad_()
         with torch.enable_grad():
@@ -140,11 +140,11 @@ class _Descent:
         alone = [(pixels[0], False), (pixels[1], True)] if self._form.variables == 2 else []
         return [(kept, False), *([(kept, True)] if self._form.inserts else []), *alone]
 
-    def _term(self, mask: Tensor, *, inserts: bool, gradient: bool) -> Steps:
+    def _term(self, mask: Tensor, *, inserts: bool, gradient: bool) -> Steps[tuple[float, Tensor]]:
         """Returns the mean score along the path, and the derivative of its part of the objective by the mask."""
         keep = 1 - self._u * mask if inserts else self._u * mask
         self._asked += 1
-        scores: Scores = yield self._problem.evaluate(
+        scores = yield from self._problem.evaluate(
             keep,
             gradient=gradient,
             noise=self._noise,

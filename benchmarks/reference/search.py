@@ -14,7 +14,7 @@ from torch import Tensor
 from reference.descent import Spared, variation
 from sagittal.explain.events import Progress, SufficientSet, Truncated
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import OutOfBudget, Scores, Steps, Upsampling, gradient_of
+from sagittal.explain.requests import OutOfBudget, Steps, Upsampling, gradient_of
 from sagittal.explain.sets.certificates import Claim, causal_triple
 from sagittal.explain.sets.patches import masks_of, members
 from sagittal.explain.sets.scoring import Memo
@@ -45,12 +45,12 @@ class ReferenceSearch(PatchSearch):
     spared: Spared | None = None
     """Where given, no set is evaluated twice, and what was spared by that is counted there."""
 
-    def explain(self, problem: Problem) -> Steps:
+    def explain(self, problem: Problem) -> Steps[None]:
         """Yields the roots, certified as sufficient and no more, when the search has ended."""
         yield from _roots(problem, self.memo(problem), self.max_overlap, self.spared)
 
 
-def _roots(problem: Problem, memo: Memo, max_overlap: int, spared: Spared | None) -> Steps:
+def _roots(problem: Problem, memo: Memo, max_overlap: int, spared: Spared | None) -> Steps[None]:
     memo.upsampling = Upsampling.ALIGNED
     roots: list[int] = []
     try:
@@ -61,12 +61,12 @@ def _roots(problem: Problem, memo: Memo, max_overlap: int, spared: Spared | None
     yield from _report(memo, roots, max_overlap)
 
 
-def _order(problem: Problem, grid: int) -> Steps:
+def _order(problem: Problem, grid: int) -> Steps[list[int]]:
     """Returns the patches, most important first."""
     mask = problem.full(grid, 1.0)
     points = torch.arange(1, ORDER_POINTS + 1, device=mask.device).view(-1, 1, 1) / ORDER_POINTS
     for step in range(ORDER_STEPS):
-        scores: Scores = yield problem.evaluate(
+        scores = yield from problem.evaluate(
             points * mask,
             gradient=True,
             noise=ORDER_NOISE,
@@ -80,7 +80,7 @@ def _order(problem: Problem, grid: int) -> Steps:
     return mask.flatten().argsort(stable=True).tolist()
 
 
-def _line_search(problem: Problem, mask: Tensor, gradient: Tensor) -> Steps:
+def _line_search(problem: Problem, mask: Tensor, gradient: Tensor) -> Steps[Tensor]:
     """Returns the mask after a step; the shortest one is taken even where it does not descend."""
     base, length = (yield from _objective(problem, mask)), FIRST_STEP
     while True:
@@ -91,8 +91,8 @@ def _line_search(problem: Problem, mask: Tensor, gradient: Tensor) -> Steps:
         length *= DECAY
 
 
-def _objective(problem: Problem, mask: Tensor) -> Steps:
-    scores: Scores = yield problem.evaluate(mask.unsqueeze(0), upsampling=Upsampling.ALIGNED)
+def _objective(problem: Problem, mask: Tensor) -> Steps[float]:
+    scores = yield from problem.evaluate(mask.unsqueeze(0), upsampling=Upsampling.ALIGNED)
     return float(scores.target) + float(_penalty(mask))
 
 
@@ -107,7 +107,7 @@ class _Scorer:
     memo: Memo
     spared: Spared | None
 
-    def score(self, sets: list[int]) -> Steps:
+    def score(self, sets: list[int]) -> Steps[None]:
         """Sees to it that sets are scored."""
         wanted = sets
         if self.spared is not None:
@@ -116,10 +116,10 @@ class _Scorer:
         if wanted:
             memo = self.memo
             masks = masks_of(wanted, memo.grid, memo.problem.image.device)
-            memo.store(wanted, (yield memo.problem.evaluate(masks, upsampling=memo.upsampling)), exact=False)
+            memo.store(wanted, (yield from memo.problem.evaluate(masks, upsampling=memo.upsampling)), exact=False)
 
 
-def _search(scorer: _Scorer, order: list[int], roots: list[int]) -> Steps:
+def _search(scorer: _Scorer, order: list[int], roots: list[int]) -> Steps[None]:
     memo, beam = scorer.memo, [0]
     for level in range(len(order)):
         yield Progress(level / len(order), phase="grow")
@@ -137,7 +137,7 @@ def _search(scorer: _Scorer, order: list[int], roots: list[int]) -> Steps:
         beam = [successor for successor in ranked if not memo.sufficient(successor)][:BEAM]
 
 
-def _minimise(scorer: _Scorer, bits: int) -> Steps:
+def _minimise(scorer: _Scorer, bits: int) -> Steps[int]:
     """Returns what is left when patches, in row-major order, are dropped where the rest still suffices."""
     while True:
         before = bits
@@ -150,7 +150,7 @@ def _minimise(scorer: _Scorer, bits: int) -> Steps:
             return bits
 
 
-def _report(memo: Memo, roots: list[int], max_overlap: int) -> Steps:
+def _report(memo: Memo, roots: list[int], max_overlap: int) -> Steps[None]:
     family = diverse_family({bits: memo[bits].score for bits in roots}, max_overlap)
     for bits in roots:
         try:

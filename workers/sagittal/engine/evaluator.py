@@ -47,7 +47,7 @@ class Evaluator(Protocol):
         """Scores parts as one batch, all with gradient or all without. Raises EvaluationFailed."""
         ...
 
-    def inspect(self, request: Inspect) -> object:
+    def inspect(self, request: Inspect[object]) -> object:
         """Runs a call with the model. Raises EvaluationFailed."""
         ...
 
@@ -107,7 +107,7 @@ class TorchEvaluator:
             gradients = self._gradients(targets, inputs, composed) if gradient else [None] * len(parts)
             return self._split(parts, probabilities.detach(), targets.detach(), gradients)
 
-    def inspect(self, request: Inspect) -> object:
+    def inspect(self, request: Inspect[object]) -> object:
         """Runs a call with the model. Raises EvaluationFailed."""
         module = self.module if self.inspected is None else self.inspected
         with torch.enable_grad():

@@ -53,6 +53,6 @@ class OpaqueEvaluator(TorchEvaluator):
 
     supports_gradients: bool = False
 
-    def inspect(self, request: Inspect) -> object:
+    def inspect(self, request: Inspect[object]) -> object:
         """Raises EvaluationFailed: there are no layers to look into."""
         raise EvaluationFailed("the model only answers: its layers cannot be looked into")

@@ -2,8 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from sagittal.engine.composition import Part
 from sagittal.engine.memo import Recollection, ScoreMemo
 from sagittal.explain.events import Event
-from sagittal.explain.requests import Evaluate, Inspect, OutOfBudget, Scores, Steps
+from sagittal.explain.requests import Evaluate, Inspect, OutOfBudget, Scores
 
 INTERACTIVE_WEIGHT = 32.0
 """Share of the device that a task with someone waiting gets, relative to a batch task's 1."""
@@ -52,7 +53,8 @@ class TaskCancelled(Exception):
 class Task:
     """A generator of requests and events, with what the engine knows of it."""
 
-    steps: Steps
+    steps: Generator[Any, Any, Any]
+    """Requests are answered; whatever else is yielded is an event, for `on_event`."""
     on_event: Callable[[Event], None] = lambda _event: None
     """Called on the engine's thread with each event."""
     on_end: Callable[[BaseException | None], None] = lambda _error: None
@@ -61,7 +63,7 @@ class Task:
     weight: float = 1.0
     """Share of the device relative to other tasks; see INTERACTIVE_WEIGHT."""
     usage: Usage = field(default_factory=Usage)
-    pending: Evaluate | Inspect | None = None
+    pending: Evaluate | Inspect[Any] | None = None
     """The request that waits to be run."""
     batches: int = 0
     """Batches that had a part of it, and calls with the model."""
@@ -203,10 +205,10 @@ class Task:
         self.on_event(item)  # type: ignore[arg-type]
         return next(self.steps)
 
-    def _affordable(self, request: Evaluate | Inspect) -> bool:
+    def _affordable(self, request: Evaluate | Inspect[Any]) -> bool:
         return not self._exceeded(request)
 
-    def _exceeded(self, request: Evaluate | Inspect) -> str:
+    def _exceeded(self, request: Evaluate | Inspect[Any]) -> str:
         """Names the limit that the request would break; empty where none."""
         if isinstance(request, Evaluate) and request.metric:
             return ""

@@ -127,5 +127,5 @@ class Explainer(ABC):
         """Raises Unsupported where the method is not defined for a model that has what it needs; costs a few passes."""
 
     @abstractmethod
-    def explain(self, problem: Problem) -> Steps:
+    def explain(self, problem: Problem) -> Steps[None]:
         """Yields requests and events: at least one final SaliencyMask, or structured findings."""

@@ -9,15 +9,15 @@ from sagittal.explain.events import PointingGame, SaliencyMask, Warning
 from sagittal.explain.explainer import Explainer
 from sagittal.explain.measures.curves import Metrics, measure, pointing_game
 from sagittal.explain.problem import Problem, Question, prepare
-from sagittal.explain.requests import Steps
+from sagittal.explain.requests import Steps, T
 
 EMPTY = 0.05
 """A heatmap whose largest value is below this shows nothing."""
 
 
-def explain(question: Question, explainer: Explainer, metrics: Metrics = Metrics()) -> Steps:
+def explain(question: Question, explainer: Explainer, metrics: Metrics = Metrics()) -> Steps[None]:
     """Yields requests and events of one explanation, from prediction to metrics."""
-    problem: Problem = yield from prepare(question, hides=explainer.hides or metrics.curves)
+    problem = yield from prepare(question, hides=explainer.hides or metrics.curves)
     finals: list[SaliencyMask] = []
 
     def note(event: Any) -> None:
@@ -29,14 +29,15 @@ def explain(question: Question, explainer: Explainer, metrics: Metrics = Metrics
         yield from assess(problem, mask, metrics)
 
 
-def observe(steps: Steps, note: Callable[[Any], None]) -> Steps:
+def observe(steps: Steps[T], note: Callable[[Any], None]) -> Steps[T]:
     """Passes everything through in both directions, exceptions included, and shows `note` what is yielded."""
     resume: Callable[[], Any] = lambda: next(steps)  # noqa: E731 - each turn resumes in another way
     while True:
         try:
             item = resume()
         except StopIteration as end:
-            return end.value
+            result: T = end.value
+            return result
         note(item)
         try:
             answer = yield item
@@ -46,8 +47,8 @@ def observe(steps: Steps, note: Callable[[Any], None]) -> Steps:
             resume = lambda answer=answer: steps.send(answer)  # type: ignore[misc]  # noqa: E731
 
 
-def assess(problem: Problem, mask: SaliencyMask, metrics: Metrics) -> Steps:
-    """Yields what is measured of a final mask, and a warning where it shows nothing."""
+def assess(problem: Problem, mask: SaliencyMask, metrics: Metrics) -> Steps[None]:
+    """Yields what is measured of a final mask, and a warning if it shows nothing."""
     if is_empty(mask.saliency):
         yield Warning(
             "EMPTY_EXPLANATION",

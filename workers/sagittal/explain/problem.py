@@ -11,7 +11,7 @@ from torch import Tensor
 from sagittal.explain.events import ClassScore, Prediction, Warning
 from sagittal.explain.masking import gaussian_blur, stretched_units
 from sagittal.explain.masks.regularisers import edge_weights
-from sagittal.explain.requests import Evaluate, Inspect, ModelView, Scores, Steps, Subject
+from sagittal.explain.requests import Evaluate, Inspect, ModelView, Scores, Steps, Subject, T, ask
 
 
 def derive_seed(seed: int, *path: int | str) -> int:
@@ -76,13 +76,13 @@ class Problem:
             self._axes[cells, pixels] = stretched_units(cells, pixels, self.image.device)
         return self._axes[cells, pixels]
 
-    def evaluate(self, masks: Tensor, **options: Any) -> Evaluate:
-        """Asks for the scores of masks (n, h, w); the options are those of `Evaluate`."""
-        return Evaluate(subject=self.subject, masks=masks, **options)
+    def evaluate(self, masks: Tensor, **options: Any) -> Steps[Scores]:
+        """Asks for the scores of masks (n, h, w) and returns them; the options are those of `Evaluate`."""
+        return ask(Evaluate(subject=self.subject, masks=masks, **options))
 
-    def inspect(self, call: Callable[[ModelView], Any], *, gradient: bool = True) -> Inspect:
-        """Asks for a call with the model that evaluates it once, with gradient or without."""
-        return Inspect(subject=self.subject, call=call, evaluations=1, gradient_evaluations=int(gradient))
+    def inspect(self, call: Callable[[ModelView], T], *, gradient: bool = True) -> Steps[T]:
+        """Asks for a call with the model that evaluates it once, with gradient or without; returns its result."""
+        return ask(Inspect(subject=self.subject, call=call, evaluations=1, gradient_evaluations=int(gradient)))
 
     def full(self, size: int, value: float) -> Tensor:
         """Returns a mask of shape (size, size) with one value."""
@@ -251,14 +251,14 @@ class Question:
     """State of the last checkpoint of an earlier attempt; empty for a fresh start."""
 
 
-def prepare(question: Question, *, hides: bool = True) -> Steps:
+def prepare(question: Question, *, hides: bool = True) -> Steps[Problem]:
     """Yields requests, a Prediction and warnings; returns the Problem.
 
     Args:
         question: What is to be explained.
         hides: Whether parts of the image will be hidden. Without, the problem's baseline is the image itself.
     """
-    probabilities = (yield _images(question.image, None)).probabilities[0]
+    probabilities = yield from _probabilities(question.image)
     target = int(probabilities.argmax()) if question.target is None else question.target
     full_score = float(probabilities[target])
     kind, candidate, score = "", Candidate(question.image), full_score
@@ -289,26 +289,30 @@ def top_classes(probabilities: Tensor, count: int) -> tuple[ClassScore, ...]:
     return tuple(ClassScore(index, score) for index, score in zip(indices.tolist(), scores.tolist(), strict=True))
 
 
-def _images(image: Tensor, target: int | None) -> Evaluate:
-    """Asks for all probabilities of an image as it is."""
+def _probabilities(image: Tensor) -> Steps[Tensor]:
+    """Returns the probabilities of all classes, shape (classes,), of an image as it is."""
     masks = torch.ones(1, 1, 1, device=image.device)
-    return Evaluate(subject=Subject(image, image, target), masks=masks, exact=True, metric=True, probabilities=True)
+    request = Evaluate(subject=Subject(image, image, None), masks=masks, exact=True, metric=True, probabilities=True)
+    scores = yield from ask(request)
+    if scores.probabilities is None:
+        raise ValueError("the scores have no probabilities: ask with probabilities=True")
+    return scores.probabilities[0]
 
 
-def _find_baseline(question: Question, target: int, full_score: float) -> Steps:
+def _find_baseline(question: Question, target: int, full_score: float) -> Steps[tuple[Candidate, float]]:
     """Returns the first candidate with a low score, or the one with the lowest."""
     black = torch.zeros(3, 1, 1) if question.black is None else question.black
     tried: list[tuple[float, Candidate]] = []
     for candidate in question.baseline.candidates(question.image, black.to(question.image), question.seed):
-        scores: Scores = yield _images(candidate.image, target)
-        tried.append((float(scores.target[0]), candidate))
-        if is_low(tried[-1][0], full_score):
+        score = float((yield from _probabilities(candidate.image))[target])
+        tried.append((score, candidate))
+        if is_low(score, full_score):
             break
     score, candidate = min(tried, key=lambda pair: pair[0])
     return candidate, score
 
 
-def _warnings(baseline_score: float | None, full_score: float) -> Steps:
+def _warnings(baseline_score: float | None, full_score: float) -> Steps[None]:
     if full_score < TINY_SCORE:
         yield Warning(
             "TARGET_SCORE_TINY",
@@ -323,8 +327,8 @@ def _warnings(baseline_score: float | None, full_score: float) -> Steps:
         )
 
 
-def predict(image: Tensor, count: int) -> Steps:
+def predict(image: Tensor, count: int) -> Steps[None]:
     """Yields a Prediction of an image's `count` most probable classes, without a baseline."""
-    probabilities = (yield _images(image, None)).probabilities[0]
+    probabilities = yield from _probabilities(image)
     top = top_classes(probabilities, count)
     yield Prediction(target=top[0], top=top, baseline_score=0.0, baseline="")

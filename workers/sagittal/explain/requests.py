@@ -13,12 +13,13 @@ is spent: an explainer that catches it yields the best it has so far.
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 from torch import Tensor, nn
 
-Steps = Generator[Any, Any, Any]
-"""What an explainer is: it yields requests and events, and receives answers; some parts return a value."""
+from sagittal.explain.events import Event
+
+T = TypeVar("T")
 
 
 class OutOfBudget(Exception):
@@ -115,11 +116,11 @@ def always() -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Inspect:
+class Inspect(Generic[T]):
     """A call with the model, run alone between batches; answered with what it returns."""
 
     subject: Subject
-    call: Callable[[ModelView], Any]
+    call: Callable[[ModelView], T]
     evaluations: int = 0
     """Model evaluations that the call makes, those with gradient included."""
     gradient_evaluations: int = 0
@@ -130,5 +131,25 @@ class Inspect:
     """Whether it can run now: what it waits for, such as images that are being read, holds up nobody else."""
 
 
-Request = Evaluate | Inspect
+Request = Evaluate | Inspect[Any]
 """What an explainer may ask."""
+
+Steps = Generator[Request | Event, Any, T]
+"""What an explainer is, and each of its parts: it yields requests and events, and returns a `T`.
+
+What a request is answered with depends on the request, which a generator's type cannot say: `yield from ask(request)`
+can, and so mypy sees through a whole explainer.
+"""
+
+
+@overload
+def ask(request: Evaluate) -> Steps[Scores]: ...
+
+
+@overload
+def ask(request: Inspect[T]) -> Steps[T]: ...
+
+
+def ask(request: Request) -> Steps[Any]:
+    """Yields one request; returns its answer."""
+    return (yield request)

@@ -1,6 +1,6 @@
 """Jobs about concept sets: fitting one, and reading, changing or deleting those that are stored."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from sagittal.core.images import ImageLimits
 from sagittal.core.jobs import JobKind, Lease
 from sagittal.core.text import shown
 from sagittal.explain import InvalidParameter
-from sagittal.explain.concepts import ConceptFit, Concepts, FitQuestion, FitSettings, fit_concepts
+from sagittal.explain.concepts import Concepts, FitQuestion, FitSettings, fit_concepts
 from sagittal.explain.events import Warning
 from sagittal.explain.problem import Question
 from sagittal.explain.requests import Steps
@@ -51,6 +51,10 @@ class Answer:
     message: any_pb2.Any
 
 
+Answered = Generator[Answer, None, None]
+"""Steps of a job that needs no device."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Images:
     images: ReadImages
@@ -58,7 +62,7 @@ class _Images:
     """Files by their place in the set; empty for images that were sent."""
 
 
-def fit_steps(lease: Lease, loaded: LoadedModel, limits: ImageLimits, shelf: ConceptShelf) -> Steps:
+def fit_steps(lease: Lease, loaded: LoadedModel, limits: ImageLimits, shelf: ConceptShelf) -> Steps[None]:
     """Returns the steps of a fit. Raises where it could not be carried out, or its result not be stored."""
     request = concept_service_pb2.FitConceptsSettings.FromString(lease.request)
     tenant = lease.job.tenant
@@ -89,9 +93,9 @@ def _fit(
     tenant: str,
     loaded: LoadedModel,
     store: ConceptStore,
-) -> Steps:
+) -> Steps[None]:
     try:
-        fit: ConceptFit = yield from fit_concepts(question)
+        fit = yield from fit_concepts(question)
     except InvalidParameter as error:
         raise InvalidRequest(f"settings.{error.name}: {error.message}", field=f"settings.{error.name}") from error
     finally:
@@ -180,7 +184,7 @@ def with_concepts(
     return replace(explainer, fitted=fitted), question
 
 
-def list_sets(lease: Lease, shelf: ConceptShelf) -> Steps:
+def list_sets(lease: Lease, shelf: ConceptShelf) -> Answered:
     """Answers with a page of the tenant's sets."""
     request = concept_service_pb2.ListConceptSetsRequest.FromString(lease.request)
     found = shelf.store.list(lease.job.tenant, request.model)
@@ -190,13 +194,13 @@ def list_sets(lease: Lease, shelf: ConceptShelf) -> Steps:
     return _answer(concept_service_pb2.ListConceptSetsResponse(concept_sets=page, next_page_token=token))
 
 
-def get_set(lease: Lease, shelf: ConceptShelf) -> Steps:
+def get_set(lease: Lease, shelf: ConceptShelf) -> Answered:
     """Answers with a set."""
     request = concept_service_pb2.GetConceptSetRequest.FromString(lease.request)
     return _answer(shelf.store.describe(lease.job.tenant, request.model, request.name))
 
 
-def update_set(lease: Lease, shelf: ConceptShelf) -> Steps:
+def update_set(lease: Lease, shelf: ConceptShelf) -> Answered:
     """Changes a set, all or nothing, and answers with it."""
     request = concept_service_pb2.UpdateConceptSetRequest.FromString(lease.request)
     tenant, store = lease.job.tenant, shelf.store
@@ -207,24 +211,24 @@ def update_set(lease: Lease, shelf: ConceptShelf) -> Steps:
     return _answer(described)
 
 
-def delete_set(lease: Lease, shelf: ConceptShelf) -> Steps:
+def delete_set(lease: Lease, shelf: ConceptShelf) -> Answered:
     """Deletes a set."""
     request = concept_service_pb2.DeleteConceptSetRequest.FromString(lease.request)
     shelf.store.delete(lease.job.tenant, request.model, request.name)
     return _answer(concept_service_pb2.DeleteConceptSetResponse())
 
 
-def _answer(message: Message) -> Steps:
+def _answer(message: Message) -> Answered:
     packed = any_pb2.Any()
     packed.Pack(message)
 
-    def steps() -> Steps:
+    def steps() -> Answered:
         yield Answer(packed)
 
     return steps()
 
 
-ANSWERS: Mapping[JobKind, Callable[[Lease, ConceptShelf], Steps]] = {
+ANSWERS: Mapping[JobKind, Callable[[Lease, ConceptShelf], Answered]] = {
     JobKind.CONCEPT_SETS: list_sets,
     JobKind.CONCEPT_SET: get_set,
     JobKind.CONCEPT_UPDATE: update_set,

@@ -1,6 +1,6 @@
 """From a leased job to steps for the engine: a table by kind of job."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from sagittal.core.regions import check_patch_shape, check_sets
 from sagittal.engine.task import Usage
 from sagittal.explain import Concepts, explain
 from sagittal.explain.problem import predict
-from sagittal.explain.requests import Steps, Upsampling
+from sagittal.explain.requests import Upsampling
 from sagittal.explain.sets.regions import ask_regions
 from sagittal.models.loaded import LoadedModel
 from sagittal.v1 import explanation_service_pb2, method_pb2, model_pb2, model_service_pb2
@@ -29,7 +29,7 @@ DEFAULT_TOP = 5
 class Work:
     """Steps for the engine, and what the job's events say of them."""
 
-    steps: Steps
+    steps: Generator[Any, Any, Any]
     method: str = ""
     method_field: str = ""
     """Field of `Method` that carries the method; empty for jobs that are no explanations."""

@@ -36,7 +36,7 @@ class EvaluateMask(Explainer):
                 "heatmap", "holds values that are not finite numbers; give finite float32 or float16"
             )
 
-    def explain(self, problem: Problem) -> Steps:
+    def explain(self, problem: Problem) -> Steps[None]:
         """Yields the heatmap, divided by its largest magnitude.
 
         Heatmaps of other programs come in units of their own, and their order alone is measured.

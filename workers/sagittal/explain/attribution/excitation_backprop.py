@@ -49,12 +49,12 @@ class ExcitationBackprop(Explainer):
         """Raises Unsupported where an operation between the layer and the output has no rule."""
         winning_probability(view, locate(view, self.layer))
 
-    def explain(self, problem: Problem) -> Steps:
+    def explain(self, problem: Problem) -> Steps[None]:
         """Yields the heatmap, of the layer's rows and columns."""
         try:
-            layer = yield problem.inspect(lambda view: locate(view, self.layer))
+            layer = yield from problem.inspect(lambda view: locate(view, self.layer))
             yield Progress(0.5, phase="layer")
-            winning: Tensor = yield problem.inspect(lambda view: winning_probability(view, layer))
+            winning = yield from problem.inspect(lambda view: winning_probability(view, layer))
         except OutOfBudget as spent:
             yield Truncated(spent.limit)
             yield SaliencyMask(problem.full(1, 0.0))

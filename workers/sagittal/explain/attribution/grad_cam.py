@@ -49,10 +49,10 @@ class GradCAM(Explainer):
         """Raises Unsupported where the layer gives no map."""
         class_activation_map(view, locate(view, self.layer))
 
-    def explain(self, problem: Problem) -> Steps:
+    def explain(self, problem: Problem) -> Steps[None]:
         """Yields the heatmap, of the layer's rows and columns."""
         try:
-            evidence: Tensor = yield from self._evidence(problem)
+            evidence = yield from self._evidence(problem)
         except OutOfBudget as spent:
             yield Truncated(spent.limit)
             yield SaliencyMask(problem.full(1, 0.0))
@@ -61,19 +61,19 @@ class GradCAM(Explainer):
         strength = 1 - math.exp(-float(evidence.clamp(min=0).sum()))
         yield SaliencyMask(heatmap(evidence, strength).to(problem.image.device))
 
-    def _evidence(self, problem: Problem) -> Steps:
+    def _evidence(self, problem: Problem) -> Steps[Tensor]:
         """Returns the map; raises InvalidParameter where the layer that was asked for gives none."""
         evidence: Tensor | None = None
         if self.layer is not None:
-            evidence = yield problem.inspect(lambda view: _map_at(view, self.layer or ""))
+            evidence = yield from problem.inspect(lambda view: _map_at(view, self.layer or ""))
         if evidence is not None and bool(evidence.any()):
             return evidence
         # Looks at all layers: to choose one, to say what is wrong with this one, or to see that there is no evidence.
-        layer = yield problem.inspect(lambda view: locate(view, self.layer))
+        layer = yield from problem.inspect(lambda view: locate(view, self.layer))
         if evidence is not None:
             return evidence
         yield Progress(0.5, phase="layer")
-        return (yield problem.inspect(lambda view: class_activation_map(view, layer)))
+        return (yield from problem.inspect(lambda view: class_activation_map(view, layer)))
 
 
 def class_activation_map(view: ModelView, layer: SpatialLayer) -> Tensor:

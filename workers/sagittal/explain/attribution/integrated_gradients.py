@@ -22,7 +22,7 @@ from sagittal.explain.attribution.layers import heatmap
 from sagittal.explain.events import Progress, SaliencyMask, Truncated, Warning
 from sagittal.explain.explainer import Explainer, Needs, parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import OutOfBudget, Scores, Steps, Upsampling, gradient_of
+from sagittal.explain.requests import OutOfBudget, Steps, Upsampling, gradient_of
 
 BATCH = 16
 """Points of the path in a request."""
@@ -43,7 +43,7 @@ class IntegratedGradients(Explainer):
         28, "Side of the square heatmap that attributions are summed to, in cells", minimum=7, maximum=224
     )
 
-    def explain(self, problem: Problem) -> Steps:
+    def explain(self, problem: Problem) -> Steps[None]:
         """Yields forming heatmaps, a warning if the sum falls short, and the final heatmap (mask_size, mask_size)."""
         path = _interleaved((torch.arange(self.steps) + 0.5) / self.steps).to(problem.image.device)
         total, done = problem.full(self.mask_size, 0.0), 0
@@ -51,7 +51,7 @@ class IntegratedGradients(Explainer):
             while done < self.steps:
                 points = path[done : done + BATCH].view(-1, 1, 1)
                 masks = points.expand(-1, self.mask_size, self.mask_size)
-                scores: Scores = yield problem.evaluate(masks, gradient=True, upsampling=Upsampling.BOX, exact=True)
+                scores = yield from problem.evaluate(masks, gradient=True, upsampling=Upsampling.BOX, exact=True)
                 total, done = total + gradient_of(scores).sum(0).to(total), done + len(points)
                 yield Progress(done / self.steps, phase="integrate")
                 yield SaliencyMask(_saliency(total / done, problem), final=False)
@@ -73,7 +73,7 @@ def _saliency(attribution: Tensor, problem: Problem) -> Tensor:
     return heatmap(attribution, explained / max(problem.full_score, 1e-12))
 
 
-def _completeness(attribution: Tensor, problem: Problem) -> Steps:
+def _completeness(attribution: Tensor, problem: Problem) -> Steps[None]:
     expected, found = problem.full_score - problem.baseline_score, float(attribution.sum())
     if abs(found - expected) > max(WIDE_GAP * abs(expected), 1e-3):
         yield Warning(

@@ -14,7 +14,7 @@ from torch import Tensor
 from sagittal.explain.events import Progress, SaliencyMask, Truncated
 from sagittal.explain.explainer import Explainer, InvalidParameter, check, parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import OutOfBudget, Scores, Steps, Upsampling
+from sagittal.explain.requests import OutOfBudget, Steps, Upsampling
 
 BATCH = 64
 """Windows in a request."""
@@ -35,7 +35,7 @@ class Occlusion(Explainer):
         if self.window > self.grid:
             raise InvalidParameter("window", f"is {self.window}; give at most grid, which is {self.grid}")
 
-    def explain(self, problem: Problem) -> Steps:
+    def explain(self, problem: Problem) -> Steps[None]:
         """Yields the forming heatmap, then the final one, both of shape (grid, grid)."""
         hidden = windows(self.grid, self.window, problem.image.device)
         hidden = hidden[torch.randperm(len(hidden), generator=problem.generator("windows"))]
@@ -44,7 +44,7 @@ class Occlusion(Explainer):
         try:
             while done < len(hidden):
                 batch = hidden[done : done + BATCH]
-                scores: Scores = yield problem.evaluate(1 - batch, upsampling=Upsampling.BOX)
+                scores = yield from problem.evaluate(1 - batch, upsampling=Upsampling.BOX)
                 fall = (problem.full_score - scores.target).to(batch)
                 falls += (fall.view(-1, 1, 1) * batch).sum(0)
                 visits += batch.sum(0)

@@ -26,7 +26,7 @@ from sagittal.explain.events import Progress, SaliencyMask, Truncated
 from sagittal.explain.explainer import Explainer, parameter
 from sagittal.explain.masking import stretched_units
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import OutOfBudget, Scores, Steps
+from sagittal.explain.requests import OutOfBudget, Steps
 
 BATCH = 128
 """Masks in a request."""
@@ -59,7 +59,7 @@ class RISE(Explainer):
     )
     mask_size: int = parameter(28, "Side of the square heatmap in cells", minimum=7, maximum=224)
 
-    def explain(self, problem: Problem) -> Steps:
+    def explain(self, problem: Problem) -> Steps[None]:
         """Yields forming heatmaps and the final one, of shape (mask_size, mask_size)."""
         sums = _Sums(self.mask_size, problem.image.device)
         generator, shown, batch = problem.generator("masks"), 0, BATCH
@@ -67,7 +67,7 @@ class RISE(Explainer):
             batch = min(batch, self.masks - sums.count)
             masks = random_masks(batch, self.grid, self.probability, problem.size, generator, problem.image.device)
             try:
-                scores: Scores = yield problem.evaluate(masks)
+                scores = yield from problem.evaluate(masks)
             except OutOfBudget as spent:
                 if spent.limit == "evaluations" and batch > 1:
                     batch //= 2  # what is left of the budget may do for fewer

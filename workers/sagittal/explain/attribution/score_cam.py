@@ -18,7 +18,7 @@ from sagittal.explain.attribution.layers import SpatialLayer, heatmap, hooked, l
 from sagittal.explain.events import Progress, SaliencyMask, Truncated
 from sagittal.explain.explainer import Explainer, Needs, parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import ModelView, OutOfBudget, Scores, Steps
+from sagittal.explain.requests import ModelView, OutOfBudget, Steps
 
 BATCH = 64
 """Channels in a request."""
@@ -34,11 +34,11 @@ class ScoreCAM(Explainer):
     layer: str | None = parameter(None, "Name of the layer; unset for the last one with a spatial output")
     channels: int = parameter(256, "Channels that are scored, the most active first", minimum=1, maximum=16_384)
 
-    def explain(self, problem: Problem) -> Steps:
+    def explain(self, problem: Problem) -> Steps[None]:
         """Yields forming heatmaps and the final one, of the layer's rows and columns."""
         try:
-            layer = yield problem.inspect(lambda view: locate(view, self.layer))
-            activations: Tensor = yield problem.inspect(lambda view: activations_of(view, layer), gradient=False)
+            layer = yield from problem.inspect(lambda view: locate(view, self.layer))
+            activations = yield from problem.inspect(lambda view: activations_of(view, layer), gradient=False)
         except OutOfBudget as spent:
             yield Truncated(spent.limit)
             yield SaliencyMask(problem.full(1, 0.0))
@@ -48,7 +48,7 @@ class ScoreCAM(Explainer):
         try:
             for start in range(0, len(activations), BATCH):
                 masks = stretched(activations[start : start + BATCH])
-                scores: Scores = yield problem.evaluate(masks)
+                scores = yield from problem.evaluate(masks)
                 added = scores.target.to(increases) - problem.baseline_score
                 increases[start : start + len(masks)] = added.clamp(min=0)
                 yield Progress((start + len(masks)) / len(activations), phase="channels")

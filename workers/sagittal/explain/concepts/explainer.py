@@ -20,7 +20,7 @@ from sagittal.explain.events import (
 )
 from sagittal.explain.explainer import Explainer, InvalidParameter, Needs, parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import Inspect, ModelView, OutOfBudget, Steps
+from sagittal.explain.requests import ModelView, OutOfBudget, Steps
 
 FAR_OFF = 3.0
 """A gap of more than this many mean errors on held-out images gets a warning."""
@@ -38,7 +38,7 @@ class Concepts(Explainer):
     fitted: FittedConcepts | None = None
     """The concept set itself."""
 
-    def explain(self, problem: Problem) -> Steps:
+    def explain(self, problem: Problem) -> Steps[None]:
         """Yields the prediction of the explanation network, and each x-feature's contribution with its heatmap."""
         if self.fitted is None:
             raise InvalidParameter("concept_set", "is not set; give the name of a set that was fitted to this model")
@@ -48,8 +48,8 @@ class Concepts(Explainer):
             raise InvalidParameter(
                 "concept_set", f"predicts the classes {known}, not {problem.target}; ask for one of these as the target"
             )
-        values, parts, output = yield Inspect(
-            subject=problem.subject, call=lambda view: _read(view, fitted, problem.target), evaluations=1
+        values, parts, output = yield from problem.inspect(
+            lambda view: _read(view, fitted, problem.target), gradient=False
         )
         predicted = float(parts.sum())
         yield ConceptPrediction(ClassScore(problem.target, 0.0), predicted, output, fitted.error)
@@ -75,24 +75,24 @@ def _read(view: ModelView, fitted: FittedConcepts, target: int) -> tuple[Tensor,
     return values, parts, float(outputs[column])
 
 
-def _together(problem: Problem, fitted: FittedConcepts, members: Sequence[int], parts: Tensor, method: str) -> Steps:
+def _together(
+    problem: Problem, fitted: FittedConcepts, members: Sequence[int], parts: Tensor, method: str
+) -> Steps[Tensor]:
     """Returns the heatmap of x-features that are shown together: their mean, by how much each contributes."""
     saliencies: list[Tensor] = []
     for index in members:
-        saliency: Tensor = yield from x_feature_heatmap(problem, fitted, index, method)
+        saliency = yield from x_feature_heatmap(problem, fitted, index, method)
         saliencies.append(saliency)
     if len(saliencies) == 1:
         return saliencies[0]
     weights = parts[list(members)].abs()
     weights = weights / weights.sum().clamp(min=1e-12)
     size = max((saliency.shape for saliency in saliencies), key=lambda shape: shape[0])
-    return sum(
-        weight * torch.nn.functional.interpolate(saliency[None, None], size=size)[0, 0]
-        for weight, saliency in zip(weights, saliencies, strict=True)
-    )
+    enlarged = [torch.nn.functional.interpolate(saliency[None, None], size=size)[0, 0] for saliency in saliencies]
+    return (weights.view(-1, 1, 1) * torch.stack(enlarged)).sum(0)
 
 
-def _warnings(gap: float, fitted: FittedConcepts) -> Steps:
+def _warnings(gap: float, fitted: FittedConcepts) -> Steps[None]:
     if abs(gap) > FAR_OFF * fitted.error:
         yield Warning(
             "CONCEPTS_UNFAITHFUL_HERE",

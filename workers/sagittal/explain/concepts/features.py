@@ -13,7 +13,7 @@ from sagittal.explain.attribution.layers import LISTED, Unsupported, hooked, lay
 from sagittal.explain.events import Progress
 from sagittal.explain.explainer import InvalidParameter
 from sagittal.explain.problem import derive_seed
-from sagittal.explain.requests import Inspect, ModelView, Steps, Subject
+from sagittal.explain.requests import Inspect, ModelView, Steps, Subject, ask
 
 SMALLEST_VIEW = 0.25
 """Least side of a random crop, relative to the image's."""
@@ -214,7 +214,7 @@ def extract(
     cache: FeatureCache,
     subject: Subject,
     until: float,
-) -> Steps:
+) -> Steps[Extracted]:
     """Yields requests and progress up to the share `until`; returns Extracted.
 
     Args:
@@ -233,11 +233,12 @@ def extract(
         return Extracted(kept["kept"], kept["features"], kept["outputs"])
     parts: list[Extracted] = []
     done = 0
-    while batch := (yield Inspect(subject=subject, call=lambda _view: images.take(), rows=1, ready=images.ready)):
+    take = Inspect(subject=subject, call=lambda _view: images.take(), rows=1, ready=images.ready)
+    while batch := (yield from ask(take)):
         done += len(batch)
         sound = [(read.index, read.image) for read in batch if read.image is not None]
         if sound:
-            part: Extracted = yield from _read_off(sound, layer, views, seed, rows, subject)
+            part = yield from _read_off(sound, layer, views, seed, rows, subject)
             parts.append(part)
         yield Progress(until * done / max(len(images), 1), phase="features")
     if not parts:
@@ -254,7 +255,7 @@ def extract(
 
 def _read_off(
     sound: Sequence[tuple[int, Tensor]], layer: str, views: int, seed: int, rows: int, subject: Subject
-) -> Steps:
+) -> Steps[Extracted]:
     """Returns what the layer and the model say of a few images and their crops, read in turns of so many rows."""
     found: list[tuple[Tensor, Tensor]] = []
     seen = [row for index, image in sound for row in (image, *_views(image, views, derive_seed(seed, index)))]
@@ -266,7 +267,7 @@ def _read_off(
                 features, _, outputs = layer_features(view.module, layer, torch.stack(some))
             return features.float(), outputs.float()
 
-        found.append((yield Inspect(subject=subject, call=call, rows=len(some))))
+        found.append((yield from ask(Inspect(subject=subject, call=call, rows=len(some)))))
     shape = (len(sound), 1 + views, -1)
     features, outputs = (torch.cat(pieces).reshape(shape) for pieces in zip(*found, strict=True))
     return Extracted(torch.tensor([index for index, _ in sound]), features, outputs)

@@ -24,7 +24,7 @@ from sagittal.explain.concepts.view import XFeature, view_x_features
 from sagittal.explain.events import Warning
 from sagittal.explain.explainer import InvalidParameter
 from sagittal.explain.problem import State, derive_seed
-from sagittal.explain.requests import Inspect, ModelView, Steps, Subject
+from sagittal.explain.requests import Inspect, ModelView, Steps, Subject, ask
 
 HELD_OUT = 0.2
 """Share of the images that quality is measured on, and the fit never sees."""
@@ -70,7 +70,7 @@ class ConceptFit:
     warnings: Sequence[Warning]
 
 
-def fit_concepts(question: FitQuestion) -> Steps:
+def fit_concepts(question: FitQuestion) -> Steps[ConceptFit]:
     """Yields requests, progress and checkpoints; returns a ConceptFit.
 
     Raises:
@@ -101,7 +101,9 @@ def fit_concepts(question: FitQuestion) -> Steps:
     return (yield from _judge(question, layer, fits, seen, subject))
 
 
-def _judge(question: FitQuestion, layer: str, fits: Sequence[SRAE], seen: "_Seen", subject: Subject) -> Steps:
+def _judge(
+    question: FitQuestion, layer: str, fits: Sequence[SRAE], seen: "_Seen", subject: Subject
+) -> Steps[ConceptFit]:
     """Returns the ConceptFit of networks that are fitted, of which the first is kept."""
     images, settings = question.images, question.settings
     originals = _originals(seen.data)
@@ -132,7 +134,7 @@ def _judge(question: FitQuestion, layer: str, fits: Sequence[SRAE], seen: "_Seen
     )
 
 
-def _layer(name: str, subject: Subject) -> Steps:
+def _layer(name: str, subject: Subject) -> Steps[str]:
     """Returns the layer to read. Its errors are raised here and not in the engine: steps around these can name it."""
 
     def call(view: ModelView) -> str | InvalidParameter:
@@ -141,7 +143,7 @@ def _layer(name: str, subject: Subject) -> Steps:
         except InvalidParameter as error:
             return error
 
-    found = yield Inspect(subject=subject, call=call, evaluations=1)
+    found = yield from ask(Inspect(subject=subject, call=call, evaluations=1))
     if isinstance(found, InvalidParameter):
         raise found
     return found
@@ -153,7 +155,9 @@ def _no_image(size: int) -> Subject:
     return Subject(blank, blank, None)
 
 
-def _train(question: FitQuestion, data: "_Views", training: Tensor, number: int, states: dict[str, Tensor]) -> Steps:
+def _train(
+    question: FitQuestion, data: "_Views", training: Tensor, number: int, states: dict[str, Tensor]
+) -> Steps[SRAE]:
     settings = question.settings
     each = (TRAINING - EXTRACTION) / settings.seeds
     share = Share(EXTRACTION + number * each, EXTRACTION + (number + 1) * each)

@@ -22,7 +22,7 @@ from sagittal.explain.explainer import Explainer
 from sagittal.explain.masking import compose, upsample
 from sagittal.explain.masks.igos import IGOS, IGOSPlusPlus
 from sagittal.explain.problem import Problem, derive_seed
-from sagittal.explain.requests import Evaluate, Inspect, ModelView, Scores, Steps, Subject
+from sagittal.explain.requests import Evaluate, Inspect, ModelView, Scores, Steps, Subject, ask
 
 ROWS = 8
 """Masked images evaluated in one turn."""
@@ -31,18 +31,17 @@ UNMOVED = 0.05
 """An x-feature whose value differs from the baseline's by less than this many standard deviations has no heatmap."""
 
 
-def x_feature_heatmap(problem: Problem, fitted: FittedConcepts, index: int, method: str) -> Steps:
+def x_feature_heatmap(problem: Problem, fitted: FittedConcepts, index: int, method: str) -> Steps[Tensor]:
     """Yields requests; returns the heatmap (rows, columns) of an x-feature on the problem's image, 0 to 1."""
     return (yield from METHODS[method](problem, fitted, index))
 
 
-def _by_excitation(problem: Problem, fitted: FittedConcepts, index: int) -> Steps:
+def _by_excitation(problem: Problem, fitted: FittedConcepts, index: int) -> Steps[Tensor]:
     def call(view: ModelView) -> Tensor:
         return excitation(view, fitted, index)
 
     subject = Subject(problem.image, problem.baseline, index)
-    saliency: Tensor = yield Inspect(subject=subject, call=call, evaluations=3, gradient_evaluations=1)
-    return saliency
+    return (yield from ask(Inspect(subject=subject, call=call, evaluations=3, gradient_evaluations=1)))
 
 
 def excitation(view: ModelView, fitted: FittedConcepts, index: int) -> Tensor:
@@ -97,8 +96,8 @@ def _within_model(layer: SpatialLayer) -> SpatialLayer:
     return replace(layer, name=layer.name.removeprefix("model."))
 
 
-def _by_masks(explainer: Explainer) -> Callable[[Problem, FittedConcepts, int], Steps]:
-    def run(problem: Problem, fitted: FittedConcepts, index: int) -> Steps:
+def _by_masks(explainer: Explainer) -> Callable[[Problem, FittedConcepts, int], Steps[Tensor]]:
+    def run(problem: Problem, fitted: FittedConcepts, index: int) -> Steps[Tensor]:
         ends = yield from _values_at_ends(problem, fitted, index)
         if abs(ends[1] - ends[0]) < UNMOVED * fitted.spread[index]:
             return problem.full(1, 0.0)
@@ -115,7 +114,7 @@ def _by_masks(explainer: Explainer) -> Callable[[Problem, FittedConcepts, int], 
     return run
 
 
-def _values_at_ends(problem: Problem, fitted: FittedConcepts, index: int) -> Steps:
+def _values_at_ends(problem: Problem, fitted: FittedConcepts, index: int) -> Steps[tuple[float, float]]:
     """Returns the x-feature's value on the baseline and on the image."""
 
     def call(view: ModelView) -> tuple[float, float]:
@@ -123,10 +122,10 @@ def _values_at_ends(problem: Problem, fitted: FittedConcepts, index: int) -> Ste
             values = XFeatures(view.module, fitted)(torch.stack([problem.baseline, problem.image]))
         return float(values[0, index]), float(values[1, index])
 
-    return (yield Inspect(subject=problem.subject, call=call, evaluations=2))
+    return (yield from ask(Inspect(subject=problem.subject, call=call, evaluations=2)))
 
 
-def _answered(steps: Steps, fitted: FittedConcepts, ends: tuple[float, float]) -> Steps:
+def _answered(steps: Steps[None], fitted: FittedConcepts, ends: tuple[float, float]) -> Steps[Tensor]:
     """Runs an explainer of the class on an x-feature instead; returns its final heatmap, its other events unsaid."""
     saliency = torch.zeros(1, 1)
     answer: Any = None
@@ -142,7 +141,7 @@ def _answered(steps: Steps, fitted: FittedConcepts, ends: tuple[float, float]) -
             saliency = item.saliency
 
 
-def _scores(request: Evaluate, fitted: FittedConcepts, ends: tuple[float, float]) -> Steps:
+def _scores(request: Evaluate, fitted: FittedConcepts, ends: tuple[float, float]) -> Steps[Scores]:
     """Returns the scores of masked images: 1 where the x-feature has the image's value, 0 for the baseline's."""
     parts: list[tuple[Tensor, Tensor | None]] = []
     for start in range(0, len(request.masks), ROWS):
@@ -152,9 +151,8 @@ def _scores(request: Evaluate, fitted: FittedConcepts, ends: tuple[float, float]
             return _evaluate(view, request, masks, start, fitted, ends)
 
         counted = len(masks) if request.gradient else 0
-        parts.append(
-            (yield Inspect(subject=request.subject, call=call, evaluations=len(masks), gradient_evaluations=counted))
-        )
+        asked = Inspect(subject=request.subject, call=call, evaluations=len(masks), gradient_evaluations=counted)
+        parts.append((yield from ask(asked)))
     target = torch.cat([scores for scores, _ in parts])
     gradients = [gradient for _, gradient in parts if gradient is not None]
     classes = torch.zeros(len(target), dtype=torch.int64)
@@ -192,7 +190,7 @@ def _noise(images: Tensor, seed: int, start: int) -> Tensor:
     return torch.stack(rows).to(images)
 
 
-METHODS: Mapping[str, Callable[[Problem, FittedConcepts, int], Steps]] = {
+METHODS: Mapping[str, Callable[[Problem, FittedConcepts, int], Steps[Tensor]]] = {
     "excitation-bp": _by_excitation,
     "igos": _by_masks(IGOS()),
     "igos++": _by_masks(IGOSPlusPlus()),

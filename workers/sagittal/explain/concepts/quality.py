@@ -15,7 +15,7 @@ from sagittal.explain.concepts.heatmaps import excitation
 from sagittal.explain.concepts.srae import SRAE, TINY, pull_away
 from sagittal.explain.concepts.training import Examples, Share
 from sagittal.explain.events import Progress, Warning
-from sagittal.explain.requests import Inspect, ModelView, Steps, Subject
+from sagittal.explain.requests import Inspect, ModelView, Steps, Subject, ask
 
 REBUILT = 0.5
 """Share of a feature's variance that is explained where it counts as rebuilt."""
@@ -175,7 +175,7 @@ def mean_shares(spreads: Sequence[Shares]) -> Shares:
 
 def measure_locality(
     images: ImageSet, held_out: Sequence[int], fitted: FittedConcepts, *, share: Share, subject: Subject
-) -> Steps:
+) -> Steps[tuple[Locality, Sequence[Warning]]]:
     """Returns the Locality of a fit, and warnings.
 
     Args:
@@ -191,7 +191,7 @@ def measure_locality(
     spreads: list[list[Shares]] = [[] for _ in range(fitted.srae.x_features)]
     for done, (index, parts) in enumerate(annotated):
         for x_feature, found in enumerate(spreads):
-            shares = yield _look(images, index, parts, fitted, x_feature, subject)
+            shares = yield from _look(images, index, parts, fitted, x_feature, subject)
             if isinstance(shares, Unsupported):
                 return Locality(), [Warning("LOCALITY_NOT_MEASURED", f"Locality is not measured: {shares}")]
             found.append(shares)
@@ -201,8 +201,8 @@ def measure_locality(
 
 def _look(
     images: ImageSet, index: int, parts: Mapping[str, Box], fitted: FittedConcepts, x_feature: int, subject: Subject
-) -> Inspect:
-    """Asks how an x-feature spreads over the parts of an image: Shares, or why that cannot be found."""
+) -> Steps[Shares | Unsupported]:
+    """Returns how an x-feature spreads over the parts of an image: Shares, or why that cannot be found."""
 
     def call(view: ModelView) -> Shares | Unsupported:
         image = images.read(index).image
@@ -214,7 +214,7 @@ def _look(
         except Unsupported as error:
             return error
 
-    return Inspect(subject=subject, call=call, evaluations=3, gradient_evaluations=1)
+    return ask(Inspect(subject=subject, call=call, evaluations=3, gradient_evaluations=1))
 
 
 def _without(images: ImageSet, held_out: int) -> Sequence[Warning]:

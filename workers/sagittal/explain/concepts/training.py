@@ -347,7 +347,7 @@ def train(
     states: dict[str, Tensor],
     share: Share = Share(0, 1),
     part: str = "fit",
-) -> Steps:
+) -> Steps[SRAE]:
     """Yields slices, progress with the three terms, and checkpoints; returns the fitted network, settled.
 
     Args:

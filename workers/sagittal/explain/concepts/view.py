@@ -13,7 +13,7 @@ from sagittal.explain.concepts.heatmaps import excitation
 from sagittal.explain.concepts.training import Examples, Share
 from sagittal.explain.events import Progress, Warning
 from sagittal.explain.problem import derive_seed
-from sagittal.explain.requests import Inspect, ModelView, Steps, Subject
+from sagittal.explain.requests import Inspect, ModelView, Steps, Subject, ask
 
 # Finds x-features that stand for several unrelated things: "A or B".
 #
@@ -183,7 +183,7 @@ class XFeature:
 
 def view_x_features(
     images: ImageSet, fitted: FittedConcepts, data: Examples, kept: Tensor, *, seed: int, share: Share, subject: Subject
-) -> Steps:
+) -> Steps[tuple[list[XFeature], list[Warning]]]:
     """Returns the global view of each x-feature, and warnings.
 
     Args:
@@ -242,7 +242,7 @@ def _chosen(exciting: Tensor, groups: Tensor, *, mixed: bool) -> Sequence[tuple[
 
 def _show(
     images: ImageSet, fitted: FittedConcepts, index: int, shown: Shown, subject: Subject, missing: list[str]
-) -> Steps:
+) -> Steps[Shown]:
     """Returns an example with its image and where the x-feature looks in it."""
 
     def call(view: ModelView) -> Shown:
@@ -256,7 +256,7 @@ def _show(
             missing.append(str(error))
             return replace(shown, image=image)
 
-    return (yield Inspect(subject=subject, call=call, evaluations=3, gradient_evaluations=1))
+    return (yield from ask(Inspect(subject=subject, call=call, evaluations=3, gradient_evaluations=1)))
 
 
 def _mixed_warning(index: int, groups: Tensor) -> Warning:

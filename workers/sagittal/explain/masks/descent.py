@@ -36,7 +36,7 @@ SMOOTHED = 56
 class Trial(Protocol):
     """Evaluates the objective at other masks, with the points and the noise of the current step."""
 
-    def __call__(self, masks: Tensor, /) -> Steps:
+    def __call__(self, masks: Tensor, /) -> Steps[float]:
         """Yields requests; returns the objective as a float."""
         ...
 
@@ -52,7 +52,7 @@ class Optimiser(Protocol):
         """What the next step depends on beyond its arguments."""
         ...
 
-    def step(self, masks: Tensor, gradient: Tensor, objective: float, trial: Trial, share: float) -> Steps:
+    def step(self, masks: Tensor, gradient: Tensor, objective: float, trial: Trial, share: float) -> Steps[Tensor]:
         """Returns the new masks, in [0, 1]; yields requests only where it must try several.
 
         Args:
@@ -79,7 +79,7 @@ class Adam:
         """Both moments, and the steps taken."""
         return {"mean": self._mean, "square": self._square, "steps": torch.tensor(self._steps)}
 
-    def step(self, masks: Tensor, gradient: Tensor, objective: float, trial: Trial, share: float) -> Steps:
+    def step(self, masks: Tensor, gradient: Tensor, objective: float, trial: Trial, share: float) -> Steps[Tensor]:
         """Returns the new masks."""
         yield from ()
         self._steps += 1
@@ -109,7 +109,7 @@ class Nesterov:
         previous = {} if self._previous is None else {"previous": self._previous}
         return {**previous, "steps": torch.tensor(self._steps)}
 
-    def step(self, masks: Tensor, gradient: Tensor, objective: float, trial: Trial, share: float) -> Steps:
+    def step(self, masks: Tensor, gradient: Tensor, objective: float, trial: Trial, share: float) -> Steps[Tensor]:
         """Returns the new masks."""
         yield from ()
         largest = gradient.abs().amax() + _EPSILON
@@ -131,14 +131,14 @@ class LineSearch:
         """Nothing: each step is a search of its own."""
         return {}
 
-    def step(self, masks: Tensor, gradient: Tensor, objective: float, trial: Trial, share: float) -> Steps:
+    def step(self, masks: Tensor, gradient: Tensor, objective: float, trial: Trial, share: float) -> Steps[Tensor]:
         """Yields trials; returns the new masks."""
         scale = gradient.abs().amax() + _EPSILON
         slope = float((gradient**2).sum() / scale)
         length = self._first
         for _ in range(MAX_TRIALS):
             moved = (masks - length * gradient / scale).clamp(0, 1)
-            value: float = yield from trial(moved)
+            value = yield from trial(moved)
             if value <= objective - ARMIJO * length * slope:
                 return moved
             length *= DECAY

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sagittal.explain.masks.descent import smoothed
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import Scores, Steps
+from sagittal.explain.requests import Steps
 
 SOFTNESS = 0.3
 """Width of a level set's edge, in standard deviations of the saliency."""
@@ -72,12 +72,12 @@ def evaluations(saliencies: int) -> int:
     return 2 * (len(WIDTHS) + len(FURTHER_WIDTHS) * (saliencies - 1)) * len(AREAS)
 
 
-def chosen_scale(problem: Problem, saliencies: Sequence[Tensor]) -> Steps:
+def chosen_scale(problem: Problem, saliencies: Sequence[Tensor]) -> Steps[Tensor]:
     """Yields one request; returns the saliency (h, w), of those given, at the scale that its curves are best at."""
     first, *others = saliencies
     candidates = [*_scaled(first, WIDTHS), *(each for other in others for each in _scaled(other, FURTHER_WIDTHS))]
     inserted = torch.cat([_most_salient(each) for each in candidates])
-    scores: Scores = yield problem.evaluate(torch.cat([inserted, 1 - inserted]))
+    scores = yield from problem.evaluate(torch.cat([inserted, 1 - inserted]))
     insertions, deletions = scores.target.view(2, len(candidates), len(AREAS)).tolist()
     gains = [
         _area(problem.baseline_score, insertion, problem.full_score)

@@ -50,7 +50,7 @@ class MeaningfulPerturbation(Explainer):
         0.1, "Size of the first step, in units of the mask", minimum=0, maximum=1, exclusive_minimum=True
     )
 
-    def explain(self, problem: Problem) -> Steps:
+    def explain(self, problem: Problem) -> Steps[None]:
         """Yields progress, forming masks and the final mask."""
         plain = PlainGradient(
             mask_size=self.mask_size,

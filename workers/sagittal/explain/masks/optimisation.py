@@ -37,7 +37,7 @@ from sagittal.explain.masks import regularisers
 from sagittal.explain.masks.descent import COARSE, OPTIMISERS, Average, Optimiser, stratified
 from sagittal.explain.masks.level_sets import chosen_scale, level_gradient, level_sets
 from sagittal.explain.problem import Problem, State, prefixed, within
-from sagittal.explain.requests import OutOfBudget, Scores, Steps, gradient_of
+from sagittal.explain.requests import OutOfBudget, Steps, gradient_of
 
 LEVEL_WEIGHT = 3.0
 """Mean size of the level terms' gradient over that of the others'."""
@@ -139,7 +139,7 @@ class MaskOptimisation(Explainer):
         """Returns where on the path of each term the gradient is taken: (terms, points), from 0 to 1."""
         return stratified(terms, self.points, generator)
 
-    def explain(self, problem: Problem) -> Steps:
+    def explain(self, problem: Problem) -> Steps[None]:
         """Yields progress, forming masks, the final mask of each start, and a checkpoint after each step."""
         done = [*problem.restored.get("done", ())]
         for index in range(self.starts):
@@ -150,7 +150,7 @@ class MaskOptimisation(Explainer):
                 done.append(kept)
             yield SaliencyMask(1 - done[index], index=index)
 
-    def _optimise(self, problem: Problem, done: Sequence[Tensor]) -> Steps:
+    def _optimise(self, problem: Problem, done: Sequence[Tensor]) -> Steps[Tensor | None]:
         """Returns the kept mask of the next start; None where a spent budget left it none and others are done."""
         index, state = len(done), within(problem.restored, f"start-{len(done)}")
         descent = _Descent(self._start(problem, index), partial(OPTIMISERS[self.optimizer], self.step_size), state)
@@ -172,7 +172,7 @@ class MaskOptimisation(Explainer):
             return [(self.mask_size, self.iterations)]
         return [(COARSE, int((1 - FINE_SHARE) * self.iterations)), (self.mask_size, self.iterations)]
 
-    def _stage(self, problem: Problem, descent: _Descent, size: int, end: int, done: Sequence[Tensor]) -> Steps:
+    def _stage(self, problem: Problem, descent: _Descent, size: int, end: int, done: Sequence[Tensor]) -> Steps[None]:
         """Descends on masks of one size to the step at which it ends, or until they have settled."""
         if descent.step >= end:
             return
@@ -213,7 +213,9 @@ class MaskOptimisation(Explainer):
         penalty = self.l1_weight * regularisers.area(batch)[0] + roughness[0] / 2
         return problem.full_score * penalty
 
-    def _descend(self, problem: Problem, masks: Tensor, optimiser: Optimiser, place: tuple[int, int]) -> Steps:
+    def _descend(
+        self, problem: Problem, masks: Tensor, optimiser: Optimiser, place: tuple[int, int]
+    ) -> Steps[tuple[Tensor, float]]:
         """Takes one step; returns the new masks and the objective before it."""
         masks = masks.clone().requires_grad_()
         with torch.enable_grad():
@@ -225,7 +227,7 @@ class MaskOptimisation(Explainer):
         levels = _Levels(1 - kept.detach(), self, problem.generator("levels", *place))
         batch = torch.cat([paths.masks.flatten(0, 1), levels.masks])
         seed = problem.noise_seed(*place)
-        scores: Scores = yield problem.evaluate(batch, gradient=True, noise=self.noise, noise_seed=seed)
+        scores = yield from problem.evaluate(batch, gradient=True, noise=self.noise, noise_seed=seed)
         data, level = torch.split(gradient_of(scores), [len(batch) - len(levels.masks), len(levels.masks)])
         with torch.enable_grad():
             surrogate = paths.surrogate(data)
@@ -235,17 +237,17 @@ class MaskOptimisation(Explainer):
         gradient = gradient + torch.autograd.grad(penalty, masks)[0]
         objective = paths.objective(scores.target[: len(data)]) + float(penalty.detach())
 
-        def trial(moved: Tensor) -> Steps:
+        def trial(moved: Tensor) -> Steps[float]:
             return (yield from self._objective(problem, moved, u, seed, place[1]))
 
         share = place[1] / self.iterations
         moved = yield from optimiser.step(masks.detach(), gradient, objective, trial, share)
         return moved, objective
 
-    def _objective(self, problem: Problem, masks: Tensor, u: Tensor, seed: int, step: int) -> Steps:
+    def _objective(self, problem: Problem, masks: Tensor, u: Tensor, seed: int, step: int) -> Steps[float]:
         """Returns the objective at masks, with the same part, points and noise as the gradient of that step."""
         paths = _Paths(self._part(masks, step), u)
-        scores: Scores = yield problem.evaluate(paths.masks.flatten(0, 1), noise=self.noise, noise_seed=seed)
+        scores = yield from problem.evaluate(paths.masks.flatten(0, 1), noise=self.noise, noise_seed=seed)
         return paths.objective(scores.target) + float(self.regulariser(self.kept(masks), problem))
 
     def _part(self, masks: Tensor, step: int) -> Terms:

@@ -16,7 +16,7 @@ from torch import Tensor
 from sagittal.explain.events import Curve, CurveKind, Progress
 from sagittal.explain.masking import upsample
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import Scores, Steps
+from sagittal.explain.requests import Steps
 
 
 class CurveProtocol(Enum):
@@ -40,13 +40,13 @@ class Metrics:
     """Where the object is, for the pointing game: left, top, right, bottom in pixels."""
 
 
-def measure(problem: Problem, saliency: Tensor, metrics: Metrics, index: int = 0) -> Steps:
+def measure(problem: Problem, saliency: Tensor, metrics: Metrics, index: int = 0) -> Steps[None]:
     """Yields the insertion curve, then the deletion curve, of a saliency (h, w)."""
     cells, step = _cells(problem, saliency, metrics)
     inserted, fractions = insertion_masks(cells, step)
     masks = torch.cat([inserted, 1 - inserted])
     yield Progress(1.0, phase="curves")
-    scores: Scores = yield problem.evaluate(masks, exact=True, metric=True)
+    scores = yield from problem.evaluate(masks, exact=True, metric=True)
     insertion, deletion = scores.target.tolist()[: len(fractions)], scores.target.tolist()[len(fractions) :]
     yield curve(CurveKind.INSERTION, fractions, insertion, problem.full_score, index)
     yield curve(CurveKind.DELETION, fractions, deletion, problem.full_score, index)

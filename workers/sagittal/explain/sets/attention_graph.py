@@ -30,7 +30,7 @@ class StructuredAttentionGraph(PatchSearch):
     children: int = parameter(3, "Children shown for each expanded node", minimum=1, maximum=196)
     max_nodes: int = parameter(60, "Most nodes of the graph", minimum=1, maximum=1000)
 
-    def explain(self, problem: Problem) -> Steps:
+    def explain(self, problem: Problem) -> Steps[None]:
         """Yields sufficient sets as they are certified, then nodes, each before its edges."""
         yield from warn_of_tiny_score(problem)
         search = self.search(problem, self.max_roots)
@@ -54,7 +54,7 @@ class _Graph:
     full: bool = False
     """Whether a node had no room."""
 
-    def draw(self, search: SetSearch) -> Steps:
+    def draw(self, search: SetSearch) -> Steps[None]:
         """Yields nodes and edges, level by level."""
         frontier = []
         for bits in search.family:
@@ -70,7 +70,7 @@ class _Graph:
                 "NODES_BOUND", f"The graph was cut at {self.settings.max_nodes} nodes; raise max_nodes for more."
             )
 
-    def _descend(self, parents: list[int]) -> Steps:
+    def _descend(self, parents: list[int]) -> Steps[list[int]]:
         """Yields the children shown of each parent, and returns those that are expanded next."""
         expanded = []
         for parent in parents:

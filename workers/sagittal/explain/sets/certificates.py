@@ -42,7 +42,7 @@ class Claim:
         return Certificate(self.level, self.checked, memo.rule.required_score)
 
 
-def certify(memo: Memo, bits: int, claim: Claim) -> Steps:
+def certify(memo: Memo, bits: int, claim: Claim) -> Steps[bool]:
     """Climbs the ladder from a set, which smaller ones may replace; the claim says at any time what is proven.
 
     Returns whether there is a claim: full precision may not confirm the set.
@@ -57,7 +57,7 @@ def certify(memo: Memo, bits: int, claim: Claim) -> Steps:
     return claim.bits != 0
 
 
-def _climb(memo: Memo, claim: Claim) -> Steps:
+def _climb(memo: Memo, claim: Claim) -> Steps[int | None]:
     """Proves what can be afforded of the claim; returns a smaller sufficient set where a check finds one."""
     for level, checked, batches in _rungs(memo, claim.bits):
         for batch in batches:
@@ -95,7 +95,7 @@ def _affordable(memo: Memo, size: int) -> bool:
     return total - known <= SMALLER_SETS_BOUND
 
 
-def _sufficient_among(memo: Memo, sets: list[int]) -> Steps:
+def _sufficient_among(memo: Memo, sets: list[int]) -> Steps[int | None]:
     """Returns the best of the sets that suffice, confirmed in full precision; None where none does."""
     yield from memo.evaluate(sets)
     yield progress(memo, "certify")
@@ -108,7 +108,7 @@ def _sufficient_among(memo: Memo, sets: list[int]) -> Steps:
     return None
 
 
-def causal_triple(memo: Memo, bits: int) -> Steps:
+def causal_triple(memo: Memo, bits: int) -> Steps[CausalTriple]:
     """Returns what the model says when only the set is shown, and when only the set is hidden."""
     shown = yield from memo.confirm(bits)
     hidden = yield from memo.confirm(memo.all & ~bits)

@@ -27,7 +27,7 @@ def score_regions(
     *,
     hide: bool = False,
     upsampling: Upsampling = Upsampling.BOX,
-) -> Steps:
+) -> Steps[list[RegionScore]]:
     """Returns a RegionScore for each set of patches (row * grid + column), in order, in full precision.
 
     Equal sets are evaluated once. Raises InvalidParameter for a patch outside the grid.
@@ -47,7 +47,7 @@ def ask_regions(
     *,
     hide: bool = False,
     upsampling: Upsampling = Upsampling.BOX,
-) -> Steps:
+) -> Steps[None]:
     """Yields requests, a Prediction and warnings as `prepare` does, then the RegionScores of the sets in order."""
     problem: Problem = yield from prepare(question)
     scored: list[RegionScore] = yield from score_regions(problem, grid, sets, hide=hide, upsampling=upsampling)

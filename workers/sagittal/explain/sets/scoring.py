@@ -173,13 +173,13 @@ class Memo:
         """Returns how far a set that was evaluated is beyond sufficient; negative where it is not."""
         return -self.rule.shortfall(self.scores[bits])
 
-    def evaluate(self, sets: Iterable[int]) -> Steps:
+    def evaluate(self, sets: Iterable[int]) -> Steps[None]:
         """Sees to it that sets are scored, in full precision where reduced precision leaves a doubt."""
         wanted = list(dict.fromkeys(sets))
         yield from self._request(self.unseen(wanted), exact=False)
         yield from self._request([bits for bits in wanted if self.rule.doubtful(self.scores[bits])], exact=True)
 
-    def confirm(self, bits: int) -> Steps:
+    def confirm(self, bits: int) -> Steps[Scored]:
         """Returns the scores of a set, measured alone and in full precision: for what is reported.
 
         A measurement: a spent budget does not stop it, so that what was found by then can be reported as it is.
@@ -188,12 +188,12 @@ class Memo:
             yield from self._request([bits], exact=True, metric=True)
         return self.scores[bits]
 
-    def measure(self, sets: Iterable[int]) -> Steps:
+    def measure(self, sets: Iterable[int]) -> Steps[None]:
         """Sees to it that sets are scored in full precision."""
         wanted = dict.fromkeys(sets)
         yield from self._request([b for b in wanted if b not in self.scores or not self.scores[b].exact], exact=True)
 
-    def _request(self, sets: Sequence[int], **options: bool) -> Steps:
+    def _request(self, sets: Sequence[int], **options: bool) -> Steps[None]:
         for start in range(0, len(sets), CHUNK):
             chunk = sets[start : start + CHUNK]
             recorded = self.recording.scores(chunk, exact=options["exact"])
@@ -201,7 +201,7 @@ class Memo:
                 self.store(chunk, recorded, exact=options["exact"])
                 continue
             masks = masks_of(chunk, self.grid, self.problem.image.device)
-            scores: Scores = yield self.problem.evaluate(masks, upsampling=self.upsampling, **options)
+            scores = yield from self.problem.evaluate(masks, upsampling=self.upsampling, **options)
             self.recording.add(chunk, scores, exact=options["exact"])
             self.store(chunk, scores, exact=options["exact"])
             yield Checkpoint(self.recording.state)

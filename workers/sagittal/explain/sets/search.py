@@ -147,7 +147,7 @@ def progress(memo: Memo, phase: str) -> Progress:
     return Progress(memo.evaluations / (memo.evaluations + TYPICAL), phase=phase)
 
 
-def eliminate(memo: Memo, region: int) -> Steps:
+def eliminate(memo: Memo, region: int) -> Steps[int]:
     """Returns a sufficient set within a sufficient region, of which no single patch can go."""
     while region:
         yield from memo.evaluate(removals(region))
@@ -168,7 +168,7 @@ def _drops(memo: Memo, region: int) -> list[int]:
     return [region & ~bits_of(harmless[:count]) for count in counts]
 
 
-def refine(memo: Memo, region: int, *, width: int, bound: float, best: int = 0, attempt: int = 0) -> Steps:
+def refine(memo: Memo, region: int, *, width: int, bound: float, best: int = 0, attempt: int = 0) -> Steps[int]:
     """Returns a small sufficient set within a sufficient region, of which no single patch can go.
 
     Args:
@@ -233,7 +233,7 @@ class _Proposer:
             yield exchanged(guess, region, member, out=swaps - grown, into=swaps)
 
 
-def _smaller_among_promising(memo: Memo, region: int, best: int, width: int, end: float) -> Steps:
+def _smaller_among_promising(memo: Memo, region: int, best: int, width: int, end: float) -> Steps[int]:
     """Returns a sufficient set of one patch less than a small best one; 0 where none of the promising ones suffices."""
     sets = _promising(memo, region, best.bit_count() - 1)
     for start in range(0, len(sets), width):

@@ -120,7 +120,7 @@ class SetSearch:
     truncated: bool = False
     """Whether a budget ended the search."""
 
-    def run(self) -> Steps:
+    def run(self) -> Steps[None]:
         """Yields requests and sets as they are found. A spent budget is reported, with what was found by then."""
         try:
             degenerate = yield from self._check_ends()
@@ -137,8 +137,8 @@ class SetSearch:
         """The largest diverse family of the sets found so far."""
         return diverse_family({bits: each.score for bits, each in self.found.items()}, self.max_overlap)
 
-    def _check_ends(self) -> Steps:
-        """Yields a warning where the empty set suffices or the whole image does not; whether so."""
+    def _check_ends(self) -> Steps[bool]:
+        """Yields a warning if the empty set suffices or the whole image does not; whether so."""
         yield from self.memo.evaluate([0, self.memo.all])
         if self.memo.sufficient(0):
             yield EMPTY_SET_SUFFICIENT
@@ -146,7 +146,7 @@ class SetSearch:
             yield IMAGE_NOT_SUFFICIENT
         return self.memo.sufficient(0) or not self.memo.sufficient(self.memo.all)
 
-    def _search(self) -> Steps:
+    def _search(self) -> Steps[None]:
         region: int | None = self.memo.all
         end = SEARCH_BOUND * self.memo.grid**2
         while region is not None and len(self.found) < self.max_sets and self.memo.evaluations < end:
@@ -158,12 +158,12 @@ class SetSearch:
             yield _bound_reached(int(end))
         yield from self._smaller(int(end))
 
-    def _small_set(self, region: int) -> Steps:
+    def _small_set(self, region: int) -> Steps[int]:
         """Returns a small sufficient set within a sufficient region."""
         bound = FURTHER_BOUND if self.found else FIRST_BOUND
         return (yield from refine(self.memo, region, width=2 * self.beam_width, bound=bound * self.memo.grid**2))
 
-    def _smaller(self, end: int) -> Steps:
+    def _smaller(self, end: int) -> Steps[None]:
         """Spends what is left up to a bound on attempts at a smaller set than the smallest found, unless none is."""
         for attempt in count(1):
             smallest = min(self.found, key=int.bit_count, default=0)
@@ -186,7 +186,7 @@ class SetSearch:
     def _is_minimum(self, bits: int) -> bool:
         return self.found[bits].certificate.level is CertificateLevel.MINIMUM_SIZE
 
-    def _report(self, bits: int) -> Steps:
+    def _report(self, bits: int) -> Steps[None]:
         """Certifies a set, or one that takes its place, and yields it."""
         claim = Claim()
         self.claims.append(claim)
@@ -215,7 +215,7 @@ class SetSearch:
         self.found[claim.bits] = found
         return found
 
-    def _next_region(self) -> Steps:
+    def _next_region(self) -> Steps[int | None]:
         """Returns a sufficient region in which a further diverse set can be found; None where none was found.
 
         A small set that is known to suffice and to fit is a region by itself; the largest region else.
@@ -250,7 +250,7 @@ class SetSearch:
         """Whether a set that was found lies in a region, and would be found again."""
         return any(bits & ~region == 0 for bits in self.found)
 
-    def _salvage(self) -> Steps:
+    def _salvage(self) -> Steps[None]:
         """Yields the claim that was being proven, with what was proven of it, else the smallest set known to suffice.
 
         The latter only where nothing was found: beside a set that was, it is a large one that nobody searched.
@@ -273,7 +273,7 @@ class SetSearch:
         sufficient = [bits for bits in self.memo.scores if bits and self.memo.sufficient(bits)]
         return Claim(min(sufficient, key=lambda bits: (bits.bit_count(), -self.memo.merit(bits)), default=0), checked=1)
 
-    def _settle(self) -> Steps:
+    def _settle(self) -> Steps[None]:
         """Yields again each set whose place in the largest family is not as it was said to be."""
         family = self.family
         for bits, each in self.found.items():
@@ -328,15 +328,15 @@ class MinimalSufficientExplanations(PatchSearch):
 
     max_sets: int = parameter(10, "Most sets returned", minimum=1, maximum=100)
 
-    def explain(self, problem: Problem) -> Steps:
+    def explain(self, problem: Problem) -> Steps[None]:
         """Yields each set as it is certified."""
         yield from warn_of_tiny_score(problem)
         yield from self.search(problem, self.max_sets).run()
         yield Progress(1.0, phase="certify")
 
 
-def warn_of_tiny_score(problem: Problem) -> Steps:
-    """Yields a warning where the full score is so small that sufficiency means little."""
+def warn_of_tiny_score(problem: Problem) -> Steps[None]:
+    """Yields a warning if the full score is so small that sufficiency means little."""
     if problem.full_score < TINY_SCORE:
         yield Warning(
             "SUFFICIENCY_UNRELIABLE",
