@@ -3,6 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 SAMPLES: Mapping[str, Sequence[str]] = {
+    "ARGUMENT": [
+        'ARGUMENT weight is "inf"; give a number from 1e-06 to 1000000 script: 9f3c, on @user_script:17.',
+        'ARGUMENT name is "OOM"; give digits script: on @user_script:17.',
+    ],
     "LOADING": ["LOADING Redis is loading the dataset in memory", "LOADING Valkey is loading the dataset in memory"],
     "READONLY": [
         "READONLY You can't write against a read only replica.",

@@ -13,6 +13,7 @@ from sagittal.client.concept_fits import FitProgress
 from sagittal.client.concepts import ConceptExample, ConceptQuality, ConceptSet, XFeature
 from sagittal.client.errors import (
     AlreadyExists,
+    ArgumentRefused,
     ConnectionFailed,
     EventsExpired,
     Expired,
@@ -94,6 +95,7 @@ __all__ = [
     "TLS",
     "Accepted",
     "AlreadyExists",
+    "ArgumentRefused",
     "AsyncClient",
     "AsyncEventStream",
     "Baseline",

@@ -3,6 +3,7 @@
     SagittalError
     ├── InvalidRequest        INVALID_ARGUMENT      `field` names the part of the request at fault
     │   ├── InvalidImage
+    │   ├── ArgumentRefused                         a value that the queue does not take
     │   └── MessageTooLarge   RESOURCE_EXHAUSTED    past the limit on the size of one message
     ├── NotFound              NOT_FOUND
     │   ├── UnknownModel
@@ -87,6 +88,12 @@ class InvalidImage(InvalidRequest):
     """The image cannot be read, or is beyond the limits."""
 
     reason = "INVALID_IMAGE"
+
+
+class ArgumentRefused(InvalidRequest):
+    """The queue does not take a value that the request led to; nothing was stored."""
+
+    reason = "ARGUMENT_REFUSED"
 
 
 class MessageTooLarge(InvalidRequest):
@@ -240,9 +247,9 @@ def _by_reason(classes: Iterable[type[SagittalError]]) -> Mapping[str, type[Sagi
 #: The class of each reason that the service sends.
 REASONS: Mapping[str, type[SagittalError]] = _by_reason(
     (
-        InvalidRequest, InvalidImage, MessageTooLarge, NotFound, UnknownModel, UnknownJob, EventsExpired,
-        AlreadyExists, ModelExists, FailedPrecondition, NotServed, Overloaded, Unavailable, ConnectionFailed,
-        StreamMoved, Expired, Unauthenticated, PermissionDenied, JobCancelled, JobFailed, ModelFailed,
+        InvalidRequest, InvalidImage, ArgumentRefused, MessageTooLarge, NotFound, UnknownModel, UnknownJob,
+        EventsExpired, AlreadyExists, ModelExists, FailedPrecondition, NotServed, Overloaded, Unavailable,
+        ConnectionFailed, StreamMoved, Expired, Unauthenticated, PermissionDenied, JobCancelled, JobFailed, ModelFailed,
         JobBuried, InternalError, QueueFailed,
     )
 )  # fmt: skip

@@ -75,7 +75,8 @@ class ExplainOptions(TypedDict, total=False):
     deadline: float | None
     """Seconds that the job may take from its acceptance, waiting included; None means the service's limit."""
     max_evaluations: int
-    """Most model evaluations of the search; the best result so far is returned, marked. 0 means no bound."""
+    """Most model evaluations of the search; the best result so far is returned, marked. 0 means no bound,
+    and 1,000,000,000 is the most that a service takes."""
     request_id: str
     """Key of the caller's: the same key and content give the same job."""
     cache: CacheName

@@ -260,7 +260,7 @@ class ExplanationSpec(_message.Message):
     """Who waits for the answer."""
     max_evaluations: _builtins.int
     """Most model evaluations for the explanation (metrics not counted); the best result so far is returned, marked. 0 means
-    the method's own end.
+    the method's own end. At most 1,000,000,000.
     """
     request_id: _builtins.str
     """Key chosen by the caller: a second request with the same key and content returns the same job. At most 128

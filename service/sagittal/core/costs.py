@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+#: Model evaluations that a request may ask for, and that an estimate may reach.
+MAX_EVALUATIONS = 1_000_000_000
+
 #: Characters of a setting; longer ones, of methods with many parameters, are cut off and so told apart less well.
 MAX_SETTING = 512
 

@@ -2,7 +2,8 @@
 
     SagittalError
     ├── InvalidRequest        INVALID_ARGUMENT      the caller's request is wrong; names the field and the remedy
-    │   └── InvalidImage
+    │   ├── InvalidImage
+    │   └── ArgumentRefused                         the queue's scripts refuse a value; nothing was written
     ├── NotFound              NOT_FOUND             UnknownModel, UnknownJob, EventsExpired
     ├── AlreadyExists         ALREADY_EXISTS        a request_id used again with another content
     │   └── ModelExists                             a model's version registered again with another content
@@ -61,6 +62,12 @@ class InvalidImage(InvalidRequest):
     """The image cannot be read, or is beyond the limits."""
 
     reason = "INVALID_IMAGE"
+
+
+class ArgumentRefused(InvalidRequest):
+    """A script of the queue refuses an argument; `field` names it, and nothing was written."""
+
+    reason = "ARGUMENT_REFUSED"
 
 
 class NotFound(SagittalError):

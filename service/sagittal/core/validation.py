@@ -11,7 +11,7 @@ from typing import Any
 from google.protobuf import duration_pb2
 from google.protobuf.descriptor import EnumDescriptor
 
-from sagittal.core.costs import setting_of
+from sagittal.core.costs import MAX_EVALUATIONS, setting_of
 from sagittal.core.errors import InvalidRequest
 from sagittal.core.methods import ResolvedMethod, resolve
 from sagittal.core.parameters import shortest
@@ -96,6 +96,9 @@ def check_spec(
     _check_enum(explanation_pb2.CachePolicy.DESCRIPTOR, spec.cache_policy, f"{field}.cache_policy")
     check_baseline(spec.baseline, f"{field}.baseline")
     _check_metrics(spec.metrics, model.preprocessing.input_size, f"{field}.metrics")
+    if spec.max_evaluations > MAX_EVALUATIONS:
+        text = f"{field}.max_evaluations is {spec.max_evaluations}; give 1 to {MAX_EVALUATIONS:,}, or 0 for no bound"
+        raise InvalidRequest(text, field=f"{field}.max_evaluations")
     if spec.HasField("progress_interval"):
         _seconds(spec.progress_interval, 0.0, MAX_PROGRESS_INTERVAL, f"{field}.progress_interval")
     return CheckedSpec(

@@ -9,6 +9,7 @@ from typing import Literal
 import structlog
 from google.protobuf.message import DecodeError
 
+from sagittal.core.costs import MAX_EVALUATIONS
 from sagittal.core.errors import EventsExpired, Expired, FailedPrecondition, JobBuried
 from sagittal.core.jobs import JobState
 from sagittal.core.status import from_status, to_status
@@ -25,7 +26,7 @@ class Settled:
     """What the queue wants to know of a terminal event that a worker wrote."""
 
     evaluations: int = 0
-    """Model evaluations of a whole explanation; 0 where it was cut short, or is none."""
+    """Model evaluations of a whole explanation; 0 if it was cut short, is none, or took more than a request may ask."""
     seconds: float = 0.0
     """Time from its start to its end on the worker."""
     reason: str = ""
@@ -99,10 +100,10 @@ def read_settled(payload: bytes) -> Settled:
     except DecodeError:
         return Settled()  # not ours to judge, as in `classify`
     completed = event.completed
-    whole = 0 if completed.truncated else completed.evaluations
+    learnable = not completed.truncated and completed.evaluations <= MAX_EVALUATIONS
     return Settled(
-        evaluations=whole,
-        seconds=completed.run_time.ToNanoseconds() / 1e9,
+        evaluations=completed.evaluations if learnable else 0,
+        seconds=max(completed.run_time.ToNanoseconds() / 1e9, 0.0),
         reason=from_status(event.failed).reason if event.HasField("failed") else "",
         may_answer=completed.truncated_by != "deadline",
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from redis import exceptions as faults
 
-from sagittal.core.errors import Overloaded, QueueFailed, SagittalError, Unavailable
+from sagittal.core.errors import ArgumentRefused, Overloaded, QueueFailed, SagittalError, Unavailable
 from sagittal.runtime.settings import QueueSettings
 
 #: What an attempt may fail with.
@@ -51,6 +51,7 @@ WAIT, REFUSE, FAIL = Meaning
 
 #: Every error that Redis 7.0 to 8 and Valkey 8 to 9 answer the queue with. The first row that fits counts.
 REPLIES: tuple[Reply, ...] = (
+    Reply("ARGUMENT", r"^ARGUMENT ", FAIL, "a script refuses a value; nothing was written", error=ArgumentRefused),
     Reply("LOADING", r"^LOADING ", WAIT, "it is reading its data after a start"),
     Reply("READONLY", r"^READONLY ", WAIT, "a replica answers; another server is the primary now", reconnects=True),
     Reply("MASTERDOWN", r"^MASTERDOWN ", WAIT, "a replica answers that has lost its primary", reconnects=True),
@@ -143,6 +144,9 @@ REPLIES: tuple[Reply, ...] = (
     ),
 )
 
+#: What a script says of an argument that it does not take (`arguments.lua`); Redis adds where it was raised.
+_ARGUMENT = re.compile(r"^ARGUMENT (?P<name>.+?) is (?P<rest>\".*\"; give .*?)(?:,? script: |$)", re.DOTALL)
+
 #: No answer, or none that can be read.
 UNREACHABLE = Reply("UNREACHABLE", "", WAIT, "it does not answer")
 
@@ -201,6 +205,8 @@ def translate(error: Exception, settings: QueueSettings, *, accepted: bool = Fal
             refused.
     """
     reply = classify(error)
+    if refused := _ARGUMENT.match(str(error)):
+        return ArgumentRefused(f"{refused['name']} is {refused['rest']}", field=refused["name"])
     if reply.error is Overloaded and not accepted:
         return Overloaded(reply.text, retry_after=settings.overload_retry_after)
     if reply.error is QueueFailed:

@@ -36,8 +36,8 @@ def load_script(name: str) -> Script:
     """Returns the script of that name, with what all scripts share in front."""
     folder = resources.files("sagittal.runtime") / "scripts"
     shebang = "#!lua" if name in REFUSED_WHEN_FULL else "#!lua flags=allow-oom"
-    common = "" if name.startswith("registry") else (folder / "common.lua").read_text()
-    text = f"{shebang}\n{common}\n{(folder / f'{name}.lua').read_text()}"
+    shared = ["arguments"] if name.startswith("registry") else ["arguments", "common"]
+    text = "\n".join([shebang, *((folder / f"{part}.lua").read_text() for part in (*shared, name))])
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 

@@ -4,8 +4,10 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-Seconds = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+from sagittal.core.costs import MAX_EVALUATIONS
+
+Seconds = Annotated[float, Field(gt=0, le=1e9)]
+Count = Annotated[int, Field(ge=1, le=2**53)]
 MIB = 1024 * 1024  # bytes
 
 
@@ -52,13 +54,13 @@ class QueueSettings(BaseModel):
     """Time that an ended job and its events are kept, in seconds."""
     image_retention_seconds: Seconds = 900.0
     """Time that the request and the images of an ended job are kept, in seconds."""
-    cache_seconds: Annotated[float, Field(ge=0)] = 3600.0
+    cache_seconds: Annotated[float, Field(ge=0, le=1e9)] = 3600.0
     """Time that an answer is given again to equal requests, in seconds, within `retention_seconds`; 0 for never."""
     attachment_seconds: Seconds = 600.0
     """Time that parts of a job are kept while it has not been submitted yet, in seconds since the last of them."""
-    max_stored_bytes: Annotated[int, Field(ge=MIB)] = 2048 * MIB
+    max_stored_bytes: Annotated[int, Field(ge=MIB, le=2**53)] = 2048 * MIB
     """Bytes of requests, images and events kept; the oldest ended jobs go first, then new ones are refused."""
-    max_log_bytes: Annotated[int, Field(ge=MIB)] = 64 * MIB
+    max_log_bytes: Annotated[int, Field(ge=MIB, le=2**53)] = 64 * MIB
     """Bytes of events that one job may write, its terminal event not counted."""
 
     max_queued: dict[str, Count] = Field(default_factory=lambda: {"interactive": 1000, "batch": 10000})
@@ -75,11 +77,11 @@ class QueueSettings(BaseModel):
     """Estimated model evaluations of one tenant that may wait, by lane."""
     max_sharers: Count = 256
     """Jobs that may share one run."""
-    assumed_evaluations: Count = 1000
+    assumed_evaluations: Annotated[int, Field(ge=1, le=MAX_EVALUATIONS)] = 1000
     """Model evaluations that a job is taken to need while nothing is known of its method on its model."""
     overload_retry_after: Seconds = 5.0
     """What callers are told to wait past an admission bound while no pace is known, in seconds."""
-    tenant_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    tenant_weights: dict[str, Annotated[float, Field(ge=1e-6, le=1e6)]] = Field(default_factory=dict)
     """Shares of tenants within a lane, relative to 1 for those not named."""
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 
-from sagittal.core.costs import Cost, estimate
+from sagittal.core.costs import MAX_EVALUATIONS, Cost, estimate
 from sagittal.runtime.queue import JobQueue
 from sagittal.v1 import model_pb2
 
@@ -35,7 +35,7 @@ class Estimates:
         found = estimate(setting, await self._observed((model.name, model.version, method)))
         if found is None:
             return Cost(float(most), 0.0) if most else _UNKNOWN
-        share = min(1.0, most / found.evaluations) if most else 1.0
+        share = min(1.0, (most or MAX_EVALUATIONS) / found.evaluations)
         return Cost(found.evaluations * share, found.seconds * share)
 
     async def _observed(self, key: tuple[str, str, str]) -> Mapping[str, Cost]:

@@ -9,8 +9,8 @@ import sagittal.client
 
 def test_public_names_are_exactly_these() -> None:
     assert set(sagittal.client.__all__) == {
-        "Accepted", "AlreadyExists", "AsyncClient", "AsyncEventStream", "Baseline", "Box", "CausalTriple",
-        "Certificate", "ClassScore", "Client", "Completed", "ConceptContribution", "ConceptExample",
+        "Accepted", "AlreadyExists", "ArgumentRefused", "AsyncClient", "AsyncEventStream", "Baseline", "Box",
+        "CausalTriple", "Certificate", "ClassScore", "Client", "Completed", "ConceptContribution", "ConceptExample",
         "ConceptPrediction", "ConceptQuality",
         "ConceptSet", "Concepts", "ConnectionFailed", "Curve",
         "EvaluateMask", "Event", "EventStream", "ExcitationBackprop", "EventsExpired", "Expired", "Explanation",

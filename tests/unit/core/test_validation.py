@@ -101,6 +101,8 @@ def test_everything_that_may_be_said_is_accepted() -> None:
         (baseline(blur_sigma=float("nan")), "baseline.blur_sigma", "0 (chosen for you)"),
         (baseline(blur_sigma=1e9), "baseline.blur_sigma", "1000 pixels"),
         (baseline(kind=api.BASELINE_KIND_BLACK, blur_sigma=1), "baseline.blur_sigma", "leave it out"),
+        ({"max_evaluations": 1_000_000_001}, "max_evaluations", "1 to 1,000,000,000, or 0"),
+        ({"max_evaluations": 2**64 - 1}, "max_evaluations", "1 to 1,000,000,000, or 0"),
         (metrics(curve_protocol=9), "metrics.curve_protocol", "CURVE_PROTOCOL_MASK"),
         (metrics(curve_steps=1001), "metrics.curve_steps", "1 to 1,000"),
         (metrics(boxes=[tensor_pb2.Box()] * 1001), "metrics.boxes", "at most 1,000"),

@@ -5,7 +5,7 @@ from redis import exceptions as faults
 from redis._parsers.base import BaseParser
 from redis_replies import SAMPLES
 
-from sagittal.core.errors import Overloaded, QueueFailed, Unavailable
+from sagittal.core.errors import ArgumentRefused, Overloaded, QueueFailed, Unavailable
 from sagittal.runtime.redis_failures import FAIL, REFUSE, REPLIES, UNKNOWN, UNREACHABLE, WAIT, classify, translate
 from sagittal.runtime.settings import QueueSettings
 
@@ -19,7 +19,7 @@ def test_what_redis_answers_is_known_by_its_meaning(name: str, said: str) -> Non
     assert reply.name == name
     translated = translate(error, SETTINGS)
     assert type(translated) is reply.error
-    assert (translated.retry_after is None) == (reply.error is QueueFailed)
+    assert (translated.retry_after is None) == (reply.error in (QueueFailed, ArgumentRefused))
     assert type(translate(error, SETTINGS, accepted=True)) is (Unavailable if name == "OOM" else reply.error)
 
 

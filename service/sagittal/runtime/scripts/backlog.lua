@@ -1,4 +1,5 @@
 -- Returns flat: LANE:MODEL, queued, running, age of the oldest queued run in seconds.
+arguments({})
 local answer = {}
 for _, where in ipairs(call('SMEMBERS', root .. 'lanes')) do
   local oldest = call('ZRANGE', root .. 'age:' .. where, 0, 0, 'WITHSCORES')

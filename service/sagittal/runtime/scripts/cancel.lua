@@ -1,6 +1,7 @@
 -- Cancels a job with a reason: one that shares a run leaves it, a queued one ends, a running one is marked.
 -- Returns the view, or false where there is no such job.
-local id, reason, event = ARGV[1], ARGV[2], ARGV[3]
+local given = arguments({ANY_ID, {'reason', any}, {'event', any}})
+local id, reason, event = given.job_id, given.reason, given.event
 local job = pick(job_key(id), {'run', 'state', 'kind'})
 if job.kind == '' then return false end
 if job.state ~= '' then return view(id) end

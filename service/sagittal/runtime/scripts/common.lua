@@ -1,4 +1,4 @@
--- Shared by all scripts of the queue. Each script is sent as: shebang, this file, its own body.
+-- Shared by all scripts of the queue. Each script is sent as: shebang, arguments.lua, this file, its own body.
 --
 -- A job is what a caller sees (state, event log); a run is the work for it, shared by jobs with equal content. Keys:
 --   job:ID hash      log:ID list of events     run:ID hash (ID of the job that began it), with request and images
@@ -14,7 +14,6 @@
 -- Times are seconds since the epoch on Redis's clock. Nothing below waits, and a script is atomic.
 
 local call = redis.call
-local root = KEYS[1]
 local clock = call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 
@@ -157,6 +156,7 @@ local function unlease(id, run)
   count('held', place(run), -1)
 end
 
+local STATES = {queued = true, running = true, completed = true, failed = true, cancelled = true}
 local function live(run) return run.state == 'queued' or run.state == 'running' end
 local function holds(run, token) return run.state == 'running' and run.token == token end
 

@@ -1,6 +1,7 @@
 -- Deletes an ended job with its events, and its images where no other job has them. Returns 'ok', 'unknown' or its
 -- state. The nonce makes a repeated call of the same deletion succeed.
-local id, nonce = ARGV[1], ARGV[2]
+local given = arguments({ANY_ID, named('nonce', NAME)})
+local id, nonce = given.job_id, given.nonce
 local mark = root .. 'deleted:' .. id
 local job = pick(job_key(id), {'state', 'kind', 'run'})
 if job.kind == '' then return call('GET', mark) == nonce and 'ok' or 'unknown' end

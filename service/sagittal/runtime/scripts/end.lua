@@ -1,6 +1,8 @@
 -- Ends a run, or one job of it, with an event that the queue made, where it still stands as it was seen.
 -- Returns nothing where it did not, else the trace context that the run came with; empty of a job that shared another's.
-local scope, id, token, state, element = ARGV[1], ARGV[2], ARGV[3], ARGV[4], 't' .. ARGV[6]
+local given = arguments({{'scope', one_of('run', 'job')}, ID, TOKEN, {'state', one_of('failed', 'cancelled')},
+  {'reason', any}, {'event', any}})
+local scope, id, state, element = given.scope, given.job_id, given.state, 't' .. given.event
 local run_id = id
 if scope == 'job' then
   local job = pick(job_key(id), {'run', 'state', 'kind'})
@@ -8,8 +10,8 @@ if scope == 'job' then
   run_id = job.run
 end
 local run = read_run(run_id)
-if not live(run) or run.token ~= token then return false end
-run.reason = ARGV[5]
+if not live(run) or run.token ~= given.token then return false end
+run.reason = given.reason
 if scope == 'job' and #split(run.subs) > 1 then
   leave(id, run_id, run, state, element)
   return ''

@@ -1,2 +1,2 @@
 -- Returns the view of a job, or false.
-return view(ARGV[1])
+return view(arguments({ANY_ID}).job_id)

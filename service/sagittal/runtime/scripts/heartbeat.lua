@@ -1,11 +1,12 @@
 -- Keeps leases alive, but not of a run that its worker should have ended by itself a lease's time ago: that worker hangs, and
 -- the sweep ends the run when the lease has passed. For each (id, token) returns '' (kept), 'lost', or 'cancel:', the seconds since, ':' and the reason.
-local seconds = tonumber(ARGV[1])
+local given = arguments({named('lease_seconds', SECONDS)}, {ID, TOKEN})
+local seconds, beats = given.lease_seconds, given.rest
 local answers = {}
-for i = 2, #ARGV, 2 do
-  local id = ARGV[i]
+for i = 1, #beats, 2 do
+  local id = beats[i]
   local run = pick(run_key(id), {'state', 'token', 'cancel', 'cancelled', 'deadline'})
-  if not holds(run, ARGV[i + 1]) then
+  if not holds(run, beats[i + 1]) then
     answers[#answers + 1] = 'lost'
   else
     local overdue = run.deadline ~= '' and now > tonumber(run.deadline) + seconds

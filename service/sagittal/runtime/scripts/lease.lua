@@ -1,10 +1,10 @@
 -- Takes the next run of some models. A run whose worker died is a suspect: it goes to a worker that runs nothing else, which
 -- says so by '' for `busy`. Returns {'hold'} to a busy one that is to take nothing more, since a suspect waits for it, and {'none'}, {'end', reason, 'run', id, token, attempt, worker, detail} for a run
 -- that must end first, or {'lease', token, view fields..., request, trace, checkpoint or '', name, image, ...}.
-local worker, nonce, seconds, every = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local busy = ARGV[5] ~= ''
-local first_model = 6
-local take_key = root .. 'take:' .. nonce
+local given = arguments({named('worker', NAME), named('nonce', NAME), named('lease_seconds', SECONDS),
+  named('batch_every', COUNT), {'busy', one_of('', '1')}}, {named('model', NAME)})
+local worker, seconds, busy, names = given.worker, given.lease_seconds, given.busy == '1', given.rest
+local take_key = root .. 'take:' .. given.nonce
 
 local function describe(id)
   local run = fields(run_key(id))
@@ -31,14 +31,13 @@ local function take(id, run, alone)
 end
 
 local turn = call('INCR', root .. 'turn')
-local lanes = turn % every == 0 and {'batch', 'interactive'} or {'interactive', 'batch'}
-local models = #ARGV - first_model + 1
+local lanes = turn % given.batch_every == 0 and {'batch', 'interactive'} or {'interactive', 'batch'}
 
 -- Returns name, run and score of what comes first in one kind of queue.
 local function head(kind)
   for _, lane in ipairs(lanes) do
-    for i = 0, models - 1 do
-      local name = lane .. ':' .. ARGV[first_model + (turn + i) % models]
+    for i = 0, #names - 1 do
+      local name = lane .. ':' .. names[(turn + i) % #names + 1]
       local found = call('ZRANGE', root .. kind .. name, 0, 0, 'WITHSCORES')
       if found[1] then return name, found[1], found[2] end
     end

@@ -1,8 +1,10 @@
 -- Registers a version of a model: name, version, declaration, time in nanoseconds, how ('register', 'update' or 'file'),
 -- '1' to make it the latest, and for 'update' the revision that it changes, or ''. Returns {verdict, revision}. A changed
 -- declaration takes away what workers found of the one before.
-local root, name, version, declaration = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
-local how, latest, expected = ARGV[5], ARGV[6], ARGV[7]
+local given = arguments({named('name', NAME), named('version', NAME), {'declaration', any}, named('time', NANOSECONDS),
+  {'how', one_of('register', 'update', 'file')}, {'latest', one_of('', '1')}, {'revision', revision_or_nothing, 'digits'}})
+local name, version, declaration = given.name, given.version, given.declaration
+local how, latest, expected = given.how, given.latest, given.revision
 local key = name .. '@' .. version
 local before = redis.call('HGET', root .. 'declared', key)
 local revision = redis.call('HGET', root .. 'revisions', key) or '0'
@@ -21,7 +23,7 @@ if not same then
   redis.call('HSET', root .. 'declared', key, declaration)
   redis.call('HSET', root .. 'revisions', key, revision)
   redis.call('HSET', root .. 'origins', key, how == 'file' and 'file' or 'api')
-  redis.call('HSETNX', root .. 'created', key, ARGV[4])
+  redis.call('HSETNX', root .. 'created', key, given.time)
   redis.call('HDEL', root .. 'models', key)
   redis.call('HDEL', root .. 'wishes', key)
   redis.call('INCR', root .. 'changes')

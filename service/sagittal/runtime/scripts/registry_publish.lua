@@ -1,9 +1,11 @@
 -- Stores what a worker found of a version of a model: name, version, serialized model, time in nanoseconds, the revision that
 -- it is about. Returns 0 where that is no longer what is registered. A name's first version is its latest.
-local root, name, version = KEYS[1], ARGV[1], ARGV[2]
+local given = arguments({named('name', NAME), named('version', NAME), {'model', any}, named('time', NANOSECONDS),
+  {'revision', revision_or_nothing, 'digits'}})
+local name, version = given.name, given.version
 local key = name .. '@' .. version
-if (redis.call('HGET', root .. 'revisions', key) or '0') ~= ARGV[5] then return 0 end
-redis.call('HSET', root .. 'models', key, ARGV[3])
-redis.call('HSETNX', root .. 'created', key, ARGV[4])
+if (redis.call('HGET', root .. 'revisions', key) or '0') ~= given.revision then return 0 end
+redis.call('HSET', root .. 'models', key, given.model)
+redis.call('HSETNX', root .. 'created', key, given.time)
 redis.call('HSETNX', root .. 'latest', name, version)
 return 1

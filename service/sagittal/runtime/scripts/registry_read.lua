@@ -1,7 +1,8 @@
 -- Returns {[NAME@VERSION, found or '', created, is latest, declared or '', revision, origin, wish, worker, ...], ...} of all
 -- models, or of one version; an unknown one gives the names of all as strings. Arguments: 'all' or 'one', name, version or
 -- '' for the latest.
-local root, how_many, wanted, wanted_version = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local given = arguments({{'how_many', one_of('all', 'one')}, {'name', any}, {'version', any}})
+local how_many, wanted, wanted_version = given.how_many, given.name, given.version
 local clock = redis.call('TIME')
 redis.call('ZREMRANGEBYSCORE', root .. 'workers', '-inf', clock[1] .. '.' .. string.format('%06d', clock[2]))
 local workers = redis.call('ZRANGE', root .. 'workers', 0, -1)

@@ -1,5 +1,6 @@
 -- Removes a version of a model: name, version. Returns 'done', 'unknown', or 'latest' for one that is the latest of several.
-local root, name, version = KEYS[1], ARGV[1], ARGV[2]
+local given = arguments({{'name', any}, {'version', any}})
+local name, version = given.name, given.version
 local key = name .. '@' .. version
 if redis.call('HEXISTS', root .. 'declared', key) + redis.call('HEXISTS', root .. 'models', key) == 0 then
   return 'unknown'

@@ -1,8 +1,9 @@
 -- Asks workers to load or unload a model: name, version or '' for the latest, 'load' or 'unload'. Returns the version, or ''
 -- where there is no such model. Each wish has a turn, by which workers tell it from the one before.
-local root, name, version = KEYS[1], ARGV[1], ARGV[2]
+local given = arguments({{'name', any}, {'version', any}, {'wish', one_of('load', 'unload')}})
+local name, version = given.name, given.version
 if version == '' then version = redis.call('HGET', root .. 'latest', name) or '' end
 local key = name .. '@' .. version
 if redis.call('HEXISTS', root .. 'declared', key) + redis.call('HEXISTS', root .. 'models', key) == 0 then return '' end
-redis.call('HSET', root .. 'wishes', key, ARGV[3] .. ':' .. redis.call('INCR', root .. 'changes'))
+redis.call('HSET', root .. 'wishes', key, given.wish .. ':' .. redis.call('INCR', root .. 'changes'))
 return version

@@ -1,4 +1,5 @@
 -- Forgets a worker.
-redis.call('DEL', KEYS[1] .. 'worker:' .. ARGV[1])
-redis.call('ZREM', KEYS[1] .. 'workers', ARGV[1])
+local worker = arguments({named('worker', NAME)}).worker
+redis.call('DEL', root .. 'worker:' .. worker)
+redis.call('ZREM', root .. 'workers', worker)
 return 1

@@ -1,6 +1,7 @@
 -- Hands a run back unfinished; the attempt does not count. Returns {'ok'}, {'lost'},
 -- or {'ok', reason, scope, id, token, attempt, worker, detail} where it must end now.
-local id, token = ARGV[1], ARGV[2]
+local given = arguments({ID, TOKEN})
+local id, token = given.job_id, given.token
 local run = read_run(id)
 if run.state == 'queued' and run.token == token then return {'ok'} end
 if not holds(run, token) then return {'lost'} end

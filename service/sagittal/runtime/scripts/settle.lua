@@ -1,9 +1,11 @@
 -- Appends the last events, the terminal one at their end, ends the run with all its jobs, and learns what it cost.
 -- Returns 'ok', 'lost', or 'full' where the log has no room for the events before the terminal one.
-local id, token, state, cache_seconds, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local evaluations, seconds = tonumber(ARGV[6]), tonumber(ARGV[7])
-local reason = ARGV[8]
-local elements = {unpack(ARGV, 9)}
+local given = arguments({ID, TOKEN, {'state', one_of('completed', 'failed', 'cancelled')}, named('cache_seconds', SECONDS),
+  named('max_log_bytes', SIZE), {'evaluations', integer(0, MOST_EVALUATIONS)}, named('seconds', SECONDS),
+  {'reason', any}}, {{'event', some, 'an event'}})
+local id, token, state, cache_seconds = given.job_id, given.token, given.state, given.cache_seconds
+local evaluations, seconds, elements = given.evaluations, given.seconds, given.rest
+if #elements == 0 then refuse('event', '', 'the terminal event') end
 
 -- A setting's cost is a mean in which the newest runs count most; the setting that was not used longest makes room.
 local most_settings, newest_share, kept_seconds = 32, 0.2, 30 * 86400
@@ -43,13 +45,13 @@ end
 local run = read_run(id)
 if run.state == state and run.token == token then return 'ok' end
 if not holds(run, token) then return 'lost' end
-if #elements > 1 and log_bytes(run, elements) > most then return 'full' end
+if #elements > 1 and log_bytes(run, elements) > given.max_log_bytes then return 'full' end
 -- A later attempt may have gone on from a checkpoint: its time is not that of the whole.
 if state == 'completed' and evaluations > 0 and seconds > 0 and run.attempt == '1' then
   learn_cost(run)
   learn_pace(run)
 end
-run.reason = reason
+run.reason = given.reason
 finish(id, run, state, elements, false)
 if state == 'completed' and run.content ~= '' and cache_seconds > 0 then
   call('SET', root .. 'answer:' .. run.content, split(run.subs)[1], 'PX', string.format('%.0f', cache_seconds * 1000))

@@ -1,10 +1,16 @@
 -- Accepts a job. Returns {'new' | 'same' | 'cached' | 'joined', view} or {'reused', id} or {'full', what, bound, seconds to wait or ''}.
-local names = {'id', 'kind', 'model', 'version', 'method', 'lane', 'tenant', 'request_id', 'deadline', 'estimate',
-  'trace', 'content', 'fingerprint', 'cache', 'accepted', 'request', 'max_queued', 'max_tenant', 'max_evaluations',
-  'max_tenant_evaluations', 'max_sharers', 'max_bytes', 'assumed', 'weight', 'cache_seconds', 'setting'}
-local new = {}
-for i, name in ipairs(names) do new[name] = ARGV[i] end
-local first_image = #names + 1
+local evaluations = {integer(1, MOST_EVALUATIONS)}
+local new = arguments({ID, named('kind', NAME), named('model', NAME), named('version', NAME), {'method', any},
+  {'lane', one_of('interactive', 'batch')}, named('tenant', NAME), {'request_id', any},
+  {'deadline', seconds_or_nothing, 'seconds since the epoch, or nothing'},
+  {'estimated_evaluations', integer(0, MOST_EVALUATIONS)}, {'trace', any}, {'content', any}, named('fingerprint', NAME),
+  {'cache', one_of('use', 'refresh', 'bypass')}, {'accepted', any}, {'request', any}, named('max_queued', COUNT),
+  named('max_tenant', COUNT), named('max_evaluations', COUNT), named('max_tenant_evaluations', COUNT),
+  named('max_sharers', COUNT), named('max_bytes', SIZE), named('assumed_evaluations', evaluations),
+  {'weight', number(1e-6, 1e6)}, named('cache_seconds', SECONDS), {'setting', any}},
+  {named('image', NAME), {'image', any}})
+local images = new.rest
+new.id = new.job_id
 
 local request_key = root .. 'request:' .. new.tenant .. ':' .. new.request_id
 local known = call('EXISTS', job_key(new.id)) == 1 and new.id
@@ -18,7 +24,7 @@ local content = new.content ~= '' and new.cache ~= 'bypass' and new.content or '
 local may_share = content ~= '' and new.cache == 'use'
 
 local size = #new.request
-for i = first_image + 1, #ARGV, 2 do size = size + #ARGV[i] end
+for i = 2, #images, 2 do size = size + #images[i] end
 
 -- Runs ahead of a new one in its lane.
 local function ahead()
@@ -46,7 +52,7 @@ local function answer()
   local source = call('GET', root .. 'answer:' .. content)
   if not source then return false end
   local ended = tonumber(call('HGET', job_key(source), 'ended') or '')
-  if not ended or now - ended > tonumber(new.cache_seconds) then return false end
+  if not ended or now - ended > new.cache_seconds then return false end
   local events = call('LRANGE', log_key(source), 1, -1)
   local bytes = #new.accepted
   for _, element in ipairs(events) do bytes = bytes + #element end
@@ -85,7 +91,7 @@ local function join()
   local run = read_run(id)
   if not live(run) or run.cancel ~= '' or not in_time(run) then return false end
   local subs = split(run.subs)
-  if #subs == 0 or #subs >= tonumber(new.max_sharers) then return false end
+  if #subs == 0 or #subs >= new.max_sharers then return false end
   local events = call('LRANGE', log_key(subs[1]), 1, -1)
   local bytes = #new.accepted
   for _, element in ipairs(events) do bytes = bytes + #element end
@@ -112,8 +118,7 @@ end
 if may_share and answer() then return {'cached', view(new.id)} end
 if may_share and join() then return {'joined', view(new.id)} end
 
-if tonumber(new.estimate) == 0 then new.estimate = new.assumed end
-local estimate = tonumber(new.estimate)
+local estimate = new.estimated_evaluations == 0 and new.assumed_evaluations or new.estimated_evaluations
 local mine = new.lane .. ':' .. new.tenant
 local function load(field) return tonumber(call('HGET', root .. 'load', field) or 0) end
 local jobs, evaluations = load('jobs:' .. new.lane), load('evaluations:' .. new.lane)
@@ -129,37 +134,34 @@ local function seconds_for(number)
   return pace > 0 and exact(number / pace) or ''
 end
 
-if jobs >= tonumber(new.max_queued) then
-  return {'full', 'lane', new.max_queued, seconds_for(evaluations / jobs)}
+local function full(what, bound, seconds) return {'full', what, string.format('%.0f', bound), seconds or ''} end
+if jobs >= new.max_queued then return full('lane', new.max_queued, seconds_for(evaluations / jobs)) end
+if my_jobs >= new.max_tenant then return full('tenant', new.max_tenant, seconds_for(evaluations / my_jobs)) end
+if evaluations > 0 and evaluations + estimate > new.max_evaluations then
+  return full('evaluations', new.max_evaluations, seconds_for(evaluations + estimate - new.max_evaluations))
 end
-if my_jobs >= tonumber(new.max_tenant) then
-  return {'full', 'tenant', new.max_tenant, seconds_for(evaluations / my_jobs)}
-end
-if evaluations > 0 and evaluations + estimate > tonumber(new.max_evaluations) then
-  return {'full', 'evaluations', new.max_evaluations, seconds_for(evaluations + estimate - new.max_evaluations)}
-end
-if my_evaluations > 0 and my_evaluations + estimate > tonumber(new.max_tenant_evaluations) then
+if my_evaluations > 0 and my_evaluations + estimate > new.max_tenant_evaluations then
   local excess = my_evaluations + estimate - new.max_tenant_evaluations
-  return {'full', 'tenant_evaluations', new.max_tenant_evaluations, seconds_for(excess * evaluations / my_evaluations)}
+  return full('tenant_evaluations', new.max_tenant_evaluations, seconds_for(excess * evaluations / my_evaluations))
 end
-if not make_room(size + #new.accepted + 1, new.max_bytes) then return {'full', 'bytes', new.max_bytes, ''} end
+if not make_room(size + #new.accepted + 1, new.max_bytes) then return full('bytes', new.max_bytes) end
 
 store_job(new.id, ahead())
-local run = {lane = new.lane, model = new.model, version = new.version, tenant = new.tenant, estimate = new.estimate,
+local run = {lane = new.lane, model = new.model, version = new.version, tenant = new.tenant, estimate = string.format('%.0f', estimate),
   created = exact(now)}
 local share = root .. 'share:' .. queue_name(run)
 local begun = math.max(tonumber(call('HGET', share, 'clock') or 0), tonumber(call('HGET', share, 't:' .. new.tenant) or 0))
-run.tag = exact(begun + estimate / tonumber(new.weight))
+run.tag = exact(begun + estimate / new.weight)
 call('HSET', share, 't:' .. new.tenant, run.tag)
 call('HSET', run_key(new.id), 'kind', new.kind, 'model', new.model, 'version', new.version, 'method', new.method, 'lane',
   new.lane, 'tenant', new.tenant, 'request_id', new.request_id, 'created', run.created, 'deadline', new.deadline,
-  'estimate', new.estimate, 'tag', run.tag, 'token', '0', 'attempt', '0', 'worker', '', 'state', 'queued', 'cancel', '',
+  'estimate', run.estimate, 'tag', run.tag, 'token', '0', 'attempt', '0', 'worker', '', 'state', 'queued', 'cancel', '',
   'subs', new.id, 'content', content, 'trace', new.trace, 'request', new.request, 'bytes', size, 'batch', '0',
   'setting', new.setting)
 if call('ZREM', root .. 'attaching', new.id) == 1 then
   call('HINCRBY', run_key(new.id), 'bytes', call('HGET', parts_key(new.id), '')) -- counted when they came
 end
-for i = first_image, #ARGV, 2 do call('HSET', run_key(new.id), 'image:' .. ARGV[i], ARGV[i + 1]) end
+for i = 1, #images, 2 do call('HSET', run_key(new.id), 'image:' .. images[i], images[i + 1]) end
 count_bytes(size)
 if content ~= '' then call('SET', root .. 'flight:' .. content, new.id) end
 enqueue(new.id, run)

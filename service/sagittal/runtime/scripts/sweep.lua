@@ -1,7 +1,9 @@
 -- Requeues runs whose worker was lost, drops what retention has passed, and returns 1 where more of that is left, else 0,
 -- then what must be ended, flat: reason ('buried', 'cancelled', 'expired'), scope ('run' or 'job'), id, token, attempt, worker, detail.
-local limit, max_attempts, retention, image_retention = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local later = now + tonumber(ARGV[5])
+local given = arguments({named('limit', COUNT), named('max_attempts', COUNT), named('retention_seconds', SECONDS),
+  named('image_retention_seconds', SECONDS), named('lease_seconds', SECONDS), named('attachment_seconds', SECONDS)})
+local limit, max_attempts = given.limit, given.max_attempts
+local later = now + given.lease_seconds
 local ends = {}
 local function must_end(reason, scope, id, run, detail)
   for _, value in ipairs({reason, scope, id, run.token, run.attempt, run.worker, detail}) do ends[#ends + 1] = value end
@@ -39,14 +41,14 @@ end
 
 local more = 0
 local function passed(name, age)
-  local ids = call('ZRANGEBYSCORE', root .. name, '-inf', exact(now - tonumber(age)), 'LIMIT', 0, limit)
+  local ids = call('ZRANGEBYSCORE', root .. name, '-inf', exact(now - age), 'LIMIT', 0, limit)
   if #ids == limit then more = 1 end
   return ids
 end
 
-for _, id in ipairs(passed('spent', image_retention)) do drop_run(id) end
-for _, id in ipairs(passed('ended', retention)) do drop_job(id) end
-for _, id in ipairs(passed('attaching', ARGV[6])) do
+for _, id in ipairs(passed('spent', given.image_retention_seconds)) do drop_run(id) end
+for _, id in ipairs(passed('ended', given.retention_seconds)) do drop_job(id) end
+for _, id in ipairs(passed('attaching', given.attachment_seconds)) do
   count_bytes(-tonumber(call('HGET', parts_key(id), '') or 0))
   call('UNLINK', parts_key(id))
   call('ZREM', root .. 'attaching', id)

@@ -1,0 +1,95 @@
+-- Checks the arguments of a script, all of them before the script reads or writes anything. A wrong one is the error
+-- `ARGUMENT name is value; what is expected`, after which the keys are as they were.
+
+local root = KEYS[1]
+
+-- Integers up to here are exact, as Lua's numbers and as Redis's counters.
+local MOST = 9007199254740992
+-- Model evaluations of one job: 9 million such jobs still fit a counter of Redis.
+local MOST_EVALUATIONS = 1e12
+-- Durations and times, in seconds.
+local MOST_SECONDS = 1e12
+
+local function refuse(name, value, wanted)
+  local shown = #value > 40 and string.sub(value, 1, 40) .. '...' or value
+  shown = string.gsub(shown, '[^%w%p ]', '?')
+  error({err = string.format('ARGUMENT %s is "%s"; give %s', name, shown, wanted)})
+end
+
+-- Returns the number that a decimal stands for; nothing for 'inf', 'nan', '0x10', ' 1' and the like.
+local function decimal(text)
+  if not string.find(text, '^%-?[%d.]+$') and not string.find(text, '^%-?[%d.]+[eE][+-]?%d+$') then return nil end
+  local number = tonumber(text)
+  if number and number == number and math.abs(number) < math.huge then return number + 0 end -- never -0
+end
+
+-- A kind of argument is a function from a text to its value, nil where it is wrong, and what is expected.
+local function number(low, high)
+  return function(text)
+    local found = decimal(text)
+    return found and found >= low and found <= high and found or nil
+  end, string.format('a number from %.17g to %.17g', low, high)
+end
+
+local function integer(low, high)
+  return function(text)
+    local found = string.find(text, '^%-?%d+$') and decimal(text)
+    return found and found >= low and found <= high and found or nil
+  end, string.format('an integer from %.17g to %.17g', low, high)
+end
+
+local function one_of(...)
+  local admitted, names = {}, {...}
+  for _, name in ipairs(names) do admitted[name] = true end
+  return function(text) return admitted[text] and text or nil end, 'one of "' .. table.concat(names, '", "') .. '"'
+end
+
+local function any(text) return text end
+local function some(text) return text ~= '' and text or nil end
+-- Identifiers stand between commas in lists and after colons in keys.
+local function identifier(text) return string.find(text, '^[%w_.-]+$') and #text <= 128 and text or nil end
+-- Fencing tokens are compared as texts.
+local function token(text) return string.find(text, '^%d+$') and #text <= 16 and text or nil end
+local function revision_or_nothing(text) return (text == '' or token(text)) and text or nil end
+local function nanoseconds(text) return string.find(text, '^%d+$') and #text <= 19 and text or nil end
+local function seconds_or_nothing(text)
+  if text == '' then return text end
+  local found = decimal(text)
+  return found and found >= 0 and found <= MOST_SECONDS and text or nil
+end
+
+local function check(name, value, read, wanted)
+  local found = read(value)
+  if found == nil then refuse(name, value, wanted or 'another value') end
+  return found
+end
+
+-- Returns the arguments by name. Each of `declared` is {name, what reads it, what it expects}; `rest` declares what
+-- follows them, repeated: the answer's `rest` is the list of it, in a row.
+local function arguments(declared, rest)
+  local found, last = {}, #ARGV
+  local repeats = rest and last - #declared
+  if last < #declared or (not rest and last > #declared) or (rest and repeats % #rest ~= 0) then
+    refuse('the number of arguments', tostring(last), tostring(#declared) .. (rest and ' and whole groups' or ''))
+  end
+  for i, each in ipairs(declared) do found[each[1]] = check(each[1], ARGV[i], each[2], each[3]) end
+  if rest then
+    found.rest = {}
+    for i = 1, repeats do
+      local each = rest[(i - 1) % #rest + 1]
+      found.rest[i] = check(each[1], ARGV[#declared + i], each[2], each[3])
+    end
+  end
+  return found
+end
+
+-- What several scripts take.
+local ID = {'job_id', identifier, 'letters, digits, "_", "." and "-", at most 128'}
+local ANY_ID = {'job_id', any} -- one that a caller made up names no job
+local TOKEN = {'token', token, 'at most 16 digits'}
+local SECONDS = {number(0, MOST_SECONDS)}
+local COUNT = {integer(1, MOST)}
+local SIZE = {integer(0, MOST)}
+local NANOSECONDS = {nanoseconds, 'nanoseconds since the epoch'}
+local NAME = {some, 'a text that is not empty'}
+local function named(name, kind) return {name, kind[1], kind[2]} end

@@ -1,0 +1,158 @@
+"""A script checks all its arguments before it writes: what it refuses leaves the keys exactly as they were."""
+
+import math
+import secrets
+from collections.abc import Iterator
+from importlib import resources
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from queue_scripts import Argument, Scripts, plain_job, use_as_a_neighbour
+from redis.exceptions import ResponseError
+
+from sagittal.core.errors import ArgumentRefused
+from sagittal.core.jobs import JobState
+from sagittal.runtime.redis_failures import translate
+from sagittal.runtime.redis_queue import connect_job_queue, connect_worker_queue
+from sagittal.runtime.redis_scripts import submit_arguments
+from sagittal.runtime.redis_sweep import sweep_arguments
+from sagittal.runtime.settings import QueueSettings
+
+EXTREMES: list[Argument] = [
+    "", " ", "0", "-1", "-0", "1", "1.5", "x", "nan", "NaN", "-nan", "inf", "-inf", "Infinity", "0x10", "1e17", "1e308",
+    "1e-308", "-1e17", "1e400", 10**17, 2**31, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**64, -(2**53), -(2**63), 10**30,
+    0.1, math.inf, math.nan, b"\x00", b"\xff\xfe", "9" * 400, ",", "a,b", ":", "1 2", "queued", "interactive",
+]  # fmt: skip
+
+
+class Prepared:
+    """Scripts on a queue with a waiting, a running and an ended job, and plain arguments of each script."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.scripts = scripts = Scripts(client)
+        self.jobs = [plain_job() for _ in range(3)]
+        for job in self.jobs:
+            scripts.submit(job)
+        ended, running = scripts.lease(), scripts.lease()
+        ended_id, waiting = self.jobs[0].job_id, self.jobs[2].job_id
+        scripts.run("settle", ended_id, ended[1], "completed", 0, 2**20, 0, 0, "", b"tdone")
+        held = (self.jobs[1].job_id, running[1])
+        now = "1700000000000000000"
+        self.plain: dict[str, tuple[Argument, ...]] = {
+            "append": (*held, 1, 2**20, b"e1", b"e2"),
+            "attach": (plain_job().job_id, "part", b"bytes", 2**30),
+            "backlog": (),
+            "cancel": (waiting, "why", b"event"),
+            "checkpoint": (*held, b"state"),
+            "delete": (ended_id, "nonce"),
+            "end": ("run", waiting, "0", "failed", "WHY", b"event"),
+            "get": (waiting,),
+            "heartbeat": (15.0, *held),
+            "lease": ("worker", "nonce", 15.0, 5, "", "model@1", "other@1"),
+            "list": ("", 10, 100, "", "", "", "queued,running", ""),
+            "read": (waiting, 0, -1),
+            "release": held,
+            "request": (waiting,),
+            "settle": (*held, "completed", 60.0, 2**20, 10, 1.5, "", b"e1", b"tdone"),
+            "submit": tuple(submit_arguments(plain_job(content_key="k"), b"accepted", scripts.settings)),
+            "sweep": sweep_arguments(scripts.settings),
+            "registry_announce": ("worker", 15.0, "model@1", b"state"),
+            "registry_declare": ("model", "1", b"declaration", now, "register", "1", ""),
+            "registry_publish": ("model", "1", b"model", now, "0"),
+            "registry_read": ("all", "", ""),
+            "registry_remove": ("model", "1"),
+            "registry_wish": ("model", "1", "load"),
+            "registry_withdraw": ("worker",),
+        }
+
+
+@pytest.fixture(params=["valkey", "redis"])
+def client(request) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(request.getfixturevalue(f"{request.param}_url")) as found:
+        yield found
+
+
+NAMES = [
+    "append", "attach", "backlog", "cancel", "checkpoint", "delete", "end", "get", "heartbeat", "lease", "list", "read",
+    "release", "request", "settle", "submit", "sweep", "registry_announce", "registry_declare", "registry_publish",
+    "registry_read", "registry_remove", "registry_wish", "registry_withdraw",
+]  # fmt: skip
+
+
+def call(prepared: Prepared, name: str, arguments: list[Argument]) -> bool:
+    """Calls a script; returns whether it took its arguments. Fails where it wrote and refused, or failed otherwise."""
+    before = prepared.scripts.snapshot()
+    try:
+        prepared.scripts.run(name, *arguments)
+    except ResponseError as error:
+        if not isinstance(translate(error, prepared.scripts.settings), ArgumentRefused):
+            raise AssertionError(f"{name}{arguments} failed otherwise than by its arguments") from error
+    else:
+        return True
+    assert prepared.scripts.snapshot() == before
+    return False
+
+
+def test_every_script_is_among_them() -> None:
+    folder = resources.files("sagittal.runtime") / "scripts"
+    files = {each.name.removesuffix(".lua") for each in folder.iterdir()}
+    assert files - {"arguments", "common"} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_script_works_with_plain_arguments(client, name) -> None:
+    prepared = Prepared(client)
+    assert call(prepared, name, list(prepared.plain[name]))
+    use_as_a_neighbour(prepared.scripts)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_script_takes_too_few_or_half_a_group_of_arguments(client, name) -> None:
+    prepared = Prepared(client)
+    plain = list(prepared.plain[name])
+    if plain:
+        assert not call(prepared, name, [])
+    if name not in ("append", "settle", "lease"):  # which take any number of events or models
+        assert not call(prepared, name, [*plain, "more"])
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(NAMES), data=st.data())
+def test_extremes_are_refused_without_a_trace_or_do_no_harm_to_others(client, name, data) -> None:
+    prepared = Prepared(client)
+    arguments = list(prepared.plain[name])
+    if arguments:
+        positions = data.draw(st.lists(st.integers(0, len(arguments) - 1), min_size=1, max_size=3, unique=True))
+        for position in positions:
+            arguments[position] = data.draw(st.sampled_from(EXTREMES))
+    call(prepared, name, arguments)
+    use_as_a_neighbour(prepared.scripts)
+
+
+@pytest.mark.parametrize("extreme", EXTREMES, ids=repr)
+def test_each_number_of_submit_settle_and_sweep_at_each_extreme(client, extreme) -> None:
+    prepared = Prepared(client)
+    for name in ("settle", "sweep", "submit"):
+        for position in range(len(prepared.plain[name])):
+            arguments = list(prepared.plain[name])
+            arguments[position] = extreme
+            call(prepared, name, arguments)
+    use_as_a_neighbour(prepared.scripts)
+
+
+@pytest.mark.parametrize("server", ["valkey", "redis"])
+async def test_a_refused_argument_is_an_error_that_names_it(request, server, new_job) -> None:
+    found = QueueSettings(url=request.getfixturevalue(f"{server}_url"), prefix=f"test-{secrets.token_hex(6)}")
+    jobs, worker = connect_job_queue(found), connect_worker_queue(found, worker="worker")
+    for estimate in (10**17, 2**63, 2**70, -1):
+        with pytest.raises(ArgumentRefused, match="estimated_evaluations is") as caught:
+            await jobs.submit(new_job(estimated_evaluations=estimate), b"a")
+        assert caught.value.field == "estimated_evaluations"
+    assert await jobs.depth() == {}
+    job, _ = await jobs.submit(new_job(estimated_evaluations=10**12), b"a")
+    worker.settle(worker.lease([("model", "1")], block_seconds=0), b"done", JobState.COMPLETED)
+    assert (await jobs.get(job.job_id)).state is JobState.COMPLETED
+    worker.close()
+    await jobs.close()
