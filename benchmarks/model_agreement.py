@@ -21,7 +21,9 @@ from subject import IMAGES_VARIABLE, arguments
 
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import to_input
-from sagittal.runtime.memory_registry import MemoryRegistry
+from sagittal.runtime.embedded import EmbeddedValkey
+from sagittal.runtime.redis_queue import connect_worker_registry
+from sagittal.runtime.settings import QueueSettings
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.models import HostedModels
 
@@ -70,13 +72,15 @@ def main() -> int:
 def served() -> list[LoadedModel]:
     """Returns the three models as one worker has them ready."""
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, EmbeddedValkey() as server:
         path = Path(directory) / "models.toml"
         path.write_text("".join(ENTRY.format(variant=variant, side=side) for variant, side in SIDES.items()))
         metrics = WorkerMetrics.create(CollectorRegistry())
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        models = HostedModels(path, MemoryRegistry().workers, metrics, worker="benchmark", device=device)
+        registry = connect_worker_registry(QueueSettings(url=server.url))
+        models = HostedModels(path, registry, metrics, worker="benchmark", device=device)
         models.load_all(batch_size=8, stopped=threading.Event())
+        registry.close()
     return [hosted.loaded for hosted in models.ready() if hosted.loaded is not None]
 
 

@@ -6,10 +6,13 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 
+import embedded_queue
 import pytest
 
 from sagittal.core.jobs import JobKind, Lane, NewJob
 from sagittal.runtime.embedded import EmbeddedValkey
+from sagittal.runtime.redis_queue import connect_worker_registry
+from sagittal.runtime.registry import WorkerRegistry
 from sagittal.runtime.settings import QueueSettings
 
 
@@ -20,10 +23,9 @@ def _interruptible() -> None:
 
 
 @pytest.fixture(scope="session")
-def valkey_url() -> Iterator[str]:
+def valkey_url() -> str:
     """Where this session's Valkey listens."""
-    with EmbeddedValkey() as server:
-        yield server.url
+    return embedded_queue.valkey_url()
 
 
 @pytest.fixture(scope="session")
@@ -45,9 +47,17 @@ def redis_url(redis_binary: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def queue_settings(valkey_url: str) -> QueueSettings:
+def queue_settings() -> QueueSettings:
     """Settings of a queue that is this test's alone."""
-    return QueueSettings(url=valkey_url, prefix=f"test-{secrets.token_hex(6)}")
+    return embedded_queue.own_settings()
+
+
+@pytest.fixture
+def worker_registry(queue_settings: QueueSettings) -> Iterator[WorkerRegistry]:
+    """A worker's side of a registry that is this test's alone."""
+    registry = connect_worker_registry(queue_settings)
+    yield registry
+    registry.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Every RPC of every service on a real server over the in-memory queue, with a worker at work.
+"""Every RPC of every service on a real server over a queue on the embedded Valkey, with a worker at work.
 
 Whatever a caller sends, the answer comes, is an expected one, carries a reason, and names a field that exists.
 """
@@ -8,7 +8,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -146,17 +146,13 @@ def _valid(kind: type[Message]) -> Iterator[Message]:
 
 
 @contextmanager
-def served(backends: Callable[[], Mapping[str, Any]] = dict) -> Iterator[Server]:
-    """A service in a thread of its own, with every method of the product in its catalogue and jobs in every state.
-
-    Args:
-        backends: Makes the queue and the registry, in the service's thread; in memory where it makes none.
-    """
+def served() -> Iterator[Server]:
+    """A service in a thread of its own, with every method of the product in its catalogue and jobs in every state."""
     ports: queue.Queue[tuple[int, list[str]] | BaseException] = queue.Queue()
     loop, done = asyncio.new_event_loop(), asyncio.Event()
 
     async def serve() -> None:
-        async with running(**backends()) as stack:
+        async with running() as stack:
             stack.registry.workers.publish(_catalogued())
             ids = await _jobs(stack)
             async with stack.worker(_answer).at_work():

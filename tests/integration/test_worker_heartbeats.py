@@ -15,8 +15,7 @@ from prometheus_client import CollectorRegistry
 from sagittal.core.jobs import JobState, NewJob
 from sagittal.core.tensors import tensor_of
 from sagittal.engine import Engine
-from sagittal.runtime.memory_registry import MemoryRegistry
-from sagittal.runtime.redis_queue import connect_job_queue, connect_worker_queue
+from sagittal.runtime.redis_queue import connect_job_queue, connect_worker_queue, connect_worker_registry
 from sagittal.runtime.redis_worker import RedisWorkerQueue
 from sagittal.runtime.settings import QueueSettings
 from sagittal.v1 import explanation_pb2 as pb
@@ -44,7 +43,8 @@ def working(path: Path, settings: QueueSettings) -> Iterator[tuple[Worker, Colle
     registry = CollectorRegistry()
     metrics = WorkerMetrics.create(registry)
     queue = connect_worker_queue(settings, worker="w")
-    hosted = HostedModels(path, MemoryRegistry().workers, metrics, worker="w", device=torch.device("cpu"))
+    announced = connect_worker_registry(settings)
+    hosted = HostedModels(path, announced, metrics, worker="w", device=torch.device("cpu"))
     worker = Worker(
         WorkerSettings(models_file=path, worker_name="w", batch_size=16, drain=0.0, queue=settings),
         queue,
@@ -59,6 +59,7 @@ def working(path: Path, settings: QueueSettings) -> Iterator[tuple[Worker, Colle
         worker.drain()
         thread.join()
         queue.close()
+        announced.close()
 
 
 @pytest.fixture

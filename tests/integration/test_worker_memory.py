@@ -1,20 +1,19 @@
 """A worker that has room for one model serves two, and remembers what it evaluated for whoever asks next."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from embedded_queue import Queue, own_settings
 from known_models import LEFT, image
 from prometheus_client import CollectorRegistry
 
 from sagittal.core.jobs import NewJob
 from sagittal.core.tensors import tensor_of
-from sagittal.runtime.memory_queue import MemoryQueue
-from sagittal.runtime.memory_registry import MemoryRegistry
-from sagittal.runtime.settings import QueueSettings
+from sagittal.runtime.redis_queue import connect_worker_registry
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import method_pb2, tensor_pb2
 from sagittal.worker.metrics import WorkerMetrics
@@ -31,14 +30,21 @@ preprocessing = {{ input_size = 56, fit = "squash", mean = [0.0, 0.0, 0.0], std 
 """
 
 
+@pytest.fixture
+async def queue() -> AsyncIterator[Queue]:
+    async with Queue(own_settings(heartbeat_seconds=0.05, sweep_seconds=0.05)) as queue:
+        yield queue
+
+
 @contextmanager
 def working(
-    path: Path, queue: MemoryQueue, *, memo_mib: int = 0, counted: CollectorRegistry | None = None
+    path: Path, queue: Queue, *, memo_mib: int = 0, counted: CollectorRegistry | None = None
 ) -> Iterator[HostedModels]:
     """Runs a worker with room for one model."""
-    settings = WorkerSettings(models_file=path, worker_name="w", drain=5.0, queue=QueueSettings())
+    settings = WorkerSettings(models_file=path, worker_name="w", drain=5.0, queue=queue.settings)
     metrics, cpu = WorkerMetrics.create(counted or CollectorRegistry()), torch.device("cpu")
-    hosted = HostedModels(path, MemoryRegistry().workers, metrics, worker="w", device=cpu, memo_mib=memo_mib)
+    registry = connect_worker_registry(queue.settings)
+    hosted = HostedModels(path, registry, metrics, worker="w", device=cpu, memo_mib=memo_mib)
     hosted._bound = 1  # the models of tests are smaller than the unit of the setting
     worker = Worker(settings, queue.worker("w"), hosted, metrics)
     thread = threading.Thread(target=worker.run)
@@ -48,6 +54,7 @@ def working(
     finally:
         worker.drain()
         thread.join()
+        registry.close()
 
 
 def job_for(model: str, make_job: Callable[..., NewJob]) -> NewJob:
@@ -60,12 +67,11 @@ def job_for(model: str, make_job: Callable[..., NewJob]) -> NewJob:
 
 @pytest.mark.parametrize("order", ["abab", "aabb"])
 async def test_jobs_for_two_models_are_all_done_with_room_for_one(
-    tmp_path: Path, new_job: Callable[..., NewJob], order: str
+    tmp_path: Path, queue: Queue, new_job: Callable[..., NewJob], order: str
 ) -> None:
     torch.set_num_threads(1)
     path = tmp_path / "models.toml"
     path.write_text(MODEL.format(name="a") + MODEL.format(name="b"))
-    queue = MemoryQueue(QueueSettings(heartbeat_seconds=0.05, sweep_seconds=0.05))
     accepted = pb.ExplanationEvent(accepted=pb.Accepted()).SerializeToString()
     jobs = [job_for(model, new_job) for model in order]
     for job in jobs:
@@ -80,12 +86,11 @@ async def test_jobs_for_two_models_are_all_done_with_room_for_one(
 
 @pytest.mark.parametrize("memo_mib", [0, 1])
 async def test_a_job_on_the_same_picture_is_answered_from_memory_and_says_so(
-    tmp_path: Path, new_job: Callable[..., NewJob], memo_mib: int
+    tmp_path: Path, queue: Queue, new_job: Callable[..., NewJob], memo_mib: int
 ) -> None:
     torch.set_num_threads(1)
     path, counted = tmp_path / "models.toml", CollectorRegistry()
     path.write_text(MODEL.format(name="a"))
-    queue = MemoryQueue(QueueSettings(heartbeat_seconds=0.05, sweep_seconds=0.05))
     accepted, completed, masks = pb.ExplanationEvent(accepted=pb.Accepted()).SerializeToString(), [], []
     with working(path, queue, memo_mib=memo_mib, counted=counted):
         for job in (job_for("a", new_job), job_for("a", new_job)):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from embedded_queue import Queue, own_settings
 from google.rpc import status_pb2
 from known_models import LEFT, image
 from prometheus_client import CollectorRegistry
@@ -13,9 +14,7 @@ from prometheus_client import CollectorRegistry
 from sagittal.core.jobs import NewJob
 from sagittal.core.status import from_status
 from sagittal.core.tensors import tensor_of
-from sagittal.runtime.memory_queue import MemoryQueue
-from sagittal.runtime.memory_registry import MemoryRegistry
-from sagittal.runtime.settings import QueueSettings
+from sagittal.runtime.registry import WorkerRegistry
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import method_pb2, tensor_pb2
 from sagittal.worker.metrics import WorkerMetrics
@@ -44,16 +43,16 @@ def job_for(model: str, make_job: Callable[..., NewJob]) -> NewJob:
 
 
 async def test_a_queued_job_of_a_model_that_cannot_be_loaded_fails_fast_and_others_run(
-    tmp_path: Path, new_job: Callable[..., NewJob]
+    tmp_path: Path, worker_registry: WorkerRegistry, new_job: Callable[..., NewJob]
 ) -> None:
     pytest.importorskip("torchvision")
     torch.set_num_threads(1)
     path = tmp_path / "models.toml"
     path.write_text(MODELS)
-    queue = MemoryQueue(QueueSettings(heartbeat_seconds=0.05, sweep_seconds=0.05))
+    queue = Queue(own_settings(heartbeat_seconds=0.05, sweep_seconds=0.05))
     settings = WorkerSettings(models_file=path, worker_name="w", drain=5.0, announce_seconds=0.2)
     metrics = WorkerMetrics.create(CollectorRegistry())
-    hosted = HostedModels(path, MemoryRegistry().workers, metrics, worker="w", device=torch.device("cpu"))
+    hosted = HostedModels(path, worker_registry, metrics, worker="w", device=torch.device("cpu"))
     worker = Worker(settings, queue.worker("w"), hosted, metrics)
     jobs = [job_for(model, new_job) for model in ("broken", "left")]
     for job in jobs:
@@ -68,6 +67,7 @@ async def test_a_queued_job_of_a_model_that_cannot_be_loaded_fails_fast_and_othe
     finally:
         worker.drain()
         thread.join()
+        await queue.close()
     failed, completed = ends
     assert completed.WhichOneof("event") == "completed"
     error = from_status(status_pb2.Status.FromString(failed.failed.SerializeToString()))

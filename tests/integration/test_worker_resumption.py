@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from embedded_queue import Queue, own_settings
 from known_models import LEFT, image
 from prometheus_client import CollectorRegistry
 
 from sagittal.core.jobs import NewJob
 from sagittal.core.tensors import tensor_of
 from sagittal.explain import events
-from sagittal.runtime.memory_queue import MemoryQueue
-from sagittal.runtime.memory_registry import MemoryRegistry
-from sagittal.runtime.settings import QueueSettings
+from sagittal.runtime.registry import WorkerRegistry
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import method_pb2, tensor_pb2
 from sagittal.worker.metrics import WorkerMetrics
@@ -54,10 +53,8 @@ class Site:
 
     models: Path
     make_job: Callable[..., NewJob]
-    queue: MemoryQueue = field(
-        default_factory=lambda: MemoryQueue(QueueSettings(heartbeat_seconds=0.05, sweep_seconds=0.05))
-    )
-    registry: MemoryRegistry = field(default_factory=MemoryRegistry)
+    queue: Queue
+    registry: WorkerRegistry
 
     @contextmanager
     def worker(self, name: str) -> Iterator[Worker]:
@@ -66,7 +63,7 @@ class Site:
             models_file=self.models, worker_name=name, batch_size=16, drain=0.0, checkpoint_seconds=0.0
         )
         metrics = WorkerMetrics.create(CollectorRegistry())
-        hosted = HostedModels(self.models, self.registry.workers, metrics, worker=name, device=torch.device("cpu"))
+        hosted = HostedModels(self.models, self.registry, metrics, worker=name, device=torch.device("cpu"))
         worker = Worker(settings, self.queue.worker(name), hosted, metrics)
         thread = threading.Thread(target=worker.run)
         thread.start()
@@ -100,10 +97,11 @@ def _one_thread() -> None:
 
 
 @pytest.fixture
-def site(tmp_path: Path, new_job: Callable[..., NewJob]) -> Site:
+async def site(tmp_path: Path, new_job: Callable[..., NewJob], worker_registry: WorkerRegistry) -> AsyncIterator[Site]:
     models = tmp_path / "models.toml"
     models.write_text(MODEL)
-    return Site(models, new_job)
+    async with Queue(own_settings(heartbeat_seconds=0.05, sweep_seconds=0.05)) as queue:
+        yield Site(models, new_job, queue, worker_registry)
 
 
 def told(events: list[pb.ExplanationEvent]) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""What programs share: the queue and the registry (protocols, Redis and in-memory versions), settings, telemetry.
+"""What programs share: the queue and the registry (protocols, and what keeps them on Redis), settings, telemetry.
 
 This package imports no Redis: `redis_queue` has the functions that connect.
 """

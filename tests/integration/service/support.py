@@ -1,4 +1,4 @@
-"""A real gRPC server over the in-memory queue, and a worker that follows a script."""
+"""A real gRPC server and a worker that follows a script."""
 
 from __future__ import annotations
 
@@ -13,20 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from embedded_queue import Queue, Registry
 from PIL import Image as Pillow
 from prometheus_client import CollectorRegistry
 
+from sagittal.core.errors import FailedPrecondition
 from sagittal.core.jobs import JobKind, JobState, Lease
-from sagittal.runtime.memory_queue import MemoryQueue
-from sagittal.runtime.memory_registry import MemoryRegistry
 from sagittal.runtime.queue import WorkerQueue
-from sagittal.runtime.redis_queue import (
-    connect_job_queue,
-    connect_model_registry,
-    connect_worker_queue,
-    connect_worker_registry,
-)
-from sagittal.runtime.settings import QueueSettings
 from sagittal.server.service import Service
 from sagittal.server.settings import ServiceSettings
 from sagittal.v1 import explanation_pb2, explanation_service_pb2_grpc, model_pb2, model_service_pb2_grpc, tensor_pb2
@@ -147,34 +140,14 @@ class ScriptedWorker:
         finally:
             self._stop.set()
             await asyncio.to_thread(thread.join)
-            self.queue.close()
-
-
-class RedisQueue:
-    """Both sides of a queue on Redis, as `MemoryQueue` has them."""
-
-    def __init__(self, settings: QueueSettings) -> None:
-        self._settings = settings
-        self.jobs = connect_job_queue(settings)
-
-    def worker(self, name: str) -> WorkerQueue:
-        return connect_worker_queue(self._settings, worker=name)
-
-
-class RedisRegistry:
-    """Both sides of a registry on Redis, as `MemoryRegistry` has them."""
-
-    def __init__(self, settings: QueueSettings) -> None:
-        self.models = connect_model_registry(settings)
-        self.workers = connect_worker_registry(settings)
 
 
 @dataclass
 class Stack:
     """A running service, with what stands behind it."""
 
-    queue: MemoryQueue | RedisQueue
-    registry: MemoryRegistry | RedisRegistry
+    queue: Queue
+    registry: Registry
     service: Service
     metrics: CollectorRegistry
     port: int
@@ -198,12 +171,12 @@ class Stack:
 @asynccontextmanager
 async def running(
     settings: ServiceSettings | None = None,
-    queue: MemoryQueue | RedisQueue | None = None,
-    registry: MemoryRegistry | RedisRegistry | None = None,
+    queue: Queue | None = None,
+    registry: Registry | None = None,
 ) -> AsyncIterator[Stack]:
     """A service on a free port with the model `lamp`, ready on a worker."""
-    queue = queue or MemoryQueue()
-    registry = registry or MemoryRegistry()
+    queue = queue or Queue()
+    registry = registry or Registry()
     registry.workers.publish(lamp())
     registry.workers.announce(
         "scripted", [("lamp", "1", model_pb2.WorkerModel(state=model_pb2.MODEL_STATE_READY))], ttl=600
@@ -218,13 +191,26 @@ async def running(
             yield Stack(queue, registry, service, metrics, port, channel)
     finally:
         await service.stop()
-        await registry.models.close()
-        registry.workers.close()
+        await queue.close()
+        await registry.close()
 
 
 def quick_settings(**changes: object) -> ServiceSettings:
     """Returns settings for tests: a free port, short waits."""
     return ServiceSettings(**{"listen": ("127.0.0.1:0",), "health_interval": 0.05, "drain": 0.0} | changes)
+
+
+async def images_are_gone(stack: Stack, job_id: str) -> None:
+    """Returns when retention has taken the request and the images of a job."""
+
+    async def gone() -> bool:
+        try:
+            await stack.queue.jobs.request_of(job_id)
+        except FailedPrecondition:
+            return True
+        return False
+
+    await eventually(gone)
 
 
 async def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 import structlog
+from embedded_queue import Queue, own_settings
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import status_pb2
@@ -18,8 +19,6 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from sagittal.core.errors import Overloaded, StreamMoved, Unavailable
 from sagittal.core.jobs import JobState
 from sagittal.core.status import from_status
-from sagittal.runtime.memory_queue import MemoryQueue
-from sagittal.runtime.settings import QueueSettings
 from sagittal.v1 import explanation_service_pb2 as api
 from sagittal.v1 import explanation_service_pb2_grpc, model_service_pb2, tensor_pb2
 
@@ -249,7 +248,7 @@ async def test_a_large_picture_holds_up_nobody_elses_calls() -> None:
 
 
 async def test_past_the_admission_bound_the_caller_is_told_when_to_come_again() -> None:
-    queue = MemoryQueue(QueueSettings(max_queued={"interactive": 1, "batch": 1}))
+    queue = Queue(own_settings(max_queued={"interactive": 1, "batch": 1}))
     async with running(queue=queue) as stack:
         await submit(stack)
         another = api.SubmitExplanationRequest(spec=spec(seed=2))

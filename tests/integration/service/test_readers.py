@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 import redis
+from embedded_queue import Queue, Registry
 
 from sagittal.core.jobs import JobState, StoredEvent
 from sagittal.runtime.settings import QueueSettings
 from sagittal.v1 import explanation_pb2
 from sagittal.v1 import explanation_service_pb2 as api
 
-from .support import RedisQueue, RedisRegistry, Run, Stack, eventually, explain_at_once, running, spec
+from .support import Run, Stack, eventually, explain_at_once, running, spec
 
 #: Events of a large job, and bytes of each: far more than what HTTP/2 and the service hold for a stream.
 EVENTS, EVENT_BYTES = 200, 50_000
@@ -63,8 +64,8 @@ async def test_256_streams_need_no_more_connections_than_one(queue_settings: Que
     separator = "&" if "?" in queue_settings.url else "?"
     changes = {"url": f"{queue_settings.url}{separator}client_name={name}"}
     settings = queue_settings.model_copy(update=changes)
-    queue = RedisQueue(settings)
-    registry = RedisRegistry(queue_settings)
+    queue = Queue(settings)
+    registry = Registry(queue_settings)
     async with running(queue=queue, registry=registry) as stack:
         asked = [api.ExplainRequest(spec=spec(seed=seed)) for seed in range(256)]
         streams = [aiter(stack.explanations.Explain(request)) for request in asked]

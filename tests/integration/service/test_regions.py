@@ -1,21 +1,30 @@
 """ScoreRegions: "what if", of an image or of a job, from the job's own events where they say it."""
 
-import asyncio
 from typing import Any
 
 import grpc
 import pytest
+from embedded_queue import Queue, own_settings
 from google.rpc import status_pb2
 
 from sagittal.core.errors import ModelFailed
 from sagittal.core.jobs import JobKind, JobState, Lane
 from sagittal.core.status import from_status, to_status
-from sagittal.runtime.memory_queue import MemoryQueue
-from sagittal.runtime.settings import QueueSettings
 from sagittal.v1 import explanation_pb2, method_pb2, model_pb2
 from sagittal.v1 import explanation_service_pb2 as api
 
-from .support import Run, ScriptedWorker, Stack, eventually, lamp, picture, quick_settings, running, spec
+from .support import (
+    Run,
+    ScriptedWorker,
+    Stack,
+    eventually,
+    images_are_gone,
+    lamp,
+    picture,
+    quick_settings,
+    running,
+    spec,
+)
 
 TARGET = explanation_pb2.ClassScore(index=1, label="on", score=0.5)
 OTHER = explanation_pb2.ClassScore(index=0, label="off", score=0.75)
@@ -208,12 +217,12 @@ async def test_a_job_that_nobody_knows_is_refused(stack: Stack) -> None:
 
 
 async def test_a_job_whose_images_are_gone_is_refused_and_says_so() -> None:
-    queue = MemoryQueue(QueueSettings(image_retention_seconds=0.001))
+    queue = Queue(own_settings(image_retention_seconds=0.001, sweep_seconds=0.02))
     async with running(queue=queue) as stack:
         publish_patchy(stack)
         async with stack.worker(answer).at_work():
             job_id = await explained(stack)
-        await asyncio.sleep(0.01)
+        await images_are_gone(stack, job_id)
         error = await refusal(score(stack, patches(9), job_id=job_id))
         assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
         assert "send the image again" in (error.details() or "")

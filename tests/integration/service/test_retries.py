@@ -1,21 +1,19 @@
 """RetryExplanation: a buried job runs again as a new one."""
 
-import asyncio
 import hashlib
 from typing import Any
 
 import grpc
 import pytest
+from embedded_queue import Queue, own_settings
 from google.rpc import status_pb2
 
 from sagittal.core.jobs import JobState
 from sagittal.core.status import from_status
-from sagittal.runtime.memory_queue import MemoryQueue
-from sagittal.runtime.settings import QueueSettings
 from sagittal.v1 import explanation_pb2
 from sagittal.v1 import explanation_service_pb2 as api
 
-from .support import ScriptedWorker, Stack, picture, quick_settings, running, spec
+from .support import ScriptedWorker, Stack, images_are_gone, picture, quick_settings, running, spec
 
 SHORT = {"lease_seconds": 0.2, "heartbeat_seconds": 0.05, "sweep_seconds": 0.02, "max_attempts": 1}
 BASELINE = {"kind": explanation_pb2.BASELINE_KIND_IMAGE, "image": picture(9, 9)}
@@ -65,7 +63,7 @@ async def finished(stack: Stack, job_id: str) -> tuple[explanation_pb2.Explanati
 
 
 async def test_a_buried_job_runs_again_as_a_new_one_and_stays_as_it_is() -> None:
-    async with running(queue=MemoryQueue(QueueSettings(**SHORT))) as stack:
+    async with running(queue=Queue(own_settings(**SHORT))) as stack:
         old = await buried(stack, request_id="mine", seed=4, baseline=BASELINE)
         before = await got(stack, old)
         new = (await retry(stack, old)).explanation
@@ -81,7 +79,7 @@ async def test_a_buried_job_runs_again_as_a_new_one_and_stays_as_it_is() -> None
 
 
 async def test_only_buried_jobs_run_again() -> None:
-    async with running(queue=MemoryQueue(QueueSettings(**SHORT))) as stack:
+    async with running(queue=Queue(own_settings(**SHORT))) as stack:
         waiting = await submitted(stack)
         error = await refusal(retry(stack, waiting))
         assert (error.code(), details(error).field) == (grpc.StatusCode.FAILED_PRECONDITION, "job_id")
@@ -95,10 +93,10 @@ async def test_only_buried_jobs_run_again() -> None:
 
 
 async def test_a_buried_job_whose_images_are_gone_cannot_run_again() -> None:
-    settings = QueueSettings(**SHORT, image_retention_seconds=0.001)
-    async with running(queue=MemoryQueue(settings)) as stack:
+    settings = own_settings(**SHORT, image_retention_seconds=0.001)
+    async with running(queue=Queue(settings)) as stack:
         old = await buried(stack)
-        await asyncio.sleep(0.01)
+        await images_are_gone(stack, old)
         error = await refusal(retry(stack, old))
         assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
         assert "no longer kept" in (error.details() or "")
@@ -110,7 +108,7 @@ async def test_only_administrators_of_the_tenant_retry() -> None:
         hashlib.sha256(b"root").hexdigest(): {"tenant": "ann", "roles": ["explain", "admin"]},
         hashlib.sha256(b"eve").hexdigest(): {"tenant": "eve", "roles": ["explain", "admin"]},
     }
-    async with running(quick_settings(tokens=tokens), MemoryQueue(QueueSettings(**SHORT))) as stack:
+    async with running(quick_settings(tokens=tokens), Queue(own_settings(**SHORT))) as stack:
         request = api.SubmitExplanationRequest(spec=spec())
         bearer = {name: {"metadata": (("authorization", f"Bearer {name}"),)} for name in ("ann", "root", "eve")}
         job_id = (await stack.explanations.SubmitExplanation(request, **bearer["ann"])).explanation.job_id

@@ -4,11 +4,12 @@ import asyncio
 import gc
 
 import redis
+from embedded_queue import Queue
 
 from sagittal.runtime.settings import QueueSettings
 from sagittal.v1 import explanation_service_pb2 as api
 
-from .support import RedisQueue, RedisRegistry, Stack, eventually, explain_at_once, running, spec
+from .support import Stack, eventually, explain_at_once, running, spec
 
 #: Jobs before the count, and jobs that count: anything kept for each would show as at least one object more a job.
 FIRST, COUNTED = 80, 240
@@ -31,7 +32,7 @@ async def objects(stack: Stack, seeds: range) -> int:
 async def test_jobs_leave_nothing_behind_in_the_service_and_in_redis(queue_settings: QueueSettings) -> None:
     changes = {"retention_seconds": 2.0, "image_retention_seconds": 2.0, "sweep_seconds": 0.05, "cache_seconds": 0.0}
     settings = queue_settings.model_copy(update=changes)
-    async with running(queue=RedisQueue(settings), registry=RedisRegistry(settings)) as stack:
+    async with running(queue=Queue(settings)) as stack:
         worker = stack.worker(explain_at_once)
         async with worker.at_work():
             before = await objects(stack, range(FIRST))

@@ -1,19 +1,18 @@
 """A model that cannot be loaded says in GetModel what is wrong with it and what was expected; others are not harmed."""
 
-import asyncio
 import io
 import threading
 import zipfile
 
 import pytest
 import torch
+from embedded_queue import Registry
 from prometheus_client import CollectorRegistry
 from safetensors.torch import save_file
 
 from sagittal.core.declarations import declaration_of
 from sagittal.models.entry import ModelEntry
 from sagittal.models.sources import Access
-from sagittal.runtime.memory_registry import MemoryRegistry
 from sagittal.v1 import model_pb2
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.models import HostedModels
@@ -78,17 +77,19 @@ def shown(tmp_path_factory):
     directory = tmp_path_factory.mktemp("sources") / "models"
     directory.mkdir()
     spoil(directory)
-    memory, metrics = MemoryRegistry(), WorkerMetrics.create(CollectorRegistry())
+    registry, metrics = Registry(), WorkerMetrics.create(CollectorRegistry())
     access, device = Access(directories=(directory,), factories=("known_models:*",)), torch.device("cpu")
-    worker = HostedModels(None, memory.workers, metrics, worker="w", device=device, access=access)
+    worker = HostedModels(None, registry.workers, metrics, worker="w", device=device, access=access)
     sound = {"source": {"kind": "python", "factory": "known_models:looks_at_left"}}
     sound["preprocessing"] = {"input_size": 56, "fit": "squash"}
     small = {"preprocessing": {"input_size": 64, "fit": "squash"}}
     tables = {name: table for name, (table, _) in BAD.items()} | {"sound": sound}
     for name, fields in tables.items():
-        asyncio.run(memory.models.register(declaration_of(ModelEntry(name=name, **small | fields))))
+        declaration = declaration_of(ModelEntry(name=name, **small | fields))
+        registry.call(lambda models, declaration=declaration: models.register(declaration))
     worker.load_all(batch_size=4, stopped=threading.Event())
-    return lambda name: asyncio.run(memory.models.model(name, "1"))
+    yield lambda name: registry.call(lambda models: models.model(name, "1"))
+    registry.workers.close()
 
 
 @pytest.mark.parametrize("name", BAD)

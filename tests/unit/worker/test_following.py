@@ -1,6 +1,5 @@
 """A worker follows the registry without a restart, and running jobs finish on what they began with."""
 
-import asyncio
 import sys
 import threading
 import types
@@ -8,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from embedded_queue import Registry
 from prometheus_client import CollectorRegistry
 from torch import nn
 
@@ -16,7 +16,6 @@ from sagittal.engine import Task
 from sagittal.explain.requests import Evaluate, Subject
 from sagittal.models.entry import ModelEntry
 from sagittal.models.sources import Access
-from sagittal.runtime.memory_registry import MemoryRegistry
 from sagittal.runtime.tracing import within
 from sagittal.v1 import model_pb2
 from sagittal.worker.metrics import WorkerMetrics
@@ -67,11 +66,11 @@ class Site:
     """A registry with one worker, whose loop is turned by hand."""
 
     def __init__(self, *, file=None, access=LISTED, **options):
-        self.memory = MemoryRegistry()
+        self.registry = Registry()
         self.metrics = CollectorRegistry()
         self.models = HostedModels(
             file,
-            self.memory.workers,
+            self.registry.workers,
             WorkerMetrics.create(self.metrics),
             worker="w",
             device=torch.device("cpu"),
@@ -80,16 +79,19 @@ class Site:
         )
 
     def register(self, says=0, **fields):
-        asyncio.run(self.memory.models.register(declared(says, **fields)))
+        self.registry.call(lambda models: models.register(declared(says, **fields)))
         self.turn()
 
     def update(self, says, **fields):
-        asyncio.run(self.memory.models.update(declared(says, **fields)))
+        self.registry.call(lambda models: models.update(declared(says, **fields)))
         self.turn()
 
     def wish(self, wish):
-        asyncio.run(self.memory.models.wish("switch", "", wish))
+        self.registry.call(lambda models: models.wish("switch", "", wish))
         self.turn()
+
+    def unregister(self, version):
+        self.registry.call(lambda models: models.unregister("switch", version))
 
     def turn(self):
         """Turns until nothing is left to load."""
@@ -97,13 +99,27 @@ class Site:
             pass
 
     def shown(self, version=""):
-        return asyncio.run(self.memory.models.model("switch", version))
+        return self.registry.call(lambda models: models.model("switch", version))
 
     def state(self, version=""):
         return self.shown(version).workers[0].state
 
     def hosted(self, version="1"):
         return self.models.get(("switch", version))
+
+
+@pytest.fixture
+def make_site():
+    """Makes sites, and closes them at the end."""
+    made = []
+
+    def make(**options):
+        made.append(Site(**options))
+        return made[-1]
+
+    yield make
+    for site in made:
+        site.registry.workers.close()
 
 
 def start(hosted, seen):
@@ -119,8 +135,8 @@ def start(hosted, seen):
     return task
 
 
-def test_a_model_registered_over_the_api_is_loaded_and_published_without_a_restart():
-    site = Site()
+def test_a_model_registered_over_the_api_is_loaded_and_published_without_a_restart(make_site):
+    site = make_site()
     site.turn()
     assert site.models.offered() == []
     site.register(labels=["off", "on"])
@@ -132,8 +148,8 @@ def test_a_model_registered_over_the_api_is_loaded_and_published_without_a_resta
     assert site.models.offered() == [("switch", "1")]
 
 
-def test_running_jobs_finish_on_the_model_that_they_began_with():
-    site = Site()
+def test_running_jobs_finish_on_the_model_that_they_began_with(make_site):
+    site = make_site()
     site.register(says=0)
     before, seen = site.hosted(), []
     digest = site.shown().digest
@@ -157,13 +173,13 @@ def test_running_jobs_finish_on_the_model_that_they_began_with():
     assert before.loaded is None, "its memory is free"
 
 
-def test_an_unregistered_model_takes_no_more_jobs_and_goes_when_the_last_has_ended():
-    site = Site()
+def test_an_unregistered_model_takes_no_more_jobs_and_goes_when_the_last_has_ended(make_site):
+    site = make_site()
     site.register()
     hosted = site.hosted()
     task = start(hosted, [])
     hosted.engine.step()
-    asyncio.run(site.memory.models.unregister("switch", "1"))
+    site.unregister("1")
     site.turn()
     assert site.hosted() is None
     assert site.models.offered() == []
@@ -176,8 +192,8 @@ def test_an_unregistered_model_takes_no_more_jobs_and_goes_when_the_last_has_end
     assert site.models.running() == []
 
 
-def test_versions_that_come_and_go_leave_no_labels_behind():
-    site = Site()
+def test_versions_that_come_and_go_leave_no_labels_behind(make_site):
+    site = make_site()
     site.register(version="0")
 
     def shown():
@@ -189,21 +205,21 @@ def test_versions_that_come_and_go_leave_no_labels_behind():
     for version in map(str, range(1, 6)):
         site.register(version=version)
         assert len(shown()) == 2 * len(before)
-        asyncio.run(site.memory.models.unregister("switch", version))
+        site.unregister(version)
         site.turn()
     assert shown() == before
 
 
-def test_versions_are_served_side_by_side():
-    site = Site()
+def test_versions_are_served_side_by_side(make_site):
+    site = make_site()
     site.register(says=0)
     site.register(says=1, version="2")
     assert site.models.offered() == [("switch", "1"), ("switch", "2")]
     assert site.state("1") == site.state("2") == READY
 
 
-def test_a_model_on_demand_is_checked_at_registration_and_loaded_for_a_job():
-    site = Site()
+def test_a_model_on_demand_is_checked_at_registration_and_loaded_for_a_job(make_site):
+    site = make_site()
     site.register(load="on-demand")
     assert site.state() == UNLOADED
     assert site.shown().methods, "so that requests can be checked"
@@ -215,8 +231,8 @@ def test_a_model_on_demand_is_checked_at_registration_and_loaded_for_a_job():
     assert site.state() == READY
 
 
-def test_load_and_unload_are_followed_and_a_job_brings_it_back():
-    site = Site()
+def test_load_and_unload_are_followed_and_a_job_brings_it_back(make_site):
+    site = make_site()
     site.register()
     site.wish("unload")
     assert site.state() == UNLOADED
@@ -228,8 +244,8 @@ def test_load_and_unload_are_followed_and_a_job_brings_it_back():
     assert site.state() == READY
 
 
-def test_a_model_with_a_job_is_unloaded_when_the_job_has_ended():
-    site = Site()
+def test_a_model_with_a_job_is_unloaded_when_the_job_has_ended(make_site):
+    site = make_site()
     site.register()
     task = start(site.hosted(), [])
     site.wish("unload")
@@ -240,8 +256,8 @@ def test_a_model_with_a_job_is_unloaded_when_the_job_has_ended():
     assert site.state() == UNLOADED
 
 
-def test_a_model_that_cannot_be_loaded_says_why_and_is_tried_again_when_asked(monkeypatch):
-    site = Site()
+def test_a_model_that_cannot_be_loaded_says_why_and_is_tried_again_when_asked(make_site, monkeypatch):
+    site = make_site()
     monkeypatch.setattr(Switch, "broken", True)
     site.register()
     assert site.state() == FAILED
@@ -257,38 +273,35 @@ def test_a_model_that_cannot_be_loaded_says_why_and_is_tried_again_when_asked(mo
     assert not site.shown().workers[0].message
 
 
-def test_jobs_are_left_to_a_worker_that_can_load_the_model(monkeypatch):
-    site = Site()
+def test_jobs_are_left_to_a_worker_that_can_load_the_model(make_site, monkeypatch):
+    site = make_site()
     monkeypatch.setattr(Switch, "broken", True)
     site.register()
     other = model_pb2.WorkerModel(state=READY)
-    site.memory.workers.announce("other", [("switch", "1", other)], ttl=60)
+    site.registry.workers.announce("other", [("switch", "1", other)], ttl=60)
     site.turn()
     assert not site.hosted().hopeless
     assert site.models.offered() == []
 
 
-def test_only_functions_that_the_operator_listed_are_called_for_a_registration():
-    site = Site(access=Access())
+def test_only_functions_that_the_operator_listed_are_called_for_a_registration(make_site):
+    site = make_site(access=Access())
     site.register()
     assert site.state() == FAILED
     assert "may not be called" in site.shown().workers[0].message
 
 
-def test_the_registry_is_told_of_the_file_and_again_when_it_lost_its_data(tmp_path):
+def test_the_registry_is_told_of_the_file_and_again_when_it_lost_its_data(make_site, tmp_path):
     path = tmp_path / "models.toml"
     path.write_text(
         '[[models]]\nname = "switch"\nsource = { kind = "python", factory = "switch_networks:Switch" }\n'
         'preprocessing = { input_size = 8, fit = "squash" }\n'
     )
-    site = Site(file=path, access=Access())
+    site = make_site(file=path, access=Access())
     site.turn()
     assert site.shown().origin == model_pb2.MODEL_ORIGIN_FILE
     hosted = site.hosted()
-    entries = site.memory.workers._entries
-    entries.models.clear()
-    entries.latest.clear()
-    entries.changes = entries.revision = 0
+    site.registry.lose_everything()
     site.turn()
     assert site.hosted() is hosted, "nothing was loaded anew"
     assert site.shown().digest == hosted.loaded.digest
@@ -305,15 +318,15 @@ def test_the_registry_is_told_of_the_file_and_again_when_it_lost_its_data(tmp_pa
         ({"names": ("switch@1",), "tags": {"tier": "gold"}}, []),
     ],
 )
-def test_a_worker_serves_what_it_is_told_to(selection, served):
-    site = Site(selection=Selection(**selection))
+def test_a_worker_serves_what_it_is_told_to(make_site, selection, served):
+    site = make_site(selection=Selection(**selection))
     site.register()
     site.register(version="2", tags={"tier": "gold"})
     assert site.models.offered() == [("switch", version) for version in served]
 
 
-def test_the_load_that_a_job_waits_for_is_a_span_of_that_jobs_trace():
-    site, spans = Site(), []
+def test_the_load_that_a_job_waits_for_is_a_span_of_that_jobs_trace(make_site):
+    site, spans = make_site(), []
     job = SimpleNamespace(job_id="the job", model="switch", version="1")
     lease = SimpleNamespace(job=job, trace_context="its trace")
     site.register()

@@ -3,15 +3,17 @@
 import sys
 import threading
 import types
+from contextlib import closing
 
 import pytest
 import torch
+from embedded_queue import own_settings
 from prometheus_client import CollectorRegistry
 from torch import nn
 
 from sagittal.engine import Task
 from sagittal.explain.requests import Evaluate, Subject
-from sagittal.runtime.memory_registry import MemoryRegistry, MemoryWorkerRegistry
+from sagittal.runtime.redis_registry import RedisWorkerRegistry
 from sagittal.v1 import model_pb2
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.models import HostedModels
@@ -32,13 +34,11 @@ class Weighty(nn.Module):
         return torch.tensor([0.0, 1.0]) + self.weights[:2] * inputs.mean((1, 2, 3)).unsqueeze(-1)
 
 
-class Registry(MemoryWorkerRegistry):
+class Registry(RedisWorkerRegistry):
     """Keeps what a worker tells of its models."""
 
     def __init__(self):
-        memory = MemoryRegistry()
-        super().__init__(memory.workers._entries)
-        self.service = memory.models
+        super().__init__(own_settings())
         self.published, self.announced = [], []
 
     def publish(self, model):
@@ -57,7 +57,9 @@ def _one_thread():
 
 @pytest.fixture
 def registry():
-    return Registry()
+    registry = Registry()
+    yield registry
+    registry.close()
 
 
 @pytest.fixture
@@ -77,8 +79,9 @@ def host(tmp_path, monkeypatch, registry):
         metrics = WorkerMetrics.create(CollectorRegistry())
         device = torch.device("cpu")
         # A traced copy may stand beside each model, so the room is counted in what one takes.
-        probe = HostedModels(tmp_path / "models.toml", Registry(), metrics, worker="w", device=device)
-        probe.load_all(batch_size=4, stopped=NEVER)
+        with closing(Registry()) as elsewhere:
+            probe = HostedModels(tmp_path / "models.toml", elsewhere, metrics, worker="w", device=device)
+            probe.load_all(batch_size=4, stopped=NEVER)
         each = probe.get((names[0], "1")).weights_bytes // MIB
         models = HostedModels(
             tmp_path / "models.toml",

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
+from embedded_queue import Queue
 
 from sagittal.core.errors import Overloaded, QueueFailed, Unavailable
 from sagittal.core.jobs import JobState, Lease, NewJob
-from sagittal.runtime.memory_queue import MemoryQueue
 from sagittal.runtime.queue import LeaseLost
 from sagittal.runtime.supervision import Supervisor
 from sagittal.worker.writer import BATCH, FAILURES_IN_A_ROW, EventWriter
@@ -53,11 +53,9 @@ def writer(queue: Recorder) -> Iterator[EventWriter]:
 
 @pytest.fixture
 async def lease(new_job: Callable[..., NewJob]) -> Lease:
-    memory = MemoryQueue()
-    await memory.jobs.submit(new_job(), b"accepted")
-    found = memory.worker("worker").lease([("model", "1")], block_seconds=0)
-    assert found is not None
-    return found
+    async with Queue() as stored:
+        await stored.jobs.submit(new_job(), b"accepted")
+        return stored.lease()
 
 
 def write_all(writer: EventWriter) -> None:

@@ -1,0 +1,111 @@
+"""The queue and the registry of a test: on the Valkey of the test run, under a prefix of the test's own."""
+
+import asyncio
+import atexit
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from functools import cache
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import redis
+
+from sagittal.core.jobs import Lease
+from sagittal.runtime.embedded import EmbeddedValkey
+from sagittal.runtime.queue import JobQueue, WorkerQueue
+from sagittal.runtime.redis_queue import (
+    connect_job_queue,
+    connect_model_registry,
+    connect_worker_queue,
+    connect_worker_registry,
+)
+from sagittal.runtime.redis_scripts import root_key
+from sagittal.runtime.registry import ModelRegistry
+from sagittal.runtime.settings import QueueSettings
+
+MODEL = [("model", "1")]
+
+Answer = TypeVar("Answer")
+
+_servers = ExitStack()
+atexit.register(_servers.close)
+
+
+@cache
+def valkey_url() -> str:
+    """Returns where this process's Valkey listens; the first call starts it."""
+    return _servers.enter_context(EmbeddedValkey()).url
+
+
+def own_settings(**changes: Any) -> QueueSettings:
+    """Returns settings of a queue and a registry that nobody else uses."""
+    return QueueSettings(**{"url": valkey_url(), "prefix": f"test-{secrets.token_hex(6)}"} | changes)
+
+
+class Queue:
+    """Both sides of a queue: `jobs` for the service, `worker(name)` for each worker."""
+
+    def __init__(self, settings: QueueSettings | None = None) -> None:
+        self.settings = settings or own_settings()
+        self.jobs: JobQueue = connect_job_queue(self.settings)
+        self._workers: dict[str, WorkerQueue] = {}
+
+    def worker(self, name: str = "worker") -> WorkerQueue:
+        """Returns the side of a worker of that name, which is one object, since it numbers what it writes."""
+        if name not in self._workers:
+            self._workers[name] = connect_worker_queue(self.settings, worker=name)
+        return self._workers[name]
+
+    def lease(
+        self, name: str = "worker", *, models: Sequence[tuple[str, str]] = MODEL, block_seconds: float = 0.0
+    ) -> Lease:
+        """Takes the next run, which must be there."""
+        lease = self.worker(name).lease(models, block_seconds=block_seconds)
+        assert lease is not None
+        return lease
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        for worker in self._workers.values():
+            worker.close()
+        await self.jobs.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class Registry:
+    """Both sides of a registry: `models` for the service, `workers` for workers."""
+
+    def __init__(self, settings: QueueSettings | None = None) -> None:
+        self.settings = settings or own_settings()
+        self.models = connect_model_registry(self.settings)
+        self.workers = connect_worker_registry(self.settings)
+
+    def call(self, action: Callable[[ModelRegistry], Awaitable[Answer]]) -> Answer:
+        """Does something on the service's side, for tests that have no event loop."""
+
+        async def connected() -> Answer:
+            models = connect_model_registry(self.settings)
+            try:
+                return await action(models)
+            finally:
+                await models.close()
+
+        return asyncio.run(connected())
+
+    def lose_everything(self) -> None:
+        """Deletes what is stored, as where Redis came back without its data."""
+        with redis.Redis.from_url(self.settings.url) as client:
+            client.delete(*client.scan_iter(match=f"{root_key(self.settings)}*"))
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        await self.models.close()
+        self.workers.close()
