@@ -39,11 +39,11 @@ def connect_worker_queue(
     return RedisWorkerQueue(settings, worker=worker, observer=observer)
 
 
-def connect_model_registry(settings: QueueSettings) -> RedisModelRegistry:
+def connect_model_registry(settings: QueueSettings, observer: QueueObserver = UNOBSERVED) -> RedisModelRegistry:
     """Returns the service's side of the registry."""
-    return RedisModelRegistry(settings)
+    return RedisModelRegistry(settings, observer)
 
 
-def connect_worker_registry(settings: QueueSettings) -> RedisWorkerRegistry:
+def connect_worker_registry(settings: QueueSettings, observer: QueueObserver = UNOBSERVED) -> RedisWorkerRegistry:
     """Returns a worker's side of the registry."""
-    return RedisWorkerRegistry(settings)
+    return RedisWorkerRegistry(settings, observer)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 
+from sagittal.runtime.queue_metrics import UNOBSERVED, QueueObserver
 from sagittal.runtime.redis_connection import (
     AsyncRunner,
     SyncRunner,
@@ -29,8 +30,8 @@ from sagittal.v1 import model_pb2
 class RedisModelRegistry:
     """A `ModelRegistry` on Redis."""
 
-    def __init__(self, settings: QueueSettings) -> None:
-        self._redis = AsyncRunner(connect_async(settings), settings, root_key(settings))
+    def __init__(self, settings: QueueSettings, observer: QueueObserver = UNOBSERVED) -> None:
+        self._redis = AsyncRunner(connect_async(settings), settings, root_key(settings), observer)
 
     async def models(self) -> Sequence[model_pb2.Model]:
         """Returns every registered model, by name and version."""
@@ -81,9 +82,9 @@ class RedisModelRegistry:
 class RedisWorkerRegistry:
     """A `WorkerRegistry` on Redis."""
 
-    def __init__(self, settings: QueueSettings) -> None:
+    def __init__(self, settings: QueueSettings, observer: QueueObserver = UNOBSERVED) -> None:
         self._root = root_key(settings)
-        self._redis = SyncRunner(connect_sync(settings), settings, self._root)
+        self._redis = SyncRunner(connect_sync(settings), settings, self._root, observer)
 
     def declare(self, declaration: model_pb2.Model, *, latest: bool = False) -> bool:
         """Registers a version from a model file; False where the API has registered another content."""

@@ -31,6 +31,12 @@ class Script:
     digest: str
 
 
+def script_names() -> Sequence[str]:
+    """Returns the names of all scripts."""
+    files = (resources.files("sagittal.runtime") / "scripts").iterdir()
+    return sorted(file.name[:-4] for file in files if file.name.endswith(".lua") and file.name != "common.lua")
+
+
 @functools.cache
 def load_script(name: str) -> Script:
     """Returns the script of that name, with what all scripts share in front."""

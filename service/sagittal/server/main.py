@@ -63,11 +63,12 @@ async def serve(settings: ServiceSettings, tracer: Tracer = NO_TRACER) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    registry = connect_model_registry(settings.queue)
+    observer = QueueMetrics(REGISTRY)
+    registry = connect_model_registry(settings.queue, observer)
     inspect = partial(check_server, settings.queue)
     supervisor = Supervisor(SupervisionMetrics(REGISTRY))
     asyncio.get_running_loop().set_exception_handler(supervisor.note_loop_failure)
-    queue = connect_job_queue(settings.queue, QueueMetrics(REGISTRY), supervisor)
+    queue = connect_job_queue(settings.queue, observer, supervisor)
     service = Service(settings, queue, registry, REGISTRY, inspect=inspect, tracer=tracer, supervisor=supervisor)
     metrics = _metrics(settings, service, supervisor)
     try:

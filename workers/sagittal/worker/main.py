@@ -72,7 +72,8 @@ def _settle_memory(devices: Sequence[str]) -> None:
 def _make(settings: WorkerSettings, tracer: Tracer) -> Worker:
     torch.set_num_threads(settings.threads or usable_processors())
     metrics = WorkerMetrics.create(REGISTRY)
-    registry = connect_worker_registry(settings.queue)
+    observer = QueueMetrics(REGISTRY)
+    registry = connect_worker_registry(settings.queue, observer)
     device = choose_device(next(iter(named_devices(settings.device)), ""))
     watch_memory(metrics.device_memory, device)
     models = HostedModels(
@@ -86,7 +87,7 @@ def _make(settings: WorkerSettings, tracer: Tracer) -> Worker:
         access=settings.access(),
         selection=settings.selection(),
     )
-    queue = connect_worker_queue(settings.queue, worker=settings.worker_name, observer=QueueMetrics(REGISTRY))
+    queue = connect_worker_queue(settings.queue, worker=settings.worker_name, observer=observer)
     worker = Worker(settings, queue, models, metrics, tracer, SupervisionMetrics(REGISTRY))
     if settings.metrics_port:
         checks = {LIVE: worker.live, READY: worker.ready}

@@ -13,7 +13,15 @@ import torch
 from google.protobuf import duration_pb2
 from google.rpc import status_pb2
 
-from sagittal.core.errors import Expired, FailedPrecondition, InvalidRequest, ModelFailed, SagittalError, Unavailable
+from sagittal.core.errors import (
+    Expired,
+    FailedPrecondition,
+    InvalidRequest,
+    ModelFailed,
+    QueueFailed,
+    SagittalError,
+    Unavailable,
+)
 from sagittal.core.jobs import JobKind, JobState, Lane, Lease
 from sagittal.core.status import internal_status, to_status
 from sagittal.engine import INTERACTIVE_WEIGHT, Budget, EvaluationFailed, ModelUnreachable, Task, TaskCancelled
@@ -175,7 +183,9 @@ class JobRun:
         if self.lost:
             self._trace.end("lost", self.task)
             return
-        if isinstance(error, TaskCancelled) and self._handing_back:
+        # A queue that is away while a job's parts are read ends no job: another attempt reads them.
+        away = isinstance(error, Unavailable) and not isinstance(error, QueueFailed)
+        if away or (isinstance(error, TaskCancelled) and self._handing_back):
             self._trace.end("handed-back", self.task)
             self._checkpoints.store_newest()
             self._writer.hand_back(self._outbox)

@@ -1,0 +1,187 @@
+"""Each error of Redis as the answer to each operation: it waits, refuses or fails as the table says, and then works."""
+
+import asyncio
+import inspect
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from faulty_redis import OPERATIONS, FaultyRedis
+from prometheus_client import CollectorRegistry
+from redis_replies import SAMPLES
+from structlog.testing import capture_logs
+
+from sagittal.core.errors import AlreadyExists, FailedPrecondition, NotFound, QueueFailed, SagittalError, Unavailable
+from sagittal.core.jobs import JobState, Lease, NewJob
+from sagittal.runtime import redis_connection
+from sagittal.runtime.embedded import EmbeddedValkey
+from sagittal.runtime.queue import LeaseLost
+from sagittal.runtime.queue_metrics import QueueMetrics
+from sagittal.runtime.redis_check import check_server
+from sagittal.runtime.redis_failures import REPLIES, UNKNOWN, Meaning, Reply
+from sagittal.runtime.redis_jobs import RedisJobQueue
+from sagittal.runtime.redis_queue import (
+    connect_job_queue,
+    connect_model_registry,
+    connect_worker_queue,
+    connect_worker_registry,
+)
+from sagittal.runtime.redis_registry import RedisModelRegistry, RedisWorkerRegistry
+from sagittal.runtime.redis_worker import RedisWorkerQueue
+from sagittal.runtime.settings import QueueSettings
+from sagittal.v1 import model_pb2
+
+MODEL = model_pb2.Model(name="model", version="1")
+
+#: Answers that show that an operation reached Redis.
+ANSWERED = (NotFound, AlreadyExists, FailedPrecondition, LeaseLost)
+
+
+@dataclass
+class Sides:
+    """Both sides of a queue and a registry behind a faulty Redis."""
+
+    settings: QueueSettings
+    registry: CollectorRegistry
+    jobs: RedisJobQueue
+    worker: RedisWorkerQueue
+    models: RedisModelRegistry
+    models_of_worker: RedisWorkerRegistry
+    lease: Lease
+    new_job: Callable[..., NewJob]
+
+    def replies(self, reply: Reply) -> float:
+        labels = {"reply": reply.name, "meaning": reply.meaning.value}
+        return self.registry.get_sample_value("sagittal_redis_error_replies_total", labels) or 0.0
+
+
+async def end_something(sides: Sides) -> None:
+    await sides.jobs.submit(sides.new_job(deadline=time.time() - 1), b"accepted")
+    await sides.jobs.sweep()
+
+
+Operation = Callable[[Sides], Any]
+
+#: The service's operations, by what they send to Redis.
+OF_THE_SERVICE: Mapping[str, Operation] = {
+    "submit": lambda sides: sides.jobs.submit(sides.new_job(), b"accepted"),
+    "attach": lambda sides: sides.jobs.attach("0" * 32, "0", b"part"),
+    "get": lambda sides: sides.jobs.get("0" * 32),
+    "read": lambda sides: sides.jobs.stored_events("0" * 32),
+    "request": lambda sides: sides.jobs.request_of("0" * 32),
+    "cancel": lambda sides: sides.jobs.cancel("0" * 32, "requested"),
+    "delete": lambda sides: sides.jobs.delete("0" * 32),
+    "list": lambda sides: sides.jobs.list(limit=1, page_token=""),
+    "backlog": lambda sides: sides.jobs.backlog(),
+    "sweep": lambda sides: sides.jobs.sweep(),
+    "end": end_something,
+    "HGETALL": lambda sides: sides.jobs.costs("model", "1", "igos++"),
+    "PING": lambda sides: sides.jobs.ping(),
+    "registry_read": lambda sides: sides.models.models(),
+    "registry_declare": lambda sides: sides.models.register(MODEL),
+    "registry_remove": lambda sides: sides.models.unregister("nobody", "1"),
+    "registry_wish": lambda sides: sides.models.wish("nobody", "1", "load"),
+}
+
+#: A worker's operations.
+OF_A_WORKER: Mapping[str, Operation] = {
+    "lease": lambda sides: sides.worker.lease([("nobody", "1")], block_seconds=0),
+    "BLPOP": lambda sides: sides.worker.lease([("nobody", "1")], block_seconds=0.01),
+    "heartbeat": lambda sides: sides.worker.heartbeat([sides.lease]),
+    "append": lambda sides: sides.worker.append(sides.lease, [b"event"]),
+    "checkpoint": lambda sides: sides.worker.checkpoint(sides.lease, b"state"),
+    "settle": lambda sides: sides.worker.settle(sides.lease, b"done", JobState.COMPLETED),
+    "release": lambda sides: sides.worker.release(sides.lease),
+    "HGET": lambda sides: sides.worker.attachment("0" * 32, "0"),
+    "PING": lambda sides: sides.worker.ping(),
+    "INFO": lambda sides: check_server(sides.settings),
+    "GET": lambda sides: sides.models_of_worker.changes(),
+    "registry_read": lambda sides: sides.models_of_worker.registrations(),
+    "registry_declare": lambda sides: sides.models_of_worker.declare(MODEL),
+    "registry_publish": lambda sides: sides.models_of_worker.publish(MODEL),
+    "registry_announce": lambda sides: sides.models_of_worker.announce("worker", [], ttl=1),
+    "registry_withdraw": lambda sides: sides.models_of_worker.withdraw("worker"),
+}
+
+#: Subscriptions answer later than they are sent: their tasks and threads are tested as a whole.
+ELSEWHERE = {"SUBSCRIBE"}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def faulty() -> Iterator[FaultyRedis]:
+    port = free_port()
+    with EmbeddedValkey(port=port):
+        proxy = FaultyRedis(port)
+        yield proxy
+        proxy.close()
+
+
+@pytest.fixture
+async def sides(faulty: FaultyRedis, new_job, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sides]:
+    monkeypatch.setattr(redis_connection, "FIRST_PAUSE", 0.001)
+    settings = QueueSettings(url=faulty.url, prefix=secrets.token_hex(4), sweep_seconds=1e9)
+    registry = CollectorRegistry()
+    observer = QueueMetrics(registry)
+    jobs = connect_job_queue(settings, observer)
+    worker = connect_worker_queue(settings, worker="worker", observer=observer)
+    models, of_worker = connect_model_registry(settings, observer), connect_worker_registry(settings, observer)
+    await jobs.submit(new_job(), b"accepted")
+    lease = await asyncio.to_thread(worker.lease, [("model", "1")], block_seconds=0)
+    assert lease is not None
+    stale = replace(lease, job=replace(lease.job, job_id="0" * 32))
+    yield Sides(settings, registry, jobs, worker, models, of_worker, stale, new_job)
+    worker.close()
+    of_worker.close()
+    await models.close()
+    await jobs.close()
+
+
+async def outcome(operation: Operation, sides: Sides, *, on_a_thread: bool) -> SagittalError | None:
+    """Returns how Redis failed an operation; None if it answered."""
+    try:
+        answer = await asyncio.to_thread(operation, sides) if on_a_thread else operation(sides)
+        if inspect.isawaitable(answer):
+            await answer
+    except ANSWERED:
+        return None
+    except SagittalError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("reply", [*REPLIES, UNKNOWN], ids=lambda reply: reply.name)
+async def test_each_reply_means_the_same_to_each_operation(reply: Reply, faulty: FaultyRedis, sides: Sides) -> None:
+    said = SAMPLES[reply.name][0]
+    for table, on_a_thread in ((OF_THE_SERVICE, False), (OF_A_WORKER, True)):
+        for name, operation in table.items():
+            before = sides.replies(reply)
+            faulty.arm(said, [name])
+            with capture_logs() as logged:
+                failed = await outcome(operation, sides, on_a_thread=on_a_thread)
+            where = f"{said!r} as the answer to {name}"
+            assert faulty.hits[name] == 1, where
+            if name == "end" and reply.error is QueueFailed:
+                assert failed is None, where  # it holds up the end of no other job
+            elif reply.meaning is Meaning.WAIT:
+                assert failed is None, where
+            else:
+                assert type(failed) is (Unavailable if on_a_thread and reply.name == "OOM" else reply.error), where
+                assert (failed.retry_after is None) == (reply.error is QueueFailed), where
+            counted = sides.replies(reply) - before
+            assert counted == (0 if name == "INFO" or (reply.name == "NOSCRIPT" and name.islower()) else 1), where
+            if reply.error is QueueFailed:
+                assert any(entry.get("error") and entry["log_level"] == "error" for entry in logged), where
+            assert await outcome(operation, sides, on_a_thread=on_a_thread) is None, where
+
+
+def test_every_operation_is_in_a_table() -> None:
+    assert OF_THE_SERVICE.keys() | OF_A_WORKER.keys() | ELSEWHERE == OPERATIONS
