@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sagittal.engine import TorchEvaluator
 from sagittal.engine.composition import Part
+from sagittal.engine.requests import Inspect, Scores
 from sagittal.engine.timing import Variant
-from sagittal.explain.requests import Inspect, Scores
 
 RAW_SIZES = (4, 8, 16, 32)
 """Batch sizes among which the bare model's best is looked for."""

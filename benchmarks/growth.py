@@ -16,8 +16,8 @@ from subject import MODELS
 
 from sagittal.engine import Budget, Task
 from sagittal.engine.allocator import keep_freed_memory
+from sagittal.engine.requests import Evaluate, Subject
 from sagittal.explain import EXPLAINERS, Metrics, Question, explain
-from sagittal.explain.requests import Evaluate, Subject
 from sagittal.models.entry import read_entries
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.loading import load

@@ -15,7 +15,7 @@ from subject import arguments, load_model, machine, pictures, report, table
 from sagittal.engine import Engine, Task
 from sagittal.explain import EXPLAINERS, Metrics, Question, explain
 from sagittal.explain.events import GraphEdge, GraphNode, SufficientSet
-from sagittal.explain.requests import Steps
+from sagittal.explain.steps import Steps
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import black
 

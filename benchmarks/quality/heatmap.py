@@ -12,8 +12,8 @@ from reference.descent import ReferenceDescent, Spared
 from subject import Picture, run
 from torch import Tensor
 
+from sagittal.engine.masking import upsample
 from sagittal.explain import EXPLAINERS, IGOS, EvaluateMask, Explainer, IGOSPlusPlus, Metrics
-from sagittal.explain.masking import upsample
 from sagittal.models.loaded import LoadedModel
 
 CELLS = 28

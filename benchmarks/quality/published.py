@@ -21,9 +21,9 @@ from subject import SHIPPED, Picture, run
 from torch import Tensor
 
 from sagittal.engine.evaluator import PROBABILITIES
+from sagittal.engine.masking import compose, gaussian_blur, upsample
+from sagittal.engine.requests import Upsampling
 from sagittal.explain import Metrics
-from sagittal.explain.masking import compose, gaussian_blur, upsample
-from sagittal.explain.requests import Upsampling
 from sagittal.models.entry import Preprocessing
 from sagittal.models.loading import LoadedModel
 from sagittal.models.preprocessing import normalised, to_input

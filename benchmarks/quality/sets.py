@@ -15,12 +15,13 @@ from subject import Picture
 from torch import Tensor
 
 from sagittal.engine import Task
+from sagittal.engine.requests import Upsampling
 from sagittal.explain import Black, MinimalSufficientExplanations, Question, explain
 from sagittal.explain.events import RegionScores, SufficientSet
-from sagittal.explain.requests import Steps, Upsampling
 from sagittal.explain.sets.patches import bits_of
 from sagittal.explain.sets.regions import ask_regions
 from sagittal.explain.sets.sufficient_sets import PatchSearch, diverse_family
+from sagittal.explain.steps import Steps
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import black
 

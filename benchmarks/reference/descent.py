@@ -14,12 +14,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sagittal.engine.masking import upsample
+from sagittal.engine.requests import Upsampling, gradient_of
 from sagittal.explain import Explainer, Needs, parameter
 from sagittal.explain.events import Progress, SaliencyMask
-from sagittal.explain.masking import upsample
 from sagittal.explain.masks.regularisers import BTV_SIGMA
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import Steps, Upsampling, gradient_of
+from sagittal.explain.steps import Steps
 
 ITERATIONS, POINTS = 20, 15
 L1, TV = 1.0, 20.0

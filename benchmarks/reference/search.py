@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from reference.descent import Spared, variation
+from sagittal.engine.requests import OutOfBudget, Upsampling, gradient_of
 from sagittal.explain.events import Progress, SufficientSet, Truncated
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import OutOfBudget, Steps, Upsampling, gradient_of
 from sagittal.explain.sets.certificates import Claim, causal_triple
 from sagittal.explain.sets.patches import masks_of, members
 from sagittal.explain.sets.scoring import Memo
 from sagittal.explain.sets.sufficient_sets import PatchSearch, diverse_family
+from sagittal.explain.steps import Steps
 
 BEAM = 4
 """States kept: 3 and one more."""

@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from sagittal.engine import Task
+from sagittal.engine.requests import Subject
 from sagittal.explain.concepts import FitSettings, GivenImages
 from sagittal.explain.concepts.features import Extracted, NoCache, extract
 from sagittal.explain.concepts.quality import measure
 from sagittal.explain.concepts.training import Examples, Fit, settle
-from sagittal.explain.requests import Subject
 from sagittal.models.entry import read_entries
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.loading import load

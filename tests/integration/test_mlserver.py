@@ -14,10 +14,10 @@ from peers_support import ROOT, program, running
 from sagittal.core.errors import FailedPrecondition
 from sagittal.core.methods import resolve
 from sagittal.engine import Task
+from sagittal.engine.requests import Upsampling
 from sagittal.explain import EXPLAINERS, Question, explain
 from sagittal.explain.events import Curve, GraphNode, Prediction, RegionScores, SaliencyMask, SufficientSet
 from sagittal.explain.problem import predict
-from sagittal.explain.requests import Upsampling
 from sagittal.explain.sets.regions import ask_regions
 from sagittal.models.entry import ModelEntry
 from sagittal.models.loading import load

@@ -35,8 +35,8 @@ from sagittal.client import (
     Prediction,
     Preprocessing,
 )
-from sagittal.explain import masking
-from sagittal.explain.requests import Upsampling
+from sagittal.engine import masking
+from sagittal.engine.requests import Upsampling
 from sagittal.models import entry, preprocessing
 
 COMMON = {"job_id": "j", "sequence": 1, "time": datetime(2026, 1, 1, tzinfo=UTC)}

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sagittal.engine import Budget, Engine, EvaluationFailed, Task, TaskCancelled, TorchEvaluator
+from sagittal.engine.requests import Evaluate, Inspect, OutOfBudget, Scores, Subject
 from sagittal.engine.task import STRETCHED
 from sagittal.explain.events import Progress
-from sagittal.explain.requests import Evaluate, Inspect, OutOfBudget, Scores, Subject
 
 
 class Recorder:

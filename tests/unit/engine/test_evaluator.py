@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from sagittal.engine.compilation import bucket_sizes
 from sagittal.engine.composition import SUBJECTS_KEPT, Part
 from sagittal.engine.evaluator import EvaluationFailed, Output, TorchEvaluator
-from sagittal.explain.masking import compose, upsample
-from sagittal.explain.requests import Evaluate, Subject, Upsampling
+from sagittal.engine.masking import compose, upsample
+from sagittal.engine.requests import Evaluate, Subject, Upsampling
 
 SIZES = (7, 28, 56)
 

@@ -10,6 +10,7 @@ from known_models import LEFT, RIGHT, LooksAtRegions, image
 
 from sagittal.engine import Budget, Engine, Task, TorchEvaluator
 from sagittal.engine.memo import MOST_CELLS, ScoreMemo
+from sagittal.engine.requests import Evaluate, Scores, Subject, Upsampling
 from sagittal.explain import (
     Metrics,
     MinimalSufficientExplanations,
@@ -19,7 +20,6 @@ from sagittal.explain import (
     score_regions,
 )
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import Evaluate, Scores, Subject, Upsampling
 
 UNIT = 4
 PICTURE, BASELINE = torch.ones(3, 4, 4), torch.zeros(3, 4, 4)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from sagittal.engine import Budget, Engine, Output, Task, TorchEvaluator
 from sagittal.engine.evaluator import PROBABILITIES
+from sagittal.engine.requests import ModelView, Subject
 from sagittal.engine.task import Usage
 from sagittal.explain import Explainer
 from sagittal.explain.events import Event, SaliencyMask
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import ModelView, Subject
 
 
 @pytest.fixture(autouse=True)

@@ -7,10 +7,10 @@ import torch
 from known_models import LEFT, RIGHT, LooksAtRegions, image
 
 from sagittal.engine import Budget, Engine, Output, Task, TorchEvaluator
+from sagittal.engine.requests import Subject
 from sagittal.explain import IGOS, Explainer, IGOSPlusPlus, MeaningfulPerturbation
 from sagittal.explain.events import Checkpoint, Event, SaliencyMask, Truncated
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import Subject
 
 SMALL = {"mask_size": 7, "iterations": 6}
 

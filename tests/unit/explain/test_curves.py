@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from sagittal.engine import Engine, Output, Task, TorchEvaluator
+from sagittal.engine.requests import Subject
 from sagittal.explain.events import Curve
 from sagittal.explain.measures.curves import CurveProtocol, Metrics, area, insertion_masks, measure
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import Subject
 
 
 class Additive(nn.Module):

@@ -5,6 +5,7 @@ import torch
 from known_models import LEFT, LooksAtRegions, image
 
 from sagittal.engine import Engine, Task, TorchEvaluator
+from sagittal.engine.requests import Evaluate
 from sagittal.explain import (
     EvaluateMask,
     ExcitationBackprop,
@@ -17,7 +18,6 @@ from sagittal.explain import (
 )
 from sagittal.explain.events import Prediction, Warning
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import Evaluate
 
 LOOKERS = [GradCAM(), ExcitationBackprop(), EvaluateMask(heatmap=torch.rand(7, 7))]
 """They hide nothing by themselves."""

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from sagittal.engine.requests import Scores, Subject
 from sagittal.explain.masks.level_sets import chosen_scale, evaluations
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import Scores, Subject
 
 SIDE = 28
 

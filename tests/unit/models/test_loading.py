@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sagittal.engine import Task
-from sagittal.explain.requests import Evaluate, Subject
+from sagittal.engine.requests import Evaluate, Subject
 from sagittal.models import evaluators
 from sagittal.models.digests import model_digest
 from sagittal.models.entry import ModelEntry

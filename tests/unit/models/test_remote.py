@@ -14,9 +14,9 @@ from known_models import LEFT, RIGHT, image, looks_at_left
 
 from sagittal.core.errors import Unavailable
 from sagittal.engine import Engine, EvaluationFailed, ModelUnreachable, Task
+from sagittal.engine.requests import Evaluate, Subject
 from sagittal.explain import EXPLAINERS, Needs, Question, explain
 from sagittal.explain.events import SaliencyMask
-from sagittal.explain.requests import Evaluate, Subject
 from sagittal.models.entry import ModelEntry
 from sagittal.models.loading import load
 from sagittal.models.remote.client import InferenceClient

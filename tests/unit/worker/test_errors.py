@@ -4,8 +4,8 @@ import pytest
 
 from sagittal.core.errors import FailedPrecondition, InvalidRequest, ModelFailed
 from sagittal.engine import EvaluationFailed
+from sagittal.engine.requests import OutOfBudget
 from sagittal.explain import InvalidParameter, Unsupported
-from sagittal.explain.requests import OutOfBudget
 from sagittal.worker.run import translate
 
 

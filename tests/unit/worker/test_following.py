@@ -13,7 +13,7 @@ from torch import nn
 
 from sagittal.core.declarations import declaration_of
 from sagittal.engine import Task
-from sagittal.explain.requests import Evaluate, Subject
+from sagittal.engine.requests import Evaluate, Subject
 from sagittal.models.entry import ModelEntry
 from sagittal.models.sources import Access
 from sagittal.runtime.tracing import within

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from torch import nn
 
 from sagittal.engine import Task
-from sagittal.explain.requests import Evaluate, Subject
+from sagittal.engine.requests import Evaluate, Subject
 from sagittal.runtime.redis_registry import RedisWorkerRegistry
 from sagittal.v1 import model_pb2
 from sagittal.worker.metrics import WorkerMetrics

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sagittal.engine.noise import NoiseTable
+from sagittal.engine.requests import Evaluate, Subject, Upsampling
 from sagittal.engine.stretching import Stretch, stretch_of
-from sagittal.explain.requests import Evaluate, Subject, Upsampling
 
 SUBJECTS_KEPT = 64
 """Subjects whose tensors stay on the device: as many as a worker runs jobs, and some."""

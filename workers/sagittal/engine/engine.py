@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import torch
 
+from sagittal.engine.black_box import ModelUnreachable
 from sagittal.engine.composition import Part
 from sagittal.engine.evaluator import EvaluationFailed, Evaluator
 from sagittal.engine.memo import ScoreMemo
-from sagittal.engine.opaque import ModelUnreachable
+from sagittal.engine.requests import Evaluate, Inspect, Scores
 from sagittal.engine.task import Task, TaskCancelled, join
-from sagittal.explain.requests import Evaluate, Inspect, Scores
 
 NOTHING_READY = 0.005
 """Pause before another look where every task waits for something else than the device, in seconds."""

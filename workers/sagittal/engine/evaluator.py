@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sagittal.engine.compilation import padded_size
 from sagittal.engine.composition import Composed, Composer, Part
-from sagittal.explain.requests import Inspect, ModelView, Scores
+from sagittal.engine.requests import Inspect, ModelView, Scores
 
 
 class Output(Enum):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sagittal.explain.requests import Evaluate, Scores, Subject
+from sagittal.engine.requests import Evaluate, Scores, Subject
 
 MOST_CELLS = 64 * 64
 """Cells of the largest masks that are remembered: larger ones cost more to recognise, and hardly come again."""

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sagittal.explain.masking import upsample
-from sagittal.explain.requests import Upsampling
+from sagittal.engine.masking import upsample
+from sagittal.engine.requests import Upsampling
 
 ALIGNED = 16
 """Sizes are padded to multiples of this many numbers, a cache line: kernels round differently where a row of a batch

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from sagittal.engine.composition import Part
 from sagittal.engine.memo import Recollection, ScoreMemo
-from sagittal.explain.events import Event
-from sagittal.explain.requests import Evaluate, Inspect, OutOfBudget, Scores
+from sagittal.engine.requests import Evaluate, Inspect, OutOfBudget, Scores
 
 INTERACTIVE_WEIGHT = 32.0
 """Share of the device that a task with someone waiting gets, relative to a batch task's 1."""
@@ -55,7 +54,7 @@ class Task:
 
     steps: Generator[Any, Any, Any]
     """Requests are answered; whatever else is yielded is an event, for `on_event`."""
-    on_event: Callable[[Event], None] = lambda _event: None
+    on_event: Callable[[Any], None] = lambda _event: None
     """Called on the engine's thread with each event."""
     on_end: Callable[[BaseException | None], None] = lambda _error: None
     """Called once on the engine's thread: None for success, TaskCancelled, or the error that ended the task."""
@@ -202,7 +201,7 @@ class Task:
     def _respond(self, item: object) -> object:
         if isinstance(item, Evaluate | Inspect):
             return self.steps.throw(OutOfBudget(self._exceeded(item)))
-        self.on_event(item)  # type: ignore[arg-type]
+        self.on_event(item)
         return next(self.steps)
 
     def _affordable(self, request: Evaluate | Inspect[Any]) -> bool:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from enum import Flag, auto
 from typing import Any, ClassVar
 
+from sagittal.engine.requests import ModelView
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import ModelView, Steps
+from sagittal.explain.steps import Steps
 
 # Parameters of explainers: their bounds stand beside their defaults, once, for library, service and documentation.
 

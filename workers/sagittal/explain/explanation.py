@@ -9,7 +9,7 @@ from sagittal.explain.events import PointingGame, SaliencyMask, Warning
 from sagittal.explain.explainer import Explainer
 from sagittal.explain.measures.curves import Metrics, measure, pointing_game
 from sagittal.explain.problem import Problem, Question, prepare
-from sagittal.explain.requests import Steps, T
+from sagittal.explain.steps import Steps, T
 
 EMPTY = 0.05
 """A heatmap whose largest value is below this shows nothing."""

@@ -8,10 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sagittal.engine.masking import gaussian_blur, stretched_units
+from sagittal.engine.requests import Evaluate, Inspect, ModelView, Scores, Subject
 from sagittal.explain.events import ClassScore, Prediction, Warning
-from sagittal.explain.masking import gaussian_blur, stretched_units
 from sagittal.explain.masks.regularisers import edge_weights
-from sagittal.explain.requests import Evaluate, Inspect, ModelView, Scores, Steps, Subject, T, ask
+from sagittal.explain.steps import Steps, T, ask
 
 
 def derive_seed(seed: int, *path: int | str) -> int:

@@ -5,7 +5,7 @@ import importlib
 import torch
 from torch import Tensor, nn
 
-from sagittal.engine.opaque import Opaque
+from sagittal.engine.black_box import BlackBox
 from sagittal.models.entry import ModelEntry, Preprocessing
 from sagittal.models.sources import ModelUnavailable
 
@@ -26,7 +26,7 @@ def adapt(module: nn.Module, preprocessing: Preprocessing) -> nn.Module:
     """Returns a module that takes channels first; where that takes a wrapper, layers are named `model.` and so on."""
     if preprocessing.layout == "NCHW":
         return module
-    if isinstance(module, Opaque):
+    if isinstance(module, BlackBox):
         raise ModelUnavailable("preprocessing.layout: a model that only answers takes NCHW; say NHWC in its source")
     return ChannelsLastInput(module)
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sagittal.engine.opaque import Opaque
+from sagittal.engine.black_box import BlackBox
 from sagittal.models.entry import ModelEntry
 
 
@@ -25,7 +25,7 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def _digest_weights(digest: Any, module: nn.Module) -> None:
-    if isinstance(module, Opaque):
+    if isinstance(module, BlackBox):
         digest.update(module.identity.encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

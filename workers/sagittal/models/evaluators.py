@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sagittal.engine.black_box import BlackBox, BlackBoxEvaluator
 from sagittal.engine.compilation import bucket_sizes
 from sagittal.engine.evaluator import PROBABILITIES, Output, TorchEvaluator
-from sagittal.engine.opaque import Opaque, OpaqueEvaluator
 from sagittal.engine.optimise import COMPILE, Step, optimise
 from sagittal.engine.task import STRETCHED
 from sagittal.engine.timing import Variant
@@ -28,8 +28,8 @@ def make_evaluator(
         classes: Number of its classes.
         gradients: Whether it gives them.
     """
-    if isinstance(module, Opaque):
-        return _opaque_evaluator(module, entry, probe.device, classes)
+    if isinstance(module, BlackBox):
+        return _black_box_evaluator(module, entry, probe.device, classes)
     probabilities = PROBABILITIES[Output(entry.output)]
     fast, channels_last, steps = optimise(
         module, probe, probabilities, gradient=gradients, compiled=entry.device.compile
@@ -47,10 +47,10 @@ def make_evaluator(
     return evaluator, steps
 
 
-def _opaque_evaluator(
-    module: Opaque, entry: ModelEntry, device: torch.device, classes: int
+def _black_box_evaluator(
+    module: BlackBox, entry: ModelEntry, device: torch.device, classes: int
 ) -> tuple[TorchEvaluator, Sequence[Step]]:
-    evaluator = OpaqueEvaluator(module=module, device=device, output=Output(entry.output), classes=classes)
+    evaluator = BlackBoxEvaluator(module=module, device=device, output=Output(entry.output), classes=classes)
     return evaluator, [Step("graph", False, f"the model runs {module.where}: there is no graph to change")]
 
 

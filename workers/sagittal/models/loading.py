@@ -7,8 +7,8 @@ from importlib import metadata
 import torch
 from torch import Tensor, nn
 
+from sagittal.engine.black_box import BlackBox
 from sagittal.engine.evaluator import PROBABILITIES, Output, TorchEvaluator
-from sagittal.engine.opaque import Opaque
 from sagittal.engine.optimise import Step
 from sagittal.engine.timing import Variant
 from sagittal.models.adapting import adapt, choose_place, resolve_preset
@@ -44,7 +44,7 @@ def load(entry: ModelEntry, device: torch.device, *, batch_size: int = 0, access
     sourced = load_source(entry.source, access)
     module = sourced.module.eval().requires_grad_(False)
     weights, digest = check_weights(module, entry), model_digest(module, entry)
-    if isinstance(module, Opaque):
+    if isinstance(module, BlackBox):
         batch_size = batch_size or module.batch_size
     module = adapt(module, entry.preprocessing).to(device)
     probe = _probe(entry, device)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sagittal.engine.requests import ModelView, Subject
 from sagittal.engine.timing import Variant
 from sagittal.explain import EXPLAINERS, Needs, parameters
 from sagittal.explain.attribution.layers import Layout, Unsupported, layout_of
-from sagittal.explain.requests import ModelView, Subject
 
 SIDES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 480, 512, 600)
 """Sides of inputs that networks are commonly made for, in pixels."""

@@ -15,7 +15,7 @@ from sagittal.explain import InvalidParameter
 from sagittal.explain.concepts import Concepts, FitQuestion, FitSettings, fit_concepts
 from sagittal.explain.events import Warning
 from sagittal.explain.problem import Question
-from sagittal.explain.requests import Steps
+from sagittal.explain.steps import Steps
 from sagittal.models.loaded import LoadedModel
 from sagittal.v1 import concept_pb2, concept_service_pb2, explanation_pb2
 from sagittal.worker.checkpoints import unpack

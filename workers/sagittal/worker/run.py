@@ -25,9 +25,9 @@ from sagittal.core.errors import (
 from sagittal.core.jobs import JobKind, JobState, Lane, Lease
 from sagittal.core.status import internal_status, to_status
 from sagittal.engine import INTERACTIVE_WEIGHT, Budget, EvaluationFailed, ModelUnreachable, Task, TaskCancelled
+from sagittal.engine.requests import OutOfBudget
 from sagittal.explain import InvalidParameter, Unsupported, events
 from sagittal.explain.concepts import UnfitImages
-from sagittal.explain.requests import OutOfBudget
 from sagittal.models.loaded import LoadedModel
 from sagittal.runtime.tracing import NO_TRACER, Tracer
 from sagittal.v1 import explanation_pb2 as pb

@@ -10,10 +10,10 @@ from sagittal.core.errors import JobFailed
 from sagittal.core.images import ImageLimits
 from sagittal.core.jobs import JobKind, Lease
 from sagittal.core.regions import check_patch_shape, check_sets
+from sagittal.engine.requests import Upsampling
 from sagittal.engine.task import Usage
 from sagittal.explain import Concepts, explain
 from sagittal.explain.problem import predict
-from sagittal.explain.requests import Upsampling
 from sagittal.explain.sets.regions import ask_regions
 from sagittal.models.loaded import LoadedModel
 from sagittal.v1 import explanation_service_pb2, method_pb2, model_pb2, model_service_pb2

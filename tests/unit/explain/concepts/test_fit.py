@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from sagittal.engine.requests import Subject
 from sagittal.explain.concepts import Concepts, GivenImages, Read, UnfitImages
 from sagittal.explain.concepts.features import flat
 from sagittal.explain.concepts.heatmaps import METHODS, winning_features
@@ -14,7 +15,6 @@ from sagittal.explain.concepts.quality import entropy, mean_shares, spread_over
 from sagittal.explain.events import Checkpoint, ConceptContribution, ConceptPrediction, Progress
 from sagittal.explain.explainer import InvalidParameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import Subject
 
 
 class SomeUnreadable(GivenImages):

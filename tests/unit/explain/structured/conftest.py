@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from sagittal.engine import Budget, Engine, Output, Task, TorchEvaluator
+from sagittal.engine.requests import Subject
 from sagittal.engine.task import Usage
 from sagittal.explain import Explainer
 from sagittal.explain.events import Event, SufficientSet
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import Steps, Subject
+from sagittal.explain.steps import Steps
 
 CELL = 4
 """Pixels of a patch's side."""

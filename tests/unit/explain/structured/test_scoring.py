@@ -33,8 +33,8 @@ def test_a_score_near_the_required_one_is_measured_again_in_full_precision(steps
 
 
 def test_large_levels_are_asked_for_in_chunks(known):
+    from sagittal.engine.requests import Evaluate, Scores, Subject
     from sagittal.explain.problem import Problem
-    from sagittal.explain.requests import Evaluate, Scores, Subject
 
     image = torch.ones(3, 12, 12)
     memo = Memo(

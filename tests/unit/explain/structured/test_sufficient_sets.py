@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sagittal.engine import Budget
+from sagittal.engine.requests import Evaluate, OutOfBudget, Scores
 from sagittal.explain import InvalidParameter, MinimalSufficientExplanations
 from sagittal.explain.events import CertificateLevel, Progress, SufficientSet, Truncated
-from sagittal.explain.requests import Evaluate, OutOfBudget, Scores
 from sagittal.explain.sets.patches import bits_of, overlap
 
 SUBSET_MINIMAL = (CertificateLevel.SUBSET_MINIMAL, CertificateLevel.MINIMUM_SIZE)
@@ -121,8 +121,8 @@ def test_a_tiny_score_is_warned_of(search):
 
 
 def test_a_grid_finer_than_the_image_is_refused(search, known):
+    from sagittal.engine.requests import Subject
     from sagittal.explain.problem import Problem
-    from sagittal.explain.requests import Subject
 
     image = torch.ones(3, 8, 8)
     problem = Problem(subject=Subject(image, image, 0), full_score=1.0, baseline_score=0.0)
@@ -170,8 +170,8 @@ def interrupted(steps, answer, at):
 
 
 def test_a_budget_may_end_at_any_request(known):
+    from sagittal.engine.requests import Subject
     from sagittal.explain.problem import Problem
-    from sagittal.explain.requests import Subject
 
     score, image = known.any_of([0, 1], [7, 8]), torch.ones(3, 12, 12)
     problem = Problem(subject=Subject(image, 0 * image, 0), full_score=0.9, baseline_score=0.02)

@@ -9,7 +9,7 @@ from torch import Tensor
 from sagittal.explain.events import SaliencyMask
 from sagittal.explain.explainer import Explainer, InvalidParameter, parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import Steps
+from sagittal.explain.steps import Steps
 
 SIZES = range(2, 225)
 """Sides that a heatmap may have, in cells."""

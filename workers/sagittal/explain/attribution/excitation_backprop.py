@@ -25,11 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from sagittal.engine.requests import ModelView, OutOfBudget
 from sagittal.explain.attribution.layers import SpatialLayer, Unsupported, heatmap, locate, model_input, target_of
 from sagittal.explain.events import Progress, SaliencyMask, Truncated
 from sagittal.explain.explainer import Explainer, Needs, parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import ModelView, OutOfBudget, Steps
+from sagittal.explain.steps import Steps
 
 Excitation = Callable[[Sequence[Any], Mapping[str, Any]], Tensor]
 """An operation without bias and negative weights, on the arguments of its node."""

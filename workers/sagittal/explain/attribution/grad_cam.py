@@ -18,6 +18,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from sagittal.engine.requests import ModelView, OutOfBudget
 from sagittal.explain.attribution.layers import (
     Layout,
     SpatialLayer,
@@ -31,7 +32,7 @@ from sagittal.explain.attribution.layers import (
 from sagittal.explain.events import Progress, SaliencyMask, Truncated
 from sagittal.explain.explainer import Explainer, Needs, parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import ModelView, OutOfBudget, Steps
+from sagittal.explain.steps import Steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,11 +18,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sagittal.engine.requests import OutOfBudget, Upsampling, gradient_of
 from sagittal.explain.attribution.layers import heatmap
 from sagittal.explain.events import Progress, SaliencyMask, Truncated, Warning
 from sagittal.explain.explainer import Explainer, Needs, parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import OutOfBudget, Steps, Upsampling, gradient_of
+from sagittal.explain.steps import Steps
 
 BATCH = 16
 """Points of the path in a request."""

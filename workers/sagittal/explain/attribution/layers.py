@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sagittal.engine.requests import ModelView
 from sagittal.explain.explainer import InvalidParameter
-from sagittal.explain.requests import ModelView
 
 LISTED = 24
 """Most layers named in an error, the last ones."""

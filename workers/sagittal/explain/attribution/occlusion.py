@@ -11,10 +11,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sagittal.engine.requests import OutOfBudget, Upsampling
 from sagittal.explain.events import Progress, SaliencyMask, Truncated
 from sagittal.explain.explainer import Explainer, InvalidParameter, check, parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import OutOfBudget, Steps, Upsampling
+from sagittal.explain.steps import Steps
 
 BATCH = 64
 """Windows in a request."""

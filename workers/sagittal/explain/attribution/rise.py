@@ -21,12 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sagittal.engine.masking import stretched_units
+from sagittal.engine.requests import OutOfBudget
 from sagittal.explain.attribution.layers import heatmap
 from sagittal.explain.events import Progress, SaliencyMask, Truncated
 from sagittal.explain.explainer import Explainer, parameter
-from sagittal.explain.masking import stretched_units
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import OutOfBudget, Steps
+from sagittal.explain.steps import Steps
 
 BATCH = 128
 """Masks in a request."""

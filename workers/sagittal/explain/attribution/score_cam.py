@@ -14,11 +14,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sagittal.engine.requests import ModelView, OutOfBudget
 from sagittal.explain.attribution.layers import SpatialLayer, heatmap, hooked, locate, model_input
 from sagittal.explain.events import Progress, SaliencyMask, Truncated
 from sagittal.explain.explainer import Explainer, Needs, parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import ModelView, OutOfBudget, Steps
+from sagittal.explain.steps import Steps
 
 BATCH = 64
 """Channels in a request."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sagittal.engine.requests import ModelView, OutOfBudget
 from sagittal.explain.concepts.fitted import FittedConcepts, read_image
 from sagittal.explain.concepts.heatmaps import METHODS, x_feature_heatmap
 from sagittal.explain.events import (
@@ -20,7 +21,7 @@ from sagittal.explain.events import (
 )
 from sagittal.explain.explainer import Explainer, InvalidParameter, Needs, parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import ModelView, OutOfBudget, Steps
+from sagittal.explain.steps import Steps
 
 FAR_OFF = 3.0
 """A gap of more than this many mean errors on held-out images gets a warning."""

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sagittal.engine.requests import Inspect, ModelView, Subject
 from sagittal.explain.attribution.layers import LISTED, Unsupported, hooked, layout_of
 from sagittal.explain.events import Progress
 from sagittal.explain.explainer import InvalidParameter
 from sagittal.explain.problem import derive_seed
-from sagittal.explain.requests import Inspect, ModelView, Steps, Subject, ask
+from sagittal.explain.steps import Steps, ask
 
 SMALLEST_VIEW = 0.25
 """Least side of a random crop, relative to the image's."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sagittal.engine.requests import Inspect, ModelView, Subject
 from sagittal.explain.concepts.features import (
     Extracted,
     FeatureCache,
@@ -24,7 +25,7 @@ from sagittal.explain.concepts.view import XFeature, view_x_features
 from sagittal.explain.events import Warning
 from sagittal.explain.explainer import InvalidParameter
 from sagittal.explain.problem import State, derive_seed
-from sagittal.explain.requests import Inspect, ModelView, Steps, Subject, ask
+from sagittal.explain.steps import Steps, ask
 
 HELD_OUT = 0.2
 """Share of the images that quality is measured on, and the fit never sees."""

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sagittal.engine.masking import compose, upsample
+from sagittal.engine.requests import Evaluate, Inspect, ModelView, Scores, Subject
 from sagittal.explain.attribution.excitation_backprop import winning_probability
 from sagittal.explain.attribution.layers import SpatialLayer, Unsupported, heatmap, layout_of, spatial_layers
 from sagittal.explain.concepts.features import flat, layer_features
@@ -19,10 +21,9 @@ from sagittal.explain.concepts.fitted import FittedConcepts, XFeatures
 from sagittal.explain.concepts.srae import SRAE, TINY
 from sagittal.explain.events import SaliencyMask
 from sagittal.explain.explainer import Explainer
-from sagittal.explain.masking import compose, upsample
 from sagittal.explain.masks.igos import IGOS, IGOSPlusPlus
 from sagittal.explain.problem import Problem, derive_seed
-from sagittal.explain.requests import Evaluate, Inspect, ModelView, Scores, Steps, Subject, ask
+from sagittal.explain.steps import Steps, ask
 
 ROWS = 8
 """Masked images evaluated in one turn."""

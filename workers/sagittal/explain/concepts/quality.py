@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sagittal.engine.requests import Inspect, ModelView, Subject
 from sagittal.explain.attribution.layers import Unsupported
 from sagittal.explain.concepts.features import Box, ImageSet
 from sagittal.explain.concepts.fitted import FittedConcepts
@@ -15,7 +16,7 @@ from sagittal.explain.concepts.heatmaps import excitation
 from sagittal.explain.concepts.srae import SRAE, TINY, pull_away
 from sagittal.explain.concepts.training import Examples, Share
 from sagittal.explain.events import Progress, Warning
-from sagittal.explain.requests import Inspect, ModelView, Steps, Subject, ask
+from sagittal.explain.steps import Steps, ask
 
 REBUILT = 0.5
 """Share of a feature's variance that is explained where it counts as rebuilt."""

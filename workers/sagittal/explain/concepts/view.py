@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sagittal.engine.requests import Inspect, ModelView, Subject
 from sagittal.explain.attribution.layers import Unsupported
 from sagittal.explain.concepts.features import ImageSet, UnfitImages
 from sagittal.explain.concepts.fitted import FittedConcepts
@@ -13,7 +14,7 @@ from sagittal.explain.concepts.heatmaps import excitation
 from sagittal.explain.concepts.training import Examples, Share
 from sagittal.explain.events import Progress, Warning
 from sagittal.explain.problem import derive_seed
-from sagittal.explain.requests import Inspect, ModelView, Steps, Subject, ask
+from sagittal.explain.steps import Steps, ask
 
 # Finds x-features that stand for several unrelated things: "A or B".
 #

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sagittal.explain.problem import State
-from sagittal.explain.requests import Steps
+from sagittal.explain.steps import Steps
 
 _MOMENTUM, _MEMORY = 0.9, 0.99
 _EPSILON = 1e-12

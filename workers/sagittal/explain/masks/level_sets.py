@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sagittal.explain.masks.descent import smoothed
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import Steps
+from sagittal.explain.steps import Steps
 
 SOFTNESS = 0.3
 """Width of a level set's edge, in standard deviations of the saliency."""

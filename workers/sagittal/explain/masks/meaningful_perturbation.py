@@ -15,7 +15,7 @@ from torch import Tensor
 from sagittal.explain.explainer import Explainer, Needs, parameter
 from sagittal.explain.masks.igos import IGOS
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import Steps
+from sagittal.explain.steps import Steps
 
 START = 0.5
 """Value that the mask starts with."""

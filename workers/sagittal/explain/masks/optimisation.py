@@ -30,14 +30,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sagittal.engine.masking import enlarged
+from sagittal.engine.requests import OutOfBudget, gradient_of
 from sagittal.explain.events import Checkpoint, Progress, SaliencyMask, Truncated
 from sagittal.explain.explainer import Explainer, Needs, parameter
-from sagittal.explain.masking import enlarged
 from sagittal.explain.masks import regularisers
 from sagittal.explain.masks.descent import COARSE, OPTIMISERS, Average, Optimiser, stratified
 from sagittal.explain.masks.level_sets import chosen_scale, level_gradient, level_sets
 from sagittal.explain.problem import Problem, State, prefixed, within
-from sagittal.explain.requests import OutOfBudget, Steps, gradient_of
+from sagittal.explain.steps import Steps
 
 LEVEL_WEIGHT = 3.0
 """Mean size of the level terms' gradient over that of the others'."""

@@ -13,10 +13,10 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from sagittal.engine.masking import upsample
 from sagittal.explain.events import Curve, CurveKind, Progress
-from sagittal.explain.masking import upsample
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import Steps
+from sagittal.explain.steps import Steps
 
 
 class CurveProtocol(Enum):

@@ -7,14 +7,15 @@ expanded node are scored, and those that lower the score most are shown, instead
 
 from dataclasses import dataclass
 
+from sagittal.engine.requests import OutOfBudget
 from sagittal.explain.events import CausalTriple, GraphEdge, GraphNode, Progress, Truncated, Warning
 from sagittal.explain.explainer import parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.requests import OutOfBudget, Steps
 from sagittal.explain.sets.patches import members, removals
 from sagittal.explain.sets.scoring import Memo
 from sagittal.explain.sets.search import progress
 from sagittal.explain.sets.sufficient_sets import PatchSearch, SetSearch, warn_of_tiny_score
+from sagittal.explain.steps import Steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from math import comb
 
 from sagittal.explain.events import CausalTriple, Certificate, CertificateLevel
-from sagittal.explain.requests import Steps
 from sagittal.explain.sets.patches import removals, subsets
 from sagittal.explain.sets.scoring import Memo
 from sagittal.explain.sets.search import progress
+from sagittal.explain.steps import Steps
 
 SUBSETS_TO = 8
 """Sets of up to this many patches have all their subsets scored: at most 2^8 - 2."""

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sagittal.engine.requests import Upsampling
 from sagittal.explain.events import ClassScore, RegionScores
 from sagittal.explain.explainer import InvalidParameter
 from sagittal.explain.problem import Problem, Question, prepare
-from sagittal.explain.requests import Steps, Upsampling
 from sagittal.explain.sets.patches import bits_of, everything
 from sagittal.explain.sets.scoring import Memo, Threshold
+from sagittal.explain.steps import Steps
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sagittal.engine.requests import Scores, Upsampling
 from sagittal.explain.events import Checkpoint, ClassScore
 from sagittal.explain.problem import Problem, State, prefixed, within
-from sagittal.explain.requests import Scores, Steps, Upsampling
 from sagittal.explain.sets.patches import everything, masks_of, packed
+from sagittal.explain.steps import Steps
 
 # What a search asked and was told, in order, so that another attempt can repeat it without the model.
 #

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from sagittal.explain.events import Progress
-from sagittal.explain.requests import Steps
 from sagittal.explain.sets.patches import bits_of, masks_of, members, removals, subsets
 from sagittal.explain.sets.scoring import Memo, Scored
+from sagittal.explain.steps import Steps
 
 # A guess of what each patch adds, from all scores known so far: it proposes sets to score, and decides nothing.
 #

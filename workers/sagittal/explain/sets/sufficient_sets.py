@@ -18,14 +18,15 @@ from functools import reduce
 from itertools import count
 from operator import or_
 
+from sagittal.engine.requests import OutOfBudget, Upsampling
 from sagittal.explain.events import CausalTriple, CertificateLevel, Progress, SufficientSet, Truncated, Warning
 from sagittal.explain.explainer import Explainer, InvalidParameter, parameter
 from sagittal.explain.problem import TINY_SCORE, Problem
-from sagittal.explain.requests import OutOfBudget, Steps, Upsampling
 from sagittal.explain.sets.certificates import Claim, causal_triple, certify
 from sagittal.explain.sets.patches import members, overlap
 from sagittal.explain.sets.scoring import Memo, Rule, Threshold, TopClass
 from sagittal.explain.sets.search import FIRST_NOISE, guesses, refine
+from sagittal.explain.steps import Steps
 
 # Diverse families: as many sets as possible of which no two share more patches than allowed, exactly.
 #

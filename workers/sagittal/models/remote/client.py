@@ -7,8 +7,8 @@ from typing import Any
 import grpc
 import structlog
 
+from sagittal.engine.black_box import ModelUnreachable
 from sagittal.engine.evaluator import EvaluationFailed
-from sagittal.engine.opaque import ModelUnreachable
 from sagittal.inference.v2 import inference_pb2 as pb
 from sagittal.models.remote.channel import metadata_of, open_channel
 from sagittal.models.remote.retries import RetryBudget, pause_before

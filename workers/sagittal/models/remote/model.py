@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from sagittal.engine.black_box import BlackBox, Images, Outputs
 from sagittal.engine.evaluator import EvaluationFailed
-from sagittal.engine.opaque import Images, Opaque, Outputs
 from sagittal.models.remote.client import InferenceClient
 from sagittal.models.remote.tensors import Form, read_outputs
 
@@ -32,7 +32,7 @@ class Deployment:
     """Whether a call must have exactly so many."""
 
 
-class RemoteModel(Opaque):
+class RemoteModel(BlackBox):
     """Asks a deployed model, with a bounded number of calls in flight."""
 
     def __init__(self, deployment: Deployment, client: InferenceClient, *, concurrency: int, described: bytes) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sagittal.engine.black_box import Images, Outputs
 from sagittal.engine.evaluator import EvaluationFailed
-from sagittal.engine.opaque import Images, Outputs
 from sagittal.inference.v2 import inference_pb2 as pb
 
 _OUTPUT_TYPES: Mapping[str, str] = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}

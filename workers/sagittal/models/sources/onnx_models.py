@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from sagittal.engine.black_box import BlackBox, Images, Outputs
 from sagittal.engine.evaluator import EvaluationFailed
-from sagittal.engine.opaque import Images, Opaque, Outputs
 from sagittal.engine.optimise import Step
 from sagittal.models.sources.access import Access
 from sagittal.models.sources.failures import ModelUnavailable
@@ -71,7 +71,7 @@ class NotConverted(Exception):
     """A model cannot be converted to PyTorch; the message says why."""
 
 
-class OnnxModel(Opaque):
+class OnnxModel(BlackBox):
     """A model in onnxruntime."""
 
     def __init__(self, serialized: bytes, path: Path, output: str) -> None:

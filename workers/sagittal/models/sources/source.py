@@ -21,7 +21,7 @@ class Sourced:
     """What a source gave."""
 
     module: nn.Module
-    """Maps (n, 3, height, width) to (n, classes). An `Opaque` one gives neither gradients nor layers."""
+    """Maps (n, 3, height, width) to (n, classes). An `BlackBox` one gives neither gradients nor layers."""
     notes: tuple[Step, ...] = ()
     """What was done on the way, for `GetModel`: such as a conversion, or why it was left out."""
 

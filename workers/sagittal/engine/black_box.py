@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sagittal.engine.evaluator import EvaluationFailed, TorchEvaluator
-from sagittal.explain.requests import Inspect
+from sagittal.engine.requests import Inspect
 
 Images = NDArray[np.float32]
 """Of shape (n, 3, height, width), normalised as the model takes them."""
@@ -22,7 +22,7 @@ class ModelUnreachable(EvaluationFailed):
     """The model runs elsewhere and cannot be reached now: the same request may succeed later."""
 
 
-class Opaque(nn.Module, ABC):
+class BlackBox(nn.Module, ABC):
     """A model that maps images to outputs and shows nothing else.
 
     Attributes:
@@ -48,8 +48,8 @@ class Opaque(nn.Module, ABC):
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class OpaqueEvaluator(TorchEvaluator):
-    """Composes, batches and scores as for any model, and lets an opaque one answer."""
+class BlackBoxEvaluator(TorchEvaluator):
+    """Composes, batches and scores as for any model, and lets a black box answer."""
 
     supports_gradients: bool = False
 

@@ -1,23 +1,16 @@
-"""What an explainer asks, and of whom: the protocol between explainers and the engine that evaluates the model.
+"""What the engine can be asked, and what it answers.
 
-An explainer never touches a model, a queue or a device. It is a generator that yields
-
-- `Evaluate`: masked images to score, with or without the gradient with respect to the masks; answered with `Scores`;
-- `Inspect`: a call with the model itself, for methods that must see its layers; answered with the call's result;
-- an event of `sagittal.explain.events` (`Progress`, `SaliencyMask`, ...): a finding; answered with None.
-
-The engine gathers the requests of all running jobs into batches. It throws `OutOfBudget` into a generator whose budget
-is spent: an explainer that catches it yields the best it has so far.
+A task is a generator that yields requests: `Evaluate`, for masked images to score, answered with `Scores`; and
+`Inspect`, a call with the model itself, answered with the call's result. The engine gathers the requests of all running
+tasks into batches. It throws `OutOfBudget` into a task whose budget is spent.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
-
-from sagittal.explain.events import Event
 
 T = TypeVar("T")
 
@@ -132,24 +125,4 @@ class Inspect(Generic[T]):
 
 
 Request = Evaluate | Inspect[Any]
-"""What an explainer may ask."""
-
-Steps = Generator[Request | Event, Any, T]
-"""What an explainer is, and each of its parts: it yields requests and events, and returns a `T`.
-
-What a request is answered with depends on the request, which a generator's type cannot say: `yield from ask(request)`
-can, and so mypy sees through a whole explainer.
-"""
-
-
-@overload
-def ask(request: Evaluate) -> Steps[Scores]: ...
-
-
-@overload
-def ask(request: Inspect[T]) -> Steps[T]: ...
-
-
-def ask(request: Request) -> Steps[Any]:
-    """Yields one request; returns its answer."""
-    return (yield request)
+"""What a task may ask."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sagittal.explain.requests import Upsampling
+from sagittal.engine.requests import Upsampling
 
 
 def upsample(masks: Tensor, size: tuple[int, int], how: Upsampling = Upsampling.BILINEAR) -> Tensor:
