@@ -58,7 +58,7 @@ class Prepared:
             "settle": (*held, "completed", 60.0, 2**20, 10, 1.5, "", b"e1", b"tdone"),
             "submit": tuple(submit_arguments(plain_job(content_key="k"), b"accepted", scripts.settings)),
             "sweep": sweep_arguments(scripts.settings),
-            "registry_announce": ("worker", 15.0, "model@1", b"state"),
+            "registry_announce": ("worker", 15.0, "model@1", b"state", "1"),
             "registry_declare": ("model", "1", b"declaration", now, "register", "1", ""),
             "registry_publish": ("model", "1", b"model", now, "0"),
             "registry_read": ("all", "", ""),

@@ -14,6 +14,15 @@ FULL = {
     "they may (max_queued_evaluations)",
     "tenant_evaluations": "with this job your waiting jobs in this lane would need more than {bound:,} model "
     "evaluations, the most they may (max_queued_evaluations_per_tenant)",
+    "absent_lane": "no worker serves the model now, and {bound:,} jobs wait for it in this lane, the most that may "
+    "(max_queued times absent_share)",
+    "absent_tenant": "no worker serves the model now, and {bound:,} jobs of yours wait for it in this lane, the most "
+    "that may (max_queued_per_tenant times absent_share)",
+    "absent_evaluations": "no worker serves the model now, and with this job those that wait for it in this lane would "
+    "need more than {bound:,} model evaluations, the most they may (max_queued_evaluations times absent_share)",
+    "absent_tenant_evaluations": "no worker serves the model now, and with this job yours that wait for it in this "
+    "lane would need more than {bound:,} model evaluations, the most they may (max_queued_evaluations_per_tenant "
+    "times absent_share)",
     "bytes": "the queue stores {bound:,} bytes, the most it may (max_stored_bytes)",
 }
 

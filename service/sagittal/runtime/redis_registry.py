@@ -115,7 +115,11 @@ class RedisWorkerRegistry:
         states = [
             value
             for name, version, state in models
-            for value in (model_key(name, version), announced_state(worker, state).SerializeToString())
+            for value in (
+                model_key(name, version),
+                announced_state(worker, state).SerializeToString(),
+                "" if state.state == model_pb2.MODEL_STATE_FAILED else "1",
+            )
         ]
         self._redis.script(load_script("registry_announce"), worker, ttl, *states)
 

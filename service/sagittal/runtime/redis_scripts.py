@@ -86,6 +86,7 @@ def submit_arguments(job: NewJob, accepted: bytes, settings: QueueSettings) -> l
         settings.tenant_weights.get(job.tenant, 1.0),
         settings.cache_seconds,
         job.setting,
+        settings.absent_share,
     ]
     for name, image in job.images.items():
         arguments += [name, image]

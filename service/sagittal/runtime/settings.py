@@ -70,11 +70,15 @@ class QueueSettings(BaseModel):
     max_queued_evaluations: dict[str, Count] = Field(
         default_factory=lambda: {"interactive": 5_000_000, "batch": 50_000_000}
     )
-    """Estimated model evaluations that may wait, by lane; one job is admitted into an empty lane, however large."""
+    """Estimated model evaluations that may wait, by lane. One job counts as at most what its tenant may have waiting,
+    so that it is admitted, however large, when nothing else of its tenant waits."""
     max_queued_evaluations_per_tenant: dict[str, Count] = Field(
         default_factory=lambda: {"interactive": 2_500_000, "batch": 25_000_000}
     )
     """Estimated model evaluations of one tenant that may wait, by lane."""
+    absent_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of the four bounds above that work for one model may take while no worker serves it. It is counted by
+    itself, and takes nothing from other models."""
     max_sharers: Count = 256
     """Jobs that may share one run."""
     assumed_evaluations: Annotated[int, Field(ge=1, le=MAX_EVALUATIONS)] = 1000

@@ -46,6 +46,7 @@ MODELS = frozenset(
         "origins",
         "revision",
         "revisions",
+        "served",
         "wishes",
         "worker",
         "workers",

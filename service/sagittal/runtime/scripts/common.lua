@@ -8,7 +8,9 @@
 --   holds:ID string, the busy worker that takes nothing more until it can take this run
 --   age:LANE:MODEL zset of queued runs by time   held hash of running runs by LANE:MODEL   lanes set of LANE:MODEL
 --   leases zset of runs by expiry   deadlines zset of jobs   jobs and jobs:TENANT zsets by creation (lexicographic)
---   ended zset of jobs   spent zset of runs   load hash of admission counters   pace hash of evaluations a second by lane
+--   ended zset of jobs   spent zset of runs   pace hash of evaluations a second by lane
+--   waiting hash of jobs:LANE:MODEL@VERSION and evaluations:LANE:MODEL@VERSION, of queued runs   tenants the same by tenant
+--   served zset of MODEL@VERSION by the time until which a worker serves it; 0 where none did yet (see registry_announce)
 --   cost:METHOD:MODEL@VERSION hash of what settings cost   bell:MODEL@VERSION list that wakes workers
 --   request:TENANT:KEY, flight:CONTENT, answer:CONTENT strings that name a job or a run   take:NONCE string
 -- Times are seconds since the epoch on Redis's clock. Nothing below waits, and a script is atomic.
@@ -38,7 +40,7 @@ local function pick(key, names)
 end
 
 -- Everything of a run but its payloads.
-local RUN = {'kind', 'model', 'version', 'method', 'lane', 'tenant', 'request_id', 'created', 'deadline', 'estimate',
+local RUN = {'kind', 'model', 'version', 'method', 'lane', 'tenant', 'request_id', 'created', 'deadline', 'estimate', 'load',
   'tag', 'token', 'attempt', 'worker', 'state', 'cancel', 'cancelled', 'subs', 'content', 'store', 'batch', 'bytes', 'suspect', 'alone'}
 local function read_run(id) return pick(run_key(id), RUN) end
 
@@ -51,7 +53,7 @@ end
 local function count_bytes(number) if number ~= 0 then call('INCRBY', root .. 'bytes', number) end end
 
 local function count(hash, field, number)
-  if number ~= 0 and call('HINCRBY', root .. hash, field, number) == 0 then call('HDEL', root .. hash, field) end
+  if number ~= 0 and call('HINCRBY', root .. hash, field, number) <= 0 then call('HDEL', root .. hash, field) end
 end
 
 -- Protobuf: the last value of a scalar field wins and nested messages merge, so fields are changed by appending.
@@ -107,10 +109,11 @@ local function place(run) return run.lane .. ':' .. run.model end
 local function queue_name(run) return run.lane .. ':' .. run.model .. '@' .. run.version end
 
 local function count_load(run, sign)
-  count('load', 'jobs:' .. run.lane, sign)
-  count('load', 'evaluations:' .. run.lane, sign * tonumber(run.estimate))
-  count('load', 'tenant:' .. run.lane .. ':' .. run.tenant, sign)
-  count('load', 'tenant_evaluations:' .. run.lane .. ':' .. run.tenant, sign * tonumber(run.estimate))
+  local name, load = queue_name(run), tonumber(run.load) or tonumber(run.estimate)
+  for what, number in pairs({jobs = 1, evaluations = load}) do
+    count('waiting', what .. ':' .. name, sign * number)
+    count('tenants', what .. ':' .. name .. ':' .. run.tenant, sign * number)
+  end
 end
 
 local function enqueue(id, run)

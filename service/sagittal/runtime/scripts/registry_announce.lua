@@ -1,10 +1,14 @@
--- Says how a worker stands to models, for a time: worker, seconds, then NAME@VERSION, state pairs.
-local given = arguments({named('worker', NAME), named('seconds', SECONDS)}, {named('model', NAME), {'state', any}})
+-- Says how a worker stands to models, for a time: worker, seconds, then NAME@VERSION, state, '1' if it can run its jobs.
+local given = arguments({named('worker', NAME), named('seconds', SECONDS)}, {named('model', NAME), {'state', any}, {'serves', one_of('', '1')}})
 local worker, seconds, states = given.worker, given.seconds, given.rest
 local clock = redis.call('TIME')
 local key = root .. 'worker:' .. worker
 redis.call('DEL', key)
-for i = 1, #states, 2 do redis.call('HSET', key, states[i], states[i + 1]) end
+local till = string.format('%.6f', clock[1] + clock[2] / 1e6 + seconds)
+for i = 1, #states, 3 do
+  redis.call('HSET', key, states[i], states[i + 1])
+  if states[i + 2] == '1' then redis.call('ZADD', root .. 'served', 'GT', till, states[i]) end
+end
 redis.call('PEXPIRE', key, string.format('%.0f', math.max(seconds * 1000, 1)))
-redis.call('ZADD', root .. 'workers', string.format('%.6f', clock[1] + clock[2] / 1e6 + seconds), worker)
+redis.call('ZADD', root .. 'workers', till, worker)
 return 1

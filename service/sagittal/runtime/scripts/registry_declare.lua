@@ -27,6 +27,7 @@ if not same then
   redis.call('HDEL', root .. 'models', key)
   redis.call('HDEL', root .. 'wishes', key)
   redis.call('INCR', root .. 'changes')
+  redis.call('ZADD', root .. 'served', 'NX', 0, key)
 end
 if latest == '1' and not (how == 'file' and same) then
   redis.call('HSET', root .. 'latest', name, version)

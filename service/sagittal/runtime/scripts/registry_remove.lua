@@ -17,5 +17,6 @@ end
 for _, hash in ipairs({'declared', 'models', 'revisions', 'origins', 'created', 'wishes'}) do
   redis.call('HDEL', root .. hash, key)
 end
+redis.call('ZREM', root .. 'served', key)
 redis.call('INCR', root .. 'changes')
 return 'done'

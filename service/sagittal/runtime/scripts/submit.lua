@@ -7,7 +7,8 @@ local new = arguments({ID, named('kind', NAME), named('model', NAME), named('ver
   {'cache', one_of('use', 'refresh', 'bypass')}, {'accepted', any}, {'request', any}, named('max_queued', COUNT),
   named('max_tenant', COUNT), named('max_evaluations', COUNT), named('max_tenant_evaluations', COUNT),
   named('max_sharers', COUNT), named('max_bytes', SIZE), named('assumed_evaluations', evaluations),
-  {'weight', number(1e-6, 1e6)}, named('cache_seconds', SECONDS), {'setting', any}},
+  {'weight', number(1e-6, 1e6)}, named('cache_seconds', SECONDS), {'setting', any},
+  {'absent_share', number(0, 1)}},
   {named('image', NAME), {'image', any}})
 local images = new.rest
 new.id = new.job_id
@@ -119,10 +120,32 @@ if may_share and answer() then return {'cached', view(new.id)} end
 if may_share and join() then return {'joined', view(new.id)} end
 
 local estimate = new.estimated_evaluations == 0 and new.assumed_evaluations or new.estimated_evaluations
-local mine = new.lane .. ':' .. new.tenant
-local function load(field) return tonumber(call('HGET', root .. 'load', field) or 0) end
-local jobs, evaluations = load('jobs:' .. new.lane), load('evaluations:' .. new.lane)
-local my_jobs, my_evaluations = load('tenant:' .. mine), load('tenant_evaluations:' .. mine)
+
+local function is_absent(model)
+  local till = call('ZSCORE', root .. 'served', model)
+  return till and tonumber(till) <= now
+end
+
+-- Work for a model that no worker serves cannot leave the queue. Each such model is bounded as a lane of its own, with
+-- a share of the lane's bounds, and takes nothing of what the lane has for the models that are served.
+local own_model = new.model .. '@' .. new.version
+local absent = is_absent(own_model)
+local function bound(number) return absent and math.max(math.floor(number * new.absent_share), 1) or number end
+local max_jobs, max_evaluations = bound(new.max_queued), bound(new.max_evaluations)
+local max_tenant = bound(new.max_tenant)
+local max_tenant_evaluations = math.min(bound(new.max_tenant_evaluations), max_evaluations)
+-- One job counts as at most what its tenant may have waiting, so that none closes the lane by itself.
+local load = math.min(estimate, max_tenant_evaluations)
+
+local beside, mine = {jobs = 0, evaluations = 0}, {jobs = 0, evaluations = 0}
+for field, number in pairs(fields(root .. 'waiting')) do
+  local what, lane, model = string.match(field, '^(%a+):(%a+):(.+)$')
+  local counts = absent and model == own_model or not absent and model and not is_absent(model)
+  if lane == new.lane and counts then
+    beside[what] = beside[what] + tonumber(number)
+    mine[what] = mine[what] + tonumber(call('HGET', root .. 'tenants', field .. ':' .. new.tenant) or 0)
+  end
+end
 
 -- Seconds until so many evaluations have left the lane, at the pace of the runs that workers hold; '' where none runs.
 local function seconds_for(number)
@@ -134,20 +157,23 @@ local function seconds_for(number)
   return pace > 0 and exact(number / pace) or ''
 end
 
-local function full(what, bound, seconds) return {'full', what, string.format('%.0f', bound), seconds or ''} end
-if jobs >= new.max_queued then return full('lane', new.max_queued, seconds_for(evaluations / jobs)) end
-if my_jobs >= new.max_tenant then return full('tenant', new.max_tenant, seconds_for(evaluations / my_jobs)) end
-if evaluations > 0 and evaluations + estimate > new.max_evaluations then
-  return full('evaluations', new.max_evaluations, seconds_for(evaluations + estimate - new.max_evaluations))
+local function full(what, most, seconds) return {'full', what, string.format('%.0f', most), seconds or ''} end
+local function full_of(what, most, number)
+  if absent then return full('absent_' .. what, most) end
+  return full(what, most, seconds_for(number))
 end
-if my_evaluations > 0 and my_evaluations + estimate > new.max_tenant_evaluations then
-  local excess = my_evaluations + estimate - new.max_tenant_evaluations
-  return full('tenant_evaluations', new.max_tenant_evaluations, seconds_for(excess * evaluations / my_evaluations))
+if beside.jobs >= max_jobs then return full_of('lane', max_jobs, beside.evaluations / beside.jobs) end
+if mine.jobs >= max_tenant then return full_of('tenant', max_tenant, beside.evaluations / mine.jobs) end
+local excess, own_excess = beside.evaluations + load - max_evaluations, mine.evaluations + load - max_tenant_evaluations
+if excess > 0 then return full_of('evaluations', max_evaluations, excess) end
+if own_excess > 0 then
+  return full_of('tenant_evaluations', max_tenant_evaluations, own_excess * beside.evaluations / mine.evaluations)
 end
 if not make_room(size + #new.accepted + 1, new.max_bytes) then return full('bytes', new.max_bytes) end
 
 store_job(new.id, ahead())
 local run = {lane = new.lane, model = new.model, version = new.version, tenant = new.tenant, estimate = string.format('%.0f', estimate),
+  load = string.format('%.0f', load),
   created = exact(now)}
 local share = root .. 'share:' .. queue_name(run)
 local begun = math.max(tonumber(call('HGET', share, 'clock') or 0), tonumber(call('HGET', share, 't:' .. new.tenant) or 0))
@@ -155,7 +181,7 @@ run.tag = exact(begun + estimate / new.weight)
 call('HSET', share, 't:' .. new.tenant, run.tag)
 call('HSET', run_key(new.id), 'kind', new.kind, 'model', new.model, 'version', new.version, 'method', new.method, 'lane',
   new.lane, 'tenant', new.tenant, 'request_id', new.request_id, 'created', run.created, 'deadline', new.deadline,
-  'estimate', run.estimate, 'tag', run.tag, 'token', '0', 'attempt', '0', 'worker', '', 'state', 'queued', 'cancel', '',
+  'estimate', run.estimate, 'load', run.load, 'tag', run.tag, 'token', '0', 'attempt', '0', 'worker', '', 'state', 'queued', 'cancel', '',
   'subs', new.id, 'content', content, 'trace', new.trace, 'request', new.request, 'bytes', size, 'batch', '0',
   'setting', new.setting)
 if call('ZREM', root .. 'attaching', new.id) == 1 then
