@@ -20,6 +20,7 @@ from sagittal.runtime.supervision import SupervisionMetrics
 from sagittal.server.metrics import ServiceMetrics
 from sagittal.server.settings import ServiceSettings
 from sagittal.worker.metrics import WorkerMetrics
+from sagittal.worker.process_metrics import process_up
 from sagittal.worker.settings import WorkerSettings
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -62,6 +63,7 @@ def worker_registry() -> CollectorRegistry:
     WorkerMetrics.create(registry)
     QueueMetrics(registry)
     SupervisionMetrics(registry)
+    process_up(registry)
     return registry
 
 

@@ -1,16 +1,22 @@
 """A worker with several devices has an engine on each, and they live and die together."""
 
+import http.client
 import os
 import signal
+import socket
+from http import HTTPStatus
 from pathlib import Path
 
 import numpy as np
 import pytest
-from e2e_stack import PATIENCE, Stack, wait_until
+from e2e_stack import PATIENCE, Program, Stack, free_port, wait_until
+from prometheus_client.parser import text_string_to_metric_families
 
 from sagittal.client import Client
 from sagittal.models.sources import ModelUnavailable
+from sagittal.runtime.probes import LIVE, READY
 from sagittal.worker.devices import named_devices
+from sagittal.worker.main import USAGE
 
 
 def children(pid: int) -> list[int]:
@@ -34,6 +40,89 @@ def test_each_device_gets_an_engine_and_all_end_together(private_stack: Stack) -
     os.kill(first, signal.SIGKILL)
     assert worker.process.wait(PATIENCE) != 0
     assert "workers-stopped" in worker.text
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    """Returns the status and the text of an answer of `/metrics` or of a check."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    except OSError:
+        return 0, ""
+    finally:
+        connection.close()
+
+
+def series(text: str, name: str) -> dict[str, float]:
+    """Returns the values of a metric by process."""
+    families = text_string_to_metric_families(text)
+    samples = [sample for family in families for sample in family.samples if sample.name == name]
+    return {sample.labels["process"]: sample.value for sample in samples}
+
+
+@pytest.fixture
+def two(private_stack: Stack) -> tuple[Program, int]:
+    """A worker on two devices that is ready, and the port of its metrics."""
+    port = free_port()
+    worker = private_stack.start_worker(
+        SAGITTAL_DEVICE="cpu,cpu", SAGITTAL_WORKER_NAME="box", SAGITTAL_METRICS_PORT=str(port)
+    )
+    wait_until(lambda: get(port, READY)[0] == HTTPStatus.OK, "both processes are ready")
+    return worker, port
+
+
+def test_one_endpoint_shows_the_metrics_of_every_process(two: tuple[Program, int]) -> None:
+    _, port = two
+    status, text = get(port, "/metrics")
+    assert status == HTTPStatus.OK
+    for name in ("sagittal_model_ready", "sagittal_process_up", "sagittal_model_loads_total"):
+        assert {process for process, value in series(text, name).items() if value == 1} == {"0", "1"}, name
+    assert text.count("# TYPE sagittal_model_ready gauge") == 1
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_process_that_is_stopped_makes_the_whole_fail_its_liveness(two: tuple[Program, int], stopped: int) -> None:
+    worker, port = two
+    assert get(port, LIVE)[0] == HTTPStatus.OK
+    process = children(worker.process.pid)[stopped]
+    os.kill(process, signal.SIGSTOP)
+    try:
+        status, text = get(port, LIVE)
+        assert status == HTTPStatus.SERVICE_UNAVAILABLE
+        assert f"process {stopped} on cpu: does not answer" in text
+        assert get(port, READY)[0] == HTTPStatus.SERVICE_UNAVAILABLE
+        up = series(get(port, "/metrics")[1], "sagittal_process_up")
+        assert up == {str(stopped): 0, str(1 - stopped): 1}
+    finally:
+        os.kill(process, signal.SIGCONT)
+    wait_until(lambda: get(port, LIVE)[0] == HTTPStatus.OK, "it answers again")
+
+
+def test_one_signal_drains_every_process(two: tuple[Program, int]) -> None:
+    worker, _ = two
+    assert worker.stop() == 0
+    assert '"statuses": [0, 0]' in worker.text
+
+
+def test_a_signal_that_comes_while_the_processes_start_ends_them(private_stack: Stack) -> None:
+    worker = private_stack.start_worker(SAGITTAL_DEVICE="cpu,cpu")
+    wait_until(lambda: "workers-started" in worker.text, "the processes are started")
+    begun = children(worker.process.pid)
+    # 143 is the status of a program that had no handler of its own yet
+    assert worker.stop() in {0, 128 + signal.SIGTERM}
+    assert "workers-stopped" in worker.text
+    assert not any(Path(f"/proc/{pid}").exists() for pid in begun)
+
+
+def test_a_port_of_metrics_that_is_taken_is_named_before_anything_starts(private_stack: Stack) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        worker = private_stack.start_worker(SAGITTAL_DEVICE="cpu,cpu", SAGITTAL_METRICS_PORT=port)
+        assert worker.process.wait(PATIENCE) == USAGE
+    assert "workers-started" not in worker.text
+    assert "in use" in worker.text
 
 
 def test_a_wish_names_devices() -> None:

@@ -29,6 +29,7 @@ BOUNDED = {
     "how",
     "outcome",
     "device",
+    "process",
 }
 #: Metrics of redis_exporter that alerts and dashboard use.
 EXPORTED = {"redis_memory_used_bytes", "redis_memory_max_bytes"}

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from socketserver import ThreadingMixIn
 from threading import Event, Lock
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import REGISTRY, CollectorRegistry, disable_created_metrics, make_wsgi_app
 
@@ -36,10 +36,15 @@ class _Server(ThreadingMixIn, WSGIServer):
     """
 
     daemon_threads = True
-    request_queue_size = MAX_CONNECTIONS
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, listener: socket.socket, app: Callable[..., Any]) -> None:
+        """Serves on a socket that listens already, which it closes at its end."""
+        host, port = listener.getsockname()[:2]
+        super().__init__((host, port), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket, self.server_name, self.server_port = listener, host, port
+        self.setup_environ()
+        self.set_app(app)
         self._lock = Lock()
         self._open: dict[socket.socket, bool] = {}
         """Connections from the oldest on, each with whether its request has come."""
@@ -122,11 +127,21 @@ def start_metrics_server(
     Raises:
         OSError: the address cannot be had.
     """
-    disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no annotation here
-    app = _application(make_wsgi_app(registry), checks or {})
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    server_class = type("_FamilyServer", (_Server,), {"address_family": family})
-    server: WSGIServer = make_server(host, port, app, server_class=server_class, handler_class=_Handler)
+    both = family == socket.AF_INET6  # `::` is for IPv4, too
+    listener = socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS, dualstack_ipv6=both)
+    return serve_metrics(listener, registry, checks, supervisor)
+
+
+def serve_metrics(
+    listener: socket.socket,
+    registry: CollectorRegistry,
+    checks: Mapping[str, Check] | None = None,
+    supervisor: Supervisor | None = None,
+) -> MetricsServer:
+    """Serves metrics and checks as `start_metrics_server` does, on a socket that listens already."""
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no annotation here
+    server = _Server(listener, _application(make_wsgi_app(registry), checks or {}))
     closing = Event()
     serving = (supervisor or Supervisor()).start_thread("metrics", server.serve_forever, may_end=closing.is_set)
     return MetricsServer(server, serving, closing)

@@ -15,7 +15,7 @@ from sagittal.engine.allocator import keep_freed_memory
 from sagittal.models.entry import InvalidModelFile
 from sagittal.models.loading import choose_device
 from sagittal.models.sources import ModelUnavailable
-from sagittal.runtime.probes import LIVE, READY, start_metrics_server
+from sagittal.runtime.probes import LIVE, READY, serve_metrics, start_metrics_server
 from sagittal.runtime.queue_metrics import QueueMetrics
 from sagittal.runtime.redis_queue import connect_worker_queue, connect_worker_registry
 from sagittal.runtime.supervision import SupervisionMetrics
@@ -23,7 +23,7 @@ from sagittal.runtime.telemetry import configure_logging
 from sagittal.runtime.tracing import Tracer
 from sagittal.runtime.tracing_start import TracingMissing, start_tracing
 from sagittal.worker.device_memory import watch_memory
-from sagittal.worker.devices import named_devices, run_on_each
+from sagittal.worker.devices import inherited_listener, named_devices, run_on_each
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.models import HostedModels
 from sagittal.worker.processors import usable_processors
@@ -89,8 +89,10 @@ def _make(settings: WorkerSettings, tracer: Tracer) -> Worker:
     )
     queue = connect_worker_queue(settings.queue, worker=settings.worker_name, observer=observer)
     worker = Worker(settings, queue, models, metrics, tracer, SupervisionMetrics(REGISTRY))
-    if settings.metrics_port:
-        checks = {LIVE: worker.live, READY: worker.ready}
+    checks = {LIVE: worker.live, READY: worker.ready}
+    if (listener := inherited_listener()) is not None:
+        serve_metrics(listener, REGISTRY, checks, worker.supervisor)
+    elif settings.metrics_port:
         start_metrics_server(settings.metrics_host, settings.metrics_port, REGISTRY, checks, worker.supervisor)
     return worker
 

@@ -36,7 +36,7 @@ class WorkerSettings(BaseSettings):
     """Name of this worker, unique among those that run. Not set: host and process."""
     device: str = ""
     """Device to run on, such as `cpu` or `cuda:1`. Several, comma separated, or `cuda:*` for each GPU: a process
-    runs for each, with ports of metrics that count up. Empty: CUDA where there is one."""
+    runs for each, and one port of metrics and probes answers for all. Empty: CUDA where there is one."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads that PyTorch computes with on the CPU. 0: one for each processor that this process may use, by
     its affinity and by the CPU quota of its control groups (a container's limit), rounded up."""
