@@ -3,12 +3,16 @@ import re
 import subprocess
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 import promql_parser
 import pytest
 import yaml
 from packaging_support import CHART, ROOT, dashboard_queries, load_script
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from sagittal.worker.metrics import WorkerMetrics
 
 ALERTS = CHART / "files" / "alerts.yaml"
 ALERT_TESTS = sorted((ROOT / "tests" / "packaging").glob("*alerts_test.yaml"))
@@ -31,8 +35,8 @@ BOUNDED = {
     "device",
     "process",
 }
-#: Metrics of redis_exporter that alerts and dashboard use.
-EXPORTED = {"redis_memory_used_bytes", "redis_memory_max_bytes"}
+#: Metrics of redis_exporter and of Prometheus itself that alerts and dashboard use.
+EXPORTED = {"redis_memory_used_bytes", "redis_memory_max_bytes", "up"}
 
 
 def rules() -> list[dict]:
@@ -85,6 +89,96 @@ def test_alerts_fire_when_they_should(promtool: str) -> None:
     for command in (["check", "rules", ALERTS], ["test", "rules", *ALERT_TESTS]):
         done = subprocess.run([promtool, *command], check=False, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def promtool_test(promtool: str, directory: Path, **test: Any) -> None:
+    """Runs one test of promtool."""
+    file = directory / "test.yaml"
+    file.write_text(yaml.safe_dump({"evaluation_interval": "1m", "tests": [{"interval": "1m", **test}]}))
+    done = subprocess.run([promtool, "test", "rules", file], check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def replica(pod: str, depth: str, running: str, up: str) -> list[dict[str, str]]:
+    """Returns the series of a replica of the service, as promtool notes their values; `_` where it is not scraped."""
+    queue = f'{{namespace="ns", pod="{pod}", model="efficientnet-lite0", lane="batch"}}'
+    return [
+        {"series": f"sagittal_queue_depth{queue}", "values": depth},
+        {"series": f"sagittal_queue_running{queue}", "values": running},
+        {"series": f'sagittal_queue_up{{namespace="ns", pod="{pod}"}}', "values": up},
+    ]
+
+
+def test_workers_are_scaled_by_each_job_once_whenever_the_replicas_are_scraped(promtool, render, tmp_path) -> None:
+    (query,) = (
+        document["spec"]["triggers"][0]["metadata"]["query"]
+        for document in render("gpu-values.yaml")
+        if document["kind"] == "ScaledObject" and document["metadata"]["name"].endswith("small")
+    )
+    promtool_test(
+        promtool,
+        tmp_path,
+        input_series=[
+            # 20 jobs wait; then workers take 8 of them, which a replica shows as soon as it is scraped
+            *replica("early", "20 _ 20 _ 20 _", "0 _ 0 _ 0 _", "1 _ 1 _ 1 _"),
+            *replica("late", "_ 12 _ 12 _ 12", "_ 8 _ 8 _ 8", "_ 1 _ 1 _ 1"),
+            # and one has lost Redis while 500 jobs waited
+            *replica("lost", "500x5", "8x5", "0x5"),
+        ],
+        promql_expr_test=[
+            {"expr": query, "eval_time": f"{minute}m", "exp_samples": [{"value": 20}]} for minute in range(6)
+        ],
+    )
+    promtool_test(
+        promtool,
+        tmp_path,
+        input_series=[
+            {"series": 'sagittal_queue_up{namespace="ns", pod="a"}', "values": "1x5 0x5"},
+            {"series": 'sagittal_queue_up{namespace="elsewhere", pod="a"}', "values": "1x10"},
+        ],
+        promql_expr_test=[
+            {"expr": query, "eval_time": "3m", "exp_samples": [{"value": 0}]},
+            {"expr": query, "eval_time": "9m", "exp_samples": []},  # KEDA takes nothing for an error, not for zero
+        ],
+    )
+
+
+def rendered_rules(render, *options: str) -> dict[str, dict]:
+    """Returns the alert rules that the chart installs, by name."""
+    (rule,) = (d for d in render("gpu-values.yaml", *options) if d["kind"] == "PrometheusRule")
+    return {rule["alert"]: rule for group in rule["spec"]["groups"] for rule in group["rules"]}
+
+
+def test_a_release_watches_its_own_namespace_and_jobs(render) -> None:
+    installed = rendered_rules(render)
+    assert {rule["alert"] for rule in rules()} == installed.keys()
+    assert installed["SagittalServiceAbsent"]["expr"] == 'absent(sagittal_queue_up{namespace="ns"})'
+    assert 'job=~"rel-sagittal-headless|ns/rel-sagittal-worker"' in installed["SagittalPodDown"]["expr"]
+    monitors = [d["metadata"]["name"] for d in render("gpu-values.yaml") if d["kind"] == "PodMonitor"]
+    assert monitors == ["rel-sagittal-worker"]
+    written = {rule["alert"]: rule for rule in rules()}
+    assert installed["SagittalJobsBuried"] == written["SagittalJobsBuried"]
+
+
+def test_a_release_whose_workers_may_all_be_scaled_to_zero_does_not_miss_them(render) -> None:
+    assert "SagittalNoWorker" in rendered_rules(render)
+    assert "SagittalNoWorker" not in rendered_rules(render, "workers[1].keda.minReplicas=0")
+
+
+def test_counters_that_alerts_watch_are_shown_as_0_before_the_first() -> None:
+    script = load_script("reference_docs")
+    registry = CollectorRegistry()
+    WorkerMetrics.create(registry).expect("m", ["igos"])
+    shown = "".join(generate_latest(each).decode() for each in (registry, script.service_registry()))
+    for series in (
+        'sagittal_jobs_ended_by_queue_total{reason="buried"} 0.0',
+        'sagittal_jobs_rejected_total{reason="QUEUE_FULL"} 0.0',
+        "sagittal_leases_lost_total 0.0",
+        'sagittal_jobs_total{method="igos",model="m",state="failed"} 0.0',
+        'sagittal_baseline_still_confident_total{method="igos",model="m"} 0.0',
+        'sagittal_retries_total{model="m"} 0.0',
+    ):
+        assert series in shown
 
 
 def test_every_alert_is_tested_and_has_a_runbook() -> None:

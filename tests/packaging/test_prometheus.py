@@ -26,7 +26,6 @@ QUIET = (
     "sagittal_jobs_rejected_total",
     "sagittal_jobs_dropped_total",
     "sagittal_answers_shared_total",
-    "sagittal_jobs_ended_by_queue_total",
     "sagittal_redis_failures_total",
     'code="CANCELLED"',
 )

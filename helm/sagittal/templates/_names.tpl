@@ -28,6 +28,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end -}}
 
+{{- /* Of pods: nothing that a release of the chart changes, since every change restarts the pods, and Valkey's is the queue. */ -}}
+{{- define "sagittal.podLabels" -}}
+{{ include "sagittal.releaseSelector" . }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
 {{- define "sagittal.serviceSelector" -}}
 {{ include "sagittal.releaseSelector" . }}
 app.kubernetes.io/component: service

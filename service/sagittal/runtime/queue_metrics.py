@@ -11,6 +11,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 _SECONDS = (0.0002, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
+#: Why the queue ends what no worker will.
+ENDINGS = ("buried", "expired", "cancelled")
+
 #: The operation that waits for something to come: how long that takes says nothing of Redis.
 WAIT = "wait"
 
@@ -89,6 +92,8 @@ class QueueMetrics:
             ["reason"],
             registry=registry,
         )
+        for reason in ENDINGS:
+            self._ended.labels(reason)  # shown as 0 before the first, or an alert on an increase misses it
 
     def answered(self, operation: str, seconds: float) -> None:
         """Observes the latency."""

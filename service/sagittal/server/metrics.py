@@ -9,7 +9,7 @@ import grpc
 from grpc.aio import AbortError
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from sagittal.core.errors import SagittalError, StreamMoved, Unavailable
+from sagittal.core.errors import Overloaded, SagittalError, StreamMoved, Unavailable
 from sagittal.core.jobs import Backlog, Job, Lane, NewJob
 from sagittal.server.layers import Call, Proceed
 
@@ -62,6 +62,7 @@ class ServiceMetrics:
             "sagittal_queue_errors", "Calls to the queue that failed, by call.", ["call"], registry=registry
         )
         self.queue_errors.labels("look")  # shown as 0 before the first
+        self.jobs_rejected.labels(Overloaded.reason)
 
     async def __call__(self, call: Call, proceed: Proceed) -> Any:
         """Is the layer that counts RPCs by their code."""

@@ -1,11 +1,12 @@
 """Prometheus metrics of a worker. Labels come from registered models and the table of methods: they are bounded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from sagittal.core.jobs import JobState
 from sagittal.worker.quality import QualityMetrics
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
@@ -50,6 +51,15 @@ class WorkerMetrics:
         """Registers the metrics."""
         made: Mapping[str, Any] = {field: row.register(registry) for field, row in _METRICS.items()}
         return cls(quality=QualityMetrics.create(registry), **made)
+
+    def expect(self, model: str, methods: Iterable[str]) -> None:
+        """Shows the counters that alerts watch as 0 before a model's first job, so that its first failure counts."""
+        self.retries.labels(model)
+        for method in methods:
+            self.quality.baseline_confident.labels(model, method)
+            for state in JobState:
+                if state.ended:
+                    self.jobs.labels(model, method, state.value)
 
     def forget(self, model: str, version: str) -> None:
         """Shows a version no more that is no longer registered: versions come and go while a worker lives."""

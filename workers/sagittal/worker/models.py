@@ -194,6 +194,7 @@ class HostedModels:
                 return
             hosted.state, hosted.used = model_pb2.MODEL_STATE_READY, time.monotonic()
             hosted.awaited = hosted.used + AWAITED if hosted.awaited else 0.0
+            self._metrics.expect(hosted.entry.name, (method.name for method in hosted.described.methods))
             self._metrics.loaded.labels(*hosted.key).set(1)
             self._metrics.model_memory.labels(*hosted.key).set(hosted.weights_bytes)
             self._make_room(lambda: self._fit(self.running()), spared=hosted)
