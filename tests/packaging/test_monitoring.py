@@ -34,6 +34,7 @@ BOUNDED = {
     "outcome",
     "device",
     "process",
+    "name",  # of background tasks
 }
 #: Metrics of redis_exporter and of Prometheus itself that alerts and dashboard use.
 EXPORTED = {"redis_memory_used_bytes", "redis_memory_max_bytes", "up"}
