@@ -35,6 +35,8 @@ BOUNDED = {
     "device",
     "process",
     "name",  # of background tasks
+    "reply",
+    "meaning",
 }
 #: Metrics of redis_exporter and of Prometheus itself that alerts and dashboard use.
 EXPORTED = {"redis_memory_used_bytes", "redis_memory_max_bytes", "up"}

@@ -11,10 +11,11 @@ from typing import Any
 
 import structlog
 from prometheus_client import REGISTRY
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from sagittal.runtime.probes import LIVE, READY, MetricsServer, start_metrics_server
 from sagittal.runtime.queue_metrics import QueueMetrics
+from sagittal.runtime.reading_settings import UnusableSettings, read_settings
 from sagittal.runtime.redis_queue import check_server, connect_job_queue, connect_model_registry
 from sagittal.runtime.supervision import SupervisionMetrics, Supervisor
 from sagittal.runtime.telemetry import configure_logging, own_name
@@ -34,9 +35,9 @@ def main() -> int:
     """Runs the service and returns its exit code."""
     _arguments()
     try:
-        settings = ServiceSettings()
-    except ValidationError as error:
-        sys.stderr.write("".join(_complaints(error)))
+        settings = read_settings(ServiceSettings)
+    except UnusableSettings as error:
+        sys.stderr.write(f"sagittal-service: {error}\n")
         return EXIT_SETTINGS
     configure_logging(settings.log_format, settings.log_level)
     try:
@@ -122,13 +123,6 @@ def _shown(default: object) -> str:
     if default in (None, (), "", {}):
         return "not set"
     return ",".join(default) if isinstance(default, tuple) else str(default)
-
-
-def _complaints(error: ValidationError) -> Iterator[str]:
-    yield "sagittal-service: settings that cannot be used:\n"
-    for fault in error.errors(include_url=False, include_input=False):
-        name = "__".join(str(part) for part in fault["loc"]).upper()
-        yield f"  SAGITTAL_{name}: {fault['msg']}\n"
 
 
 if __name__ == "__main__":

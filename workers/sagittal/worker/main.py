@@ -9,7 +9,6 @@ from types import FrameType
 import structlog
 import torch
 from prometheus_client import REGISTRY
-from pydantic import ValidationError
 
 from sagittal.engine.allocator import keep_freed_memory
 from sagittal.models.entry import InvalidModelFile
@@ -17,6 +16,7 @@ from sagittal.models.loading import choose_device
 from sagittal.models.sources import ModelUnavailable
 from sagittal.runtime.probes import LIVE, READY, serve_metrics, start_metrics_server
 from sagittal.runtime.queue_metrics import QueueMetrics
+from sagittal.runtime.reading_settings import UnusableSettings, read_settings
 from sagittal.runtime.redis_queue import connect_worker_queue, connect_worker_registry
 from sagittal.runtime.supervision import SupervisionMetrics
 from sagittal.runtime.telemetry import configure_logging
@@ -39,9 +39,10 @@ CRASHED, USAGE = 1, 2
 def main() -> None:
     """Runs a worker until SIGTERM or SIGINT."""
     try:
-        settings = WorkerSettings()  # type: ignore[call-arg]  # the default name is made when it is missing
-    except ValidationError as error:
-        sys.exit(f"sagittal-worker: the settings cannot be used:\n{error}")
+        settings = read_settings(WorkerSettings)
+    except UnusableSettings as error:
+        sys.stderr.write(f"sagittal-worker: {error}\n")
+        sys.exit(USAGE)
     configure_logging(settings.log_format, settings.log_level)
     try:
         if len(devices := named_devices(settings.device)) > 1:

@@ -1,0 +1,64 @@
+"""Settings from the environment, or an error that names each variable that is wrong, and what it must be."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsError
+
+S = TypeVar("S", bound=BaseSettings)
+
+#: What the names of all settings in the environment begin with.
+PREFIX = "SAGITTAL_"
+
+#: Parts of names whose values may hold a secret, and are not shown.
+SECRET = ("PASSWORD", "TOKENS", "HEADERS", "URL", "METADATA", "OPTIONS", "STORES")
+
+
+class UnusableSettings(Exception):
+    """Settings that a program cannot start with; the message names each of them."""
+
+
+def read_settings(kind: type[S]) -> S:
+    """Reads settings from the environment. Raises UnusableSettings."""
+    try:
+        return kind()
+    except ValidationError as error:
+        faults = [_fault(fault) for fault in error.errors(include_url=False)]
+    except SettingsError as error:
+        faults = list(_unparsed(kind)) or [str(error)]
+    raise UnusableSettings("settings that cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults))
+
+
+def _fault(fault: Mapping[str, Any]) -> str:
+    name = PREFIX + "__".join(str(part) for part in fault["loc"]).upper()
+    if fault["type"] == "extra_forbidden":
+        return f"{name}: there is no such setting; docs/operations.md lists them"
+    value = fault["input"]
+    shown = isinstance(value, str | int | float) and not any(part in name for part in SECRET)
+    return f"{name}: {fault['msg'].removeprefix('Value error, ')}" + (f"; it is {value!r}" if shown else "")
+
+
+def _unparsed(kind: type[BaseModel]) -> Iterator[str]:
+    """Yields each variable whose value was to be JSON and is not."""
+    for variable, value in os.environ.items():
+        if not variable.upper().startswith(PREFIX) or not _is_structure(kind, variable[len(PREFIX) :].lower()):
+            continue
+        try:
+            json.loads(value)
+        except ValueError as error:
+            yield f'{variable}: must be JSON, such as ["a", "b"] or {{"name": 1}} ({error})'
+
+
+def _is_structure(kind: type[BaseModel], name: str) -> bool:
+    """Whether a setting is a list, a map or a group of settings, which the environment holds as JSON."""
+    first, _, rest = name.partition("__")
+    field = kind.model_fields.get(first)
+    if field is None or NoDecode in field.metadata:
+        return False
+    group = field.annotation
+    if isinstance(group, type) and issubclass(group, BaseModel):
+        return not rest or _is_structure(group, rest)
+    return get_origin(group) in (tuple, dict, frozenset)
