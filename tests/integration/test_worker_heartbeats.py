@@ -5,9 +5,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import redis
 import torch
 from known_models import LEFT, image
 from prometheus_client import CollectorRegistry
@@ -154,6 +156,25 @@ async def test_without_word_the_next_heartbeat_brings_a_cancellation(
         async with asyncio.timeout(PATIENCE):
             last = [stored async for stored in events][-1]
         assert pb.ExplanationEvent.FromString(last.payload).HasField("cancelled")
+    await jobs.close()
+
+
+async def test_a_worker_fails_what_a_clock_jump_made_overdue(queue_settings, models, job) -> None:
+    """The queue would, if the worker were lost: both end it alike."""
+    settings = queue_settings.model_copy(update={"heartbeat_seconds": 0.1})
+    job = replace(job, deadline=time.time() + 1000)
+    jobs = connect_job_queue(settings)
+    with working(models, settings):
+        await jobs.submit(job, ACCEPTED)
+        events = jobs.events(job.job_id, 1)
+        await anext(events)
+        with redis.Redis.from_url(settings.url) as client:
+            client.hset(f"{{{settings.prefix}}}:run:{job.job_id}", "deadline", repr(job.deadline - 3600))
+        async with asyncio.timeout(PATIENCE):
+            last = [stored async for stored in events][-1]
+        assert "deadline passed" in pb.ExplanationEvent.FromString(last.payload).failed.message
+    ended = await jobs.get(job.job_id)
+    assert (ended.state, ended.reason) == (JobState.FAILED, "DEADLINE_PASSED")
     await jobs.close()
 
 

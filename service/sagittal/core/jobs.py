@@ -147,8 +147,11 @@ class Cancellation:
 
     lease: Lease
     reason: str
+    """Why it was cancelled; empty if its deadline passed."""
     age: float
     """Time since the cancellation was accepted, in seconds on the queue's clock."""
+    expired: bool = False
+    """Whether its deadline passed: it then ends as failed, as a job does that the queue ends for that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,6 +71,8 @@ class RedisWorkerQueue:
             if answer == b"lost":
                 self._forget(lease)
                 lost.append(lease)
+            elif answer == b"expired":
+                cancelled.append(Cancellation(lease=lease, reason="", age=0.0, expired=True))
             elif answer:
                 _, age, reason = answer.decode().split(":", 2)
                 cancelled.append(Cancellation(lease=lease, reason=reason, age=float(age)))

@@ -80,6 +80,7 @@ class JobRun:
         self._last_sent, self._last_phase = -float("inf"), ""
         self._cancelled_because = ""
         self._cancelled_at = 0.0
+        self._expired = False
         self._handing_back = False
         self.task: Task | None = None
         started = pb.Started(worker=name, attempt=lease.job.attempt, waited=duration(self._waited))
@@ -124,6 +125,12 @@ class JobRun:
         if not self._cancelled_at:
             self._cancelled_because, self._cancelled_at = reason, time.monotonic() - age
             self._trace.cancel(reason)
+        if self.task is not None:
+            self.task.cancel()
+
+    def expire(self) -> None:
+        """Fails the job before the engine's next step, since its deadline passed. Safe from any thread."""
+        self._expired = True
         if self.task is not None:
             self.task.cancel()
 
@@ -190,6 +197,8 @@ class JobRun:
             self._checkpoints.store_newest()
             self._writer.hand_back(self._outbox)
             return
+        if isinstance(error, TaskCancelled) and self._expired and not self._cancelled_at:
+            error = Expired("the deadline passed while it ran; allow more time, or use the batch lane")
         if error is None:
             event, state = pb.ExplanationEvent(completed=self._completed()), JobState.COMPLETED
         elif isinstance(error, TaskCancelled):

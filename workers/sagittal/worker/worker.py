@@ -262,7 +262,11 @@ class Worker:
             self._metrics.leases_lost.inc()
             runs[lease.job.job_id, lease.token].drop()
         for each in cancelled:
-            runs[each.lease.job.job_id, each.lease.token].cancel(each.reason, age=each.age)
+            run = runs[each.lease.job.job_id, each.lease.token]
+            if each.expired:
+                run.expire()
+            else:
+                run.cancel(each.reason, age=each.age)
 
     def _hear_cancellations(self) -> None:
         """Beats at once on word of a cancellation, so that none waits for the next heartbeat."""

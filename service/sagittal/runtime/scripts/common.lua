@@ -163,6 +163,13 @@ local STATES = {queued = true, running = true, completed = true, failed = true, 
 local function live(run) return run.state == 'queued' or run.state == 'running' end
 local function holds(run, token) return run.state == 'running' and run.token == token end
 
+-- Why a run, or a job of it with this deadline, must end now; nothing if it need not. One rule for whoever finds it: a
+-- cancellation that was accepted ends it as cancelled, however late it is; past its deadline it fails.
+local function due(run, deadline)
+  if run.cancel ~= '' then return 'cancelled' end
+  if deadline ~= '' and tonumber(deadline) <= now then return 'expired' end
+end
+
 local function index_member(id, created) return string.format('%017.6f', tonumber(created)) .. ':' .. id end
 
 local function end_job(id, run, state)

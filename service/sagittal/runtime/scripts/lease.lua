@@ -57,9 +57,7 @@ local alone = suspect and not busy and (not id or overdue and turn % 2 == 0)
 if alone then id = suspect end
 if not id then return {'none'} end
 local run = read_run(id)
-if run.cancel ~= '' then return {'end', 'cancelled', 'run', id, run.token, run.attempt, run.worker, run.cancel} end
-if run.deadline ~= '' and tonumber(run.deadline) <= now then
-  return {'end', 'expired', 'run', id, run.token, run.attempt, run.worker, ''}
-end
+local reason = due(run, run.deadline)
+if reason then return {'end', reason, 'run', id, run.token, run.attempt, run.worker, run.cancel} end
 if not alone then call('HSET', root .. 'share:' .. name, 'clock', score) end
 return take(id, run, alone and '1' or '')

@@ -13,10 +13,8 @@ for _, id in ipairs(call('ZRANGEBYSCORE', root .. 'leases', '-inf', exact(now), 
   local run = read_run(id)
   if run.state ~= 'running' then
     call('ZREM', root .. 'leases', id)
-  elseif run.cancel ~= '' then
-    must_end('cancelled', 'run', id, run, run.cancel)
-  elseif run.deadline ~= '' and tonumber(run.deadline) <= now then
-    must_end('expired', 'run', id, run, '')
+  elseif due(run, run.deadline) then
+    must_end(due(run, run.deadline), 'run', id, run, run.cancel)
   elseif tonumber(run.attempt) >= max_attempts and run.alone ~= '' then
     must_end('buried', 'run', id, run, '')
   else
@@ -33,7 +31,7 @@ for _, id in ipairs(call('ZRANGEBYSCORE', root .. 'deadlines', '-inf', exact(now
   if not live(run) then
     call('ZREM', root .. 'deadlines', id)
   elseif run.state == 'queued' or #split(run.subs) > 1 and run.deadline ~= job.deadline then
-    must_end('expired', 'job', id, run, '')
+    must_end(due(run, job.deadline), 'job', id, run, run.cancel)
   else
     call('ZADD', root .. 'deadlines', exact(later), id) -- its worker knows the deadline and ends it
   end
