@@ -19,9 +19,9 @@ from redis.connection import AbstractConnection, parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from sagittal.core.errors import Unavailable
+from sagittal.core.errors import QueueFailed, Unavailable
 from sagittal.runtime.queue_metrics import UNOBSERVED, QueueObserver, timed
-from sagittal.runtime.redis_failures import FAILURES, UNKNOWN, Meaning, Reply, classify, translate
+from sagittal.runtime.redis_failures import FAILURES, Meaning, classify, translate
 from sagittal.runtime.redis_scripts import Script
 from sagittal.runtime.settings import QueueSettings
 
@@ -192,7 +192,7 @@ class Attempts:
     def next_pause(self, error: Exception) -> float:
         """Returns the seconds to wait before the next attempt; raises our error where there is none."""
         reply = classify(error)
-        self._note(error, reply)
+        self._observer.failed(self._name, reply.name, reply.meaning.value)
         self._left -= 1
         self._pause = min(self._pause * 2, LAST_PAUSE)
         pause = random.uniform(self._pause / 2, self._pause)  # noqa: S311 - spreads load, guards nothing
@@ -200,12 +200,10 @@ class Attempts:
         room = self._ends - time.monotonic() - pause - 2 * SOCKET_SHARE * self._settings.operation_timeout
         if reply.meaning is Meaning.WAIT and self._left > 0 and room > 0:
             return pause
-        raise translate(error, self._settings, accepted=self._accepted) from error
-
-    def _note(self, error: Exception, reply: Reply) -> None:
-        self._observer.failed(self._name, reply.name, reply.meaning.value)
-        if reply.error is UNKNOWN.error:
+        failure = translate(error, self._settings, accepted=self._accepted)
+        if isinstance(failure, QueueFailed):
             log.error("redis-failed", operation=self._name, reply=reply.name, error=str(error))
+        raise failure from error
 
 
 class SyncRunner:

@@ -201,15 +201,15 @@ def translate(error: Exception, settings: QueueSettings, *, accepted: bool = Fal
     Args:
         error: What an operation failed with.
         settings: Say how long callers are to wait.
-        accepted: Whether the work is accepted already, as all of a worker's is: it then waits for room, and is not
-            refused.
+        accepted: Whether the work is accepted already, as all of a worker's is: it then waits for room, and a value
+            of it that is refused is a bug of ours.
     """
     reply = classify(error)
-    if refused := _ARGUMENT.match(str(error)):
+    if not accepted and (refused := _ARGUMENT.match(str(error))):
         return ArgumentRefused(f"{refused['name']} is {refused['rest']}", field=refused["name"])
     if reply.error is Overloaded and not accepted:
         return Overloaded(reply.text, retry_after=settings.overload_retry_after)
-    if reply.error is QueueFailed:
+    if reply.error in (QueueFailed, ArgumentRefused):
         return QueueFailed(f"the queue's Redis failed ({reply.name}): {reply.text}", retry_after=None)
     if reply is UNREACHABLE:
         text = f"the queue cannot be reached ({type(error).__name__}): try again"

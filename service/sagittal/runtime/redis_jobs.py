@@ -10,7 +10,14 @@ from typing import Any, Literal, cast
 import structlog
 
 from sagittal.core.costs import Cost
-from sagittal.core.errors import AlreadyExists, FailedPrecondition, QueueFailed, SagittalError, UnknownJob
+from sagittal.core.errors import (
+    AlreadyExists,
+    ArgumentRefused,
+    FailedPrecondition,
+    QueueFailed,
+    SagittalError,
+    UnknownJob,
+)
 from sagittal.core.jobs import Backlog, Job, JobKind, JobState, NewJob, StoredEvent, StoredRequest
 from sagittal.runtime.admission import overloaded
 from sagittal.runtime.job_events import TERMINAL, Ending, cancelled_event, expired_events, forgotten_request
@@ -240,7 +247,7 @@ class RedisJobQueue:
         """Ends a job or run that a sweep found; returns the number ended."""
         try:
             trace_context = await self._redis.script(load_script("end"), *end_arguments(ending, time.time()))
-        except QueueFailed as error:
+        except (QueueFailed, ArgumentRefused) as error:
             log.error("end-failed", job_id=ending.job_id, error=error.message)  # it holds up no other
             return 0
         if trace_context is None:

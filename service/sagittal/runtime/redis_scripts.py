@@ -18,6 +18,9 @@ from sagittal.runtime.settings import QueueSettings
 #: Fields that the script `view` returns for a job.
 VIEW_FIELDS = 17
 
+#: What stands in front of scripts; those of the registry have the first alone.
+SHARED = ("arguments", "common")
+
 #: The scripts that a full Redis refuses; the others let what was accepted come to its end.
 REFUSED_WHEN_FULL = frozenset({"submit", "attach"})
 
@@ -34,7 +37,7 @@ class Script:
 def script_names() -> Sequence[str]:
     """Returns the names of all scripts."""
     files = (resources.files("sagittal.runtime") / "scripts").iterdir()
-    return sorted(file.name[:-4] for file in files if file.name.endswith(".lua") and file.name != "common.lua")
+    return sorted({file.name[:-4] for file in files if file.name.endswith(".lua")} - set(SHARED))
 
 
 @functools.cache
@@ -42,7 +45,7 @@ def load_script(name: str) -> Script:
     """Returns the script of that name, with what all scripts share in front."""
     folder = resources.files("sagittal.runtime") / "scripts"
     shebang = "#!lua" if name in REFUSED_WHEN_FULL else "#!lua flags=allow-oom"
-    shared = ["arguments"] if name.startswith("registry") else ["arguments", "common"]
+    shared = SHARED[:1] if name.startswith("registry") else SHARED
     text = "\n".join([shebang, *((folder / f"{part}.lua").read_text() for part in (*shared, name))])
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 

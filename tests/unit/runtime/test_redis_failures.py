@@ -20,7 +20,8 @@ def test_what_redis_answers_is_known_by_its_meaning(name: str, said: str) -> Non
     translated = translate(error, SETTINGS)
     assert type(translated) is reply.error
     assert (translated.retry_after is None) == (reply.error in (QueueFailed, ArgumentRefused))
-    assert type(translate(error, SETTINGS, accepted=True)) is (Unavailable if name == "OOM" else reply.error)
+    of_accepted_work = {"OOM": Unavailable, "ARGUMENT": QueueFailed}.get(name, reply.error)
+    assert type(translate(error, SETTINGS, accepted=True)) is of_accepted_work
 
 
 def test_every_reply_of_the_table_has_a_sample() -> None:
