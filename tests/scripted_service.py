@@ -95,6 +95,8 @@ class Script(
     refuse: status_pb2.Status | None = None
     unavailable: int = 0
     """Unary calls that are answered with UNAVAILABLE first."""
+    full: int = 0
+    """Requests of ExplainMany that there is no room for first."""
     hang_after: int = 0
     """Streams hold their breath after this event; 0 for never."""
     specs: list[pb.ExplanationSpec] = field(default_factory=list)
@@ -124,6 +126,13 @@ class Script(
     def ExplainMany(self, requests: Iterator, context: grpc.ServicerContext) -> Iterator:
         for request in requests:
             self.specs.append(request.spec)
+            if self.full:
+                self.full -= 1
+                failed = failure(8, "QUEUE_FULL", retry_after=0.02)
+                yield service_pb.ExplainManyResponse(
+                    event=pb.ExplanationEvent(request_id=request.spec.request_id, failed=failed)
+                )
+                continue
             if self.breaks:
                 self._break(context, *self.breaks.pop(0)[1:])
             if request.spec.target.index == 9:
@@ -157,10 +166,12 @@ class Script(
 
     def GetExplanation(self, request, context):
         self._answer(context)
+        states = {
+            "completed": pb.JOB_STATE_COMPLETED, "failed": pb.JOB_STATE_FAILED, "cancelled": pb.JOB_STATE_CANCELLED,
+        }  # fmt: skip
+        state = states.get(self.log[-1].WhichOneof("event"), pb.JOB_STATE_RUNNING)
         return service_pb.GetExplanationResponse(
-            explanation=pb.Explanation(
-                job_id=request.job_id, state=pb.JOB_STATE_COMPLETED, model="lamp", events=self.log
-            )
+            explanation=pb.Explanation(job_id=request.job_id, state=state, model="lamp", events=self.log)
         )
 
     def ListExplanations(self, request, context):

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import click
 
-from sagittal.cli.failures import USAGE, Failure
 from sagittal.client import TLS, Client
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -49,11 +48,7 @@ def connected(command: Command) -> Command:
         **rest: Any,
     ) -> Any:
         encrypted = TLS(root_certificates=tls_ca, certificate=tls_cert, private_key=tls_key)
-        try:
-            client = Client(address, token=token, tls=encrypted if tls or tls_ca or tls_cert else None)
-        except ValueError as error:
-            raise Failure(str(error), USAGE) from error
-        with client:
+        with Client(address, token=token, tls=encrypted if tls or tls_ca or tls_cert else None) as client:
             return command(client, **rest)
 
     decorated: Any = run

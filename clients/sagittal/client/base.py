@@ -4,26 +4,30 @@ from collections.abc import Sequence
 
 from google.protobuf.message import Message
 
-from sagittal.client.images import ImageLike
+from sagittal.client.building import build, split_model
+from sagittal.client.errors import InvalidRequest
 from sagittal.client.methods import Method, MethodLike, pack_method, resolve_method
 from sagittal.client.models import Model
-from sagittal.client.options import TLS, Options, call_metadata
-from sagittal.client.requests import ExplainOptions, build_spec
+from sagittal.client.options import TLS, Options, call_metadata, full_address
+from sagittal.client.requests import ExplainOptions, build_spec, build_states
 from sagittal.client.resume import Cursor, Patience
 from sagittal.client.tracing import CallSpan, begin_call, rpc_of
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import explanation_service_pb2 as service_pb
 from sagittal.v1 import method_pb2
 
+#: Jobs on a page of a list.
+PAGE = 100
+
 
 class BaseClient:
     """The settings of one connection; nothing here talks to the service."""
 
     def __init__(self, address: str, *, token: str, tls: TLS | None, options: Options | None) -> None:
-        self.address = address
+        self.address = full_address(address)
         self.options = options or Options()
         self._tls = tls
-        self._metadata = call_metadata(address, token, tls, self.options)
+        self._metadata = call_metadata(self.address, token, tls, self.options)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r})"
@@ -34,9 +38,12 @@ class BaseClient:
     def _span(self, request: Message) -> CallSpan:
         return begin_call(rpc_of(request), self.address)
 
-    def _cursor(self, request: Message, *, job_id: str = "", after_sequence: int = 0) -> Cursor:
+    def _cursor(
+        self, request: Message, *, job_id: str = "", after_sequence: int = 0, timeout: float | None = None
+    ) -> Cursor:
         # Before anything came through, an address where nothing listens fails as soon as for any other call.
-        return Cursor(self._call_patience(), self.address, job_id, after_sequence, span=self._span(request))
+        patience, span = self._call_patience(), self._span(request)
+        return Cursor(patience, self.address, job_id, after_sequence, span=span, tls=self._tls, timeout=timeout)
 
 
 def wanted_name(method: MethodLike | None) -> Method | None:
@@ -46,23 +53,31 @@ def wanted_name(method: MethodLike | None) -> Method | None:
     return method if isinstance(method, Method) else None
 
 
-def spec_for(
-    image: ImageLike, model: Model | None, options: ExplainOptions, method: MethodLike | None
-) -> pb.ExplanationSpec:
-    """Returns the request; `model` is the catalogue entry where the method is given by name."""
+def spec_for(options: ExplainOptions, model: Model | None) -> pb.ExplanationSpec:
+    """Returns the request without its image; `model` is the catalogue's entry if the method is given by name."""
+    method = options.get("method")
     name = wanted_name(method)
     packed: method_pb2.Method | None = None
     if name is not None:
         packed = resolve_method(name, model.methods if model else ())
-    elif method is not None and not isinstance(method, str | Method):
+    elif method is not None:
         packed = pack_method(method)
-    return build_spec(image, packed, **options)
+    return build_spec(packed, **options)
 
 
 def list_request(
-    model: str, states: Sequence[pb.JobState.ValueType], reason: str, page_token: str
+    model: str, states: Sequence[str] | str, reason: str, page_token: str
 ) -> service_pb.ListExplanationsRequest:
     """Returns the request of one page of jobs."""
-    return service_pb.ListExplanationsRequest(
-        model=model, states=states, failure_reason=reason, page_token=page_token, page_size=100
+    name, version = split_model(model, "")
+    if version:
+        text = f"got {model!r}; expected the name alone: jobs are listed for all versions of a model"
+        raise InvalidRequest(text, field="model")
+    return build(
+        service_pb.ListExplanationsRequest,
+        model=name,
+        states=build_states(states),
+        failure_reason=reason,
+        page_token=page_token,
+        page_size=PAGE,
     )

@@ -1,17 +1,22 @@
 """Many images over one call: what is in flight, and what came of each."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sagittal.client.errors import InvalidImage, SagittalError
+from sagittal.client.building import check_several, shown
+from sagittal.client.errors import InvalidRequest, Overloaded, SagittalError
 from sagittal.client.explanation import Explanation, Gathering, terminal_error
-from sagittal.client.images import ImageLike
+from sagittal.client.images import ACCEPTED, ImageLike
+from sagittal.client.options import Retry
 from sagittal.client.parsing import parse_event
+from sagittal.client.requests import with_image
+from sagittal.client.resume import Patience
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import explanation_service_pb2 as service_pb
 
 Images = Iterable[ImageLike] | Mapping[str, ImageLike]
-"""Pictures, or pictures by key. Without keys they are known by their position: "0", "1" and so on."""
+"""Images, or images by key. Without keys they are known by their position: "0", "1" and so on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,60 +34,86 @@ class _Entry:
     key: str
     spec: pb.ExplanationSpec
     gathering: Gathering
+    patience: Patience
+    due: float = 0.0
+    """Time of the clock at which it may be sent again."""
 
 
 class Batch:
     """The state of one `explain_many`.
 
     A broken call drops its jobs on the service's side, so what had not ended is put again under a new request_id;
-    whatever the service has finished of it comes from its cache.
+    whatever the service has finished of it comes from its cache. What the service has no room for is put again when
+    it said; until then no further image is sent.
     """
 
     def __init__(
-        self, images: Images, build: Callable[[ImageLike], pb.ExplanationSpec], *, model: str, in_flight: int
+        self,
+        images: Images,
+        spec: pb.ExplanationSpec,
+        *,
+        in_flight: int,
+        retry: Retry,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        keyed = images.items() if isinstance(images, Mapping) else ((str(i), each) for i, each in enumerate(images))
-        self._source: Iterator[tuple[str, ImageLike]] = iter(keyed)
-        self._build = build
-        self._model = model
+        if isinstance(in_flight, bool) or not isinstance(in_flight, int) or in_flight < 1:
+            raise InvalidRequest(f"got {shown(in_flight)}; expected a number of images, at least 1", field="in_flight")
+        if isinstance(images, Mapping):
+            self._source: Iterator[tuple[str, ImageLike]] = iter(images.items())
+        else:
+            several = check_several(images, "images", f"each {ACCEPTED}")
+            self._source = ((str(number), image) for number, image in enumerate(several))
+        self._spec = spec
         self._in_flight = in_flight
+        self._retry = retry
+        self._clock = clock
         self._entries: dict[str, _Entry] = {}
+        self._postponed: list[_Entry] = []
         self._number = 0
         self.exhausted = False
 
     @property
     def done(self) -> bool:
         """Whether every image has its outcome."""
-        return self.exhausted and not self._entries
+        return self.exhausted and not self._entries and not self._postponed
+
+    @property
+    def pause(self) -> float:
+        """Time to wait before anything can be sent, in seconds; 0 while answers are to come."""
+        if self._entries or not self._postponed:
+            return 0.0
+        return max(0.0, min(entry.due for entry in self._postponed) - self._clock())
+
+    @property
+    def has_postponed(self) -> bool:
+        """Whether the service had no room for some."""
+        return bool(self._postponed)
 
     def fill(self) -> tuple[Sequence[service_pb.ExplainManyRequest], Sequence[Outcome]]:
         """Returns requests to send so that enough are in flight, and the outcomes of images that cannot be sent."""
-        ready: list[service_pb.ExplainManyRequest] = []
+        due = [entry for entry in self._postponed if entry.due <= self._clock()]
+        self._postponed = [entry for entry in self._postponed if entry not in due]
+        ready = [self._enter(entry) for entry in due]
         refused: list[Outcome] = []
-        while len(self._entries) < self._in_flight:
+        while not self._postponed and len(self._entries) < self._in_flight:
             item = next(self._source, None)
             if item is None:
                 self.exhausted = True
                 break
             key, image = item
             try:
-                spec = self._build(image)
+                ready.append(self._enter(self._entry(key, with_image(self._spec, image))))
             except SagittalError as error:
                 refused.append(Outcome(key=key, error=error))
-            except OSError as error:
-                unreadable = InvalidImage(f"cannot read the image: {error}", field="spec.image")
-                refused.append(Outcome(key=key, error=unreadable))
-            else:
-                ready.append(self._enter(_Entry(key, spec, Gathering(model=self._model))))
         return ready, refused
 
     def reopen(self) -> Sequence[service_pb.ExplainManyRequest]:
         """Returns the requests to send over a new call, after one that broke."""
         entries, self._entries = list(self._entries.values()), {}
-        return [self._enter(_Entry(each.key, each.spec, Gathering(model=self._model))) for each in entries]
+        return [self._enter(self._entry(each.key, each.spec)) for each in entries]
 
     def admit(self, event: pb.ExplanationEvent) -> Outcome | None:
-        """Takes an event in; returns the outcome where it was a job's last."""
+        """Takes an event in; returns the outcome if it was a job's last."""
         entry = self._entries.get(event.request_id)
         if entry is None:
             return None
@@ -92,9 +123,26 @@ class Batch:
             if event.WhichOneof("event") != "completed":
                 return None
         del self._entries[event.request_id]
+        if isinstance(failure, Overloaded):
+            return self._postpone(entry, failure)
+        for other in self._postponed:
+            other.patience.renew(self._retry.stream_seconds)
         if failure is not None:
             return Outcome(key=entry.key, error=failure)
         return Outcome(key=entry.key, explanation=entry.gathering.explanation())
+
+    def _postpone(self, entry: _Entry, failure: Overloaded) -> Outcome | None:
+        """Keeps an image until the service may have room; returns its outcome if it never had in all the time."""
+        try:
+            entry.due = self._clock() + entry.patience.wait_after(failure)
+        except Overloaded as error:
+            return Outcome(key=entry.key, error=error)
+        self._postponed.append(entry)
+        return None
+
+    def _entry(self, key: str, spec: pb.ExplanationSpec) -> _Entry:
+        patience = Patience(self._retry, self._retry.stream_seconds, self._clock)
+        return _Entry(key, spec, Gathering(model=self._spec.model), patience)
 
     def _enter(self, entry: _Entry) -> service_pb.ExplainManyRequest:
         self._number += 1

@@ -12,13 +12,15 @@ from typing import Any, TypedDict
 
 import grpc
 
+from sagittal.client.building import build, build_durations, check_names, check_several, split_model
 from sagittal.client.errors import InvalidRequest, Unavailable, from_rpc_error
 from sagittal.client.explanation import terminal_error
-from sagittal.client.images import ImageLike, encode_image
+from sagittal.client.images import ACCEPTED, ImageLike, UnreadableImage, encode_image
+from sagittal.client.requests import build_target
 from sagittal.client.resume import Cursor
 from sagittal.v1 import concept_pb2 as pb
 from sagittal.v1 import concept_service_pb2 as service_pb
-from sagittal.v1 import explanation_pb2
+from sagittal.v1 import explanation_pb2, tensor_pb2
 from sagittal.v1 import explanation_service_pb2 as jobs_pb
 
 
@@ -68,8 +70,8 @@ class FitOptions(TypedDict, total=False):
 
 OnProgress = Callable[[FitProgress], None]
 
-_SETTINGS = ("layer", "replace", "detach", "dataset", "model_version")
-_BESIDE = (*_SETTINGS, "deadline", "request_id", "parts")
+_SETTINGS = ("layer", "replace", "detach", "dataset")
+_BESIDE = (*_SETTINGS, "model_version", "deadline", "request_id", "parts")
 
 
 class Fitting:
@@ -85,6 +87,8 @@ class Fitting:
         options: FitOptions,
         on_progress: OnProgress,
     ) -> None:
+        check_names(options, FitOptions.__optional_keys__)
+        check_several(images, "images", f"each {ACCEPTED}")
         self.settings = _settings(name, model, targets, options)
         self.fault: Exception | None = None
         """What went wrong while the images were taken."""
@@ -118,19 +122,21 @@ class Fitting:
         if progress is not None:
             self._on_progress(progress)
 
-    def wait_after(self, cursor: Cursor, error: grpc.RpcError | Unavailable) -> float:
-        """Returns the wait before the fit is taken up again in seconds; raises what cannot be mended."""
+    def check_repeatable(self, cursor: Cursor, error: grpc.RpcError | Unavailable) -> None:
+        """Raises what ended a call if the fit cannot be taken up again."""
         if self.fault is not None:
             raise self.fault
         if isinstance(error, grpc.RpcError) and not cursor.job_id and isinstance(self._images, Iterator):
             raise from_rpc_error(error, address=cursor.address) from error
-        return cursor.wait_after(error)
 
     def _pictures(self) -> Iterator[service_pb.FitConceptsRequest]:
         count = 0
         for number, image in enumerate(self._images):
             count += 1
-            encoded = encode_image(image, field=f"image {number}")
+            try:
+                encoded = encode_image(image, field=f"image {number}")
+            except UnreadableImage:
+                encoded = tensor_pb2.Image(encoded=b"")  # so that the set lists it as skipped, at its place
             yield service_pb.FitConceptsRequest(image=encoded, annotated_parts=self._annotated(number))
         if self._parts is not None and len(self._parts) != count:
             raise InvalidRequest(f"there are parts of {len(self._parts)} images; {count} came", field="parts")
@@ -148,16 +154,22 @@ def _settings(
     name: str, model: str, targets: Sequence[int | str], options: FitOptions
 ) -> service_pb.FitConceptsSettings:
     given: Mapping[str, Any] = options
-    settings = service_pb.FitConceptsSettings(
+    model, version = split_model(model, options.get("model_version", ""))
+    settings = build(
+        service_pb.FitConceptsSettings,
+        "settings",
         name=name,
         model=model,
-        targets=[_target(target) for target in targets],
-        fit=pb.ConceptFit(**{key: value for key, value in given.items() if key not in _BESIDE}),
+        model_version=version,
+        targets=[
+            build_target(target, f"settings.targets[{number}]")
+            for number, target in enumerate(check_several(targets, "settings.targets", "classes by index or label"))
+        ],
+        fit=build(pb.ConceptFit, "settings.fit", **{key: value for key, value in given.items() if key not in _BESIDE}),
         request_id=options.get("request_id") or f"client-{uuid.uuid4().hex}",
         **{key: given[key] for key in _SETTINGS if key in given},
     )
-    if "deadline" in options:
-        settings.deadline.FromNanoseconds(int(options["deadline"] * 1e9))
+    build_durations(settings, "settings", {"deadline": options.get("deadline")})
     return settings
 
 
@@ -174,9 +186,3 @@ def parse_progress(event: explanation_pb2.ExplanationEvent) -> FitProgress | Non
             epoch = int(said.terms.get("epoch", 0))
             return FitProgress(event.job_id, said.phase, said.fraction, epoch, *terms)
     return None
-
-
-def _target(target: int | str) -> explanation_pb2.Target:
-    if isinstance(target, int):
-        return explanation_pb2.Target(index=target)
-    return explanation_pb2.Target(label=target)

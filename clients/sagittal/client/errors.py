@@ -72,6 +72,12 @@ class SagittalError(Exception):
         if reason:
             self.reason = reason
 
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.message, self.job_id))
+
     def __str__(self) -> str:
         """The message, with the field at fault where the message does not name it."""
         return f"{self.field}: {self.message}" if self.field and self.field not in self.message else self.message

@@ -5,7 +5,7 @@ either; `From` names a field that is called otherwise.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Annotated
 
@@ -68,9 +68,9 @@ class Certificate:
     model_digest: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Event:
-    """One fact about a job."""
+    """One fact about a job. Events are equal if all that they say is, arrays included."""
 
     job_id: str
     sequence: int
@@ -79,8 +79,22 @@ class Event:
     """When it was written, in UTC."""
     request_id: str = ""
 
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and all(
+            _same(getattr(self, each.name), getattr(other, each.name)) for each in fields(self)
+        )
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+    def __hash__(self) -> int:
+        return hash((type(self), self.job_id, self.sequence))
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    return bool(one == other)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Accepted(Event):
     """The job is in the queue."""
 
@@ -93,7 +107,7 @@ class Accepted(Event):
     """Time that it is expected to run once begun; None where not known."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Started(Event):
     """A worker began, or began again."""
 
@@ -102,7 +116,7 @@ class Started(Event):
     waited_seconds: Annotated[float, From("waited")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prediction(Event):
     """What the model says of the image."""
 
@@ -118,7 +132,7 @@ class Prediction(Event):
     """For a blurred baseline, in pixels of the model's input; else 0."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Progress(Event):
     """How far the job is."""
 
@@ -130,7 +144,7 @@ class Progress(Event):
     """Terms of the objective by name, without their weights, and the "epoch" they are of; empty for other methods."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Mask(Event):
     """A saliency mask, forming or final."""
 
@@ -142,7 +156,7 @@ class Mask(Event):
     signed: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SufficientSet(Event):
     """A minimal sufficient explanation."""
 
@@ -157,7 +171,7 @@ class SufficientSet(Event):
     """The top class when only the patches are shown."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GraphNode(Event):
     """A node of the structured attention graph."""
 
@@ -171,7 +185,7 @@ class GraphNode(Event):
     """The top class when only the patches are shown."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GraphEdge(Event):
     """An edge of the graph: the child is its parent less one patch."""
 
@@ -180,7 +194,7 @@ class GraphEdge(Event):
     removed_patch: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Curve(Event):
     """How the score follows the share of the image inserted or deleted."""
 
@@ -193,7 +207,7 @@ class Curve(Event):
     mask_index: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ConceptContribution(Event):
     """The part of one concept in the prediction."""
 
@@ -204,7 +218,7 @@ class ConceptContribution(Event):
     heatmap: NDArray[np.float32] | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ConceptPrediction(Event):
     """What a concept set predicts of the image: the sum of its concepts' contributions."""
 
@@ -218,7 +232,7 @@ class ConceptPrediction(Event):
     """Mean absolute gap on the images that were held out of the fit."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Warning(Event):
     """Something that limits how far the answer can be trusted."""
 
@@ -226,7 +240,7 @@ class Warning(Event):
     message: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Completed(Event):
     """Terminal: the explanation is whole."""
 
@@ -251,6 +265,6 @@ class Completed(Event):
     cache_age_seconds: Annotated[float | None, From("cache_age")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Unrecognised(Event):
     """An event of a kind that this version does not know: a newer service sent it."""

@@ -15,6 +15,10 @@ from sagittal.client.errors import InvalidImage
 from sagittal.v1 import tensor_pb2
 
 
+class UnreadableImage(InvalidImage):
+    """A file that is not there or cannot be read, or a picture whose own data is broken."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInput:
     """An input as the model takes it: it skips preprocessing."""
@@ -33,8 +37,15 @@ ImageLike = str | os.PathLike[str] | bytes | bytearray | memoryview | PIL.Image.
 def encode_image(image: ImageLike, *, field: str = "spec.image") -> tensor_pb2.Image:
     """Returns a picture as the API's message.
 
-    Files travel as they are. Raises InvalidImage for what is no picture, OSError for a file that cannot be read.
+    Files travel as they are. Raises InvalidImage for what is no picture, and UnreadableImage if it cannot be read.
     """
+    try:
+        return _encode(image, field)
+    except (OSError, ValueError) as error:
+        raise UnreadableImage(f"cannot read the image: {error}", field=field) from error
+
+
+def _encode(image: object, field: str) -> tensor_pb2.Image:
     match image:
         case str() | os.PathLike():
             return tensor_pb2.Image(encoded=Path(image).read_bytes())
@@ -70,7 +81,10 @@ def _checked_pixels(array: NDArray[np.generic], field: str) -> NDArray[np.generi
     return array
 
 
-def _checked_input(array: NDArray[np.floating], field: str) -> NDArray[np.floating]:
+def _checked_input(array: object, field: str) -> NDArray[np.floating]:
+    if not isinstance(array, np.ndarray):
+        got = f"got a model input of type {type(array).__name__}"
+        raise InvalidImage(f"{got}; expected a numpy array of floats (3, height, width)", field=field)
     if array.ndim != 3 or array.shape[0] != 3 or not np.issubdtype(array.dtype, np.floating):
         raise InvalidImage(
             f"got a model input of shape {array.shape} and type {array.dtype}; expected floats (3, height, width)",

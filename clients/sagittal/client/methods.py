@@ -13,7 +13,7 @@ from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from sagittal.client.arrays import to_tensor
-from sagittal.client.errors import InvalidRequest
+from sagittal.client.errors import FailedPrecondition, InvalidRequest, SagittalError
 from sagittal.client.models import MethodInfo, ParameterInfo, by_name
 from sagittal.v1 import method_pb2
 from sagittal.v1.method_pb2 import (
@@ -114,15 +114,23 @@ MethodLike = (
     | method_pb2.CustomMethod
     | method_pb2.Method
     | Method
+    | type[Message]
     | str
 )
-"""What is accepted as a method."""
+"""What is accepted as a method; the class of a message stands for its defaults."""
 
 
-def pack_method(method: Message) -> method_pb2.Method:
-    """Returns a typed message as the API's `Method`."""
+def pack_method(method: object) -> method_pb2.Method:
+    """Returns a typed message, or its class for all defaults, as the API's `Method`."""
+    if isinstance(method, type) and issubclass(method, Message):
+        method = method()
     if isinstance(method, method_pb2.Method):
         return method
+    if not isinstance(method, Message):
+        text = (
+            f'got {type(method).__name__}; expected a method by name, such as "igos++", or a message, such as GradCAM()'
+        )
+        raise InvalidRequest(text, field="spec.method")
     field = _FIELD_OF_TYPE.get(method.DESCRIPTOR.name)
     if field is None:
         raise InvalidRequest(f"{method.DESCRIPTOR.full_name} is no method", field="spec.method")
@@ -136,8 +144,13 @@ def resolve_method(method: Method, catalogue: tuple[MethodInfo, ...]) -> method_
     """Returns a named method as the API's `Method`, its parameters typed.
 
     The catalogue is empty until a worker has loaded the model; then the API's own methods are known, and no others.
-    Raises InvalidRequest for an unknown name or parameter, naming those that exist.
+
+    Raises:
+        InvalidRequest: there is no such method or parameter; the message names those that there are.
+        FailedPrecondition: a worker may know the method, and none has loaded the model.
     """
+    if not isinstance(method.name, str):
+        raise InvalidRequest(f"got {method.name!r}; expected the name of a method", field="spec.method")
     name = method.name.lower().replace("_", "-")
     known = by_name(catalogue)
     info = known.get(name) or known.get(ALIASES.get(name, "").replace("_", "-"))
@@ -145,9 +158,24 @@ def resolve_method(method: Method, catalogue: tuple[MethodInfo, ...]) -> method_
         return _custom(info, method.parameters)
     field = info.field if info else ALIASES.get(name, name.replace("-", "_"))
     if field not in _FIELDS or field == "custom" or (catalogue and info is None):
-        names = sorted(m.name for m in catalogue) or sorted({*ALIASES, *(f.replace("_", "-") for f in _FIELDS)})
-        raise InvalidRequest(f"no method {method.name!r}; there are: {', '.join(names)}", field="spec.method")
+        raise _unknown_method(method.name, catalogue)
     return _typed(field, method.parameters)
+
+
+def _unknown_method(name: str, catalogue: tuple[MethodInfo, ...]) -> SagittalError:
+    if catalogue:
+        names = ", ".join(sorted(method.name for method in catalogue))
+        return InvalidRequest(f"no method {name!r}; there are: {names}", field="spec.method")
+    names = ", ".join(sorted({*ALIASES, *(field.replace("_", "-") for field in _FIELDS if field != "custom")}))
+    text = (
+        f"the API has no method {name!r}, and no worker has loaded the model, which might add it: try again later, or "
+        f"take one of: {names}"
+    )
+    return FailedPrecondition(text, field="spec.method", retry_after=LOADING_SECONDS)
+
+
+#: When to ask again for a model that no worker has loaded, in seconds.
+LOADING_SECONDS = 5.0
 
 
 def _typed(field: str, parameters: Mapping[str, Any]) -> method_pb2.Method:
@@ -178,7 +206,7 @@ def _convert(field: FieldDescriptor, value: Any, path: str) -> Any:
     if field.enum_type is not None:
         return _enum_number(field.enum_type, value, path)
     if field.message_type is not None:
-        return value if isinstance(value, Message) else to_tensor(np.asarray(value))
+        return _message(field, value, path)
     if not isinstance(value, str):
         return value
     if field.type in _INTEGERS:
@@ -186,6 +214,15 @@ def _convert(field: FieldDescriptor, value: Any, path: str) -> Any:
     if field.type in _FLOATS:
         return _number(float, value, path, "a number")
     return _truth(value, path) if field.type == FieldDescriptor.TYPE_BOOL else value
+
+
+def _message(field: FieldDescriptor, value: Any, path: str) -> Message:
+    if isinstance(value, Message) and value.DESCRIPTOR is field.message_type:
+        return value
+    try:
+        return to_tensor(np.asarray(value))
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"got {type(value).__name__}; expected an array of numbers", field=path) from error
 
 
 def _truth(text: str, path: str) -> bool:
@@ -221,7 +258,10 @@ def _custom(info: MethodInfo, parameters: Mapping[str, Any]) -> method_pb2.Metho
         path = f"spec.method.custom.parameters.{name}"
         if name not in known:
             raise _unknown_parameter(path, sorted(known))
-        struct[name] = _convert_custom(known[name], value, path)
+        try:
+            struct[name] = _convert_custom(known[name], value, path)
+        except (TypeError, ValueError) as error:
+            raise InvalidRequest(f"got {value!r}; expected {known[name].type}", field=path) from error
     return method_pb2.Method(custom=method_pb2.CustomMethod(name=info.name, parameters=struct))
 
 

@@ -8,8 +8,16 @@ from pathlib import Path
 
 import grpc
 
-#: Largest message in bytes, either way: a 224 x 224 mask in half precision is 100 KB, a photograph a few MB.
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+from sagittal.client.errors import InvalidRequest
+
+#: Largest message in bytes, either way, which is what the service takes unless it is set otherwise there.
+MAX_MESSAGE_BYTES = 32 * 1024 * 1024
+
+#: Port of a service whose address names none.
+DEFAULT_PORT = 50051
+
+#: How gRPC's own addresses begin, which are taken as they are.
+_SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:", "vsock:", "xds:", "passthrough:")
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
@@ -47,14 +55,22 @@ class TLS:
     """Name expected in the server's certificate; empty expects the address's host."""
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Reads the files. Raises OSError where one cannot be read, ValueError for half a pair."""
+        """Reads the files. Raises InvalidRequest if one cannot be read, and for half a pair."""
         if (self.certificate is None) != (self.private_key is None):
-            raise ValueError("mTLS needs both certificate and private_key")
+            missing = "certificate" if self.certificate is None else "private_key"
+            raise InvalidRequest("mTLS needs both certificate and private_key", field=f"tls.{missing}")
         return grpc.ssl_channel_credentials(
-            root_certificates=_read(self.root_certificates),
-            private_key=_read(self.private_key),
-            certificate_chain=_read(self.certificate),
+            root_certificates=self._read("root_certificates"),
+            private_key=self._read("private_key"),
+            certificate_chain=self._read("certificate"),
         )
+
+    def _read(self, name: str) -> bytes | None:
+        path = getattr(self, name)
+        try:
+            return None if path is None else Path(path).read_bytes()
+        except (OSError, TypeError) as error:
+            raise InvalidRequest(f"cannot read {path!r}: {error}", field=f"tls.{name}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,18 +103,34 @@ class Options:
         return arguments
 
 
+def full_address(address: str) -> str:
+    """Returns an address with its port. Raises InvalidRequest for one that gRPC could not connect to."""
+    if not isinstance(address, str) or not address.strip() or ("/" in address and not address.startswith(_SCHEMES)):
+        text = f"got {address!r}; expected host:port without a scheme (TLS is tls=TLS(...)), or a unix: path"
+        raise InvalidRequest(text, field="address")
+    if address.startswith(_SCHEMES):
+        return address
+    if address.count(":") > 1 and not address.startswith("["):
+        return f"[{address}]:{DEFAULT_PORT}"  # IPv6
+    host, colon, port = address.rpartition(":")
+    if not colon or address.endswith("]"):
+        return f"{address}:{DEFAULT_PORT}"
+    if not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise InvalidRequest(f"got {address!r}; expected a port from 1 to 65535", field="address")
+    return f"{host or 'localhost'}:{port}"
+
+
 def call_metadata(address: str, token: str, tls: TLS | None, options: Options) -> tuple[tuple[str, str | bytes], ...]:
-    """Returns the metadata of every call. Raises ValueError where a token would travel in the clear."""
+    """Returns the metadata of every call. Raises InvalidRequest if a token would travel in the clear."""
     if not token:
         return ()
+    if not (isinstance(token, str) and token.isascii() and token.isprintable()):
+        raise InvalidRequest("the token has characters that no header may carry; strip line ends", field="token")
     local = address.startswith(("unix:", "unix-abstract:")) or address.rpartition(":")[0] in _LOOPBACK
     if tls is None and not local and not options.allow_plaintext_token:
-        raise ValueError(
+        raise InvalidRequest(
             f"a token would travel unencrypted to {address}: give tls=TLS(...), "
-            "or Options(allow_plaintext_token=True) where the network encrypts"
+            "or Options(allow_plaintext_token=True) if the network encrypts",
+            field="token",
         )
     return (("authorization", f"Bearer {token}"),)
-
-
-def _read(path: str | os.PathLike[str] | None) -> bytes | None:
-    return None if path is None else Path(path).read_bytes()

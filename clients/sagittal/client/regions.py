@@ -1,26 +1,10 @@
 """Answers to "what if only these patches were shown"."""
 
 from dataclasses import dataclass
-from typing import TypedDict
 
 from sagittal.client.events import ClassScore
-from sagittal.client.images import ImageLike
 from sagittal.client.parsing import parse
-from sagittal.client.requests import Baseline, BaselineName
 from sagittal.v1 import explanation_service_pb2 as service_pb
-
-
-class RegionOptions(TypedDict, total=False):
-    """What the patches belong to: a job, or an image with its model."""
-
-    job_id: str
-    image: ImageLike | None
-    model: str
-    model_version: str
-    target: int | str | None
-    baseline: Baseline | BaselineName
-    hide: bool
-    """Hides the sets instead of showing only them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
+from sagittal.client.building import check_several
 from sagittal.client.errors import InvalidRequest
 from sagittal.v1 import model_pb2
 from sagittal.v1 import model_service_pb2 as models_pb
@@ -22,7 +23,7 @@ _FIELDS = {"load": "load_policy"}
 
 def model_message(table: ModelTable) -> model_pb2.Model:
     """Returns the message of a table. Raises InvalidRequest for a key that the API does not know."""
-    said = {_FIELDS.get(name, name): value for name, value in table.items()}
+    said = {_FIELDS.get(name, name): value for name, value in _table(table, "").items()}
     if isinstance(said.get("labels"), str):
         said["labels_from"] = said.pop("labels")
     if "source" in said:
@@ -43,7 +44,7 @@ def update_request(table: ModelTable, fields: Sequence[str]) -> models_pb.Update
     """Returns the request that changes the named fields of a model; none for all."""
     model = model_message(table)
     request = models_pb.UpdateModelRequest(model=model)
-    for name in fields:
+    for name in check_several(fields, "fields", "names such as 'latest'"):
         by_name = name == "labels" and bool(model.labels_from)
         request.update_mask.paths.append("labels_from" if by_name else _FIELDS.get(name, name))
     return request
@@ -60,5 +61,6 @@ def _name_enum(said: dict[str, Any], field: str, prefix: str, admitted: Sequence
 
 def _table(value: Any, field: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise InvalidRequest(f"{field} is {value!r}; give a table such as {{ kind = ... }}", field=f"model.{field}")
+        name = f"model.{field}" if field else "model"
+        raise InvalidRequest(f"{name} is {value!r}; give a table such as {{ kind = ... }}", field=name)
     return value

@@ -1,13 +1,19 @@
 """What a caller asks, as the API's messages."""
 
-import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Required, TypedDict
+from typing import Literal, Required, TypedDict, Unpack
 
-from google.protobuf import duration_pb2
-
+from sagittal.client.building import (
+    build,
+    build_durations,
+    check_kind,
+    check_names,
+    check_several,
+    enum_value,
+    split_model,
+)
 from sagittal.client.errors import InvalidRequest
 from sagittal.client.events import PatchSet
 from sagittal.client.images import ImageLike, encode_image
@@ -56,11 +62,11 @@ class Metrics:
     """Where the object is: the pointing game is played when there is at least one."""
 
 
-class ExplainOptions(TypedDict, total=False):
-    """What is asked besides the image."""
+class BatchOptions(TypedDict, total=False):
+    """What is asked of each of many images."""
 
     model: Required[str]
-    """Name of a registered model."""
+    """Name of a registered model, or "name@version"."""
     model_version: str
     """Empty means the latest."""
     method: MethodLike | None
@@ -77,8 +83,6 @@ class ExplainOptions(TypedDict, total=False):
     max_evaluations: int
     """Most model evaluations of the search; the best result so far is returned, marked. 0 means no bound,
     and 1,000,000,000 is the most that a service takes."""
-    request_id: str
-    """Key of the caller's: the same key and content give the same job."""
     cache: CacheName
     partial_masks: bool
     """Streams the mask as it forms."""
@@ -86,8 +90,22 @@ class ExplainOptions(TypedDict, total=False):
     """Least time between two progress events in seconds."""
 
 
+class ExplainOptions(BatchOptions, total=False):
+    """What is asked besides the image."""
+
+    request_id: str
+    """Key of the caller's: the same key and content give the same job."""
+
+
+def checked_options(options: ExplainOptions) -> ExplainOptions:
+    """Returns options whose model is split from its version. Raises InvalidRequest for one that there is not."""
+    known = ExplainOptions.__required_keys__ | ExplainOptions.__optional_keys__
+    check_names(options, known, ExplainOptions.__required_keys__)
+    model, version = split_model(options["model"], options.get("model_version", ""), "spec")
+    return {**options, "model": model, "model_version": version}
+
+
 def build_spec(
-    image: ImageLike,
     packed_method: method_pb2.Method | None,
     *,
     model: str,
@@ -105,111 +123,108 @@ def build_spec(
     partial_masks: bool = False,
     progress_interval: float = 0.0,
 ) -> pb.ExplanationSpec:
-    """Returns the request of one explanation. Raises InvalidRequest, naming the field."""
-    for name, value in (("seed", seed), ("max_evaluations", max_evaluations)):
-        if not 0 <= value < 2**64:
-            raise InvalidRequest(f"got {value}; expected 0 to 2**64 - 1", field=f"spec.{name}")
-    spec = pb.ExplanationSpec(
+    """Returns the request of one explanation, without its image. Raises InvalidRequest, naming the field."""
+    spec = build(
+        pb.ExplanationSpec,
+        "spec",
         model=model,
         model_version=model_version,
-        image=encode_image(image),
         method=packed_method,
-        baseline=_baseline(baseline),
+        baseline=_baseline(baseline, "spec.baseline"),
         metrics=_metrics(metrics or Metrics()),
-        lane=_enum_value(pb.Lane, "LANE_", lane, "spec.lane"),
+        lane=enum_value(pb.Lane, "LANE_", lane, "spec.lane"),
         request_id=request_id or f"client-{uuid.uuid4().hex}",
-        cache_policy=_enum_value(pb.CachePolicy, "CACHE_POLICY_", cache, "spec.cache_policy"),
+        cache_policy=enum_value(pb.CachePolicy, "CACHE_POLICY_", cache, "spec.cache_policy"),
         partial_masks=partial_masks,
         seed=seed,
         max_evaluations=max_evaluations,
+        target=None if target is None else build_target(target, "spec.target"),
     )
-    _set_durations(spec, {"deadline": deadline or 0.0, "progress_interval": progress_interval})
-    if target is not None:
-        spec.target.CopyFrom(build_target(target))
+    build_durations(spec, "spec", {"deadline": deadline, "progress_interval": progress_interval})
     return spec
 
 
-def build_target(target: int | str) -> pb.Target:
+def with_image(spec: pb.ExplanationSpec, image: ImageLike) -> pb.ExplanationSpec:
+    """Returns a copy of a request with its image."""
+    copy = pb.ExplanationSpec()
+    copy.CopyFrom(spec)
+    copy.image.CopyFrom(encode_image(image))
+    return copy
+
+
+def build_target(target: int | str, path: str) -> pb.Target:
     """Returns a class by index or label."""
     if isinstance(target, str):
-        return pb.Target(label=target)
-    if not 0 <= target < 2**32:
-        raise InvalidRequest(f"got {target}; expected the index of a class, from 0", field="spec.target.index")
-    return pb.Target(index=target)
+        return build(pb.Target, path, label=target)
+    return build(pb.Target, path, index=target)
 
 
-def build_regions(
-    sets: Sequence[PatchSet],
-    *,
-    job_id: str = "",
-    image: ImageLike | None = None,
-    model: str = "",
-    model_version: str = "",
-    target: int | str | None = None,
-    baseline: Baseline | BaselineName = "blur",
-    hide: bool = False,
-) -> service_pb.ScoreRegionsRequest:
+class RegionOptions(TypedDict, total=False):
+    """What the patches belong to: a job, or an image with its model."""
+
+    job_id: str
+    image: ImageLike | None
+    model: str
+    model_version: str
+    target: int | str | None
+    baseline: Baseline | BaselineName
+    hide: bool
+    """Hides the sets instead of showing only them."""
+
+
+def build_regions(sets: Sequence[PatchSet], **options: Unpack[RegionOptions]) -> service_pb.ScoreRegionsRequest:
     """Returns the request to score sets of patches, of a job or of an image and a model."""
+    check_names(options, RegionOptions.__optional_keys__)
+    job_id, image = options.get("job_id", ""), options.get("image")
     if bool(job_id) == (image is not None):
         raise InvalidRequest("give either a job_id, or an image with its model", field="subject")
-    request = service_pb.ScoreRegionsRequest(
-        sets=[pb.PatchSet(grid=each.grid, patches=each.patches) for each in sets], hide=hide
-    )
+    request = build(service_pb.ScoreRegionsRequest, hide=options.get("hide", False))
+    for number, each in enumerate(check_several(sets, "sets", "PatchSet(grid, patches)")):
+        patches = check_kind(each, PatchSet, f"sets[{number}]", "PatchSet(grid, patches)")
+        request.sets.append(build(pb.PatchSet, f"sets[{number}]", grid=patches.grid, patches=patches.patches))
     if image is None:
-        request.job_id = job_id
+        request.MergeFrom(build(service_pb.ScoreRegionsRequest, job_id=job_id))
         return request
-    subject = request.image
-    subject.model, subject.model_version = model, model_version
+    subject, target = request.image, options.get("target")
+    model, version = split_model(options.get("model", ""), options.get("model_version", ""), "image")
+    subject.model, subject.model_version = model, version
     subject.image.CopyFrom(encode_image(image, field="image.image"))
-    subject.baseline.CopyFrom(_baseline(baseline))
+    subject.baseline.CopyFrom(_baseline(options.get("baseline", "blur"), "image.baseline"))
     if target is not None:
-        subject.target.CopyFrom(build_target(target))
+        subject.target.CopyFrom(build_target(target, "image.target"))
     return request
 
 
-def build_states(states: Sequence[str]) -> Sequence[pb.JobState.ValueType]:
-    """Returns states by name, such as "running"."""
-    return [_enum_value(pb.JobState, "JOB_STATE_", state, "states") for state in states]
+def build_states(states: Sequence[str] | str) -> Sequence[pb.JobState.ValueType]:
+    """Returns states by name, such as "running"; one name stands for itself."""
+    names = [states] if isinstance(states, str) else check_several(states, "states", "names such as 'running'")
+    return [enum_value(pb.JobState, "JOB_STATE_", name, "states") for name in names]
 
 
-def _baseline(baseline: Baseline | str) -> pb.Baseline:
+def _baseline(baseline: Baseline | str, path: str) -> pb.Baseline:
     if isinstance(baseline, str):
-        return pb.Baseline(kind=_enum_value(pb.BaselineKind, "BASELINE_KIND_", baseline, "spec.baseline.kind"))
-    message = _baseline(baseline.kind)
-    message.blur_sigma = baseline.blur_sigma
-    if baseline.image is not None:
-        message.image.CopyFrom(encode_image(baseline.image, field="spec.baseline.image"))
+        return pb.Baseline(kind=enum_value(pb.BaselineKind, "BASELINE_KIND_", baseline, f"{path}.kind"))
+    given = check_kind(baseline, Baseline, path, "a name such as 'black', or Baseline(...)")
+    message = _baseline(given.kind, path)
+    message.MergeFrom(build(pb.Baseline, path, blur_sigma=given.blur_sigma))
+    if given.image is not None:
+        message.image.CopyFrom(encode_image(given.image, field=f"{path}.image"))
     return message
 
 
 def _metrics(metrics: Metrics) -> pb.Metrics:
-    return pb.Metrics(
-        skip_curves=not metrics.curves,
-        curve_protocol=_enum_value(
-            pb.CurveProtocol, "CURVE_PROTOCOL_", metrics.protocol, "spec.metrics.curve_protocol"
-        ),
-        curve_steps=metrics.curve_steps,
-        boxes=[_box(box) for box in metrics.boxes],
+    path = "spec.metrics"
+    given = check_kind(metrics, Metrics, path, "Metrics(...)")
+    return build(
+        pb.Metrics,
+        path,
+        skip_curves=not given.curves,
+        curve_protocol=enum_value(pb.CurveProtocol, "CURVE_PROTOCOL_", given.protocol, f"{path}.curve_protocol"),
+        curve_steps=given.curve_steps,
+        boxes=[_box(box, f"{path}.boxes") for box in check_several(given.boxes, f"{path}.boxes", "Box(...)")],
     )
 
 
-def _box(box: Box) -> tensor_pb2.Box:
-    return tensor_pb2.Box(left=box.left, top=box.top, right=box.right, bottom=box.bottom)
-
-
-def _set_durations(spec: pb.ExplanationSpec, durations: Mapping[str, float]) -> None:
-    for name, seconds in durations.items():
-        if not (math.isfinite(seconds) and seconds >= 0):
-            raise InvalidRequest(f"got {seconds}; expected seconds, at least 0", field=f"spec.{name}")
-        if seconds:
-            whole, part = divmod(round(seconds * 1e9), 10**9)
-            getattr(spec, name).CopyFrom(duration_pb2.Duration(seconds=whole, nanos=part))
-
-
-def _enum_value(wrapper: Any, prefix: str, name: str, field: str) -> Any:
-    full = prefix + name.upper().replace("-", "_")
-    known = [each for each in wrapper.keys() if not each.endswith("_UNSPECIFIED")]  # noqa: SIM118 - no dict
-    if full not in known:
-        names = ", ".join(each.removeprefix(prefix).lower() for each in known)
-        raise InvalidRequest(f"got {name!r}; expected one of: {names}", field=field)
-    return wrapper.Value(full)
+def _box(box: Box, path: str) -> tensor_pb2.Box:
+    given = check_kind(box, Box, path, "Box(left, top, right, bottom)")
+    return build(tensor_pb2.Box, path, left=given.left, top=given.top, right=given.right, bottom=given.bottom)

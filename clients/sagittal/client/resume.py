@@ -11,10 +11,18 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from sagittal.client.errors import ConnectionFailed, SagittalError, Unavailable, from_rpc_error, trailing_metadata
+from sagittal.client.errors import (
+    ConnectionFailed,
+    Expired,
+    Overloaded,
+    SagittalError,
+    Unavailable,
+    from_rpc_error,
+    trailing_metadata,
+)
 from sagittal.client.events import Event
 from sagittal.client.explanation import Gathering, terminal_error
-from sagittal.client.options import Retry
+from sagittal.client.options import TLS, Retry
 from sagittal.client.parsing import parse_event
 from sagittal.client.tracing import CallSpan
 from sagittal.v1 import explanation_pb2 as pb
@@ -22,7 +30,7 @@ from sagittal.v1 import explanation_pb2 as pb
 #: Codes with which gRPC itself ends a call whose connection broke, where the service attached nothing.
 _BROKEN_CODES = (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
 _BROKEN_TEXTS = ("RST_STREAM", "Stream removed", "Cancelling all calls", "connection", "Socket closed", "GOAWAY")
-_TERMINAL = ("completed", "failed", "cancelled")
+TERMINAL = ("completed", "failed", "cancelled")
 
 
 def broken(error: grpc.RpcError) -> bool:
@@ -72,6 +80,17 @@ class Cursor:
     ended: bool = field(default=False)
     span: CallSpan = field(default_factory=CallSpan)
     """The operation in the caller's traces; every call of the stream is part of it."""
+    tls: TLS | None = None
+    timeout: float | None = None
+    """Time for the whole stream, in seconds; None for no bound."""
+    retries_overload: bool = False
+    """Whether a service that has no room is asked again."""
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def remaining(self) -> float | None:
+        """What is left of the timeout, in seconds."""
+        return None if self.timeout is None else max(0.0, self.began + self.timeout - time.monotonic())
 
     def admit(self, event: pb.ExplanationEvent) -> bool:
         """Takes note of an event; returns whether it is new and to be handed on."""
@@ -84,7 +103,7 @@ class Cursor:
                 f"the stream of job {self.job_id} jumped from event {self.sequence} to {event.sequence}; asking again"
             )
         self.sequence = event.sequence
-        self.ended = event.WhichOneof("event") in _TERMINAL
+        self.ended = event.WhichOneof("event") in TERMINAL
         return True
 
     def wait_after(self, error: grpc.RpcError | Unavailable | None) -> float:
@@ -99,8 +118,13 @@ class Cursor:
             return self.patience.wait_after(ConnectionFailed(text, job_id=self.job_id))
         if isinstance(error, Unavailable):
             return self.patience.wait_after(error)
+        if self.remaining == 0.0:
+            text = f"there was no answer within {self.timeout:g} s; allow more time, or submit() the job and watch() it"
+            raise Expired(text, job_id=self.job_id) from error
         failure = from_rpc_error(error, address=self.address)
         failure.job_id = self.job_id
+        if self.retries_overload and isinstance(failure, Overloaded):
+            return self.patience.wait_after(failure)
         if not broken(error):
             raise failure from error
         return self.patience.wait_after(

@@ -40,12 +40,16 @@ def test_images_that_can_be_taken_once_only_are_not_asked_for_again(client, scri
     assert len(script.fits) == 1
 
 
-def test_an_image_that_cannot_be_taken_is_the_error_and_begins_no_fit(client, script, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="none"):
-        client.concepts.fit([PICTURES[0], tmp_path / "none.png"], **ASKED)
+def test_a_file_that_is_not_there_keeps_its_place_empty_and_ends_no_fit(client, script, tmp_path: Path) -> None:
+    client.concepts.fit([PICTURES[0], tmp_path / "none.png", PICTURES[1]], **ASKED)
+    _, *sent = script.fits[0]
+    assert [bool(each.image.encoded or each.image.HasField("pixels")) for each in sent] == [True, False, True]
+
+
+def test_what_is_no_image_is_the_error_and_begins_no_fit(client, script) -> None:
     with pytest.raises(InvalidImage, match="got float"):
         client.concepts.fit([1.5], **ASKED)
-    assert [asked[-1].WhichOneof("part") for asked in script.fits] == [None, None]
+    assert [asked[-1].WhichOneof("part") for asked in script.fits] == [None]
 
 
 def test_parts_go_with_their_images_and_must_be_as_many(client, script) -> None:

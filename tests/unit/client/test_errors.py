@@ -88,7 +88,7 @@ def test_a_call_is_not_repeated_for_other_errors(client, script, make_failure, p
 
 
 def test_a_token_does_not_travel_in_the_clear() -> None:
-    with pytest.raises(ValueError, match="unencrypted"):
+    with pytest.raises(InvalidRequest, match="unencrypted"):
         Client("example.com:50051", token=TOKEN)
     Client("localhost:50051", token=TOKEN).close()
     Client("example.com:50051", token=TOKEN, options=Options(allow_plaintext_token=True)).close()

@@ -1,6 +1,7 @@
 """One connection to Sagittal and every call over it."""
 
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from functools import partial
 from types import TracebackType
@@ -18,20 +19,37 @@ from sagittal.client.aio.concurrency import (
     open_channel,
     sleep,
 )
-from sagittal.client.aio.streams import AsyncEventStream, Reading
+from sagittal.client.aio.streams import AsyncEventStream, Reading, wait_after
 from sagittal.client.base import BaseClient, list_request, spec_for, wanted_name
 from sagittal.client.batch import Batch, Images, Outcome
-from sagittal.client.errors import Unavailable, from_rpc_error
+from sagittal.client.building import build, checked_timeout, named, split_model
+from sagittal.client.diagnosis import diagnosed
+from sagittal.client.errors import (
+    ConnectionFailed,
+    InvalidRequest,
+    ModelFailed,
+    NotFound,
+    SagittalError,
+    Unavailable,
+    from_rpc_error,
+)
 from sagittal.client.events import ClassScore, Event, PatchSet
 from sagittal.client.explanation import Explanation, Job, parse_explanation, parse_job
 from sagittal.client.images import ImageLike, encode_image
 from sagittal.client.models import Model, parse_model
 from sagittal.client.options import TLS, Options
 from sagittal.client.parsing import parse
-from sagittal.client.regions import RegionOptions, RegionScores, parse_regions
+from sagittal.client.regions import RegionScores, parse_regions
 from sagittal.client.registration import ModelTable, model_message, update_request
-from sagittal.client.requests import ExplainOptions, build_regions, build_states
-from sagittal.client.resume import Cursor
+from sagittal.client.requests import (
+    BatchOptions,
+    ExplainOptions,
+    RegionOptions,
+    build_regions,
+    checked_options,
+    with_image,
+)
+from sagittal.client.resume import Cursor, Patience
 from sagittal.client.tracing import CallSpan, Metadata
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import explanation_service_pb2 as service_pb
@@ -40,6 +58,9 @@ from sagittal.v1 import model_service_pb2 as models_pb
 from sagittal.v1 import model_service_pb2_grpc as models_grpc
 
 Answer = TypeVar("Answer")
+
+#: Time between two looks whether a model is ready, in seconds.
+POLL_SECONDS = 0.25
 
 
 class AsyncClient(BaseClient):
@@ -61,13 +82,13 @@ class AsyncClient(BaseClient):
         """Prepares a connection, which is made when it is first needed.
 
         Args:
-            address: Host and port, or a `unix:` path.
+            address: Host and port (50051 if it names none), or a `unix:` path.
             token: Bearer token; empty sends none.
             tls: Encrypts the connection; None does not.
             options: Limits and retries.
         """
         super().__init__(address, token=token, tls=tls, options=options)
-        self._channel = open_channel(address, tls, self.options.channel_arguments(tls))
+        self._channel = open_channel(self.address, tls, self.options.channel_arguments(tls))
         self._jobs = service_grpc.ExplanationServiceStub(self._channel)
         self._models = models_grpc.ModelServiceStub(self._channel)
 
@@ -76,85 +97,121 @@ class AsyncClient(BaseClient):
         image: ImageLike,
         *,
         on_event: Callable[[Event], None] | None = None,
+        timeout: float | None = None,
         **options: Unpack[ExplainOptions],
     ) -> Explanation:
-        """Explains an image and returns the whole explanation; `on_event` is called with each event as it comes."""
-        async with await self.stream(image, **options) as events:
+        """Explains an image and returns the whole explanation.
+
+        Args:
+            image: What to explain.
+            on_event: Called with each event as it comes.
+            timeout: Time to wait for the answer, in seconds; then the job is cancelled and `Expired` raised. An
+                option `deadline` bounds the job itself, which then gives the best answer that it has.
+            options: See `ExplainOptions`.
+        """
+        async with await self.stream(image, timeout=timeout, **options) as events:
             async for event in events:
                 if on_event is not None:
                     on_event(event)
             return await events.explanation()
 
     async def stream(
-        self, image: ImageLike, *, detach: bool = False, **options: Unpack[ExplainOptions]
+        self,
+        image: ImageLike,
+        *,
+        detach: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[ExplainOptions],
     ) -> AsyncEventStream:
         """Explains an image and yields events as they come; closing the stream cancels the job unless `detach`."""
-        request = service_pb.ExplainRequest(spec=await self._spec(image, options), detach=detach)
+        cursor = self._cursor(service_pb.ExplainRequest(), timeout=checked_timeout(timeout))
+        try:
+            spec = await self._spec(image, options)
+            request = build(service_pb.ExplainRequest, spec=spec, detach=detach)
+        except SagittalError as error:
+            cursor.span.end(error)
+            raise
 
         def open_call(cursor: Cursor) -> Any:
-            return (
-                self._watch(cursor)
-                if cursor.job_id
-                else self._jobs.Explain(request, metadata=self._metadata + cursor.span.metadata)
-            )
+            if cursor.job_id:
+                return self._watch(cursor)
+            metadata = self._metadata + cursor.span.metadata
+            return self._jobs.Explain(request, metadata=metadata, timeout=cursor.remaining)
 
-        cursor = self._cursor(request)
-        reading = Reading(cursor, open_call, options["model"])
+        reading = Reading(cursor, open_call, self.get, spec.model)
         return AsyncEventStream(reading, None if detach else partial(self._abandon, cursor.span))
 
     async def explain_many(
-        self, images: Images, *, in_flight: int = 32, **options: Unpack[ExplainOptions]
+        self, images: Images, *, in_flight: int = 32, **options: Unpack[BatchOptions]
     ) -> AsyncIterator[Outcome]:
         """Explains many images over one call and yields the outcome of each as it ends, in whatever order.
 
-        One that fails has its error in its outcome and does not stop the others. Images are read as they are needed,
-        at most `in_flight` ahead. Jobs go to the batch lane unless told otherwise.
+        An image that fails has its error in its outcome and does not stop the others; what is wrong with every image,
+        such as an unknown model, is raised. Images are read as they are needed, at most `in_flight` ahead. Jobs go to
+        the batch lane unless told otherwise. While the service has no room, the images wait.
         """
-        options.setdefault("lane", "batch")
-        catalogue = await self._catalogue(options)
-        batch = Batch(
-            images,
-            lambda image: spec_for(image, catalogue, {**options, "request_id": ""}, options.get("method")),
-            model=options["model"],
-            in_flight=in_flight,
-        )
+        if "request_id" in options:
+            raise InvalidRequest("a batch has one job for each image, and no request_id", field="request_id")
+        checked = checked_options({"lane": "batch", "request_id": "", **options})
+        model = await self.model(checked["model"], version=checked.get("model_version", ""))
+        batch = Batch(images, spec_for(checked, model), in_flight=in_flight, retry=self.options.retry)
         cursor = self._cursor(service_pb.ExplainManyRequest())
+        cursor.retries_overload = True
         with cursor.span:
             while not batch.done:
                 try:
                     async with contextlib.aclosing(self._run_batch(batch, cursor)) as outcomes:
                         async for outcome in outcomes:
                             yield outcome
-                    wait = 0.0 if batch.done else cursor.wait_after(None)
+                    wait = 0.0 if batch.done else await wait_after(cursor, None)
                 except grpc.RpcError as error:
-                    wait = cursor.wait_after(error)
+                    wait = await wait_after(cursor, error)
                 await sleep(wait)
+
+    async def wait_until_ready(self, model: str = "", *, timeout: float = 60.0) -> None:
+        """Waits until the service answers, and until a worker has a model ready if one is named.
+
+        Raises:
+            ModelFailed: every worker that tried could not load the model.
+            SagittalError: what was in the way when the time, in seconds, was over.
+        """
+        ends = time.monotonic() + checked_timeout(timeout)
+        while True:
+            try:
+                missing = await self._missing(model)
+            except (Unavailable, NotFound) as error:
+                missing = error
+            if missing is None:
+                return
+            if time.monotonic() + POLL_SECONDS > ends:
+                raise missing
+            await sleep(POLL_SECONDS)
 
     async def submit(self, image: ImageLike, **options: Unpack[ExplainOptions]) -> Job:
         """Submits a job and returns at once; `watch` or `get` it by its `job_id`."""
-        request = service_pb.SubmitExplanationRequest(spec=await self._spec(image, options))
+        request = build(service_pb.SubmitExplanationRequest, spec=await self._spec(image, options))
         response = await self._call(self._jobs.SubmitExplanation, request)
         return parse_job(response.explanation)
 
     def watch(self, job_id: str, *, after_sequence: int = 0) -> AsyncEventStream:
         """Yields the events of a job after a sequence number, to its end. Closing the stream leaves the job alone."""
-        request = service_pb.WatchExplanationRequest(job_id=job_id)
+        request = build(service_pb.WatchExplanationRequest, job_id=job_id, after_sequence=after_sequence)
         cursor = self._cursor(request, job_id=job_id, after_sequence=after_sequence)
-        return AsyncEventStream(Reading(cursor, self._watch, ""))
+        return AsyncEventStream(Reading(cursor, self._watch, self.get))
 
     async def get(self, job_id: str) -> Explanation:
         """Returns what is known of a job, whether it has ended or not."""
-        request = service_pb.GetExplanationRequest(job_id=job_id)
+        request = build(service_pb.GetExplanationRequest, job_id=job_id)
         response = await self._call(self._jobs.GetExplanation, request)
         return parse_explanation(response.explanation)
 
     async def job(self, job_id: str) -> Job:
         """Returns where a job stands."""
-        request = service_pb.GetExplanationRequest(job_id=job_id)
+        request = build(service_pb.GetExplanationRequest, job_id=job_id)
         response = await self._call(self._jobs.GetExplanation, request)
         return parse_job(response.explanation)
 
-    async def list(self, *, model: str = "", states: Sequence[str] = (), reason: str = "") -> AsyncIterator[Job]:
+    async def list(self, *, model: str = "", states: Sequence[str] | str = (), reason: str = "") -> AsyncIterator[Job]:
         """Yields jobs, newest first, where given of one model, in some states, or that failed for a reason.
 
         Args:
@@ -162,9 +219,9 @@ class AsyncClient(BaseClient):
             states: "queued", "running", "completed", "failed", "cancelled"; none for any.
             reason: Why they failed, such as "JOB_BURIED"; empty for any.
         """
-        numbers, token = build_states(states), ""
+        token = ""
         while True:
-            page = await self._call(self._jobs.ListExplanations, list_request(model, numbers, reason, token))
+            page = await self._call(self._jobs.ListExplanations, list_request(model, states, reason, token))
             for explanation in page.explanations:
                 yield parse_job(explanation)
             token = page.next_page_token
@@ -173,17 +230,17 @@ class AsyncClient(BaseClient):
 
     async def cancel(self, job_id: str) -> Job:
         """Cancels a job. One that has ended stays as it is; one that runs ends at its worker's next step."""
-        request = service_pb.CancelExplanationRequest(job_id=job_id)
+        request = build(service_pb.CancelExplanationRequest, job_id=job_id)
         response = await self._call(self._jobs.CancelExplanation, request)
         return parse_job(response.explanation)
 
     async def delete(self, job_id: str) -> None:
         """Deletes a job that has ended, with its image and events."""
-        await self._call(self._jobs.DeleteExplanation, service_pb.DeleteExplanationRequest(job_id=job_id))
+        await self._call(self._jobs.DeleteExplanation, build(service_pb.DeleteExplanationRequest, job_id=job_id))
 
     async def retry(self, job_id: str) -> Job:
         """Runs a buried job again and returns the new job; the buried one stays as it is. For administrators."""
-        request = service_pb.RetryExplanationRequest(job_id=job_id)
+        request = build(service_pb.RetryExplanationRequest, job_id=job_id)
         response = await self._call(self._jobs.RetryExplanation, request)
         return parse_job(response.explanation)
 
@@ -204,7 +261,7 @@ class AsyncClient(BaseClient):
 
     async def model(self, name: str, *, version: str = "") -> Model:
         """Returns a model, whole; an empty version means the latest."""
-        request = models_pb.GetModelRequest(name=name, version=version)
+        request = build(models_pb.GetModelRequest, **named(name, version))
         response = await self._call(self._models.GetModel, request)
         return parse_model(response.model)
 
@@ -227,23 +284,23 @@ class AsyncClient(BaseClient):
 
     async def unregister_model(self, name: str, version: str) -> None:
         """Removes a version; running jobs finish on it, queued ones are cancelled."""
-        await self._call(self._models.UnregisterModel, models_pb.UnregisterModelRequest(name=name, version=version))
+        await self._call(self._models.UnregisterModel, build(models_pb.UnregisterModelRequest, **named(name, version)))
 
     async def load_model(self, name: str, *, version: str = "") -> None:
         """Asks workers to load a model, those too that could not load it before."""
-        await self._call(self._models.LoadModel, models_pb.LoadModelRequest(name=name, version=version))
+        await self._call(self._models.LoadModel, build(models_pb.LoadModelRequest, **named(name, version)))
 
     async def unload_model(self, name: str, *, version: str = "") -> None:
         """Asks workers to unload a model when no job runs on it; a later job loads it again."""
-        await self._call(self._models.UnloadModel, models_pb.UnloadModelRequest(name=name, version=version))
+        await self._call(self._models.UnloadModel, build(models_pb.UnloadModelRequest, **named(name, version)))
 
     async def predict(
         self, image: ImageLike, *, model: str, model_version: str = "", top: int = 5
     ) -> Sequence[ClassScore]:
         """Returns the model's most probable classes, best first."""
-        request = models_pb.PredictRequest(
-            model=model, model_version=model_version, image=encode_image(image, field="image"), top=top
-        )
+        name, version = split_model(model, model_version)
+        encoded = await off_the_loop(encode_image, image, field="image")
+        request = build(models_pb.PredictRequest, model=name, model_version=version, image=encoded, top=top)
         response = await self._call(self._models.Predict, request)
         return tuple(parse(ClassScore, each) for each in response.top)
 
@@ -278,12 +335,33 @@ class AsyncClient(BaseClient):
                 failure = from_rpc_error(error, address=self.address)
                 if not isinstance(failure, Unavailable):
                     raise failure from error
-                wait = patience.wait_after(failure)
+                wait = await self._wait_after(patience, failure)
+            except ChannelClosed as error:
+                raise ConnectionFailed("this client is closed; make another") from error
             await sleep(wait)
+
+    async def _wait_after(self, patience: Patience, failure: Unavailable) -> float:
+        try:
+            return patience.wait_after(failure)
+        except ConnectionFailed as error:
+            raise await off_the_loop(diagnosed, error, self.address, self._tls) from error.__cause__
+
+    async def _missing(self, model: str) -> SagittalError | None:
+        """Returns what is in the way of a job of a model; None if nothing is."""
+        if not model:
+            await self._call(self._models.ListModels, models_pb.ListModelsRequest(page_size=1))
+            return None
+        found = await self.model(model)
+        if found.failures and all(worker.state == "failed" for worker in found.workers):
+            raise ModelFailed(f"no worker can load {model}: {found.failures[0]}")
+        if found.ready_workers:
+            return None
+        return Unavailable(f"no worker has the model {model} ready", reason="NO_WORKER", retry_after=POLL_SECONDS)
 
     def _watch(self, cursor: Cursor) -> Any:
         request = service_pb.WatchExplanationRequest(job_id=cursor.job_id, after_sequence=cursor.sequence)
-        return self._jobs.WatchExplanation(request, metadata=self._metadata + cursor.span.metadata)
+        metadata = self._metadata + cursor.span.metadata
+        return self._jobs.WatchExplanation(request, metadata=metadata, timeout=cursor.remaining)
 
     async def _abandon(self, span: CallSpan, job_id: str) -> None:
         """Cancels a job whose caller went away, in bounded time. The service sees the dropped call anyway."""
@@ -291,14 +369,11 @@ class AsyncClient(BaseClient):
             request = service_pb.CancelExplanationRequest(job_id=job_id)
             await self._jobs.CancelExplanation(request, timeout=2.0, metadata=self._metadata + span.metadata)
 
-    async def _catalogue(self, options: ExplainOptions) -> Model | None:
-        if wanted_name(options.get("method")) is None:
-            return None
-        return await self.model(options["model"], version=options.get("model_version", ""))
-
     async def _spec(self, image: ImageLike, options: ExplainOptions) -> pb.ExplanationSpec:
-        catalogue = await self._catalogue(options)
-        return await off_the_loop(spec_for, image, catalogue, options, options.get("method"))
+        checked, catalogue = checked_options(options), None
+        if wanted_name(checked.get("method")) is not None:
+            catalogue = await self.model(checked["model"], version=checked.get("model_version", ""))
+        return await off_the_loop(with_image, spec_for(checked, catalogue), image)
 
     async def _run_batch(self, batch: Batch, cursor: Cursor) -> AsyncGenerator[Outcome, None]:
         """Yields outcomes over one call, until it ends."""
@@ -306,15 +381,19 @@ class AsyncClient(BaseClient):
         requests.put(batch.reopen())
         for refused in await self._send(batch, requests):
             yield refused
-        call = self._jobs.ExplainMany(requests, metadata=self._metadata + cursor.span.metadata)
+        if batch.done:
+            return
         try:
-            if batch.done:
-                return
+            call = self._jobs.ExplainMany(requests, metadata=self._metadata + cursor.span.metadata)
+        except ChannelClosed as error:
+            raise ConnectionFailed("this client is closed; make another") from error
+        try:
             async for response in call:
                 cursor.patience.renew(self.options.retry.stream_seconds)
                 outcome = batch.admit(response.event)
                 if outcome is not None:
                     yield outcome
+                if outcome is not None or batch.has_postponed:
                     for refused in await self._send(batch, requests):
                         yield refused
                 if batch.done:
@@ -325,6 +404,7 @@ class AsyncClient(BaseClient):
 
     async def _send(self, batch: Batch, requests: RequestQueue) -> Sequence[Outcome]:
         """Sends what may go out now; returns outcomes of images that cannot be sent."""
+        await sleep(batch.pause)
         ready, refused = await off_the_loop(batch.fill)
         requests.put(ready)
         return refused

@@ -8,9 +8,10 @@ import grpc
 from google.protobuf.message import Message
 
 from sagittal.client.aio.concurrency import ChannelClosed, let_end, sleep, to_the_end
+from sagittal.client.aio.streams import wait_after
 from sagittal.client.concept_fits import FitOptions, Fitting, OnProgress
 from sagittal.client.concepts import ConceptSet, page_request, parse_concept_set, update_request
-from sagittal.client.errors import Unavailable
+from sagittal.client.errors import ConnectionFailed, Unavailable
 from sagittal.client.images import ImageLike
 from sagittal.client.resume import Cursor
 from sagittal.client.tracing import Metadata
@@ -121,16 +122,20 @@ class AsyncConceptCalls:
 
     async def _follow(self, fitting: Fitting, cursor: Cursor) -> float:
         """Reads one call; returns the wait before the next one in seconds."""
-        call = self._open(fitting, cursor)
+        try:
+            call = self._open(fitting, cursor)
+        except ChannelClosed as error:
+            raise ConnectionFailed("this client is closed; make another", job_id=cursor.job_id) from error
         try:
             async for answer in call:
                 fitting.take(cursor, answer)
                 if cursor.ended:
                     await let_end(call)
                     return 0.0
-            return cursor.wait_after(None)
+            return await wait_after(cursor, None)
         except (grpc.RpcError, Unavailable) as error:
-            return fitting.wait_after(cursor, error)
+            fitting.check_repeatable(cursor, error)
+            return await wait_after(cursor, error)
         finally:
             call.cancel()
 

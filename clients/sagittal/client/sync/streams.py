@@ -8,29 +8,59 @@ from typing import Self
 
 import grpc
 
-from sagittal.client.errors import Unavailable
+from sagittal.client.diagnosis import diagnosed
+from sagittal.client.errors import ConnectionFailed, Unavailable
 from sagittal.client.events import Event
 from sagittal.client.explanation import Explanation, Gathering
-from sagittal.client.resume import Cursor, take_event
-from sagittal.client.sync.concurrency import ClosedWhenDropped, EventCall, let_end, sleep, to_the_end
+from sagittal.client.resume import TERMINAL, Cursor, take_event
+from sagittal.client.sync.concurrency import (
+    ChannelClosed,
+    ClosedWhenDropped,
+    EventCall,
+    let_end,
+    off_the_loop,
+    sleep,
+    to_the_end,
+)
 from sagittal.v1 import explanation_pb2 as pb
 
 
 class Reading:
     """Reads events over one call after another; refers to no iterator that a caller holds."""
 
-    def __init__(self, cursor: Cursor, open_call: Callable[[Cursor], EventCall], model: str) -> None:
+    def __init__(
+        self,
+        cursor: Cursor,
+        open_call: Callable[[Cursor], EventCall],
+        get: Callable[[str], Explanation],
+        model: str = "",
+    ) -> None:
+        """Reads nothing yet.
+
+        Args:
+            cursor: Where the events begin.
+            open_call: Makes a call that goes on at the cursor.
+            get: Returns what the service knows of a job.
+            model: Name of the model, if it is known.
+        """
         self.cursor = cursor
-        self.gathering = Gathering(model=model, job_id=cursor.job_id)
         self.closed = False
+        self._gathering = Gathering(model=model, job_id=cursor.job_id)
         self._open_call = open_call
+        self._get = get
         self._call: EventCall | None = None
+        self._is_whole = cursor.sequence == 0
+        self._job_ended = False
 
     def events(self) -> Generator[Event, None]:
         """Yields the events to the end; raises the error of a job that failed or was cancelled."""
         with self.cursor.span:
             while not (self.cursor.ended or self.closed):
-                self._call = call = self._open_call(self.cursor)
+                before = self.cursor.sequence
+                try:
+                    self._call = call = self._open_call(self.cursor)
+                except ChannelClosed as error:
+                    raise ConnectionFailed("this client is closed; make another", job_id=self.cursor.job_id) from error
                 try:
                     for response in call:
                         event = self._take(response.event, call)
@@ -38,13 +68,22 @@ class Reading:
                             yield event
                         if self.cursor.ended:
                             return
-                    wait = self.cursor.wait_after(None)
+                    wait = 0.0 if self._look_for_end(before) else wait_after(self.cursor, None)
                 except (grpc.RpcError, Unavailable) as error:
-                    wait = 0.0 if self.closed else self.cursor.wait_after(error)
+                    wait = 0.0 if self.closed else wait_after(self.cursor, error)
                 finally:
                     call.cancel()
                 if wait and not self.closed:
                     sleep(wait)
+
+    def explanation(self) -> Explanation:
+        """Returns everything as one explanation, after the last event; raises the error of a job that has one."""
+        if self._is_whole and self.cursor.ended:
+            return self._gathering.explanation()
+        found = self._get(self.cursor.job_id)
+        if found.error is not None:
+            raise found.error
+        return found
 
     def stop(self) -> None:
         """Drops the call under way."""
@@ -54,10 +93,23 @@ class Reading:
         if self._call is not None:
             self._call.cancel()
 
+    def _look_for_end(self, before: int) -> bool:
+        """Returns whether the job had ended when a call ended in good order.
+
+        A call that begins after that and brings no event shows that there are no more.
+        """
+        if self.cursor.sequence > before or not self.cursor.job_id:
+            return False
+        if self._job_ended:
+            self.cursor.ended, self._is_whole = True, False
+        else:
+            self._job_ended = (self._get(self.cursor.job_id)).state in TERMINAL
+        return self._job_ended
+
     def _take(self, message: pb.ExplanationEvent, call: EventCall) -> Event | None:
         """Returns an event as `take_event` does; after the last one the call has ended too."""
         try:
-            return take_event(self.cursor, self.gathering, message)
+            return take_event(self.cursor, self._gathering, message)
         finally:
             if self.cursor.ended:
                 let_end(call)
@@ -96,7 +148,7 @@ class EventStream(ClosedWhenDropped, Iterator[Event]):
         """Reads on to the end and returns everything as one explanation."""
         for _ in self:
             pass
-        return self._reading.gathering.explanation()
+        return self._reading.explanation()
 
     def close(self) -> None:
         """Ends the stream and, unless detached, the job; more than once does no harm."""
@@ -116,3 +168,11 @@ class EventStream(ClosedWhenDropped, Iterator[Event]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def wait_after(cursor: Cursor, error: grpc.RpcError | Unavailable | None) -> float:
+    """Returns the wait before a stream is taken up again; raises what cannot be mended, with its reason."""
+    try:
+        return cursor.wait_after(error)
+    except ConnectionFailed as failure:
+        raise off_the_loop(diagnosed, failure, cursor.address, cursor.tls) from error
