@@ -90,6 +90,8 @@ class Options:
     def channel_arguments(self, tls: TLS | None) -> Sequence[tuple[str, str | int]]:
         """Returns gRPC's names for these options."""
         arguments: list[tuple[str, str | int]] = [
+            # A name may have several addresses, as a headless Service has one for each replica: calls take turns.
+            ("grpc.lb_policy_name", "round_robin"),
             ("grpc.max_send_message_length", self.max_message_bytes),
             ("grpc.max_receive_message_length", self.max_message_bytes),
             ("grpc.keepalive_time_ms", int(self.keepalive_seconds * 1000)),
