@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel
+from pydantic_settings import NoDecode
 
 from sagittal.runtime.settings import QueueSettings
 from sagittal.server.settings import ServiceSettings
@@ -40,38 +41,147 @@ COUNT = {"minimum": 0}
 NAME = {"pattern": "^[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?$"}
 DIGEST = {"pattern": "^(sha256:[0-9a-f]{64})?$"}
 PULL = {"enum": ["Always", "IfNotPresent", "Never"]}
-QUANTITY = {"pattern": "^[0-9]+([.][0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$"}
-MODEL = {"pattern": "^[a-z0-9][a-z0-9._-]{0,63}$"}
+MODEL = "^[a-z0-9][a-z0-9._-]{0,63}$"
+TEXT = {"type": "string"}
+TEXTS = {"type": "object", "additionalProperties": TEXT}
+#: A number. Helm makes a text of a fraction that `--set` gives: `0.5`.
+NUMBER = {"type": ["number", "string"], "pattern": "^[0-9]+([.][0-9]+)?$"}
+#: A quantity as Kubernetes writes it: `1500Mi`, `0.5`, `250m`.
+QUANTITY = {
+    "type": ["string", "number"],
+    "pattern": "^[0-9]+([.][0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][0-9]+)?$",
+    "exclusiveMinimum": 0,
+}
+SIZE = {"pattern": "^[0-9]+([.][0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$"}
+SHARE = {"type": ["integer", "string"], "minimum": 0, "pattern": "^[0-9]+%$"}
+
+
+def closed(**properties: Any) -> dict[str, Any]:
+    """Returns the schema of an object with these properties and no others."""
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def listed(item: Mapping[str, Any], **rule: Any) -> dict[str, Any]:
+    """Returns the schema of a list."""
+    return {"type": "array", "items": item, **rule}
+
+
+#: Parts of Kubernetes' own objects that values hold, as far as a misspelling in them would pass unseen.
+SELECTOR = closed(
+    matchLabels=TEXTS,
+    matchExpressions=listed(
+        {
+            **closed(
+                key=TEXT, operator={"enum": ["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]}, values=listed(TEXT)
+            ),
+            "required": ["key", "operator"],
+        }
+    ),
+)
+PEERS = listed(
+    {
+        **closed(
+            ipBlock={**closed(cidr=TEXT, **{"except": listed(TEXT)}), "required": ["cidr"]},
+            namespaceSelector=SELECTOR,
+            podSelector=SELECTOR,
+        ),
+        "minProperties": 1,
+    }
+)
+EGRESS = listed(
+    closed(
+        to=PEERS,
+        ports=listed(
+            closed(
+                port={"type": ["integer", "string"]},
+                endPort={"type": "integer", **PORT},
+                protocol={"enum": ["TCP", "UDP", "SCTP"]},
+            )
+        ),
+    )
+)
+RESOURCES = closed(
+    requests={"type": "object", "additionalProperties": QUANTITY},
+    limits={"type": "object", "additionalProperties": QUANTITY},
+    claims=listed({"type": "object"}),
+)
+TOLERATIONS = listed(
+    closed(
+        key=TEXT,
+        operator={"enum": ["Exists", "Equal", "Lt", "Gt"]},
+        value=TEXT,
+        effect={"enum": ["NoSchedule", "PreferNoSchedule", "NoExecute", ""]},
+        tolerationSeconds={"type": "integer"},
+    )
+)
+SPREAD = listed(
+    {
+        **closed(
+            maxSkew={"type": "integer", "minimum": 1},
+            topologyKey=TEXT,
+            whenUnsatisfiable={"enum": ["DoNotSchedule", "ScheduleAnyway"]},
+            labelSelector=SELECTOR,
+            minDomains={"type": "integer", "minimum": 1},
+            matchLabelKeys=listed(TEXT),
+            nodeAffinityPolicy={"enum": ["Honor", "Ignore"]},
+            nodeTaintsPolicy={"enum": ["Honor", "Ignore"]},
+        ),
+        "required": ["maxSkew", "topologyKey", "whenUnsatisfiable"],
+    }
+)
+AFFINITY = closed(**{name: {"type": "object"} for name in ("nodeAffinity", "podAffinity", "podAntiAffinity")})
+ENVIRONMENT = listed({**closed(name=TEXT, value=TEXT, valueFrom={"type": "object"}), "required": ["name"]})
 
 #: What a key's value must be, beyond the type of its default, by the last parts of its path.
 RULES: Mapping[str, Mapping[str, Any]] = {
     "digest": DIGEST,
     "pullPolicy": PULL,
+    "imagePullSecrets": listed({**closed(name=TEXT), "required": ["name"]}),
     "replicas": COUNT,
-    "minReplicas": COUNT,
+    "autoscaling.minReplicas": {"minimum": 1},
+    "keda.minReplicas": COUNT,
     "maxReplicas": {"minimum": 1},
     "jobsPerWorker": {"minimum": 1},
     "port": PORT,
     "metricsPort": PORT,
     "servicePort": PORT,
-    "redisPorts": {"items": {"type": "integer", **PORT}, "minItems": 1},
+    "redisPorts": listed({"type": "integer", **PORT}, minItems=1),
     "drainSeconds": COUNT,
     "preStopSeconds": COUNT,
     "startupSeconds": {"minimum": 5},
     "pollSeconds": {"minimum": 1},
     "cooldownSeconds": COUNT,
-    "tmpSize": QUANTITY,
-    "persistence.size": QUANTITY,
-    "modelCache.size": QUANTITY,
+    "tmpSize": SIZE,
+    "persistence.size": SIZE,
+    "modelCache.size": SIZE,
     "variant": {"enum": ["cpu", "cuda"]},
     "appendFsync": {"enum": ["always", "everysec"]},
     "maxMemory": {"pattern": "^[1-9][0-9]*(kb|mb|gb)$"},
     "service.type": {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
     "interval": {"pattern": "^[0-9]+(ms|s|m)$"},
     "targetCPUUtilizationPercentage": {"minimum": 1, "maximum": 100},
-    "maxUnavailable": {"type": ["integer", "string"]},
-    "workerDefaults.models": {"items": {"type": "string", **MODEL}},
-    "models": {"type": "object", "propertyNames": MODEL, "additionalProperties": {"type": "string"}},
+    "maxUnavailable": SHARE,
+    "rollingUpdate": closed(maxSurge=SHARE, maxUnavailable=SHARE),
+    "resources": RESOURCES,
+    "extraEnv": ENVIRONMENT,
+    "nodeSelector": TEXTS,
+    "tolerations": TOLERATIONS,
+    "affinity": AFFINITY,
+    "topologySpreadConstraints": SPREAD,
+    "commonLabels": TEXTS,
+    "labels": TEXTS,
+    "podLabels": TEXTS,
+    "annotations": TEXTS,
+    "podAnnotations": TEXTS,
+    "clients": PEERS,
+    "monitoring": PEERS,
+    "redis": PEERS,
+    "dns": PEERS,
+    "serviceEgress": EGRESS,
+    "workerEgress": EGRESS,
+    "workerDefaults.models": listed({**TEXT, "pattern": MODEL}, uniqueItems=True),
+    # Not `propertyNames`: for a wrong name Helm then shows the path of some other value.
+    "models": {"type": "object", "additionalProperties": False, "patternProperties": {MODEL: TEXT}},
 }
 
 #: Settings that the chart sets by values of their own.
@@ -89,19 +199,44 @@ class Documented:
     text: str
 
 
-def setting_names(settings: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yields the settings that a chart's `settings` may name: in lower case, `__` between levels."""
+def setting_schemas(settings: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields what `settings` may name, in lower case with `__` between levels, and the schema of each."""
+    written = settings.model_json_schema()
     for name, field in settings.model_fields.items():
         nested = field.annotation
         if isinstance(nested, type) and issubclass(nested, BaseModel):
             if nested is not QueueSettings and name != "tls":
-                yield from setting_names(nested, f"{name}__")
+                yield from setting_schemas(nested, f"{name}__")
         elif prefix or name not in OWNED:
-            yield prefix + name
+            in_text = NoDecode in field.metadata  # comma separated, not JSON
+            yield (
+                prefix + name,
+                dict(TEXT) if in_text else _plain(written["properties"][name], written.get("$defs", {})),
+            )
+
+
+def _plain(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    """Returns a schema without what only people read, and with its definitions put in."""
+    if isinstance(schema, list):
+        return [_plain(each, definitions) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _plain(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    if "anyOf" in schema:  # of a value or none, which a chart leaves out
+        return _plain(next(each for each in schema["anyOf"] if each.get("type") != "null"), definitions)
+    spared = {"title", "description", "default", "format", "writeOnly"}
+    kept = {key: value for key, value in schema.items() if key == "properties" or key not in spared}
+    if "properties" in kept:
+        properties = {name: _plain(value, definitions) for name, value in kept.pop("properties").items()}
+        return {**_plain(kept, definitions), "properties": properties}
+    if kept.get("type") == "number":
+        kept = {**kept, **NUMBER}
+    return {key: _plain(value, definitions) for key, value in kept.items()}
 
 
 def read_comments(text: str) -> Mapping[str, str]:
-    """Returns the `# --` comment of each key by its path."""
+    """Returns the `# --` comment of each key by its path, the lines that follow it included."""
     comments: dict[str, str] = {}
     path: list[str] = []
     comment = ""
@@ -110,6 +245,8 @@ def read_comments(text: str) -> Mapping[str, str]:
         indent = len(line) - len(line.lstrip())
         if stripped.startswith("# -- "):
             comment = stripped.removeprefix("# -- ")
+        elif stripped.startswith("# ") and comment:
+            comment += f" {stripped.removeprefix('# ')}"
         elif ":" in stripped and not stripped.startswith(("#", "-")):
             path = [*path[: indent // 2], stripped.split(":", 1)[0]]
             if comment:
@@ -151,7 +288,7 @@ def schema(values: Mapping[str, Any], comments: Mapping[str, str]) -> dict[str, 
 
 def _object(values: Mapping[str, Any], comments: Mapping[str, str], above: str) -> dict[str, Any]:
     properties = {name: _property(f"{above}{name}", value, comments) for name, value in values.items()}
-    return {"type": "object", "additionalProperties": False, "properties": properties}
+    return closed(**properties)
 
 
 def _property(path: str, value: Any, comments: Mapping[str, str]) -> dict[str, Any]:
@@ -172,7 +309,8 @@ def _settings(path: str) -> dict[str, Any]:
     }
     settings = owners[path.partition(".")[0]]
     taken = {"url", "password"} if settings is QueueSettings else set()
-    return {"propertyNames": {"enum": sorted(set(setting_names(settings)) - taken)}}
+    known = {name: schema for name, schema in setting_schemas(settings) if name not in taken}
+    return closed(**dict(sorted(known.items())))
 
 
 def main() -> int:

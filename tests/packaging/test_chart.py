@@ -294,11 +294,90 @@ def test_the_bundled_valkey_throws_nothing_away(render) -> None:
         ("tls.clientCaSecret=ca", "needs tls.existingSecret"),
         ("ingress.enabled=true", "ingress.host: needed"),
         ("queue.settings.max_stored_bytes=1073741825", "valkey.maxMemory: 1gb is less than the 1073741825 bytes"),
+        ("valkey.maxMemory=8gb", "valkey.maxMemory: 8gb is more than three quarters of the pod's limit"),
+        (
+            "valkey.resources.limits.memory=1100M",
+            "valkey.maxMemory: 1gb is more than three quarters of the pod's limit",
+        ),
+        ("workers[1].name=cpu,workers[1].models={efficientnet-lite0}", "workers: two are named cpu"),
+        (
+            "service.autoscaling.enabled=true,service.autoscaling.minReplicas=11",
+            "service.autoscaling.minReplicas: 11 is more than maxReplicas (10)",
+        ),
+        (
+            "keda.prometheusUrl=http://p,workers[0].keda.enabled=true,workers[0].keda.minReplicas=5",
+            "workers: cpu has keda.minReplicas 5, which is more than keda.maxReplicas (4)",
+        ),
     ],
 )
 def test_values_that_make_no_sense_are_refused_by_name(render, option: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=re.escape(complaint)):
         render("cpu-only-values.yaml", option)
+
+
+@pytest.mark.parametrize(
+    ("option", "path"),
+    [
+        ("misspelt=1", ""),
+        ("service.settings.misspelt=1", "/service/settings"),
+        ("service.settings.log_level=verbose", "/service/settings/log_level"),
+        ("workers[0].settings.log_level=verbose", "/workers/0/settings/log_level"),
+        ("workers[0].settings.sources__stores.a.misspelt=1", "/workers/0/settings/sources__stores/a"),
+        ("queue.settings.lease_seconds=abc", "/queue/settings/lease_seconds"),
+        ("queue.settings.lease_seconds=0", "/queue/settings/lease_seconds"),
+        ("queue.settings.max_queued.batch=none", "/queue/settings/max_queued/batch"),
+        ("models.Capital=x", "/models"),
+        ("workers[0].models={A B}", "/workers/0/models/0"),
+        ("workers[0].resources.limits.memory=1Gib", "/workers/0/resources/limits/memory"),
+        ("service.resources.limit.memory=1Gi", "/service/resources"),
+        ("networkPolicy.redis[0].ipBlok.cidr=10.0.0.0/8", "/networkPolicy/redis/0"),
+        ("networkPolicy.workerEgress[0].port=1", "/networkPolicy/workerEgress/0"),
+        ("service.tolerations[0].effekt=NoSchedule", "/service/tolerations/0"),
+        ("service.extraEnv[0].value=x", "/service/extraEnv/0"),
+        ("service.podDisruptionBudget.maxUnavailable=half", "/service/podDisruptionBudget/maxUnavailable"),
+        ("workers[0].rollingUpdate.maxSurge=-1", "/workers/0/rollingUpdate/maxSurge"),
+        ("service.podAnnotations.scrape=true", "/service/podAnnotations/scrape"),
+    ],
+)
+def test_an_error_of_the_schema_names_the_path_of_its_value_and_no_other(render, option: str, path: str) -> None:
+    with pytest.raises(ValueError, match="at '") as raised:
+        render("cpu-only-values.yaml", option)
+    assert set(re.findall(r"at '([^']*)'", str(raised.value))) == {path}
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "valkey.resources.limits.memory=1e10",
+        "valkey.resources.limits.memory=2000000000",
+        "workers[0].resources.limits.cpu=0.5",
+        "queue.settings.heartbeat_seconds=0.5",
+        "workers[0].settings.serve=a@1",
+        "workers[0].settings.sources__factories={a:b}",
+        "networkPolicy.redis[0].ipBlock.cidr=10.0.0.0/8",
+        "service.podDisruptionBudget.maxUnavailable=25%",
+    ],
+)
+def test_values_in_each_of_their_notations_are_taken(render, option: str) -> None:
+    assert render("cpu-only-values.yaml", option)
+
+
+def test_an_ingress_has_the_clusters_default_class_unless_it_names_one(render) -> None:
+    enabled = ("ingress.enabled=true", "ingress.host=explain.example.com", "ingress.tlsSecret=cert")
+    (ingress,) = kinds(render("cpu-only-values.yaml", *enabled), "Ingress")
+    assert "ingressClassName" not in ingress["spec"]
+    assert "annotations" not in ingress["metadata"]
+    (ingress,) = kinds(render("cpu-only-values.yaml", *enabled, "ingress.className=nginx"), "Ingress")
+    assert ingress["spec"]["ingressClassName"] == "nginx"
+    assert ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/backend-protocol"] == "GRPC"
+
+
+def test_comments_of_several_lines_are_whole_in_the_readme() -> None:
+    script = load_script("chart_docs")
+    assert script.read_comments("# -- One line\n# and another.\na: 1\n# -- Next.\nb: 2\n") == {
+        "a": "One line and another.",
+        "b": "Next.",
+    }
 
 
 def test_a_valkey_smaller_than_what_the_queue_keeps_untold_is_refused(render) -> None:
