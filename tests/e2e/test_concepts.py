@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -315,9 +316,11 @@ def test_a_fit_whose_worker_is_killed_goes_on_at_another_and_ends_as_if_nothing_
     resumed = client.concepts.fit(PICTURES, name="resumed", model="colours", targets=[0], on_progress=kill, **options)
     assert [each.phase for each in told].count("started") == 2
     assert '"job-resumed"' in successors[0].text
-    assert [each.weights for each in resumed.concepts] == [each.weights for each in whole.concepts]
-    assert resumed.quality == whole.quality
+    for mine, theirs in zip(resumed.concepts, whole.concepts, strict=True):
+        assert mine.weights == pytest.approx(theirs.weights, rel=1e-3)
+    assert asdict(resumed.quality) == pytest.approx(asdict(whole.quality), rel=1e-3)
     sets = [load_file(path) for path in sorted(installation.directory.rglob("[rw]*.safetensors"))]
     weights = [{name: each for name, each in one.items() if name.startswith("srae.")} for one in sets]
     assert len(weights) == 2
-    assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
+    for name in weights[0]:
+        np.testing.assert_allclose(weights[0][name], weights[1][name], rtol=1e-3, atol=1e-5)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from e2e_stack import promised_tolerance
 
 from sagittal.client import AsyncClient, Client, IGOSPlusPlus, Mask, Progress
 
@@ -35,12 +36,13 @@ def test_the_whole_explanation_is_there_in_three_lines(client: Client):
     assert len(explanation.model_digest) == 64
 
 
-def test_the_same_seed_repeats_the_same_bits(client: Client):
+def test_the_same_seed_repeats_the_same_result(client: Client):
     runs = [client.explain(CHELSEA, model="efficientnet-lite0", method=QUICK, seed=7, cache="bypass") for _ in range(2)]
     other = client.explain(CHELSEA, model="efficientnet-lite0", method=QUICK, seed=8, cache="bypass")
-    assert np.array_equal(runs[0].mask, runs[1].mask)
-    assert runs[0].insertion == runs[1].insertion
-    assert not np.array_equal(runs[0].mask, other.mask)
+    tolerance = promised_tolerance(client.model("efficientnet-lite0"))
+    np.testing.assert_allclose(runs[0].mask, runs[1].mask, rtol=0, atol=tolerance)
+    assert runs[0].insertion == pytest.approx(runs[1].insertion, abs=tolerance)
+    assert np.abs(runs[0].mask - other.mask).max() > 0.01
 
 
 async def test_asyncio_gets_the_same(stack):

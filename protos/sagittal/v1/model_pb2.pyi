@@ -507,7 +507,7 @@ class Capabilities(_message.Message):
     max_input_size: _builtins.int
     """Largest side of square inputs that it was seen to take, in pixels; nothing above twice its own size is tried."""
     deterministic: _builtins.bool
-    """The same input gives the same scores, to the last bit."""
+    """The same input gave the same scores when the model was loaded, to the last bit."""
     weights_bytes: _builtins.int
     """Memory of its weights on the device, in bytes."""
     activation_bytes: _builtins.int
@@ -524,7 +524,9 @@ class Capabilities(_message.Message):
 
     @_builtins.property
     def optimizations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Optimization]:
-        """What was done to make it faster, each with its check."""
+        """What was done to make it faster, each with its check. `equal-rows` is applied if scores and gradients were found to
+        be equal to the last bit in every batch on the worker that loaded the model last; else they agree to a tolerance.
+        """
 
     @_builtins.property
     def patch_grid(self) -> Global___PatchGrid:
@@ -585,7 +587,7 @@ Global___PatchGrid: _TypeAlias = PatchGrid  # noqa: Y015
 
 @_typing.final
 class Optimization(_message.Message):
-    """One step of making a model faster."""
+    """One step of making a model faster, or of choosing its batches."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

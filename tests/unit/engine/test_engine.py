@@ -45,9 +45,9 @@ class Recorder:
 SUBJECT = Subject(torch.zeros(3, 8, 8), torch.zeros(3, 8, 8), 0)
 
 
-def ask(rows, *, gradient=False, value=1.0, metric=False):
+def ask(rows, *, gradient=False, value=1.0, metric=False, exact=False):
     masks = torch.full((rows, 4, 4), float(value)) + torch.arange(rows).view(-1, 1, 1) / 1000
-    return Evaluate(subject=SUBJECT, masks=masks, gradient=gradient, metric=metric)
+    return Evaluate(subject=SUBJECT, masks=masks, gradient=gradient, metric=metric, exact=exact)
 
 
 def finished(engine, tasks):
@@ -108,6 +108,18 @@ def test_tasks_share_batches():
     recorder = Recorder()
     finished(Engine(recorder, batch_size=16), {number: Task(steps=steps()) for number in range(4)})
     assert recorder.batches == [16, 16, 16]
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+def test_an_exact_request_does_not_change_the_precision_of_others(reduced):
+    recorder = Recorder()
+    engine = Engine(recorder, batch_size=16, reduced=reduced)
+
+    def steps(*, exact):
+        yield ask(4, exact=exact)
+
+    finished(engine, {exact: Task(steps=steps(exact=exact)) for exact in (False, True)})
+    assert recorder.parts == ([[4], [4]] if reduced else [[4, 4]])
 
 
 def test_a_task_with_someone_waiting_goes_first_and_none_starves():

@@ -6,8 +6,10 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sagittal.engine.frozen import (
+    WHOLE_COLUMNS,
     Back,
     FrozenChain,
     FrozenConvolution,
@@ -146,18 +148,29 @@ def test_what_the_kernels_do_not_know_is_not_frozen(module):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_row_of_a_steady_linear_layer_is_the_same_alone_and_among_others(bias):
+def test_a_steady_linear_layer_is_the_layer_whatever_the_number_of_rows(bias):
     torch.manual_seed(0)
     linear = nn.Linear(320, 100, bias=bias).requires_grad_(False)
-    steady, rows = SteadyLinear(linear), torch.randn(16, 320)
-    assert_same(steady, linear, rows)
-    assert_same(steady, linear, rows[:1])
+    steady, rows = SteadyLinear(linear), torch.randn(2 * WHOLE_COLUMNS + 1, 320)
     assert_same(steady, linear, torch.randn(2, 5, 320))
-    _, whole = with_gradient(steady, rows, torch.ones)
-    for count in range(1, 17):
-        few, gradient = with_gradient(steady, rows[:count], torch.ones)
-        assert torch.equal(few, steady(rows)[:count])
-        assert torch.equal(gradient, whole[:count])
+    for count in range(1, len(rows) + 1):
+        assert_same(steady, linear, rows[:count])
+
+
+def test_products_of_a_steady_linear_layer_have_whole_columns_only():
+    steady, seen = SteadyLinear(nn.Linear(32, 10).requires_grad_(False)), []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "mm" in str(func):
+                seen.append(args[-1].shape[1])
+            return func(*args, **(kwargs or {}))
+
+    with Products():
+        for rows in (1, WHOLE_COLUMNS, WHOLE_COLUMNS + 1):
+            with_gradient(steady, torch.randn(rows, 32), torch.ones)
+    assert len(seen) == 6, "forward and back"
+    assert all(columns % WHOLE_COLUMNS == 0 for columns in seen)
 
 
 def test_a_linear_layer_that_was_run_can_be_copied_and_counts_its_weights():

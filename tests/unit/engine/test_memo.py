@@ -1,4 +1,4 @@
-"""What an engine remembers: the same bits that the model would give, for whoever asks again."""
+"""What an engine remembers: what the model would return, computed in the same way, for whoever asks again."""
 
 from dataclasses import dataclass, field
 

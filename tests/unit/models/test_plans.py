@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sagittal.models.plans import BatchPlan, KeptPlan, device_name
+from sagittal.models.plans import BatchPlan, KeptPlan, device_name, kernel_settings
 
-PLAN = BatchPlan(batch_size=16, quantum=4, pads_small=False, forward=80.0, backward=30.0)
+PLAN = BatchPlan(
+    batch_size=16, quantum=4, pads_small=False, equal_rows=True, equality="compared", forward=80.0, backward=30.0
+)
 
 
 @pytest.fixture
@@ -75,5 +77,14 @@ def test_a_disk_that_fills_up_costs_a_warning_and_leaves_nothing_half_written(ke
     assert kept.read() == PLAN
 
 
-def test_the_device_is_named_by_what_its_speed_depends_on():
+def test_the_device_is_named_by_what_its_kernels_depend_on():
     assert torch.backends.cpu.get_cpu_capability() in device_name(torch.device("cpu"))
+
+
+def test_settings_that_choose_other_kernels_are_among_the_circumstances(monkeypatch):
+    monkeypatch.setenv("HOSTNAME", "pod")
+    monkeypatch.delenv("MKL_ENABLE_INSTRUCTIONS", raising=False)
+    before = kernel_settings()
+    monkeypatch.setenv("MKL_ENABLE_INSTRUCTIONS", "AVX2")
+    assert {**before, "MKL_ENABLE_INSTRUCTIONS": "AVX2"} == kernel_settings()
+    assert "HOSTNAME" not in before

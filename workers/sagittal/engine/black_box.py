@@ -29,13 +29,15 @@ class BlackBox(nn.Module, ABC):
         where: Where it runs, for people, such as `on server triton`.
         identity: What tells it from other models, for its digest.
         batch_size: Images in a batch that suit it; 0 lets the worker find out.
+        in_process: Whether it runs in this process, for this caller alone, so that what is measured of it stays so.
     """
 
-    def __init__(self, *, where: str, identity: str, batch_size: int = 0) -> None:
+    def __init__(self, *, where: str, identity: str, batch_size: int = 0, in_process: bool = False) -> None:
         super().__init__()
         self.where = where
         self.identity = identity
         self.batch_size = batch_size
+        self.in_process = in_process
 
     @abstractmethod
     def answer(self, images: Images) -> Outputs:

@@ -42,7 +42,13 @@ class Engine:
     """Runs tasks on one evaluator. `submit` is safe from any thread; `step` belongs to one."""
 
     def __init__(
-        self, evaluator: Evaluator, *, batch_size: int = 16, unit: int = 1, memo: ScoreMemo | None = None
+        self,
+        evaluator: Evaluator,
+        *,
+        batch_size: int = 16,
+        unit: int = 1,
+        reduced: bool = False,
+        memo: ScoreMemo | None = None,
     ) -> None:
         """Makes an engine.
 
@@ -51,11 +57,14 @@ class Engine:
             batch_size: Most masked images in a batch, but for a request whose last rows would make a small one.
             unit: Rows that share a batch come in multiples of this; what a request has beyond that runs alone. So each
                 row is always computed in the same way, whoever else is there, without padding.
+            reduced: Whether the model runs in reduced precision if a request is not exact. Exact requests then share no
+                batch with others.
             memo: What it remembers of masked images that were evaluated; None for nothing. It is the evaluator's alone.
         """
         self.evaluator = evaluator
         self.batch_size = batch_size
         self.unit = unit
+        self.reduced = reduced
         self.memo = memo
         self.counters = EngineCounters()
         self._tasks: list[Task] = []
@@ -135,13 +144,13 @@ class Engine:
             self._evaluate(self._batch(order))
 
     def _batch(self, order: Sequence[Task]) -> list[tuple[Task, Part]]:
-        """Fills a batch with rows of one mode, with gradient or without: that of the task that goes first."""
+        """Fills a batch with rows of one mode: with gradient or without, exact or not, as the first task asks."""
         first, part = order[0], order[0].first_part(self.batch_size, self._unit)
         batch, room = [(first, part)], self.batch_size - part.rows
         if part.rows % self._unit:
             return batch
         for task in order[1:]:
-            if task.remembered or not _same_mode(part.request, task.pending):
+            if task.remembered or not self._same_mode(part.request, task.pending):
                 continue
             if (other := task.next_part(room, self._unit)) is not None:
                 batch.append((task, other))
@@ -152,6 +161,11 @@ class Engine:
     def _unit(self) -> int:
         """The unit, where a batch has room for one: out-of-memory may have made batches smaller."""
         return self.unit if self.unit <= self.batch_size else 1
+
+    def _same_mode(self, first: object, other: object) -> bool:
+        if not isinstance(first, Evaluate) or not isinstance(other, Evaluate):
+            return False
+        return first.gradient == other.gradient and (not self.reduced or first.exact == other.exact)
 
     def _inspect(self, task: Task) -> None:
         request, begun = task.pending, time.perf_counter()
@@ -216,10 +230,6 @@ class Engine:
             pieces.append(answer)
             start = piece.stop
         return join(pieces)
-
-
-def _same_mode(first: object, other: object) -> bool:
-    return isinstance(first, Evaluate) and isinstance(other, Evaluate) and first.gradient == other.gradient
 
 
 def _all_sound(answers: Sequence[Scores | Exception]) -> bool:

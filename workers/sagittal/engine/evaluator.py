@@ -73,8 +73,9 @@ class TorchEvaluator:
     classes: int = 0
     """Number of classes; 0 leaves it unchecked."""
     quantum: int = 1
-    """Batches are padded to a multiple of this. Kernels sum in another order for other batch sizes; where a quantum is
-    found at which they do not (see `find_quantum`), a result is the same to the last bit whoever shares its batches."""
+    """Batches are padded to a multiple of this. Kernels sum in another order for other batch sizes; if a quantum is
+    found at which they do not on this machine (see `sagittal.models.row_equality`), a result is the same to the last
+    bit whoever shares its batches."""
     pads_small: bool = True
     """Whether batches smaller than the quantum are padded too. Where they are not, they must hold one request each: an
     engine whose `unit` is the quantum sees to that."""

@@ -5,7 +5,8 @@ call, and what is added to the output and a clamp on it are part of the kernel. 
 the images is a convolution too, and runs on the same kernels. What torch has for it is slower: small batches on one
 thread get another kernel for convolutions of single pixels, and an image's three channels cost as much as sixteen.
 
-Linear layers are run so that a row comes out the same to the last bit, however many others there are.
+Linear layers are run so that a row's result depends as little as can be on the number of rows. Whether it does on this
+machine is measured with the whole model; see `sagittal.models.row_equality`.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,10 @@ from sagittal.engine.fusion import Clamp
 
 FEW_CHANNELS = 16
 """Numbers that kernels compute at a time: of fewer channels, as images have, they compute as many all the same."""
+
+WHOLE_COLUMNS = 16
+"""Products have a multiple of this many columns, a cache line of numbers: kernels treat columns beyond whole vectors in
+another way, and so round otherwise."""
 
 _NO_ACTIVATION: tuple[str, list[float]] = ("none", [])
 
@@ -201,11 +206,11 @@ class _Differentiable(torch.autograd.Function):
 
 
 class SteadyLinear(nn.Module):
-    """A linear layer on a CPU whose result for a row does not depend on the number of rows, nor does its gradient.
+    """A linear layer on a CPU whose result for a row does not depend on the number of rows on most machines.
 
     Products choose their kernel by the number of rows, and kernels sum in different orders. They do less so where the
-    rows are columns, and there are two at least. For the gradient its weights are laid out the other way, once: few
-    rows are soon multiplied, and fetching weights line by line takes most of their time.
+    rows are columns, in multiples of `WHOLE_COLUMNS`. For the gradient its weights are laid out the other way, once:
+    few rows are soon multiplied, and fetching weights line by line takes most of their time.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -246,8 +251,8 @@ class SteadyLinear(nn.Module):
 
 
 def _columns(rows: Tensor) -> Tensor:
-    """Returns rows as columns, two at least."""
-    return (rows.expand(2, -1) if len(rows) == 1 else rows).t()
+    """Returns rows as columns, with zeros for the columns that are missing to whole ones."""
+    return F.pad(rows, (0, 0, 0, -len(rows) % WHOLE_COLUMNS)).t()
 
 
 class _DifferentiableRows(torch.autograd.Function):

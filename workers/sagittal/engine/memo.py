@@ -3,9 +3,11 @@
 A search that is repeated on the same picture and baseline, for an attention graph after sufficient sets or for another
 class, asks for many of the same masked images. All classes' probabilities are kept, so that the target is free.
 
-What is remembered is what the model would say again, to the last bit. Kernels may round otherwise in batches of other
-sizes, so a row is known by how it is computed too: rows that share batches in whole units (see `Engine.unit`) one by
-one, and the rows beyond them, which run as one small batch, all together. Rows are never left over by what others knew.
+What is remembered is what the model would return again: to the last bit if its rows are equal in every batch on this
+machine (see `sagittal.models.row_equality`), else within the rounding of its kernels. These may round otherwise in
+batches of other sizes, so a row is known by how it is computed too: rows that share batches in whole units (see
+`Engine.unit`) one by one, and the rows beyond them, which run as one small batch, all together. Rows are never left
+over by what others knew.
 """
 
 import hashlib
@@ -99,7 +101,7 @@ class ScoreMemo:
             self.bytes -= _size(forgotten)
 
     def _keys(self, request: Evaluate, unit: int) -> Sequence[bytes]:
-        """Returns what tells each row's evaluation from any other that would not give the same bits."""
+        """Returns what tells each row's evaluation from any other that is computed in another way."""
         masks = request.masks.detach().to("cpu", torch.float32).contiguous()
         said = (tuple(masks.shape[1:]), request.upsampling.value, request.exact or not self._reduced, unit)
         common = repr(said).encode() + self._of_subject(request.subject)

@@ -16,7 +16,7 @@ from sagittal.engine.requests import Upsampling
 
 ALIGNED = 16
 """Sizes are padded to multiples of this many numbers, a cache line: kernels round differently where a row of a batch
-begins elsewhere in one, and a row must not depend on its place."""
+begins elsewhere in one, and a row should not depend on its place."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

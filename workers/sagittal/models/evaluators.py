@@ -1,6 +1,7 @@
 """What runs a model for the engine: the model made faster, with the batches that suit it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,14 @@ from sagittal.engine.optimise import COMPILE, Step, optimise
 from sagittal.engine.task import STRETCHED
 from sagittal.engine.timing import Variant
 from sagittal.models.entry import ModelEntry
-from sagittal.models.measuring import batch_sizes, find_quantum, find_throughput, runs_small_cheaply
+from sagittal.models.measuring import batch_sizes, find_throughput, runs_small_cheaply
 from sagittal.models.plans import BatchPlan, KeptPlan
+from sagittal.models.row_equality import RowEquality, find_equality, whole_quanta
+
+COMPILED = RowEquality(
+    equal=False, detail="each size of batch is compiled by itself: results agree to a tolerance, not to the last bit"
+)
+"""Of models that are compiled, whose rows are not compared."""
 
 
 def make_evaluator(
@@ -90,15 +97,17 @@ def suit_batches(
 
 
 def _measured(evaluator: TorchEvaluator, probe: Tensor, *, compiled: bool, batch_size: int) -> BatchPlan:
-    variant = variant_of(evaluator)
-    quantum = evaluator.quantum if compiled else find_quantum(variant, probe)
-    sizes = batch_sizes(probe.device, quantum)
+    variant, sizes = variant_of(evaluator), batch_sizes(probe.device)
     # A size that is given is not measured at, however large it is.
     throughput = find_throughput(variant, probe[:1], [min(batch_size, sizes[0])] if batch_size else sizes)
+    batch_size = batch_size or throughput.batch_size
+    equality = COMPILED if compiled else find_equality(evaluator, probe, replace(throughput, batch_size=batch_size))
     return BatchPlan(
-        batch_size=_whole_quanta(batch_size or throughput.batch_size, quantum),
-        quantum=quantum,
-        pads_small=compiled or not runs_small_cheaply(variant, probe[:1], quantum),
+        batch_size=whole_quanta(batch_size, equality.quantum),
+        quantum=equality.quantum,
+        pads_small=compiled or not runs_small_cheaply(variant, probe[:1], equality.quantum),
+        equal_rows=equality.equal,
+        equality=equality.detail,
         forward=throughput.forward,
         backward=throughput.backward,
     )
@@ -116,8 +125,3 @@ def _warm(variant: Variant, image: Tensor, sizes: Sequence[int]) -> None:
         variant.forward(inputs)
         if variant.gradient:
             variant.backward(inputs)
-
-
-def _whole_quanta(batch_size: int, quantum: int) -> int:
-    """Returns the multiple of the quantum that is at most the batch size, since batches are padded to one."""
-    return max(quantum, batch_size - batch_size % quantum)

@@ -12,6 +12,7 @@ from sagittal.engine.memo import ScoreMemo
 from sagittal.engine.optimise import Step
 from sagittal.models.checking import Check
 from sagittal.models.entry import ModelEntry
+from sagittal.models.row_equality import EQUAL_ROWS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,7 @@ class Found:
     feature_layers: tuple[str, ...]
     """Layers whose output is (n, features), in order of execution."""
     steps: tuple[Step, ...]
-    """What was done to make it faster."""
+    """What was done to make it faster, and whether rows are equal in every batch."""
     batch_size: int
     evaluations_per_second: float
     gradient_evaluations_per_second: float
@@ -44,6 +45,11 @@ class Found:
     def deterministic(self) -> bool:
         """Whether the same input gives the same scores."""
         return all(check.passed for check in self.checks if check.name == "deterministic")
+
+    @property
+    def equal_rows(self) -> bool:
+        """Whether a masked image has the same score and gradient in every batch, to the last bit, as measured here."""
+        return any(step.applied for step in self.steps if step.name == EQUAL_ROWS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,9 +78,10 @@ class LoadedModel:
             memo_bytes: Memory for scores that tasks on the same picture share; 0 for none. A model that says something
                 else of the same input is not remembered.
         """
-        memo = ScoreMemo(memo_bytes, reduced=self.evaluator.autocast is not None) if memo_bytes else None
+        reduced = self.evaluator.autocast is not None
+        memo = ScoreMemo(memo_bytes, reduced=reduced) if memo_bytes and self.found.deterministic else None
         unit, size = self.evaluator.unit, self.found.batch_size
-        return Engine(self.evaluator, batch_size=size, unit=unit, memo=memo if self.found.deterministic else None)
+        return Engine(self.evaluator, batch_size=size, unit=unit, reduced=reduced, memo=memo)
 
     @property
     def memory_bytes(self) -> int:

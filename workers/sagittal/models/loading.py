@@ -17,9 +17,10 @@ from sagittal.models.digests import model_digest
 from sagittal.models.entry import ModelEntry
 from sagittal.models.evaluators import is_compiled, make_evaluator, suit_batches, variant_of
 from sagittal.models.loaded import Found, LoadedModel
-from sagittal.models.plans import KeptPlan, device_name
+from sagittal.models.plans import KeptPlan, device_name, kernel_settings
 from sagittal.models.probing import SeenLayers, batch_bytes, input_limits, refusals, see_layers, sides_taken, view_of
 from sagittal.models.registered import check_layers, check_weights, labels_of
+from sagittal.models.row_equality import RowEquality
 from sagittal.models.sources import EVERYTHING, Access, ModelUnavailable, load_source
 
 PROBE_IMAGES = 4
@@ -57,12 +58,13 @@ def load(entry: ModelEntry, device: torch.device, *, batch_size: int = 0, access
     check_layers(entry.layers, seen)
     kept = _kept_plan(access, digest, evaluator, steps, probe, batch_size)
     plan = suit_batches(evaluator, probe, compiled=is_compiled(steps), batch_size=batch_size, kept=kept)
+    equality = RowEquality(equal=plan.equal_rows, quantum=plan.quantum, detail=plan.equality)
     found = Found(
         classes=classes,
         supports_gradients=gradients,
         spatial_layers=seen.spatial,
         feature_layers=seen.flat,
-        steps=(*sourced.notes, *steps),
+        steps=(*sourced.notes, *steps, equality.step),
         batch_size=plan.batch_size,
         evaluations_per_second=plan.forward,
         gradient_evaluations_per_second=plan.backward,
@@ -98,6 +100,7 @@ def _kept_plan(
         "batch_size": batch_size,
         "device": device_name(probe.device),
         "threads": torch.get_num_threads(),
+        "kernels": kernel_settings(),
         "torch": torch.__version__,
         "sagittal": metadata.version("sagittal"),
     }

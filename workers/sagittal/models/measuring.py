@@ -1,4 +1,4 @@
-"""What is measured of a model when it is loaded: the batch that suits it, and how batches must be cut."""
+"""The batch size that suits a model, measured when it is loaded, and whether padding small batches is waste."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -31,12 +31,6 @@ CHEAP = 0.5
 
 MEMORY_SHARE = 0.5
 """Share of a GPU's memory that a batch may take, other models beside it."""
-
-QUANTA = (1, 2, 4)
-"""Multiples of which batches may have to be."""
-
-QUANTUM_ROWS = 8
-"""Rows on which they are compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,35 +102,9 @@ def _try(variant: Variant, image: Tensor, size: int, seconds: Callable[[Variant,
     return Trial(seconds(forward_only, inputs) / size, seconds(variant, inputs) / size)
 
 
-def batch_sizes(device: torch.device, quantum: int) -> Sequence[int]:
-    """Returns the batch sizes to try on a device."""
-    sizes = CPU_SIZES if device.type == "cpu" else GPU_SIZES
-    return [size for size in sizes if size % quantum == 0]
-
-
-def find_quantum(variant: Variant, probe: Tensor) -> int:
-    """Returns the smallest quantum at which rows are the same in any batch, to the last bit; 1 where there is none.
-
-    Kernels cut their work by the size of the batch and sum in another order for some sizes: rows are compared, with and
-    without gradient, between one batch and unequal pieces of it.
-    """
-    rows = probe.repeat(-(-QUANTUM_ROWS // len(probe)), 1, 1, 1)[:QUANTUM_ROWS]
-    rows = rows + torch.linspace(0, 1, len(rows), device=rows.device).view(-1, 1, 1, 1)
-    whole = _results(variant, rows)
-    for quantum in QUANTA:
-        if _same_in_pieces(variant, rows, whole, quantum):
-            return quantum
-    return 1
-
-
-def _same_in_pieces(variant: Variant, rows: Tensor, whole: Sequence[Tensor], quantum: int) -> bool:
-    start = 0
-    for size in pieces_of(quantum, len(rows)):
-        piece = _results(variant, rows[start : start + size])
-        if not all(torch.equal(part, all_[start : start + size]) for part, all_ in zip(piece, whole, strict=True)):
-            return False
-        start += size
-    return True
+def batch_sizes(device: torch.device) -> Sequence[int]:
+    """Returns the batch sizes to try on a device, multiples of every quantum."""
+    return CPU_SIZES if device.type == "cpu" else GPU_SIZES
 
 
 def runs_small_cheaply(
@@ -148,22 +116,6 @@ def runs_small_cheaply(
     alone, padded = image, image.repeat(quantum, 1, 1, 1)
     times = [(seconds(variant, alone), seconds(variant, padded)) for _ in range(2)]
     return min(one for one, _ in times) < CHEAP * min(whole for _, whole in times)
-
-
-def pieces_of(quantum: int, rows: int) -> Sequence[int]:
-    """Returns unequal multiples of the quantum that sum to `rows`; equal ones where two are all that fit."""
-    sizes, left = [], rows
-    size = quantum
-    while left - size >= size + quantum:
-        sizes.append(size)
-        left -= size
-        size += quantum
-    return [*sizes, left] if sizes else [quantum] * (rows // quantum)
-
-
-def _results(variant: Variant, rows: Tensor) -> Sequence[Tensor]:
-    without = variant.forward(rows)
-    return (without, *variant.backward(rows)) if variant.gradient else (without,)
 
 
 def _fills_memory(device: torch.device) -> bool:

@@ -1,13 +1,15 @@
 """How batches of a model are cut, kept on disk so that a worker that starts again need not measure it anew.
 
-What is found holds for one model, made faster in one way, on one kind of device with so many threads and one release of
-torch. All of that names the file: what was found under other circumstances is never read.
+What is found holds for one model, made faster in one way, on one kind of device with so many threads, one release of
+torch and one set of settings for its kernels. All of that names the file: what was found under other circumstances is
+never read.
 """
 
 import hashlib
 import json
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -29,6 +31,10 @@ class BatchPlan:
     """Batches come in multiples of this; see `TorchEvaluator.quantum`."""
     pads_small: bool
     """Whether smaller ones are padded to it."""
+    equal_rows: bool
+    """Whether a row is then the same to the last bit in every batch; see `RowEquality`."""
+    equality: str
+    """What was found about that."""
     forward: float
     """Images a second."""
     backward: float
@@ -92,16 +98,30 @@ class KeptPlan:
 
 
 def device_name(device: torch.device) -> str:
-    """Returns what kind of device it is: the same name for the same speed."""
+    """Returns what kind of device it is: the same name for the same kernels at the same speed."""
     if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)
-        return f"{found.name}, {found.total_memory} bytes"
+        libraries = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]
+        return f"{found.name}, {found.total_memory} bytes, {libraries}"
     return f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} processors"
 
 
+KERNEL_SETTINGS = re.compile("(ATEN|BLIS|CUBLAS|CUDA|CUDNN|DNNL|GOMP|KMP|MKL|NVIDIA|OMP|ONEDNN|OPENBLAS|TORCH)_.*")
+"""Environment variables by which libraries choose their kernels."""
+
+
+def kernel_settings() -> Mapping[str, str]:
+    """Returns what the environment says to the libraries whose kernels run the model."""
+    return {name: value for name, value in os.environ.items() if KERNEL_SETTINGS.fullmatch(name)}
+
+
 def _processor() -> str:
+    """Returns the name of the processor and a digest of its instructions, which hypervisors hide in part."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        text = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     except OSError:  # not Linux
         return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
+    instructions = told.get("flags", told.get("Features", ""))
+    name = told.get("model name", platform.machine())
+    return f"{name} {hashlib.sha256(instructions.encode()).hexdigest()[:16]}"

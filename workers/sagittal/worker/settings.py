@@ -48,7 +48,8 @@ class WorkerSettings(BaseSettings):
     bound."""
     score_memo_mib: Annotated[int, Field(ge=0)] = 64
     """Memory for the scores of masked images that jobs on the same picture and baseline share, in MiB for each loaded
-    model. Results do not depend on it. 0: none is shared."""
+    model. Results depend on it by rounding at most, and not at all for a model whose `equal-rows` is applied. 0: none
+    is shared."""
     max_jobs: Annotated[int, Field(ge=1)] = 8
     """Jobs that run at the same time."""
     sources: Access = Access()

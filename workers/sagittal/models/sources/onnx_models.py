@@ -83,7 +83,7 @@ class OnnxModel(BlackBox):
             output: Name of the output with the scores; empty for the only one.
         """
         runtime: Any = need("onnxruntime", extra=EXTRA)
-        super().__init__(where="in onnxruntime", identity=f"{file_digest(path)} {output}")
+        super().__init__(where="in onnxruntime", identity=f"{file_digest(path)} {output}", in_process=True)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
