@@ -18,7 +18,7 @@ from subject import ROOT, arguments, load_model, machine, pictures, report, tabl
 from sagittal.engine import INTERACTIVE_WEIGHT, Budget, Engine, Task
 from sagittal.engine.evaluator import Evaluator
 from sagittal.engine.timing import Variant
-from sagittal.explain import EXPLAINERS, Explainer, Metrics, Question, explain
+from sagittal.explain import EXPLAINERS, Explainer, Metrics, Question, explanation_steps
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import black
 
@@ -41,7 +41,7 @@ class Bench:
 
     def task(self, explainer: Explainer, *, evaluations: int | None = None, weight: float = 1.0) -> Task:
         """Returns an explanation without metrics, which ends early at its budget."""
-        steps = explain(self.question, explainer, Metrics())
+        steps = explanation_steps(self.question, explainer, Metrics())
         return Task(steps=steps, budget=Budget(evaluations=evaluations), weight=weight)
 
     def run(self, tasks: Sequence[Task]) -> tuple[float, Beside]:

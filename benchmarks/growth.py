@@ -17,7 +17,7 @@ from subject import MODELS
 from sagittal.engine import Budget, Task
 from sagittal.engine.allocator import keep_freed_memory
 from sagittal.engine.requests import Evaluate, Subject
-from sagittal.explain import EXPLAINERS, Metrics, Question, explain
+from sagittal.explain import EXPLAINERS, Metrics, Question, explanation_steps
 from sagittal.models.entry import read_entries
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.loading import load
@@ -97,7 +97,7 @@ def _tasks(loaded: LoadedModel, axis: str, size: int) -> Sequence[Task]:
         image = torch.randn(3, 224, 224, generator=torch.Generator().manual_seed(0)).to(loaded.device)
         question = Question(image=image, black=black(loaded.entry.preprocessing), seed=0)
         search = EXPLAINERS["mse"].explainer(grid=size)
-        return [Task(steps=explain(question, search, Metrics()), budget=Budget(evaluations=SEARCHED))]
+        return [Task(steps=explanation_steps(question, search, Metrics()), budget=Budget(evaluations=SEARCHED))]
     jobs, side, cells = (size if axis == name else usual for name, usual in (("jobs", 1), ("image", 224), ("mask", 28)))
     return [Task(steps=_steps(loaded.device, side, cells)) for _ in range(jobs)]
 

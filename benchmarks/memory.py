@@ -13,7 +13,7 @@ from bare import Clock, clock_of
 from subject import arguments, load_model, machine, pictures, report, table
 
 from sagittal.engine import Engine, Task
-from sagittal.explain import EXPLAINERS, Metrics, Question, explain
+from sagittal.explain import EXPLAINERS, Metrics, Question, explanation_steps
 from sagittal.explain.events import GraphEdge, GraphNode, SufficientSet
 from sagittal.explain.steps import Steps
 from sagittal.models.loaded import LoadedModel
@@ -68,7 +68,7 @@ def write(options: argparse.Namespace) -> None:
 
     def job(method: str, target: int | None = None) -> Callable[[], Steps]:
         question = Question(image=picture.image, target=target, black=black(loaded.entry.preprocessing))
-        return lambda: explain(question, EXPLAINERS[method].explainer(), Metrics())
+        return lambda: explanation_steps(question, EXPLAINERS[method].explainer(), Metrics())
 
     pairs = {
         "attention graph after sufficient sets": (job("mse"), job("sag")),

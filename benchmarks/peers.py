@@ -23,7 +23,7 @@ from subject import MODELS, load_model, machine, pictures
 from torch import Tensor, nn
 
 from sagittal.engine import Task
-from sagittal.explain import EXPLAINERS, Black, MeanColour, Metrics, Question, explain
+from sagittal.explain import EXPLAINERS, Black, MeanColour, Metrics, Question, explanation_steps
 from sagittal.explain.attribution.rise import random_masks
 from sagittal.explain.events import SaliencyMask
 from sagittal.models.entry import read_entries
@@ -69,7 +69,7 @@ def ours(loaded: LoadedModel, image: Tensor, name: str) -> Tensor:
         if isinstance(event, SaliencyMask) and event.final:
             found.append(event.saliency)
 
-    steps = explain(question, EXPLAINERS[method].explainer(**parameters), Metrics(curves=False))
+    steps = explanation_steps(question, EXPLAINERS[method].explainer(**parameters), Metrics(curves=False))
     loaded.engine().run(Task(steps=steps, on_event=note))
     return found[-1]
 

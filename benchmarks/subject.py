@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sagittal.engine import Budget, Task
 from sagittal.engine.allocator import keep_freed_memory
-from sagittal.explain import Explainer, Metrics, Question, explain
+from sagittal.explain import Explainer, Metrics, Question, explanation_steps
 from sagittal.explain.events import Curve, CurveKind, SaliencyMask
 from sagittal.models.entry import read_entries
 from sagittal.models.loaded import LoadedModel
@@ -83,7 +83,7 @@ def run(loaded: LoadedModel, picture: Picture, explainer: Explainer, *, seed: in
     events: list[Any] = []
     ends: list[BaseException | None] = []
     task = Task(
-        steps=explain(question, explainer, options.get("metrics", Metrics())),
+        steps=explanation_steps(question, explainer, options.get("metrics", Metrics())),
         on_event=events.append,
         on_end=ends.append,
         budget=options.get("budget", Budget()),

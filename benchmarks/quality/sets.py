@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sagittal.engine import Task
 from sagittal.engine.requests import Upsampling
-from sagittal.explain import Black, MinimalSufficientExplanations, Question, explain
+from sagittal.explain import Black, MinimalSufficientExplanations, Question, explanation_steps
 from sagittal.explain.events import RegionScores, SufficientSet
 from sagittal.explain.sets.patches import bits_of
 from sagittal.explain.sets.regions import ask_regions
@@ -55,7 +55,7 @@ def searched(loaded: LoadedModel, picture: Picture, name: str) -> dict[str, Any]
     search = SEARCHES[name]
     if isinstance(search, ReferenceSearch):
         search = dataclasses.replace(search, spared=spared)
-    events, evaluations = _run(loaded, explain(question, search))
+    events, evaluations = _run(loaded, explanation_steps(question, search))
     seconds = time.process_time() - started
     sets = {event.patches: event for event in events if isinstance(event, SufficientSet)}.values()
     return {

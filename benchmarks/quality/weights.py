@@ -9,7 +9,7 @@ from subject import Picture
 from torch import Tensor, nn
 
 from sagittal.engine import Engine, Task
-from sagittal.explain import Explainer, Metrics, Question, explain
+from sagittal.explain import Explainer, Metrics, Question, explanation_steps
 from sagittal.explain.events import SaliencyMask
 from sagittal.explain.measures.sanity import randomisation_check
 from sagittal.models.loaded import LoadedModel
@@ -50,7 +50,7 @@ def _heatmap(loaded: LoadedModel, module: nn.Module, question: Question, explain
         if isinstance(event, SaliencyMask) and event.final:
             finals.append(event.saliency)
 
-    task = Task(steps=explain(question, explainer, Metrics(curves=False)), on_event=note, on_end=ends.append)
+    task = Task(steps=explanation_steps(question, explainer, Metrics(curves=False)), on_event=note, on_end=ends.append)
     Engine(evaluator, batch_size=loaded.found.batch_size, unit=evaluator.unit).run(task)
     if ends[0] is not None:
         raise ends[0]

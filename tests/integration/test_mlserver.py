@@ -15,7 +15,7 @@ from sagittal.core.errors import FailedPrecondition
 from sagittal.core.methods import resolve
 from sagittal.engine import Task
 from sagittal.engine.requests import Upsampling
-from sagittal.explain import EXPLAINERS, Question, explain
+from sagittal.explain import EXPLAINERS, Question, explanation_steps
 from sagittal.explain.events import Curve, GraphNode, Prediction, RegionScores, SaliencyMask, SufficientSet
 from sagittal.explain.problem import predict
 from sagittal.explain.sets.regions import ask_regions
@@ -125,7 +125,7 @@ WITHOUT_GRADIENTS = {
 
 def answers(loaded, name, parameters):
     """Returns what is told of heatmaps, sets, nodes and curves, as tensors."""
-    events = run(loaded, explain(QUESTION, EXPLAINERS[name].explainer(**parameters)))
+    events = run(loaded, explanation_steps(QUESTION, EXPLAINERS[name].explainer(**parameters)))
     told = [event.saliency for event in events if isinstance(event, SaliencyMask) and event.final]
     told += [torch.tensor(event.patches) for event in events if isinstance(event, SufficientSet | GraphNode)]
     return told + [torch.tensor(event.scores) for event in events if isinstance(event, Curve)]

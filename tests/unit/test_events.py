@@ -16,9 +16,9 @@ from sagittal.client import events as sdk
 from sagittal.client.arrays import to_tensor
 from sagittal.client.parsing import KINDS, parse_event, targets_of
 from sagittal.explain import events as explained
+from sagittal.explain.messages import EventMessages
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import tensor_pb2
-from sagittal.worker.wire import Wire
 
 FIELDS = {field.name for field in pb.ExplanationEvent.DESCRIPTOR.oneofs_by_name["event"].fields}
 #: No two alike, so that no difference between them is nothing.
@@ -108,7 +108,7 @@ def lost_fields(message, kind: type, path: str) -> list[str]:
 
 def reported() -> dict[str, object]:
     """One event of each kind that explainers report, by its field in the API."""
-    wire = Wire(["a", "b", "c", "label"], "digest")
+    wire = EventMessages(["a", "b", "c", "label"], "digest")
     found = {}
     for kind in get_args(explained.Event):
         message = wire.message(filled(kind), 7)

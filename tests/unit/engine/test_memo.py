@@ -16,7 +16,7 @@ from sagittal.explain import (
     MinimalSufficientExplanations,
     Question,
     StructuredAttentionGraph,
-    explain,
+    explanation_steps,
     score_regions,
 )
 from sagittal.explain.problem import Problem
@@ -185,7 +185,7 @@ def test_the_attention_graph_after_sufficient_sets_searches_from_memory():
     def run(on, explainer):
         events = []
         question = Question(image=image(LEFT, RIGHT), target=1)
-        task = Task(steps=explain(question, explainer, Metrics(curves=False)), on_event=events.append)
+        task = Task(steps=explanation_steps(question, explainer, Metrics(curves=False)), on_event=events.append)
         on.run(task)
         return events, task.usage
 

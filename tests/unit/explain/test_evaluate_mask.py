@@ -5,7 +5,7 @@ import torch
 from known_models import LEFT, LooksAtRegions, image
 
 from sagittal.engine import Engine, Task, TorchEvaluator
-from sagittal.explain import EvaluateMask, InvalidParameter, Question, explain
+from sagittal.explain import EvaluateMask, InvalidParameter, Question, explanation_steps
 from sagittal.explain.events import Curve, CurveKind, Warning
 
 
@@ -19,7 +19,7 @@ def region(size=14):
 def curves_of(heatmap):
     evaluator = TorchEvaluator(module=LooksAtRegions(LEFT).eval(), device=torch.device("cpu"))
     events, ends = [], []
-    steps = explain(Question(image=image(LEFT), target=1), EvaluateMask(heatmap=heatmap))
+    steps = explanation_steps(Question(image=image(LEFT), target=1), EvaluateMask(heatmap=heatmap))
     Engine(evaluator).run(Task(steps=steps, on_event=events.append, on_end=ends.append))
     assert ends == [None]
     return {event.kind: event.auc for event in events if isinstance(event, Curve)}, events

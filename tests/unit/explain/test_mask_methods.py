@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from known_models import LEFT, RIGHT, Constant, LooksAtRegions
 
 from sagittal.engine import Budget, Engine, Task, TorchEvaluator
-from sagittal.explain import IGOS, IGOSPlus, IGOSPlusPlus, InvalidParameter, Metrics, Question, explain
+from sagittal.explain import IGOS, IGOSPlus, IGOSPlusPlus, InvalidParameter, Metrics, Question, explanation_steps
 from sagittal.explain.events import Curve, CurveKind, Prediction, Progress, SaliencyMask, Truncated, Warning
 
 METHODS = (IGOS, IGOSPlus, IGOSPlusPlus)
@@ -22,7 +22,9 @@ def explained(module, image, explainer, *, seed=0, target=1, budget=Budget(), me
     evaluator = TorchEvaluator(module=module.eval(), device=torch.device("cpu"))
     events, ends = [], []
     question = Question(image=image, target=target, seed=seed)
-    task = Task(steps=explain(question, explainer, metrics), on_event=events.append, on_end=ends.append, budget=budget)
+    task = Task(
+        steps=explanation_steps(question, explainer, metrics), on_event=events.append, on_end=ends.append, budget=budget
+    )
     Engine(evaluator).run(task)
     assert ends == [None], ends
     return events, task.usage

@@ -14,7 +14,7 @@ from sagittal.explain import (
     Metrics,
     Occlusion,
     Question,
-    explain,
+    explanation_steps,
 )
 from sagittal.explain.events import Prediction, Warning
 from sagittal.explain.problem import Problem
@@ -25,7 +25,7 @@ LOOKERS = [GradCAM(), ExcitationBackprop(), EvaluateMask(heatmap=torch.rand(7, 7
 
 def prepared(explainer, *, curves):
     """Returns the requests and the prediction that come before the method's own, and its problem."""
-    steps, asked = explain(Question(image=image(LEFT)), explainer, Metrics(curves=curves)), []
+    steps, asked = explanation_steps(Question(image=image(LEFT)), explainer, Metrics(curves=curves)), []
     evaluator = TorchEvaluator(module=LooksAtRegions(LEFT), device=torch.device("cpu"))
 
     def noted():
@@ -67,7 +67,7 @@ def test_a_method_that_hides_gets_a_checked_baseline_without_curves_too(explaine
 
 def test_without_a_baseline_hiding_changes_nothing_and_nothing_is_said_of_it():
     events = []
-    steps = explain(Question(image=image(LEFT)), Seen(seen := []), Metrics(curves=False))
+    steps = explanation_steps(Question(image=image(LEFT)), Seen(seen := []), Metrics(curves=False))
     evaluator = TorchEvaluator(module=LooksAtRegions(LEFT), device=torch.device("cpu"))
     Engine(evaluator).run(Task(steps=steps, on_event=events.append))
     (problem,) = seen

@@ -7,7 +7,7 @@ from known_models import LEFT, RIGHT, LooksAtRegions
 from reference.descent import FORMS, ReferenceDescent, Spared
 
 from sagittal.engine import Engine, Task, TorchEvaluator
-from sagittal.explain import Metrics, Question, explain
+from sagittal.explain import Metrics, Question, explanation_steps
 from sagittal.explain.events import SaliencyMask
 
 
@@ -16,7 +16,9 @@ def run(explainer):
     events, ends = [], []
     evaluator = TorchEvaluator(module=LooksAtRegions(LEFT).eval(), device=torch.device("cpu"))
     question = Question(image=known_models.image(LEFT, RIGHT), target=1)
-    task = Task(steps=explain(question, explainer, Metrics(curves=False)), on_event=events.append, on_end=ends.append)
+    task = Task(
+        steps=explanation_steps(question, explainer, Metrics(curves=False)), on_event=events.append, on_end=ends.append
+    )
     Engine(evaluator).run(task)
     assert ends == [None], ends
     saliency = next(event.saliency for event in events if isinstance(event, SaliencyMask) and event.final)

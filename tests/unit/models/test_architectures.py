@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sagittal.engine import Budget, Task
-from sagittal.explain import EXPLAINERS, Metrics, Question, explain
+from sagittal.explain import EXPLAINERS, Metrics, Question, explanation_steps
 from sagittal.explain.events import Curve, GraphNode, SaliencyMask, SufficientSet
 from sagittal.models import measuring
 from sagittal.models.entry import ModelEntry
@@ -97,7 +97,7 @@ def explained(model, names):
     for name, (events, ends) in said.items():
         explainer = EXPLAINERS[name].explainer(**REDUCED.get(name, {}))
         metrics = Metrics(curves=name == "evaluate-mask", steps=4)
-        steps = explain(question, explainer, metrics)
+        steps = explanation_steps(question, explainer, metrics)
         budget = Budget(evaluations=EVALUATIONS)
         engine.submit(Task(steps=steps, on_event=events.append, on_end=ends.append, budget=budget))
     while engine.step():

@@ -10,7 +10,7 @@ from torch import nn
 
 from sagittal.engine import Engine, Task
 from sagittal.engine.frozen import FrozenConvolution
-from sagittal.explain import EXPLAINERS, Metrics, Question, explain
+from sagittal.explain import EXPLAINERS, Metrics, Question, explanation_steps
 from sagittal.explain.events import SaliencyMask
 from sagittal.models.adapting import choose_place, resolve_preset
 from sagittal.models.checking import check_preprocessing
@@ -199,7 +199,7 @@ def test_independent_labels_are_explained_by_their_own_score(make, method, flaw,
     reduced = {"igos++": {"iterations": 2}, "rise": {"masks": 16}}.get(method, {})
     events, ends = [], []
     question = Question(image=image, black=black(loaded.entry.preprocessing), target=2)
-    steps = explain(question, EXPLAINERS[method].explainer(**reduced), Metrics(curves=False))
+    steps = explanation_steps(question, EXPLAINERS[method].explainer(**reduced), Metrics(curves=False))
     Engine(loaded.evaluator).run(Task(steps=steps, on_event=events.append, on_end=ends.append))
     assert ends == [None]
     (told,) = [event for event in events if type(event).__name__ == "Prediction"]

@@ -15,7 +15,7 @@ from known_models import LEFT, RIGHT, image, looks_at_left
 from sagittal.core.errors import Unavailable
 from sagittal.engine import Engine, EvaluationFailed, ModelUnreachable, Task
 from sagittal.engine.requests import Evaluate, Subject
-from sagittal.explain import EXPLAINERS, Needs, Question, explain
+from sagittal.explain import EXPLAINERS, Needs, Question, explanation_steps
 from sagittal.explain.events import SaliencyMask
 from sagittal.models.entry import ModelEntry
 from sagittal.models.loading import load
@@ -91,7 +91,7 @@ def test_the_deployed_model_answers_in_batches(server):
 def test_an_explanation_is_the_one_of_the_same_model_here(server):
     def mask_of(loaded):
         explainer = EXPLAINERS["rise"].explainer(masks=100)
-        events, error = run(loaded, explain(Question(image=image(LEFT, RIGHT), target=1), explainer))
+        events, error = run(loaded, explanation_steps(Question(image=image(LEFT, RIGHT), target=1), explainer))
         assert error is None
         return next(event.saliency for event in events if isinstance(event, SaliencyMask) and event.final)
 
@@ -113,7 +113,7 @@ def test_what_it_cannot_do_is_known_before_a_job_is_queued(server):
 @pytest.mark.parametrize("name", ["mse", "sag", "occlusion"])
 def test_methods_without_gradients_find_the_reason(server, name):
     events, error = run(
-        load_remote(server), explain(Question(image=image(LEFT), target=1), EXPLAINERS[name].explainer())
+        load_remote(server), explanation_steps(Question(image=image(LEFT), target=1), EXPLAINERS[name].explainer())
     )
     assert error is None
     assert events

@@ -1,6 +1,6 @@
 """Explainers of image classifiers and the measures of how good an explanation is.
 
-Useful alone: `run(model, image, IGOSPlusPlus())` in `sagittal.engine` explains without any service.
+Useful alone: `explain(model, image, IGOSPlusPlus())` explains an image of any PyTorch classifier, without the service.
 """
 
 from sagittal.explain.attribution.evaluate_mask import EvaluateMask
@@ -12,12 +12,14 @@ from sagittal.explain.attribution.occlusion import Occlusion
 from sagittal.explain.attribution.rise import RISE
 from sagittal.explain.attribution.score_cam import ScoreCAM
 from sagittal.explain.concepts.explainer import Concepts
-from sagittal.explain.explainer import Explainer, InvalidParameter, Needs, parameter, parameters
-from sagittal.explain.explanation import explain
+from sagittal.explain.explainer import Explainer, Needs
+from sagittal.explain.explanation import explanation_steps
+from sagittal.explain.library import explain
 from sagittal.explain.masks.igos import IGOS, IGOSPlus, IGOSPlusPlus
 from sagittal.explain.masks.meaningful_perturbation import MeaningfulPerturbation
 from sagittal.explain.measures.curves import CurveProtocol, Metrics
 from sagittal.explain.methods import EXPLAINERS, Row
+from sagittal.explain.parameters import InvalidParameter, parameter, parameters
 from sagittal.explain.problem import Black, Blur, Given, MeanColour, Noise, Problem, Question
 from sagittal.explain.sets.attention_graph import StructuredAttentionGraph
 from sagittal.explain.sets.regions import RegionScore, score_regions
@@ -55,6 +57,7 @@ __all__ = [
     "StructuredAttentionGraph",
     "Unsupported",
     "explain",
+    "explanation_steps",
     "parameter",
     "parameters",
     "score_regions",

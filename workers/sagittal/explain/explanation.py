@@ -15,7 +15,7 @@ EMPTY = 0.05
 """A heatmap whose largest value is below this shows nothing."""
 
 
-def explain(question: Question, explainer: Explainer, metrics: Metrics = Metrics()) -> Steps[None]:
+def explanation_steps(question: Question, explainer: Explainer, metrics: Metrics = Metrics()) -> Steps[None]:
     """Yields requests and events of one explanation, from prediction to metrics."""
     problem = yield from prepare(question, hides=explainer.hides or metrics.curves)
     finals: list[SaliencyMask] = []

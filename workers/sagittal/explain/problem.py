@@ -12,6 +12,7 @@ from sagittal.engine.masking import gaussian_blur, stretched_units
 from sagittal.engine.requests import Evaluate, Inspect, ModelView, Scores, Subject
 from sagittal.explain.events import ClassScore, Prediction, Warning
 from sagittal.explain.masks.regularisers import edge_weights
+from sagittal.explain.parameters import InvalidParameter
 from sagittal.explain.steps import Steps, T, ask
 
 
@@ -261,6 +262,8 @@ def prepare(question: Question, *, hides: bool = True) -> Steps[Problem]:
     """
     probabilities = yield from _probabilities(question.image)
     target = int(probabilities.argmax()) if question.target is None else question.target
+    if not 0 <= target < len(probabilities):
+        raise InvalidParameter("target", f"is {target}; give a class from 0 to {len(probabilities) - 1}")
     full_score = float(probabilities[target])
     kind, candidate, score = "", Candidate(question.image), full_score
     if hides:

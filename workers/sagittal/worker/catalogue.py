@@ -11,7 +11,7 @@ from google.protobuf import struct_pb2
 from sagittal.core.declarations import declaration_of
 from sagittal.core.entries import Layers
 from sagittal.explain import EXPLAINERS, Concepts, Needs, Row
-from sagittal.explain.explainer import Parameter, parameters
+from sagittal.explain.parameters import Parameter, parameters
 from sagittal.models.loaded import Found, LoadedModel
 from sagittal.v1 import model_pb2
 

@@ -237,6 +237,6 @@ ANSWERS: Mapping[JobKind, Callable[[Lease, ConceptShelf], Answered]] = {
 """Questions about stored sets, by kind of job."""
 
 
-def answer_event(answer: Answer, _evaluations: int) -> explanation_pb2.ExplanationEvent:
+def answer_event(answer: Answer) -> explanation_pb2.ExplanationEvent:
     """Returns the message of an answer."""
     return explanation_pb2.ExplanationEvent(answer=answer.message)

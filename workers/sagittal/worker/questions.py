@@ -24,7 +24,7 @@ from sagittal.explain import (
     Noise,
     Question,
 )
-from sagittal.explain.explainer import InvalidParameter
+from sagittal.explain.parameters import InvalidParameter
 from sagittal.explain.problem import Baseline
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import black, to_input

@@ -28,14 +28,15 @@ from sagittal.engine import INTERACTIVE_WEIGHT, Budget, EvaluationFailed, ModelU
 from sagittal.engine.requests import OutOfBudget
 from sagittal.explain import InvalidParameter, Unsupported, events
 from sagittal.explain.concepts import UnfitImages
+from sagittal.explain.messages import EventMessages
 from sagittal.models.loaded import LoadedModel
 from sagittal.runtime.tracing import NO_TRACER, Tracer
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.worker.checkpoints import Checkpoints
+from sagittal.worker.concept_jobs import Answer, answer_event
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.quality import Quality
 from sagittal.worker.trace import JobTrace, job_log
-from sagittal.worker.wire import Wire
 from sagittal.worker.work import Work
 from sagittal.worker.writer import EventWriter, Outbox
 
@@ -73,7 +74,7 @@ class JobRun:
         self._waited = max(0.0, time.time() - lease.job.created)
         self._measured = Measured()
         self._quality = Quality()
-        self._wire = Wire(loaded.labels, loaded.digest)
+        self._messages = EventMessages(loaded.labels, loaded.digest)
         self._outbox: Outbox = writer.open(lease)
         self._checkpoints = Checkpoints(partial(writer.checkpoint, self._outbox), loaded, seconds=checkpoint_seconds)
         self._work: Work | None = None
@@ -157,9 +158,14 @@ class JobRun:
         passing = isinstance(event, events.Progress) or (isinstance(event, events.SaliencyMask) and not event.final)
         if passing and not self._due(event):
             return
-        message = self._wire.message(event, self.task.usage.evaluations if self.task else 0)
+        message = self._message(event)
         if message is not None:
             self._send(message)
+
+    def _message(self, event: events.Event | Answer) -> pb.ExplanationEvent | None:
+        if isinstance(event, Answer):
+            return answer_event(event)
+        return self._messages.message(event, self.task.usage.evaluations if self.task else 0)
 
     def _due(self, event: events.Event) -> bool:
         """Whether a progress event or a partial mask may be sent now: in its time, or the first of a phase."""

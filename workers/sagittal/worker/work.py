@@ -12,7 +12,7 @@ from sagittal.core.jobs import JobKind, Lease
 from sagittal.core.regions import check_patch_shape, check_sets
 from sagittal.engine.requests import Upsampling
 from sagittal.engine.task import Usage
-from sagittal.explain import Concepts, explain
+from sagittal.explain import Concepts, explanation_steps
 from sagittal.explain.problem import predict
 from sagittal.explain.sets.regions import ask_regions
 from sagittal.models.loaded import LoadedModel
@@ -78,7 +78,7 @@ def _explanation(
     if isinstance(explainer, Concepts):
         explainer, question = with_concepts(explainer, question, lease, loaded, shelf)
     return Work(
-        steps=explain(question, explainer, request.metrics),
+        steps=explanation_steps(question, explainer, request.metrics),
         method=request.method.name,
         method_field=request.method.field,
         parameters=request.method.parameters,

@@ -13,7 +13,7 @@ from sagittal.explain.concepts.features import flat
 from sagittal.explain.concepts.heatmaps import METHODS, winning_features
 from sagittal.explain.concepts.quality import entropy, mean_shares, spread_over
 from sagittal.explain.events import Checkpoint, ConceptContribution, ConceptPrediction, Progress
-from sagittal.explain.explainer import InvalidParameter
+from sagittal.explain.parameters import InvalidParameter
 from sagittal.explain.problem import Problem
 
 

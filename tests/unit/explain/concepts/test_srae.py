@@ -9,7 +9,7 @@ from torch import Tensor
 from sagittal.explain.concepts.quality import correlation_matrix, rebuilt_share
 from sagittal.explain.concepts.srae import SRAE, loss_terms, pull_away
 from sagittal.explain.concepts.training import Examples, Fit, FitSettings, initialise
-from sagittal.explain.explainer import InvalidParameter
+from sagittal.explain.parameters import InvalidParameter
 
 
 def factors(count: int, images: int = 400, seed: int = 0) -> Tensor:

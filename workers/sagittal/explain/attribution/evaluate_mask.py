@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sagittal.explain.events import SaliencyMask
-from sagittal.explain.explainer import Explainer, InvalidParameter, parameter
+from sagittal.explain.explainer import Explainer
+from sagittal.explain.parameters import InvalidParameter, parameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.steps import Steps
 

@@ -30,7 +30,8 @@ from sagittal.explain.attribution.layers import (
     target_of,
 )
 from sagittal.explain.events import Progress, SaliencyMask, Truncated
-from sagittal.explain.explainer import Explainer, Needs, parameter
+from sagittal.explain.explainer import Explainer, Needs
+from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.steps import Steps
 

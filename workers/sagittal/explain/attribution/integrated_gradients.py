@@ -21,7 +21,8 @@ from torch import Tensor
 from sagittal.engine.requests import OutOfBudget, Upsampling, gradient_of
 from sagittal.explain.attribution.layers import heatmap
 from sagittal.explain.events import Progress, SaliencyMask, Truncated, Warning
-from sagittal.explain.explainer import Explainer, Needs, parameter
+from sagittal.explain.explainer import Explainer, Needs
+from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.steps import Steps
 

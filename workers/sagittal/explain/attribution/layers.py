@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sagittal.engine.requests import ModelView
-from sagittal.explain.explainer import InvalidParameter
+from sagittal.explain.parameters import InvalidParameter
 
 LISTED = 24
 """Most layers named in an error, the last ones."""

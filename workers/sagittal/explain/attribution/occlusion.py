@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sagittal.engine.requests import OutOfBudget, Upsampling
 from sagittal.explain.events import Progress, SaliencyMask, Truncated
-from sagittal.explain.explainer import Explainer, InvalidParameter, check, parameter
+from sagittal.explain.explainer import Explainer
+from sagittal.explain.parameters import InvalidParameter, check, parameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.steps import Steps
 

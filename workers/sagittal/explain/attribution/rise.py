@@ -25,7 +25,8 @@ from sagittal.engine.masking import stretched_units
 from sagittal.engine.requests import OutOfBudget
 from sagittal.explain.attribution.layers import heatmap
 from sagittal.explain.events import Progress, SaliencyMask, Truncated
-from sagittal.explain.explainer import Explainer, parameter
+from sagittal.explain.explainer import Explainer
+from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.steps import Steps
 

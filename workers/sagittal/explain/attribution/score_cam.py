@@ -17,7 +17,8 @@ from torch import Tensor
 from sagittal.engine.requests import ModelView, OutOfBudget
 from sagittal.explain.attribution.layers import SpatialLayer, heatmap, hooked, locate, model_input
 from sagittal.explain.events import Progress, SaliencyMask, Truncated
-from sagittal.explain.explainer import Explainer, Needs, parameter
+from sagittal.explain.explainer import Explainer, Needs
+from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.steps import Steps
 

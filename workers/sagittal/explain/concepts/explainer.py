@@ -19,7 +19,8 @@ from sagittal.explain.events import (
     Truncated,
     Warning,
 )
-from sagittal.explain.explainer import Explainer, InvalidParameter, Needs, parameter
+from sagittal.explain.explainer import Explainer, Needs
+from sagittal.explain.parameters import InvalidParameter, parameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.steps import Steps
 

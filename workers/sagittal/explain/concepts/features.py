@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sagittal.engine.requests import Inspect, ModelView, Subject
 from sagittal.explain.attribution.layers import LISTED, Unsupported, hooked, layout_of
 from sagittal.explain.events import Progress
-from sagittal.explain.explainer import InvalidParameter
+from sagittal.explain.parameters import InvalidParameter
 from sagittal.explain.problem import derive_seed
 from sagittal.explain.steps import Steps, ask
 

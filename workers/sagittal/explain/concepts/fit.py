@@ -23,7 +23,7 @@ from sagittal.explain.concepts.srae import SRAE, TINY
 from sagittal.explain.concepts.training import Examples, FitSettings, Share, train
 from sagittal.explain.concepts.view import XFeature, view_x_features
 from sagittal.explain.events import Warning
-from sagittal.explain.explainer import InvalidParameter
+from sagittal.explain.parameters import InvalidParameter
 from sagittal.explain.problem import State, derive_seed
 from sagittal.explain.steps import Steps, ask
 

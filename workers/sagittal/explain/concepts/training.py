@@ -15,7 +15,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from sagittal.engine.requests import Inspect, ModelView, Subject
 from sagittal.explain.concepts.srae import SRAE, TINY, Perceptron, Terms, loss_terms
 from sagittal.explain.events import Checkpoint, Progress
-from sagittal.explain.explainer import check, parameter
+from sagittal.explain.parameters import check, parameter
 from sagittal.explain.problem import derive_seed, prefixed, within
 from sagittal.explain.steps import Steps
 

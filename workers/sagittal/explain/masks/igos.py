@@ -11,8 +11,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sagittal.explain.explainer import parameter
 from sagittal.explain.masks.optimisation import MaskOptimisation, Terms
+from sagittal.explain.parameters import parameter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

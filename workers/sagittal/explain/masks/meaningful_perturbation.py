@@ -12,8 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sagittal.explain.explainer import Explainer, Needs, parameter
+from sagittal.explain.explainer import Explainer, Needs
 from sagittal.explain.masks.igos import IGOS
+from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.steps import Steps
 

@@ -33,10 +33,11 @@ from torch import Tensor
 from sagittal.engine.masking import enlarged
 from sagittal.engine.requests import OutOfBudget, gradient_of
 from sagittal.explain.events import Checkpoint, Progress, SaliencyMask, Truncated
-from sagittal.explain.explainer import Explainer, Needs, parameter
+from sagittal.explain.explainer import Explainer, Needs
 from sagittal.explain.masks import regularisers
 from sagittal.explain.masks.descent import COARSE, OPTIMISERS, Average, Optimiser, stratified
 from sagittal.explain.masks.level_sets import chosen_scale, level_gradient, level_sets
+from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem, State, prefixed, within
 from sagittal.explain.steps import Steps
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sagittal.engine.requests import OutOfBudget
 from sagittal.explain.events import CausalTriple, GraphEdge, GraphNode, Progress, Truncated, Warning
-from sagittal.explain.explainer import parameter
+from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.sets.patches import members, removals
 from sagittal.explain.sets.scoring import Memo

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sagittal.engine.requests import Upsampling
 from sagittal.explain.events import ClassScore, RegionScores
-from sagittal.explain.explainer import InvalidParameter
+from sagittal.explain.parameters import InvalidParameter
 from sagittal.explain.problem import Problem, Question, prepare
 from sagittal.explain.sets.patches import bits_of, everything
 from sagittal.explain.sets.scoring import Memo, Threshold

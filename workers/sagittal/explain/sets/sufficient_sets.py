@@ -20,7 +20,8 @@ from operator import or_
 
 from sagittal.engine.requests import OutOfBudget, Upsampling
 from sagittal.explain.events import CausalTriple, CertificateLevel, Progress, SufficientSet, Truncated, Warning
-from sagittal.explain.explainer import Explainer, InvalidParameter, parameter
+from sagittal.explain.explainer import Explainer
+from sagittal.explain.parameters import InvalidParameter, parameter
 from sagittal.explain.problem import TINY_SCORE, Problem
 from sagittal.explain.sets.certificates import Claim, causal_triple, certify
 from sagittal.explain.sets.patches import members, overlap

@@ -12,7 +12,6 @@ from sagittal.core.tensors import tensor_of
 from sagittal.explain import events
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import tensor_pb2
-from sagittal.worker.concept_jobs import Answer, answer_event
 
 #: Fields of an event by the name of the message that they hold.
 _KINDS: Mapping[str, str] = {
@@ -22,7 +21,7 @@ _KINDS: Mapping[str, str] = {
 } | {"SaliencyMask": "mask"}
 
 
-class Wire:
+class EventMessages:
     """Turns events of one job into messages, with the labels and the digest of its model."""
 
     def __init__(self, labels: Sequence[str], digest: str) -> None:
@@ -43,8 +42,6 @@ class Wire:
             event: What an explainer yielded.
             evaluations: Model evaluations of the job so far.
         """
-        if isinstance(event, Answer):
-            return answer_event(event, evaluations)
         kind = _KINDS.get(type(event).__name__)
         if kind is None:
             return None

@@ -1,0 +1,228 @@
+"""Explains one image of any PyTorch classifier, in this process: no service, no queue, no registration."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sagittal.client.events import Event
+from sagittal.client.explanation import Explanation, Gathering
+from sagittal.client.parsing import parse_event
+from sagittal.engine import Budget, Engine, Output, Task, TorchEvaluator, Usage
+from sagittal.explain import events
+from sagittal.explain.explainer import Explainer
+from sagittal.explain.explanation import explanation_steps
+from sagittal.explain.masks.igos import IGOSPlusPlus
+from sagittal.explain.measures.curves import Metrics
+from sagittal.explain.messages import EventMessages
+from sagittal.explain.methods import EXPLAINERS
+from sagittal.explain.parameters import InvalidParameter
+from sagittal.explain.problem import Baseline, Blur, Question
+from sagittal.v1 import explanation_pb2 as pb
+
+OnEvent = Callable[[Event], None]
+
+
+def explain(
+    model: nn.Module,
+    image: Tensor,
+    method: Explainer | None = None,
+    *,
+    target: int | str | None = None,
+    labels: Sequence[str] = (),
+    output: Output | str = Output.LOGITS,
+    baseline: Baseline = Blur(),
+    black: Tensor | None = None,
+    metrics: Metrics = Metrics(),
+    seed: int = 0,
+    max_evaluations: int | None = None,
+    seconds: float | None = None,
+    batch_size: int = 16,
+    progress: bool = False,
+    on_event: OnEvent | None = None,
+) -> Explanation:
+    """Returns why a model gives an image its class: the same `Explanation` that the client of the service returns.
+
+    The model is run in evaluation mode, and left as it was.
+
+    Args:
+        model: Maps float32 (n, 3, height, width) to (n, classes). It runs where its parameters are.
+        image: As the model takes it, resized and normalised: float32 of shape (3, height, width), or a batch of one.
+        method: How to explain; `IGOSPlusPlus()` unless given.
+        target: The class, by index or by its label in `labels`; the model's top class unless given.
+        labels: Names of the classes by index.
+        output: What the model returns: "logits", "probabilities", "multi-label-logits" or "multi-label-probabilities".
+        baseline: What replaces the hidden part of the image.
+        black: Black as the model takes it, of shape (3, 1, 1), for the baseline `Black`; zero unless given.
+        metrics: What is measured of each final heatmap.
+        seed: Of all that is random.
+        max_evaluations: Most model evaluations of the search, at least 1; those that measure the answer do not count.
+        seconds: Most time of the search.
+        batch_size: Masked images that the model is run on at once.
+        progress: Whether to show a progress bar (needs `tqdm`).
+        on_event: Called with each event of `sagittal.client` as it comes.
+
+    Raises:
+        InvalidParameter: the image, the target or the output is not as it must be; the message says what is expected.
+        Unsupported: the method is not defined for this model.
+        EvaluationFailed: the model raised, or returned no scores.
+        OutOfBudget: the budget ended before there was a first result.
+        ImportError: `progress` is asked for and `tqdm` is not installed.
+    """
+    device = next((each.device for each in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    method = IGOSPlusPlus() if method is None else method
+    question = Question(
+        image=_checked_image(image).to(device),
+        target=_index_of(target, labels),
+        baseline=baseline,
+        black=black,
+        seed=seed,
+    )
+    with _as_evaluated(model), _bar(progress) as show:
+        run = _Run(labels, (show, on_event))
+        evaluator = TorchEvaluator(module=model, device=device, output=_output(output))
+        deadline = None if seconds is None else time.monotonic() + seconds
+        task = Task(
+            steps=explanation_steps(question, method, metrics),
+            on_event=run.note,
+            on_end=run.end,
+            budget=Budget(evaluations=max_evaluations, deadline=deadline),
+        )
+        run.usage = task.usage
+        Engine(evaluator, batch_size=batch_size).run(task)
+    return run.explanation(method, seed)
+
+
+class _Run:
+    """The events of one explanation, as the client has them."""
+
+    def __init__(self, labels: Sequence[str], listeners: Sequence[OnEvent | None]) -> None:
+        self.usage = Usage()
+        self._messages = EventMessages(labels, digest="")
+        self._gathering = Gathering()
+        self._listeners = [each for each in listeners if each is not None]
+        self._areas: dict[str, float] = {}
+        self._truncated_by = ""
+        self._error: BaseException | None = None
+        self._began = time.monotonic()
+        self._sequence = 0
+
+    def note(self, event: events.Event) -> None:
+        """Takes in what the explainer reports."""
+        if isinstance(event, events.Truncated):
+            self._truncated_by = event.limit
+        if isinstance(event, events.Curve) and event.mask_index == 0:
+            self._areas[event.kind.value] = event.auc
+        message = self._messages.message(event, self.usage.evaluations)
+        if message is not None:
+            self._add(message)
+
+    def end(self, error: BaseException | None) -> None:
+        """Takes in how the task ended."""
+        self._error = error
+
+    def explanation(self, method: Explainer, seed: int) -> Explanation:
+        """Returns what was found. Raises what ended the task."""
+        if self._error is not None:
+            raise self._error
+        completed = pb.Completed(
+            insertion=self._areas.get("insertion"),
+            deletion=self._areas.get("deletion"),
+            evaluations=self.usage.evaluations,
+            gradient_evaluations=self.usage.gradient_evaluations,
+            metric_evaluations=self.usage.metric_evaluations,
+            method=next((row.name for row in EXPLAINERS.values() if row.explainer is type(method)), ""),
+            parameters_json=json.dumps(_plain(method), sort_keys=True),
+            seed=seed,
+            truncated=bool(self._truncated_by),
+            truncated_by=self._truncated_by,
+        )
+        completed.run_time.FromNanoseconds(int((time.monotonic() - self._began) * 1e9))
+        self._add(pb.ExplanationEvent(completed=completed))
+        return self._gathering.explanation()
+
+    def _add(self, message: pb.ExplanationEvent) -> None:
+        self._sequence += 1
+        message.sequence = self._sequence
+        message.time.GetCurrentTime()
+        event = parse_event(message)
+        self._gathering.add(event)
+        for listener in self._listeners:
+            listener(event)
+
+
+def _checked_image(image: Tensor) -> Tensor:
+    found = image[0] if image.ndim == 4 and len(image) == 1 else image
+    if found.ndim != 3 or found.shape[0] != 3 or not found.is_floating_point():
+        raise InvalidParameter(
+            "image",
+            f"is {image.dtype} of shape {tuple(image.shape)}; give floating-point numbers of shape (3, height, width), "
+            "resized and normalised as the model takes them",
+        )
+    if not bool(found.isfinite().all()):
+        raise InvalidParameter("image", "holds numbers that are not finite")
+    return found.detach().float()
+
+
+def _index_of(target: int | str | None, labels: Sequence[str]) -> int | None:
+    if not isinstance(target, str):
+        return target
+    if target not in labels:
+        raise InvalidParameter("target", f"is {target!r}, which is not one of the {len(labels)} labels")
+    return list(labels).index(target)
+
+
+def _output(output: Output | str) -> Output:
+    try:
+        return Output(output)
+    except ValueError as error:
+        known = ", ".join(each.value for each in Output)
+        raise InvalidParameter("output", f"is {output!r}; give one of {known}") from error
+
+
+def _plain(method: Explainer) -> Mapping[str, Any]:
+    """Returns parameters as JSON has them, without tensors."""
+    values = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
+
+
+@contextmanager
+def _as_evaluated(model: nn.Module) -> Iterator[None]:
+    """Sets a model to evaluation mode with its parameters frozen, and brings it back."""
+    training = [module for module in model.modules() if module.training]
+    trained = [each for each in model.parameters() if each.requires_grad]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for each in trained:
+            each.requires_grad_(True)
+
+
+@contextmanager
+def _bar(wanted: bool) -> Iterator[OnEvent | None]:
+    """Shows a progress bar, if it is wanted, that follows the events."""
+    if not wanted:
+        yield None
+        return
+    try:
+        tqdm = import_module("tqdm.auto").tqdm
+    except ImportError as error:
+        raise ImportError("progress=True needs tqdm: pip install tqdm") from error
+    with tqdm(total=100, unit="%", bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}") as bar:
+
+        def show(event: Event) -> None:
+            fraction = getattr(event, "fraction", None)
+            if fraction is not None:
+                bar.set_description_str(f"{getattr(event, 'phase', '')}: ", refresh=False)
+                bar.update(max(0.0, 100 * fraction - bar.n))
+
+        yield show
