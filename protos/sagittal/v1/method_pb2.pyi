@@ -17,6 +17,11 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class _Optimizer:
@@ -57,8 +62,14 @@ class _ProtocolEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Protocol.Val
     """The method's default: PROTOCOL_SAGITTAL."""
     PROTOCOL_SAGITTAL: _Protocol.ValueType  # 1
     """Ours: the papers' definitions, with the faults of the published code mended."""
-    PROTOCOL_AUTHORS: _Protocol.ValueType  # 2
-    """The authors' published code with its defaults and faults, for comparison only."""
+    @_builtins.property
+    @_deprecated("""This enum value has been marked as deprecated using proto enum value options.""")
+    def PROTOCOL_AUTHORS(self) -> _Protocol.ValueType:   # 2
+        """No longer served: the published code with its faults is a benchmark, not a part of the product."""
+    PROTOCOL_PUBLISHED: _Protocol.ValueType  # 3
+    """The method as its paper has it, without what we add. Of the other parameters only the mask's size, the noise and the
+    number of starts count.
+    """
 
 class Protocol(_Protocol, metaclass=_ProtocolEnumTypeWrapper):
     """Whose rules a method follows."""
@@ -68,7 +79,11 @@ PROTOCOL_UNSPECIFIED: Protocol.ValueType  # 0
 PROTOCOL_SAGITTAL: Protocol.ValueType  # 1
 """Ours: the papers' definitions, with the faults of the published code mended."""
 PROTOCOL_AUTHORS: Protocol.ValueType  # 2
-"""The authors' published code with its defaults and faults, for comparison only."""
+"""No longer served: the published code with its faults is a benchmark, not a part of the product."""
+PROTOCOL_PUBLISHED: Protocol.ValueType  # 3
+"""The method as its paper has it, without what we add. Of the other parameters only the mask's size, the noise and the
+number of starts count.
+"""
 Global___Protocol: _TypeAlias = Protocol  # noqa: Y015
 
 class _PatchShape:
@@ -807,15 +822,23 @@ class MinimalSufficientExplanations(_message.Message):
     threshold: _builtins.float
     """Share of the full image's score that a sufficient set keeps. In (0, 1]."""
     beam_width: _builtins.int
-    """Breadth of the search: half the sets proposed in each round (with PROTOCOL_AUTHORS, the beams kept). 1 to 100."""
+    """Breadth of the search: half the sets proposed in each round. 1 to 100."""
     max_sets: _builtins.int
     """Most sets returned. 1 to 100."""
     max_overlap: _builtins.int
     """Most patches that two returned sets may share. 0 to 196."""
     patch_shape: Global___PatchShape.ValueType
     """Shape of a patch."""
-    protocol: Global___Protocol.ValueType
-    """Whose rules the search follows."""
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def protocol(self) -> Global___Protocol.ValueType:
+        """No longer served: there is one search."""
+
+    @protocol.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def protocol(self, value: Global___Protocol.ValueType) -> None:
+        """No longer served: there is one search."""
+
     def __init__(
         self,
         *,
@@ -878,7 +901,7 @@ class StructuredAttentionGraph(_message.Message):
     threshold: _builtins.float
     """Share of the full image's score that a root keeps. In (0, 1]."""
     beam_width: _builtins.int
-    """Breadth of the search: half the sets proposed in each round (with PROTOCOL_AUTHORS, the beams kept). 1 to 100."""
+    """Breadth of the search: half the sets proposed in each round. 1 to 100."""
     max_roots: _builtins.int
     """Most roots. 1 to 20."""
     max_overlap: _builtins.int

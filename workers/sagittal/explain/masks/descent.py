@@ -156,8 +156,15 @@ OPTIMISERS: Mapping[str, Callable[[float, State], Optimiser]] = {
 class Average:
     """The mean of the masks over the last iterations; the newest masks before those."""
 
-    def __init__(self, masks: Tensor, state: State = MappingProxyType({})) -> None:
-        """Starts with the first masks, or where another average with this state stopped."""
+    def __init__(self, masks: Tensor, state: State = MappingProxyType({}), *, share: float = AVERAGED) -> None:
+        """Starts with the first masks, or where another average with this state stopped.
+
+        Args:
+            masks: The first masks.
+            state: Of another average.
+            share: Of the iterations, the last ones, whose masks are averaged; 0 keeps the newest masks.
+        """
+        self._share = share
         self._sum, self._count = state.get("sum", masks), int(state.get("count", 0))
         self._changes = state.get("changes", torch.full((SETTLED_STEPS,), torch.inf))
 
@@ -178,7 +185,7 @@ class Average:
         """Adds the masks of an iteration, done when `share` of all were done."""
         self.untouched = False
         before = self.masks
-        counts = share >= 1 - AVERAGED
+        counts = share >= 1 - self._share and self._share > 0
         self._sum = self._sum + masks if counts and self._count else masks
         self._count += counts
         change = (self.masks - before).abs().mean().reshape(1)

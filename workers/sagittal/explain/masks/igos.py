@@ -1,25 +1,50 @@
-"""I-GOS: the mask that hides what the model relies on (Qi, Khorram, Li; AAAI 2020).
+"""I-GOS, iGOS+ and iGOS++: masks optimised by integrated gradients.
 
-Its one data term deletes, and a descent on it turns adversarial when its gradient is noisy: the score falls on, the
-insertion curve with it. So it takes twice the points of its successors. The level sets, most of them inserted, order
-its cells; `levels=0` leaves the published objective alone.
+I-GOS: Qi, Khorram, Li: Visualizing Deep Networks by Optimizing with Integrated Gradients (AAAI 2020). iGOS+ and iGOS++:
+Khorram, Lawson, Li: iGOS++: Integrated Gradient Optimized Saliency by Bilateral Perturbations (CHIL 2021).
+
+The defaults are ours. `IGOS().published()`, or `protocol="published"`, is the method as its paper has it; the test
+`test_published_methods.py` holds it to a transcription of the paper.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from sagittal.explain.masks.optimisation import MaskOptimisation, Terms
 from sagittal.explain.parameters import parameter
 
+AS_PUBLISHED: Mapping[str, Any] = {
+    "iterations": 15,
+    "points": 20,
+    "levels": 0,
+    "l1_weight": 1.0,
+    "tv_weight": 20.0,
+    "btv_weight": 20.0,
+    "optimizer": "line-search",
+    "tolerance": 0.0,
+}
+"""Parameters of the papers at 28x28 cells."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IGOS(MaskOptimisation):
-    """`min_M f_c(Phi(I, I0, M)) + L1 * |1 - M| + TV * tv(M)`, descending along integrated gradients."""
+    """The mask that hides what the model relies on.
+
+    As published it minimises `f_c(Phi(I, I0, M)) + L1 * |1 - M| + TV * tv(M)` along integrated gradients. With our
+    defaults the regulariser is `f_c(I) * (L1 * |1 - M| + 1/2 (TV * tv(M) + BTV * btv(M)))`, and `levels` level sets of
+    the saliency, three of four inserted, are scored in each step, which order its cells.
+
+    Its one data term deletes, and a descent on it turns adversarial if its gradient is noisy: the score falls on, and
+    the insertion curve with it. So it takes twice the points of its successors.
+    """
 
     summary: ClassVar[str] = "A mask that hides what the model relies on, found by integrated gradients"
+    # Half of the total variation's weight counts: see `regulariser`.
+    published_settings: ClassVar[Mapping[str, Any]] = {**AS_PUBLISHED, "tv_weight": 40.0, "btv_weight": 0.0}
+
     points: int = parameter(8, "Points of the integrated gradient for each term and step", minimum=1, maximum=100)
     levels: int = parameter(3, "Level sets of the saliency evaluated in each step", minimum=0, maximum=100)
 
@@ -32,21 +57,18 @@ class IGOS(MaskOptimisation):
         return masks[0]
 
 
-# iGOS+ and iGOS++: deletion and insertion together (Khorram, Lawson, Li; CHIL 2021).
-#
-# Deletion alone finds adversarial masks, which break the features a network uses without covering them. Insertion asks
-# that the covered part alone convinces the network, and so keeps the masked image on the image manifold.
-#
-# Masks start half-way, not at the image: a confident score is saturated there. Steps are many and cheap, one point for
-# each term, and the total variation weighs a quarter of the published 20, which blurs small parts away.
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IGOSPlus(MaskOptimisation):
-    """One mask for `Del(M) - Ins(M)`."""
+    """One mask for `Del(M) - Ins(M)`.
+
+    Deletion alone finds adversarial masks, which break the features that a network uses without covering them.
+    Insertion asks that the covered part alone convinces the network, and so keeps the masked image on the image
+    manifold. Our defaults start half-way, since a confident score is saturated at the image, and take many cheap steps.
+    """
 
     summary: ClassVar[str] = "One mask whose part convinces the model alone, and whose absence hides the class"
     start: ClassVar[float] = 0.5
+    published_settings: ClassVar[Mapping[str, Any]] = AS_PUBLISHED
 
     iterations: int = parameter(40, "Steps of the optimiser", minimum=1, maximum=1000)
     points: int = parameter(1, "Points of the integrated gradient for each term and step", minimum=1, maximum=100)

@@ -5,7 +5,7 @@ iGOS++ (CHIL 2021). The masks minimise the score when the salient part is delete
 inserted, and stay small and smooth. The descent direction is an integrated gradient, the mean gradient over a path from
 the baseline (or the image) to the masked image, which sees past local optima.
 
-Where we differ from the papers, and why:
+Where our defaults differ from the papers, and why (`Additions` names each, and `protocol="published"` is without them):
 - The points of a path are drawn at random, one from each of `points` equal strata, anew in every iteration: 4 points do
   then over the iterations what 15 to 20 fixed ones do.
 - All terms of a step are evaluated in one batch, and steps are Adam's, decaying to zero: they need neither a line
@@ -22,10 +22,10 @@ Where we differ from the papers, and why:
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ from sagittal.engine.requests import OutOfBudget, gradient_of
 from sagittal.explain.events import Checkpoint, Progress, SaliencyMask, Truncated
 from sagittal.explain.explainer import Explainer, Needs
 from sagittal.explain.masks import regularisers
-from sagittal.explain.masks.descent import COARSE, OPTIMISERS, Average, Optimiser, stratified
+from sagittal.explain.masks.descent import AVERAGED, COARSE, OPTIMISERS, Average, Optimiser, stratified
 from sagittal.explain.masks.level_sets import chosen_scale, level_gradient, level_sets
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem, State, prefixed, within
@@ -59,24 +59,28 @@ class Terms:
     """Shape (d, size, size); evaluated from the baseline (u = 0) to the mask (u = 1)."""
     insertions: Tensor
     """Shape (i, size, size); evaluated from the image (u = 0) to the complement of the mask (u = 1)."""
+    weight: float = 1.0
+    """Of each term in the objective."""
 
 
 class _Descent:
     """Where a descent is: its masks, their average, and the optimiser, all of one size at a time."""
 
-    def __init__(self, masks: Tensor, optimiser: Callable[[State], Optimiser], state: State) -> None:
+    def __init__(
+        self, masks: Tensor, optimiser: Callable[[State], Optimiser], state: State, averaged: float = AVERAGED
+    ) -> None:
         """Starts with the first masks, or where another descent with this state stopped."""
-        self._make = optimiser
+        self._make, self._averaged = optimiser, averaged
         self.step = int(state.get("step", 0))
         self.masks = state.get("masks", masks)
-        self.average = Average(self.masks, within(state, "average"))
+        self.average = Average(self.masks, within(state, "average"), share=averaged)
         self.optimiser = optimiser(within(state, "optimiser"))
 
     def enlarge(self, size: int) -> None:
         """Goes on with masks of another size, without memory of earlier steps."""
         if self.masks.shape[-1] != size:
             self.masks = enlarged(self.average.masks, size)
-            self.average, self.optimiser = Average(self.masks), self._make({})
+            self.average, self.optimiser = Average(self.masks, share=self._averaged), self._make({})
 
     def move(self, masks: Tensor, share: float) -> None:
         """Takes in the masks after a step, which was made when `share` of all were done."""
@@ -92,6 +96,43 @@ class _Descent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Additions:
+    """What we add to the published methods beside numbers: each by its name, and each of them can be left out."""
+
+    relative: bool = True
+    """The regulariser is multiplied by the unmasked score."""
+    any_size: bool = True
+    """The total variation is weighed by the number of cells, so that its weight means the same at every mask size."""
+    random_path: bool = True
+    """Points of a path are drawn at random, one in each stratum; they are 1/K, 2/K ... 1 else."""
+    alternating: bool = True
+    """The parts of the objective are taken in turn; each step takes the mean of all else."""
+    half_way: bool = True
+    """Masks start at the explainer's `start`; at 1 else, which hides nothing."""
+    averaged: bool = True
+    """The result is the mean of the last steps; it is the last mask else."""
+    best_scale: bool = True
+    """The result is smoothed to the scale at which its own curves are best, if there are level sets."""
+    coarse_first: bool = True
+    """Masks finer than `COARSE` take their first steps at that size."""
+
+
+PUBLISHED = Additions(
+    relative=False,
+    any_size=False,
+    random_path=False,
+    alternating=False,
+    half_way=False,
+    averaged=False,
+    best_scale=False,
+    coarse_first=False,
+)
+"""The methods as published."""
+
+PROTOCOLS = ("sagittal", "published")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MaskOptimisation(Explainer):
     """A mask found by descent on an objective of deletion and insertion scores."""
 
@@ -100,6 +141,8 @@ class MaskOptimisation(Explainer):
     """Masks that are optimised together."""
     start: ClassVar[float] = 1.0
     """Value that all masks start with; 1 hides nothing."""
+    published_settings: ClassVar[Mapping[str, Any]] = {}
+    """Parameters as published."""
     inserted_levels: ClassVar[float] = 0.75
     """Share of the level terms that insert; the others delete. Of masks finer than `COARSE` all insert."""
 
@@ -117,10 +160,21 @@ class MaskOptimisation(Explainer):
         0.1, "Size of the first step, in units of the mask", minimum=0, maximum=1, exclusive_minimum=True
     )
     optimizer: str = parameter("adam", "How the objective is minimised", choices=tuple(OPTIMISERS))
+    protocol: str = parameter(
+        "sagittal",
+        "Whose settings to follow; `published` takes those of the paper but for size, noise and starts",
+        choices=PROTOCOLS,
+    )
     starts: int = parameter(1, "Diverse masks, each from another start", minimum=1, maximum=16)
     tolerance: float = parameter(
         1e-3, "Mean change of the mask in a step below which it has settled; 0 takes every step", minimum=0, maximum=1
     )
+
+    additions: Additions = Additions()
+
+    def published(self) -> Self:
+        """Returns the method as the paper has it, with the mask size, the noise and the starts of this one."""
+        return replace(self, protocol="sagittal", additions=PUBLISHED, **self.published_settings)
 
     @abstractmethod
     def terms(self, masks: Tensor) -> Sequence[Terms]:
@@ -139,10 +193,15 @@ class MaskOptimisation(Explainer):
 
     def path(self, terms: int, generator: torch.Generator) -> Tensor:
         """Returns where on the path of each term the gradient is taken: (terms, points), from 0 to 1."""
-        return stratified(terms, self.points, generator)
+        if self.additions.random_path:
+            return stratified(terms, self.points, generator)
+        return (torch.arange(1, self.points + 1) / self.points).expand(terms, -1)
 
     def explain(self, problem: Problem) -> Steps[None]:
         """Yields progress, forming masks, the final mask of each start, and a checkpoint after each step."""
+        if self.protocol == "published":
+            yield from self.published().explain(problem)
+            return
         done = [*problem.restored.get("done", ())]
         for index in range(self.starts):
             if index == len(done):
@@ -155,11 +214,13 @@ class MaskOptimisation(Explainer):
     def _optimise(self, problem: Problem, done: Sequence[Tensor]) -> Steps[Tensor | None]:
         """Returns the kept mask of the next start; None where a spent budget left it none and others are done."""
         index, state = len(done), within(problem.restored, f"start-{len(done)}")
-        descent = _Descent(self._start(problem, index), partial(OPTIMISERS[self.optimizer], self.step_size), state)
+        optimiser = partial(OPTIMISERS[self.optimizer], self.step_size)
+        averaged = AVERAGED if self.additions.averaged else 0.0
+        descent = _Descent(self._start(problem, index), optimiser, state, averaged)
         try:
             for size, end in self._stages():
                 yield from self._stage(problem, descent, size, end, done)
-            if self.levels:
+            if self.levels and self.additions.best_scale:
                 found = [1 - mask for mask in self.candidates(descent.average.masks)]
                 return 1 - (yield from chosen_scale(problem, found))
         except OutOfBudget as spent:
@@ -170,7 +231,7 @@ class MaskOptimisation(Explainer):
 
     def _stages(self) -> Sequence[tuple[int, int]]:
         """Returns the sizes that the masks have in turn, and the step that each ends at: the last has one at least."""
-        if self.mask_size <= COARSE:
+        if self.mask_size <= COARSE or not self.additions.coarse_first:
             return [(self.mask_size, self.iterations)]
         return [(COARSE, int((1 - FINE_SHARE) * self.iterations)), (self.mask_size, self.iterations)]
 
@@ -195,8 +256,8 @@ class MaskOptimisation(Explainer):
 
     def _start(self, problem: Problem, index: int) -> Tensor:
         """Returns the first masks: level for the first start, lowered in one cell of a coarse grid for each other."""
-        size = min(self.mask_size, COARSE)
-        masks = problem.full(size, self.start).repeat(self.variables, 1, 1)
+        size = self._stages()[0][0]
+        masks = problem.full(size, self.start if self.additions.half_way else 1.0).repeat(self.variables, 1, 1)
         if index:
             order = torch.randperm(LOWERED_GRID**2, generator=problem.generator("starts"))
             row, column = divmod(int(order[index % LOWERED_GRID**2]), LOWERED_GRID)
@@ -205,15 +266,15 @@ class MaskOptimisation(Explainer):
         return masks
 
     def regulariser(self, mask: Tensor, problem: Problem) -> Tensor:
-        """Returns `f(I) * (L1 * |1 - M| + 1/2 (TV * tv(M) + BTV * btv(M upsampled)))`, f(I) the full score."""
+        """Returns `f(I) * (L1 * |1 - M| + 1/2 (TV * tv(M) + BTV * btv(M upsampled)))`, f(I) the unmasked score."""
         batch = mask.unsqueeze(0)
-        fineness = (mask.shape[-1] / COARSE) ** 2
+        fineness = (mask.shape[-1] / COARSE) ** 2 if self.additions.any_size else 1.0
         roughness = self.tv_weight * fineness * regularisers.total_variation(batch)
         if self.btv_weight:
             large = problem.enlarged(batch)
             roughness = roughness + self.btv_weight * regularisers.bilateral_total_variation(large, problem.edges)
         penalty = self.l1_weight * regularisers.area(batch)[0] + roughness[0] / 2
-        return problem.full_score * penalty
+        return problem.full_score * penalty if self.additions.relative else penalty
 
     def _descend(
         self, problem: Problem, masks: Tensor, optimiser: Optimiser, place: tuple[int, int]
@@ -255,7 +316,10 @@ class MaskOptimisation(Explainer):
     def _part(self, masks: Tensor, step: int) -> Terms:
         """Returns the part of the objective that a step descends on."""
         parts = self.terms(masks)
-        return parts[step % len(parts)]
+        if self.additions.alternating:
+            return parts[step % len(parts)]
+        deletions, insertions = [part.deletions for part in parts], [part.insertions for part in parts]
+        return Terms(torch.cat(deletions), torch.cat(insertions), weight=1 / len(parts))
 
 
 class _Paths:
@@ -277,12 +341,12 @@ class _Paths:
         count negative and are evaluated on the complement, the two signs cancel.
         """
         along = (self._u * gradient.view_as(self.masks)).mean(1)
-        return (along * torch.cat([self._terms.deletions, self._terms.insertions])).sum()
+        return self._terms.weight * (along * torch.cat([self._terms.deletions, self._terms.insertions])).sum()
 
     def objective(self, scores: Tensor) -> float:
         """Returns the objective without its regulariser: deletion scores less insertion scores."""
         means = scores.view(self.masks.shape[:2]).mean(1)
-        return float(means[: self._deleted].sum() - means[self._deleted :].sum())
+        return self._terms.weight * float(means[: self._deleted].sum() - means[self._deleted :].sum())
 
 
 class _Levels:
