@@ -1,13 +1,15 @@
-"""Pictures from callers: checked against limits before anything is allocated, then decoded to plain RGB.
+"""Images from callers: checked against limits before anything is allocated, then decoded to plain RGB.
 
-Only three parsers of Pillow's can be reached (JPEG, PNG, WebP), and each reads its header first: a picture beyond the
-limits, such as a decompression bomb, is refused from its header.
+Only three parsers of Pillow's can be reached (JPEG, PNG, WebP), and each reads its header first: an image beyond the
+limits, such as a decompression bomb, is refused from its header. So is one that would take more memory to decode than
+`ImageLimits.memory`, by the bytes a pixel that its format takes. See `core.decoding` for decoding in other processes.
 """
 
 import io
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,15 +34,31 @@ _DAMAGE = (
     struct.error, zlib.error, Pillow.DecompressionBombError, Pillow.DecompressionBombWarning,
 )  # fmt: skip
 
-_TURNS: Mapping[int, Pillow.Transpose] = {
-    2: Pillow.Transpose.FLIP_LEFT_RIGHT,
-    3: Pillow.Transpose.ROTATE_180,
-    4: Pillow.Transpose.FLIP_TOP_BOTTOM,
-    5: Pillow.Transpose.TRANSPOSE,
-    6: Pillow.Transpose.ROTATE_270,
-    7: Pillow.Transpose.TRANSVERSE,
-    8: Pillow.Transpose.ROTATE_90,
+#: Bytes a pixel that Pillow holds while it decodes, as `test_a_decoded_image_takes_no_more_than_its_estimate` measures.
+#: An image of any mode takes 4 at most; WebP takes two canvases, the frame and a copy of it beside; a progressive JPEG
+#: holds its coefficients, 2 for each component.
+_BYTES_A_PIXEL, _WEBP_BYTES_A_PIXEL, _COEFFICIENT_BYTES = 4, 17, 2
+
+#: Pixels that take as long as a byte of a JPEG, which is read to its end but not built at its size.
+_JPEG_PIXELS_A_BYTE = 4
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+#: Bytes that decoding takes for an image of any size.
+_DECODING_BYTES = 8 * _MEBI
+
+_TURNS: Mapping[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: pixels.transpose(1, 0, 2)[:, ::-1],
+    7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda pixels: pixels.transpose(1, 0, 2)[::-1],
 }
+
+#: Pixels that are turned into plain RGB at a time.
+_STRIP_PIXELS = 2**18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +68,13 @@ class ImageLimits:
     max_bytes: int = 16 * _MEBI
     """Bytes of an encoded file."""
     max_pixels: int = 64_000_000
-    """Width times height: 8000 x 8000 is just admitted, and takes 192 MB once decoded."""
+    """Width times height: 8000 x 8000 is just admitted."""
     max_frames: int = 1_000
     """Frames of an animation, of which the first counts."""
+    memory: int = 256 * _MEBI
+    """Bytes that decoding one encoded image may take, beside the file and the result."""
+    seconds: float = 30.0
+    """Longest time that a process may take to decode one image."""
 
 
 def check(image: tensor_pb2.Image, limits: ImageLimits, *, field: str = "image", input_size: int = 0) -> None:
@@ -68,11 +90,30 @@ def check(image: tensor_pb2.Image, limits: ImageLimits, *, field: str = "image",
     if source == "model_input":
         model_input(image, limits, field=field, input_size=input_size)
     elif source == "encoded":
-        with _opened(image.encoded, limits, f"{field}.encoded") as picture:
-            picture.draft("RGB", (1, 1))  # a JPEG is read whole, to its end, but built at an eighth of its size
-            _load(picture, f"{field}.encoded")
+        check_encoded(image.encoded, limits, f"{field}.encoded")
     else:
         decode(image, limits, field=field)
+
+
+def pixels_to_read(image: tensor_pb2.Image) -> int:
+    """Returns how long it takes to check an image, in pixels of a PNG, from its first bytes alone."""
+    data = image.encoded
+    if not data:
+        return image.ByteSize() // 3
+    if data.startswith(_PNG):
+        width, height = struct.unpack_from(">II", data.ljust(24, b"\0"), 16)
+        return int(width * height)
+    if data[8:12] == b"WEBP":
+        width, height = _webp_size(data)
+        return width * height
+    return len(data) * _JPEG_PIXELS_A_BYTE
+
+
+def check_encoded(data: bytes, limits: ImageLimits, path: str) -> None:
+    """Raises InvalidImage if `opened` would."""
+    with _opened(data, limits, path) as picture:
+        picture.draft("RGB", (1, 1))  # a JPEG is read whole, to its end, but built at an eighth of its size
+        _load(picture, path)
 
 
 def decode(image: tensor_pb2.Image, limits: ImageLimits, *, field: str = "image") -> NDArray[np.uint8]:
@@ -128,11 +169,45 @@ def _pixels(tensor: tensor_pb2.Tensor, limits: ImageLimits, path: str) -> NDArra
 
 
 def _decoded(data: bytes, limits: ImageLimits, path: str) -> NDArray[np.uint8]:
+    with opened(data, limits, path) as image:
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        top = 0
+        for strip in image.strips():
+            pixels[top : top + len(strip)] = strip
+            top += len(strip)
+        return upright(pixels, image.orientation)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedImage:
+    """An image that was read to its end."""
+
+    picture: ImageFile
+    width: int
+    height: int
+    orientation: int
+    """As EXIF numbers it; 1 is upright."""
+
+    def strips(self) -> Iterator[NDArray[np.uint8]]:
+        """Yields the image's rows from the top as RGB over white, some at a time: never a copy of the whole."""
+        rows = max(1, _STRIP_PIXELS // self.width)
+        for top in range(0, self.height, rows):
+            strip = self.picture.crop((0, top, self.width, min(top + rows, self.height)))
+            yield np.asarray(_in_colour(strip), dtype=np.uint8)
+
+
+@contextmanager
+def opened(data: bytes, limits: ImageLimits, path: str) -> Iterator[LoadedImage]:
+    """Reads an encoded image to its end. Raises InvalidImage."""
     with _opened(data, limits, path) as picture:
         _load(picture, path)  # first: asking a PNG for its orientation loads it, and that damage would be overlooked
-        turn = _TURNS.get(_orientation(picture))
-        colour = _in_colour(picture)
-        return np.array(colour.transpose(turn) if turn is not None else colour, dtype=np.uint8)
+        yield LoadedImage(picture, *picture.size, _orientation(picture))
+
+
+def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Returns pixels of shape (height, width, 3) turned as their EXIF orientation says."""
+    turn = _TURNS.get(orientation)
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
 def _opened(data: bytes, limits: ImageLimits, path: str) -> ImageFile:
@@ -146,12 +221,18 @@ def _opened(data: bytes, limits: ImageLimits, path: str) -> ImageFile:
         raise InvalidImage(f"{path} is {found}; give a JPEG, PNG or WebP file", field=path)
     if parser is WebPImageFile:  # its parser allocates the canvas while it opens
         _check_pixels(*_webp_size(data), limits, path)
+        _check_memory(*_webp_size(data), "WebP", _WEBP_BYTES_A_PIXEL, limits, path)
     try:
         picture = parser(io.BytesIO(data))
         frames = int(getattr(picture, "n_frames", 1))
     except _DAMAGE as error:
         raise _damaged(path, error) from error
     _check_pixels(*picture.size, limits, path)
+    if parser is JpegImageFile and picture.info.get("progressive"):
+        bytes_a_pixel = _BYTES_A_PIXEL + _COEFFICIENT_BYTES * len(picture.getbands())
+        _check_memory(*picture.size, "progressive JPEG", bytes_a_pixel, limits, path)
+    elif parser is not WebPImageFile:
+        _check_memory(*picture.size, picture.format or "", _BYTES_A_PIXEL, limits, path)
     if frames > limits.max_frames:
         raise InvalidImage(f"{path} has {frames:,} frames; at most {limits.max_frames:,} are admitted", field=path)
     return picture
@@ -160,6 +241,9 @@ def _opened(data: bytes, limits: ImageLimits, path: str) -> ImageFile:
 def _load(picture: ImageFile, path: str) -> None:
     try:
         picture.load()
+    except MemoryError as error:
+        text = f"{path} takes more memory to decode than is admitted: scale it down first"
+        raise InvalidImage(text, field=path) from error
     except _DAMAGE as error:
         raise _damaged(path, error) from error
     if picture.mode in ("P", "PA") and picture.palette is None:
@@ -175,6 +259,14 @@ def _check_pixels(width: int, height: int, limits: ImageLimits, path: str) -> No
     if width * height > limits.max_pixels:
         given = f"{width:,} x {height:,} = {width * height:,} pixels"
         text = f"{path} has {given}; at most {limits.max_pixels:,} are admitted: scale it down first"
+        raise InvalidImage(text, field=path)
+
+
+def _check_memory(width: int, height: int, kind: str, bytes_a_pixel: int, limits: ImageLimits, path: str) -> None:
+    most = max(0, limits.memory - _DECODING_BYTES) // bytes_a_pixel
+    if width * height > most:
+        given = f"a {kind} of {width:,} x {height:,} pixels, which takes {bytes_a_pixel} bytes a pixel to decode"
+        text = f"{path} is {given}; at most {most:,} pixels of that format are admitted: scale it down first"
         raise InvalidImage(text, field=path)
 
 
@@ -225,6 +317,6 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 _FORMATS: tuple[tuple[Callable[[bytes], bool], Callable[[Any], ImageFile]], ...] = (
     (lambda data: data.startswith(b"\xff\xd8\xff"), JpegImageFile),
-    (lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"), PngImageFile),
+    (lambda data: data.startswith(_PNG), PngImageFile),
     (lambda data: data[:4] == b"RIFF" and data[8:12] == b"WEBP", WebPImageFile),
 )

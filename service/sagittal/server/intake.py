@@ -109,7 +109,7 @@ class Intake:
         if spec.baseline.HasField("image"):
             pictures["baseline"] = ("spec.baseline.image", spec.baseline.image)
         question = None if checked.method.stateful else checked.question(spec, model)
-        examined = await self._pictures.examine(pictures, model.preprocessing.input_size, question)
+        examined = await self._pictures.examine(pictures, model.preprocessing.input_size, question, caller.tenant)
         setting = checked.setting(spec)
         cost = await self._estimates.of(model, checked.method.name, setting, checked.most_evaluations(spec))
         job = NewJob(
@@ -141,7 +141,7 @@ class Intake:
         if request.top > MAX_TOP:
             raise InvalidRequest(f"top is {request.top}; give 1 to {MAX_TOP:,}, or 0 for 5", field="top")
         pictures = {"image": ("image", request.image)}
-        examined = await self._pictures.examine(pictures, model.preprocessing.input_size, None)
+        examined = await self._pictures.examine(pictures, model.preprocessing.input_size, None, caller.tenant)
         request.ClearField("image")
         request.model_version = model.version
         payload = request.SerializeToString()

@@ -1,14 +1,20 @@
-"""Pictures of callers, examined on a few threads so that the event loop stays free."""
+"""Images of callers, examined in a few processes that may die, which the tenants share fairly."""
 
 import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
+from sagittal.core.decoding import Decoder, decoders
 from sagittal.core.identity import content_key
-from sagittal.core.images import ImageLimits, check
+from sagittal.core.images import ImageLimits, pixels_to_read
+from sagittal.server.turns import Turns
 from sagittal.v1 import tensor_pb2
+
+#: Pixels above which images of a request leave a process to others; reading as many takes some 50 ms.
+LARGE_PIXELS = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,27 +28,47 @@ class Examined:
 
 
 class Pictures:
-    """Examines pictures, `threads` at a time."""
+    """Examines images, `processes` at a time."""
 
-    def __init__(self, limits: ImageLimits, threads: int) -> None:
-        self._limits = limits
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
+    def __init__(self, limits: ImageLimits, processes: int) -> None:
+        self._turns = Turns(processes)
+        self._free = SimpleQueue[Decoder]()
+        for decoder in decoders(limits, processes):
+            self._free.put(decoder)
+        self._pool = ThreadPoolExecutor(processes, thread_name_prefix="pictures")
 
     async def examine(
-        self, pictures: Mapping[str, tuple[str, tensor_pb2.Image]], input_size: int, question: Mapping[str, Any] | None
+        self,
+        pictures: Mapping[str, tuple[str, tensor_pb2.Image]],
+        input_size: int,
+        question: Mapping[str, Any] | None,
+        tenant: str,
     ) -> Examined:
-        """Reads the pictures to their end, and returns them serialized, with the key of the question about them.
+        """Reads the images to their end, and returns them serialized, with the key of the question about them.
 
         Args:
             pictures: By name, each with its path in the request.
             input_size: Side in pixels of the model's input; 0 where it is not known.
             question: What else the answer depends on; None where it is shared with nobody.
+            tenant: Who sent them.
 
         Raises:
             InvalidImage, InvalidRequest: one is damaged, beyond the limits, or a tensor that makes no sense.
+            Unavailable: there is no process that could examine it.
         """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._examine, pictures, input_size, question)
+        large = sum(pixels_to_read(picture) for _, picture in pictures.values()) > LARGE_PIXELS
+        await self._turns.take(tenant, large=large)
+        examining = asyncio.get_running_loop().run_in_executor(
+            self._pool, self._examine, pictures, input_size, question
+        )
+
+        def end_turn(ended: asyncio.Future[Examined]) -> None:
+            self._turns.release(large=large)
+            if not ended.cancelled():
+                ended.exception()  # a caller that went away does not ask for it
+
+        examining.add_done_callback(end_turn)
+        return await asyncio.shield(examining)  # a turn ends with the work, whether its caller waits or not
 
     def close(self) -> None:
         """Lets the threads end."""
@@ -52,7 +78,11 @@ class Pictures:
         self, pictures: Mapping[str, tuple[str, tensor_pb2.Image]], input_size: int, question: Mapping[str, Any] | None
     ) -> Examined:
         images = {}
-        for name, (field, picture) in pictures.items():
-            check(picture, self._limits, field=field, input_size=input_size)
-            images[name] = picture.SerializeToString(deterministic=True)
+        decoder = self._free.get()
+        try:
+            for name, (field, picture) in pictures.items():
+                decoder.check(picture, field=field, input_size=input_size)
+                images[name] = picture.SerializeToString(deterministic=True)
+        finally:
+            self._free.put(decoder)
         return Examined(images, "" if question is None else content_key(question, images))

@@ -88,10 +88,10 @@ class Regions:
             case "job_id":
                 return await self._of_job(await self._relay.job(request.job_id, caller), grid)
             case "image":
-                return await self._of_image(request.image)
+                return await self._of_image(request.image, caller)
         raise InvalidRequest("subject is not set; give a job_id, or an image with its model", field="subject")
 
-    async def _of_image(self, about: explanation_service_pb2.RegionSubject) -> _Subject:
+    async def _of_image(self, about: explanation_service_pb2.RegionSubject, caller: Caller) -> _Subject:
         """Checks a subject that a caller sent, and takes its pictures out."""
         model = await self._catalogue.model(about.model, about.model_version, field="image.model")
         check_loadable(model, "image.model")
@@ -103,7 +103,7 @@ class Regions:
         pictures = {"image": ("image.image", about.image)}
         if about.baseline.HasField("image"):
             pictures["baseline"] = ("image.baseline.image", about.baseline.image)
-        examined = await self._pictures.examine(pictures, model.preprocessing.input_size, None)
+        examined = await self._pictures.examine(pictures, model.preprocessing.input_size, None, caller.tenant)
         about.ClearField("image")
         about.baseline.ClearField("image")
         about.model_version = model.version

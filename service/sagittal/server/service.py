@@ -88,7 +88,7 @@ class Service:
         self._aftermath = Aftermath(self._supervisor)
         self._registry = registry
         self._catalogue = Catalogue(registry, settings.model_refresh)
-        self._pictures = Pictures(settings.images.limits(), settings.images.decode_threads)
+        self._pictures = Pictures(settings.images.limits(), settings.images.decode_processes)
         self._health = health_aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
         self._admin = Admin(self._health)

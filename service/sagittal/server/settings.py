@@ -45,12 +45,24 @@ class ImageSettings(BaseModel):
     """Width times height. 8000 x 8000 is just admitted."""
     max_frames: Annotated[int, Field(gt=0)] = 1_000
     """Frames of an animation."""
-    decode_threads: Annotated[int, Field(ge=1, le=64)] = 2
-    """Pictures checked at the same time; each may take 3 bytes a pixel while it lasts."""
+    decode_memory: Annotated[int, Field(ge=32 * MIB)] = 256 * MIB
+    """Bytes that reading one image may take: 4 a pixel of PNG and JPEG, up to 12 of progressive JPEG, 17 of WebP. An
+    image that would take more is refused from its header. Set the workers' `max_image_memory` as high."""
+    decode_seconds: Positive = 30.0
+    """Longest time that reading one image may take; its process is killed then."""
+    decode_processes: Annotated[int, Field(ge=1, le=64)] = 2
+    """Processes that read images, one at a time each; each may take `decode_memory` and 60 MB. Images of more than 4
+    megapixels leave one of them to smaller ones."""
 
     def limits(self) -> ImageLimits:
         """Returns the limits alone."""
-        return ImageLimits(max_bytes=self.max_bytes, max_pixels=self.max_pixels, max_frames=self.max_frames)
+        return ImageLimits(
+            max_bytes=self.max_bytes,
+            max_pixels=self.max_pixels,
+            max_frames=self.max_frames,
+            memory=self.decode_memory,
+            seconds=self.decode_seconds,
+        )
 
 
 class JobSettings(BaseModel):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
+from sagittal.core.decoding import decoders
 from sagittal.core.errors import InvalidRequest
-from sagittal.core.images import ImageLimits, decode
+from sagittal.core.images import ImageLimits
 from sagittal.explain.concepts import Box, Read
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import visible_box
@@ -107,7 +108,7 @@ class ReadImages:
             image.ParseFromString(self._fetch(index))
             if image.WhichOneof("source") == "model_input":
                 return 0.0, 0.0, 1.0, 1.0
-            shape = decode(image, self._limits, field=f"image {index}").shape[:2]
+            shape = decoders(self._limits, 1)[0].decode(image, field=f"image {index}").shape[:2]
         except (InvalidRequest, DecodeError, OSError):
             return None  # it is among the images that are listed as skipped
         left, top, right, bottom = visible_box(shape, self._loaded.entry.preprocessing)

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sagittal.core.decoding import decoders
 from sagittal.core.errors import InvalidRequest
-from sagittal.core.images import ImageLimits, decode, model_input
+from sagittal.core.images import ImageLimits, model_input
 from sagittal.core.methods import ResolvedMethod, resolve
 from sagittal.core.tensors import array_of
 from sagittal.explain import (
@@ -94,7 +95,7 @@ def read_image(payload: bytes, loaded: LoadedModel, limits: ImageLimits, field: 
     if image.WhichOneof("source") == "model_input":
         values = torch.from_numpy(np.array(model_input(image, limits, field=field, input_size=size)))
     else:
-        values = to_input(decode(image, limits, field=field), loaded.entry.preprocessing)
+        values = to_input(decoders(limits, 1)[0].decode(image, field=field), loaded.entry.preprocessing)
     return values.to(loaded.device)
 
 

@@ -68,6 +68,8 @@ class WorkerSettings(BaseSettings):
     """Where traces go."""
     max_image_pixels: Annotated[int, Field(gt=0)] = 64_000_000
     """Width times height of the largest picture."""
+    max_image_memory: Annotated[int, Field(ge=32 * 2**20)] = 256 * 2**20
+    """Bytes that decoding one image may take, in a process of its own; see the service's `images.decode_memory`."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 5.0
     """Least time between two checkpoints of a job, from which another worker can go on, in seconds."""
     concepts: ConceptSettings = ConceptSettings()
@@ -104,7 +106,7 @@ class WorkerSettings(BaseSettings):
 
     def image_limits(self) -> ImageLimits:
         """Returns the limits of pictures."""
-        return ImageLimits(max_pixels=self.max_image_pixels)
+        return ImageLimits(max_pixels=self.max_image_pixels, memory=self.max_image_memory)
 
     def access(self) -> Access:
         """Returns what models may be loaded from: the directory of the model file where none is set."""

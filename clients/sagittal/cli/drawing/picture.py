@@ -19,7 +19,7 @@ from sagittal.v1 import tensor_pb2
 Picture = NDArray[np.float32]
 
 #: The service has admitted the picture: these limits only guard this process.
-_LIMITS = ImageLimits(max_bytes=256 * 2**20, max_pixels=256_000_000)
+_LIMITS = ImageLimits(max_bytes=256 * 2**20, max_pixels=256_000_000, memory=8 * 2**30)
 
 _RESAMPLING = {
     "nearest": PIL.Image.Resampling.NEAREST,
