@@ -74,7 +74,7 @@ class Ending:
             return cancelled_event(self.detail, now)
         if self.reason == "expired":
             when = "while it ran, its worker lost or hung" if self.attempt else "before a worker was free"
-            error: Expired | JobBuried = Expired(f"the deadline passed {when}; allow more time, or use the batch lane")
+            error: Expired | JobBuried = Expired(f"the deadline passed {when}; allow more time")
         else:
             error = JobBuried(
                 f"the job lost its worker {self.attempt} times, the last one was {self.worker!r}: it is not tried "

@@ -1,6 +1,8 @@
 """The engine answers every request once, in order, whoever else runs."""
 
 import time
+from contextlib import suppress
+from dataclasses import replace
 
 import known_models
 import pytest
@@ -189,6 +191,67 @@ def test_a_deadline_stops_the_search():
     ends = finished(Engine(Recorder()), {"task": task})
     assert isinstance(ends["task"], OutOfBudget)
     assert ends["task"].limit == "deadline"
+
+
+class Clock(Recorder):
+    """An evaluator each of whose rows takes a second, and the clock that says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def evaluate(self, parts):
+        self.now += sum(part.rows for part in parts)
+        return super().evaluate(parts)
+
+
+def test_a_deadline_stops_measurements_between_two_batches():
+    told = []
+
+    def steps():
+        yield ask(4)
+        try:
+            yield ask(300, metric=True)
+        except OutOfBudget as spent:
+            told.append(spent.limit)
+
+    clock = Clock()
+    task = Task(steps=steps(), budget=Budget(deadline=24.0), clock=clock)
+    assert finished(Engine(clock, batch_size=10), {"task": task}) == {"task": None}
+    assert told == ["deadline"]
+    assert clock.batches == [4, 10, 10]
+
+
+def test_what_is_needed_to_report_a_finding_is_evaluated_after_the_deadline():
+    def steps():
+        with pytest.raises(OutOfBudget):
+            yield ask(4)
+        scores = yield replace(ask(1, metric=True), report=True)
+        assert len(scores.target) == 1
+
+    clock = Clock()
+    clock.now = 2.0
+    task = Task(steps=steps(), budget=Budget(deadline=1.0), clock=clock)
+    assert finished(Engine(clock), {"task": task}) == {"task": None}
+
+
+@pytest.mark.parametrize(("measurements", "searched"), [(0, 100), (10, 90), (50, 80)])
+def test_a_search_leaves_time_for_measurements_before_the_deadline(measurements, searched):
+    def steps():
+        with suppress(OutOfBudget):
+            while True:
+                yield ask(1)
+        yield ask(5, metric=True)
+
+    clock = Clock()
+    budget = Budget(deadline=100.0, measurements=measurements)
+    task = Task(steps=steps(), budget=budget, clock=clock)
+    ends = finished(Engine(clock), {"task": task})
+    assert task.usage.evaluations - task.usage.metric_evaluations == searched
+    assert (ends["task"] is None) == (measurements > 0)
 
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing():

@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from sagittal.engine import Engine, Output, Task, TorchEvaluator
+from sagittal.engine import Budget, Engine, Output, Task, TorchEvaluator
 from sagittal.engine.requests import Subject
-from sagittal.explain.events import Curve
+from sagittal.engine.task import STRETCHED
+from sagittal.explain import Occlusion, explanation_steps
+from sagittal.explain.events import Curve, SaliencyMask, Truncated
 from sagittal.explain.measures.curves import CurveProtocol, Metrics, area, insertion_masks, measure
-from sagittal.explain.problem import Problem
+from sagittal.explain.problem import Black, Problem, Question
 
 
 class Additive(nn.Module):
@@ -79,3 +81,32 @@ def test_the_pixel_protocol_takes_one_row_of_pixels_a_step():
 
 def test_area_is_that_of_the_trapezoid():
     assert area((0.0, 0.5, 1.0), (0.0, 1.0, 1.0)) == pytest.approx(0.75)
+
+
+def test_a_deadline_that_passes_while_curves_are_measured_leaves_the_heatmap_and_marks_it():
+    class Slow(TorchEvaluator):
+        """Takes a second for each row, by the clock that is asked."""
+
+        now = 0.0
+
+        def evaluate(self, parts):
+            Slow.now += sum(part.rows for part in parts)
+            return super().evaluate(parts)
+
+    weights = torch.full((8, 8), 1 / 64)
+    evaluator = Slow(module=Additive(weights), device=torch.device("cpu"), output=Output.PROBABILITIES)
+    question = Question(image=torch.ones(3, 8, 8), target=0, baseline=Black())
+    events, ends = [], []
+    task = Task(
+        steps=explanation_steps(question, Occlusion(grid=4, window=1), Metrics(steps=150)),
+        on_event=events.append,
+        on_end=ends.append,
+        budget=Budget(deadline=30.0),
+        clock=lambda: Slow.now,
+    )
+    Engine(evaluator, batch_size=8).run(task)
+    assert ends == [None]
+    assert [event.final for event in events if isinstance(event, SaliencyMask)][-1]
+    assert not [event for event in events if isinstance(event, Curve)]
+    assert [event.limit for event in events if isinstance(event, Truncated)] == ["deadline"]
+    assert Slow.now <= 30 + STRETCHED * 8

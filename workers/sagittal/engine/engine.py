@@ -92,6 +92,8 @@ class Engine:
         """Runs one batch or one inspection; whether there was anything to do."""
         self._admit()
         self._drop()
+        for task in self._tasks:
+            task.stop_overdue()
         self._recall()
         order = sorted((task for task in self._tasks if task.ready), key=lambda task: task.served)
         if order:

@@ -64,6 +64,8 @@ class Evaluate:
     """Asks for full precision: for scores that are reported or decided on."""
     metric: bool = False
     """Counts as measurement, not against the budget of evaluations."""
+    report: bool = False
+    """Is needed to report what was found: a deadline does not refuse it."""
     probabilities: bool = False
     """Asks for the probabilities of all classes."""
 

@@ -16,6 +16,9 @@ from sagittal.engine.requests import Evaluate, Inspect, OutOfBudget, Scores
 INTERACTIVE_WEIGHT = 32.0
 """Share of the device that a task with someone waiting gets, relative to a batch task's 1."""
 
+MEASURING_SHARE = 0.2
+"""Largest share of the time to a deadline that the search leaves for measurements."""
+
 STRETCHED = 1.5
 """How much larger than usual a batch may be if it then holds all that a request has left: a small last batch costs more
 for each row."""
@@ -28,7 +31,9 @@ class Budget:
     evaluations: int | None = None
     """Model evaluations, measurements not counted; None for no bound."""
     deadline: float | None = None
-    """Time of `time.monotonic()` by which the search must end; None for no bound."""
+    """Time of `time.monotonic()` by which search and measurements must end; None for no bound."""
+    measurements: int = 0
+    """Evaluations that measuring the result will take; the search leaves time for them before the deadline."""
 
 
 @dataclass(slots=True)
@@ -74,10 +79,14 @@ class Task:
     served: float = 0.0
     """Rows served over the weight: the task with the least goes first."""
     ended: bool = False
+    clock: Callable[[], float] = time.monotonic
     recollection: Recollection | None = None
     """What is known of the pending request, which is then the rest of what was asked for."""
     _memo: ScoreMemo | None = None
     _cancelled: threading.Event = field(default_factory=threading.Event)
+    _began: float = 0.0
+    _used_before: int = 0
+    """Evaluations of an earlier attempt."""
 
     def cancel(self) -> None:
         """Ends the task before its next batch. Safe from any thread."""
@@ -96,12 +105,20 @@ class Task:
 
     def start(self) -> None:
         """Runs to the first request."""
+        self._began, self._used_before = self.clock(), self.usage.evaluations
         self._advance(lambda: next(self.steps))
 
     @property
     def remembered(self) -> bool:
         """Whether the pending request can be answered from memory alone."""
         return self.recollection is not None and self.recollection.rest is None
+
+    def stop_overdue(self) -> None:
+        """Ends the pending request if its time is over, whatever was evaluated of it."""
+        request = self.pending
+        if isinstance(request, Evaluate) and self._is_overdue(request):
+            self.answers = []
+            self._advance(lambda: self.steps.throw(OutOfBudget("deadline")))
 
     def look_up(self, memo: ScoreMemo, unit: int) -> None:
         """Looks what is known of the pending request, once; what is then pending is the rest of it."""
@@ -209,15 +226,31 @@ class Task:
 
     def _exceeded(self, request: Evaluate | Inspect[Any]) -> str:
         """Names the limit that the request would break; empty where none."""
+        if self._is_overdue(request):
+            return "deadline"
         if isinstance(request, Evaluate) and request.metric:
             return ""
-        if self.budget.deadline is not None and time.monotonic() >= self.budget.deadline:
-            return "deadline"
         rows = len(request.masks) if isinstance(request, Evaluate) else request.evaluations
         searched = self.usage.evaluations - self.usage.metric_evaluations
         if self.budget.evaluations is not None and searched + rows > self.budget.evaluations:
             return "evaluations"
         return ""
+
+    def _is_overdue(self, request: Evaluate | Inspect[Any]) -> bool:
+        """Whether a deadline leaves a request no time."""
+        deadline = self.budget.deadline
+        if deadline is None or (isinstance(request, Evaluate) and request.report):
+            return False
+        measures = isinstance(request, Evaluate) and request.metric
+        return self.clock() >= (deadline if measures else deadline - self._measuring_seconds(deadline))
+
+    def _measuring_seconds(self, deadline: float) -> float:
+        """Returns the time that measurements are expected to take, at the pace of the task so far."""
+        evaluated = self.usage.evaluations - self._used_before
+        if not evaluated:
+            return 0.0
+        pace = (self.clock() - self._began) / evaluated
+        return min(self.budget.measurements * pace, MEASURING_SHARE * (deadline - self._began))
 
     def _end(self, error: BaseException | None) -> None:
         self.ended, self.pending = True, None

@@ -108,7 +108,7 @@ class JobRun:
             steps=work.steps,
             on_event=self._on_event,
             on_end=self._on_end,
-            budget=Budget(evaluations=work.max_evaluations, deadline=deadline),
+            budget=Budget(evaluations=work.max_evaluations, deadline=deadline, measurements=work.measurements),
             weight=INTERACTIVE_WEIGHT if job.lane is Lane.INTERACTIVE else 1.0,
             usage=replace(work.used),
         )
@@ -204,7 +204,7 @@ class JobRun:
             self._writer.hand_back(self._outbox)
             return
         if isinstance(error, TaskCancelled) and self._expired and not self._cancelled_at:
-            error = Expired("the deadline passed while it ran; allow more time, or use the batch lane")
+            error = Expired("the deadline passed while it ran; allow more time")
         if error is None:
             event, state = pb.ExplanationEvent(completed=self._completed()), JobState.COMPLETED
         elif isinstance(error, TaskCancelled):

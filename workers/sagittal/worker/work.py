@@ -13,6 +13,7 @@ from sagittal.core.regions import check_patch_shape, check_sets
 from sagittal.engine.requests import Upsampling
 from sagittal.engine.task import Usage
 from sagittal.explain import Concepts, explanation_steps
+from sagittal.explain.measures.curves import measurements
 from sagittal.explain.problem import predict
 from sagittal.explain.sets.regions import ask_regions
 from sagittal.models.loaded import LoadedModel
@@ -36,6 +37,8 @@ class Work:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     max_evaluations: int | None = None
+    measurements: int = 0
+    """Evaluations that measuring the result takes, about."""
     used: Usage = field(default_factory=Usage)
     """What the search of an earlier attempt used, from which this one goes on."""
     ran: float = 0.0
@@ -84,6 +87,7 @@ def _explanation(
         parameters=request.method.parameters,
         seed=request.question.seed,
         max_evaluations=request.max_evaluations,
+        measurements=measurements(request.metrics, loaded.entry.preprocessing.input_size),
         used=restored.usage,
         ran=restored.seconds,
         progress_seconds=request.progress_seconds,

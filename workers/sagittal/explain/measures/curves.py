@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sagittal.engine.masking import upsample
-from sagittal.explain.events import Curve, CurveKind, Progress
+from sagittal.engine.requests import OutOfBudget
+from sagittal.explain.events import Curve, CurveKind, Progress, Truncated
 from sagittal.explain.problem import Problem
 from sagittal.explain.steps import Steps
 
@@ -41,15 +42,25 @@ class Metrics:
 
 
 def measure(problem: Problem, saliency: Tensor, metrics: Metrics, index: int = 0) -> Steps[None]:
-    """Yields the insertion curve, then the deletion curve, of a saliency (h, w)."""
+    """Yields the insertion curve, then the deletion curve, of a saliency (h, w); none if a deadline passes first."""
     cells, step = _cells(problem, saliency, metrics)
     inserted, fractions = insertion_masks(cells, step)
     masks = torch.cat([inserted, 1 - inserted])
     yield Progress(1.0, phase="curves")
-    scores = yield from problem.evaluate(masks, exact=True, metric=True)
+    try:
+        scores = yield from problem.evaluate(masks, exact=True, metric=True)
+    except OutOfBudget as spent:
+        yield Truncated(spent.limit)
+        return
     insertion, deletion = scores.target.tolist()[: len(fractions)], scores.target.tolist()[len(fractions) :]
     yield curve(CurveKind.INSERTION, fractions, insertion, problem.full_score, index)
     yield curve(CurveKind.DELETION, fractions, deletion, problem.full_score, index)
+
+
+def measurements(metrics: Metrics, size: int) -> int:
+    """Returns how many evaluations measuring one mask takes, about, on an image whose side has `size` pixels."""
+    steps = size if metrics.protocol is CurveProtocol.PIXEL else metrics.steps
+    return 2 * (steps + 1) if metrics.curves else 0
 
 
 def _cells(problem: Problem, saliency: Tensor, metrics: Metrics) -> tuple[Tensor, int]:

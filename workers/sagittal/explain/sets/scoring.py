@@ -186,7 +186,7 @@ class Memo:
         A measurement: a spent budget does not stop it, so that what was found by then can be reported as it is.
         """
         if bits not in self.scores or not self.scores[bits].exact:
-            yield from self._request([bits], exact=True, metric=True)
+            yield from self._request([bits], exact=True, metric=True, report=True)
         return self.scores[bits]
 
     def measure(self, sets: Iterable[int]) -> Steps[None]:
