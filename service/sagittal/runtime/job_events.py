@@ -19,6 +19,8 @@ from sagittal.v1 import explanation_pb2
 log = structlog.get_logger(__name__)
 
 TERMINAL, PASSING, LASTING = b"t", b"p", b"e"
+#: A terminal event that the queue made, which lacks the identity of every job.
+UNSIGNED_TERMINAL = b"T"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,14 @@ from sagittal.core.errors import (
 )
 from sagittal.core.jobs import Backlog, Job, JobKind, JobState, NewJob, StoredEvent, StoredRequest
 from sagittal.runtime.admission import overloaded
-from sagittal.runtime.job_events import TERMINAL, Ending, cancelled_event, expired_events, forgotten_request
+from sagittal.runtime.job_events import Ending, cancelled_event, expired_events, forgotten_request
 from sagittal.runtime.queue_metrics import UNOBSERVED, QueueObserver
 from sagittal.runtime.redis_connection import AsyncRunner, close_async, connect_async
 from sagittal.runtime.redis_scripts import (
     cost_key,
     load_script,
     parse_costs,
+    parse_events,
     parse_job,
     parse_request,
     root_key,
@@ -211,14 +212,10 @@ class RedisJobQueue:
 
     async def _read(self, job_id: str, after: int, until: int | None) -> tuple[bool, Sequence[StoredEvent]]:
         """Returns whether the job has ended, and its events with sequence numbers in (after, until]."""
-        answer = await self._script("read", job_id, after, -1 if until is None else until - 1)
+        answer = await self._script("read", job_id, after, -1 if until is None else until - after)
         if not answer:
             raise _unknown(job_id)
-        ended, *elements = answer
-        return bool(ended), [
-            StoredEvent(after + offset, element[1:], terminal=element[:1] == TERMINAL)
-            for offset, element in enumerate(elements, start=1)
-        ]
+        return bool(answer[0]), parse_events(answer, after)
 
     def _start_sweeper(self) -> None:
         if self._sweeper is None:

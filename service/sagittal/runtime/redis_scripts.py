@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from importlib import resources
 
 from sagittal.core.costs import Cost
-from sagittal.core.jobs import Job, JobKind, JobState, Lane, Lease, NewJob, StoredRequest
+from sagittal.core.jobs import Job, JobKind, JobState, Lane, Lease, NewJob, StoredEvent, StoredRequest
+from sagittal.runtime.job_events import TERMINAL, UNSIGNED_TERMINAL
 from sagittal.runtime.settings import QueueSettings
 
 #: Fields that the script `view` returns for a job.
@@ -133,6 +134,23 @@ def parse_job(view: Sequence[bytes]) -> Job:
         cancel_requested=bool(text[15]),
         reason=text[16],
     )
+
+
+def parse_events(answer: Sequence[bytes], after_sequence: int) -> list[StoredEvent]:
+    """Returns events from the answer of the script `read`, each with the identity of the job that was asked for.
+
+    A log is kept once for all jobs of a run. Protobuf: the last value of a field wins and nested messages merge, so
+    the identity is appended.
+    """
+    _, shared, identity, age, *elements = answer
+    events = []
+    for sequence, element in enumerate(elements, start=after_sequence + 1):
+        kind, payload = element[:1], element[1:]
+        terminal = kind in (TERMINAL, UNSIGNED_TERMINAL)
+        if sequence > 1 and (shared or kind == UNSIGNED_TERMINAL):
+            payload += (age if terminal else b"") + identity
+        events.append(StoredEvent(sequence, payload, terminal))
+    return events
 
 
 def parse_lease(answer: Sequence[bytes]) -> Lease:

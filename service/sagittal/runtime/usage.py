@@ -28,6 +28,7 @@ SAMPLES = 0
 KINDS: Mapping[str, str] = {
     "job": "jobs: what callers see",
     "log": "logs: events",
+    "readers": "logs: how many jobs read them",
     "run": "runs: requests, images, checkpoints",
     "answer": "answers to give again: names of jobs",
     "flight": "runs that may be shared: names",

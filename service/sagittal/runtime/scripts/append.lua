@@ -1,10 +1,10 @@
--- Appends a numbered batch of elements to the logs of a run. Returns 'ok', 'lost', or 'full' past the log's bound.
+-- Appends a numbered batch of elements to the log of a run. Returns 'ok', 'lost', or 'full' past the log's bound.
 local given = arguments({ID, TOKEN, named('number', COUNT), named('max_log_bytes', SIZE)}, {{'event', some, 'an event'}})
 local id, elements = given.job_id, given.rest
 local run = read_run(id)
 if not holds(run, given.token) then return 'lost' end
 if tonumber(run.batch) >= given.number then return 'ok' end
-if log_bytes(run, elements) > given.max_log_bytes then return 'full' end
-push_all(id, run, elements)
+if log_bytes(id, elements) > given.max_log_bytes then return 'full' end
+push(id, run, elements)
 call('HSET', run_key(id), 'batch', string.format('%.0f', given.number))
 return 'ok'

@@ -7,9 +7,9 @@ if job.kind == '' then return false end
 if job.state ~= '' then return view(id) end
 local run = read_run(job.run)
 if #split(run.subs) > 1 then
-  leave(id, job.run, run, 'cancelled', 't' .. event)
+  leave(id, job.run, run, 'cancelled', 'T' .. event)
 elseif run.state == 'queued' then
-  finish(job.run, run, 'cancelled', {'t' .. event}, true)
+  finish(job.run, run, 'cancelled', {'T' .. event})
 elseif run.cancel == '' then
   call('HSET', run_key(job.run), 'cancel', reason, 'cancelled', exact(now))
   call('PUBLISH', root .. 'worker:' .. run.worker, id)

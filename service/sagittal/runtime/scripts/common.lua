@@ -1,7 +1,9 @@
 -- Shared by all scripts of the queue. Each script is sent as: shebang, arguments.lua, this file, its own body.
 --
 -- A job is what a caller sees (state, event log); a run is the work for it, shared by jobs with equal content. Keys:
---   job:ID hash      log:ID list of events     run:ID hash (ID of the job that began it), with request and images
+--   job:ID hash, with its `accepted` event, and a `closing` one where it left its run early
+--   run:ID hash (ID of the job that began it), with request and images     log:ID list of the events of a run, once for all
+--   jobs that share it     readers:ID hash of how many `jobs` read that log, its `bytes`, and the positions of what is `lasting`
 --   parts:ID hash of large parts of a job by name, their bytes together under ''   attaching zset of those without a job
 --   ready:LANE:MODEL@VERSION zset of runs by fair-share tag   share:LANE:MODEL@VERSION hash of tags by tenant
 --   alone:LANE:MODEL@VERSION zset, by time, of runs that wait for a worker to themselves, since one died while it ran them
@@ -25,6 +27,7 @@ local function exact(number) return string.format('%.17g', number) end
 local function job_key(id) return root .. 'job:' .. id end
 local function run_key(id) return root .. 'run:' .. id end
 local function log_key(id) return root .. 'log:' .. id end
+local function readers_key(id) return root .. 'readers:' .. id end
 local function parts_key(id) return root .. 'parts:' .. id end
 
 local function fields(key)
@@ -67,42 +70,42 @@ local function varint(number)
 end
 local function chunk(tag, bytes) return varint(tag * 8 + 2) .. varint(#bytes) .. bytes end
 
--- ExplanationEvent.job_id = 1, .request_id = 4
-local function identity(id)
-  return chunk(1, id) .. chunk(4, call('HGET', job_key(id), 'request_id') or '')
-end
-
--- Adds elements to a log, and says so once. An element is one letter ('t' terminal, 'p' passing, 'e' any other) and
--- the serialized event.
-local function push(id, elements)
-  local bytes, length = 0, 0
-  for first = 1, #elements, 1000 do -- what Lua passes on at once is bounded
-    length = call('RPUSH', log_key(id), unpack(elements, first, math.min(first + 999, #elements)))
-  end
+local function size_of(elements)
+  local bytes = 0
   for _, element in ipairs(elements) do bytes = bytes + #element end
-  call('HINCRBY', job_key(id), 'bytes', bytes)
-  count_bytes(bytes)
-  call('PUBLISH', log_key(id), length)
+  return bytes
 end
 
-local function signed(elements, suffix)
-  local copies = {}
-  for i, element in ipairs(elements) do copies[i] = element .. suffix end
-  return copies
-end
+local function announce_growth(job_id) call('PUBLISH', log_key(job_id), '') end
 
--- `own` says that the queue made the elements, so that they lack the job's identity.
-local function push_all(id, run, elements, own)
-  for _, sub in ipairs(split(run.subs)) do
-    push(sub, (sub == id and not own) and elements or signed(elements, identity(sub)))
+-- Adds elements to the log of a run, and says so to those who watch its jobs. An element is one letter ('p' passing, 'e'
+-- lasting, 't' terminal, 'T' terminal and made by the queue, so that it lacks every job's identity) and the event.
+local function push(id, run, elements)
+  for first = 1, #elements, 1000 do -- what Lua passes on at once is bounded
+    call('RPUSH', log_key(id), unpack(elements, first, math.min(first + 999, #elements)))
   end
+  local bytes = size_of(elements)
+  call('HINCRBY', readers_key(id), 'bytes', bytes)
+  count_bytes(bytes)
+  for _, sub in ipairs(split(run.subs)) do announce_growth(sub) end
 end
 
 -- Bytes of a run's log with these elements.
-local function log_bytes(run, elements)
-  local bytes = tonumber(call('HGET', job_key(split(run.subs)[1]), 'bytes'))
-  for _, element in ipairs(elements) do bytes = bytes + #element end
-  return bytes
+local function log_bytes(id, elements)
+  return tonumber(call('HGET', readers_key(id), 'bytes') or 0) + size_of(elements)
+end
+
+-- What a job has read of its run's log ends with its answer or where it left the run; before, it is as long as the log.
+local function last_sequence(job)
+  local shared = tonumber(job.upto or '') or call('LLEN', log_key(job.run))
+  return 1 + shared + ((job.closing or '') ~= '' and 1 or 0)
+end
+
+-- The last job that reads a log takes it along.
+local function stop_reading(id)
+  if call('HINCRBY', readers_key(id), 'jobs', -1) > 0 then return end
+  count_bytes(-tonumber(call('HGET', readers_key(id), 'bytes') or 0))
+  call('UNLINK', readers_key(id), log_key(id))
 end
 
 local function place(run) return run.lane .. ':' .. run.model end
@@ -180,8 +183,8 @@ local function end_job(id, run, state)
 end
 
 -- Ends a run and every job that shares it. The last of the elements is the terminal event.
-local function finish(id, run, state, elements, own)
-  push_all(id, run, elements, own)
+local function finish(id, run, state, elements)
+  push(id, run, elements)
   for _, sub in ipairs(split(run.subs)) do end_job(sub, run, state) end
   if run.state == 'running' then unlease(id, run) else dequeue(id, run) end
   call('HSET', run_key(id), 'state', state)
@@ -195,8 +198,11 @@ end
 
 -- Ends one of several jobs that share a run, which goes on for the others.
 local function leave(id, run_id, run, state, element)
-  push(id, {element .. identity(id)})
+  call('HSET', job_key(id), 'closing', element, 'upto', call('LLEN', log_key(run_id)))
+  call('HINCRBY', job_key(id), 'bytes', #element)
+  count_bytes(#element)
   end_job(id, run, state)
+  announce_growth(id)
   local others = {}
   for _, sub in ipairs(split(run.subs)) do if sub ~= id then others[#others + 1] = sub end end
   call('HSET', run_key(run_id), 'subs', table.concat(others, ','))
@@ -213,7 +219,8 @@ end
 local function drop_job(id)
   local job = pick(job_key(id), {'bytes', 'created', 'tenant', 'request_id', 'run', 'fingerprint'})
   if job.created == '' then call('ZREM', root .. 'ended', id) return end
-  call('DEL', job_key(id), log_key(id))
+  call('DEL', job_key(id))
+  stop_reading(job.run)
   call('ZREM', root .. 'ended', id)
   local member = index_member(id, job.created)
   call('ZREM', root .. 'jobs', member)
@@ -260,5 +267,5 @@ local function view(id)
   if job.state == '' then run = pick(run_key(job.run), {'state', 'attempt', 'worker', 'cancel'}) end
   return {id, job.kind, run.state, job.model, job.version, job.method, job.lane, job.tenant, job.request_id,
     job.created, job.ended or '', job.deadline, run.attempt or '0', run.worker or '',
-    tostring(call('LLEN', log_key(id))), (run.cancel and run.cancel ~= '') and '1' or '', job.reason or ''}
+    tostring(last_sequence(job)), (run.cancel and run.cancel ~= '') and '1' or '', job.reason or ''}
 end

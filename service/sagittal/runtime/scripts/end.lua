@@ -2,7 +2,7 @@
 -- Returns nothing where it did not, else the trace context that the run came with; empty of a job that shared another's.
 local given = arguments({{'scope', one_of('run', 'job')}, ID, TOKEN, {'state', one_of('failed', 'cancelled')},
   {'reason', any}, {'event', any}})
-local scope, id, state, element = given.scope, given.job_id, given.state, 't' .. given.event
+local scope, id, state, element = given.scope, given.job_id, given.state, 'T' .. given.event
 local run_id = id
 if scope == 'job' then
   local job = pick(job_key(id), {'run', 'state', 'kind'})
@@ -18,5 +18,5 @@ if scope == 'job' and #split(run.subs) > 1 then
 end
 if run.state == 'running' and tonumber(call('ZSCORE', root .. 'leases', run_id) or 0) > now then return false end
 local trace = call('HGET', run_key(run_id), 'trace')
-finish(run_id, run, state, {element}, true)
+finish(run_id, run, state, {element})
 return trace or ''

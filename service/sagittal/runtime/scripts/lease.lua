@@ -9,7 +9,7 @@ local take_key = root .. 'take:' .. given.nonce
 local function describe(id)
   local run = fields(run_key(id))
   local answer = {'lease', run.token, id, run.kind, run.state, run.model, run.version, run.method, run.lane, run.tenant,
-    run.request_id, run.created, '', run.deadline, run.attempt, run.worker, tostring(call('LLEN', log_key(id))),
+    run.request_id, run.created, '', run.deadline, run.attempt, run.worker, tostring(1 + call('LLEN', log_key(id))),
     run.cancel ~= '' and '1' or '', '', run.request, run.trace, run.checkpoint and '1' or '', run.checkpoint or '',
     run.alone or ''}
   add_images(answer, run)

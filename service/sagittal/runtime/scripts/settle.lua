@@ -45,14 +45,14 @@ end
 local run = read_run(id)
 if run.state == state and run.token == token then return 'ok' end
 if not holds(run, token) then return 'lost' end
-if #elements > 1 and log_bytes(run, elements) > given.max_log_bytes then return 'full' end
+if #elements > 1 and log_bytes(id, elements) > given.max_log_bytes then return 'full' end
 -- A later attempt may have gone on from a checkpoint: its time is not that of the whole.
 if state == 'completed' and evaluations > 0 and seconds > 0 and run.attempt == '1' then
   learn_cost(run)
   learn_pace(run)
 end
 run.reason = given.reason
-finish(id, run, state, elements, false)
+finish(id, run, state, elements)
 if state == 'completed' and run.content ~= '' and cache_seconds > 0 then
   call('SET', root .. 'answer:' .. run.content, split(run.subs)[1], 'PX', string.format('%.0f', cache_seconds * 1000))
 end

@@ -36,44 +36,58 @@ end
 local function position(number) return number > 0 and chunk(10, '\8' .. varint(number)) or '' end
 
 local function store_job(run, before)
-  local created = exact(now)
+  local created, accepted = exact(now), 'e' .. new.accepted .. position(before)
   call('HSET', job_key(new.id), 'run', run, 'kind', new.kind, 'model', new.model, 'version', new.version, 'method',
     new.method, 'lane', new.lane, 'tenant', new.tenant, 'request_id', new.request_id, 'created', created, 'deadline',
-    new.deadline, 'fingerprint', new.fingerprint, 'state', '', 'bytes', 0)
+    new.deadline, 'fingerprint', new.fingerprint, 'state', '', 'accepted', accepted, 'bytes', #accepted)
+  count_bytes(#accepted)
+  call('HINCRBY', readers_key(run), 'jobs', 1)
   local member = index_member(new.id, created)
   call('ZADD', root .. 'jobs', 0, member)
   call('ZADD', root .. 'jobs:' .. new.tenant, 0, member)
   if new.deadline ~= '' then call('ZADD', root .. 'deadlines', new.deadline, new.id) end
   if new.request_id ~= '' then call('SET', request_key, new.id) end
-  push(new.id, {'e' .. new.accepted .. position(before)})
 end
 
--- Serves a stored answer: the events of the job that gave it, without what was passing, with the answer's age.
+-- Returns the positions of what is lasting in the log of a run that has ended, and how many they are.
+local function find_lasting(run)
+  local known = call('HGET', readers_key(run), 'lasting')
+  if known then return known, #split(known) end
+  local places, length = {}, call('LLEN', log_key(run))
+  for first = 0, length - 1, 16 do
+    for i, element in ipairs(call('LRANGE', log_key(run), first, first + 15)) do
+      if string.sub(element, 1, 1) ~= 'p' then places[#places + 1] = string.format('%d', first + i - 1) end
+    end
+  end
+  return table.concat(places, ','), #places
+end
+
+-- Gives a stored answer again: the job reads the log of the run that gave it, without what was passing, with its age.
 local function answer()
   local source = call('GET', root .. 'answer:' .. content)
   if not source then return false end
-  local ended = tonumber(call('HGET', job_key(source), 'ended') or '')
+  local found = pick(job_key(source), {'ended', 'run'})
+  local ended = tonumber(found.ended)
   if not ended or now - ended > new.cache_seconds then return false end
-  local events = call('LRANGE', log_key(source), 1, -1)
-  local bytes = #new.accepted
-  for _, element in ipairs(events) do bytes = bytes + #element end
-  call('ZADD', root .. 'ended', exact(now), source) -- making room must not take the answer itself
-  local fits = make_room(bytes, new.max_bytes)
-  call('ZADD', root .. 'ended', exact(ended), source)
-  if not fits then return false end
-  store_job(call('HGET', job_key(source), 'run') or '', 0)
+  local lasting, count = find_lasting(found.run)
+  -- ExplanationEvent.time = 3, Timestamp.seconds = 1, .nanos = 2
   local seconds, nanos = tonumber(clock[1]), tonumber(clock[2]) * 1000
-  local stamp = chunk(3, '\8' .. varint(seconds) .. '\16' .. varint(nanos)) .. identity(new.id)
+  local stamp = chunk(3, '\8' .. varint(seconds) .. '\16' .. varint(nanos))
   -- ExplanationEvent.completed = 21, Completed.cache_age = 18, Duration.seconds = 1, .nanos = 2
   local past = math.max(now - ended, 0)
   local whole = math.floor(past)
   local age = chunk(21, chunk(18, '\8' .. varint(whole) .. '\16' .. varint(math.floor((past - whole) * 1e9))))
-  local copies = {}
-  for _, element in ipairs(events) do
-    local letter = string.sub(element, 1, 1)
-    if letter ~= 'p' then copies[#copies + 1] = element .. (letter == 't' and age or '') .. stamp end
-  end
-  push(new.id, copies)
+  local own, marks = #stamp + #age, call('HEXISTS', readers_key(found.run), 'lasting') == 0 and #lasting or 0
+  call('ZADD', root .. 'ended', exact(now), source) -- making room must not take the answer itself
+  local fits = make_room(#new.accepted + 1 + own + marks, new.max_bytes)
+  call('ZADD', root .. 'ended', exact(ended), source)
+  if not fits then return false end
+  store_job(found.run, 0)
+  call('HSET', job_key(new.id), 'stamp', stamp, 'age', age, 'upto', count)
+  call('HINCRBY', job_key(new.id), 'bytes', own)
+  call('HSET', readers_key(found.run), 'lasting', lasting)
+  call('HINCRBY', readers_key(found.run), 'bytes', marks)
+  count_bytes(own + marks)
   end_job(new.id, {attempt = '0', worker = ''}, 'completed')
   return true
 end
@@ -85,7 +99,7 @@ local function in_time(run)
   return tonumber(run.deadline) - now >= (tonumber(new.deadline) - now) / 2
 end
 
--- Joins a run in flight: the job's log gets the events so far, and from now on every new one.
+-- Joins a run in flight: the job reads its log, from the beginning.
 local function join()
   local id = call('GET', root .. 'flight:' .. content)
   if not id then return false end
@@ -93,13 +107,9 @@ local function join()
   if not live(run) or run.cancel ~= '' or not in_time(run) then return false end
   local subs = split(run.subs)
   if #subs == 0 or #subs >= new.max_sharers then return false end
-  local events = call('LRANGE', log_key(subs[1]), 1, -1)
-  local bytes = #new.accepted
-  for _, element in ipairs(events) do bytes = bytes + #element end
-  if not make_room(bytes, new.max_bytes) then return false end
+  if not make_room(#new.accepted + 1, new.max_bytes) then return false end
   local before = run.state == 'queued' and call('ZRANK', root .. 'age:' .. place(run), id) or 0
   store_job(id, before)
-  if #events > 0 then push(new.id, signed(events, identity(new.id))) end
   call('HSET', run_key(id), 'subs', run.subs .. ',' .. new.id)
   if run.state ~= 'queued' then return true end
   if run.deadline ~= '' and (new.deadline == '' or tonumber(new.deadline) > tonumber(run.deadline)) then
