@@ -54,7 +54,7 @@ def resolve(
     """
     listed = list(catalogue)
     if not listed:
-        text = "no worker has loaded this model yet, so its methods are not known: start a worker that serves it"
+        text = "no worker has loaded this model yet, so its methods are not known: try again when one has"
         raise FailedPrecondition(text, field=field)
     chosen = method.WhichOneof("method")
     if chosen == _CUSTOM:

@@ -19,12 +19,17 @@ _CANDIDATES = 128
 _CLASSES_SHOWN = 12
 
 
+def is_described(model: model_pb2.Model) -> bool:
+    """Returns whether a worker has loaded the model: only then its methods, labels and classes are known."""
+    return bool(model.methods)
+
+
 def resolve_target(target: explanation_pb2.Target, model: model_pb2.Model, field: str = "target") -> int:
     """Returns the index of the class.
 
     Raises:
         InvalidRequest: there is no such class, or the label is ambiguous.
-        FailedPrecondition: the model has no labels.
+        FailedPrecondition: the model has no labels, or none that are known yet.
     """
     chosen = target.WhichOneof("target")
     if chosen is None:
@@ -42,7 +47,8 @@ def resolve_target(target: explanation_pb2.Target, model: model_pb2.Model, field
 
 def _by_label(label: str, model: model_pb2.Model, field: str) -> int:
     if not model.labels:
-        raise FailedPrecondition(f"{model.name} has no labels; give the class by `index`", field=field)
+        why = "has no labels" if is_described(model) else "was loaded by no worker yet, so its labels are not known"
+        raise FailedPrecondition(f"{model.name} {why}; give the class by `index`", field=field)
     wanted = label.strip().casefold()
     found = [index for index, known in enumerate(model.labels) if known.casefold() == wanted]
     if len(found) == 1:

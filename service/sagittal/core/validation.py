@@ -15,7 +15,7 @@ from sagittal.core.costs import MAX_EVALUATIONS, setting_of
 from sagittal.core.errors import InvalidRequest
 from sagittal.core.methods import ResolvedMethod, resolve
 from sagittal.core.parameters import shortest
-from sagittal.core.targets import resolve_target
+from sagittal.core.targets import is_described, resolve_target
 from sagittal.v1 import explanation_pb2, model_pb2, tensor_pb2
 
 #: Characters of `request_id`.
@@ -51,14 +51,22 @@ class TimeLimits:
 class CheckedSpec:
     """What a valid specification means."""
 
-    method: ResolvedMethod
+    method: ResolvedMethod | None
+    """None if no worker has loaded the model yet: the worker that does checks method and label."""
     target: int | None
-    """Index of the class; None for the model's top class."""
+    """Index of the class; None for the model's top class, and for a label that only a worker knows."""
     deadline: float
     """Seconds from acceptance to the end."""
 
-    def question(self, spec: explanation_pb2.ExplanationSpec, model: model_pb2.Model) -> Mapping[str, Any]:
-        """Returns everything but the pictures that the answer depends on."""
+    @property
+    def method_name(self) -> str:
+        """The method as the catalogue lists it; empty if it is not known yet."""
+        return self.method.name if self.method is not None else ""
+
+    def question(self, spec: explanation_pb2.ExplanationSpec, model: model_pb2.Model) -> Mapping[str, Any] | None:
+        """Returns everything but the pictures that the answer depends on; None for an answer that is never shared."""
+        if self.method is None or self.method.stateful:
+            return None
         return {
             "model": [model.name, model.version, model.revision, model.digest],
             "method": [self.method.name, dict(self.method.parameters)],
@@ -71,7 +79,9 @@ class CheckedSpec:
         }
 
     def setting(self, spec: explanation_pb2.ExplanationSpec) -> str:
-        """Returns what of the request decides its cost."""
+        """Returns what of the request decides its cost; empty if the method is not known yet."""
+        if self.method is None:
+            return ""
         skip, protocol, steps, _ = _metrics(spec.metrics)
         return setting_of(self.method.parameters, curve_steps=0 if skip else steps, curve_protocol=str(protocol))
 
@@ -84,7 +94,7 @@ class CheckedSpec:
 def check_spec(
     spec: explanation_pb2.ExplanationSpec, model: model_pb2.Model, limits: TimeLimits, *, field: str = "spec"
 ) -> CheckedSpec:
-    """Checks everything but the content of the pictures.
+    """Checks everything but the content of the pictures; method and label if a worker has loaded the model.
 
     Raises:
         InvalidRequest: a field is wrong.
@@ -101,9 +111,11 @@ def check_spec(
         raise InvalidRequest(text, field=f"{field}.max_evaluations")
     if spec.HasField("progress_interval"):
         _seconds(spec.progress_interval, 0.0, MAX_PROGRESS_INTERVAL, f"{field}.progress_interval")
+    described = is_described(model)
+    target_known = spec.HasField("target") and (described or spec.target.WhichOneof("target") != "label")
     return CheckedSpec(
-        method=resolve(spec.method, model.methods, field=f"{field}.method"),
-        target=resolve_target(spec.target, model, f"{field}.target") if spec.HasField("target") else None,
+        method=resolve(spec.method, model.methods, field=f"{field}.method") if described else None,
+        target=resolve_target(spec.target, model, f"{field}.target") if target_known else None,
         deadline=_deadline(spec, limits, f"{field}.deadline"),
     )
 

@@ -108,16 +108,16 @@ class Intake:
         pictures = {"image": ("spec.image", spec.image)}
         if spec.baseline.HasField("image"):
             pictures["baseline"] = ("spec.baseline.image", spec.baseline.image)
-        question = None if checked.method.stateful else checked.question(spec, model)
+        question = checked.question(spec, model)
         examined = await self._pictures.examine(pictures, model.preprocessing.input_size, question, caller.tenant)
         setting = checked.setting(spec)
-        cost = await self._estimates.of(model, checked.method.name, setting, checked.most_evaluations(spec))
+        cost = await self._estimates.of(model, checked.method_name, setting, checked.most_evaluations(spec))
         job = NewJob(
             job_id=new_job_id(),
             kind=JobKind.EXPLANATION,
             model=model.name,
             version=model.version,
-            method=checked.method.name,
+            method=checked.method_name,
             lane=LANES[spec.lane],
             request=_without_pictures(spec, model, checked.target),
             images=examined.images,

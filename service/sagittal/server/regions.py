@@ -117,7 +117,7 @@ class Regions:
         stored = await self._queue.request_of(job.job_id)
         spec = explanation_pb2.ExplanationSpec.FromString(stored.request)
         model = await self._model_of(job)
-        parameters = resolve(spec.method, model.methods, field="spec.method").parameters
+        parameters = resolve(spec.method, model.methods, field="job_id").parameters
         shape = f"PATCH_SHAPE_{str(parameters.get('patch_shape', 'box')).upper()}"
         about = explanation_service_pb2.RegionSubject(
             model=job.model,

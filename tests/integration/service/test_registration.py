@@ -1,17 +1,18 @@
 """Administrators change what can be explained; whatever is wrong with a registration is said of its field."""
 
+import asyncio
 import hashlib
 import math
 from typing import Any
 
 import grpc
 import pytest
-from google.protobuf import field_mask_pb2
+from google.protobuf import duration_pb2, field_mask_pb2
 from google.rpc import status_pb2
 
 from sagittal.core.jobs import JobState
 from sagittal.core.status import from_status
-from sagittal.v1 import explanation_service_pb2, model_pb2
+from sagittal.v1 import explanation_pb2, explanation_service_pb2, method_pb2, model_pb2
 from sagittal.v1 import model_service_pb2 as api
 
 from .support import Stack, lamp, picture, quick_settings, running, spec
@@ -56,12 +57,28 @@ async def test_a_registered_model_shows_what_was_declared_with_its_defaults(stac
     assert answer.source.settings["classes"] == 2
 
 
-async def test_a_model_that_no_worker_has_checked_takes_no_jobs(stack: Stack) -> None:
+async def test_jobs_of_a_model_that_no_worker_has_loaded_wait_for_one(stack: Stack) -> None:
     await register(stack, candle())
-    request = explanation_service_pb2.SubmitExplanationRequest(spec=spec(model="candle"))
+    method = method_pb2.Method(custom=method_pb2.CustomMethod(name="glow"))
+    target = explanation_pb2.Target(label="on")
+    request = explanation_service_pb2.ExplainRequest(spec=spec(model="candle", method=method, target=target))
+    watching = stack.explanations.Explain(request)
+    accepted = (await watching.read()).event
+    assert accepted.accepted.ready_workers == 0, "the caller is told"
+    lease = await asyncio.to_thread(
+        lambda: stack.queue.worker("candle-maker").lease([("candle", "1")], block_seconds=20)
+    )
+    assert lease is not None
+    asked = explanation_pb2.ExplanationSpec.FromString(lease.request)
+    assert (asked.target.label, asked.method) == ("on", method), "the worker checks what the service could not"
+
+
+async def test_what_is_known_of_a_model_that_no_worker_has_loaded_is_checked(stack: Stack) -> None:
+    await register(stack, candle())
+    wrong = spec(model="candle", deadline=duration_pb2.Duration(seconds=-1))
+    request = explanation_service_pb2.SubmitExplanationRequest(spec=wrong)
     error = await refusal(stack.explanations.SubmitExplanation(request))
-    assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
-    assert "no worker has loaded" in (error.details() or "")
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize(

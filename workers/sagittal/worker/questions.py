@@ -12,6 +12,7 @@ from sagittal.core.decoding import decoders
 from sagittal.core.errors import InvalidRequest
 from sagittal.core.images import ImageLimits, model_input
 from sagittal.core.methods import ResolvedMethod, resolve
+from sagittal.core.targets import resolve_target
 from sagittal.core.tensors import array_of
 from sagittal.explain import (
     EXPLAINERS,
@@ -61,7 +62,7 @@ def read_request(
     spec = explanation_pb2.ExplanationSpec.FromString(payload)
     method = resolve(spec.method, described.methods, field="spec.method")
     return Request(
-        question=read_question(spec, images, loaded, limits, "spec"),
+        question=read_question(spec, images, loaded, described, limits, "spec"),
         method=method,
         explainer=make_explainer(method, loaded.device),
         metrics=_metrics(spec.metrics),
@@ -75,13 +76,14 @@ def read_question(
     asked: explanation_pb2.ExplanationSpec | explanation_service_pb2.RegionSubject,
     images: Mapping[str, bytes],
     loaded: LoadedModel,
+    described: model_pb2.Model,
     limits: ImageLimits,
     field: str,
 ) -> Question:
     """Returns image, target and baseline of a request; `field` is its path, for errors."""
     return Question(
         image=read_image(images["image"], loaded, limits, f"{field}.image"),
-        target=asked.target.index if asked.HasField("target") else None,
+        target=resolve_target(asked.target, described, f"{field}.target") if asked.HasField("target") else None,
         baseline=_baseline(asked.baseline, images, loaded, limits, f"{field}.baseline"),
         black=black(loaded.entry.preprocessing).to(loaded.device),
         seed=asked.seed,

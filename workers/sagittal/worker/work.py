@@ -104,12 +104,12 @@ def _prediction(
 
 
 def _regions(
-    lease: Lease, loaded: LoadedModel, _described: model_pb2.Model, limits: ImageLimits, _shelf: ConceptShelf
+    lease: Lease, loaded: LoadedModel, described: model_pb2.Model, limits: ImageLimits, _shelf: ConceptShelf
 ) -> Work:
     request = explanation_service_pb2.ScoreRegionsRequest.FromString(lease.request)
     check_sets(request.sets, loaded.entry.preprocessing.input_size)
     check_patch_shape(request.image.patch_shape, "image.patch_shape")
-    question = read_question(request.image, lease.images, loaded, limits, "image")
+    question = read_question(request.image, lease.images, loaded, described, limits, "image")
     sets = [tuple(each.patches) for each in request.sets]
     shape = _SHAPES[request.image.patch_shape]
     steps = ask_regions(question, request.sets[0].grid, sets, hide=request.hide, upsampling=shape)
