@@ -266,7 +266,7 @@ def written(
         "that is predicted is the class's logit, the model's output before softmax. Classes are the model's answers to "
         "evenly spaced pictures: none is chosen for how well it goes. PCA, NMF and the autoencoder never see the "
         "score: the best linear readout with a constant is put on them. How to use concept sets: [](concept-sets.md)."
-        "\n\nMean over the classes:\n\n"
+        f"\n\n{_READING}\n\nMean over the classes:\n\n"
         + table(["", *COLUMNS, "worst correlation"], _means(rows))
         + _LEGEND
         + "\nEach class:\n\n"
@@ -279,6 +279,14 @@ def written(
         f"stands beside them, took {seconds:.0f} s.\n"
     )
 
+
+_READING = (
+    "**How to read the correlation.** The layer feeds the model's last linear map: the logit is a linear function of "
+    "its features, and a fit begins at the solution of that linear problem. XNN's correlation and mean error are "
+    "therefore close to given by construction. They show that a fit keeps what it began with. They do not show that "
+    "its x-features mean anything, nor that XNN is better than methods that never see the score. The other columns are "
+    "results of the fit."
+)
 
 _LEGEND = (
     "\n*pull-away*: mean squared cosine between x-features, 0 for orthogonal ones. *rebuilt*: share of the features of "

@@ -95,7 +95,7 @@ class _PatchShapeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PatchShape
     PATCH_SHAPE_UNSPECIFIED: _PatchShape.ValueType  # 0
     """The method's default: PATCH_SHAPE_BOX."""
     PATCH_SHAPE_BOX: _PatchShape.ValueType  # 1
-    """Exact rectangles: what is drawn is what was tested."""
+    """Exact rectangles: the pixels drawn as a set are those that the model saw, and the baseline elsewhere."""
     PATCH_SHAPE_TENT: _PatchShape.ValueType  # 2
     """Bilinear tents with aligned corners, as in the authors' code, for comparison."""
 
@@ -105,7 +105,7 @@ class PatchShape(_PatchShape, metaclass=_PatchShapeEnumTypeWrapper):
 PATCH_SHAPE_UNSPECIFIED: PatchShape.ValueType  # 0
 """The method's default: PATCH_SHAPE_BOX."""
 PATCH_SHAPE_BOX: PatchShape.ValueType  # 1
-"""Exact rectangles: what is drawn is what was tested."""
+"""Exact rectangles: the pixels drawn as a set are those that the model saw, and the baseline elsewhere."""
 PATCH_SHAPE_TENT: PatchShape.ValueType  # 2
 """Bilinear tents with aligned corners, as in the authors' code, for comparison."""
 Global___PatchShape: _TypeAlias = PatchShape  # noqa: Y015

@@ -29,7 +29,7 @@ class Upsampling(Enum):
     BILINEAR = "bilinear"
     """Smooth: hard edges are features to a network."""
     BOX = "box"
-    """Exact rectangles, for patches: what is drawn is what was tested."""
+    """Exact rectangles, for patches: a drawing that shows a set's cells shows exactly the pixels that the model saw."""
     ALIGNED = "aligned"
     """Bilinear with aligned corners, as the authors' code does it: cells at the border cover less than others."""
 
