@@ -91,12 +91,19 @@ def readable(error: SagittalError) -> Failure:
 
 @contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """Lets SIGTERM and SIGHUP end the block as Ctrl-C does, so that what it started is stopped."""
+    """Lets SIGINT, SIGTERM and SIGHUP end the block as Ctrl-C does, so that what it started is stopped.
+
+    A shell lets what it starts in the background ignore SIGINT, and whoever sends it means it. A SIGHUP that is ignored
+    stays so: that is what `nohup` is for.
+    """
 
     def stop(number: int, _: FrameType | None) -> None:
         raise Stopped(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:

@@ -1,11 +1,12 @@
 """The program `sagittal-service` from its first moment; see `sagittal.runtime.starting`."""
 
-from sagittal.runtime.starting import end_on_signals
+from sagittal.runtime.starting import end_on_signals, naming_extra
 
 
 def main() -> int:
     """Runs the service and returns its exit code."""
     end_on_signals()
-    from sagittal.server.main import main as serve  # noqa: PLC0415 - it takes its time, and can be stopped meanwhile
+    with naming_extra("sagittal-service", "service"):
+        from sagittal.server.main import main as serve  # noqa: PLC0415 - takes its time, and can be stopped meanwhile
 
     return serve()

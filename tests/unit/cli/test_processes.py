@@ -96,6 +96,44 @@ def test_every_process_is_gone_after_a_signal(up, number, status) -> None:
     assert "Traceback" not in output.read_text()
 
 
+#: A program that begins as `nohup program &` lets it.
+WAITS = """
+import signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from sagittal.cli.failures import stopping_on_signals
+with stopping_on_signals():
+    print("waiting", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_nohup_starts_in_the_background_heeds_sigint_and_outlives_its_terminal() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+        assert "Stopped" in process.stderr.read()
+
+
+@pytest.mark.parametrize(("module", "extra", "missing"), [
+    ("sagittal.server.start", "service", "pydantic"),
+    ("sagittal.worker.start", "worker", "torch"),
+    ("sagittal.cli.main", "cli", "click"),
+])  # fmt: skip
+def test_a_program_whose_extra_is_not_installed_names_it(module, extra, missing) -> None:
+    program = f"import sys; sys.modules[{missing!r}] = None; from {module} import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert done.stderr.strip().endswith(f"{missing} is not installed: pip install 'sagittal[{extra}]'")
+    assert "Traceback" not in done.stderr
+
+
 def kill(up: subprocess.Popen, command: bytes) -> None:
     """Kills the descendant whose command line begins or goes on so."""
     found = [pid for pid in descendants(up.pid) if command in Path(f"/proc/{pid}/cmdline").read_bytes()]

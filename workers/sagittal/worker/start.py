@@ -2,7 +2,7 @@
 
 import os
 
-from sagittal.runtime.starting import end_on_signals
+from sagittal.runtime.starting import end_on_signals, naming_extra
 
 #: How OpenMP's threads wait for each other. By default they spin for a while, as if each had a processor of its own:
 #: where others compute too, or a quota is used up, they spend there what the work needs (`benchmarks/waiting.py`).
@@ -14,7 +14,8 @@ def main() -> None:
     end_on_signals()
     for name, value in WAITING.items():
         os.environ.setdefault(name, value)  # OpenMP reads it when torch is imported, and not again
-    from sagittal.worker.main import main as work  # noqa: PLC0415 - it takes its time, and can be stopped meanwhile
+    with naming_extra("sagittal-worker", "worker"):
+        from sagittal.worker.main import main as work  # noqa: PLC0415 - takes its time, and can be stopped meanwhile
 
     work()
 
