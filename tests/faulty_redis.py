@@ -28,6 +28,8 @@ class FaultyRedis:
         self._lock = threading.Lock()
         self.hits: Counter[str] = Counter()
         """Operations that were answered with an error since `arm`."""
+        self.connections = 0
+        """Connections that were made to it."""
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -72,6 +74,7 @@ class FaultyRedis:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         there_reader, there = await asyncio.open_connection("127.0.0.1", self._target)
         self._writers |= {writer, there}
         passing = asyncio.create_task(self._pass(there_reader, writer))

@@ -196,5 +196,22 @@ async def test_each_reply_means_the_same_to_each_operation(reply: Reply, faulty:
             assert await outcome(operation, sides, on_a_thread=on_a_thread) is None, where
 
 
+@pytest.mark.parametrize("reply", [*REPLIES, UNKNOWN], ids=lambda reply: reply.name)
+async def test_a_server_that_is_no_longer_the_primary_is_left(reply: Reply, faulty: FaultyRedis, sides: Sides) -> None:
+    """Its address is resolved again, which names another server after a failover."""
+    for table, on_a_thread in ((OF_THE_SERVICE, False), (OF_A_WORKER, True)):
+        await outcome(table["PING"], sides, on_a_thread=on_a_thread)
+        before = faulty.connections
+        faulty.arm(SAMPLES[reply.name][0], ["PING"])
+        await outcome(table["PING"], sides, on_a_thread=on_a_thread)
+        await outcome(table["PING"], sides, on_a_thread=on_a_thread)
+        # redis-py leaves a connection whose credentials or room are refused by itself.
+        assert (faulty.connections > before) == (reply.reconnects or reply.name in CONNECTION_ERRORS), reply.name
+
+
+#: Replies that redis-py takes for the end of the connection.
+CONNECTION_ERRORS = {"LOADING", "MAXCLIENTS", "WRONGPASS", "NOAUTH", "NOPASSWORD"}
+
+
 def test_every_operation_is_in_a_table() -> None:
     assert OF_THE_SERVICE.keys() | OF_A_WORKER.keys() | ELSEWHERE == OPERATIONS

@@ -1,0 +1,146 @@
+"""Every promise holds after each error of Redis to every task and thread, and after the end of each of these."""
+
+import time
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+import redis
+import torch
+from e2e_stack import free_port
+from faulty_redis import OPERATIONS, FaultyRedis
+from redis_replies import SAMPLES
+from redis_states import OPTIONS, STATES
+from whole_stack import LONG, PICTURE, SHORT, Stack, eventually
+
+from sagittal.client import Client, Options, Overloaded, Retry
+from sagittal.runtime.embedded import EmbeddedValkey
+from sagittal.runtime.redis_failures import REPLIES, UNKNOWN, Reply
+from sagittal.worker import announcements, models, worker, writer
+
+#: What `Stack.use` asks of Redis, whatever else happens. The other operations are in test_redis_replies.py.
+USED = {
+    "BLPOP", "GET", "PING", "SUBSCRIBE", "submit", "get", "read", "cancel", "delete", "list", "backlog",
+    "sweep", "end", "lease", "heartbeat", "append", "checkpoint", "settle",
+    "registry_read", "registry_declare", "registry_wish", "registry_remove", "registry_announce",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def direct() -> Iterator[str]:
+    """Where the Redis of these tests listens."""
+    port = free_port()
+    with EmbeddedValkey(port=port, options=OPTIONS):
+        yield f"redis://127.0.0.1:{port}/0"
+
+
+@pytest.fixture(scope="module")
+def faulty(direct: str) -> Iterator[FaultyRedis]:
+    proxy = FaultyRedis(int(direct.rsplit(":", maxsplit=1)[-1].removesuffix("/0")))
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick() -> Iterator[None]:
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patched:
+        for module in (worker, announcements, models):
+            patched.setattr(module, "AWAY_PAUSE", 0.05)
+        patched.setattr(models, "LOOK", 0.1)
+        patched.setattr(writer, "PAUSE", 0.02)
+        yield
+
+
+@pytest.fixture(scope="module")
+def stack(faulty: FaultyRedis, direct: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    running = Stack(tmp_path_factory.mktemp("stack"), faulty.url, direct=direct)
+    yield running
+    running.close()
+
+
+@pytest.mark.parametrize("reply", [*REPLIES, UNKNOWN], ids=lambda reply: reply.name)
+def test_every_promise_holds_after_a_reply_to_every_operation(reply: Reply, faulty: FaultyRedis, stack: Stack) -> None:
+    """Each operation is answered with the reply once, whichever task, thread or call asks for it."""
+    faulty.arm(SAMPLES[reply.name][0], OPERATIONS)
+    stack.use()
+    eventually(lambda: set(faulty.hits) >= USED, f"each of {USED} was answered with it")
+    faulty.disarm()
+    stack.check_health()
+    for _, one in stack.background_work():
+        assert one.failures == 0, f"{one.name} failed instead of going on: {one.error}"
+
+
+def ready_over_http(stack: Stack) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{stack.worker.metrics.port}/readyz", timeout=10) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def test_every_task_and_thread_may_end_and_everything_goes_on(stack: Stack) -> None:
+    """The table is the supervisors' own: what is supervised later is ended here too."""
+    names = [one.name for _, one in stack.background_work()]
+    assert len(names) == len(set(names))
+    assert {"sweeper", "readiness", "log-news", "leasing", "heartbeat", "event-writer", "metrics"} <= set(names)
+    for name in sorted(set(names) - {"engine"}):
+        supervisor, one = next(each for each in stack.background_work() if each[1].name == name)
+        before = one.failures
+        (stack.service if supervisor is stack.service.supervisor else stack.worker).kill(name)
+        stack.use()
+        eventually(lambda: one.failures > before, f"{name} was ended")  # noqa: B023
+        stack.check_health()
+        eventually(lambda: ready_over_http(stack), "the worker says over HTTP that it is ready")
+        registry = stack.registry if supervisor is stack.service.supervisor else stack.worker.registry
+        assert registry.get_sample_value("sagittal_background_failures_total", {"name": name}) == one.failures
+        assert registry.get_sample_value("sagittal_background_running", {"name": name}) == 1
+
+
+def test_a_worker_whose_engine_ends_ends_too_and_its_job_runs_again(stack: Stack) -> None:
+    """A failed step may have left jobs half done: no thread steps them on."""
+    job_id = stack.submit(**LONG)
+    eventually(lambda: stack.state(job_id).attempt == 1, "the job runs")
+    stack.worker.kill("engine")
+    eventually(lambda: stack.worker.ended, "the worker ends")
+    assert stack.worker.worker.crashed == "engine"
+    assert "engine" in stack.worker.worker.live()
+    stack.restart_worker()
+    eventually(lambda: stack.state(job_id).attempt == 2, "the job runs again")
+    stack.insist(lambda: stack.client.cancel(job_id))
+    assert stack.await_end(job_id)[-1].HasField("cancelled")
+    stack.use()
+    stack.check_health()
+
+
+def refusal_of_a_submission(stack: Stack) -> Overloaded:
+    """Returns how the service refuses a caller that tries once."""
+    once = Options(retry=Retry(call_seconds=0.0))
+    with Client(f"127.0.0.1:{stack.service.port}", options=once) as client, pytest.raises(Overloaded) as refused:
+        client.submit(PICTURE, model="left", target=1, cache="bypass", **SHORT)
+    return refused.value
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_server_in_a_state_that_passes_ends_nothing(name: str, stack: Stack, direct: str) -> None:
+    """The server itself refuses, for longer than an operation is tried."""
+
+    def replies() -> float:
+        labels = {"reply": name, "meaning": {reply.name: reply.meaning.value for reply in REPLIES}[name]}
+        return stack.registry.get_sample_value("sagittal_redis_error_replies_total", labels) or 0.0
+
+    running, before = stack.submit(**LONG), replies()
+    with redis.Redis.from_url(direct) as operator, STATES[name](operator):
+        if name == "OOM":
+            assert refusal_of_a_submission(stack).retry_after
+        else:
+            eventually(lambda: stack.service.service.ready() != "", "the service is not ready")
+            eventually(lambda: replies() > before, f"{name} is counted")
+        until = time.monotonic() + stack.settings.operation_timeout
+        while time.monotonic() < until:
+            assert not stack.worker.ended
+            time.sleep(0.1)
+    stack.insist(lambda: stack.client.cancel(running))
+    assert stack.await_end(running)[-1].HasField("cancelled")
+    stack.use()
+    stack.check_health()
