@@ -186,7 +186,17 @@ RULES: Mapping[str, Mapping[str, Any]] = {
 
 #: Settings that the chart sets by values of their own.
 OWNED = frozenset(
-    {"listen", "metrics_host", "metrics_port", "log_format", "drain", "tokens", "worker_name", "models_file"}
+    {
+        "listen",
+        "metrics_host",
+        "metrics_port",
+        "log_format",
+        "drain",
+        "tokens",
+        "worker_name",
+        "models_file",
+        "models_files",
+    }
 )
 
 

@@ -197,6 +197,23 @@ def test_models_files_can_be_read_by_a_worker(render, values: str) -> None:
         parse_entries(tomllib.loads(file), "models.toml")
 
 
+@every_ci_file
+def test_the_service_is_given_the_models_file_of_every_worker(render, values: str) -> None:
+    documents = render(values)
+    (service,) = (each for each in kinds(documents, "Deployment") if component(each) == "service")
+    pod = service["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    given = {
+        f"{mounts[volume['name']]}/models.toml": volume["configMap"]["name"]
+        for volume in pod["volumes"]
+        if "configMap" in volume and volume["name"].startswith("models-")
+    }
+    assert environment(container)["SAGITTAL_MODELS_FILES"].split(",") == list(given)
+    files = [m["metadata"]["name"] for m in kinds(documents, "ConfigMap") if "models.toml" in m["data"]]
+    assert sorted(given.values()) == sorted(files)
+
+
 def test_selectors_never_change_by_an_upgrade(render) -> None:
     plain = workloads(render("cpu-only-values.yaml"))
     changed = workloads(render("cpu-only-values.yaml", "commonLabels.team=vision", "service.podLabels.tier=front"))

@@ -1,7 +1,9 @@
 """The model registry on Redis: models for good, workers for as long as they repeat themselves."""
 
+import secrets
 import time
 from collections.abc import Sequence
+from typing import cast
 
 from sagittal.runtime.queue_metrics import UNOBSERVED, QueueObserver
 from sagittal.runtime.redis_connection import (
@@ -31,7 +33,8 @@ class RedisModelRegistry:
     """A `ModelRegistry` on Redis."""
 
     def __init__(self, settings: QueueSettings, observer: QueueObserver = UNOBSERVED) -> None:
-        self._redis = AsyncRunner(connect_async(settings), settings, root_key(settings), observer)
+        self._root = root_key(settings)
+        self._redis = AsyncRunner(connect_async(settings), settings, self._root, observer)
 
     async def models(self) -> Sequence[model_pb2.Model]:
         """Returns every registered model, by name and version."""
@@ -44,6 +47,21 @@ class RedisModelRegistry:
         if found and isinstance(found[0], list):
             return _parse(found[0]).model
         raise unknown_model(name, version, [key.decode() for key in found])
+
+    async def epoch(self) -> str:
+        """Returns a random value that lives as long as the registry's data."""
+        key = f"{self._root}epoch"
+
+        async def settle() -> str:
+            await self._redis.client.set(key, secrets.token_hex(8), nx=True)
+            return cast("bytes", await self._redis.client.get(key) or b"").decode()
+
+        return await self._redis.run(settle, name="epoch")
+
+    async def declare(self, declaration: model_pb2.Model, *, latest: bool = False) -> bool:
+        """Registers a version from a model file; False if the API has registered another content."""
+        arguments = _declaration(declaration, "file", latest=latest, revision="")
+        return bool((await self._redis.script(load_script("registry_declare"), *arguments))[0] == b"done")
 
     async def register(self, declaration: model_pb2.Model, *, latest: bool = False) -> None:
         """Registers a version of a model. Raises ModelExists."""

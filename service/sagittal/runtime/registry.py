@@ -39,6 +39,14 @@ class ModelRegistry(Protocol):
         """Returns one model; an empty version means the latest. Raises UnknownModel, naming those that exist."""
         ...
 
+    async def epoch(self) -> str:
+        """Returns what tells this registry from one that was lost: another value once its data are gone."""
+        ...
+
+    async def declare(self, declaration: model_pb2.Model, *, latest: bool = False) -> bool:
+        """Registers a version from a model file; False if the API has registered another content, which holds."""
+        ...
+
     async def register(self, declaration: model_pb2.Model, *, latest: bool = False) -> None:
         """Registers a version of a model; the first version of a name becomes its latest.
 

@@ -42,6 +42,7 @@ MODELS = frozenset(
         "changes",
         "created",
         "declared",
+        "epoch",
         "latest",
         "models",
         "origins",

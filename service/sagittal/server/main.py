@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -13,6 +13,8 @@ import structlog
 from prometheus_client import REGISTRY
 from pydantic import BaseModel
 
+from sagittal.core.entries import ModelEntry
+from sagittal.core.model_files import InvalidModelFile, read_entries
 from sagittal.runtime.probes import LIVE, READY, MetricsServer, start_metrics_server
 from sagittal.runtime.queue_metrics import QueueMetrics
 from sagittal.runtime.reading_settings import UnusableSettings, read_settings
@@ -36,7 +38,8 @@ def main() -> int:
     _arguments()
     try:
         settings = read_settings(ServiceSettings)
-    except UnusableSettings as error:
+        entries = [entry for path in settings.models_files for entry in read_entries(path)]
+    except (UnusableSettings, InvalidModelFile) as error:
         sys.stderr.write(f"sagittal-service: {error}\n")
         return EXIT_SETTINGS
     configure_logging(settings.log_format, settings.log_level)
@@ -46,7 +49,7 @@ def main() -> int:
         sys.stderr.write(f"sagittal-service: {error}\n")
         return EXIT_SETTINGS
     try:
-        asyncio.run(serve(settings, tracer))
+        asyncio.run(serve(settings, tracer, entries))
     except (CannotListen, OSError) as error:
         _log.error("service-cannot-start", error=str(error))
         return EXIT_ADDRESS
@@ -55,7 +58,7 @@ def main() -> int:
     return EXIT_OK
 
 
-async def serve(settings: ServiceSettings, tracer: Tracer = NO_TRACER) -> None:
+async def serve(settings: ServiceSettings, tracer: Tracer = NO_TRACER, entries: Sequence[ModelEntry] = ()) -> None:
     """Serves until SIGTERM or SIGINT, then drains.
 
     Raises:
@@ -70,7 +73,16 @@ async def serve(settings: ServiceSettings, tracer: Tracer = NO_TRACER) -> None:
     supervisor = Supervisor(SupervisionMetrics(REGISTRY))
     asyncio.get_running_loop().set_exception_handler(supervisor.note_loop_failure)
     queue = connect_job_queue(settings.queue, observer, supervisor)
-    service = Service(settings, queue, registry, REGISTRY, inspect=inspect, tracer=tracer, supervisor=supervisor)
+    service = Service(
+        settings,
+        queue,
+        registry,
+        REGISTRY,
+        inspect=inspect,
+        tracer=tracer,
+        supervisor=supervisor,
+        entries=entries,
+    )
     metrics = _metrics(settings, service, supervisor)
     try:
         await service.start()

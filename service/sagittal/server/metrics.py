@@ -61,6 +61,11 @@ class ServiceMetrics:
         self.queue_errors = Counter(
             "sagittal_queue_errors", "Calls to the queue that failed, by call.", ["call"], registry=registry
         )
+        self.registry_lost = Counter(
+            "sagittal_registry_lost",
+            "Times that the registry of models was found to have lost its data.",
+            registry=registry,
+        )
         self.queue_errors.labels("look")  # shown as 0 before the first
         self.jobs_rejected.labels(Overloaded.reason)
 

@@ -10,8 +10,8 @@ from grpc_health.v1.health import aio as health_aio
 
 from sagittal.core.errors import SagittalError
 from sagittal.runtime.queue import JobQueue
-from sagittal.server.catalogue import Catalogue
 from sagittal.server.metrics import ServiceMetrics
+from sagittal.server.registry_watch import RegistryWatch
 
 #: Services whose readiness follows Redis. `""` is liveness and does not.
 READY_SERVICES = ("sagittal.v1.ExplanationService", "sagittal.v1.ModelService", "sagittal.v1.ConceptService")
@@ -28,7 +28,7 @@ class Readiness:
     def __init__(
         self,
         queue: JobQueue,
-        catalogue: Catalogue,
+        watch: RegistryWatch,
         health: health_aio.HealthServicer,
         metrics: ServiceMetrics,
         *,
@@ -41,7 +41,7 @@ class Readiness:
 
         Args:
             queue: What must answer.
-            catalogue: The models whose queues are shown, empty ones too.
+            watch: Knows the models, whose queues are shown, empty ones too.
             health: Who is told.
             metrics: Where the queue's depth is shown.
             interval: Time between two looks, in seconds.
@@ -52,7 +52,7 @@ class Readiness:
         self._inspect = inspect
         self._ailing = ailing
         self._queue = queue
-        self._catalogue = catalogue
+        self._watch = watch
         self._health = health
         self._metrics = metrics
         self._interval = interval
@@ -84,7 +84,7 @@ class Readiness:
         try:
             async with asyncio.timeout(patience):
                 await self._queue.ping()
-                models = {model.name for model in await self._catalogue.models()}
+                models = {model.name for model in await self._watch.look()}
                 self._metrics.backlog(await self._queue.backlog(), models)
         except (SagittalError, TimeoutError) as error:
             self._metrics.queue_errors.labels("look").inc()

@@ -11,6 +11,7 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
+from sagittal.core.entries import ModelEntry
 from sagittal.runtime.queue import JobQueue
 from sagittal.runtime.registry import ModelRegistry
 from sagittal.runtime.supervision import Supervised, SupervisionMetrics, Supervisor
@@ -34,6 +35,7 @@ from sagittal.server.pictures import Pictures
 from sagittal.server.readiness import READY_SERVICES, Readiness
 from sagittal.server.regions import Regions
 from sagittal.server.registration import Registration
+from sagittal.server.registry_watch import RegistryWatch
 from sagittal.server.relay import Relay
 from sagittal.server.retries import Retries
 from sagittal.server.settings import ServiceSettings
@@ -66,6 +68,7 @@ class Service:
         inspect: Callable[[], Sequence[str]] = tuple,
         tracer: Tracer = NO_TRACER,
         supervisor: Supervisor | None = None,
+        entries: Sequence[ModelEntry] = (),
     ) -> None:
         """Puts the service together.
 
@@ -77,6 +80,7 @@ class Service:
             inspect: Returns what an operator should hear of the queue's server.
             tracer: Makes the spans of RPCs and jobs.
             supervisor: Of the background tasks, the queue's included; None for one of the service's own tasks alone.
+            entries: Models of files, which the service registers, so that jobs may come before their workers.
         """
         self._inspect = inspect
         self._supervisor = supervisor or Supervisor(SupervisionMetrics(metrics))
@@ -87,6 +91,7 @@ class Service:
         self._streams = Streams(settings.connections.max_stream_seconds)
         self._aftermath = Aftermath(self._supervisor)
         self._registry = registry
+        self._entries = tuple(entries)
         self._catalogue = Catalogue(registry, settings.model_refresh)
         self._pictures = Pictures(settings.images.limits(), settings.images.decode_processes)
         self._health = health_aio.HealthServicer()
@@ -122,7 +127,7 @@ class Service:
         interval = self._settings.health_interval
         self._readiness = Readiness(
             self._queue,
-            self._catalogue,
+            RegistryWatch(self._registry, self._entries, self._metrics),
             self._health,
             self._metrics,
             interval=interval,

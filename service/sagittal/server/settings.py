@@ -211,6 +211,9 @@ class ServiceSettings(BaseSettings):
     API. Empty: none. Keep it on 127.0.0.1: channelz tells who is connected."""
     reflection: bool = True
     """Whether clients may ask for the API's description."""
+    models_files: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Model files of the workers, comma separated. The service registers what they name, so that jobs are accepted
+    before the first worker has started. Not set: workers register their own files, and the API the rest."""
     model_refresh: Annotated[float, Field(ge=0)] = 1.0
     """Age up to which the description of a model is used without asking Redis, in seconds."""
     health_interval: Positive = 2.0
@@ -227,6 +230,11 @@ class ServiceSettings(BaseSettings):
         if not addresses:
             raise ValueError("give at least one address, such as 127.0.0.1:50051")
         return addresses
+
+    @field_validator("models_files", mode="before")
+    @classmethod
+    def _paths(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @field_validator("tokens")
     @classmethod

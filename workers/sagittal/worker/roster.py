@@ -36,6 +36,13 @@ class Roster:
             urgent: Asks in any case, for how other workers stand.
         """
         changes = self._registry.changes()
+        if changes < self._seen:
+            log.error(
+                "registry-emptied",
+                reason="Redis no longer has the registry that it had",
+                doing="registering the models of this worker's file again",
+                remedy="register models that came over the API again",
+            )
         if changes < self._seen or self._seen < 0:
             self._declare()
             changes = self._registry.changes()
