@@ -27,7 +27,7 @@ $(VENV)-peers/.installed: tests/peers/requirements.txt
 	$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check -r tests/peers/requirements.txt
 	@touch $@
 
-peers: $(VENV)-peers/.installed ## Installs MLServer and an S3-compatible store, which some tests talk to.
+peers: $(VENV)-peers/.installed ## Installs MLServer, an S3-compatible store and an older Valkey, which some tests talk to.
 
 install: $(VENV)/.installed-dev ## Makes .venv with everything.
 
@@ -36,7 +36,7 @@ demo: $(VENV)/.installed ## Explains a picture (IMAGE=path) and leaves the resul
 
 # The files with the longest tests come first in the tree, and are begun first; the minutes of fuzzing are in two files, one
 # for each process.
-test: $(VENV)/.installed-dev ## Runs the whole test suite in JOBS (2) processes; a file's tests stay together.
+test: $(VENV)/.installed-dev $(VENV)-peers/.installed ## Runs the whole test suite in JOBS (2) processes; a file's tests stay together.
 	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
 test-architectures: $(VENV)/.installed-dev ## Runs every method on whole ResNet, MobileNet, ConvNeXt, ViT and Swin networks (a minute or more).

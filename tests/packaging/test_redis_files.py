@@ -29,7 +29,7 @@ PASSWORD = "correct horse battery staple"  # noqa: S105 - of this test's own ser
 
 
 @pytest.fixture
-def settings(redis_binary: str, tmp_path: Path) -> Iterator[QueueSettings]:
+def settings(tls_binary: str, tmp_path: Path) -> Iterator[QueueSettings]:
     """Settings of a queue on a server that runs with these files, its paths and port put in."""
     port, authority = free_port(), trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
@@ -43,7 +43,7 @@ def settings(redis_binary: str, tmp_path: Path) -> Iterator[QueueSettings]:
     text = text.replace("/etc/redis", str(tmp_path)).replace("6380", str(port))
     (tmp_path / "redis.conf").write_text(f"{text}\nbind 127.0.0.1\ndir {tmp_path}\n")
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen([redis_binary, tmp_path / "redis.conf"], stdout=log, stderr=log)
+        process = subprocess.Popen([tls_binary, tmp_path / "redis.conf"], stdout=log, stderr=log)
     try:
         wait_for_port(port, tmp_path / "log")
         url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={tmp_path}/ca.crt"
