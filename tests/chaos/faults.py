@@ -4,9 +4,12 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
+import redis
 from chaos.points import SERVICE_POINTS, WORKER_POINTS
 from chaos.world import LEASE, World
+from redis_states import STATES
 
 
 @dataclass(slots=True)
@@ -20,6 +23,12 @@ class Fault:
 
 def _kill_redis(world: World) -> None:
     world.kill_server(away=world.random.uniform(0.1, 1.5))
+
+
+def _refuse(state: str, world: World) -> None:
+    """The server is put into a state in which it refuses, for up to longer than an operation is tried."""
+    with redis.Redis(port=world.port) as operator, STATES[state](operator):
+        time.sleep(world.random.uniform(0.3, 3.0))
 
 
 def _cut_network(world: World) -> None:
@@ -86,8 +95,12 @@ def _stop_service(world: World) -> None:
     world.start(service)
 
 
+#: States that would do more than refuse: one moves the directory of the append-only file.
+UNFIT = {"MISCONF"}
+
 FAULTS: Mapping[str, Callable[[World], None]] = {
     "Redis killed and restarted": _kill_redis,
+    **{f"Redis refuses: {state}": partial(_refuse, state) for state in sorted(STATES.keys() - UNFIT)},
     "network of a worker cut for longer than a lease": _cut_network,
     "network of a worker cut briefly": _cut_network_briefly,
     "worker's connections to Redis delayed": _delay_worker,

@@ -11,7 +11,7 @@ import grpc
 from chaos.questions import PICTURE, SPECS
 from chaos.world import Program, World
 
-from sagittal.client import Accepted, Client, JobCancelled, SagittalError, Started, Unavailable
+from sagittal.client import Accepted, Client, JobCancelled, Overloaded, SagittalError, Started, Unavailable
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import explanation_service_pb2 as service_pb
 from sagittal.v1 import explanation_service_pb2_grpc as service_grpc
@@ -30,7 +30,7 @@ class Seen:
     """Jobs whose caller cancelled them or went away: completed or cancelled."""
     wrong: list[str] = field(default_factory=list)
     refusals: int = 0
-    """Calls that the service refused because Redis or itself was away, after all tries."""
+    """Calls that the service refused because Redis or itself was away or full, after all tries."""
     acts: dict[str, int] = field(default_factory=dict)
     resumed: list[float] = field(default_factory=list)
     """Times from the break of a stream to its next event, in seconds."""
@@ -68,7 +68,7 @@ class Callers:
                 [name] = chance.choices(acts, weights)
                 try:
                     ACTS[name][1](self, client, chance)
-                except Unavailable:
+                except (Unavailable, Overloaded):
                     with self.seen.lock:
                         self.seen.refusals += 1
                 except (SagittalError, AssertionError, grpc.RpcError) as error:

@@ -9,9 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import structlog
+from chaos.replies import run_replies
 from chaos.run import Figures, run
 
 log = structlog.get_logger(__name__)
+
+#: Share of the time in which Redis answers with errors of our choice.
+SHARE_OF_REPLIES = 0.25
 
 #: What stands around the figures in the document.
 BEGIN, END = "<!-- figures of `make chaos` -->\n", "<!-- end of figures -->\n"
@@ -30,9 +34,11 @@ def main() -> int:
         log.warning("redis-server-missing", doing="running on Valkey alone")
     ran, violated = [], []
     for binary in servers:
-        seconds = given.seconds / len(servers)
+        seconds = given.seconds / len(servers) * (1 - SHARE_OF_REPLIES)
         log.info("chaos", server=binary or "valkey", seconds=seconds, seed=seed)
         figures, violations = run(seconds=seconds, most=max(2 * seconds, 120.0), seed=seed, binary=binary)
+        for_replies = given.seconds / len(servers) * SHARE_OF_REPLIES
+        figures.replies = run_replies(seconds=for_replies, seed=seed, binary=binary)
         log.info("chaos-ran", **figures.as_dict())
         ran.append(figures)
         violated += violations
@@ -85,6 +91,7 @@ def _kib(pair: tuple[int, int]) -> str:
 
 ROWS = (
     ("faults injected", lambda each: f"{sum(each.faults.values()):,}"),
+    ("pairs of an error of Redis and an operation, each checked alone", lambda each: f"{each.replies[0]:,}"),
     ("jobs accepted", lambda each: f"{each.jobs:,}"),
     ("completed, with the answer of an undisturbed run", lambda each: f"{each.completed:,}"),
     ("cancelled by their callers", lambda each: f"{each.cancelled:,}"),

@@ -39,6 +39,8 @@ class Figures:
     seed: int
     seconds: float
     faults: dict[str, int] = field(default_factory=dict)
+    replies: tuple[int, int] = (0, 0)
+    """Pairs of an error of Redis and an operation that were met, and that were tried."""
     jobs: int = 0
     completed: int = 0
     cancelled: int = 0
