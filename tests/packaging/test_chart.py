@@ -14,6 +14,7 @@ from packaging_support import CHART, load_script
 from sagittal.models.entry import parse_entries
 from sagittal.runtime.settings import QueueSettings
 from sagittal.server.settings import ServiceSettings
+from sagittal.worker.process_metrics import PATIENCE
 from sagittal.worker.settings import WorkerSettings
 
 CI = sorted(path.name for path in (CHART / "ci").iterdir())
@@ -123,6 +124,14 @@ def test_every_container_is_probed(render, values: str) -> None:
     for container in containers(render(values)):
         assert "livenessProbe" in container
         assert "readinessProbe" in container
+
+
+@every_ci_file
+def test_probes_of_a_worker_wait_longer_than_it_waits_for_its_processes(render, values: str) -> None:
+    for worker in (w for w in kinds(render(values), "Deployment") if component(w) == "worker"):
+        (container, *_) = worker["spec"]["template"]["spec"]["containers"]
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            assert container[probe]["timeoutSeconds"] > PATIENCE
 
 
 @every_ci_file

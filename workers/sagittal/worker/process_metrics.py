@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Gauge
@@ -24,7 +25,7 @@ PROCESS = "process"
 
 
 class NoAnswer(Exception):
-    """A process did not answer in time."""
+    """A process did not answer, or not as it should; the message says what it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,17 @@ class ProcessEndpoint:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
             connection.request("GET", path)
-            return connection.getresponse().read().decode()
-        except (OSError, http.client.HTTPException) as error:
+            answer = connection.getresponse()
+            text = answer.read().decode()
+        except TimeoutError as error:
             raise NoAnswer(f"does not answer within {PATIENCE:g} s") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise NoAnswer(f"does not answer: {error}") from error
         finally:
             connection.close()
+        if answer.status not in {HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE}:
+            raise NoAnswer(f"answers {path} with {answer.status}")
+        return text
 
     def check(self, path: str) -> str:
         """Returns what is wrong with the process by one of its checks; empty if nothing is."""
