@@ -72,9 +72,11 @@ def ask(stack: Stack, ports: dict[str, int], tmp_path_factory: pytest.TempPathFa
         address = f"http://127.0.0.1:{port}/api/v1"
         wait_until(lambda: scraped(address), "two targets that are scraped")
         explain(stack)
-        wait_until(lambda: value(address, 'sagittal_jobs_total{state="completed"}') >= 1, "the job in Prometheus")
+        wait_until(lambda: value(address, 'sum(sagittal_jobs_total{state="completed"})') >= 1, "the job in Prometheus")
         explain(stack)
-        wait_until(lambda: value(address, 'rate(sagittal_jobs_total{state="completed"}[5m])') > 0, "a rate of jobs")
+        wait_until(
+            lambda: value(address, 'sum(rate(sagittal_jobs_total{state="completed"}[5m]))') > 0, "a rate of jobs"
+        )
         for name in ("sagittal_jobs_accepted_total", "sagittal_first_event_seconds_count"):
             wait_until(lambda name=name: result(address, f"rate({name}[5m])"), f"a rate of {name}")
         yield lambda query: result(address, query)
