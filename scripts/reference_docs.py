@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the tables of docs/metrics.md and docs/operations.md from the programs themselves, between their markers.
+"""Writes the tables of guarantees.md, metrics.md and operations.md in docs from the programs, between their markers.
 
 With --check it writes nothing, and fails where a document is not current.
 """
@@ -10,11 +10,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from google.rpc import code_pb2
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from sagittal.runtime.queue_metrics import QueueMetrics
+from sagittal.runtime.redis_failures import REPLIES, UNKNOWN, UNREACHABLE
 from sagittal.runtime.settings import QueueSettings
 from sagittal.runtime.supervision import SupervisionMetrics
 from sagittal.server.metrics import ServiceMetrics
@@ -100,9 +102,21 @@ def settings_table(settings: type[BaseModel], prefix: str) -> str:
     return "\n".join(["| variable | default | meaning |", "| --- | --- | --- |", *setting_rows(settings, prefix)])
 
 
+def reply_rows() -> Iterator[str]:
+    """Yields a row for each error that Redis answers with."""
+    yield "| reply | meaning | callers get | what it means |"
+    yield "| --- | --- | --- | --- |"
+    for reply in (*REPLIES, UNREACHABLE, UNKNOWN):
+        code = code_pb2.Code.Name(reply.error.code)
+        text = reply.text.format(do="do what it asks")
+        again = ", new connection" if reply.reconnects else ""
+        yield f"| `{reply.name}` | {reply.meaning.value}{again} | `{code}` | {text} |"
+
+
 def tables() -> Mapping[tuple[str, str], str]:
     """Returns each table by its document and the name in its markers."""
     return {
+        ("guarantees.md", "replies"): "\n".join(reply_rows()),
         ("metrics.md", "service"): metrics_table(service_registry()),
         ("metrics.md", "worker"): metrics_table(worker_registry()),
         ("operations.md", "service"): settings_table(ServiceSettings, "SAGITTAL_"),
