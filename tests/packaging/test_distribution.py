@@ -43,7 +43,7 @@ def test_the_wheel_holds_every_part_and_its_data(wheel):
         "sagittal/v1/explanation.proto",
         "sagittal/core/data/imagenet-1k.txt",
         "sagittal/server/main.py",
-        "sagittal/explain/igos.py",
+        "sagittal/explain/masks/igos.py",
         "sagittal/client/__init__.py",
         "sagittal/cli/models.toml",
     } <= names
