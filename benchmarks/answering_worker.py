@@ -17,6 +17,9 @@ from sagittal.v1 import model_pb2, tensor_pb2
 
 MODEL = "at-once"
 
+#: Jobs that are answered at the same time: enough that the service is measured, not one worker's wait for Redis.
+AT_ONCE = 8
+
 
 def model() -> model_pb2.Model:
     """Returns a model that takes any method that it is asked for here."""
@@ -52,15 +55,9 @@ def _event(lease: Lease, **fact: Message) -> bytes:
     return event.SerializeToString()
 
 
-def main() -> None:
-    """Answers until SIGTERM."""
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    settings = QueueSettings(url=os.environ["SAGITTAL_QUEUE__URL"])
-    queue, registry = connect_worker_queue(settings, worker="at-once"), connect_worker_registry(settings)
-    registry.publish(model())
-    states = [(MODEL, "1", model_pb2.WorkerModel(state=model_pb2.MODEL_STATE_READY))]
-    registry.announce("at-once", states, ttl=86_400.0)
+def work(settings: QueueSettings, name: str, stopped: threading.Event) -> None:
+    """Answers one job after the other. A job costs two round trips, each of which waits for Redis's disk."""
+    queue = connect_worker_queue(settings, worker=name)
     while not stopped.is_set():
         with contextlib.suppress(Unavailable):
             lease = queue.lease([(MODEL, "1")], block_seconds=0.5)
@@ -68,6 +65,24 @@ def main() -> None:
                 events, terminal = answer(lease)
                 queue.settle(lease, terminal, JobState.COMPLETED, events)
     queue.close()
+
+
+def main() -> None:
+    """Answers until SIGTERM."""
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    settings = QueueSettings(url=os.environ["SAGITTAL_QUEUE__URL"])
+    registry = connect_worker_registry(settings)
+    registry.publish(model())
+    states = [(MODEL, "1", model_pb2.WorkerModel(state=model_pb2.MODEL_STATE_READY))]
+    names = [f"at-once-{number}" for number in range(AT_ONCE)]
+    for name in names:
+        registry.announce(name, states, ttl=86_400.0)
+    threads = [threading.Thread(target=work, args=(settings, name, stopped)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     registry.close()
 
 

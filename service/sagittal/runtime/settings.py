@@ -35,7 +35,7 @@ class QueueSettings(BaseModel):
     """Longest time an operation takes before it fails as unavailable, retries included, in seconds."""
     retry_after: Seconds = 2.0
     """What callers are told to wait when Redis is away, in seconds."""
-    max_connections: Count = 16
+    max_connections: Count = 64
     """Connections of one process to Redis, one more for its subscriptions not counted."""
 
     lease_seconds: Seconds = 15.0
