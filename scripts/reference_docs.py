@@ -6,7 +6,7 @@ With --check it writes nothing, and fails where a document is not current.
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,16 @@ UNITS: Mapping[str, str] = {
 }
 
 
+def metrics_of(registry: CollectorRegistry) -> Sequence[Any]:
+    """Returns the metrics of a registry in the order of their names, those that are collected together included."""
+    collectors: Iterable[Any] = registry._collector_to_names
+    metrics = [metric for each in collectors for metric in getattr(each, "metrics", [each])]
+    return sorted(metrics, key=lambda metric: str(metric._name))
+
+
 def metric_rows(registry: CollectorRegistry) -> Iterator[str]:
     """Yields a row for each metric of a registry, in the order of their names."""
-    collectors: set[Any] = set(registry._collector_to_names)
-    for metric in sorted(collectors, key=lambda metric: str(metric._name)):
+    for metric in metrics_of(registry):
         name = metric._name + ("_total" if metric._type == "counter" else "")
         labels = ", ".join(f"`{label}`" for label in metric._labelnames) or "none"
         unit = next(unit for end, unit in UNITS.items() if metric._name.endswith(end))

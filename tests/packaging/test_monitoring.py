@@ -57,7 +57,7 @@ def exported() -> dict[str, set[str]]:
     script = load_script("reference_docs")
     series: dict[str, set[str]] = {}
     for registry in (script.service_registry(), script.worker_registry()):
-        for metric in registry._collector_to_names:
+        for metric in script.metrics_of(registry):
             name, labels = metric._name, set(metric._labelnames)
             ends = {"counter": ["_total"], "histogram": ["_sum", "_count", "_bucket"]}.get(metric._type, [""])
             for end in ends:
@@ -232,7 +232,7 @@ def test_reference_tables_are_current() -> None:
 def test_every_metric_follows_the_conventions() -> None:
     script = load_script("reference_docs")
     for registry in (script.service_registry(), script.worker_registry()):
-        for metric in registry._collector_to_names:
+        for metric in script.metrics_of(registry):
             assert metric._name.startswith("sagittal_")
             assert metric._documentation.endswith(".")
             assert set(metric._labelnames) <= BOUNDED
@@ -241,7 +241,7 @@ def test_every_metric_follows_the_conventions() -> None:
 def test_promtool_finds_the_names_well_chosen(promtool: str) -> None:
     script = load_script("reference_docs")
     for registry in (script.service_registry(), script.worker_registry()):
-        for metric in registry._collector_to_names:
+        for metric in script.metrics_of(registry):
             if metric._labelnames:
                 metric.labels(*metric._labelnames)
         text = generate_latest(registry)

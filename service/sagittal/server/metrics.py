@@ -2,12 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from threading import Lock
 from typing import Any
 
 import grpc
 from grpc.aio import AbortError
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from sagittal.core.errors import Overloaded, SagittalError, StreamMoved, Unavailable
 from sagittal.core.jobs import Backlog, Job, Lane, NewJob
@@ -49,14 +52,7 @@ class ServiceMetrics:
             buckets=_RPC_SECONDS,
             registry=registry,
         )
-        self.queued = Gauge("sagittal_queue_depth", "Runs that wait.", ["model", "lane"], registry=registry)
-        self.running = Gauge(
-            "sagittal_queue_running", "Runs that a worker holds.", ["model", "lane"], registry=registry
-        )
-        self.oldest = Gauge(
-            "sagittal_queue_oldest_seconds", "Wait of the oldest queued run.", ["model", "lane"], registry=registry
-        )
-        self._shown: set[tuple[str, str]] = set()
+        self.queue = QueueGauges(registry)
         self.queue_up = Gauge("sagittal_queue_up", "1 while Redis answers, else 0.", registry=registry)
         self.queue_errors = Counter(
             "sagittal_queue_errors", "Calls to the queue that failed, by call.", ["call"], registry=registry
@@ -98,15 +94,7 @@ class ServiceMetrics:
 
     def backlog(self, backlog: Mapping[tuple[str, str], Backlog], models: Iterable[str]) -> None:
         """Shows the queue as it is now: registered models without work as zeros, models that are gone not at all."""
-        shown = {(model, lane.value): _IDLE for model in models for lane in Lane} | dict(backlog)
-        for gone in self._shown - shown.keys():
-            for gauge in (self.queued, self.running, self.oldest):
-                gauge.remove(*gone)
-        self._shown = set(shown)
-        for (model, lane), work in shown.items():
-            self.queued.labels(model, lane).set(work.queued)
-            self.running.labels(model, lane).set(work.running)
-            self.oldest.labels(model, lane).set(work.oldest_seconds)
+        self.queue.show({(model, lane.value): _IDLE for model in models for lane in Lane} | dict(backlog))
 
     def _code(self, error: BaseException, call: Call) -> str:
         if isinstance(error, SagittalError):
@@ -119,3 +107,34 @@ class ServiceMetrics:
             code: Any = call.context.code()
             return str(getattr(code, "name", _CODES.get(code, "UNKNOWN")))
         return "INTERNAL"
+
+
+class QueueGauges(Collector):
+    """The queue, which a scrape shows as it was at one moment: a job that waits in it does not run in it, too."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        labels = ["model", "lane"]
+        self._queued = Gauge("sagittal_queue_depth", "Runs that wait.", labels, registry=None)
+        self._running = Gauge("sagittal_queue_running", "Runs that a worker holds.", labels, registry=None)
+        self._oldest = Gauge("sagittal_queue_oldest_seconds", "Wait of the oldest queued run.", labels, registry=None)
+        self.metrics = (self._queued, self._running, self._oldest)
+        self._shown: set[tuple[str, str]] = set()
+        self._lock = Lock()
+        registry.register(self)
+
+    def collect(self) -> Sequence[Metric]:
+        """Returns all gauges; Prometheus is answered by another thread than the one that shows the queue."""
+        with self._lock:
+            return [family for metric in self.metrics for family in metric.collect()]
+
+    def show(self, backlog: Mapping[tuple[str, str], Backlog]) -> None:
+        """Replaces what is shown, by model and lane."""
+        with self._lock:
+            for gone in self._shown - backlog.keys():
+                for metric in self.metrics:
+                    metric.remove(*gone)
+            self._shown = set(backlog)
+            for (model, lane), work in backlog.items():
+                self._queued.labels(model, lane).set(work.queued)
+                self._running.labels(model, lane).set(work.running)
+                self._oldest.labels(model, lane).set(work.oldest_seconds)
