@@ -75,10 +75,11 @@ def use_as_a_neighbour(scripts: Scripts, *, tenant: str = "neighbour", model: st
     verdict, token, found = answer[:3]
     assert (verdict, found.decode()) == (b"lease", job.job_id)
     assert scripts.run("heartbeat", 15.0, job.job_id, token) == [b""]
-    assert scripts.run("append", job.job_id, token, 1, 2**20, b"e1") == b"ok"
+    assert scripts.run("append", job.job_id, token, 1, 2**20, 2**30, 2**29, b"e1") == b"ok"
     assert scripts.run("checkpoint", job.job_id, token, b"state") == b"ok"
     scripts.sweep()
-    assert scripts.run("settle", job.job_id, token, "completed", 60.0, 2**20, 10, 1.5, "", b"tdone") == b"ok"
+    bounds = (2**20, 2**30, 2**29)
+    assert scripts.run("settle", job.job_id, token, "completed", 60.0, *bounds, 10, 1.5, "", b"tdone") == b"ok"
     assert scripts.run("get", job.job_id)[2] == b"completed"
     assert scripts.run("read", job.job_id, 0, -1)[0] == b"1"
     scripts.run("backlog")

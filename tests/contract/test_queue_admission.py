@@ -144,7 +144,7 @@ async def test_jobs_that_share_a_run_take_no_room_in_the_lane(make_queue, new_jo
 
 
 async def test_stored_bytes_are_bounded_the_oldest_ended_jobs_go_first(make_queue, new_job) -> None:
-    queue = make_queue(max_stored_bytes=2 * MIB)
+    queue = make_queue(max_stored_bytes=2 * MIB, upload_share=0.01, tenant_share=1)
     large = {"images": {"image": bytes(900_000)}}
     first, _ = await queue.jobs.submit(new_job(**large), b"a")
     queue.worker().settle(queue.lease(), b"done", JobState.COMPLETED)
@@ -157,7 +157,7 @@ async def test_stored_bytes_are_bounded_the_oldest_ended_jobs_go_first(make_queu
 
 
 async def test_logs_make_room_too_and_running_jobs_are_never_touched(make_queue, new_job) -> None:
-    queue = make_queue(max_stored_bytes=2 * MIB)
+    queue = make_queue(max_stored_bytes=2 * MIB, upload_share=0.01, tenant_share=1)
     ended, _ = await queue.jobs.submit(new_job(), b"a")
     lease = queue.lease()
     queue.worker().append(lease, [bytes(900_000)])

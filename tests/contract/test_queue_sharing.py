@@ -135,7 +135,7 @@ async def test_an_answer_that_a_deadline_cut_short_is_not_given_again(queue, new
 
 
 async def test_stored_answers_go_where_their_room_is_needed(make_queue, new_job) -> None:
-    queue = make_queue(max_stored_bytes=2 * 1024 * 1024)
+    queue = make_queue(max_stored_bytes=2 * 1024 * 1024, upload_share=0.01, tenant_share=1)
     job = await submit(queue, new_job(content_key="k"))
     queue.worker().settle(queue.lease(), completed(job.job_id), JobState.COMPLETED, [bytes(1_200_000)])
     assert (await submit(queue, new_job(content_key="other", images={"image": bytes(1_000_000)}))).attempt == 0

@@ -37,12 +37,12 @@ class Prepared:
             scripts.submit(job)
         ended, running = scripts.lease(), scripts.lease()
         ended_id, waiting = self.jobs[0].job_id, self.jobs[2].job_id
-        scripts.run("settle", ended_id, ended[1], "completed", 0, 2**20, 0, 0, "", b"tdone")
+        scripts.run("settle", ended_id, ended[1], "completed", 0, 2**20, 2**30, 2**29, 0, 0, "", b"tdone")
         held = (self.jobs[1].job_id, running[1])
         now = "1700000000000000000"
         self.plain: dict[str, tuple[Argument, ...]] = {
-            "append": (*held, 1, 2**20, b"e1", b"e2"),
-            "attach": (plain_job().job_id, "part", b"bytes", 2**30),
+            "append": (*held, 1, 2**20, 2**30, 2**29, b"e1", b"e2"),
+            "attach": (plain_job().job_id, "part", b"bytes", "default", 2**30, 2**29),
             "backlog": (),
             "cancel": (waiting, "why", b"event"),
             "checkpoint": (*held, b"state"),
@@ -55,7 +55,7 @@ class Prepared:
             "read": (waiting, 0, -1),
             "release": held,
             "request": (waiting,),
-            "settle": (*held, "completed", 60.0, 2**20, 10, 1.5, "", b"e1", b"tdone"),
+            "settle": (*held, "completed", 60.0, 2**20, 2**30, 2**29, 10, 1.5, "", b"e1", b"tdone"),
             "submit": tuple(submit_arguments(plain_job(content_key="k"), b"accepted", scripts.settings)),
             "sweep": sweep_arguments(scripts.settings),
             "registry_announce": ("worker", 15.0, "model@1", b"state", "1"),

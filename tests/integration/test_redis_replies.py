@@ -77,7 +77,7 @@ Operation = Callable[[Sides], Any]
 #: The service's operations, by what they send to Redis.
 OF_THE_SERVICE: Mapping[str, Operation] = {
     "submit": lambda sides: sides.jobs.submit(sides.new_job(), b"accepted"),
-    "attach": lambda sides: sides.jobs.attach("0" * 32, "0", b"part"),
+    "attach": lambda sides: sides.jobs.attach("0" * 32, "0", b"part", tenant="default"),
     "get": lambda sides: sides.jobs.get("0" * 32),
     "read": lambda sides: sides.jobs.stored_events("0" * 32),
     "request": lambda sides: sides.jobs.request_of("0" * 32),

@@ -23,7 +23,13 @@ FULL = {
     "absent_tenant_evaluations": "no worker serves the model now, and with this job yours that wait for it in this "
     "lane would need more than {bound:,} model evaluations, the most they may (max_queued_evaluations_per_tenant "
     "times absent_share)",
-    "bytes": "the queue stores {bound:,} bytes, the most it may (max_stored_bytes)",
+    "bytes": "the queue stores {bound:,} bytes of requests, images and events, the most it may (max_stored_bytes "
+    "without upload_share)",
+    "tenant_bytes": "your jobs store {bound:,} bytes of requests, images and events, the most they may (tenant_share "
+    "of max_stored_bytes)",
+    "uploads": "the queue stores {bound:,} bytes of uploads, the most it may (upload_share of max_stored_bytes)",
+    "tenant_uploads": "you store {bound:,} bytes of uploads, the most you may (tenant_share of upload_share of "
+    "max_stored_bytes); uploads go when their job has ended, or if no job comes",
 }
 
 

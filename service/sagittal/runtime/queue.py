@@ -34,14 +34,14 @@ class JobQueue(Protocol):
         """
         ...
 
-    async def attach(self, job_id: str, name: str, part: bytes) -> None:
+    async def attach(self, job_id: str, name: str, part: bytes, *, tenant: str) -> None:
         """Stores a large part of a job that will be submitted under this identifier, apart from its request.
 
-        Parts go with the job's images, or by themselves where no job comes within `attachment_seconds`. Safe to call
+        Parts go when the job has ended, or by themselves if no job comes within `attachment_seconds`. Safe to call
         again after a lost answer.
 
         Raises:
-            Overloaded: there is no room for it (`max_stored_bytes`).
+            Overloaded: there is no room for it (`upload_share` and `tenant_share` of `max_stored_bytes`).
         """
         ...
 

@@ -32,6 +32,7 @@ from sagittal.runtime.redis_scripts import (
     parse_request,
     root_key,
     submit_arguments,
+    upload_room,
 )
 from sagittal.runtime.redis_sweep import SWEEPS_IN_A_ROW, end_arguments, parse_sweep, sweep_arguments
 from sagittal.runtime.redis_watch import LOOK_SECONDS, LogNews
@@ -83,11 +84,12 @@ class RedisJobQueue:
             self._observer.shared(job.model, SHARED[verdict])
         return parse_job(rest[0]), verdict != b"same"
 
-    async def attach(self, job_id: str, name: str, part: bytes) -> None:
+    async def attach(self, job_id: str, name: str, part: bytes, *, tenant: str) -> None:
         """Stores a large part of a job that will be submitted."""
-        bound = self._settings.max_stored_bytes
-        if await self._script("attach", job_id, name, part, bound) == b"full":
-            raise overloaded("bytes", bound, None, self._settings)
+        verdict, *rest = await self._script("attach", job_id, name, part, tenant, *upload_room(self._settings))
+        if verdict == b"full":
+            what, bound = (value.decode() for value in rest)
+            raise overloaded(what, int(bound), None, self._settings)
 
     async def get(self, job_id: str) -> Job:
         """Returns a job."""

@@ -85,7 +85,7 @@ def submit_arguments(job: NewJob, accepted: bytes, settings: QueueSettings) -> l
         settings.max_queued_evaluations.get(job.lane.value, UNBOUNDED),
         settings.max_queued_evaluations_per_tenant.get(job.lane.value, UNBOUNDED),
         settings.max_sharers,
-        settings.max_stored_bytes,
+        *room(settings),
         settings.assumed_evaluations,
         settings.tenant_weights.get(job.tenant, 1.0),
         settings.cache_seconds,
@@ -95,6 +95,18 @@ def submit_arguments(job: NewJob, accepted: bytes, settings: QueueSettings) -> l
     for name, image in job.images.items():
         arguments += [name, image]
     return arguments
+
+
+def room(settings: QueueSettings) -> tuple[int, int]:
+    """Returns how many bytes of requests, images and events are stored at most, of all tenants and of one."""
+    most = settings.max_stored_bytes - upload_room(settings)[0]
+    return most, int(most * settings.tenant_share)
+
+
+def upload_room(settings: QueueSettings) -> tuple[int, int]:
+    """Returns how many bytes of uploads are stored at most, of all tenants and of one."""
+    most = int(settings.max_stored_bytes * settings.upload_share)
+    return most, int(most * settings.tenant_share)
 
 
 #: Stands for no bound where a lane has none.

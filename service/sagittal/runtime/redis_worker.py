@@ -17,7 +17,7 @@ from sagittal.runtime.queue import LeaseLost
 from sagittal.runtime.queue_metrics import UNOBSERVED, WAIT, QueueObserver
 from sagittal.runtime.redis_connection import SOCKET_SHARE, SyncRunner, close_sync, connect_sync
 from sagittal.runtime.redis_news import WorkerNews
-from sagittal.runtime.redis_scripts import load_script, model_key, parse_lease, root_key
+from sagittal.runtime.redis_scripts import load_script, model_key, parse_lease, room, root_key
 from sagittal.runtime.redis_sweep import end_arguments, parse_endings, parse_sweep, sweep_arguments
 from sagittal.runtime.settings import QueueSettings
 
@@ -99,7 +99,13 @@ class RedisWorkerQueue:
         with self._writing(lease, batch) as number:
             elements = [classify(event) + event for event in batch]
             answer = self._script(
-                "append", lease.job.job_id, lease.token, number, self._settings.max_log_bytes, *elements
+                "append",
+                lease.job.job_id,
+                lease.token,
+                number,
+                self._settings.max_log_bytes,
+                *room(self._settings),
+                *elements,
             )
         self._check(lease, answer)
 
@@ -121,6 +127,7 @@ class RedisWorkerQueue:
                 state.value,
                 self._settings.cache_seconds if settled.may_answer else 0,
                 self._settings.max_log_bytes,
+                *room(self._settings),
                 settled.evaluations,
                 settled.seconds,
                 settled.reason,

@@ -60,6 +60,12 @@ class QueueSettings(BaseModel):
     """Time that parts of a job are kept while it has not been submitted yet, in seconds since the last of them."""
     max_stored_bytes: Annotated[int, Field(ge=MIB, le=2**53)] = 2048 * MIB
     """Bytes of requests, images and events kept; the oldest ended jobs go first, then new ones are refused."""
+    upload_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Share of `max_stored_bytes` for uploads, the images of `FitConcepts`; requests, other images and events have the
+    rest."""
+    tenant_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of either room that one tenant may take: past it the tenant's own ended jobs go, then it is refused. Set it
+    to 1 if there is only one tenant."""
     max_log_bytes: Annotated[int, Field(ge=MIB, le=2**53)] = 64 * MIB
     """Bytes of events that one job may write, its terminal event not counted."""
 

@@ -56,7 +56,7 @@ class ConceptFits:
             settings = await _first(requests)
             model = await self._check(settings)
             job_id = new_job_id()
-            await self._attach(requests, settings, job_id)
+            await self._attach(requests, settings, job_id, caller)
             settings.model_version = model.version
             seconds = _seconds(settings) or self._limits.fit_deadline
             if seconds > self._limits.fit_deadline:
@@ -103,7 +103,9 @@ class ConceptFits:
             target.index = index
         return model
 
-    async def _attach(self, requests: Requests, settings: concept_service_pb2.FitConceptsSettings, job_id: str) -> None:
+    async def _attach(
+        self, requests: Requests, settings: concept_service_pb2.FitConceptsSettings, job_id: str, caller: Caller
+    ) -> None:
         """Stores the images as they come, and notes in the settings how many there are and what tells them apart."""
         digest, annotations, count, size = hashlib.sha256(), hashlib.sha256(), 0, 0
         annotated = False
@@ -116,11 +118,11 @@ class ConceptFits:
             count, size = count + 1, size + len(part) + len(parts)
             self._check_size(settings, count, size)
             digest.update(hashlib.sha256(part).digest())
-            await self._queue.attach(job_id, str(count - 1), part)
+            await self._queue.attach(job_id, str(count - 1), part, tenant=caller.tenant)
             annotations.update(hashlib.sha256(parts).digest())
             if parts:
                 annotated = True
-                await self._queue.attach(job_id, attachment_of(count - 1), parts)
+                await self._queue.attach(job_id, attachment_of(count - 1), parts, tenant=caller.tenant)
         if not settings.dataset and not count:
             raise InvalidRequest("no image came; send images after the settings, or name a dataset", field="image")
         settings.image_count, settings.images_digest = count, digest.hexdigest()

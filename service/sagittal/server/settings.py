@@ -99,8 +99,8 @@ class ConceptLimits(BaseModel):
 
     max_images: Annotated[int, Field(ge=1)] = 5_000
     """Images that one FitConcepts call may send."""
-    max_bytes: Annotated[int, Field(ge=MIB)] = 512 * MIB
-    """Bytes of them together; they count against `queue.max_stored_bytes` until some time after the job has ended."""
+    max_bytes: Annotated[int, Field(ge=MIB)] = 256 * MIB
+    """Bytes of them together; `queue.upload_share` and `queue.tenant_share` bound them too, until the job has ended."""
     fit_deadline: Positive = 7_200.0
     """Longest time that a fit may take, in seconds, waiting included; also for a fit that names none."""
     answer_deadline: Positive = 60.0

@@ -1,9 +1,10 @@
 -- Stores the state from which another attempt goes on. Returns 'ok' or 'lost'.
 local given = arguments({ID, TOKEN, {'checkpoint', any}})
 local id, state = given.job_id, given.checkpoint
-if not holds(read_run(id), given.token) then return 'lost' end
+local run = read_run(id)
+if not holds(run, given.token) then return 'lost' end
 local change = #state - call('HSTRLEN', run_key(id), 'checkpoint')
 call('HSET', run_key(id), 'checkpoint', state)
 call('HINCRBY', run_key(id), 'bytes', change)
-count_bytes(change)
+count_bytes(run.tenant, change)
 return 'ok'

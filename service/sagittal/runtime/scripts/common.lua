@@ -4,7 +4,9 @@
 --   job:ID hash, with its `accepted` event, and a `closing` one where it left its run early
 --   run:ID hash (ID of the job that began it), with request and images     log:ID list of the events of a run, once for all
 --   jobs that share it     readers:ID hash of how many `jobs` read that log, its `bytes`, and the positions of what is `lasting`
---   parts:ID hash of large parts of a job by name, their bytes together under ''   attaching zset of those without a job
+--   parts:ID hash of large parts of a job by name, with their `:bytes` and `:tenant`   attaching zset of those without a job
+--   bytes string, all that is stored   stored hash of its parts: `uploads`, and for each tenant `tenant:NAME` (requests, images
+--   and events) and `uploads:NAME`
 --   ready:LANE:MODEL@VERSION zset of runs by fair-share tag   share:LANE:MODEL@VERSION hash of tags by tenant
 --   alone:LANE:MODEL@VERSION zset, by time, of runs that wait for a worker to themselves, since one died while it ran them
 --   holds:ID string, the busy worker that takes nothing more until it can take this run
@@ -53,10 +55,37 @@ local function split(text)
   return parts
 end
 
-local function count_bytes(number) if number ~= 0 then call('INCRBY', root .. 'bytes', number) end end
-
 local function count(hash, field, number)
   if number ~= 0 and call('HINCRBY', root .. hash, field, number) <= 0 then call('HDEL', root .. hash, field) end
+end
+
+-- What is stored for a tenant: requests, images and events, or uploads, which have room of their own.
+local function count_stored(field, tenant, number)
+  if number == 0 then return end
+  call('INCRBY', root .. 'bytes', number)
+  count('stored', field .. ':' .. tenant, number)
+end
+local function count_bytes(tenant, number) count_stored('tenant', tenant, number) end
+local function count_uploads(tenant, number)
+  count_stored('uploads', tenant, number)
+  count('stored', 'uploads', number)
+end
+local function stored(field) return tonumber(call('HGET', root .. 'stored', field) or 0) end
+
+-- What may be dropped to make room, oldest first, of all tenants and of each: `spent` runs and `ended` jobs.
+local function list_droppable(kind, tenant, id, time)
+  call('ZADD', root .. kind, exact(time), id)
+  call('ZADD', root .. kind .. ':' .. tenant, exact(time), id)
+end
+local function unlist_droppable(kind, tenant, id)
+  call('ZREM', root .. kind, id)
+  call('ZREM', root .. kind .. ':' .. tenant, id)
+end
+
+local function drop_parts(id)
+  local parts = pick(parts_key(id), {':bytes', ':tenant'})
+  if parts[':bytes'] ~= '' then count_uploads(parts[':tenant'], -tonumber(parts[':bytes'])) end
+  call('UNLINK', parts_key(id))
 end
 
 -- Protobuf: the last value of a scalar field wins and nested messages merge, so fields are changed by appending.
@@ -86,7 +115,7 @@ local function push(id, run, elements)
   end
   local bytes = size_of(elements)
   call('HINCRBY', readers_key(id), 'bytes', bytes)
-  count_bytes(bytes)
+  count_bytes(run.tenant, bytes)
   for _, sub in ipairs(split(run.subs)) do announce_growth(sub) end
 end
 
@@ -102,9 +131,9 @@ local function last_sequence(job)
 end
 
 -- The last job that reads a log takes it along.
-local function stop_reading(id)
+local function stop_reading(id, tenant)
   if call('HINCRBY', readers_key(id), 'jobs', -1) > 0 then return end
-  count_bytes(-tonumber(call('HGET', readers_key(id), 'bytes') or 0))
+  count_bytes(tenant, -tonumber(call('HGET', readers_key(id), 'bytes') or 0))
   call('UNLINK', readers_key(id), log_key(id))
 end
 
@@ -179,7 +208,7 @@ local function end_job(id, run, state)
   call('HSET', job_key(id), 'state', state, 'ended', exact(now), 'attempt', run.attempt, 'worker', run.worker,
     'reason', run.reason or '')
   call('ZREM', root .. 'deadlines', id)
-  call('ZADD', root .. 'ended', exact(now), id)
+  list_droppable('ended', run.tenant, id, now)
 end
 
 -- Ends a run and every job that shares it. The last of the elements is the terminal event.
@@ -189,7 +218,8 @@ local function finish(id, run, state, elements)
   if run.state == 'running' then unlease(id, run) else dequeue(id, run) end
   call('HSET', run_key(id), 'state', state)
   call('HDEL', run_key(id), 'checkpoint')
-  call('ZADD', root .. 'spent', exact(now), id)
+  list_droppable('spent', run.tenant, id, now)
+  drop_parts(id)
   forget_empty(run)
   if run.content ~= '' and call('GET', root .. 'flight:' .. run.content) == id then
     call('DEL', root .. 'flight:' .. run.content)
@@ -200,7 +230,7 @@ end
 local function leave(id, run_id, run, state, element)
   call('HSET', job_key(id), 'closing', element, 'upto', call('LLEN', log_key(run_id)))
   call('HINCRBY', job_key(id), 'bytes', #element)
-  count_bytes(#element)
+  count_bytes(run.tenant, #element)
   end_job(id, run, state)
   announce_growth(id)
   local others = {}
@@ -209,23 +239,23 @@ local function leave(id, run_id, run, state, element)
 end
 
 local function drop_run(id)
-  local run = pick(run_key(id), {'bytes', 'state'})
+  local run = pick(run_key(id), {'bytes', 'state', 'tenant'})
   if run.state == '' then call('ZREM', root .. 'spent', id) return end
-  call('UNLINK', run_key(id), parts_key(id))
-  call('ZREM', root .. 'spent', id)
-  count_bytes(-(tonumber(run.bytes) or 0))
+  call('UNLINK', run_key(id))
+  unlist_droppable('spent', run.tenant, id)
+  count_bytes(run.tenant, -(tonumber(run.bytes) or 0))
 end
 
 local function drop_job(id)
   local job = pick(job_key(id), {'bytes', 'created', 'tenant', 'request_id', 'run', 'fingerprint'})
   if job.created == '' then call('ZREM', root .. 'ended', id) return end
   call('DEL', job_key(id))
-  stop_reading(job.run)
-  call('ZREM', root .. 'ended', id)
+  stop_reading(job.run, job.tenant)
+  unlist_droppable('ended', job.tenant, id)
   local member = index_member(id, job.created)
   call('ZREM', root .. 'jobs', member)
   call('ZREM', root .. 'jobs:' .. job.tenant, member)
-  count_bytes(-tonumber(job.bytes))
+  count_bytes(job.tenant, -tonumber(job.bytes))
   if job.request_id ~= '' then
     local key = root .. 'request:' .. job.tenant .. ':' .. job.request_id
     if call('GET', key) == id then call('DEL', key) end
@@ -234,19 +264,28 @@ local function drop_job(id)
   if call('GET', answer) == id then call('DEL', answer) end
 end
 
--- The oldest ended jobs make room: images first, since they are large and rarely asked for again.
-local function make_room(bytes, bound)
-  local stored = tonumber(call('GET', root .. 'bytes') or 0) + bytes
-  for _, spent in ipairs({'spent', 'ended'}) do
-    local drop = spent == 'spent' and drop_run or drop_job
-    while stored > tonumber(bound) do
-      local oldest = call('ZRANGE', root .. spent, 0, 15)
-      if #oldest == 0 then break end
-      for _, id in ipairs(oldest) do drop(id) end
-      stored = tonumber(call('GET', root .. 'bytes') or 0) + bytes
+-- Drops the oldest until there is room: images first, since they are large and rarely asked for again.
+local function drop_oldest(whose, fits)
+  for _, kind in ipairs({'spent', 'ended'}) do
+    while not fits() do
+      local oldest = call('ZRANGE', root .. kind .. whose, 0, 0)[1]
+      if not oldest then break end
+      if kind == 'spent' then drop_run(oldest) else drop_job(oldest) end
+      call('ZREM', root .. kind .. whose, oldest) -- whatever it was
     end
   end
-  return stored <= tonumber(bound)
+  return fits()
+end
+
+-- Makes room for a tenant's requests, images and events. Past its own bound only its own ended jobs go. Returns nothing, or
+-- what is full and its bound.
+local ROOM = {named('max_bytes', SIZE), named('max_tenant_bytes', SIZE)}
+local function make_room(bytes, tenant, given)
+  local all, own = given.max_bytes, given.max_tenant_bytes
+  local function fits_own() return stored('tenant:' .. tenant) + bytes <= own end
+  local function fits_all() return tonumber(call('GET', root .. 'bytes') or 0) - stored('uploads') + bytes <= all end
+  if bytes > own or not fits_own() and not drop_oldest(':' .. tenant, fits_own) then return 'tenant_bytes', own end
+  if bytes > all or not fits_all() and not drop_oldest('', fits_all) then return 'bytes', all end
 end
 
 -- Adds name and image of each image in a run's fields.

@@ -1,7 +1,7 @@
 -- Appends the last events, the terminal one at their end, ends the run with all its jobs, and learns what it cost.
 -- Returns 'ok', 'lost', or 'full' where the log has no room for the events before the terminal one.
 local given = arguments({ID, TOKEN, {'state', one_of('completed', 'failed', 'cancelled')}, named('cache_seconds', SECONDS),
-  named('max_log_bytes', SIZE), {'evaluations', integer(0, MOST_EVALUATIONS)}, named('seconds', SECONDS),
+  named('max_log_bytes', SIZE), ROOM[1], ROOM[2], {'evaluations', integer(0, MOST_EVALUATIONS)}, named('seconds', SECONDS),
   {'reason', any}}, {{'event', some, 'an event'}})
 local id, token, state, cache_seconds = given.job_id, given.token, given.state, given.cache_seconds
 local evaluations, seconds, elements = given.evaluations, given.seconds, given.rest
@@ -52,6 +52,7 @@ if state == 'completed' and evaluations > 0 and seconds > 0 and run.attempt == '
   learn_pace(run)
 end
 run.reason = given.reason
+make_room(size_of(elements), run.tenant, given) -- what was accepted comes to its end all the same
 finish(id, run, state, elements)
 if state == 'completed' and run.content ~= '' and cache_seconds > 0 then
   call('SET', root .. 'answer:' .. run.content, split(run.subs)[1], 'PX', string.format('%.0f', cache_seconds * 1000))

@@ -6,7 +6,7 @@ local new = arguments({ID, named('kind', NAME), named('model', NAME), named('ver
   {'estimated_evaluations', integer(0, MOST_EVALUATIONS)}, {'trace', any}, {'content', any}, named('fingerprint', NAME),
   {'cache', one_of('use', 'refresh', 'bypass')}, {'accepted', any}, {'request', any}, named('max_queued', COUNT),
   named('max_tenant', COUNT), named('max_evaluations', COUNT), named('max_tenant_evaluations', COUNT),
-  named('max_sharers', COUNT), named('max_bytes', SIZE), named('assumed_evaluations', evaluations),
+  named('max_sharers', COUNT), ROOM[1], ROOM[2], named('assumed_evaluations', evaluations),
   {'weight', number(1e-6, 1e6)}, named('cache_seconds', SECONDS), {'setting', any},
   {'absent_share', number(0, 1)}},
   {named('image', NAME), {'image', any}})
@@ -40,7 +40,7 @@ local function store_job(run, before)
   call('HSET', job_key(new.id), 'run', run, 'kind', new.kind, 'model', new.model, 'version', new.version, 'method',
     new.method, 'lane', new.lane, 'tenant', new.tenant, 'request_id', new.request_id, 'created', created, 'deadline',
     new.deadline, 'fingerprint', new.fingerprint, 'state', '', 'accepted', accepted, 'bytes', #accepted)
-  count_bytes(#accepted)
+  count_bytes(new.tenant, #accepted)
   call('HINCRBY', readers_key(run), 'jobs', 1)
   local member = index_member(new.id, created)
   call('ZADD', root .. 'jobs', 0, member)
@@ -78,17 +78,17 @@ local function answer()
   local whole = math.floor(past)
   local age = chunk(21, chunk(18, '\8' .. varint(whole) .. '\16' .. varint(math.floor((past - whole) * 1e9))))
   local own, marks = #stamp + #age, call('HEXISTS', readers_key(found.run), 'lasting') == 0 and #lasting or 0
-  call('ZADD', root .. 'ended', exact(now), source) -- making room must not take the answer itself
-  local fits = make_room(#new.accepted + 1 + own + marks, new.max_bytes)
-  call('ZADD', root .. 'ended', exact(ended), source)
-  if not fits then return false end
+  unlist_droppable('ended', new.tenant, source) -- making room must not take the answer itself
+  local full = make_room(#new.accepted + 1 + own + marks, new.tenant, new)
+  list_droppable('ended', new.tenant, source, ended)
+  if full then return false end
   store_job(found.run, 0)
   call('HSET', job_key(new.id), 'stamp', stamp, 'age', age, 'upto', count)
   call('HINCRBY', job_key(new.id), 'bytes', own)
   call('HSET', readers_key(found.run), 'lasting', lasting)
   call('HINCRBY', readers_key(found.run), 'bytes', marks)
-  count_bytes(own + marks)
-  end_job(new.id, {attempt = '0', worker = ''}, 'completed')
+  count_bytes(new.tenant, own + marks)
+  end_job(new.id, {attempt = '0', worker = '', tenant = new.tenant}, 'completed')
   return true
 end
 
@@ -107,7 +107,7 @@ local function join()
   if not live(run) or run.cancel ~= '' or not in_time(run) then return false end
   local subs = split(run.subs)
   if #subs == 0 or #subs >= new.max_sharers then return false end
-  if not make_room(#new.accepted + 1, new.max_bytes) then return false end
+  if make_room(#new.accepted + 1, new.tenant, new) then return false end
   local before = run.state == 'queued' and call('ZRANK', root .. 'age:' .. place(run), id) or 0
   store_job(id, before)
   call('HSET', run_key(id), 'subs', run.subs .. ',' .. new.id)
@@ -179,7 +179,8 @@ if excess > 0 then return full_of('evaluations', max_evaluations, excess) end
 if own_excess > 0 then
   return full_of('tenant_evaluations', max_tenant_evaluations, own_excess * beside.evaluations / mine.evaluations)
 end
-if not make_room(size + #new.accepted + 1, new.max_bytes) then return full('bytes', new.max_bytes) end
+local what, most = make_room(size + #new.accepted + 1, new.tenant, new)
+if what then return full(what, most) end
 
 store_job(new.id, ahead())
 local run = {lane = new.lane, model = new.model, version = new.version, tenant = new.tenant, estimate = string.format('%.0f', estimate),
@@ -194,11 +195,9 @@ call('HSET', run_key(new.id), 'kind', new.kind, 'model', new.model, 'version', n
   'estimate', run.estimate, 'load', run.load, 'tag', run.tag, 'token', '0', 'attempt', '0', 'worker', '', 'state', 'queued', 'cancel', '',
   'subs', new.id, 'content', content, 'trace', new.trace, 'request', new.request, 'bytes', size, 'batch', '0',
   'setting', new.setting)
-if call('ZREM', root .. 'attaching', new.id) == 1 then
-  call('HINCRBY', run_key(new.id), 'bytes', call('HGET', parts_key(new.id), '')) -- counted when they came
-end
+call('ZREM', root .. 'attaching', new.id)
 for i = 1, #images, 2 do call('HSET', run_key(new.id), 'image:' .. images[i], images[i + 1]) end
-count_bytes(size)
+count_bytes(new.tenant, size)
 if content ~= '' then call('SET', root .. 'flight:' .. content, new.id) end
 enqueue(new.id, run)
 return {'new', view(new.id)}

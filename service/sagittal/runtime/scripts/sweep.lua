@@ -47,8 +47,7 @@ end
 for _, id in ipairs(passed('spent', given.image_retention_seconds)) do drop_run(id) end
 for _, id in ipairs(passed('ended', given.retention_seconds)) do drop_job(id) end
 for _, id in ipairs(passed('attaching', given.attachment_seconds)) do
-  count_bytes(-tonumber(call('HGET', parts_key(id), '') or 0))
-  call('UNLINK', parts_key(id))
+  drop_parts(id)
   call('ZREM', root .. 'attaching', id)
 end
 table.insert(ends, 1, more)
