@@ -19,6 +19,8 @@ from chaos.points import Fate, Journal, PointedJobQueue, PointedWorkerQueue
 
 import sagittal.server.main as service
 import sagittal.worker.main as worker
+from sagittal.runtime.telemetry import configure_logging
+from sagittal.worker.settings import WorkerSettings
 
 #: Flag of setns(2) for a network namespace.
 CLONE_NEWNET = 0x40000000
@@ -28,7 +30,9 @@ def run_worker(fate: Fate) -> int:
     """Is the program `sagittal-worker` on a queue with fault points."""
     connect = worker.connect_worker_queue
     worker.connect_worker_queue = lambda *given, **named: PointedWorkerQueue(connect(*given, **named), fate)
-    worker.main()
+    settings = WorkerSettings()
+    configure_logging(settings.log_format, settings.log_level)
+    worker.work(settings)  # by itself: this program is the parent that starts it again
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A worker with several devices has an engine on each, and they live and die together."""
+"""A worker with several devices has an engine on each; one that dies is started again beside the others."""
 
 import http.client
 import os
@@ -24,7 +24,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_each_device_gets_an_engine_and_all_end_together(private_stack: Stack) -> None:
+def test_each_device_gets_an_engine_and_one_that_dies_is_started_again(private_stack: Stack) -> None:
     private_stack.start_service()
     worker = private_stack.start_worker(SAGITTAL_DEVICE="cpu, cpu", SAGITTAL_WORKER_NAME="box", SAGITTAL_THREADS="1")
     with Client(private_stack.address) as client:
@@ -36,10 +36,21 @@ def test_each_device_gets_an_engine_and_all_end_together(private_stack: Stack) -
         wait_until(lambda: ready() == {"box-0", "box-1"}, "both engines have the model")
         image = np.full((56, 56, 3), 200, np.uint8)
         assert client.explain(image, model="left", method="occlusion").mask is not None
-    first = children(worker.process.pid)[0]
-    os.kill(first, signal.SIGKILL)
-    assert worker.process.wait(PATIENCE) != 0
-    assert "workers-stopped" in worker.text
+        first, second = children(worker.process.pid)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: len(set(children(worker.process.pid)) - {first, second}) == 1, "the first is started again")
+        assert second in children(worker.process.pid)
+        wait_until(lambda: worker.text.count("model-ready") == 3, "it has the model again")
+        assert client.explain(image, model="left", method="occlusion", cache="bypass").mask is not None
+    assert worker.stop(signal.SIGTERM) == 0
+
+
+def test_a_killed_worker_leaves_no_process(private_stack: Stack) -> None:
+    worker = private_stack.start_worker(SAGITTAL_DEVICE="cpu, cpu")
+    wait_until(lambda: worker.text.count("worker-started") == 2, "both processes run")
+    pids = children(worker.process.pid)
+    worker.stop(signal.SIGKILL)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "they are gone")
 
 
 def get(port: int, path: str) -> tuple[int, str]:

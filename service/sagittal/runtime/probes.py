@@ -127,10 +127,14 @@ def start_metrics_server(
     Raises:
         OSError: the address cannot be had.
     """
+    return serve_metrics(listen(host, port), registry, checks, supervisor)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Returns a socket that listens for scrapes and probes. Raises OSError where the address cannot be had."""
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     both = family == socket.AF_INET6  # `::` is for IPv4, too
-    listener = socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS, dualstack_ipv6=both)
-    return serve_metrics(listener, registry, checks, supervisor)
+    return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS, dualstack_ipv6=both)
 
 
 def serve_metrics(

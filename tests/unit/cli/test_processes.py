@@ -135,9 +135,9 @@ def test_a_program_whose_extra_is_not_installed_names_it(module, extra, missing)
 
 
 def kill(up: subprocess.Popen, command: bytes) -> None:
-    """Kills the descendant whose command line begins or goes on so."""
+    """Kills the first descendant whose command line begins or goes on so; those that it forked die with it."""
     found = [pid for pid in descendants(up.pid) if command in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(max(found), signal.SIGKILL)
+    os.kill(min(found), signal.SIGKILL)
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks into /proc")

@@ -1,7 +1,8 @@
-"""Loading a model: from an entry to something that the engine can run, with what was found out about it."""
+"""Loading a model in stages: from an entry to something that the engine can run, with what was found out about it."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 
 import torch
@@ -17,7 +18,7 @@ from sagittal.models.digests import model_digest
 from sagittal.models.entry import ModelEntry
 from sagittal.models.evaluators import is_compiled, make_evaluator, suit_batches, variant_of
 from sagittal.models.loaded import Found, LoadedModel
-from sagittal.models.plans import KeptPlan, device_name, kernel_settings
+from sagittal.models.plans import BatchPlan, KeptPlan, device_name, kernel_settings
 from sagittal.models.probing import SeenLayers, batch_bytes, input_limits, refusals, see_layers, sides_taken, view_of
 from sagittal.models.registered import check_layers, check_weights, labels_of
 from sagittal.models.row_equality import RowEquality
@@ -25,6 +26,110 @@ from sagittal.models.sources import EVERYTHING, Access, ModelUnavailable, load_s
 
 PROBE_IMAGES = 4
 """Images of noise on which optimisations are checked."""
+
+
+@dataclass(slots=True, eq=False)
+class Loading:
+    """A model on its way: what is known so far. Each stage sets what the later ones need."""
+
+    entry: ModelEntry
+    device: torch.device
+    batch_size: int
+    """Most masked images in a batch; 0 finds one."""
+    access: Access
+    started: float = field(default_factory=time.monotonic)
+    notes: tuple[Step, ...] = ()
+    """What its source did to it."""
+    module: nn.Module = field(init=False)
+    probe: Tensor = field(init=False)
+    """Images of noise."""
+    digest: str = field(init=False)
+    weights_digest: str = field(init=False)
+    classes: int = field(init=False)
+    labels: Sequence[str] = field(init=False)
+    checks: Sequence[Check] = field(init=False)
+    gradients: bool = field(init=False)
+    evaluator: TorchEvaluator = field(init=False)
+    steps: Sequence[Step] = field(init=False)
+    """What was done to make it faster."""
+    seen: SeenLayers = field(init=False)
+    refused: Mapping[str, str] = field(init=False)
+    input_limits: tuple[int, int] = field(init=False)
+    plan: BatchPlan = field(init=False)
+
+    def read(self) -> None:
+        """Reads it from its source."""
+        sourced = load_source(self.entry.source, self.access)
+        self.module, self.notes = sourced.module.eval().requires_grad_(False), sourced.notes
+        self.weights_digest, self.digest = check_weights(self.module, self.entry), model_digest(self.module, self.entry)
+
+    def place(self) -> None:
+        """Brings it to the device."""
+        if isinstance(self.module, BlackBox):
+            self.batch_size = self.batch_size or self.module.batch_size
+        self.module = adapt(self.module, self.entry.preprocessing).to(self.device)
+        self.probe = _probe(self.entry, self.device)
+
+    def check(self) -> None:
+        """Checks that it is the classifier that was registered."""
+        self.classes = _classes(self.module, self.probe)
+        self.labels = labels_of(self.entry, self.classes, self.access)
+        self.checks = _checked(self.module, self.entry, self.probe)
+        self.gradients = _gradients_flow(self.module, self.probe)
+
+    def optimise(self) -> None:
+        """Makes it faster."""
+        self.evaluator, self.steps = make_evaluator(
+            self.module, self.entry, self.probe, classes=self.classes, gradients=self.gradients
+        )
+
+    def look(self) -> None:
+        """Finds out which methods it admits."""
+        self.seen = see_layers(self.module, self.probe)
+        check_layers(self.entry.layers, self.seen)
+        self.refused = _refused(self.module, self.entry, self.probe, self.seen) if self.gradients else {}
+        self.input_limits = _limits(self.module, self.probe, self.classes, self.seen)
+
+    def measure(self) -> None:
+        """Finds the batch size that suits it."""
+        kept = _kept_plan(self)
+        compiled = is_compiled(self.steps)
+        self.plan = suit_batches(self.evaluator, self.probe, compiled=compiled, batch_size=self.batch_size, kept=kept)
+
+    def loaded(self) -> LoadedModel:
+        """Returns the model after all stages."""
+        equality = RowEquality(equal=self.plan.equal_rows, quantum=self.plan.quantum, detail=self.plan.equality)
+        found = Found(
+            classes=self.classes,
+            supports_gradients=self.gradients,
+            spatial_layers=self.seen.spatial,
+            feature_layers=self.seen.flat,
+            steps=(*self.notes, *self.steps, equality.step),
+            batch_size=self.plan.batch_size,
+            evaluations_per_second=self.plan.forward,
+            gradient_evaluations_per_second=self.plan.backward,
+            refused=self.refused,
+            patch_grid=self.seen.patch_grid,
+            input_limits=self.input_limits,
+            checks=tuple(self.checks),
+            weights_digest=self.weights_digest,
+        )
+        return LoadedModel(
+            entry=self.entry,
+            digest=self.digest,
+            labels=self.labels,
+            evaluator=self.evaluator,
+            found=found,
+            load_seconds=time.monotonic() - self.started,
+            activation_bytes=batch_bytes(variant_of(self.evaluator), self.probe) * found.batch_size,
+        )
+
+
+OPENING = (Loading.read, Loading.place, Loading.check)
+"""The stages in which files are read and the model's own code runs for the first time, in order."""
+
+STAGES = (*OPENING, Loading.optimise, Loading.look, Loading.measure)
+"""All stages, in order."""
 
 
 def load(entry: ModelEntry, device: torch.device, *, batch_size: int = 0, access: Access = EVERYTHING) -> LoadedModel:
@@ -39,72 +144,61 @@ def load(entry: ModelEntry, device: torch.device, *, batch_size: int = 0, access
     Raises:
         ModelUnavailable: it cannot be loaded, or does not classify images of the size that its preprocessing makes.
     """
-    started = time.monotonic()
-    device = choose_place(entry, device)
+    return _run(STAGES, entry, device, batch_size, access).loaded()
+
+
+def rehearse(
+    entry: ModelEntry,
+    device: torch.device,
+    *,
+    batch_size: int = 0,
+    access: Access = EVERYTHING,
+    thorough: bool = False,
+) -> None:
+    """Does what `load` begins with, to see whether the process survives it. Raises ModelUnavailable.
+
+    Args:
+        entry: What to load.
+        device: Where to run it.
+        batch_size: Most masked images in a batch; 0 finds one.
+        access: What it may be loaded from.
+        thorough: Whether to go through all stages; else what takes long and runs our code is left out.
+    """
+    _run(STAGES if thorough else OPENING, entry, device, batch_size, access)
+
+
+def _run(
+    stages: Sequence[Callable[[Loading], None]],
+    entry: ModelEntry,
+    device: torch.device,
+    batch_size: int,
+    access: Access,
+) -> Loading:
     entry = entry.model_copy(update={"preprocessing": resolve_preset(entry.preprocessing)})
-    sourced = load_source(entry.source, access)
-    module = sourced.module.eval().requires_grad_(False)
-    weights, digest = check_weights(module, entry), model_digest(module, entry)
-    if isinstance(module, BlackBox):
-        batch_size = batch_size or module.batch_size
-    module = adapt(module, entry.preprocessing).to(device)
-    probe = _probe(entry, device)
-    classes = _classes(module, probe)
-    labels = labels_of(entry, classes, access)
-    checks = _checked(module, entry, probe)
-    gradients = _gradients_flow(module, probe)
-    evaluator, steps = make_evaluator(module, entry, probe, classes=classes, gradients=gradients)
-    seen = see_layers(module, probe)
-    check_layers(entry.layers, seen)
-    kept = _kept_plan(access, digest, evaluator, steps, probe, batch_size)
-    plan = suit_batches(evaluator, probe, compiled=is_compiled(steps), batch_size=batch_size, kept=kept)
-    equality = RowEquality(equal=plan.equal_rows, quantum=plan.quantum, detail=plan.equality)
-    found = Found(
-        classes=classes,
-        supports_gradients=gradients,
-        spatial_layers=seen.spatial,
-        feature_layers=seen.flat,
-        steps=(*sourced.notes, *steps, equality.step),
-        batch_size=plan.batch_size,
-        evaluations_per_second=plan.forward,
-        gradient_evaluations_per_second=plan.backward,
-        refused=_refused(module, entry, probe, seen) if gradients else {},
-        patch_grid=seen.patch_grid,
-        input_limits=_limits(module, probe, classes, seen),
-        checks=tuple(checks),
-        weights_digest=weights,
-    )
-    return LoadedModel(
-        entry=entry,
-        digest=digest,
-        labels=labels,
-        evaluator=evaluator,
-        found=found,
-        load_seconds=time.monotonic() - started,
-        activation_bytes=batch_bytes(variant_of(evaluator), probe) * found.batch_size,
-    )
+    loading = Loading(entry, choose_place(entry, device), batch_size, access)
+    for stage in stages:
+        stage(loading)
+    return loading
 
 
-def _kept_plan(
-    access: Access, digest: str, evaluator: TorchEvaluator, steps: Sequence[Step], probe: Tensor, batch_size: int
-) -> KeptPlan | None:
-    """Returns where the model's batches are kept; None where there is no directory for it."""
-    if access.cache is None:
+def _kept_plan(loading: Loading) -> KeptPlan | None:
+    """Returns where the model's batches are kept; None if there is no directory for it."""
+    if loading.access.cache is None:
         return None
     circumstances = {
-        "model": digest,
-        "steps": [step.name for step in steps if step.applied],
-        "gradients": evaluator.supports_gradients,
-        "autocast": str(evaluator.autocast),
-        "side": int(probe.shape[-1]),
-        "batch_size": batch_size,
-        "device": device_name(probe.device),
+        "model": loading.digest,
+        "steps": [step.name for step in loading.steps if step.applied],
+        "gradients": loading.evaluator.supports_gradients,
+        "autocast": str(loading.evaluator.autocast),
+        "side": int(loading.probe.shape[-1]),
+        "batch_size": loading.batch_size,
+        "device": device_name(loading.probe.device),
         "threads": torch.get_num_threads(),
         "kernels": kernel_settings(),
         "torch": torch.__version__,
         "sagittal": metadata.version("sagittal"),
     }
-    return KeptPlan(directory=access.cache, circumstances=circumstances)
+    return KeptPlan(directory=loading.access.cache, circumstances=circumstances)
 
 
 def _refused(module: nn.Module, entry: ModelEntry, probe: Tensor, seen: SeenLayers) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""Memory of the device that a worker runs on, read when it is asked for."""
+"""Memory of processes and of the device that a worker runs on."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -7,7 +7,10 @@ from pathlib import Path
 import torch
 from prometheus_client import Gauge
 
-_STATM = Path("/proc/self/statm")
+MIB = 2**20
+"""Bytes."""
+
+_PROC = Path("/proc")
 #: Where a container's bound on memory is; the first is that of cgroup 2.
 _BOUNDS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
@@ -21,8 +24,8 @@ def watch_memory(gauge: Gauge, device: torch.device) -> None:
 def _readers(device: torch.device) -> Mapping[str, Callable[[], float]]:
     if device.type == "cuda":
         return {"used": lambda: _cuda(device)[1] - _cuda(device)[0], "total": lambda: _cuda(device)[1]}
-    if _STATM.exists():
-        return {"used": _resident, "total": _total}
+    if (_PROC / "self" / "statm").exists():
+        return {"used": resident_bytes, "total": usable_bytes}
     return {}
 
 
@@ -32,13 +35,26 @@ def _cuda(device: torch.device) -> tuple[int, int]:
     return free, total
 
 
-def _resident() -> float:
-    """Returns the bytes that this process holds in memory."""
-    return float(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def resident_bytes(pid: int | str = "self") -> int:
+    """Returns the bytes that a process holds in memory; 0 if nothing is known of it."""
+    try:
+        pages = int((_PROC / str(pid) / "statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _total() -> float:
+def unshared_bytes(pid: int) -> int:
+    """Returns the bytes that a process holds in memory, those shared with others by parts; 0 if nothing is known."""
+    try:
+        lines = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def usable_bytes() -> int:
     """Returns the bytes that this process may use: those of the machine, or fewer in a container."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     bounds = (path.read_text().strip() for path in _BOUNDS if path.exists())
-    return float(min([machine, *(int(bound) for bound in bounds if bound.isdigit())]))
+    return min([machine, *(int(bound) for bound in bounds if bound.isdigit())])

@@ -53,6 +53,12 @@ class Hosted:
     """Gives the context in which it is to be loaded next."""
     turn: int = 0
     """Of the last wish that was followed."""
+    rehearsal: str = ""
+    """The registration that is rehearsed; empty if none is."""
+    rehearsed: float = 0.0
+    """Time of `time.monotonic()` when its rehearsal began."""
+    resting: float = 0.0
+    """Time of `time.monotonic()` before which it is not loaded again, since loading it killed a process."""
     published: bool = False
     """Whether the registry has what this worker found."""
     hopeless: bool = False
@@ -62,6 +68,11 @@ class Hosted:
     def key(self) -> tuple[str, str]:
         """Name and version."""
         return self.entry.key
+
+    @property
+    def registration(self) -> str:
+        """What deaths while it is loaded are counted by: UpdateModel and LoadModel begin anew."""
+        return f"{self.entry.name}@{self.entry.version}, revision {self.revision}, wish {self.turn}"
 
     @property
     def idle(self) -> bool:
@@ -86,7 +97,8 @@ class Hosted:
     @property
     def due(self) -> bool:
         """Whether it is to be loaded: it is wanted, or nobody knows yet what it can do."""
-        return self.state == model_pb2.MODEL_STATE_UNLOADED and (self.wanted or self.described is None)
+        wanted = self.wanted or self.described is None
+        return self.state == model_pb2.MODEL_STATE_UNLOADED and wanted and time.monotonic() >= self.resting
 
     def release(self) -> None:
         """Forgets all that takes memory."""

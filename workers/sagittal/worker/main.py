@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FrameType
 
 import structlog
@@ -23,21 +23,19 @@ from sagittal.runtime.telemetry import configure_logging
 from sagittal.runtime.tracing import Tracer
 from sagittal.runtime.tracing_start import TracingMissing, start_tracing
 from sagittal.worker.device_memory import watch_memory
-from sagittal.worker.devices import inherited_listener, named_devices, run_on_each
+from sagittal.worker.devices import named_devices
 from sagittal.worker.metrics import WorkerMetrics
-from sagittal.worker.models import HostedModels
+from sagittal.worker.models import HostedModels, LoadLimits
+from sagittal.worker.processes import CRASHED, OUTGROWN, USAGE, Watched, run_on_each
 from sagittal.worker.processors import usable_processors
 from sagittal.worker.settings import WorkerSettings
 from sagittal.worker.worker import Worker
 
 log = structlog.get_logger(__name__)
 
-#: Exit statuses for a worker that ended by an error of its own, and for settings that cannot be used.
-CRASHED, USAGE = 1, 2
-
 
 def main() -> None:
-    """Runs a worker until SIGTERM or SIGINT."""
+    """Runs a worker's processes until SIGTERM or SIGINT."""
     try:
         settings = read_settings(WorkerSettings)
     except UnusableSettings as error:
@@ -45,11 +43,24 @@ def main() -> None:
         sys.exit(USAGE)
     configure_logging(settings.log_format, settings.log_level)
     try:
-        if len(devices := named_devices(settings.device)) > 1:
-            sys.exit(run_on_each(devices, settings))
-        _settle_memory(devices)
+        sys.exit(run_on_each(named_devices(settings.device), settings, work))
+    except (ModelUnavailable, OSError) as error:
+        log.error("cannot-start", error=str(error))
+        sys.exit(USAGE)
+
+
+def work(settings: WorkerSettings, watched: Watched | None = None) -> None:
+    """Runs the process of one device until SIGTERM or SIGINT, or until it has to start again.
+
+    Args:
+        settings: Of this process.
+        watched: What it shares with the parent that watches it; None if none does.
+    """
+    try:
+        device = choose_device(settings.device)
+        _settle_memory(device)
         tracer = start_tracing(settings.tracing, program="sagittal-worker", instance=settings.worker_name)
-        worker = _make(settings, tracer)
+        worker = _make(settings, device, tracer, watched or Watched())
     except (InvalidModelFile, ModelUnavailable, OSError, TracingMissing) as error:
         log.error("cannot-start", error=str(error))
         sys.exit(USAGE)
@@ -62,20 +73,23 @@ def main() -> None:
     log.info("worker-stopped", worker=settings.worker_name)
     if worker.crashed:
         sys.exit(CRASHED)
+    if worker.outgrown:
+        sys.exit(OUTGROWN)
 
 
-def _settle_memory(devices: Sequence[str]) -> None:
+def _settle_memory(device: torch.device) -> None:
     """Settles how memory is kept, on a CPU; before the first thread, as it must be."""
-    if choose_device(next(iter(devices), "")).type == "cpu" and not keep_freed_memory():
+    if device.type == "cpu" and not keep_freed_memory():
         log.info("allocator-left-alone", reason="the C library has no mallopt")
 
 
-def _make(settings: WorkerSettings, tracer: Tracer) -> Worker:
+def _make(settings: WorkerSettings, device: torch.device, tracer: Tracer, watched: Watched) -> Worker:
     torch.set_num_threads(settings.threads or usable_processors())
     metrics = WorkerMetrics.create(REGISTRY)
     observer = QueueMetrics(REGISTRY)
     registry = connect_worker_registry(settings.queue, observer)
-    device = choose_device(next(iter(named_devices(settings.device)), ""))
+    for reason, count in watched.restarts.items():
+        metrics.restarts.labels(reason).inc(count)
     watch_memory(metrics.device_memory, device)
     models = HostedModels(
         settings.models_file,
@@ -87,12 +101,14 @@ def _make(settings: WorkerSettings, tracer: Tracer) -> Worker:
         memo_mib=settings.score_memo_mib,
         access=settings.access(),
         selection=settings.selection(),
+        limits=LoadLimits(seconds=settings.load_seconds, attempts=settings.load_attempts),
+        watched=watched,
     )
     queue = connect_worker_queue(settings.queue, worker=settings.worker_name, observer=observer)
-    worker = Worker(settings, queue, models, metrics, tracer, SupervisionMetrics(REGISTRY))
+    worker = Worker(settings, queue, models, metrics, tracer, SupervisionMetrics(REGISTRY), watched.vitals)
     checks = {LIVE: worker.live, READY: worker.ready}
-    if (listener := inherited_listener()) is not None:
-        serve_metrics(listener, REGISTRY, checks, worker.supervisor)
+    if watched.listener is not None:
+        serve_metrics(watched.listener, REGISTRY, checks, worker.supervisor)
     elif settings.metrics_port:
         start_metrics_server(settings.metrics_host, settings.metrics_port, REGISTRY, checks, worker.supervisor)
     return worker

@@ -14,7 +14,7 @@ _SHARES = tuple(step / 20 for step in range(1, 21))
 _STEP_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 #: How loading a model may end.
-READY, FAILED = OUTCOMES = ("ready", "failed")
+READY, FAILED, DIED, QUARANTINED = OUTCOMES = ("ready", "failed", "died", "quarantined")
 
 _MODEL = ("model",)
 _METHOD = (*_MODEL, "method")
@@ -45,6 +45,7 @@ class WorkerMetrics:
     model_memory: Gauge
     device_memory: Gauge
     queue_errors: Counter
+    restarts: Counter
 
     @classmethod
     def create(cls, registry: CollectorRegistry) -> "WorkerMetrics":
@@ -131,7 +132,7 @@ _METRICS: Mapping[str, _Row] = {
     "loads": _Row(
         Counter,
         "sagittal_model_loads",
-        "Times that a model was loaded, by outcome: ready or failed.",
+        "Times that a model was loaded, by outcome: ready, failed, died (its process did, or hung), or quarantined.",
         (*_VERSION, "outcome"),
     ),
     "model_memory": _Row(Gauge, "sagittal_model_memory_bytes", "Memory of a loaded model's weights.", _VERSION),
@@ -140,6 +141,12 @@ _METRICS: Mapping[str, _Row] = {
         "sagittal_device_memory_bytes",
         "Memory of the device, by kind: used and total. On the CPU, that of this process.",
         ("device", "kind"),
+    ),
+    "restarts": _Row(
+        Counter,
+        "sagittal_worker_restarts",
+        "Restarts of this worker's process, by why the one before ended: crashed, killed, hung or memory.",
+        ("reason",),
     ),
     "queue_errors": _Row(Counter, "sagittal_queue_errors", "Calls to the queue that failed, by call.", ("call",)),
 }

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -23,7 +24,9 @@ from sagittal.v1 import model_pb2
 from sagittal.worker.announcements import AWAY_PAUSE, Announcements
 from sagittal.worker.hosted import Context, Hosted, footprint
 from sagittal.worker.loader import Loader
-from sagittal.worker.metrics import WorkerMetrics
+from sagittal.worker.metrics import DIED, QUARANTINED, WorkerMetrics
+from sagittal.worker.processes import Watched
+from sagittal.worker.rehearsals import Verdict
 from sagittal.worker.roster import Roster
 from sagittal.worker.selection import Selection
 
@@ -35,8 +38,27 @@ FORGOTTEN_AFTER = 5
 #: Time between two looks whether the registry has changed, in seconds.
 LOOK = 1.0
 
+#: Time between two looks while models are rehearsed, in seconds.
+REHEARSAL_LOOK = 0.1
+
+#: Time after which a rehearsal no longer holds up that of another model, in seconds.
+LONG_REHEARSAL = 10.0
+
+#: Pause after a rehearsal that died, in seconds; it doubles with each.
+REST = 1.0
+
 #: Time that a model which was loaded for a job waits for it, in seconds; another worker may have taken it.
 AWAITED = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadLimits:
+    """What loading a model may cost."""
+
+    seconds: float = 600.0
+    """Time that it may take."""
+    attempts: int = 3
+    """Times that it may kill its process before the version is quarantined."""
 
 
 class HostedModels:
@@ -54,6 +76,8 @@ class HostedModels:
         memo_mib: int = 0,
         access: Access = EVERYTHING,
         selection: Selection | None = None,
+        limits: LoadLimits = LoadLimits(),
+        watched: Watched | None = None,
     ) -> None:
         """Reads the model file. Raises InvalidModelFile.
 
@@ -67,6 +91,8 @@ class HostedModels:
             memo_mib: Memory for the scores that jobs on the same picture share, for each model; 0 for none.
             access: What models may be loaded from.
             selection: Which registered models to serve.
+            limits: What loading a model may cost.
+            watched: What this process shares with the parent that watches it; None if none does.
         """
         entries = read_entries(path) if path is not None else []
         self._roster = Roster(entries, registry, selection or Selection())
@@ -75,6 +101,11 @@ class HostedModels:
         self._metrics = metrics
         self._device = device
         self._bound = memory_mib * 2**20
+        self._limits = limits
+        watched = watched or Watched()
+        self._vitals, self._rehearsals = watched.vitals, watched.rehearsals
+        self.undisturbed = threading.Event()
+        """Set while a job must run alone: no model is loaded beside it."""
         self._hosted: dict[tuple[str, str], Hosted] = {}
         self._retired: list[Hosted] = []
         self._lock = threading.RLock()
@@ -148,7 +179,7 @@ class HostedModels:
                         "no-model-to-serve", remedy="see the errors above; the worker stays to say so in GetModel"
                     )
                 complained = self.all_failed
-                self._woken.wait(LOOK)
+                self._woken.wait(REHEARSAL_LOOK if self._rehearsing() else LOOK)
                 self._woken.clear()
 
     def turn(self, *, batch_size: int, stopped: threading.Event) -> bool:
@@ -162,13 +193,75 @@ class HostedModels:
         self._let_go()
         with self._lock:
             unpublished = [one for one in self.ready() if not one.published]
-            hosted = next((one for one in self._hosted.values() if one.due), None)
         for one in unpublished:
             self._announcements.publish(one, stopped)
+        for verdict in self._rehearsals.verdicts():
+            self._judge(verdict)
+        hosted = None if self.undisturbed.is_set() else self._next_due(batch_size)
         if hosted is None:
             return False
         self.load(hosted, batch_size=batch_size, stopped=stopped)
         return True
+
+    @property
+    def loading(self) -> bool:
+        """Whether this process loads a model now."""
+        return bool(self._vitals.load.doing)
+
+    def _next_due(self, batch_size: int) -> Hosted | None:
+        """Returns a model to load now; those that are to be rehearsed before are sent there."""
+        with self._lock:
+            due = [one for one in self._hosted.values() if one.due]
+        for hosted in due:
+            if self._rehearsals.deaths(hosted.registration) >= self._limits.attempts:
+                self._quarantine(hosted, "loading it killed the worker's process, or hung there")
+            elif not self._rehearsals.needed(hosted.registration, known=hosted.described is not None):
+                return hosted
+            elif all(time.monotonic() - one.rehearsed > LONG_REHEARSAL for one in self._rehearsing()):
+                self._rehearse(hosted, batch_size)
+        return None
+
+    def _rehearsing(self) -> Sequence[Hosted]:
+        with self._lock:
+            return [hosted for hosted in self._hosted.values() if hosted.rehearsal]
+
+    def _rehearse(self, hosted: Hosted, batch_size: int) -> None:
+        hosted.state, hosted.message = model_pb2.MODEL_STATE_LOADING, ""
+        hosted.rehearsal, hosted.rehearsed = hosted.registration, time.monotonic()
+        size = hosted.batch_size or hosted.entry.device.batch_size or batch_size
+        self._rehearsals.begin(hosted.registration, hosted.entry, from_file=hosted.from_file, batch_size=size)
+        self.announce(ttl=None)
+
+    def _judge(self, verdict: Verdict) -> None:
+        """Follows the verdict on a rehearsal: the model may be loaded, tried again, or is quarantined."""
+        hosted = next((one for one in self._rehearsing() if one.rehearsal == verdict.registration), None)
+        if hosted is None:
+            return  # its registration changed meanwhile
+        hosted.state, hosted.rehearsal = model_pb2.MODEL_STATE_UNLOADED, ""
+        if not verdict.cause:
+            return
+        self._metrics.loads.labels(*hosted.key, DIED).inc()
+        if verdict.deaths >= self._limits.attempts:
+            self._quarantine(hosted, verdict.cause)
+            return
+        hosted.resting = time.monotonic() + REST * 2 ** (verdict.deaths - 1)
+        hosted.message = (
+            f"loading it in a process of its own failed {verdict.deaths} of {self._limits.attempts} times: "
+            f"{verdict.cause}; it is tried again"
+        )
+        self.announce(ttl=None)
+
+    def _quarantine(self, hosted: Hosted, cause: str) -> None:
+        hosted.state = model_pb2.MODEL_STATE_FAILED
+        hosted.message = (
+            f"quarantined: loading it failed {self._limits.attempts} times, the last time because {cause}; mend it and "
+            "change it with UpdateModel, or ask for another try with LoadModel"
+        )
+        self._metrics.loads.labels(*hosted.key, QUARANTINED).inc()
+        name, version = hosted.key
+        log.error("model-quarantined", model=name, version=version, attempts=self._limits.attempts, cause=cause)
+        self._gone(hosted)
+        self.announce(ttl=None)
 
     def load_all(self, *, batch_size: int, stopped: threading.Event) -> None:
         """Follows the registry until nothing is left to load."""
@@ -181,8 +274,9 @@ class HostedModels:
         keep, hosted.wanted = hosted.wanted, False
         context, hosted.within = hosted.within, nullcontext
         self._make_room(lambda: self._fit([*self.running(), hosted]), spared=hosted)
-        with context():
+        with context(), self._vitals.load.during(hosted.registration, seconds=self._limits.seconds):
             self._load(hosted, hosted.batch_size or hosted.entry.device.batch_size or batch_size)
+        self._rehearsals.forget(hosted.registration)
         if hosted.loaded is None or hosted.described is None:
             return
         if not hosted.published:

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from sagittal.runtime.probes import LIVE, READY, MetricsServer, start_metrics_server
+from sagittal.runtime.probes import LIVE, READY, MetricsServer, serve_metrics
 
 T = TypeVar("T")
 
@@ -99,19 +100,15 @@ def process_up(registry: CollectorRegistry) -> Gauge:
     return Gauge("sagittal_process_up", text, [PROCESS, "device"], registry=registry)
 
 
-def start_process_metrics(host: str, port: int, endpoints: Sequence[ProcessEndpoint]) -> MetricsServer:
-    """Serves the metrics and the checks of all processes: live, or ready, if each of them is.
-
-    Raises:
-        OSError: the address cannot be had.
-    """
+def serve_process_metrics(listener: socket.socket, endpoints: Sequence[ProcessEndpoint]) -> MetricsServer:
+    """Serves the metrics and the checks of all processes: live, or ready, if each of them is."""
     registry = CollectorRegistry()
     ProcessMetrics(registry, endpoints)
 
     def check(path: str) -> Callable[[], str]:
         return lambda: "; ".join(filter(None, ask_all(endpoints, lambda endpoint: endpoint.check(path))))
 
-    return start_metrics_server(host, port, registry, {path: check(path) for path in (LIVE, READY)})
+    return serve_metrics(listener, registry, {path: check(path) for path in (LIVE, READY)})
 
 
 def ask_all(endpoints: Sequence[ProcessEndpoint], ask: Callable[[ProcessEndpoint], T]) -> Sequence[T]:

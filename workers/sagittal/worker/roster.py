@@ -123,3 +123,4 @@ def _follow(hosted: Hosted, registration: Registration) -> None:
     hosted.wanted, hosted.unwanted = registration.wish == "load", registration.wish == "unload"
     if failed and hosted.wanted:
         hosted.state, hosted.message, hosted.hopeless = model_pb2.MODEL_STATE_UNLOADED, "", False
+    hosted.resting = 0.0

@@ -12,7 +12,11 @@ from sagittal.runtime.settings import QueueSettings
 from sagittal.runtime.telemetry import LogFormat, LogLevel, own_name
 from sagittal.runtime.tracing import TracingSettings
 from sagittal.worker.concept_settings import ConceptSettings
+from sagittal.worker.device_memory import MIB, usable_bytes
 from sagittal.worker.selection import Selection
+
+CEILING_SHARE = 0.9
+"""Share of the memory that there is, which a worker takes where no ceiling is set."""
 
 Names = Annotated[tuple[str, ...], NoDecode]
 Tags = Annotated[dict[str, str], NoDecode]
@@ -76,8 +80,18 @@ class WorkerSettings(BaseSettings):
     """Concept sets."""
     announce_seconds: Annotated[float, Field(gt=0)] = 2.0
     """Time between two announcements that this worker is there, in seconds; it is forgotten after five of them."""
-    stall_seconds: Annotated[float, Field(gt=0)] = 600.0
-    """Time after which a step on the device that has not ended makes `/livez` fail, in seconds: the device hangs."""
+    stall_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """Time that a step on the device may take, in seconds. The process of one that takes longer hangs: it is killed and
+    started again, and its jobs go to other workers."""
+    load_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Time that loading a model may take, in seconds. A process that takes longer is killed."""
+    load_attempts: Annotated[int, Field(ge=1)] = 3
+    """Times that loading a version of a model may kill its process, or hang, before the version is quarantined:
+    `GetModel` says so, and it is not loaded until `LoadModel` or `UpdateModel` asks for it."""
+    memory_ceiling_mib: Annotated[int, Field(ge=0)] = 0
+    """Memory of this worker's processes, in MiB, at which a process hands its jobs back and starts again, before the
+    kernel kills it. Those of several devices share it. 0: nine tenths of the control group's limit, or of the memory of
+    the machine."""
     drain: Annotated[float, Field(ge=0)] = 20.0
     """Time that running jobs have to end after SIGTERM before they are handed back, in seconds."""
 
@@ -103,6 +117,10 @@ class WorkerSettings(BaseSettings):
     def selection(self) -> Selection:
         """Returns the models to serve."""
         return Selection(names=self.serve, tags=self.serve_tags)
+
+    def memory_ceiling_bytes(self) -> int:
+        """Returns the memory at which a process starts again."""
+        return self.memory_ceiling_mib * MIB or int(usable_bytes() * CEILING_SHARE)
 
     def image_limits(self) -> ImageLimits:
         """Returns the limits of pictures."""

@@ -15,12 +15,14 @@ from sagittal.runtime.queue import LeaseLost, WorkerQueue
 from sagittal.runtime.supervision import THREAD_FAILURES, Supervised, SupervisionObserver, Supervisor
 from sagittal.runtime.tracing import NO_TRACER, Tracer, within
 from sagittal.worker.concept_jobs import ConceptShelf
+from sagittal.worker.device_memory import MIB, resident_bytes
 from sagittal.worker.hosted import Hosted
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.models import FORGOTTEN_AFTER, HostedModels
 from sagittal.worker.run import JobRun, failed_event
 from sagittal.worker.settings import WorkerSettings
 from sagittal.worker.trace import job_log, load_span
+from sagittal.worker.vitals import Vitals
 from sagittal.worker.work import read_work
 from sagittal.worker.writer import EventWriter
 
@@ -38,6 +40,9 @@ LISTEN_BLOCK = 1.0
 #: Time that an idle engine sleeps before it looks again, in seconds; an arriving job wakes it.
 IDLE = 0.5
 
+#: Time after which a step on the device is so long that no jobs are leased beside it, in seconds.
+LONG_STEP = 10.0
+
 #: Pause after the queue was away, in seconds.
 AWAY_PAUSE = 1.0
 
@@ -53,6 +58,7 @@ class Worker:
         metrics: WorkerMetrics,
         tracer: Tracer = NO_TRACER,
         observer: SupervisionObserver | None = None,
+        vitals: Vitals | None = None,
     ) -> None:
         """Starts nothing yet; see `run`."""
         self.supervisor = Supervisor(observer, on_given_up=self._end)
@@ -66,7 +72,7 @@ class Worker:
         self._writer = EventWriter(queue, self.supervisor)
         self._runs: dict[tuple[str, int], JobRun] = {}
         self._runs_lock = threading.Lock()
-        self._step_began: float | None = None
+        self._vitals = vitals or Vitals()
         self._draining = threading.Event()
         self._stopped = threading.Event()
         self._work_arrived = threading.Event()
@@ -74,6 +80,8 @@ class Worker:
         self._beat_soon = threading.Event()
         self.crashed = ""
         """The thread that failed so often that the worker ends, if one did."""
+        self.outgrown = False
+        """Whether the worker ends since its memory reached the ceiling."""
 
     def drain(self) -> None:
         """Takes no more jobs; `run` returns when the running ones have ended or were handed back. Safe in a signal."""
@@ -82,16 +90,16 @@ class Worker:
 
     def live(self) -> str:
         """Says why the process must be restarted; empty where it need not. Safe from any thread."""
-        began = self._step_began
-        took = 0.0 if began is None else time.monotonic() - began
-        if took > self._settings.stall_seconds:
-            return f"a step on the device has not ended for {took:.0f} s"
+        if self._vitals.step.overdue:
+            return f"{self._vitals.step.doing} has not ended for {self._vitals.step.seconds:.0f} s"
         return self.supervisor.failed()
 
     def ready(self) -> str:
         """Says why the worker takes no jobs; empty where it does. Safe from any thread."""
         if self._draining.is_set():
             return "it drains"
+        if self._hangs():
+            return f"{self._vitals.step.doing} has not ended for {self._vitals.step.seconds:.0f} s"
         return self.supervisor.ailing() or ("" if self._models.ready() else "no model is ready")
 
     def run(self) -> None:
@@ -140,9 +148,8 @@ class Worker:
         if engine is None or not engine.running:
             return False
         started, before = time.monotonic(), engine.counters.rows
-        self._step_began = started
-        engine.step()
-        self._step_began = None
+        with self._vitals.step.during(f"a step of {hosted.entry.name}", seconds=self._settings.stall_seconds):
+            engine.step()
         rows, name, seconds = engine.counters.rows - before, hosted.entry.name, time.monotonic() - started
         self._metrics.busy.labels(name).inc(seconds)
         self._metrics.step.labels(name).observe(seconds)
@@ -154,6 +161,9 @@ class Worker:
     def _lease_jobs(self) -> None:
         while not self._draining.is_set():
             if not self._has_room():
+                continue
+            if self._hangs():
+                self._draining.wait(LEASE_BLOCK)
                 continue
             models = self._models.offered()
             if not models:
@@ -179,7 +189,20 @@ class Worker:
     def _busy(self) -> bool:
         """Whether anything runs beside which a job would not be alone."""
         with self._runs_lock:
-            return bool(self._runs)
+            return bool(self._runs) or self._models.loading
+
+    def _hangs(self) -> bool:
+        """Whether the device has been in one step for so long that others should take the jobs."""
+        return self._vitals.step.seconds > LONG_STEP
+
+    def _note_runs(self) -> None:
+        """Keeps where it can be seen what runs, and whether it must run alone. Called with the lock."""
+        self._vitals.jobs = [job_id for job_id, _ in self._runs]
+        if any(run.lease.alone for run in self._runs.values()):
+            self._models.undisturbed.set()
+        elif self._models.undisturbed.is_set():
+            self._models.undisturbed.clear()
+            self._models.wake()
 
     def _take(self, lease: Lease) -> None:
         """Begins a leased job; whatever is wrong with it ends the job, not the worker."""
@@ -213,6 +236,7 @@ class Worker:
         )
         with self._runs_lock:
             self._runs[lease.job.job_id, lease.token] = run
+            self._note_runs()
         try:
             work = read_work(lease, hosted.loaded, hosted.described, self._settings.image_limits(), self._shelf)
         except Exception as error:  # noqa: BLE001 - JobRun tells expected errors from bugs
@@ -245,6 +269,7 @@ class Worker:
             self._beat_soon.clear()
             if self._stopped.is_set():
                 return
+            self._check_memory()
             try:
                 self._beat()
                 if time.monotonic() - announced >= settings.announce_seconds and not self._draining.is_set():
@@ -252,6 +277,22 @@ class Worker:
                     announced = time.monotonic()
             except Unavailable as away:
                 self._away("heartbeat", away)
+
+    def _check_memory(self) -> None:
+        """Ends this process before the kernel does, where its memory has reached the ceiling."""
+        used, ceiling = resident_bytes(), self._settings.memory_ceiling_bytes()
+        if used <= ceiling or self._draining.is_set():
+            return
+        log.error(
+            "memory-ceiling-reached",
+            used_mib=used // MIB,
+            ceiling_mib=ceiling // MIB,
+            models=[hosted.entry.name for hosted in self._models.ready()],
+            doing="handing the jobs back and starting again",
+            remedy="a model may leak; or raise SAGITTAL_MEMORY_CEILING_MIB, or bound SAGITTAL_MODEL_MEMORY_MIB",
+        )
+        self.outgrown = True
+        self.drain()
 
     def _beat(self) -> None:
         with self._runs_lock:
@@ -287,6 +328,8 @@ class Worker:
             ended = [key for key, run in self._runs.items() if run.ended]
             for key in ended:
                 del self._runs[key]
+            if ended:
+                self._note_runs()
             running: dict[str, int] = {}
             for run in self._runs.values():
                 running[run.lease.job.model] = running.get(run.lease.job.model, 0) + 1
