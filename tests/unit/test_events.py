@@ -15,8 +15,9 @@ from torch import Tensor, full
 from sagittal.client import events as sdk
 from sagittal.client.arrays import to_tensor
 from sagittal.client.parsing import KINDS, parse_event, targets_of
+from sagittal.engine import Usage
 from sagittal.explain import events as explained
-from sagittal.explain.messages import EventMessages
+from sagittal.explain.messages import EventMessages, Summary
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import tensor_pb2
 
@@ -135,6 +136,23 @@ def test_the_sdk_keeps_every_field_of_every_event(name) -> None:
     assert type(event) is KINDS[name] is not sdk.Unrecognised
     assert empty_attributes(event, name) == []
     assert lost_fields(getattr(message, name), KINDS[name], name) == []
+
+
+def test_a_measurement_arrives_by_its_name_and_a_spent_budget_with_it() -> None:
+    summary = Summary()
+    for event in (
+        explained.Measurement("insertion", 0.5),
+        explained.Measurement("pointing_game_hit", False),
+        explained.Truncated("deadline"),
+        explained.Progress(1.0),
+    ):
+        summary.note(event)
+    message = summary.message(Usage(evaluations=7, remembered=2), {"steps": 3, "mask": full((2,), 0.5)}, seed=9)
+    completed = parse_event(pb.ExplanationEvent(completed=message))
+    assert (completed.insertion, completed.deletion, completed.pointing_game_hit) == (0.5, None, False)
+    assert (completed.truncated, completed.truncated_by) == (True, "deadline")
+    assert (completed.evaluations, completed.cache_hits, completed.seed) == (7, 2, 9)
+    assert completed.parameters_json == '{"steps": 3}'
 
 
 @pytest.mark.parametrize("name", sorted(FIELDS - OF_THE_WORKER - NO_EVENT_OF_THE_SDK))

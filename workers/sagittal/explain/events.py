@@ -215,10 +215,11 @@ class Truncated:
 
 
 @dataclass(frozen=True, slots=True)
-class PointingGame:
-    """Whether the heatmap's peak lies in a box, within the tolerance."""
+class Measurement:
+    """A figure of the result, by the name of its field in the terminal event, such as `insertion`."""
 
-    hit: bool
+    name: str
+    value: float | bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -241,7 +242,7 @@ Event = (
     | ConceptContribution
     | Warning
     | Truncated
-    | PointingGame
+    | Measurement
     | Checkpoint
 )
 """What an explainer may tell."""

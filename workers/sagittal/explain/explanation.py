@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sagittal.explain.events import PointingGame, SaliencyMask, Warning
+from sagittal.explain.events import Measurement, SaliencyMask, Warning
 from sagittal.explain.explainer import Explainer
 from sagittal.explain.measures.curves import Metrics, measure, pointing_game
 from sagittal.explain.problem import Problem, Question, prepare
@@ -58,7 +58,7 @@ def assess(problem: Problem, mask: SaliencyMask, metrics: Metrics) -> Steps[None
     if metrics.curves:
         yield from measure(problem, mask.saliency, metrics, mask.index)
     if metrics.boxes:
-        yield PointingGame(pointing_game(mask.saliency, problem.size, metrics.boxes))
+        yield Measurement("pointing_game_hit", pointing_game(mask.saliency, problem.size, metrics.boxes))
 
 
 def is_empty(saliency: Tensor) -> bool:

@@ -1,12 +1,10 @@
 """Explains one image of any PyTorch classifier, in this process: no service, no queue, no registration."""
 
 import dataclasses
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +17,8 @@ from sagittal.explain import events
 from sagittal.explain.explainer import Explainer
 from sagittal.explain.explanation import explanation_steps
 from sagittal.explain.masks.igos import IGOSPlusPlus
-from sagittal.explain.measures.curves import Metrics
-from sagittal.explain.messages import EventMessages
+from sagittal.explain.measures.curves import Metrics, measurements
+from sagittal.explain.messages import EventMessages, Summary
 from sagittal.explain.methods import EXPLAINERS
 from sagittal.explain.parameters import InvalidParameter
 from sagittal.explain.problem import Baseline, Blur, Question
@@ -63,7 +61,7 @@ def explain(
         metrics: What is measured of each final heatmap.
         seed: Of all that is random.
         max_evaluations: Most model evaluations of the search, at least 1; those that measure the answer do not count.
-        seconds: Most time of the search.
+        seconds: Most time of the search and the curves.
         batch_size: Masked images that the model is run on at once.
         progress: Whether to show a progress bar (needs `tqdm`).
         on_event: Called with each event of `sagittal.client` as it comes.
@@ -92,7 +90,11 @@ def explain(
             steps=explanation_steps(question, method, metrics),
             on_event=run.note,
             on_end=run.end,
-            budget=Budget(evaluations=max_evaluations, deadline=deadline),
+            budget=Budget(
+                evaluations=max_evaluations,
+                deadline=deadline,
+                measurements=measurements(metrics, question.image.shape[-1]),
+            ),
         )
         run.usage = task.usage
         Engine(evaluator, batch_size=batch_size).run(task)
@@ -107,18 +109,14 @@ class _Run:
         self._messages = EventMessages(labels, digest="")
         self._gathering = Gathering()
         self._listeners = [each for each in listeners if each is not None]
-        self._areas: dict[str, float] = {}
-        self._truncated_by = ""
+        self._summary = Summary()
         self._error: BaseException | None = None
         self._began = time.monotonic()
         self._sequence = 0
 
     def note(self, event: events.Event) -> None:
         """Takes in what the explainer reports."""
-        if isinstance(event, events.Truncated):
-            self._truncated_by = event.limit
-        if isinstance(event, events.Curve) and event.mask_index == 0:
-            self._areas[event.kind.value] = event.auc
+        self._summary.note(event)
         message = self._messages.message(event, self.usage.evaluations)
         if message is not None:
             self._add(message)
@@ -131,17 +129,11 @@ class _Run:
         """Returns what was found. Raises what ended the task."""
         if self._error is not None:
             raise self._error
-        completed = pb.Completed(
-            insertion=self._areas.get("insertion"),
-            deletion=self._areas.get("deletion"),
-            evaluations=self.usage.evaluations,
-            gradient_evaluations=self.usage.gradient_evaluations,
-            metric_evaluations=self.usage.metric_evaluations,
+        completed = self._summary.message(
+            self.usage,
+            {field.name: getattr(method, field.name) for field in dataclasses.fields(method)},
             method=next((row.name for row in EXPLAINERS.values() if row.explainer is type(method)), ""),
-            parameters_json=json.dumps(_plain(method), sort_keys=True),
             seed=seed,
-            truncated=bool(self._truncated_by),
-            truncated_by=self._truncated_by,
         )
         completed.run_time.FromNanoseconds(int((time.monotonic() - self._began) * 1e9))
         self._add(pb.ExplanationEvent(completed=completed))
@@ -184,12 +176,6 @@ def _output(output: Output | str) -> Output:
     except ValueError as error:
         known = ", ".join(each.value for each in Output)
         raise InvalidParameter("output", f"is {output!r}; give one of {known}") from error
-
-
-def _plain(method: Explainer) -> Mapping[str, Any]:
-    """Returns parameters as JSON has them, without tensors."""
-    values = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
-    return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
 
 
 @contextmanager

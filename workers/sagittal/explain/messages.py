@@ -1,5 +1,6 @@
 """What explainers report, as events of the API: each field by the name that it has on both sides."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any
@@ -9,6 +10,7 @@ from google.protobuf.message import Message
 from torch import Tensor
 
 from sagittal.core.tensors import tensor_of
+from sagittal.engine.task import Usage
 from sagittal.explain import events
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import tensor_pb2
@@ -19,6 +21,43 @@ _KINDS: Mapping[str, str] = {
     for field in pb.ExplanationEvent.DESCRIPTOR.oneofs_by_name["event"].fields
     if field.message_type
 } | {"SaliencyMask": "mask"}
+
+
+class Summary:
+    """What the terminal event says of a job: its figures, and the budget that cut it short."""
+
+    def __init__(self) -> None:
+        self._measured: dict[str, Any] = {}
+        self._truncated_by = ""
+
+    def note(self, event: events.Event) -> None:
+        """Keeps what an event adds to it."""
+        match event:
+            case events.Truncated():
+                self._truncated_by = event.limit
+            case events.Measurement():
+                self._measured[event.name] = event.value
+
+    def message(self, usage: Usage, parameters: Mapping[str, Any], **fields: Any) -> pb.Completed:
+        """Returns the terminal event.
+
+        Args:
+            usage: What the job used.
+            parameters: Of its method; those that JSON has no word for, such as tensors, are left out.
+            fields: What else there is to say, by field of the message.
+        """
+        plain = {name: value for name, value in parameters.items() if isinstance(value, bool | int | float | str)}
+        return pb.Completed(
+            evaluations=usage.evaluations,
+            gradient_evaluations=usage.gradient_evaluations,
+            metric_evaluations=usage.metric_evaluations,
+            cache_hits=usage.remembered,
+            parameters_json=json.dumps(plain, sort_keys=True),
+            truncated=bool(self._truncated_by),
+            truncated_by=self._truncated_by,
+            **self._measured,
+            **fields,
+        )
 
 
 class EventMessages:

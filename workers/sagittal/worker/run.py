@@ -1,10 +1,9 @@
 """One job on this worker, from its lease to its terminal event."""
 
-import json
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -24,11 +23,11 @@ from sagittal.core.errors import (
 )
 from sagittal.core.jobs import JobKind, JobState, Lane, Lease
 from sagittal.core.status import internal_status, to_status
-from sagittal.engine import INTERACTIVE_WEIGHT, Budget, EvaluationFailed, ModelUnreachable, Task, TaskCancelled
+from sagittal.engine import INTERACTIVE_WEIGHT, Budget, EvaluationFailed, ModelUnreachable, Task, TaskCancelled, Usage
 from sagittal.engine.requests import OutOfBudget
 from sagittal.explain import InvalidParameter, Unsupported, events
 from sagittal.explain.concepts import UnfitImages
-from sagittal.explain.messages import EventMessages
+from sagittal.explain.messages import EventMessages, Summary
 from sagittal.models.loaded import LoadedModel
 from sagittal.runtime.tracing import NO_TRACER, Tracer
 from sagittal.v1 import explanation_pb2 as pb
@@ -39,14 +38,6 @@ from sagittal.worker.quality import Quality
 from sagittal.worker.trace import JobTrace, job_log
 from sagittal.worker.work import Work
 from sagittal.worker.writer import EventWriter, Outbox
-
-
-@dataclass(slots=True)
-class Measured:
-    """What the terminal event sums up."""
-
-    truncated_by: str = ""
-    pointing_game_hit: bool | None = None
 
 
 class JobRun:
@@ -72,7 +63,7 @@ class JobRun:
         self._trace = JobTrace(tracer, lease, name)
         self._started = time.monotonic()
         self._waited = max(0.0, time.time() - lease.job.created)
-        self._measured = Measured()
+        self._summary = Summary()
         self._quality = Quality()
         self._messages = EventMessages(loaded.labels, loaded.digest)
         self._outbox: Outbox = writer.open(lease)
@@ -152,7 +143,8 @@ class JobRun:
         self._on_end(error)
 
     def _on_event(self, event: events.Event) -> None:
-        self._note(event)
+        self._quality.note(event)
+        self._summary.note(event)
         self._trace.note(event)
         self._checkpoints.note(event)
         passing = isinstance(event, events.Progress) or (isinstance(event, events.SaliencyMask) and not event.final)
@@ -182,15 +174,6 @@ class JobRun:
         self._last_phase = event.phase if isinstance(event, events.Progress) else self._last_phase
         return True
 
-    def _note(self, event: events.Event) -> None:
-        """Keeps what the terminal event and the metrics sum up."""
-        self._quality.note(event)
-        match event:
-            case events.Truncated():
-                self._measured.truncated_by = event.limit
-            case events.PointingGame():
-                self._measured.pointing_game_hit = event.hit
-
     def _on_end(self, error: BaseException | None) -> None:
         """Writes the one terminal event, or hands the job back."""
         if self.lost:
@@ -218,28 +201,18 @@ class JobRun:
         self._writer.settle(self._outbox, self._stamped(event), state)
 
     def _completed(self) -> pb.Completed:
-        work, usage, measured = self._work, self.task.usage if self.task else None, self._measured
-        completed = pb.Completed(
-            insertion=self._quality.insertion,
-            deletion=self._quality.deletion,
+        work, usage = self._work, self.task.usage if self.task else Usage()
+        return self._summary.message(
+            usage,
+            work.parameters if work else {},
             run_time=duration(self._checkpoints.seconds),
             wait_time=duration(self._waited),
             model_digest=self._loaded.digest,
             model_version=self._loaded.entry.version,
             versions=software_versions(),
-            truncated=bool(measured.truncated_by),
-            truncated_by=measured.truncated_by,
-            pointing_game_hit=measured.pointing_game_hit,
+            seed=work.seed if work else 0,
+            method=work.method if work else "",
         )
-        if usage is not None:
-            completed.evaluations = usage.evaluations
-            completed.gradient_evaluations = usage.gradient_evaluations
-            completed.metric_evaluations = usage.metric_evaluations
-            completed.cache_hits = usage.remembered
-        if work is not None:
-            completed.seed, completed.method = work.seed, work.method
-            completed.parameters_json = json.dumps(_plain(work.parameters), sort_keys=True)
-        return completed
 
     def _status(self, error: BaseException) -> status_pb2.Status:
         """Returns what the caller is told of an error; what is a bug stays in the log under an identifier."""
@@ -329,8 +302,3 @@ def duration(seconds: float) -> duration_pb2.Duration:
     message = duration_pb2.Duration()
     message.FromNanoseconds(max(0, int(seconds * 1e9)))
     return message
-
-
-def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns parameters as JSON has them: what is no number, text or truth is left out."""
-    return {name: value for name, value in parameters.items() if isinstance(value, bool | int | float | str)}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sagittal.engine.masking import upsample
 from sagittal.engine.requests import OutOfBudget
-from sagittal.explain.events import Curve, CurveKind, Progress, Truncated
+from sagittal.explain.events import Curve, CurveKind, Measurement, Progress, Truncated
 from sagittal.explain.problem import Problem
 from sagittal.explain.steps import Steps
 
@@ -52,9 +52,11 @@ def measure(problem: Problem, saliency: Tensor, metrics: Metrics, index: int = 0
     except OutOfBudget as spent:
         yield Truncated(spent.limit)
         return
-    insertion, deletion = scores.target.tolist()[: len(fractions)], scores.target.tolist()[len(fractions) :]
-    yield curve(CurveKind.INSERTION, fractions, insertion, problem.full_score, index)
-    yield curve(CurveKind.DELETION, fractions, deletion, problem.full_score, index)
+    for kind, part in zip((CurveKind.INSERTION, CurveKind.DELETION), scores.target.chunk(2), strict=True):
+        found = curve(kind, fractions, part.tolist(), problem.full_score, index)
+        yield found
+        if index == 0:
+            yield Measurement(kind.value, found.auc)
 
 
 def measurements(metrics: Metrics, size: int) -> int:
