@@ -69,6 +69,7 @@ class Readiness:
 
     async def run(self) -> None:
         """Looks again and again, until it is cancelled."""
+        self._metrics.queue_up.set(0)
         await self._set(ready=False)
         try:
             while True:
@@ -77,6 +78,7 @@ class Readiness:
                 await asyncio.sleep(self._interval)
         finally:
             self.wrong = "nothing asks Redis whether it answers"
+            self._metrics.queue_up.set(0)
             await self._set(ready=False)
 
     async def _look(self) -> None:
@@ -94,12 +96,14 @@ class Readiness:
                 said = {"error": reason, "cause": str(error.__cause__ or "")}
                 _log.warning("queue-away", redis=self._place, **said, doing="waiting until it answers")
             self.wrong = wrong
+            self._metrics.queue_up.set(0)
             await self._set(ready=False)
         else:
             if self.wrong:
                 _log.info("queue-answers", redis=self._place)
                 await self._warn()
             self.wrong = ""
+            self._metrics.queue_up.set(1)
             await self._set(ready=not self._ailing())
 
     async def _warn(self) -> None:
@@ -115,7 +119,6 @@ class Readiness:
             await self._say(ready=ready)
 
     async def _say(self, *, ready: bool) -> None:
-        self._metrics.queue_up.set(int(ready))
         serving = health_pb2.HealthCheckResponse.SERVING
         status = serving if ready else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in READY_SERVICES:
