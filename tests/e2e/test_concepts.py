@@ -105,7 +105,7 @@ def fitted(client: Client) -> ConceptSet:
 def test_a_fit_tells_its_three_terms_and_ends_with_its_set(client: Client):
     told = []
     found = client.concepts.fit(
-        [*PICTURES, b"no picture"],
+        [*PICTURES, b"no picture", "no-such-file.png"],
         name="told",
         model="colours",
         targets=["warm", 1],
@@ -118,8 +118,9 @@ def test_a_fit_tells_its_three_terms_and_ends_with_its_set(client: Client):
     assert found.target_labels == ("warm", "cold")
     assert found.layer == "flatten"
     assert found.images == 40
-    assert [(index, reason) for index, _, reason in found.skipped] == [(40, found.skipped[0][2])]
+    assert [index for index, _, _ in found.skipped] == [40, 41]
     assert "image 40" in found.skipped[0][2]
+    assert "image 41.encoded is empty" in found.skipped[1][2]
     assert "IMAGES_SKIPPED" in [reason for reason, _ in found.warnings]
     assert found.quality.held_out == 8
     assert found.quality.faithfulness_correlation > 0.9

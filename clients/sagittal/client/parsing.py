@@ -38,13 +38,17 @@ def parse_event(event: pb.ExplanationEvent) -> Event:
     try:
         common = values_of(Event, event)
         return parse(KINDS[kind], getattr(event, kind), **common) if kind in KINDS else Unrecognised(**common)
-    except (ValueError, OverflowError) as error:
-        text = f"event {event.sequence} of job {event.job_id} cannot be read: {error}"
+    except InternalError as error:
+        text = f"event {event.sequence} of job {event.job_id}: {error.message}"
         raise InternalError(text, job_id=event.job_id) from error
 
 
 def parse(kind: type[T], message: Message, **given: Any) -> T:
-    """Returns a message as a dataclass, the `given` fields as they are."""
+    """Returns a message as a dataclass, the `given` fields as they are.
+
+    Raises:
+        InternalError: a field makes no sense, such as a mask whose bytes do not fill its shape.
+    """
     return kind(**values_of(kind, message, *given), **given)
 
 
@@ -104,7 +108,10 @@ def _single(field: FieldDescriptor, value: Any, kind: Any) -> Any:
         return value
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return parse(kind, value)
-    return _CONVERTERS[field.message_type.full_name](value)
+    try:
+        return _CONVERTERS[field.message_type.full_name](value)
+    except (ValueError, OverflowError) as error:
+        raise InternalError(f"{field.full_name} cannot be read: {error}") from error
 
 
 def to_datetime(time: timestamp_pb2.Timestamp) -> datetime:

@@ -395,6 +395,13 @@ async def test_the_asynchronous_client_waits_too(address, script, options) -> No
         await client.wait_until_ready("lamp@1", timeout=30)
 
 
+def test_waiting_for_a_service_that_is_away_ends_too() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    with Client(f"127.0.0.1:{port}") as client, pytest.raises(ConnectionFailed, match="cannot reach"):
+        client.wait_until_ready(timeout=0.01)
+
+
 def test_waiting_says_what_is_in_the_way(client, script) -> None:
     with pytest.raises(Unavailable, match="no worker has the model lamp ready"):
         client.wait_until_ready("lamp", timeout=0.01)

@@ -124,13 +124,11 @@ class AsyncClient(BaseClient):
         **options: Unpack[ExplainOptions],
     ) -> AsyncEventStream:
         """Explains an image and yields events as they come; closing the stream cancels the job unless `detach`."""
-        cursor = self._cursor(service_pb.ExplainRequest(), timeout=checked_timeout(timeout))
-        try:
-            spec = await self._spec(image, options)
-            request = build(service_pb.ExplainRequest, spec=spec, detach=detach)
-        except SagittalError as error:
-            cursor.span.end(error)
-            raise
+        began, timeout = time.monotonic(), checked_timeout(timeout)
+        spec = await self._spec(image, options)
+        request = build(service_pb.ExplainRequest, spec=spec, detach=detach)
+        cursor = self._cursor(request, timeout=timeout)
+        cursor.began = began
 
         def open_call(cursor: Cursor) -> Any:
             if cursor.job_id:
@@ -321,13 +319,15 @@ class AsyncClient(BaseClient):
     ) -> None:
         await self.close()
 
-    async def _call(self, method: UnaryCall[Answer], request: Message) -> Answer:
+    async def _call(self, method: UnaryCall[Answer], request: Message, *, patience: Patience | None = None) -> Answer:
         """Makes a call that may be repeated, and repeats it while the service is away."""
         with self._span(request) as span:
-            return await self._repeat(method, request, self._metadata + span.metadata)
+            metadata = self._metadata + span.metadata
+            return await self._repeat(method, request, metadata, patience or self._call_patience())
 
-    async def _repeat(self, method: UnaryCall[Answer], request: Message, metadata: Metadata) -> Answer:
-        patience = self._call_patience()
+    async def _repeat(
+        self, method: UnaryCall[Answer], request: Message, metadata: Metadata, patience: Patience
+    ) -> Answer:
         while True:
             try:
                 return await method(request, timeout=self.options.timeout, metadata=metadata)
@@ -348,10 +348,12 @@ class AsyncClient(BaseClient):
 
     async def _missing(self, model: str) -> SagittalError | None:
         """Returns what is in the way of a job of a model; None if nothing is."""
+        once = Patience(self.options.retry, 0.0)
         if not model:
-            await self._call(self._models.ListModels, models_pb.ListModelsRequest(page_size=1))
+            await self._call(self._models.ListModels, models_pb.ListModelsRequest(page_size=1), patience=once)
             return None
-        found = await self.model(model)
+        request = build(models_pb.GetModelRequest, **named(model, ""))
+        found = parse_model((await self._call(self._models.GetModel, request, patience=once)).model)
         if found.failures and all(worker.state == "failed" for worker in found.workers):
             raise ModelFailed(f"no worker can load {model}: {found.failures[0]}")
         if found.ready_workers:
