@@ -31,6 +31,7 @@ class FaultyRedis:
         self.connections = 0
         """Connections that were made to it."""
         self._writers: set[asyncio.StreamWriter] = set()
+        self._listening: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -54,6 +55,10 @@ class FaultyRedis:
         with self._lock:
             self._armed = Counter()
 
+    def end_subscriptions(self) -> None:
+        """Breaks the connections that listen, so that they are made again."""
+        self._loop.call_soon_threadsafe(self._end_subscriptions)
+
     def close(self) -> None:
         """Ends the proxy and its connections."""
         self._do(self._close())
@@ -63,6 +68,10 @@ class FaultyRedis:
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+    def _end_subscriptions(self) -> None:
+        for writer in tuple(self._listening):
+            writer.transport.abort()
 
     async def _close(self) -> None:
         self._server.close()
@@ -81,6 +90,8 @@ class FaultyRedis:
         try:
             while True:
                 raw, words = await _read_command(reader)
+                if words[0].upper() == b"SUBSCRIBE":
+                    self._listening.add(writer)
                 fault = self._fault(words)
                 (there if fault is None else writer).write(raw if fault is None else fault)
                 await (there if fault is None else writer).drain()
@@ -90,6 +101,7 @@ class FaultyRedis:
             passing.cancel()
             for each in (writer, there):
                 self._writers.discard(each)
+                self._listening.discard(each)
                 each.transport.abort()
 
     @staticmethod

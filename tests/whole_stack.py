@@ -215,22 +215,24 @@ class WorkerThread:
 class Stack:
     """Everything before one Redis, with a caller and an onlooker that talks to Redis directly."""
 
-    def __init__(self, directory: Path, url: str, *, direct: str) -> None:
+    def __init__(self, directory: Path, *, of_service: str, of_worker: str, direct: str) -> None:
         """Starts everything.
 
         Args:
             directory: For the model file.
-            url: Where service and worker find Redis.
+            of_service: Where the service finds Redis.
+            of_worker: Where the worker finds it.
             direct: Where the onlooker finds it.
         """
         self.settings = QueueSettings(
-            url=url, prefix=f"stack-{secrets.token_hex(4)}", sweep_seconds=0.1, heartbeat_seconds=0.1,
+            url=of_service, prefix=f"stack-{secrets.token_hex(4)}", sweep_seconds=0.1, heartbeat_seconds=0.1,
             lease_seconds=3.0, retry_after=0.05, overload_retry_after=0.05, operation_timeout=2.0, max_attempts=10,
         )  # fmt: skip
         self.directory = directory
         self.registry = CollectorRegistry()
         self.service = ServiceLoop(self.settings, self.registry)
-        self.worker = WorkerThread(directory, self.settings)
+        self._settings_of_worker = self.settings.model_copy(update={"url": of_worker})
+        self.worker = WorkerThread(directory, self._settings_of_worker)
         quiet = self.settings.model_copy(update={"url": direct, "sweep_seconds": 1e9})
         self._onlooker = connect_job_queue(quiet)
         retry = Retry(call_seconds=PATIENCE, stream_seconds=PATIENCE, longest_wait=0.1)
@@ -337,7 +339,7 @@ class Stack:
     def restart_worker(self) -> None:
         """Starts another worker in place of one that has ended."""
         self.worker.close()
-        self.worker = WorkerThread(self.directory, self.settings)
+        self.worker = WorkerThread(self.directory, self._settings_of_worker)
 
     def _await_start(self, job_id: str) -> None:
         def started() -> bool:

@@ -30,7 +30,7 @@ def run_replies(*, seconds: float, seed: int, binary: str | None = None) -> tupl
     until, met, tried = time.monotonic() + seconds, 0, 0
     with tempfile.TemporaryDirectory() as directory, EmbeddedValkey(port=port, binary=binary):
         proxy = FaultyRedis(port)
-        stack = Stack(Path(directory), proxy.url, direct=f"redis://127.0.0.1:{port}/0")
+        stack = Stack(Path(directory), of_service=proxy.url, of_worker=proxy.url, direct=f"redis://127.0.0.1:{port}/0")
         try:
             pairs: list[tuple[str, str]] = []
             while time.monotonic() < until:

@@ -18,12 +18,26 @@ from sagittal.runtime.embedded import EmbeddedValkey
 from sagittal.runtime.redis_failures import REPLIES, UNKNOWN, Reply
 from sagittal.worker import announcements, models, worker, writer
 
-#: What `Stack.use` asks of Redis, whatever else happens. The other operations are in test_redis_replies.py.
-USED = {
-    "BLPOP", "GET", "PING", "SUBSCRIBE", "submit", "get", "read", "cancel", "delete", "list", "backlog",
-    "sweep", "end", "lease", "heartbeat", "append", "checkpoint", "settle",
-    "registry_read", "registry_declare", "registry_wish", "registry_remove", "registry_announce",
-}  # fmt: skip
+#: Changes to models that administrators ask for.
+CHANGES = ("declare", "wish", "remove")
+
+#: What `Stack.use` asks of Redis, whatever else happens, by the task or thread that asks; a call is a task. The other
+#: operations are in test_redis_replies.py.
+OF_SERVICE = {
+    "calls": {"submit", "get", "read", "cancel", "delete", "list", *(f"registry_{do}" for do in CHANGES)},
+    "readiness": {"PING", "backlog", "registry_read"},
+    "sweeper": {"sweep"},
+    "log-news": {"SUBSCRIBE"},
+}
+OF_WORKER = {
+    "leasing": {"lease", "BLPOP", "sweep"},
+    "heartbeat": {"heartbeat", "registry_announce"},
+    "cancellations": {"SUBSCRIBE"},
+    "event-writer": {"append", "checkpoint", "settle"},
+    "models": {"GET", "registry_read"},
+}
+#: Background work that asks Redis for nothing.
+SILENT = {"engine", "metrics"}
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +49,13 @@ def direct() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def faulty(direct: str) -> Iterator[FaultyRedis]:
-    proxy = FaultyRedis(int(direct.rsplit(":", maxsplit=1)[-1].removesuffix("/0")))
-    yield proxy
-    proxy.close()
+def faulty(direct: str) -> Iterator[tuple[FaultyRedis, FaultyRedis]]:
+    """What stands before Redis: for the service, and for the worker."""
+    port = int(direct.rsplit(":", maxsplit=1)[-1].removesuffix("/0"))
+    proxies = FaultyRedis(port), FaultyRedis(port)
+    yield proxies
+    for proxy in proxies:
+        proxy.close()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,22 +70,37 @@ def _quick() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def stack(faulty: FaultyRedis, direct: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    running = Stack(tmp_path_factory.mktemp("stack"), faulty.url, direct=direct)
+def stack(
+    faulty: tuple[FaultyRedis, FaultyRedis], direct: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    of_service, of_worker = (proxy.url for proxy in faulty)
+    running = Stack(tmp_path_factory.mktemp("stack"), of_service=of_service, of_worker=of_worker, direct=direct)
     yield running
     running.close()
 
 
 @pytest.mark.parametrize("reply", [*REPLIES, UNKNOWN], ids=lambda reply: reply.name)
-def test_every_promise_holds_after_a_reply_to_every_operation(reply: Reply, faulty: FaultyRedis, stack: Stack) -> None:
-    """Each operation is answered with the reply once, whichever task, thread or call asks for it."""
-    faulty.arm(SAMPLES[reply.name][0], OPERATIONS)
+def test_every_promise_holds_after_a_reply_to_every_operation(
+    reply: Reply, faulty: tuple[FaultyRedis, FaultyRedis], stack: Stack
+) -> None:
+    """Each operation is answered with the reply once on either side, whichever task or thread asks for it."""
+    for proxy in faulty:
+        proxy.arm(SAMPLES[reply.name][0], OPERATIONS)
+        proxy.end_subscriptions()  # which last, so that none would be asked for
     stack.use()
-    eventually(lambda: set(faulty.hits) >= USED, f"each of {USED} was answered with it")
-    faulty.disarm()
+    for proxy, table in zip(faulty, (OF_SERVICE, OF_WORKER), strict=True):
+        used = set().union(*table.values())
+        eventually(lambda: set(proxy.hits) >= used, f"each of {used} was answered with it")  # noqa: B023
+        proxy.disarm()
     stack.check_health()
     for _, one in stack.background_work():
         assert one.failures == 0, f"{one.name} failed instead of going on: {one.error}"
+
+
+def test_every_task_and_thread_is_in_a_table(stack: Stack) -> None:
+    assert {one.name for _, one in stack.background_work()} == (OF_SERVICE.keys() | OF_WORKER.keys() | SILENT) - {
+        "calls"
+    }
 
 
 def ready_over_http(stack: Stack) -> bool:
