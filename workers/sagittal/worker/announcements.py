@@ -10,6 +10,7 @@ from sagittal.core.errors import Unavailable
 from sagittal.runtime.registry import WorkerRegistry
 from sagittal.v1 import model_pb2
 from sagittal.worker.hosted import Hosted, footprint
+from sagittal.worker.model_states import SHOWN
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +47,7 @@ class Announcements:
     def _state(self, hosted: Hosted) -> model_pb2.WorkerModel:
         device = str(hosted.loaded.device if hosted.loaded else self._device)
         state = model_pb2.WorkerModel(worker=self._worker, message=hosted.message, device=device)
-        state.state = hosted.state  # type: ignore[assignment]
+        state.state = SHOWN[hosted.state]
         state.revision = hosted.revision
         state.memory_bytes = footprint([hosted]) if hosted.loaded is not None else 0
         return state

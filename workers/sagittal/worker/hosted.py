@@ -9,6 +9,14 @@ from sagittal.engine import Engine
 from sagittal.models.entry import ModelEntry
 from sagittal.models.loaded import LoadedModel
 from sagittal.v1 import model_pb2
+from sagittal.worker.model_states import (
+    LOADING,
+    REHEARSING,
+    TRANSITIONS,
+    WAITING,
+    ImpossibleTransition,
+    ModelState,
+)
 
 Context = Callable[[], AbstractContextManager[object]]
 
@@ -26,7 +34,8 @@ class Hosted:
     """Whether a worker's model file registered it, and not the API."""
     refused: str = ""
     """Why this worker may not load it at all; else empty."""
-    state: int = model_pb2.MODEL_STATE_UNLOADED
+    state: ModelState = WAITING
+    """Where it stands; `become` changes it."""
     message: str = ""
     """Why it could not be loaded; else empty."""
     loaded: LoadedModel | None = None
@@ -87,24 +96,30 @@ class Hosted:
     @property
     def coming(self) -> bool:
         """Whether it is being loaded, or is about to be."""
-        return self.state == model_pb2.MODEL_STATE_LOADING or self.due
+        return self.state in (REHEARSING, LOADING) or self.due
 
     @property
     def on_demand(self) -> bool:
         """Whether a job for it makes it come."""
-        return self.described is not None and self.state == model_pb2.MODEL_STATE_UNLOADED and not self.wanted
+        return self.described is not None and self.state is WAITING and not self.wanted
 
     @property
     def due(self) -> bool:
         """Whether it is to be loaded: it is wanted, or nobody knows yet what it can do."""
         wanted = self.wanted or self.described is None
-        return self.state == model_pb2.MODEL_STATE_UNLOADED and wanted and time.monotonic() >= self.resting
+        return self.state is WAITING and wanted and time.monotonic() >= self.resting
+
+    def become(self, state: ModelState, message: str = "") -> None:
+        """Brings it into another state. Raises ImpossibleTransition."""
+        if state not in TRANSITIONS[self.state]:
+            raise ImpossibleTransition(f"{self.registration} is {self.state} and cannot become {state}")
+        self.state, self.message = state, message
 
     def release(self) -> None:
         """Forgets all that takes memory."""
         if self.engine is not None:
             self.batch_size = self.engine.batch_size
-        self.state, self.loaded, self.engine = model_pb2.MODEL_STATE_UNLOADED, None, None
+        self.loaded = self.engine = None
         self.unwanted = False
 
 

@@ -20,11 +20,11 @@ from sagittal.core.errors import Unavailable
 from sagittal.models.entry import read_entries
 from sagittal.models.sources import EVERYTHING, Access
 from sagittal.runtime.registry import WorkerRegistry
-from sagittal.v1 import model_pb2
 from sagittal.worker.announcements import AWAY_PAUSE, Announcements
 from sagittal.worker.hosted import Context, Hosted, footprint
 from sagittal.worker.loader import Loader
-from sagittal.worker.metrics import DIED, QUARANTINED, WorkerMetrics
+from sagittal.worker.metrics import DIED, WorkerMetrics
+from sagittal.worker.model_states import DRAINING, FAILED, LOADING, QUARANTINED, READY, REHEARSING, WAITING
 from sagittal.worker.processes import Watched
 from sagittal.worker.rehearsals import Verdict
 from sagittal.worker.roster import Roster
@@ -114,7 +114,7 @@ class HostedModels:
     def ready(self) -> Sequence[Hosted]:
         """Returns the models that can run jobs."""
         with self._lock:
-            return [hosted for hosted in self._hosted.values() if hosted.state == model_pb2.MODEL_STATE_READY]
+            return [hosted for hosted in self._hosted.values() if hosted.state is READY]
 
     def running(self) -> Sequence[Hosted]:
         """Returns the models that may have work: those that are ready, and the retired ones."""
@@ -130,7 +130,7 @@ class HostedModels:
         """Whether there are models, and none can be served, now or later."""
         with self._lock:
             states = [hosted.state for hosted in self._hosted.values()]
-        return bool(states) and all(state == model_pb2.MODEL_STATE_FAILED for state in states)
+        return bool(states) and all(state in (FAILED, QUARANTINED) for state in states)
 
     def offered(self) -> Sequence[tuple[str, str]]:
         """Returns the models whose jobs may be leased.
@@ -141,15 +141,15 @@ class HostedModels:
             return [hosted.key for hosted in self._hosted.values() if self._takes_jobs(hosted)]
 
     def _takes_jobs(self, hosted: Hosted) -> bool:
-        if hosted.state == model_pb2.MODEL_STATE_FAILED:
+        if hosted.state in (FAILED, QUARANTINED):
             return hosted.hopeless
-        return hosted.state == model_pb2.MODEL_STATE_READY or (hosted.on_demand and self._has_room(hosted))
+        return hosted.state is READY or (hosted.on_demand and self._has_room(hosted))
 
     @contextmanager
     def pinned(self, hosted: Hosted) -> Iterator[bool]:
         """Keeps a model loaded while a job is handed to it; False where it is not loaded."""
         with self._lock:
-            ready = hosted.state == model_pb2.MODEL_STATE_READY
+            ready = hosted.state is READY
             hosted.pins += ready
             hosted.used, hosted.awaited = time.monotonic(), 0.0
         try:
@@ -226,7 +226,7 @@ class HostedModels:
             return [hosted for hosted in self._hosted.values() if hosted.rehearsal]
 
     def _rehearse(self, hosted: Hosted, batch_size: int) -> None:
-        hosted.state, hosted.message = model_pb2.MODEL_STATE_LOADING, ""
+        hosted.become(REHEARSING)
         hosted.rehearsal, hosted.rehearsed = hosted.registration, time.monotonic()
         size = hosted.batch_size or hosted.entry.device.batch_size or batch_size
         self._rehearsals.begin(hosted.registration, hosted.entry, from_file=hosted.from_file, batch_size=size)
@@ -237,27 +237,29 @@ class HostedModels:
         hosted = next((one for one in self._rehearsing() if one.rehearsal == verdict.registration), None)
         if hosted is None:
             return  # its registration changed meanwhile
-        hosted.state, hosted.rehearsal = model_pb2.MODEL_STATE_UNLOADED, ""
+        hosted.rehearsal = ""
         if not verdict.cause:
+            hosted.become(WAITING)
             return
         self._metrics.loads.labels(*hosted.key, DIED).inc()
         if verdict.deaths >= self._limits.attempts:
             self._quarantine(hosted, verdict.cause)
             return
         hosted.resting = time.monotonic() + REST * 2 ** (verdict.deaths - 1)
-        hosted.message = (
+        hosted.become(
+            WAITING,
             f"loading it in a process of its own failed {verdict.deaths} of {self._limits.attempts} times: "
-            f"{verdict.cause}; it is tried again"
+            f"{verdict.cause}; it is tried again",
         )
         self.announce(ttl=None)
 
     def _quarantine(self, hosted: Hosted, cause: str) -> None:
-        hosted.state = model_pb2.MODEL_STATE_FAILED
-        hosted.message = (
+        hosted.become(
+            QUARANTINED,
             f"quarantined: loading it failed {self._limits.attempts} times, the last time because {cause}; mend it and "
-            "change it with UpdateModel, or ask for another try with LoadModel"
+            "change it with UpdateModel, or ask for another try with LoadModel",
         )
-        self._metrics.loads.labels(*hosted.key, QUARANTINED).inc()
+        self._metrics.loads.labels(*hosted.key, QUARANTINED.value).inc()
         name, version = hosted.key
         log.error("model-quarantined", model=name, version=version, attempts=self._limits.attempts, cause=cause)
         self._gone(hosted)
@@ -284,9 +286,12 @@ class HostedModels:
         with self._lock:
             if self._hosted.get(hosted.key) is not hosted:
                 hosted.release()  # its registration changed while it was loaded
+                if hosted.state is not DRAINING:
+                    hosted.become(DRAINING)
                 self._gone(hosted)
                 return
-            hosted.state, hosted.used = model_pb2.MODEL_STATE_READY, time.monotonic()
+            hosted.become(READY)
+            hosted.used = time.monotonic()
             hosted.awaited = hosted.used + AWAITED if hosted.awaited else 0.0
             self._metrics.expect(hosted.entry.name, (method.name for method in hosted.described.methods))
             self._metrics.loaded.labels(*hosted.key).set(1)
@@ -313,7 +318,7 @@ class HostedModels:
     def _retire(self, hosted: Hosted) -> None:
         """Takes a model out of service; its running jobs go on."""
         with self._lock:
-            hosted.state = model_pb2.MODEL_STATE_UNLOADED
+            hosted.become(DRAINING)
             if hosted.engine is not None:
                 self._retired.append(hosted)
         log.info("model-retired", model=hosted.entry.name, version=hosted.entry.version, revision=hosted.revision)
@@ -342,6 +347,7 @@ class HostedModels:
                 self._unload(hosted)
 
     def _unload(self, hosted: Hosted) -> None:
+        hosted.become(WAITING)
         hosted.release()
         self._collect()
         log.info("model-unloaded", model=hosted.entry.name, version=hosted.entry.version, bytes=hosted.weights_bytes)
@@ -382,9 +388,9 @@ class HostedModels:
         self._announcements.withdraw()
 
     def _load(self, hosted: Hosted, batch_size: int) -> None:
-        hosted.state, hosted.message = model_pb2.MODEL_STATE_LOADING, ""
+        hosted.become(LOADING)
         self.announce(ttl=None)
         if message := self._loader.load(hosted, batch_size=batch_size):
-            hosted.state, hosted.message = model_pb2.MODEL_STATE_FAILED, message
+            hosted.become(FAILED, message)
             self._gone(hosted)
             self.announce(ttl=None)

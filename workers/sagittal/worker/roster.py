@@ -10,6 +10,7 @@ from sagittal.models.entry import ModelEntry
 from sagittal.runtime.registry import Registration, WorkerRegistry
 from sagittal.v1 import model_pb2
 from sagittal.worker.hosted import Hosted
+from sagittal.worker.model_states import FAILED, QUARANTINED, WAITING
 from sagittal.worker.selection import Selection
 
 log = structlog.get_logger(__name__)
@@ -115,12 +116,13 @@ def _entry(declaration: model_pb2.Model) -> tuple[ModelEntry, str]:
 def _follow(hosted: Hosted, registration: Registration) -> None:
     """Follows a wish that is new, and sees whether any worker can load the model."""
     states = [worker.state for worker in registration.model.workers]
-    failed = hosted.state == model_pb2.MODEL_STATE_FAILED
+    failed = hosted.state in (FAILED, QUARANTINED)
     hosted.hopeless = failed and all(state == model_pb2.MODEL_STATE_FAILED for state in states)
     if registration.turn <= hosted.turn:
         return
     hosted.turn = registration.turn
     hosted.wanted, hosted.unwanted = registration.wish == "load", registration.wish == "unload"
     if failed and hosted.wanted:
-        hosted.state, hosted.message, hosted.hopeless = model_pb2.MODEL_STATE_UNLOADED, "", False
+        hosted.become(WAITING)
+        hosted.hopeless = False
     hosted.resting = 0.0
