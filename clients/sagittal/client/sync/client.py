@@ -156,6 +156,7 @@ class Client(BaseClient):
         batch = Batch(images, spec_for(checked, model), in_flight=in_flight, retry=self.options.retry)
         cursor = self._cursor(service_pb.ExplainManyRequest())
         cursor.retries_overload = True
+        cursor.patience.renew(self.options.retry.stream_seconds)  # the service answered just now
         with cursor.span:
             while not batch.done:
                 try:
