@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 
 import redis
 
-from sagittal.core.jobs import Lease
+from sagittal.core.jobs import Lease, StoredEvent
 from sagittal.runtime.embedded import EmbeddedValkey
 from sagittal.runtime.queue import JobQueue, WorkerQueue
 from sagittal.runtime.redis_queue import (
@@ -41,6 +41,17 @@ def valkey_url() -> str:
 def own_settings(**changes: Any) -> QueueSettings:
     """Returns settings of a queue and a registry that nobody else uses."""
     return QueueSettings(**{"url": valkey_url(), "prefix": f"test-{secrets.token_hex(6)}"} | changes)
+
+
+async def stored_events(jobs: JobQueue, job_id: str) -> list[StoredEvent]:
+    """Returns the events of a job so far."""
+    events: list[StoredEvent] = []
+    after: int | None = 0
+    while after is not None:
+        page = await jobs.page(job_id, after, limit=1000, max_bytes=2**24)
+        events += page.events
+        after = page.next_sequence
+    return events
 
 
 class Queue:

@@ -97,6 +97,8 @@ class Script(
     """Unary calls that are answered with UNAVAILABLE first."""
     full: int = 0
     """Requests of ExplainMany that there is no room for first."""
+    page: int = 1000
+    """Most events on a page of GetExplanation."""
     hang_after: int = 0
     """Streams hold their breath after this event; 0 for never."""
     specs: list[pb.ExplanationSpec] = field(default_factory=list)
@@ -170,9 +172,10 @@ class Script(
             "completed": pb.JOB_STATE_COMPLETED, "failed": pb.JOB_STATE_FAILED, "cancelled": pb.JOB_STATE_CANCELLED,
         }  # fmt: skip
         state = states.get(self.log[-1].WhichOneof("event"), pb.JOB_STATE_RUNNING)
-        return service_pb.GetExplanationResponse(
-            explanation=pb.Explanation(job_id=request.job_id, state=state, model="lamp", events=self.log)
-        )
+        start, size = int(request.page_token or 0), min(request.page_size or self.page, self.page)
+        found = pb.Explanation(job_id=request.job_id, state=state, model="lamp", events=self.log[start : start + size])
+        token = str(start + size) if start + size < len(self.log) else ""
+        return service_pb.GetExplanationResponse(explanation=found, next_page_token=token)
 
     def ListExplanations(self, request, context):
         self._answer(context)

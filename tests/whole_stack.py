@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import known_models
 import numpy as np
 import torch
+from embedded_queue import stored_events
 from known_models import LEFT
 from prometheus_client import CollectorRegistry
 
@@ -282,7 +283,7 @@ class Stack:
     def await_end(self, job_id: str) -> list[pb.ExplanationEvent]:
         """Returns the whole log of a job that ends, once it has."""
         eventually(lambda: self.state(job_id).state.ended, f"job {job_id} ends")
-        stored = self.service.do(self._onlooker.stored_events(job_id))
+        stored = self.service.do(stored_events(self._onlooker, job_id))
         assert [event.sequence for event in stored] == list(range(1, len(stored) + 1))
         assert [event.terminal for event in stored] == [False] * (len(stored) - 1) + [True]
         return [pb.ExplanationEvent.FromString(event.payload) for event in stored]
@@ -343,7 +344,7 @@ class Stack:
 
     def _await_start(self, job_id: str) -> None:
         def started() -> bool:
-            events = self.service.do(self._onlooker.stored_events(job_id))
+            events = self.service.do(stored_events(self._onlooker, job_id))
             return any(pb.ExplanationEvent.FromString(event.payload).HasField("started") for event in events)
 
         eventually(started, f"job {job_id} starts")

@@ -1,6 +1,7 @@
 """Past an admission bound the caller hears so at once."""
 
 import pytest
+from embedded_queue import stored_events
 
 from sagittal.core.costs import Cost
 from sagittal.core.errors import Overloaded, UnknownJob
@@ -121,7 +122,7 @@ async def test_the_time_to_wait_is_worked_out_from_the_pace_of_what_runs(make_qu
 async def test_a_job_says_how_many_are_ahead_of_it(queue, new_job) -> None:
     async def ahead(**changes: object) -> int:
         job, _ = await queue.jobs.submit(new_job(**changes), accepted)
-        [stored] = await queue.jobs.stored_events(job.job_id)
+        [stored] = await stored_events(queue.jobs, job.job_id)
         event = explanation_pb2.ExplanationEvent.FromString(stored.payload)
         assert event.accepted.ready_workers == 3
         return event.accepted.queue_position

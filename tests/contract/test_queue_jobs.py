@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import pytest
+from embedded_queue import stored_events
 
 from sagittal.core.errors import AlreadyExists, EventsExpired, FailedPrecondition, ModelFailed, UnknownJob
 from sagittal.core.jobs import JobKind, JobState, Lane, StoredEvent
@@ -20,7 +21,7 @@ async def test_an_accepted_job_is_queued_with_its_first_event(queue, new_job) ->
     assert new
     assert job == await queue.jobs.get(job.job_id)
     assert (job.state, job.attempt, job.last_sequence, job.tenant) == (JobState.QUEUED, 0, 1, "lab")
-    assert await queue.jobs.stored_events(job.job_id) == [StoredEvent(1, b"accepted", False)]
+    assert await stored_events(queue.jobs, job.job_id) == [StoredEvent(1, b"accepted", False)]
 
 
 async def test_a_lease_carries_everything_that_was_submitted(queue, new_job) -> None:
@@ -83,7 +84,12 @@ async def test_watching_goes_on_where_it_stopped_also_after_the_end(queue, new_j
 
 
 async def test_a_job_that_never_was_is_unknown_to_all(queue) -> None:
-    for call in (queue.jobs.get("no"), queue.jobs.stored_events("no"), queue.jobs.cancel("no", ""), watch(queue, "no")):
+    for call in (
+        queue.jobs.get("no"),
+        stored_events(queue.jobs, "no"),
+        queue.jobs.cancel("no", ""),
+        watch(queue, "no"),
+    ):
         with pytest.raises(UnknownJob, match="'no'"):
             await call
     with pytest.raises(UnknownJob):
@@ -94,7 +100,7 @@ async def test_submitting_twice_after_a_lost_answer_is_one_job(queue, new_job) -
     new = new_job()
     first = await queue.jobs.submit(new, b"accepted")
     assert await queue.jobs.submit(new, b"accepted") == first
-    assert len(await queue.jobs.stored_events(new.job_id)) == 1
+    assert len(await stored_events(queue.jobs, new.job_id)) == 1
     queue.lease()
     assert queue.worker().lease([("model", "1")], block_seconds=0) is None
 

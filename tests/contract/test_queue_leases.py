@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+from embedded_queue import stored_events
 
 from sagittal.core.errors import Overloaded
 from sagittal.core.jobs import JobState, Lane
@@ -40,7 +41,7 @@ async def test_a_stale_worker_can_write_nothing_at_all(make_queue, new_job) -> N
         with pytest.raises(LeaseLost):
             write()
     assert worker.heartbeat([stale]) == ([stale], [])
-    assert [event.payload for event in await queue.jobs.stored_events(job.job_id)] == [b"accepted"]
+    assert [event.payload for event in await stored_events(queue.jobs, job.job_id)] == [b"accepted"]
 
 
 async def test_heartbeats_keep_a_lease_longer_than_it_lasts(make_queue, new_job) -> None:
@@ -99,7 +100,7 @@ async def test_a_job_released_after_its_cancellation_ends(queue, new_job) -> Non
     await queue.jobs.cancel(job.job_id, "requested")
     queue.worker().release(lease)
     assert (await queue.jobs.get(job.job_id)).state is JobState.CANCELLED
-    assert (await queue.jobs.stored_events(job.job_id))[-1].terminal
+    assert (await stored_events(queue.jobs, job.job_id))[-1].terminal
 
 
 async def test_nothing_is_written_after_the_terminal_event(queue, new_job) -> None:
@@ -111,7 +112,7 @@ async def test_nothing_is_written_after_the_terminal_event(queue, new_job) -> No
         worker.append(lease, [b"late"])
     with pytest.raises(LeaseLost):
         worker.settle(lease, b"other", JobState.FAILED)
-    assert len(await queue.jobs.stored_events(job.job_id)) == 2
+    assert len(await stored_events(queue.jobs, job.job_id)) == 2
 
 
 async def test_a_job_is_settled_only_as_ended(queue, new_job) -> None:
@@ -125,7 +126,7 @@ async def test_equal_events_are_different_events(queue, new_job) -> None:
     lease, worker = queue.lease(), queue.worker()
     worker.append(lease, [b"same", b"same"])
     worker.append(lease, [b"same"])
-    assert len(await queue.jobs.stored_events(job.job_id)) == 4
+    assert len(await stored_events(queue.jobs, job.job_id)) == 4
 
 
 async def test_threads_append_to_their_jobs_while_others_lease(queue, new_job) -> None:
@@ -145,7 +146,7 @@ async def test_threads_append_to_their_jobs_while_others_lease(queue, new_job) -
     for thread in threads:
         await asyncio.to_thread(thread.join)
     for job_id in ids:
-        events = await queue.jobs.stored_events(job_id)
+        events = await stored_events(queue.jobs, job_id)
         assert [event.payload for event in events[1:-1]] == [b"%d" % n for n in range(10)]
         assert events[-1].terminal
 

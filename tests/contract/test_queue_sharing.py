@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from embedded_queue import stored_events
 
 from sagittal.core.jobs import CachePolicy, JobState, Lane
 from sagittal.v1 import explanation_pb2
@@ -19,7 +20,7 @@ def completed(job_id: str) -> bytes:
 
 
 async def logs(queue, *jobs) -> list[list[Event]]:
-    return [[Event.FromString(each.payload) for each in await queue.jobs.stored_events(job.job_id)] for job in jobs]
+    return [[Event.FromString(each.payload) for each in await stored_events(queue.jobs, job.job_id)] for job in jobs]
 
 
 async def submit(queue, new, accepted: bytes = b""):

@@ -52,7 +52,7 @@ class Prepared:
             "heartbeat": (15.0, *held),
             "lease": ("worker", "nonce", 15.0, 5, "", "model@1", "other@1"),
             "list": ("", 10, 100, "", "", "", "queued,running", ""),
-            "read": (waiting, 0, -1),
+            "read": (waiting, 0, 16, 2**20, ""),
             "release": held,
             "request": (waiting,),
             "settle": (*held, "completed", 60.0, 2**20, 2**30, 2**29, 10, 1.5, "", b"e1", b"tdone"),

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 import trustme
+from embedded_queue import stored_events
 
 from sagittal.core.errors import Unavailable
 from sagittal.core.jobs import JobState
@@ -150,7 +151,7 @@ async def test_a_failover_of_sentinels_is_ridden_out(tmp_path, server_binary, ne
 
         await asyncio.wait_for(append(), 60)
         worker.settle(lease, b"done", JobState.COMPLETED)
-        events = await jobs.stored_events(job.job_id)
+        events = await stored_events(jobs, job.job_id)
         assert [event.payload for event in events] == [b"accepted", b"event", b"done"]
         worker.close()
         await jobs.close()

@@ -5,6 +5,7 @@ import contextlib
 import time
 
 import redis
+from embedded_queue import stored_events
 
 from sagittal.core.jobs import JobState
 from sagittal.runtime.redis_queue import connect_job_queue, connect_worker_queue
@@ -26,7 +27,7 @@ async def test_a_job_costs_one_round_trip_for_each_step(queue_settings, new_job)
         lease = worker.lease(MODEL, block_seconds=0)
         worker.append(lease, [b"x"])
         worker.settle(lease, b"done", JobState.COMPLETED)
-        await jobs.stored_events(lease.job.job_id)
+        await stored_events(jobs, lease.job.job_id)
 
         before = round_trips(client)
         job, _ = await jobs.submit(new_job(), b"accepted")
@@ -34,7 +35,7 @@ async def test_a_job_costs_one_round_trip_for_each_step(queue_settings, new_job)
         worker.append(lease, [b"started", b"prediction"])
         worker.settle(lease, b"done", JobState.COMPLETED, [b"mask", b"insertion", b"deletion"])
         assert round_trips(client) - before == 4
-        events = await jobs.stored_events(job.job_id)
+        events = await stored_events(jobs, job.job_id)
         assert round_trips(client) - before == 5
         assert [event.sequence for event in events] == list(range(1, 8))
     worker.close()

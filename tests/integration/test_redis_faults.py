@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from embedded_queue import stored_events
 
 from sagittal.core.errors import Overloaded, Unavailable
 from sagittal.core.jobs import JobState
@@ -65,7 +66,7 @@ async def test_a_killed_redis_loses_nothing_and_everyone_goes_on(server, new_job
         server.start()
         worker.append(lease, [b"after"])  # the lease and its token survived, and so did its connection's owner
         worker.settle(lease, b"done", JobState.COMPLETED)
-        events = await jobs.stored_events(lease.job.job_id)
+        events = await stored_events(jobs, lease.job.job_id)
         assert [event.payload for event in events] == [b"accepted", b"before", b"after", b"done"]
         seen = [lease.job.job_id]
         while following := worker.lease(MODEL, block_seconds=0):
@@ -112,7 +113,7 @@ async def test_a_redis_that_forgot_its_scripts_is_sent_them(queue_settings, new_
 async def test_nobody_there_is_said_in_bounded_time(tmp_path, new_job) -> None:
     settings = QueueSettings(url=f"unix://{tmp_path}/nobody.sock", operation_timeout=1.0, retry_after=3.0)
     async with connected(settings) as (jobs, worker):
-        for call in (jobs.ping(), jobs.submit(new_job(), b""), jobs.get("x"), jobs.depth(), jobs.stored_events("x")):
+        for call in (jobs.ping(), jobs.submit(new_job(), b""), jobs.get("x"), jobs.depth(), stored_events(jobs, "x")):
             with pytest.raises(Unavailable) as caught:
                 await asyncio.wait_for(call, 20)
             assert caught.value.retry_after == 3.0
@@ -146,7 +147,7 @@ async def test_an_operation_that_is_cancelled_leaves_the_connections_usable(queu
             with contextlib.suppress(asyncio.CancelledError):
                 assert (await task).job_id == job.job_id
         assert (await jobs.get(job.job_id)).job_id == job.job_id
-        assert [event.payload for event in await jobs.stored_events(job.job_id)] == [b"accepted"]
+        assert [event.payload for event in await stored_events(jobs, job.job_id)] == [b"accepted"]
 
 
 class LossyProxy:
@@ -231,7 +232,7 @@ async def test_every_answer_may_be_lost_and_everything_still_happens_once(proxie
         lossy()
         worker.settle(again, b"done", JobState.COMPLETED)
         lossy()
-        events = await jobs.stored_events(job.job_id)
+        events = await stored_events(jobs, job.job_id)
         assert [event.payload for event in events] == [b"accepted", b"one", b"two", b"done"]
         lossy()
         await jobs.delete(job.job_id)
@@ -251,7 +252,7 @@ async def test_an_append_that_failed_may_be_repeated_and_counts_once(proxied, ne
         proxy.lose_all.clear()
         worker.append(lease, [b"one"])
         worker.append(lease, [b"one"])  # another event, that happens to be equal
-        events = await jobs.stored_events(job.job_id)
+        events = await stored_events(jobs, job.job_id)
         assert [event.payload for event in events] == [b"accepted", b"one", b"one"]
 
 
@@ -268,7 +269,7 @@ async def test_a_full_redis_refuses_new_jobs_and_lets_running_ones_finish(server
             worker.append(lease, [b"one"])
             assert worker.heartbeat([lease]) == ([], [])
             worker.settle(lease, b"done", JobState.COMPLETED)
-            assert len(await jobs.stored_events(job.job_id)) == 3
+            assert len(await stored_events(jobs, job.job_id)) == 3
             client.config_set("maxmemory", 0)
         await jobs.submit(new_job(), b"accepted")
 
@@ -313,7 +314,7 @@ async def test_a_stopped_worker_that_wakes_up_writes_nothing(queue_settings, new
                 child.kill()
                 await child.wait()
         worker.settle(lease, b"done", JobState.COMPLETED)
-        events = await jobs.stored_events(job.job_id)
+        events = await stored_events(jobs, job.job_id)
         assert [event.payload for event in events] == [b"accepted", b"fresh", b"done"]
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from embedded_queue import stored_events
 from faulty_redis import OPERATIONS, FaultyRedis
 from prometheus_client import CollectorRegistry
 from redis_replies import SAMPLES
@@ -79,7 +80,7 @@ OF_THE_SERVICE: Mapping[str, Operation] = {
     "submit": lambda sides: sides.jobs.submit(sides.new_job(), b"accepted"),
     "attach": lambda sides: sides.jobs.attach("0" * 32, "0", b"part", tenant="default"),
     "get": lambda sides: sides.jobs.get("0" * 32),
-    "read": lambda sides: sides.jobs.stored_events("0" * 32),
+    "read": lambda sides: stored_events(sides.jobs, "0" * 32),
     "request": lambda sides: sides.jobs.request_of("0" * 32),
     "cancel": lambda sides: sides.jobs.cancel("0" * 32, "requested"),
     "delete": lambda sides: sides.jobs.delete("0" * 32),

@@ -27,7 +27,7 @@ from sagittal.v1 import method_pb2 as sagittal_dot_v1_dot_method__pb2
 from sagittal.v1 import tensor_pb2 as sagittal_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%sagittal/v1/explanation_service.proto\x12\x0bsagittal.v1\x1a\x1dsagittal/v1/explanation.proto\x1a\x18sagittal/v1/method.proto\x1a\x18sagittal/v1/tensor.proto\"L\n\x0e\x45xplainRequest\x12*\n\x04spec\x18\x01 \x01(\x0b\x32\x1c.sagittal.v1.ExplanationSpec\x12\x0e\n\x06\x64\x65tach\x18\x02 \x01(\x08\"?\n\x0f\x45xplainResponse\x12,\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.sagittal.v1.ExplanationEvent\"@\n\x12\x45xplainManyRequest\x12*\n\x04spec\x18\x01 \x01(\x0b\x32\x1c.sagittal.v1.ExplanationSpec\"C\n\x13\x45xplainManyResponse\x12,\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.sagittal.v1.ExplanationEvent\"F\n\x18SubmitExplanationRequest\x12*\n\x04spec\x18\x01 \x01(\x0b\x32\x1c.sagittal.v1.ExplanationSpec\"J\n\x19SubmitExplanationResponse\x12-\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\x18.sagittal.v1.Explanation\"A\n\x17WatchExplanationRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\"H\n\x18WatchExplanationResponse\x12,\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.sagittal.v1.ExplanationEvent\"\'\n\x15GetExplanationRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"G\n\x16GetExplanationResponse\x12-\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\x18.sagittal.v1.Explanation\"\x8e\x01\n\x17ListExplanationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12%\n\x06states\x18\x04 \x03(\x0e\x32\x15.sagittal.v1.JobState\x12\x16\n\x0e\x66\x61ilure_reason\x18\x05 \x01(\t\"c\n\x18ListExplanationsResponse\x12.\n\x0c\x65xplanations\x18\x01 \x03(\x0b\x32\x18.sagittal.v1.Explanation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x18\x43\x61ncelExplanationRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"J\n\x19\x43\x61ncelExplanationResponse\x12-\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\x18.sagittal.v1.Explanation\"*\n\x18\x44\x65leteExplanationRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x1b\n\x19\x44\x65leteExplanationResponse\")\n\x17RetryExplanationRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"I\n\x18RetryExplanationResponse\x12-\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\x18.sagittal.v1.Explanation\"\x92\x01\n\x13ScoreRegionsRequest\x12\x10\n\x06job_id\x18\x01 \x01(\tH\x00\x12+\n\x05image\x18\x02 \x01(\x0b\x32\x1a.sagittal.v1.RegionSubjectH\x00\x12#\n\x04sets\x18\x03 \x03(\x0b\x32\x15.sagittal.v1.PatchSet\x12\x0c\n\x04hide\x18\x04 \x01(\x08\x42\t\n\x07subject\"\xe2\x01\n\rRegionSubject\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12!\n\x05image\x18\x03 \x01(\x0b\x32\x12.sagittal.v1.Image\x12#\n\x06target\x18\x04 \x01(\x0b\x32\x13.sagittal.v1.Target\x12\'\n\x08\x62\x61seline\x18\x05 \x01(\x0b\x32\x15.sagittal.v1.Baseline\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12,\n\x0bpatch_shape\x18\x07 \x01(\x0e\x32\x17.sagittal.v1.PatchShape\"g\n\x14ScoreRegionsResponse\x12(\n\x06scores\x18\x01 \x03(\x0b\x32\x18.sagittal.v1.RegionScore\x12%\n\x04\x66ull\x18\x02 \x01(\x0b\x32\x17.sagittal.v1.ClassScore\"j\n\x0bRegionScore\x12\r\n\x05score\x18\x01 \x01(\x02\x12\x16\n\x0erelative_score\x18\x02 \x01(\x02\x12$\n\x03top\x18\x03 \x01(\x0b\x32\x17.sagittal.v1.ClassScore\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\x08\x32\xb3\x07\n\x12\x45xplanationService\x12\x46\n\x07\x45xplain\x12\x1b.sagittal.v1.ExplainRequest\x1a\x1c.sagittal.v1.ExplainResponse0\x01\x12T\n\x0b\x45xplainMany\x12\x1f.sagittal.v1.ExplainManyRequest\x1a .sagittal.v1.ExplainManyResponse(\x01\x30\x01\x12\x62\n\x11SubmitExplanation\x12%.sagittal.v1.SubmitExplanationRequest\x1a&.sagittal.v1.SubmitExplanationResponse\x12\x61\n\x10WatchExplanation\x12$.sagittal.v1.WatchExplanationRequest\x1a%.sagittal.v1.WatchExplanationResponse0\x01\x12Y\n\x0eGetExplanation\x12\".sagittal.v1.GetExplanationRequest\x1a#.sagittal.v1.GetExplanationResponse\x12_\n\x10ListExplanations\x12$.sagittal.v1.ListExplanationsRequest\x1a%.sagittal.v1.ListExplanationsResponse\x12\x62\n\x11\x43\x61ncelExplanation\x12%.sagittal.v1.CancelExplanationRequest\x1a&.sagittal.v1.CancelExplanationResponse\x12\x62\n\x11\x44\x65leteExplanation\x12%.sagittal.v1.DeleteExplanationRequest\x1a&.sagittal.v1.DeleteExplanationResponse\x12_\n\x10RetryExplanation\x12$.sagittal.v1.RetryExplanationRequest\x1a%.sagittal.v1.RetryExplanationResponse\x12S\n\x0cScoreRegions\x12 .sagittal.v1.ScoreRegionsRequest\x1a!.sagittal.v1.ScoreRegionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%sagittal/v1/explanation_service.proto\x12\x0bsagittal.v1\x1a\x1dsagittal/v1/explanation.proto\x1a\x18sagittal/v1/method.proto\x1a\x18sagittal/v1/tensor.proto\"L\n\x0e\x45xplainRequest\x12*\n\x04spec\x18\x01 \x01(\x0b\x32\x1c.sagittal.v1.ExplanationSpec\x12\x0e\n\x06\x64\x65tach\x18\x02 \x01(\x08\"?\n\x0f\x45xplainResponse\x12,\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.sagittal.v1.ExplanationEvent\"@\n\x12\x45xplainManyRequest\x12*\n\x04spec\x18\x01 \x01(\x0b\x32\x1c.sagittal.v1.ExplanationSpec\"C\n\x13\x45xplainManyResponse\x12,\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.sagittal.v1.ExplanationEvent\"F\n\x18SubmitExplanationRequest\x12*\n\x04spec\x18\x01 \x01(\x0b\x32\x1c.sagittal.v1.ExplanationSpec\"J\n\x19SubmitExplanationResponse\x12-\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\x18.sagittal.v1.Explanation\"A\n\x17WatchExplanationRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\"H\n\x18WatchExplanationResponse\x12,\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.sagittal.v1.ExplanationEvent\"N\n\x15GetExplanationRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"`\n\x16GetExplanationResponse\x12-\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\x18.sagittal.v1.Explanation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8e\x01\n\x17ListExplanationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12%\n\x06states\x18\x04 \x03(\x0e\x32\x15.sagittal.v1.JobState\x12\x16\n\x0e\x66\x61ilure_reason\x18\x05 \x01(\t\"c\n\x18ListExplanationsResponse\x12.\n\x0c\x65xplanations\x18\x01 \x03(\x0b\x32\x18.sagittal.v1.Explanation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x18\x43\x61ncelExplanationRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"J\n\x19\x43\x61ncelExplanationResponse\x12-\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\x18.sagittal.v1.Explanation\"*\n\x18\x44\x65leteExplanationRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x1b\n\x19\x44\x65leteExplanationResponse\")\n\x17RetryExplanationRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"I\n\x18RetryExplanationResponse\x12-\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\x18.sagittal.v1.Explanation\"\x92\x01\n\x13ScoreRegionsRequest\x12\x10\n\x06job_id\x18\x01 \x01(\tH\x00\x12+\n\x05image\x18\x02 \x01(\x0b\x32\x1a.sagittal.v1.RegionSubjectH\x00\x12#\n\x04sets\x18\x03 \x03(\x0b\x32\x15.sagittal.v1.PatchSet\x12\x0c\n\x04hide\x18\x04 \x01(\x08\x42\t\n\x07subject\"\xe2\x01\n\rRegionSubject\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12!\n\x05image\x18\x03 \x01(\x0b\x32\x12.sagittal.v1.Image\x12#\n\x06target\x18\x04 \x01(\x0b\x32\x13.sagittal.v1.Target\x12\'\n\x08\x62\x61seline\x18\x05 \x01(\x0b\x32\x15.sagittal.v1.Baseline\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12,\n\x0bpatch_shape\x18\x07 \x01(\x0e\x32\x17.sagittal.v1.PatchShape\"g\n\x14ScoreRegionsResponse\x12(\n\x06scores\x18\x01 \x03(\x0b\x32\x18.sagittal.v1.RegionScore\x12%\n\x04\x66ull\x18\x02 \x01(\x0b\x32\x17.sagittal.v1.ClassScore\"j\n\x0bRegionScore\x12\r\n\x05score\x18\x01 \x01(\x02\x12\x16\n\x0erelative_score\x18\x02 \x01(\x02\x12$\n\x03top\x18\x03 \x01(\x0b\x32\x17.sagittal.v1.ClassScore\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\x08\x32\xb3\x07\n\x12\x45xplanationService\x12\x46\n\x07\x45xplain\x12\x1b.sagittal.v1.ExplainRequest\x1a\x1c.sagittal.v1.ExplainResponse0\x01\x12T\n\x0b\x45xplainMany\x12\x1f.sagittal.v1.ExplainManyRequest\x1a .sagittal.v1.ExplainManyResponse(\x01\x30\x01\x12\x62\n\x11SubmitExplanation\x12%.sagittal.v1.SubmitExplanationRequest\x1a&.sagittal.v1.SubmitExplanationResponse\x12\x61\n\x10WatchExplanation\x12$.sagittal.v1.WatchExplanationRequest\x1a%.sagittal.v1.WatchExplanationResponse0\x01\x12Y\n\x0eGetExplanation\x12\".sagittal.v1.GetExplanationRequest\x1a#.sagittal.v1.GetExplanationResponse\x12_\n\x10ListExplanations\x12$.sagittal.v1.ListExplanationsRequest\x1a%.sagittal.v1.ListExplanationsResponse\x12\x62\n\x11\x43\x61ncelExplanation\x12%.sagittal.v1.CancelExplanationRequest\x1a&.sagittal.v1.CancelExplanationResponse\x12\x62\n\x11\x44\x65leteExplanation\x12%.sagittal.v1.DeleteExplanationRequest\x1a&.sagittal.v1.DeleteExplanationResponse\x12_\n\x10RetryExplanation\x12$.sagittal.v1.RetryExplanationRequest\x1a%.sagittal.v1.RetryExplanationResponse\x12S\n\x0cScoreRegions\x12 .sagittal.v1.ScoreRegionsRequest\x1a!.sagittal.v1.ScoreRegionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,33 +51,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHEXPLANATIONRESPONSE']._serialized_start=630
   _globals['_WATCHEXPLANATIONRESPONSE']._serialized_end=702
   _globals['_GETEXPLANATIONREQUEST']._serialized_start=704
-  _globals['_GETEXPLANATIONREQUEST']._serialized_end=743
-  _globals['_GETEXPLANATIONRESPONSE']._serialized_start=745
-  _globals['_GETEXPLANATIONRESPONSE']._serialized_end=816
-  _globals['_LISTEXPLANATIONSREQUEST']._serialized_start=819
-  _globals['_LISTEXPLANATIONSREQUEST']._serialized_end=961
-  _globals['_LISTEXPLANATIONSRESPONSE']._serialized_start=963
-  _globals['_LISTEXPLANATIONSRESPONSE']._serialized_end=1062
-  _globals['_CANCELEXPLANATIONREQUEST']._serialized_start=1064
-  _globals['_CANCELEXPLANATIONREQUEST']._serialized_end=1106
-  _globals['_CANCELEXPLANATIONRESPONSE']._serialized_start=1108
-  _globals['_CANCELEXPLANATIONRESPONSE']._serialized_end=1182
-  _globals['_DELETEEXPLANATIONREQUEST']._serialized_start=1184
-  _globals['_DELETEEXPLANATIONREQUEST']._serialized_end=1226
-  _globals['_DELETEEXPLANATIONRESPONSE']._serialized_start=1228
-  _globals['_DELETEEXPLANATIONRESPONSE']._serialized_end=1255
-  _globals['_RETRYEXPLANATIONREQUEST']._serialized_start=1257
-  _globals['_RETRYEXPLANATIONREQUEST']._serialized_end=1298
-  _globals['_RETRYEXPLANATIONRESPONSE']._serialized_start=1300
-  _globals['_RETRYEXPLANATIONRESPONSE']._serialized_end=1373
-  _globals['_SCOREREGIONSREQUEST']._serialized_start=1376
-  _globals['_SCOREREGIONSREQUEST']._serialized_end=1522
-  _globals['_REGIONSUBJECT']._serialized_start=1525
-  _globals['_REGIONSUBJECT']._serialized_end=1751
-  _globals['_SCOREREGIONSRESPONSE']._serialized_start=1753
-  _globals['_SCOREREGIONSRESPONSE']._serialized_end=1856
-  _globals['_REGIONSCORE']._serialized_start=1858
-  _globals['_REGIONSCORE']._serialized_end=1964
-  _globals['_EXPLANATIONSERVICE']._serialized_start=1967
-  _globals['_EXPLANATIONSERVICE']._serialized_end=2914
+  _globals['_GETEXPLANATIONREQUEST']._serialized_end=782
+  _globals['_GETEXPLANATIONRESPONSE']._serialized_start=784
+  _globals['_GETEXPLANATIONRESPONSE']._serialized_end=880
+  _globals['_LISTEXPLANATIONSREQUEST']._serialized_start=883
+  _globals['_LISTEXPLANATIONSREQUEST']._serialized_end=1025
+  _globals['_LISTEXPLANATIONSRESPONSE']._serialized_start=1027
+  _globals['_LISTEXPLANATIONSRESPONSE']._serialized_end=1126
+  _globals['_CANCELEXPLANATIONREQUEST']._serialized_start=1128
+  _globals['_CANCELEXPLANATIONREQUEST']._serialized_end=1170
+  _globals['_CANCELEXPLANATIONRESPONSE']._serialized_start=1172
+  _globals['_CANCELEXPLANATIONRESPONSE']._serialized_end=1246
+  _globals['_DELETEEXPLANATIONREQUEST']._serialized_start=1248
+  _globals['_DELETEEXPLANATIONREQUEST']._serialized_end=1290
+  _globals['_DELETEEXPLANATIONRESPONSE']._serialized_start=1292
+  _globals['_DELETEEXPLANATIONRESPONSE']._serialized_end=1319
+  _globals['_RETRYEXPLANATIONREQUEST']._serialized_start=1321
+  _globals['_RETRYEXPLANATIONREQUEST']._serialized_end=1362
+  _globals['_RETRYEXPLANATIONRESPONSE']._serialized_start=1364
+  _globals['_RETRYEXPLANATIONRESPONSE']._serialized_end=1437
+  _globals['_SCOREREGIONSREQUEST']._serialized_start=1440
+  _globals['_SCOREREGIONSREQUEST']._serialized_end=1586
+  _globals['_REGIONSUBJECT']._serialized_start=1589
+  _globals['_REGIONSUBJECT']._serialized_end=1815
+  _globals['_SCOREREGIONSRESPONSE']._serialized_start=1817
+  _globals['_SCOREREGIONSRESPONSE']._serialized_end=1920
+  _globals['_REGIONSCORE']._serialized_start=1922
+  _globals['_REGIONSCORE']._serialized_end=2028
+  _globals['_EXPLANATIONSERVICE']._serialized_start=2031
+  _globals['_EXPLANATIONSERVICE']._serialized_end=2978
 # @@protoc_insertion_point(module_scope)

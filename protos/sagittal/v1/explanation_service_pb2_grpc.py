@@ -126,7 +126,7 @@ class ExplanationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetExplanation(self, request, context):
-        """Returns a job with its events so far.
+        """Returns a job with its events so far, page by page.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

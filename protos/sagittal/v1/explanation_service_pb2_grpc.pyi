@@ -46,7 +46,7 @@ class ExplanationServiceStub:
     WatchExplanation: _grpc.UnaryStreamMultiCallable[_explanation_service_pb2.WatchExplanationRequest, _explanation_service_pb2.WatchExplanationResponse]
     """Streams the events of a job after a sequence number, from any replica, to the end."""
     GetExplanation: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.GetExplanationRequest, _explanation_service_pb2.GetExplanationResponse]
-    """Returns a job with its events so far."""
+    """Returns a job with its events so far, page by page."""
     ListExplanations: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.ListExplanationsRequest, _explanation_service_pb2.ListExplanationsResponse]
     """Lists jobs, newest first."""
     CancelExplanation: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.CancelExplanationRequest, _explanation_service_pb2.CancelExplanationResponse]
@@ -78,7 +78,7 @@ class ExplanationServiceAsyncStub(ExplanationServiceStub):
     WatchExplanation: _aio.UnaryStreamMultiCallable[_explanation_service_pb2.WatchExplanationRequest, _explanation_service_pb2.WatchExplanationResponse]  # type: ignore[assignment]
     """Streams the events of a job after a sequence number, from any replica, to the end."""
     GetExplanation: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.GetExplanationRequest, _explanation_service_pb2.GetExplanationResponse]  # type: ignore[assignment]
-    """Returns a job with its events so far."""
+    """Returns a job with its events so far, page by page."""
     ListExplanations: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.ListExplanationsRequest, _explanation_service_pb2.ListExplanationsResponse]  # type: ignore[assignment]
     """Lists jobs, newest first."""
     CancelExplanation: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.CancelExplanationRequest, _explanation_service_pb2.CancelExplanationResponse]  # type: ignore[assignment]
@@ -137,7 +137,7 @@ class ExplanationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _explanation_service_pb2.GetExplanationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_explanation_service_pb2.GetExplanationResponse, _abc.Awaitable[_explanation_service_pb2.GetExplanationResponse]]:
-        """Returns a job with its events so far."""
+        """Returns a job with its events so far, page by page."""
 
     @_abc_1.abstractmethod
     def ListExplanations(

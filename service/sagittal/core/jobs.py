@@ -1,6 +1,7 @@
 """A job: one piece of work on one model, as the queue carries it."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -174,6 +175,17 @@ class StoredEvent:
     """The serialized `sagittal.v1.ExplanationEvent`, whose sequence is that of the log."""
     terminal: bool
     """Whether it ended the job: the last event of every ended job, and no other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventPage:
+    """Some events of a job's log in a row."""
+
+    events: Sequence[StoredEvent]
+    next_sequence: int | None
+    """The sequence number after which the log goes on; None at the end of what there is."""
+    ended: bool
+    """Whether the job has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

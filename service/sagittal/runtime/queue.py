@@ -9,7 +9,18 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from sagittal.core.costs import Cost
-from sagittal.core.jobs import Backlog, Cancellation, Job, JobKind, JobState, Lease, NewJob, StoredEvent, StoredRequest
+from sagittal.core.jobs import (
+    Backlog,
+    Cancellation,
+    EventPage,
+    Job,
+    JobKind,
+    JobState,
+    Lease,
+    NewJob,
+    StoredEvent,
+    StoredRequest,
+)
 
 
 class LeaseLost(Exception):
@@ -60,8 +71,19 @@ class JobQueue(Protocol):
         """
         ...
 
-    async def stored_events(self, job_id: str) -> Sequence[StoredEvent]:
-        """Returns the events so far, without waiting. Raises UnknownJob."""
+    async def page(
+        self, job_id: str, after_sequence: int = 0, *, limit: int, max_bytes: int, lasting: bool = False
+    ) -> EventPage:
+        """Returns the events after a sequence number, without waiting. Raises UnknownJob.
+
+        Args:
+            job_id: The job.
+            after_sequence: Where to go on; 0 for the beginning.
+            limit: Most events to look at.
+            max_bytes: Most bytes of the page, if it has more than one event.
+            lasting: Leaves progress and partial masks out, if the job has ended. A page may then be empty and the log
+                go on.
+        """
         ...
 
     async def request_of(self, job_id: str) -> StoredRequest:

@@ -18,7 +18,7 @@ from sagittal.core.errors import (
     SagittalError,
     UnknownJob,
 )
-from sagittal.core.jobs import Backlog, Job, JobKind, JobState, NewJob, StoredEvent, StoredRequest
+from sagittal.core.jobs import Backlog, EventPage, Job, JobKind, JobState, NewJob, StoredEvent, StoredRequest
 from sagittal.runtime.admission import overloaded
 from sagittal.runtime.job_events import Ending, cancelled_event, expired_events, forgotten_request
 from sagittal.runtime.queue_metrics import UNOBSERVED, QueueObserver
@@ -36,13 +36,13 @@ from sagittal.runtime.redis_scripts import (
 )
 from sagittal.runtime.redis_sweep import SWEEPS_IN_A_ROW, end_arguments, parse_sweep, sweep_arguments
 from sagittal.runtime.redis_watch import LOOK_SECONDS, LogNews
-from sagittal.runtime.settings import QueueSettings
+from sagittal.runtime.settings import MIB, QueueSettings
 from sagittal.runtime.supervision import Supervised, Supervisor
 
 log = structlog.get_logger(__name__)
 
-#: Events fetched at once, which bounds what a stream holds in memory.
-EVENTS_AT_ONCE = 16
+#: Events fetched at once, and bytes of them if they are more than one: this bounds what a stream holds in memory.
+EVENTS_AT_ONCE, BYTES_AT_ONCE = 16, 4 * MIB
 #: Jobs that one call of the script `list` looks at.
 JOBS_AT_ONCE = 500
 #: Calls of it for one page; the page may then be short.
@@ -102,26 +102,31 @@ class RedisJobQueue:
             while True:
                 news.clear()
                 try:
-                    ended, batch = await self._read(job_id, sequence, sequence + EVENTS_AT_ONCE)
+                    page = await self.page(job_id, sequence, limit=EVENTS_AT_ONCE, max_bytes=BYTES_AT_ONCE)
                 except UnknownJob as error:
                     raise (expired_events(job_id, sequence) if begun else error) from error
                 begun = True
-                for event in batch:
+                for event in page.events:
                     yield event
                     sequence = event.sequence
                     if event.terminal:
                         return
-                if ended and not batch:
+                if page.ended and not page.events:
                     return
-                if len(batch) < EVENTS_AT_ONCE:
+                if page.next_sequence is None:
                     # Not wait_for, which before Python 3.12 may swallow the cancellation of a stream.
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(LOOK_SECONDS):
                             await news.wait()
 
-    async def stored_events(self, job_id: str) -> Sequence[StoredEvent]:
-        """Returns the events so far."""
-        return (await self._read(job_id, 0, None))[1]
+    async def page(
+        self, job_id: str, after_sequence: int = 0, *, limit: int, max_bytes: int, lasting: bool = False
+    ) -> EventPage:
+        """Returns the events after a sequence number, without waiting."""
+        answer = await self._script("read", job_id, after_sequence, limit, max_bytes, "1" if lasting else "")
+        if not answer:
+            raise _unknown(job_id)
+        return parse_events(answer)
 
     async def request_of(self, job_id: str) -> StoredRequest:
         """Returns what a job was made of."""
@@ -211,13 +216,6 @@ class RedisJobQueue:
     async def _script(self, name: str, *arguments: bytes | str | int | float) -> Any:
         self._start_sweeper()
         return await self._redis.script(load_script(name), *arguments)
-
-    async def _read(self, job_id: str, after: int, until: int | None) -> tuple[bool, Sequence[StoredEvent]]:
-        """Returns whether the job has ended, and its events with sequence numbers in (after, until]."""
-        answer = await self._script("read", job_id, after, -1 if until is None else until - after)
-        if not answer:
-            raise _unknown(job_id)
-        return bool(answer[0]), parse_events(answer, after)
 
     def _start_sweeper(self) -> None:
         if self._sweeper is None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from sagittal.core.costs import Cost
-from sagittal.core.jobs import Job, JobKind, JobState, Lane, Lease, NewJob, StoredEvent, StoredRequest
+from sagittal.core.jobs import EventPage, Job, JobKind, JobState, Lane, Lease, NewJob, StoredEvent, StoredRequest
 from sagittal.runtime.job_events import TERMINAL, UNSIGNED_TERMINAL
 from sagittal.runtime.settings import QueueSettings
 
@@ -148,21 +148,21 @@ def parse_job(view: Sequence[bytes]) -> Job:
     )
 
 
-def parse_events(answer: Sequence[bytes], after_sequence: int) -> list[StoredEvent]:
+def parse_events(answer: Sequence[bytes]) -> EventPage:
     """Returns events from the answer of the script `read`, each with the identity of the job that was asked for.
 
     A log is kept once for all jobs of a run. Protobuf: the last value of a field wins and nested messages merge, so
     the identity is appended.
     """
-    _, shared, identity, age, *elements = answer
+    ended, next_sequence, shared, identity, age, *flat = answer
     events = []
-    for sequence, element in enumerate(elements, start=after_sequence + 1):
+    for number, element in zip(flat[::2], flat[1::2], strict=True):
         kind, payload = element[:1], element[1:]
         terminal = kind in (TERMINAL, UNSIGNED_TERMINAL)
-        if sequence > 1 and (shared or kind == UNSIGNED_TERMINAL):
+        if int(number) > 1 and (shared or kind == UNSIGNED_TERMINAL):
             payload += (age if terminal else b"") + identity
-        events.append(StoredEvent(sequence, payload, terminal))
-    return events
+        events.append(StoredEvent(int(number), payload, terminal))
+    return EventPage(events=events, next_sequence=int(next_sequence) if next_sequence else None, ended=bool(ended))
 
 
 def parse_lease(answer: Sequence[bytes]) -> Lease:

@@ -1,6 +1,7 @@
 """ExplanationService: jobs are accepted, watched, found, cancelled, retried and deleted, and their regions scored."""
 # ruff: noqa: N802 - names and signatures are those of the API
 
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
@@ -8,13 +9,15 @@ import structlog
 
 from sagittal.core.errors import InvalidRequest
 from sagittal.core.jobs import Job, JobKind, JobState
+from sagittal.core.text import shown
 from sagittal.runtime.queue import JobQueue
+from sagittal.runtime.settings import MIB
 from sagittal.server.access import current_caller
 from sagittal.server.inquiries import time_left
 from sagittal.server.intake import Intake
 from sagittal.server.layers import Context
 from sagittal.server.many import Many
-from sagittal.server.messages import STATES, event, explanation, lasting
+from sagittal.server.messages import STATES, event, explanation
 from sagittal.server.regions import Regions
 from sagittal.server.relay import Relay
 from sagittal.server.retries import Retries
@@ -23,8 +26,13 @@ from sagittal.v1 import explanation_pb2, explanation_service_pb2, explanation_se
 #: Jobs on a page where the request does not say.
 DEFAULT_PAGE = 50
 
-#: Most jobs on a page.
+#: Most jobs or events on a page.
 MAX_PAGE = 1_000
+
+#: Bytes of the events on a page that has several: it fits into a message of gRPC's default size.
+PAGE_BYTES = 3 * MIB
+
+_TOKEN = re.compile(r"^[0-9]{1,15}$")
 
 _log = structlog.get_logger(__name__)
 
@@ -95,22 +103,24 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
     async def GetExplanation(
         self, request: explanation_service_pb2.GetExplanationRequest, context: Context
     ) -> explanation_service_pb2.GetExplanationResponse:
-        """Returns a job with its events, without progress and partial masks where it has ended."""
+        """Returns a job with a page of its events, without progress and partial masks if it has ended."""
+        limit = _page_size(request.page_size) or MAX_PAGE
         job = await self._job(request.job_id)
-        stored = await self._queue.stored_events(job.job_id)
-        events = [event(one, job) for one in stored]
-        if stored and stored[-1].terminal:
-            events = [one for one in events if lasting(one)]
-            job = await self._job(request.job_id) if not job.state.ended else job
-        return explanation_service_pb2.GetExplanationResponse(explanation=explanation(job, events))
+        page = await self._queue.page(
+            job.job_id, _sequence(request.page_token), limit=limit, max_bytes=PAGE_BYTES, lasting=True
+        )
+        if page.ended and not job.state.ended:
+            job = await self._job(request.job_id)
+        token = "" if page.next_sequence is None else str(page.next_sequence)
+        events = [event(one, job) for one in page.events]
+        return explanation_service_pb2.GetExplanationResponse(
+            explanation=explanation(job, events), next_page_token=token
+        )
 
     async def ListExplanations(
         self, request: explanation_service_pb2.ListExplanationsRequest, context: Context
     ) -> explanation_service_pb2.ListExplanationsResponse:
         """Returns a page of the tenant's jobs, newest first."""
-        if request.page_size > MAX_PAGE:
-            text = f"page_size is {request.page_size}; give 1 to {MAX_PAGE:,}, or 0 for {DEFAULT_PAGE}"
-            raise InvalidRequest(text, field="page_size")
         states = [_state(number, f"states[{index}]") for index, number in enumerate(request.states)]
         jobs, token = await self._queue.list(
             tenant=current_caller().tenant,
@@ -118,7 +128,7 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
             model=request.model,
             states=states,
             reason=request.failure_reason,
-            limit=request.page_size or DEFAULT_PAGE,
+            limit=_page_size(request.page_size) or DEFAULT_PAGE,
             page_token=request.page_token,
         )
         return explanation_service_pb2.ListExplanationsResponse(
@@ -161,6 +171,23 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         job = await self._relay.job(job_id, current_caller())
         structlog.contextvars.bind_contextvars(job_id=job.job_id)
         return job
+
+
+def _page_size(number: int) -> int:
+    if number > MAX_PAGE:
+        text = f"page_size is {number}; give 1 to {MAX_PAGE:,}, or 0 for the default"
+        raise InvalidRequest(text, field="page_size")
+    return number
+
+
+def _sequence(page_token: str) -> int:
+    """Returns the sequence number after which a page begins."""
+    if not page_token:
+        return 0
+    if not _TOKEN.match(page_token):
+        text = f"page_token is {shown(page_token)}; give next_page_token of the page before, or nothing"
+        raise InvalidRequest(text, field="page_token")
+    return int(page_token)
 
 
 def _state(number: int, field: str) -> JobState:

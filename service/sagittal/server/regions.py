@@ -20,6 +20,7 @@ from sagittal.core.regions import (
 from sagittal.core.targets import resolve_target
 from sagittal.core.validation import check_baseline, check_image_set
 from sagittal.runtime.queue import JobQueue
+from sagittal.runtime.settings import MIB
 from sagittal.server.access import Caller
 from sagittal.server.catalogue import Catalogue, check_loadable
 from sagittal.server.inquiries import outcome
@@ -31,6 +32,11 @@ from sagittal.v1 import explanation_pb2, explanation_service_pb2, method_pb2, mo
 
 #: Evaluations beside the sets: the full image, and the baseline until it hides the class.
 _PREPARATION = 4
+
+#: Events of a job that are read at once.
+_PAGE_EVENTS = 1_000
+#: Events that say what scores.
+_SCORED = frozenset({"prediction", "sufficient_set", "graph_node"})
 
 _log = structlog.get_logger(__name__)
 
@@ -129,10 +135,21 @@ class Regions:
         )
         if "patch_shape" not in parameters or parameters.get("grid") != grid:
             return _Subject(about=about, model=model, images=stored.images)
-        events = [event(one, job) for one in await self._queue.stored_events(job.job_id)]
+        events = await self._scored_sets(job)
         full = full_score(events)
         known = known_sets(events, grid, model.digest) if full else {}
         return _Subject(about=about, model=model, images=stored.images, full=full, known=known)
+
+    async def _scored_sets(self, job: Job) -> list[explanation_pb2.ExplanationEvent]:
+        """Returns the events of a job that say what scores, without its masks, which are large."""
+        events, after = [], 0
+        while True:
+            page = await self._queue.page(job.job_id, after, limit=_PAGE_EVENTS, max_bytes=MIB, lasting=True)
+            found = (event(one, job) for one in page.events)
+            events += [one for one in found if one.WhichOneof("event") in _SCORED]
+            if page.next_sequence is None:
+                return events
+            after = page.next_sequence
 
     async def _model_of(self, job: Job) -> model_pb2.Model:
         try:

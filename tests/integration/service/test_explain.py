@@ -8,7 +8,7 @@ from google.rpc import error_details_pb2, status_pb2
 from sagittal.core.errors import ModelFailed
 from sagittal.core.jobs import JobState
 from sagittal.core.status import from_status, to_status
-from sagittal.v1 import explanation_pb2, model_pb2
+from sagittal.v1 import explanation_pb2, explanation_service_pb2_grpc, model_pb2
 from sagittal.v1 import explanation_service_pb2 as api
 
 from .support import Event, Run, Stack, eventually, picture, spec, wait_for_cancel
@@ -308,6 +308,61 @@ async def test_a_running_job_shows_all_its_events_and_an_ended_one_those_that_la
 
 async def get(stack: Stack, job_id: str) -> explanation_pb2.Explanation:
     return (await stack.explanations.GetExplanation(api.GetExplanationRequest(job_id=job_id))).explanation
+
+
+def write_forty_mebibytes(run: Run) -> None:
+    for number in range(40):
+        mask = explanation_pb2.Mask(final=True, index=number)
+        mask.saliency.data = bytes(2**20)
+        run.send(progress=explanation_pb2.Progress(fraction=0.5))
+        run.send(mask=mask)
+    run.settle(completed=explanation_pb2.Completed(evaluations=7))
+
+
+async def test_a_log_larger_than_any_message_is_got_page_by_page(stack: Stack) -> None:
+    job_id = (await submit(stack)).job_id
+    async with stack.worker(write_forty_mebibytes).at_work():
+        await eventually_in_state(stack, job_id, JobState.COMPLETED)
+    request, events = api.GetExplanationRequest(job_id=job_id), []
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{stack.port}") as channel:  # with the limits that gRPC has
+        stub = explanation_service_pb2_grpc.ExplanationServiceStub(channel)
+        while True:
+            page = await stub.GetExplanation(request)
+            assert page.explanation.state == explanation_pb2.JOB_STATE_COMPLETED
+            events += page.explanation.events
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                break
+    assert kinds(events) == ["accepted", *["mask"] * 40, "completed"]
+    assert [event.mask.index for event in events[1:-1]] == list(range(40))
+    assert {event.job_id for event in events} == {job_id}
+
+
+async def test_a_page_has_as_many_events_as_are_asked_for(stack: Stack) -> None:
+    async with stack.worker().at_work():
+        job_id = (await explain(stack))[0].job_id
+    tokens, events = [""], []
+    while tokens[-1] or not events:
+        request = api.GetExplanationRequest(job_id=job_id, page_size=2, page_token=tokens[-1])
+        page = await stack.explanations.GetExplanation(request)
+        assert len(page.explanation.events) <= 2
+        events += page.explanation.events
+        tokens.append(page.next_page_token)
+    assert kinds(events) == ["accepted", "started", "prediction", "mask", "completed"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "at_fault"),
+    [
+        ({"page_size": 1001}, "page_size"),
+        *(({"page_token": text}, "page_token") for text in ("x", "-1", "9" * 30, "\n")),
+    ],
+)
+async def test_a_page_that_cannot_be_is_refused(stack: Stack, fields: dict[str, Any], at_fault: str) -> None:
+    job = await submit(stack)
+    error = await refusal(stack.explanations.GetExplanation(api.GetExplanationRequest(job_id=job.job_id, **fields)))
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert at_fault in (error.details() or "")
 
 
 async def test_cancelling_a_queued_job_ends_it_now(stack: Stack) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import grpc
 import pytest
+from embedded_queue import stored_events
 
 from sagittal.core.errors import Unavailable
 from sagittal.core.jobs import JobState
@@ -139,7 +140,7 @@ async def test_a_request_that_cannot_be_queued_fails_alone(stack: Stack) -> None
 
 async def test_a_queue_that_goes_away_in_between_ends_the_call_and_not_the_jobs(stack: Stack) -> None:
     async def broken(job_id: str, after_sequence: int = 0) -> AsyncIterator[Any]:
-        for stored in await stack.queue.jobs.stored_events(job_id):
+        for stored in await stored_events(stack.queue.jobs, job_id):
             yield stored
         raise Unavailable("the queue cannot be reached", retry_after=1)
 

@@ -31,6 +31,15 @@ BREAKS = [
 ]
 
 
+@pytest.mark.parametrize("page", [1, 4, 15])
+async def test_a_stored_explanation_is_got_page_by_page(address, client, script, options, job_id, page: int) -> None:
+    whole = client.get(job_id)
+    script.page = page
+    assert client.get(job_id) == whole
+    async with AsyncClient(address, options=options) as other:
+        assert await other.get(job_id) == whole
+
+
 def test_an_explanation_holds_everything(client, picture) -> None:
     result = client.explain(picture, model="lamp")
     assert result.mask.dtype == np.float32

@@ -201,12 +201,17 @@ class AsyncClient(BaseClient):
     async def get(self, job_id: str) -> Explanation:
         """Returns what is known of a job, whether it has ended or not."""
         request = build(service_pb.GetExplanationRequest, job_id=job_id)
-        response = await self._call(self._jobs.GetExplanation, request)
-        return parse_explanation(response.explanation)
+        page = await self._call(self._jobs.GetExplanation, request)
+        found = page.explanation
+        while page.next_page_token:
+            request.page_token = page.next_page_token
+            page = await self._call(self._jobs.GetExplanation, request)
+            found.MergeFrom(page.explanation)  # appends the events; the rest is newer
+        return parse_explanation(found)
 
     async def job(self, job_id: str) -> Job:
         """Returns where a job stands."""
-        request = build(service_pb.GetExplanationRequest, job_id=job_id)
+        request = build(service_pb.GetExplanationRequest, job_id=job_id, page_size=1)
         response = await self._call(self._jobs.GetExplanation, request)
         return parse_job(response.explanation)
 
