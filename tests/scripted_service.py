@@ -54,6 +54,7 @@ def whole_log() -> list[pb.ExplanationEvent]:
                 certificate=pb.Certificate(level=pb.CERTIFICATE_LEVEL_SUBSET_MINIMAL, checked=2, required_score=0.5),
                 causal=pb.CausalTriple(sufficiency=0.5, without=0.25, top_without=target),
                 diverse=True,
+                top=target,
             )
         },
         {"graph_node": pb.GraphNode(id="300", patches=patches, score=0.5, root=True)},

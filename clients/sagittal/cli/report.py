@@ -21,9 +21,7 @@ def explanation_json(explanation: Explanation, files: Mapping[str, str]) -> dict
         "score": explanation.score,
         "baseline_score": explanation.baseline_score,
         "baseline": _baseline(explanation),
-        "top": [class_json(each) | {"score": each.score} for each in explanation.prediction.top]
-        if explanation.prediction
-        else [],
+        "top": [_scored(each) for each in explanation.prediction.top] if explanation.prediction else [],
         "insertion": explanation.insertion,
         "deletion": explanation.deletion,
         "evaluations": explanation.evaluations,
@@ -164,6 +162,7 @@ def _sufficient_set(each: SufficientSet) -> dict[str, Any]:
             "model_digest": each.certificate.model_digest,
         },
         "causal": _causal(each.causal),
+        "top": _scored(each.top),
         "evaluations": each.evaluations,
         "diverse": each.diverse,
     }
@@ -179,6 +178,7 @@ def _graph(graph: Graph) -> dict[str, Any]:
             "relative_score": node.relative_score,
             "root": node.root,
             "causal": _causal(node.causal),
+            "top": _scored(node.top),
         }
         for node in graph.nodes
     ]
@@ -197,5 +197,12 @@ def _graph(graph: Graph) -> dict[str, Any]:
 def _causal(triple: CausalTriple | None) -> dict[str, Any] | None:
     if triple is None:
         return None
-    top = class_json(triple.top_without) | {"score": triple.top_without.score}
-    return {"sufficiency": triple.sufficiency, "without": triple.without, "top_without": top}
+    return {
+        "sufficiency": triple.sufficiency,
+        "without": triple.without,
+        "top_without": _scored(triple.top_without),
+    }
+
+
+def _scored(score: ClassScore | None) -> dict[str, Any] | None:
+    return class_json(score) | {"score": score.score} if score else None

@@ -25,6 +25,7 @@ def test_explain_writes_its_files(run, picture, tmp_path) -> None:
     assert {curve["kind"] for curve in json.loads((out / "curves.json").read_text())} == {"insertion", "deletion"}
     assert (out / "graph.svg").read_text().startswith("<?xml")
     assert document["sufficient_sets"][0]["patches"] == [[1, 1], [1, 2]]
+    assert document["sufficient_sets"][0]["top"] == {"index": 3, "label": "lamp", "score": 0.75}
     assert document["graph"]["edges"] == [{"parent": "300", "child": "100", "removed_patch": [1, 2]}]
 
 

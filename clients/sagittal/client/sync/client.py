@@ -355,7 +355,8 @@ class Client(BaseClient):
             self._call(self._models.ListModels, models_pb.ListModelsRequest(page_size=1), patience=once)
             return None
         request = build(models_pb.GetModelRequest, **named(model, ""))
-        found = parse_model((self._call(self._models.GetModel, request, patience=once)).model)
+        response = self._call(self._models.GetModel, request, patience=once)
+        found = parse_model(response.model)
         if found.failures and all(worker.state == "failed" for worker in found.workers):
             raise ModelFailed(f"no worker can load {model}: {found.failures[0]}")
         if found.ready_workers:

@@ -103,7 +103,8 @@ class Reading:
         if self._job_ended:
             self.cursor.ended, self._is_whole = True, False
         else:
-            self._job_ended = (self._get(self.cursor.job_id)).state in TERMINAL
+            found = self._get(self.cursor.job_id)
+            self._job_ended = found.state in TERMINAL
         return self._job_ended
 
     def _take(self, message: pb.ExplanationEvent, call: EventCall) -> Event | None:
@@ -173,6 +174,7 @@ class EventStream(ClosedWhenDropped, Iterator[Event]):
 def wait_after(cursor: Cursor, error: grpc.RpcError | Unavailable | None) -> float:
     """Returns the wait before a stream is taken up again; raises what cannot be mended, with its reason."""
     try:
-        return cursor.wait_after(error)
+        wait = cursor.wait_after(error)
+        return wait if cursor.remaining is None else min(wait, cursor.remaining)
     except ConnectionFailed as failure:
         raise off_the_loop(diagnosed, failure, cursor.address, cursor.tls) from error
