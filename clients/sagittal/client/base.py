@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from google.protobuf.message import Message
 
-from sagittal.client.building import build, split_model
+from sagittal.client.building import build, check_kind, split_model
 from sagittal.client.errors import InvalidRequest
 from sagittal.client.methods import Method, MethodLike, pack_method, resolve_method
 from sagittal.client.models import Model
@@ -25,8 +25,8 @@ class BaseClient:
 
     def __init__(self, address: str, *, token: str, tls: TLS | None, options: Options | None) -> None:
         self.address = full_address(address)
-        self.options = options or Options()
-        self._tls = tls
+        self.options = Options() if options is None else check_kind(options, Options, "options", "Options(...)")
+        self._tls = None if tls is None else check_kind(tls, TLS, "tls", "TLS(...), or None")
         self._metadata = call_metadata(self.address, token, tls, self.options)
 
     def __repr__(self) -> str:

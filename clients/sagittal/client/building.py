@@ -60,6 +60,20 @@ def check_kind(value: object, kind: type[T], field: str, expected: str) -> T:
     return value
 
 
+def check_seconds(settings: object, names: Iterable[str], path: str) -> None:
+    """Raises InvalidRequest for a setting that is no time in seconds."""
+    for name in names:
+        seconds = getattr(settings, name)
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < MAX_SECONDS:
+            raise InvalidRequest(f"got {shown(seconds)}; expected seconds, at least 0", field=f"{path}.{name}")
+
+
+def check_listener(listener: object, field: str) -> None:
+    """Raises InvalidRequest for what cannot be called with an event; None is called with none."""
+    if listener is not None and not callable(listener):
+        raise InvalidRequest(f"got {shown(listener)}; expected a function that takes an event", field=field)
+
+
 def check_several(values: Iterable[T], field: str, expected: str) -> Iterable[T]:
     """Returns several values. Raises InvalidRequest for a text or another single value, whose parts nobody means."""
     single = isinstance(values, str | bytes | bytearray | memoryview) or hasattr(values, "__array__")

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 
 import grpc
 
-from sagittal.client.building import build, build_durations, check_names, check_several, split_model
+from sagittal.client.building import build, build_durations, check_listener, check_names, check_several, split_model
 from sagittal.client.errors import InvalidRequest, Unavailable, from_rpc_error
 from sagittal.client.explanation import terminal_error
 from sagittal.client.images import ACCEPTED, ImageLike, UnreadableImage, encode_image
@@ -88,6 +88,7 @@ class Fitting:
         on_progress: OnProgress,
     ) -> None:
         check_names(options, FitOptions.__optional_keys__)
+        check_listener(on_progress, "on_progress")
         check_several(images, "images", f"each {ACCEPTED}")
         self.settings = _settings(name, model, targets, options)
         self.fault: Exception | None = None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 
+from sagittal.client.building import check_kind, check_seconds
 from sagittal.client.errors import InvalidRequest
 
 #: Largest message in bytes, either way, which is what the service takes unless it is set otherwise there.
@@ -34,6 +35,10 @@ class Retry:
     """Wait before the second try, in seconds."""
     longest_wait: float = 5.0
     """Longest wait between two tries, in seconds."""
+
+    def __post_init__(self) -> None:
+        """Checks the times."""
+        check_seconds(self, ("call_seconds", "stream_seconds", "first_wait", "longest_wait"), "retry")
 
     def wait(self, attempt: int) -> float:
         """Returns the wait after a failed attempt (from 1) in seconds: half of it is chance."""
@@ -86,6 +91,15 @@ class Options:
     retry: Retry = field(default_factory=Retry)
     allow_plaintext_token: bool = False
     """Lets a token travel unencrypted to another machine, inside a mesh that encrypts for instance."""
+
+    def __post_init__(self) -> None:
+        """Checks the limits."""
+        check_seconds(self, ("timeout", "keepalive_seconds"), "options")
+        check_kind(self.retry, Retry, "options.retry", "Retry(...)")
+        if check_kind(self.max_message_bytes, int, "options.max_message_bytes", "bytes") < 1:
+            raise InvalidRequest(
+                f"got {self.max_message_bytes}; expected at least 1", field="options.max_message_bytes"
+            )
 
     def channel_arguments(self, tls: TLS | None) -> Sequence[tuple[str, str | int]]:
         """Returns gRPC's names for these options."""

@@ -183,6 +183,7 @@ MISTAKES = {
     "request_id": lambda client: client.explain(IMAGE, model="lamp", request_id=7),
     "partial masks": lambda client: client.explain(IMAGE, model="lamp", partial_masks="no"),
     "detach": lambda client: client.stream(IMAGE, model="lamp", detach="yes"),
+    "listener": lambda client: client.explain(IMAGE, model="lamp", on_event=5),
     "submit": lambda client: client.submit(None, model="lamp"),
     "job": lambda client: client.get(5),
     "watch": lambda client: client.watch("job", after_sequence=-1),
@@ -202,6 +203,24 @@ MISTAKES = {
     "fit's number": lambda client: client.concepts.fit([], name="s", model="lamp", targets=[1], epochs="many"),
     "fit's deadline": lambda client: client.concepts.fit([], name="s", model="lamp", targets=[1], deadline="1"),
 }  # fmt: skip
+
+
+SETTINGS = {
+    "options": lambda: Client(options={"timeout": 3}),
+    "tls": lambda: Client(tls=True),
+    "address": lambda: Client(5),
+    "options.timeout": lambda: Options(timeout="3"),
+    "options.max_message_bytes": lambda: Options(max_message_bytes=0),
+    "options.retry": lambda: Options(retry=3),
+    "retry.call_seconds": lambda: Retry(call_seconds=-1),
+}
+
+
+@pytest.mark.parametrize("field", SETTINGS)
+def test_a_setting_that_cannot_be_is_named(field) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        SETTINGS[field]()
+    assert caught.value.field == field
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -22,7 +22,7 @@ from sagittal.client.aio.concurrency import (
 from sagittal.client.aio.streams import AsyncEventStream, Reading, wait_after
 from sagittal.client.base import BaseClient, list_request, spec_for, wanted_name
 from sagittal.client.batch import Batch, Images, Outcome
-from sagittal.client.building import build, checked_timeout, named, split_model
+from sagittal.client.building import build, check_listener, checked_timeout, named, split_model
 from sagittal.client.diagnosis import diagnosed
 from sagittal.client.errors import (
     ConnectionFailed,
@@ -109,6 +109,7 @@ class AsyncClient(BaseClient):
                 option `deadline` bounds the job itself, which then gives the best answer that it has.
             options: See `ExplainOptions`.
         """
+        check_listener(on_event, "on_event")
         async with await self.stream(image, timeout=timeout, **options) as events:
             async for event in events:
                 if on_event is not None:

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from sagittal.client.base import BaseClient, list_request, spec_for, wanted_name
 from sagittal.client.batch import Batch, Images, Outcome
-from sagittal.client.building import build, checked_timeout, named, split_model
+from sagittal.client.building import build, check_listener, checked_timeout, named, split_model
 from sagittal.client.diagnosis import diagnosed
 from sagittal.client.errors import (
     ConnectionFailed,
@@ -110,6 +110,7 @@ class Client(BaseClient):
                 option `deadline` bounds the job itself, which then gives the best answer that it has.
             options: See `ExplainOptions`.
         """
+        check_listener(on_event, "on_event")
         with self.stream(image, timeout=timeout, **options) as events:
             for event in events:
                 if on_event is not None:
