@@ -6,7 +6,7 @@ IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: demo test test-architectures chaos check protos client bench bench-engine bench-service bench-peers soak bench-quality bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan peers
+.PHONY: demo test test-architectures test-kernels chaos check protos client bench bench-engine bench-service bench-peers soak bench-quality bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan peers
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -41,6 +41,12 @@ test: $(VENV)/.installed-dev $(VENV)-peers/.installed ## Runs the whole test sui
 
 test-architectures: $(VENV)/.installed-dev ## Runs every method on whole ResNet, MobileNet, ConvNeXt, ViT and Swin networks (a minute or more).
 	SAGITTAL_TEST_WHOLE=yes $(BIN)/python -m pytest tests/unit/models/test_architectures.py
+
+# What libraries compute rests on the processor: these settings stand for others.
+ENGINE_TESTS := $(BIN)/python -m pytest --quiet tests/unit/engine tests/unit/models/test_loading.py tests/unit/models/test_row_equality.py
+test-kernels: $(VENV)/.installed-dev ## Runs the engine's tests with the kernels of other processors (a minute).
+	MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1 $(ENGINE_TESTS)
+	ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 $(ENGINE_TESTS)
 
 fuzz: $(VENV)/.installed-dev ## Fuzzes for SECONDS (1200) each: every RPC, pictures, stored jobs and events, model files.
 	PYTHONPATH=tests $(BIN)/python -m fuzzing --seconds $(or $(SECONDS),1200) --keep out/fuzzing
