@@ -24,7 +24,7 @@ from sagittal.runtime.job_events import LASTING, PASSING, classify
 from sagittal.v1 import explanation_pb2, explanation_service_pb2, method_pb2, model_service_pb2, tensor_pb2
 from sagittal.worker.catalogue import describe_model
 from sagittal.worker.checkpoints import unpack
-from sagittal.worker.concept_jobs import ConceptShelf
+from sagittal.worker.concepts.jobs import ConceptShelf
 from sagittal.worker.work import read_work
 
 #: Bytes of an input.

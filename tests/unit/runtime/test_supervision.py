@@ -29,7 +29,7 @@ UNSUPERVISED = {
     "server/many.py": "awaited by the call, which raises what they raise",
     "server/relay.py": "awaited by the call, or by the work that outlives it",
     "server/service.py": "awaited by `stop`",
-    "worker/concept_images.py": "hands every failure to the job that takes the images",
+    "worker/concepts/images.py": "hands every failure to the job that takes the images",
 }
 
 
@@ -224,10 +224,12 @@ async def test_a_callback_that_fails_on_the_loop_is_logged_and_counted() -> None
 
 def test_nothing_starts_tasks_or_threads_but_the_supervisor() -> None:
     """A new place either uses the supervisor, or says here who reports its failure."""
-    packages = [Path(path) for path in (*sagittal.runtime.__path__, *sagittal.worker.__path__)]
-    folders = [packages[0], packages[0].parent / "server", packages[-1]]
+    service, worker = Path(next(iter(sagittal.runtime.__path__))).parent, Path(next(iter(sagittal.worker.__path__)))
     found = {
-        f"{folder.name}/{file.name}" for folder in folders for file in folder.glob("*.py") if _starts_something(file)
+        str(file.relative_to(folder.parent if folder is worker else folder))
+        for folder in (service, worker)
+        for file in folder.rglob("*.py")
+        if _starts_something(file)
     }
     assert found == set(UNSUPERVISED)
 

@@ -8,9 +8,9 @@ from safetensors import safe_open
 
 from sagittal.core.errors import AlreadyExists, FailedPrecondition, InvalidRequest, NotFound
 from sagittal.explain.concepts import SRAE
+from sagittal.registry.concept_changes import apply_changes
 from sagittal.v1 import concept_pb2, concept_service_pb2
-from sagittal.worker.concept_changes import apply_changes
-from sagittal.worker.concept_store import ConceptStore, StoredFeatures
+from sagittal.worker.concepts.store import ConceptStore, StoredFeatures
 
 Change = concept_service_pb2.ConceptChange
 

@@ -32,7 +32,7 @@ from sagittal.models.loaded import LoadedModel
 from sagittal.runtime.tracing import NO_TRACER, Tracer
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.worker.checkpoints import Checkpoints
-from sagittal.worker.concept_jobs import Answer, answer_event
+from sagittal.worker.concepts.jobs import Answer, answer_event
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.quality import Quality
 from sagittal.worker.trace import JobTrace, job_log

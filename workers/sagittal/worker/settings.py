@@ -11,7 +11,7 @@ from sagittal.models.sources import Access
 from sagittal.runtime.settings import QueueSettings
 from sagittal.runtime.telemetry import LogFormat, LogLevel, own_name
 from sagittal.runtime.tracing import TracingSettings
-from sagittal.worker.concept_settings import ConceptSettings
+from sagittal.worker.concepts.store import ConceptSettings
 from sagittal.worker.device_memory import MIB, usable_bytes
 from sagittal.worker.selection import Selection
 

@@ -19,7 +19,7 @@ from sagittal.explain.sets.regions import ask_regions
 from sagittal.models.loaded import LoadedModel
 from sagittal.v1 import explanation_service_pb2, method_pb2, model_pb2, model_service_pb2
 from sagittal.worker.checkpoints import unpack
-from sagittal.worker.concept_jobs import ANSWERS, ConceptShelf, fit_steps, with_concepts
+from sagittal.worker.concepts.jobs import ANSWERS, ConceptShelf, fit_steps, with_concepts
 from sagittal.worker.questions import PROGRESS_SECONDS, read_image, read_question, read_request
 
 #: Classes that a prediction returns where the request names no number.

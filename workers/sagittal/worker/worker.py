@@ -14,7 +14,7 @@ from sagittal.core.jobs import JobState, Lease
 from sagittal.runtime.queue import LeaseLost, WorkerQueue
 from sagittal.runtime.supervision import THREAD_FAILURES, Supervised, SupervisionObserver, Supervisor
 from sagittal.runtime.tracing import NO_TRACER, Tracer, within
-from sagittal.worker.concept_jobs import ConceptShelf
+from sagittal.worker.concepts.jobs import ConceptShelf
 from sagittal.worker.device_memory import MIB, resident_bytes
 from sagittal.worker.hosted import Hosted
 from sagittal.worker.metrics import WorkerMetrics

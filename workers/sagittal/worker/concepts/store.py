@@ -13,10 +13,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import structlog
 import torch
 from google.protobuf.message import DecodeError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -34,6 +36,20 @@ _SUFFIX = ".safetensors"
 _DESCRIPTION = "description"
 _WEIGHTS = "srae."
 _FORMAT = "sagittal concept set 1"
+
+
+class ConceptSettings(BaseModel):
+    """Where concept sets are kept, and what they may be fitted to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    directory: Path | None = None
+    """Directory of the concept sets, which all workers share and can write. Not set: no set can be fitted or read."""
+    datasets: dict[str, Path] = {}
+    """Directories of pictures that sets may be fitted to, by name, as JSON. Any caller may name them, and sees the
+    pictures that excite a concept."""
+    max_feature_bytes: Annotated[int, Field(ge=0)] = 1024 * 1024 * 1024
+    """Bytes of extracted features that are kept in the directory; the oldest go first. 0 keeps none."""
 
 
 class ConceptStore:

@@ -17,14 +17,20 @@ from sagittal.explain.events import Warning
 from sagittal.explain.problem import Question
 from sagittal.explain.steps import Steps
 from sagittal.models.loaded import LoadedModel
+from sagittal.registry.concept_changes import apply_changes
 from sagittal.v1 import concept_pb2, concept_service_pb2, explanation_pb2
 from sagittal.worker.checkpoints import unpack
-from sagittal.worker.concept_annotations import annotations_of, sent_annotations
-from sagittal.worker.concept_changes import apply_changes
-from sagittal.worker.concept_description import describe_fit, fitted_concepts
-from sagittal.worker.concept_images import ReadImages, digest_of, file_message, files_of, no_annotations
-from sagittal.worker.concept_settings import ConceptSettings
-from sagittal.worker.concept_store import ConceptStore, StoredFeatures
+from sagittal.worker.concepts.description import describe_fit, fitted_concepts
+from sagittal.worker.concepts.images import (
+    ReadImages,
+    annotations_of,
+    digest_of,
+    file_message,
+    files_of,
+    no_annotations,
+    sent_annotations,
+)
+from sagittal.worker.concepts.store import ConceptSettings, ConceptStore, StoredFeatures
 
 #: Sets on a page where the request does not say, and most.
 DEFAULT_PAGE, MAX_PAGE = 50, 1_000

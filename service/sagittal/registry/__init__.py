@@ -1,0 +1,1 @@
+"""The registry of models and concept sets on Redis."""
