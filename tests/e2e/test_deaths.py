@@ -70,9 +70,10 @@ def test_of_five_jobs_and_one_that_kills_its_worker_only_that_one_is_dead_letter
 @pytest.mark.parametrize("factory", ["HangsOnRed", "HangsOnRedWithTheLock"])
 def test_a_step_that_hangs_ends_with_its_process_and_jobs_of_other_models_are_done(private_stack, factory) -> None:
     stack, port = private_stack, free_port()
-    stack.start_service()
+    attempts = {"SAGITTAL_QUEUE__MAX_ATTEMPTS": "2"}
+    stack.start_service(**attempts)
     worker = stack.start_worker(
-        models=model(factory) + KNOWN_MODEL, SAGITTAL_STALL_SECONDS="2", SAGITTAL_METRICS_PORT=str(port)
+        models=model(factory) + KNOWN_MODEL, SAGITTAL_STALL_SECONDS="2", SAGITTAL_METRICS_PORT=str(port), **attempts
     )
     stack.wait_for_model("deadly")
     stack.wait_for_model("left")
@@ -82,7 +83,7 @@ def test_a_step_that_hangs_ends_with_its_process_and_jobs_of_other_models_are_do
         innocent = client.submit(PICTURE, model="left", target=1, method=QUICK).job_id
         other, killer = wait_for_end(client, innocent, guilty, seconds=3 * PATIENCE)
         assert other.state == "completed"
-        assert (killer.state, killer.failure_reason, killer.attempt) == ("failed", "JOB_BURIED", 3)
+        assert (killer.state, killer.failure_reason, killer.attempt) == ("failed", "JOB_BURIED", 2)
     first = events_of(worker, "worker-process-hangs")[0]
     assert first["doing"] == ["a step of deadly"]
     assert guilty in first["jobs"]
@@ -90,9 +91,9 @@ def test_a_step_that_hangs_ends_with_its_process_and_jobs_of_other_models_are_do
 
     def counted() -> bool:
         with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-            return 'sagittal_worker_restarts_total{reason="hung"} 3.0' in answer.read().decode()
+            return 'sagittal_worker_restarts_total{reason="hung"} 2.0' in answer.read().decode()
 
-    wait_until(lambda: len(events_of(worker, "worker-started")) == 4, "the last process runs")
+    wait_until(lambda: len(events_of(worker, "worker-started")) == 3, "the last process runs")
     wait_until(counted, "the metric counts them")
 
 
