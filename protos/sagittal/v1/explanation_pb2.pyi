@@ -292,7 +292,7 @@ class ExplanationSpec(_message.Message):
 
     @_builtins.property
     def deadline(self) -> _duration_pb2.Duration:
-        """Time the job may take from its acceptance, waiting included. Not set means the server's limit."""
+        """Time the job may take from its acceptance, waiting and measuring included. Not set means the server's limit."""
 
     @_builtins.property
     def progress_interval(self) -> _duration_pb2.Duration:
@@ -1294,7 +1294,7 @@ class Completed(_message.Message):
     parameters_json: _builtins.str
     """Its parameters, defaults filled in, as JSON."""
     truncated: _builtins.bool
-    """True where a budget or deadline ended the search early and this is the best so far."""
+    """True if a budget or deadline ended the search early, or a deadline the measuring: this is the best so far."""
     truncated_by: _builtins.str
     """Which budget that was: "evaluations" or "deadline"; empty where none did."""
     metric_evaluations: _builtins.int
