@@ -36,6 +36,20 @@ class ResolvedMethod:
     stateful: bool = False
     """Whether the answer depends on more than the request, and so is never shared."""
 
+    def message(self) -> method_pb2.Method:
+        """Returns the method with every parameter that it takes: whoever resolves it gets these values."""
+        method = method_pb2.Method()
+        if self.field == _CUSTOM:
+            method.custom.name = self.name
+            method.custom.parameters.update(self.parameters)
+            return method
+        typed: Message = getattr(method, self.field)
+        typed.SetInParent()
+        for name, value in self.parameters.items():
+            if name in typed.DESCRIPTOR.fields_by_name and value is not None:  # None leaves the choice to the method
+                _set(typed, name, value)
+        return method
+
 
 def resolve(
     method: method_pb2.Method, catalogue: Iterable[model_pb2.MethodDescription], *, field: str = "method"
@@ -131,6 +145,17 @@ def _plain(field: FieldDescriptor, value: Any, path: Path) -> Any:
             raise InvalidRequest(text, field=f"{path}.{field.name}")
         return name
     return value
+
+
+def _set(message: Message, name: str, value: Any) -> None:
+    """Sets a parameter so that `typed_parameters` reads it again."""
+    enum: Any = message.DESCRIPTOR.fields_by_name[name].enum_type
+    if isinstance(value, bytes):
+        getattr(message, name).ParseFromString(value)
+    elif enum is not None:
+        setattr(message, name, next(number for number in enum.values_by_number if enum_name(enum, number) == value))
+    else:
+        setattr(message, name, value)
 
 
 def _names(listed: Iterable[model_pb2.MethodDescription]) -> str:

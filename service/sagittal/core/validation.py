@@ -47,10 +47,15 @@ class TimeLimits:
     """Longest deadline that a request may name."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CheckedSpec:
-    """What a valid specification means."""
+    """A valid specification, resolved: nothing in it is left to the defaults of whoever reads it later."""
 
+    model: model_pb2.Model
+    request: explanation_pb2.ExplanationSpec
+    """The specification without its images, with every parameter, the class's index and all that was left out."""
+    images: Mapping[str, tuple[str, tensor_pb2.Image]]
+    """The images by name, each with its path in the request."""
     method: ResolvedMethod | None
     """None if no worker has loaded the model yet: the worker that does checks method and label."""
     target: int | None
@@ -63,38 +68,51 @@ class CheckedSpec:
         """The method as the catalogue lists it; empty if it is not known yet."""
         return self.method.name if self.method is not None else ""
 
-    def question(self, spec: explanation_pb2.ExplanationSpec, model: model_pb2.Model) -> Mapping[str, Any] | None:
-        """Returns everything but the pictures that the answer depends on; None for an answer that is never shared."""
+    @property
+    def question(self) -> Mapping[str, Any] | None:
+        """Everything but the images that the answer depends on; None for an answer that is never shared."""
         if self.method is None or self.method.stateful:
             return None
+        request, model = self.request, self.model
         return {
             "model": [model.name, model.version, model.revision, model.digest],
             "method": [self.method.name, dict(self.method.parameters)],
             "target": self.target,
-            "baseline": [spec.baseline.kind or explanation_pb2.BASELINE_KIND_BLUR, shortest(spec.baseline.blur_sigma)],
-            "metrics": _metrics(spec.metrics),
-            "seed": spec.seed,
-            "max_evaluations": spec.max_evaluations,
-            "partial_masks": spec.partial_masks,
+            "baseline": [request.baseline.kind, shortest(request.baseline.blur_sigma)],
+            "metrics": self._metrics,
+            "seed": request.seed,
+            "max_evaluations": request.max_evaluations,
+            "partial_masks": request.partial_masks,
         }
 
-    def setting(self, spec: explanation_pb2.ExplanationSpec) -> str:
-        """Returns what of the request decides its cost; empty if the method is not known yet."""
+    @property
+    def setting(self) -> str:
+        """What of the request decides its cost; empty if the method is not known yet."""
         if self.method is None:
             return ""
-        skip, protocol, steps, _ = _metrics(spec.metrics)
+        skip, protocol, steps, _ = self._metrics
         return setting_of(self.method.parameters, curve_steps=0 if skip else steps, curve_protocol=str(protocol))
 
-    def most_evaluations(self, spec: explanation_pb2.ExplanationSpec) -> int:
-        """Returns the evaluations within which its budget keeps a job, two curves included; 0 for no bound."""
-        skip, _, steps, _ = _metrics(spec.metrics)
-        return spec.max_evaluations + (0 if skip else 2 * steps) if spec.max_evaluations else 0
+    @property
+    def most_evaluations(self) -> int:
+        """The evaluations within which its budget keeps a job, two curves included; 0 for no bound."""
+        skip, _, steps, _ = self._metrics
+        bound = self.request.max_evaluations
+        return bound + (0 if skip else 2 * steps) if bound else 0
+
+    @property
+    def _metrics(self) -> list[Any]:
+        metrics = self.request.metrics
+        boxes = [[box.left, box.top, box.right, box.bottom] for box in metrics.boxes]
+        return [metrics.skip_curves, metrics.curve_protocol, metrics.curve_steps, boxes]
 
 
 def check_spec(
     spec: explanation_pb2.ExplanationSpec, model: model_pb2.Model, limits: TimeLimits, *, field: str = "spec"
 ) -> CheckedSpec:
-    """Checks everything but the content of the pictures; method and label if a worker has loaded the model.
+    """Checks and resolves everything but the content of the images; method and label if a worker has loaded the model.
+
+    Takes the images out of `spec`.
 
     Raises:
         InvalidRequest: a field is wrong.
@@ -113,11 +131,44 @@ def check_spec(
         _seconds(spec.progress_interval, 0.0, MAX_PROGRESS_INTERVAL, f"{field}.progress_interval")
     described = is_described(model)
     target_known = spec.HasField("target") and (described or spec.target.WhichOneof("target") != "label")
+    method = resolve(spec.method, model.methods, field=f"{field}.method") if described else None
+    target = resolve_target(spec.target, model, f"{field}.target") if target_known else None
+    deadline = _deadline(spec, limits, f"{field}.deadline")
+    images = _take_images(spec, field)
     return CheckedSpec(
-        method=resolve(spec.method, model.methods, field=f"{field}.method") if described else None,
-        target=resolve_target(spec.target, model, f"{field}.target") if target_known else None,
-        deadline=_deadline(spec, limits, f"{field}.deadline"),
+        model=model,
+        request=_resolved(spec, model, method, target),
+        images=images,
+        method=method,
+        target=target,
+        deadline=deadline,
     )
+
+
+def _take_images(spec: explanation_pb2.ExplanationSpec, field: str) -> Mapping[str, tuple[str, tensor_pb2.Image]]:
+    images = {"image": (f"{field}.image", spec.image)}
+    spec.ClearField("image")
+    if spec.baseline.HasField("image"):
+        images["baseline"] = (f"{field}.baseline.image", spec.baseline.image)
+        spec.baseline.ClearField("image")
+    return images
+
+
+def _resolved(
+    spec: explanation_pb2.ExplanationSpec, model: model_pb2.Model, method: ResolvedMethod | None, target: int | None
+) -> explanation_pb2.ExplanationSpec:
+    """Returns a specification without images in which nothing that is known is left to a default."""
+    resolved = explanation_pb2.ExplanationSpec()
+    resolved.CopyFrom(spec)
+    resolved.model_version = model.version
+    if method is not None:
+        resolved.method.CopyFrom(method.message())
+    if target is not None:
+        resolved.target.index = target
+    resolved.baseline.kind = spec.baseline.kind or explanation_pb2.BASELINE_KIND_BLUR
+    resolved.metrics.curve_protocol = spec.metrics.curve_protocol or explanation_pb2.CURVE_PROTOCOL_MASK
+    resolved.metrics.curve_steps = spec.metrics.curve_steps or DEFAULT_CURVE_STEPS
+    return resolved
 
 
 def check_image_set(image: tensor_pb2.Image, field: str) -> None:
@@ -151,12 +202,6 @@ def check_request_id(request_id: str, field: str) -> None:
     if len(request_id) > MAX_REQUEST_ID:
         text = f"{field} has {len(request_id)} characters; give at most {MAX_REQUEST_ID}"
         raise InvalidRequest(text, field=field)
-
-
-def _metrics(metrics: explanation_pb2.Metrics) -> list[Any]:
-    boxes = [[box.left, box.top, box.right, box.bottom] for box in metrics.boxes]
-    protocol = metrics.curve_protocol or explanation_pb2.CURVE_PROTOCOL_MASK
-    return [metrics.skip_curves, protocol, metrics.curve_steps or DEFAULT_CURVE_STEPS, boxes]
 
 
 def _deadline(spec: explanation_pb2.ExplanationSpec, limits: TimeLimits, field: str) -> float:

@@ -105,29 +105,27 @@ class Intake:
         model = await self._catalogue.model(spec.model, spec.model_version, field="spec.model")
         check_loadable(model, "spec.model")
         checked = check_spec(spec, model, self._settings.limits())
-        pictures = {"image": ("spec.image", spec.image)}
-        if spec.baseline.HasField("image"):
-            pictures["baseline"] = ("spec.baseline.image", spec.baseline.image)
-        question = checked.question(spec, model)
-        examined = await self._pictures.examine(pictures, model.preprocessing.input_size, question, caller.tenant)
-        setting = checked.setting(spec)
-        cost = await self._estimates.of(model, checked.method_name, setting, checked.most_evaluations(spec))
+        request = checked.request
+        examined = await self._pictures.examine(
+            checked.images, model.preprocessing.input_size, checked.question, caller.tenant
+        )
+        cost = await self._estimates.of(model, checked.method_name, checked.setting, checked.most_evaluations)
         job = NewJob(
             job_id=new_job_id(),
             kind=JobKind.EXPLANATION,
             model=model.name,
             version=model.version,
             method=checked.method_name,
-            lane=LANES[spec.lane],
-            request=_without_pictures(spec, model, checked.target),
+            lane=LANES[request.lane],
+            request=request.SerializeToString(),
             images=examined.images,
             deadline=time.time() + checked.deadline,
-            request_id=spec.request_id,
+            request_id=request.request_id,
             tenant=caller.tenant,
             content_key=examined.content_key,
-            cache=CACHE_POLICIES[spec.cache_policy],
+            cache=CACHE_POLICIES[request.cache_policy],
             estimated_evaluations=math.ceil(cost.evaluations),
-            setting=setting,
+            setting=checked.setting,
             trace_context=caller.trace_context,
         )
         return await self._submit(job, model, cost.seconds)
@@ -169,16 +167,6 @@ class Intake:
             ready_workers=workers,
         )
         return job, is_new
-
-
-def _without_pictures(spec: explanation_pb2.ExplanationSpec, model: model_pb2.Model, target: int | None) -> bytes:
-    spec.ClearField("image")
-    if spec.HasField("baseline"):
-        spec.baseline.ClearField("image")
-    spec.model_version = model.version
-    if target is not None:
-        spec.target.index = target
-    return spec.SerializeToString()
 
 
 def _accepted(job: NewJob, workers: int, seconds: float) -> bytes:

@@ -180,3 +180,41 @@ def test_a_custom_parameter_that_json_does_not_have_is_refused_by_its_name(numbe
         with pytest.raises(InvalidRequest, match="finite") as caught:
             resolve(custom("glow", needed=1.0, colour=nested), catalogue(), field="spec.method")
         assert caught.value.field == "spec.method.custom.parameters.colour"
+
+
+def drifted() -> list[model_pb2.MethodDescription]:
+    """The catalogue of another worker, whose defaults are others."""
+    others = {"mask_size": 7, "l1_weight": 9.5, "step_size": 3.25, "optimizer": "nesterov", "probability": 0.125}
+    others |= {"colour": "blue", "steps": 9, "bright": True}
+    changed = catalogue()
+    for description in changed:
+        for each in description.parameters:
+            if each.name in others:
+                each.default.CopyFrom(json_format.ParseDict(others[each.name], struct_pb2.Value()))
+    return changed
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        of(),
+        of(igos_plus_plus={"mask_size": 14}),
+        of(igos_plus_plus={"optimizer": method_pb2.OPTIMIZER_LINE_SEARCH, "l1_weight": 0.3}),
+        of(rise=method_pb2.RISE()),
+        of(excitation_backprop=method_pb2.ExcitationBackprop()),
+        of(excitation_backprop={"layer": "features"}),
+        of(
+            evaluate_mask=method_pb2.EvaluateMask(
+                heatmap=tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=[1, 1], data=bytes(4))
+            )
+        ),
+        custom("glow", needed=2.5),
+        custom("glow", needed=2.5, colour="green", steps=2),
+        custom("igos++", mask_size=14),
+    ],
+)
+def test_a_resolved_method_means_the_same_to_a_worker_with_other_defaults(method: method_pb2.Method) -> None:
+    resolved = resolve(method, catalogue())
+    again = resolve(resolved.message(), drifted())
+    assert (again.name, again.field, again.parameters) == (resolved.name, resolved.field, resolved.parameters)
+    assert resolve(again.message(), catalogue()).parameters == resolved.parameters

@@ -163,7 +163,7 @@ def test_what_does_not_change_the_answer_does_not_change_the_question(fields: di
 
 
 def question(asked: api.ExplanationSpec, model: model_pb2.Model) -> dict[str, Any]:
-    return dict(check_spec(asked, model, LIMITS).question(asked, model))
+    return dict(check_spec(asked, model, LIMITS).question or {})
 
 
 def test_every_enum_of_the_specification_is_checked() -> None:
@@ -173,3 +173,25 @@ def test_every_enum_of_the_specification_is_checked() -> None:
             with pytest.raises(SagittalError) as caught:
                 check_spec(spec(**{name: 999}), bird_model(), LIMITS)
             assert caught.value.field == f"spec.{name}"
+
+
+def test_what_is_queued_leaves_nothing_to_the_defaults_of_who_reads_it() -> None:
+    asked = spec(target=api.Target(label="robin"), request_id="mine", seed=7)
+    checked = check_spec(asked, bird_model(), LIMITS)
+    queued = checked.request
+    assert queued.target.index == 3
+    assert queued.model_version == bird_model().version
+    assert checked.method is not None
+    assert queued.method == checked.method.message()
+    assert (queued.metrics.curve_steps, queued.metrics.curve_protocol) == (50, api.CURVE_PROTOCOL_MASK)
+    assert queued.baseline.kind == api.BASELINE_KIND_BLUR
+    assert (queued.request_id, queued.seed) == ("mine", 7)
+    assert not queued.HasField("image")
+    assert checked.images["image"] == ("spec.image", IMAGE)
+
+
+def test_a_request_that_names_its_defaults_is_the_same_question() -> None:
+    bare = check_spec(spec(), bird_model(), LIMITS)
+    whole = check_spec(spec(method=bare.request.method, metrics=bare.request.metrics), bird_model(), LIMITS)
+    assert whole.question == bare.question
+    assert whole.request == bare.request

@@ -14,6 +14,7 @@ from sagittal.core.images import ImageLimits, model_input
 from sagittal.core.methods import ResolvedMethod, resolve
 from sagittal.core.targets import resolve_target
 from sagittal.core.tensors import array_of
+from sagittal.core.validation import DEFAULT_CURVE_STEPS
 from sagittal.explain import (
     EXPLAINERS,
     Black,
@@ -50,9 +51,6 @@ class Request:
 
 #: Time between two progress events where the request names none, in seconds.
 PROGRESS_SECONDS = 0.25
-
-#: Steps of a curve where the request names none.
-DEFAULT_CURVE_STEPS = 50
 
 
 def read_request(
