@@ -10,7 +10,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from sagittal.core.costs import MAX_EVALUATIONS
-from sagittal.core.errors import EventsExpired, Expired, FailedPrecondition, JobBuried
+from sagittal.core.errors import EventsExpired, Expired, FailedPrecondition, JobBuried, JobFailed, SagittalError
 from sagittal.core.jobs import JobState
 from sagittal.core.status import from_status, to_status
 from sagittal.runtime.telemetry import trace_id
@@ -41,7 +41,7 @@ class Settled:
 class Ending:
     """A run, or a job of it, that the queue must end because no worker will."""
 
-    reason: Literal["buried", "cancelled", "expired"]
+    reason: Literal["buried", "cancelled", "expired", "damaged"]
     scope: Literal["run", "job"]
     job_id: str
     token: str
@@ -58,7 +58,8 @@ class Ending:
     @property
     def error_reason(self) -> str:
         """Why it failed, as in `ErrorInfo`; empty where it was cancelled."""
-        return {"buried": JobBuried.reason, "expired": Expired.reason, "cancelled": ""}[self.reason]
+        reasons = {"buried": JobBuried.reason, "expired": Expired.reason, "damaged": JobFailed.reason}
+        return reasons.get(self.reason, "")
 
     def log(self, trace_context: bytes) -> None:
         """Logs that it was ended."""
@@ -76,7 +77,9 @@ class Ending:
             return cancelled_event(self.detail, now)
         if self.reason == "expired":
             when = "while it ran, its worker lost or hung" if self.attempt else "before a worker was free"
-            error: Expired | JobBuried = Expired(f"the deadline passed {when}; allow more time")
+            error: SagittalError = Expired(f"the deadline passed {when}; allow more time")
+        elif self.reason == "damaged":
+            error = JobFailed("the job's record in Redis was damaged, and it cannot be run: send the request again")
         else:
             error = JobBuried(
                 f"the job lost its worker {self.attempt} times, the last one was {self.worker!r}: it is not tried "

@@ -12,7 +12,7 @@ _SECONDS = (0.0002, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 
 
 #: Why the queue ends what no worker will.
-ENDINGS = ("buried", "expired", "cancelled")
+ENDINGS = ("buried", "expired", "cancelled", "damaged")
 
 #: The operation that waits for something to come: how long that takes says nothing of Redis.
 WAIT = "wait"
@@ -34,7 +34,11 @@ class QueueObserver(Protocol):
         ...
 
     def ended(self, reason: str) -> None:
-        """The queue ended a run or a job that no worker will: buried, expired or cancelled."""
+        """The queue ended a run or a job that no worker will: buried, expired, cancelled or damaged."""
+        ...
+
+    def quarantined(self, kind: str) -> None:
+        """A record in Redis was damaged, and was set aside or corrected."""
         ...
 
 
@@ -51,6 +55,9 @@ class NoObserver:
         """Does nothing."""
 
     def ended(self, reason: str) -> None:
+        """Does nothing."""
+
+    def quarantined(self, kind: str) -> None:
         """Does nothing."""
 
 
@@ -88,8 +95,14 @@ class QueueMetrics:
         )
         self._ended = Counter(
             "sagittal_jobs_ended_by_queue",
-            "Runs and jobs that the queue ended, by reason: buried, expired or cancelled.",
+            "Runs and jobs that the queue ended, by reason: buried, expired, cancelled or damaged.",
             ["reason"],
+            registry=registry,
+        )
+        self._quarantined = Counter(
+            "sagittal_quarantined_records",
+            "Records in Redis that were damaged, and were set aside or corrected, by kind of key.",
+            ["kind"],
             registry=registry,
         )
         for reason in ENDINGS:
@@ -111,6 +124,10 @@ class QueueMetrics:
     def ended(self, reason: str) -> None:
         """Counts an ending."""
         self._ended.labels(reason).inc()
+
+    def quarantined(self, kind: str) -> None:
+        """Counts a damaged record."""
+        self._quarantined.labels(kind).inc()
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import structlog
 
@@ -24,7 +24,6 @@ from sagittal.runtime.job_events import Ending, cancelled_event, expired_events,
 from sagittal.runtime.queue_metrics import UNOBSERVED, QueueObserver
 from sagittal.runtime.redis_connection import AsyncRunner, close_async, connect_async
 from sagittal.runtime.redis_scripts import (
-    cost_key,
     load_script,
     parse_costs,
     parse_events,
@@ -34,7 +33,7 @@ from sagittal.runtime.redis_scripts import (
     submit_arguments,
     upload_room,
 )
-from sagittal.runtime.redis_sweep import SWEEPS_IN_A_ROW, end_arguments, parse_sweep, sweep_arguments
+from sagittal.runtime.redis_sweep import AUDIT_SECONDS, SWEEPS_IN_A_ROW, end_arguments, parse_sweep, sweep_arguments
 from sagittal.runtime.redis_watch import LOOK_SECONDS, LogNews
 from sagittal.runtime.settings import MIB, QueueSettings
 from sagittal.runtime.supervision import Supervised, Supervisor
@@ -65,6 +64,7 @@ class RedisJobQueue:
         self._redis = AsyncRunner(connect_async(settings), settings, self._root, observer)
         client = connect_async(settings.model_copy(update={"max_connections": 1}))
         self._news = LogNews(client, self._root, self._supervisor)
+        self._next_audit = 0.0
         self._sweeper: Supervised | None = None
 
     async def submit(self, job: NewJob, accepted: bytes) -> tuple[Job, bool]:
@@ -167,7 +167,7 @@ class RedisJobQueue:
         for _ in range(MOST_LOOKS):
             page = await self._script("list", page_token, limit - len(found), JOBS_AT_ONCE, *filters)
             found += [parse_job(view) for view in page[1:]]
-            page_token = page[0].decode()
+            page_token = page[0].decode(errors="replace")
             if not page_token or len(found) == limit:
                 break
         return found, page_token
@@ -181,18 +181,13 @@ class RedisJobQueue:
         flat = await self._script("backlog")
         found = {}
         for where, queued, running, oldest in zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True):
-            lane, _, model = where.decode().partition(":")
+            lane, _, model = where.decode(errors="replace").partition(":")
             found[model, lane] = Backlog(queued=int(queued), running=int(running), oldest_seconds=float(oldest))
         return found
 
     async def costs(self, model: str, version: str, method: str) -> Mapping[str, Cost]:
         """Returns what settings of a method cost on a model."""
-        key = cost_key(self._settings, model, version, method)
-
-        async def read() -> dict[bytes, bytes]:
-            return cast("dict[bytes, bytes]", await self._redis.client.hgetall(key))
-
-        return parse_costs(await self._redis.run(read, name="costs"))
+        return parse_costs(await self._script("costs", model, version, method))
 
     async def sweep(self) -> int:
         """Ends what is overdue, requeues what was lost, drops what retention has passed; returns the jobs ended.
@@ -232,11 +227,14 @@ class RedisJobQueue:
     async def _sweep(self) -> int:
         ended = 0
         for _ in range(SWEEPS_IN_A_ROW):
-            answer = await self._redis.script(load_script("sweep"), *sweep_arguments(self._settings))
-            more, endings = parse_sweep(answer)
-            for ending in endings:
+            arguments = sweep_arguments(self._settings, audit=time.monotonic() >= self._next_audit)
+            self._next_audit = max(self._next_audit, time.monotonic() + AUDIT_SECONDS if arguments[-1] else 0.0)
+            swept = parse_sweep(await self._redis.script(load_script("sweep"), *arguments))
+            for record in swept.quarantined:
+                record.report(self._observer)
+            for ending in swept.endings:
                 ended += await self._end(ending)
-            if not more:
+            if not swept.more:
                 break
         return ended
 

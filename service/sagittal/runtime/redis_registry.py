@@ -5,6 +5,8 @@ import time
 from collections.abc import Sequence
 from typing import cast
 
+from google.protobuf.message import DecodeError
+
 from sagittal.runtime.queue_metrics import UNOBSERVED, QueueObserver
 from sagittal.runtime.redis_connection import (
     AsyncRunner,
@@ -38,15 +40,14 @@ class RedisModelRegistry:
 
     async def models(self) -> Sequence[model_pb2.Model]:
         """Returns every registered model, by name and version."""
-        entries = await self._redis.script(load_script("registry_read"), "all", "", "")
-        return [each.model for each in _parse_all(entries)]
+        return [each.model for each in sorted(await self._read("all", "", ""), key=_name_and_version)]
 
     async def model(self, name: str, version: str = "") -> model_pb2.Model:
         """Returns one model; an empty version means the latest."""
-        found = await self._redis.script(load_script("registry_read"), "one", name, version)
-        if found and isinstance(found[0], list):
-            return _parse(found[0]).model
-        raise unknown_model(name, version, [key.decode() for key in found])
+        if found := await self._read("one", name, version):
+            return found[0].model
+        known = await self._redis.script(load_script("registry_read"), "all", "", "")
+        raise unknown_model(name, version, [entry[0].decode(errors="replace") for entry in known])
 
     async def epoch(self) -> str:
         """Returns a random value that lives as long as the registry's data."""
@@ -88,6 +89,15 @@ class RedisModelRegistry:
         """Closes all connections."""
         await close_async(self._redis.client)
 
+    async def _read(self, *arguments: str) -> Sequence[Registration]:
+        """Returns registrations; those that are damaged are set aside, and what is left of them is read again."""
+        found, damaged = _parse_all(await self._redis.script(load_script("registry_read"), *arguments))
+        for each in damaged:
+            await self._redis.script(load_script("registry_quarantine"), *each)
+        if damaged:
+            found, _ = _parse_all(await self._redis.script(load_script("registry_read"), *arguments))
+        return found
+
     async def _declare(self, declaration: model_pb2.Model, how: str, *, latest: bool, revision: str) -> None:
         arguments = _declaration(declaration, how, latest=latest, revision=revision)
         verdict = (await self._redis.script(load_script("registry_declare"), *arguments))[0].decode()
@@ -111,11 +121,14 @@ class RedisWorkerRegistry:
 
     def changes(self) -> int:
         """Returns a number that grows whenever a declaration or a wish changes."""
-        return int(self._redis.run(lambda: self._redis.client.get(f"{self._root}changes")) or 0)
+        return int(self._redis.script(load_script("registry_changes")))
 
     def registrations(self) -> Sequence[Registration]:
         """Returns every registered model, by name and version."""
-        return _parse_all(self._redis.script(load_script("registry_read"), "all", "", ""))
+        found, damaged = _parse_all(self._redis.script(load_script("registry_read"), "all", "", ""))
+        for each in damaged:
+            self._redis.script(load_script("registry_quarantine"), *each)
+        return sorted(found, key=_name_and_version)
 
     def publish(self, model: model_pb2.Model) -> bool:
         """Says what this worker found of a model's revision; False where that is no longer the registered one."""
@@ -158,8 +171,40 @@ def _declaration(
     return declaration.name, declaration.version, serialized, moment, how, "1" if latest else "", revision
 
 
-def _parse_all(entries: Sequence[Sequence[bytes]]) -> Sequence[Registration]:
-    return sorted(map(_parse, entries), key=lambda each: (each.model.name, each.model.version))
+def _name_and_version(each: Registration) -> tuple[str, str]:
+    return each.model.name, each.model.version
+
+
+#: A damaged record of a model: its hash, its field, and what is wrong, as the script `registry_quarantine` takes them.
+Damage = tuple[str, bytes, str]
+
+
+def _parse_all(entries: Sequence[Sequence[bytes] | bytes]) -> tuple[list[Registration], list[Damage]]:
+    """Returns the registrations that can be read, and what is damaged; names of models are neither."""
+    found: list[Registration] = []
+    damaged: list[Damage] = []
+    for entry in entries:
+        if isinstance(entry, bytes):
+            continue
+        damage = _damage(entry)
+        if damage is None:
+            found.append(_parse(entry))
+        else:
+            damaged.append(damage)
+    return found, damaged
+
+
+def _damage(entry: Sequence[bytes]) -> Damage | None:
+    """Returns what of a model cannot be parsed; None where all can."""
+    key, found, _, _, declared, _, _, _, *workers = entry
+    parts = [("declared", declared), ("models", found), *(("worker", each) for each in workers)]
+    for name, serialized in parts:
+        kind = model_pb2.WorkerModel if name == "worker" else model_pb2.Model
+        try:
+            kind.FromString(serialized)
+        except DecodeError:
+            return name, key, f"is no serialized {kind.DESCRIPTOR.name}"
+    return None
 
 
 def _parse(entry: Sequence[bytes]) -> Registration:

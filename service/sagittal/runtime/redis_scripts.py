@@ -7,6 +7,7 @@ lost answer.
 
 import functools
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -19,8 +20,8 @@ from sagittal.runtime.settings import QueueSettings
 #: Fields that the script `view` returns for a job.
 VIEW_FIELDS = 17
 
-#: What stands in front of scripts; those of the registry have the first alone.
-SHARED = ("arguments", "common")
+#: What stands in front of scripts: the first two for the registry, three for the queue, and all for `sweep`.
+SHARED = ("arguments", "quarantine", "common", "audit")
 
 #: The scripts that a full Redis refuses; the others let what was accepted come to its end.
 REFUSED_WHEN_FULL = frozenset({"submit", "attach"})
@@ -46,7 +47,7 @@ def load_script(name: str) -> Script:
     """Returns the script of that name, with what all scripts share in front."""
     folder = resources.files("sagittal.runtime") / "scripts"
     shebang = "#!lua" if name in REFUSED_WHEN_FULL else "#!lua flags=allow-oom"
-    shared = SHARED[:1] if name.startswith("registry") else SHARED
+    shared = SHARED[:2] if name.startswith("registry") else SHARED if name == "sweep" else SHARED[:3]
     text = "\n".join([shebang, *((folder / f"{part}.lua").read_text() for part in (*shared, name))])
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
@@ -113,20 +114,26 @@ def upload_room(settings: QueueSettings) -> tuple[int, int]:
 UNBOUNDED = 2**53
 
 
-def cost_key(settings: QueueSettings, model: str, version: str, method: str) -> str:
-    """Returns the key of what settings of a method cost on a model."""
-    return f"{root_key(settings)}cost:{method}:{model_key(model, version)}"
+def parse_costs(flat: Sequence[bytes]) -> Mapping[str, Cost]:
+    """Returns costs by setting, as the script `settle` keeps them, from settings and values in turns."""
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    costs = {setting.decode(errors="replace"): _parse_cost(value) for setting, value in pairs}
+    return {setting: cost for setting, cost in costs.items() if cost is not None}
 
 
-def parse_costs(fields: Mapping[bytes, bytes]) -> Mapping[str, Cost]:
-    """Returns costs by setting, as the script `settle` keeps them."""
-    costs = {setting.decode(): value.split() for setting, value in fields.items()}
-    return {setting: Cost(float(parts[0]), float(parts[1])) for setting, parts in costs.items()}
+def _parse_cost(value: bytes) -> Cost | None:
+    """Returns a cost; None for a damaged one, which the next job with this setting replaces."""
+    try:
+        evaluations, seconds = (float(part) for part in value.split()[:2])
+    except ValueError:
+        return None
+    sound = 0 < evaluations < math.inf and 0 <= seconds < math.inf
+    return Cost(evaluations, seconds) if sound else None
 
 
 def parse_job(view: Sequence[bytes]) -> Job:
     """Returns a job from what the script function `view` gives."""
-    text = [field.decode() for field in view]
+    text = [field.decode(errors="replace") for field in view]
     return Job(
         job_id=text[0],
         kind=JobKind(text[1]),
@@ -174,7 +181,7 @@ def parse_lease(answer: Sequence[bytes]) -> Lease:
         request=request,
         images=dict(_pairs(answer[view_end + 5 :])),
         token=int(answer[1]),
-        trace_context=trace.decode(),
+        trace_context=trace.decode(errors="replace"),
         checkpoint=checkpoint if has_checkpoint else None,
         alone=bool(alone),
     )
@@ -186,4 +193,4 @@ def parse_request(answer: Sequence[bytes]) -> StoredRequest:
 
 
 def _pairs(flat: Sequence[bytes]) -> Iterable[tuple[str, bytes]]:
-    return ((name.decode(), value) for name, value in zip(flat[::2], flat[1::2], strict=True))
+    return ((name.decode(errors="replace"), value) for name, value in zip(flat[::2], flat[1::2], strict=True))

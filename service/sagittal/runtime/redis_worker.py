@@ -74,7 +74,7 @@ class RedisWorkerQueue:
             elif answer == b"expired":
                 cancelled.append(Cancellation(lease=lease, reason="", age=0.0, expired=True))
             elif answer:
-                _, age, reason = answer.decode().split(":", 2)
+                _, age, reason = answer.decode(errors="replace").split(":", 2)
                 cancelled.append(Cancellation(lease=lease, reason=reason, age=float(age)))
         return lost, cancelled
 
@@ -84,8 +84,7 @@ class RedisWorkerQueue:
 
     def attachment(self, job_id: str, name: str) -> bytes | None:
         """Returns a part that was attached to a job; None where it is no longer kept."""
-        key = f"{self._root}parts:{job_id}"
-        found = self._redis.run(lambda: self._redis.client.hget(key, name))
+        found = self._script("attachment", job_id, name)
         return found if isinstance(found, bytes) else None
 
     def append(self, lease: Lease, events: Sequence[bytes]) -> None:
@@ -186,8 +185,10 @@ class RedisWorkerQueue:
         if now - self._swept < self._settings.sweep_seconds:
             return
         self._swept = now
-        _, endings = parse_sweep(self._script("sweep", *sweep_arguments(self._settings)))
-        self._end(endings)
+        swept = parse_sweep(self._script("sweep", *sweep_arguments(self._settings)))
+        for record in swept.quarantined:
+            record.report(self._observer)
+        self._end(swept.endings)
 
     def _end(self, endings: Iterable[Ending]) -> None:
         for ending in endings:

@@ -2,10 +2,11 @@
 -- Returns the view, or false where there is no such job.
 local given = arguments({ANY_ID, {'reason', any}, {'event', any}})
 local id, reason, event = given.job_id, given.reason, given.event
-local job = pick(job_key(id), {'run', 'state', 'kind'})
-if job.kind == '' then return false end
+local job = read_job(id)
+if not job then return false end
 if job.state ~= '' then return view(id) end
 local run = read_run(job.run)
+if not live(run) then return view(id) end -- it will fail: its run is damaged or gone
 if #split(run.subs) > 1 then
   leave(id, job.run, run, 'cancelled', 'T' .. event)
 elseif run.state == 'queued' then

@@ -1,4 +1,5 @@
--- Shared by all scripts of the queue. Each script is sent as: shebang, arguments.lua, this file, its own body.
+-- Shared by all scripts of the queue. Each script is sent as: shebang, arguments.lua, quarantine.lua, this file, its own
+-- body.
 --
 -- A job is what a caller sees (state, event log); a run is the work for it, shared by jobs with equal content. Keys:
 --   job:ID hash, with its `accepted` event, and a `closing` one where it left its run early
@@ -16,12 +17,9 @@
 --   waiting hash of jobs:LANE:MODEL@VERSION and evaluations:LANE:MODEL@VERSION, of queued runs   tenants the same by tenant
 --   served zset of MODEL@VERSION by the time until which a worker serves it; 0 where none did yet (see registry_announce)
 --   cost:METHOD:MODEL@VERSION hash of what settings cost   bell:MODEL@VERSION list that wakes workers
+--   damaged zset, by time, of jobs that are to fail since their run is damaged or gone
 --   request:TENANT:KEY, flight:CONTENT, answer:CONTENT strings that name a job or a run   take:NONCE string
 -- Times are seconds since the epoch on Redis's clock. Nothing below waits, and a script is atomic.
-
-local call = redis.call
-local clock = call('TIME')
-local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 
 -- Lua prints large numbers with 14 digits: times and tags need 17.
 local function exact(number) return string.format('%.17g', number) end
@@ -47,7 +45,6 @@ end
 -- Everything of a run but its payloads.
 local RUN = {'kind', 'model', 'version', 'method', 'lane', 'tenant', 'request_id', 'created', 'deadline', 'estimate', 'load',
   'tag', 'token', 'attempt', 'worker', 'state', 'cancel', 'cancelled', 'subs', 'content', 'store', 'batch', 'bytes', 'suspect', 'alone'}
-local function read_run(id) return pick(run_key(id), RUN) end
 
 local function split(text)
   local parts = {}
@@ -55,14 +52,67 @@ local function split(text)
   return parts
 end
 
+local STATES = {queued = true, running = true, completed = true, failed = true, cancelled = true}
+local function live(run) return run.state == 'queued' or run.state == 'running' end
+
+-- Returns the first of these fields that is empty, or that is no number.
+local function first_empty(record, names)
+  for _, name in ipairs(names) do if record[name] == '' then return name end end
+end
+local function first_not_number(record, names)
+  for _, name in ipairs(names) do if not stored(record[name]) then return name end end
+end
+
+local RUN_TEXTS = {'kind', 'model', 'version', 'tenant', 'subs'}
+local RUN_NUMBERS = {'created', 'estimate', 'tag', 'attempt', 'batch', 'bytes'}
+local RUN_OPTIONAL = {'deadline', 'cancelled', 'load'}
+
+-- Returns what is wrong with the fields of a run, nothing if they are as the queue wrote them.
+local function fault_of_run(run)
+  local empty, wrong = first_empty(run, RUN_TEXTS), first_not_number(run, RUN_NUMBERS)
+  if empty then return empty .. ' is missing' end
+  if wrong then return wrong .. ' is no number' end
+  for _, name in ipairs(RUN_OPTIONAL) do
+    if run[name] ~= '' and not stored(run[name]) then return name .. ' is no number' end
+  end
+  if run.lane ~= 'interactive' and run.lane ~= 'batch' then return 'lane is unknown' end
+  if not STATES[run.state] then return 'state is unknown' end
+  if not token(run.token) then return 'token is no number' end
+  for _, sub in ipairs(split(run.subs)) do if not identifier(sub) then return 'subs are no identifiers' end end
+end
+
+local JOB = {'run', 'kind', 'model', 'version', 'method', 'lane', 'tenant', 'request_id', 'created', 'deadline', 'fingerprint',
+  'state', 'bytes', 'ended', 'attempt', 'worker', 'reason', 'accepted', 'closing', 'upto', 'stamp', 'age'}
+local JOB_TEXTS = {'run', 'kind', 'model', 'version', 'tenant', 'fingerprint', 'accepted'}
+local JOB_NUMBERS = {'created', 'bytes'}
+local ENDED_NUMBERS = {'ended', 'attempt'}
+
+local function fault_of_job(job)
+  local empty, wrong = first_empty(job, JOB_TEXTS), first_not_number(job, JOB_NUMBERS)
+  if empty then return empty .. ' is missing' end
+  if wrong then return wrong .. ' is no number' end
+  for _, name in ipairs({'deadline', 'upto'}) do
+    if job[name] ~= '' and not stored(job[name]) then return name .. ' is no number' end
+  end
+  if not identifier(job.run) then return 'run is no identifier' end
+  if job.lane ~= 'interactive' and job.lane ~= 'batch' then return 'lane is unknown' end
+  if job.state == '' then return nil end
+  if not STATES[job.state] or live(job) then return 'state is unknown' end
+  local number = first_not_number(job, ENDED_NUMBERS)
+  return number and number .. ' is no number'
+end
+
 local function count(hash, field, number)
-  if number ~= 0 and call('HINCRBY', root .. hash, field, number) <= 0 then call('HDEL', root .. hash, field) end
+  if number == 0 then return end
+  local left = call('HINCRBY', root .. hash, field, number)
+  if left <= 0 then call('HDEL', root .. hash, field) end
+  if left < 0 then want_audit() end
 end
 
 -- What is stored for a tenant: requests, images and events, or uploads, which have room of their own.
 local function count_stored(field, tenant, number)
   if number == 0 then return end
-  call('INCRBY', root .. 'bytes', number)
+  if call('INCRBY', root .. 'bytes', number) < 0 then want_audit() end
   count('stored', field .. ':' .. tenant, number)
 end
 local function count_bytes(tenant, number) count_stored('tenant', tenant, number) end
@@ -70,7 +120,71 @@ local function count_uploads(tenant, number)
   count_stored('uploads', tenant, number)
   count('stored', 'uploads', number)
 end
-local function stored(field) return tonumber(call('HGET', root .. 'stored', field) or 0) end
+local function stored_by(field) return stored(call('HGET', root .. 'stored', field)) or 0 end
+
+-- Stops a job's reading of its run's log; the last one takes the log along. What is damaged is left to the audit.
+local function stop_reading(id, tenant)
+  if not stored(call('HGET', readers_key(id), 'jobs')) then return want_audit() end
+  if call('HINCRBY', readers_key(id), 'jobs', -1) > 0 then return end
+  count_bytes(tenant, -(stored(call('HGET', readers_key(id), 'bytes')) or 0))
+  call('UNLINK', readers_key(id), log_key(id))
+end
+
+-- Returns a job; nothing where there is none. A damaged one is set aside, with its index entries; its run goes on for
+-- those that share it.
+local function read_job(id)
+  local job = pick(job_key(id), JOB)
+  local fault = fault_of_job(job)
+  if not fault then return job end
+  if call('EXISTS', job_key(id)) == 0 then return nil end
+  set_aside(job_key(id), fault)
+  if identifier(job.run) and job.tenant ~= '' then stop_reading(job.run, job.tenant) end
+  for _, index in ipairs({'ended', 'deadlines', 'damaged'}) do call('ZREM', root .. index, id) end
+  return nil
+end
+
+-- Makes the next sweep fail a job that has not ended, since its run is damaged or gone.
+local function must_fail(id)
+  local job = read_job(id)
+  if not job or job.state ~= '' then return end
+  call('ZADD', root .. 'damaged', exact(now), id)
+  want_audit()
+end
+
+-- What callers sent is no evidence of the damage: the quarantine does not keep it.
+local function quarantine_run(id, run, fault)
+  for _, name in ipairs(call('HKEYS', run_key(id))) do
+    if name == 'request' or name == 'checkpoint' or string.sub(name, 1, 6) == 'image:' then
+      call('HDEL', run_key(id), name)
+    end
+  end
+  set_aside(run_key(id), fault)
+  call('UNLINK', parts_key(id))
+  for _, index in ipairs({'leases', 'spent'}) do call('ZREM', root .. index, id) end
+  must_fail(id)
+  for _, sub in ipairs(split(run.subs)) do
+    local job = read_job(sub)
+    if job and job.run == id then must_fail(sub) end
+  end
+end
+
+-- Returns a run, of which every field is '' where there is none. A damaged one is set aside, and its jobs will fail.
+local function read_run(id)
+  local run = pick(run_key(id), RUN)
+  local fault = fault_of_run(run)
+  if not fault then return run end
+  if call('EXISTS', run_key(id)) == 1 then quarantine_run(id, run, fault) end
+  return pick(run_key(id), RUN)
+end
+
+-- Whether a run is of the same model as the first of its jobs that is left.
+local function fits_its_job(run)
+  for _, sub in ipairs(split(run.subs)) do
+    local job = read_job(sub)
+    if job then return job.model == run.model and job.version == run.version end
+  end
+  return false
+end
 
 -- What may be dropped to make room, oldest first, of all tenants and of each: `spent` runs and `ended` jobs.
 local function list_droppable(kind, tenant, id, time)
@@ -84,7 +198,7 @@ end
 
 local function drop_parts(id)
   local parts = pick(parts_key(id), {':bytes', ':tenant'})
-  if parts[':bytes'] ~= '' then count_uploads(parts[':tenant'], -tonumber(parts[':bytes'])) end
+  if parts[':bytes'] ~= '' then count_uploads(parts[':tenant'], -(stored(parts[':bytes']) or 0)) end
   call('UNLINK', parts_key(id))
 end
 
@@ -105,6 +219,8 @@ local function size_of(elements)
   return bytes
 end
 
+local function is_terminal(element) return string.find(element or '', '^[tT]') ~= nil end
+
 local function announce_growth(job_id) call('PUBLISH', log_key(job_id), '') end
 
 -- Adds elements to the log of a run, and says so to those who watch its jobs. An element is one letter ('p' passing, 'e'
@@ -121,20 +237,13 @@ end
 
 -- Bytes of a run's log with these elements.
 local function log_bytes(id, elements)
-  return tonumber(call('HGET', readers_key(id), 'bytes') or 0) + size_of(elements)
+  return (stored(call('HGET', readers_key(id), 'bytes')) or 0) + size_of(elements)
 end
 
 -- What a job has read of its run's log ends with its answer or where it left the run; before, it is as long as the log.
 local function last_sequence(job)
-  local shared = tonumber(job.upto or '') or call('LLEN', log_key(job.run))
-  return 1 + shared + ((job.closing or '') ~= '' and 1 or 0)
-end
-
--- The last job that reads a log takes it along.
-local function stop_reading(id, tenant)
-  if call('HINCRBY', readers_key(id), 'jobs', -1) > 0 then return end
-  count_bytes(tenant, -tonumber(call('HGET', readers_key(id), 'bytes') or 0))
-  call('UNLINK', readers_key(id), log_key(id))
+  local length = call('LLEN', log_key(job.run))
+  return 1 + math.min(stored(job.upto) or length, length) + (job.closing ~= '' and 1 or 0)
 end
 
 local function place(run) return run.lane .. ':' .. run.model end
@@ -191,8 +300,6 @@ local function unlease(id, run)
   count('held', place(run), -1)
 end
 
-local STATES = {queued = true, running = true, completed = true, failed = true, cancelled = true}
-local function live(run) return run.state == 'queued' or run.state == 'running' end
 local function holds(run, token) return run.state == 'running' and run.token == token end
 
 -- Why a run, or a job of it with this deadline, must end now; nothing if it need not. One rule for whoever finds it: a
@@ -205,10 +312,13 @@ end
 local function index_member(id, created) return string.format('%017.6f', tonumber(created)) .. ':' .. id end
 
 local function end_job(id, run, state)
+  local job = read_job(id)
+  if not job then return end
   call('HSET', job_key(id), 'state', state, 'ended', exact(now), 'attempt', run.attempt, 'worker', run.worker,
     'reason', run.reason or '')
   call('ZREM', root .. 'deadlines', id)
-  list_droppable('ended', run.tenant, id, now)
+  call('ZREM', root .. 'damaged', id)
+  list_droppable('ended', job.tenant, id, now)
 end
 
 -- Ends a run and every job that shares it. The last of the elements is the terminal event.
@@ -226,29 +336,34 @@ local function finish(id, run, state, elements)
   end
 end
 
--- Ends one of several jobs that share a run, which goes on for the others.
-local function leave(id, run_id, run, state, element)
+-- Ends a job apart from its run, with an event of its own.
+local function close(id, run_id, run, state, element)
   call('HSET', job_key(id), 'closing', element, 'upto', call('LLEN', log_key(run_id)))
   call('HINCRBY', job_key(id), 'bytes', #element)
   count_bytes(run.tenant, #element)
   end_job(id, run, state)
   announce_growth(id)
+end
+
+-- Ends one of several jobs that share a run, which goes on for the others.
+local function leave(id, run_id, run, state, element)
+  close(id, run_id, run, state, element)
   local others = {}
   for _, sub in ipairs(split(run.subs)) do if sub ~= id then others[#others + 1] = sub end end
   call('HSET', run_key(run_id), 'subs', table.concat(others, ','))
 end
 
 local function drop_run(id)
-  local run = pick(run_key(id), {'bytes', 'state', 'tenant'})
+  local run = read_run(id)
   if run.state == '' then call('ZREM', root .. 'spent', id) return end
   call('UNLINK', run_key(id))
   unlist_droppable('spent', run.tenant, id)
-  count_bytes(run.tenant, -(tonumber(run.bytes) or 0))
+  count_bytes(run.tenant, -(stored(run.bytes) or 0))
 end
 
 local function drop_job(id)
-  local job = pick(job_key(id), {'bytes', 'created', 'tenant', 'request_id', 'run', 'fingerprint'})
-  if job.created == '' then call('ZREM', root .. 'ended', id) return end
+  local job = read_job(id)
+  if not job then call('ZREM', root .. 'ended', id) return end
   call('DEL', job_key(id))
   stop_reading(job.run, job.tenant)
   unlist_droppable('ended', job.tenant, id)
@@ -262,6 +377,14 @@ local function drop_job(id)
   end
   local answer = root .. 'answer:' .. job.tenant .. ':' .. job.fingerprint -- where it has a content key, it is that
   if call('GET', answer) == id then call('DEL', answer) end
+end
+
+-- Bytes that are stored, as counted.
+local function stored_bytes()
+  local number = stored(call('GET', root .. 'bytes') or '0')
+  if number then return number end
+  set_aside(root .. 'bytes', 'is no number')
+  return 0
 end
 
 -- Drops the oldest until there is room: images first, since they are large and rarely asked for again.
@@ -282,8 +405,8 @@ end
 local ROOM = {named('max_bytes', SIZE), named('max_tenant_bytes', SIZE)}
 local function make_room(bytes, tenant, given)
   local all, own = given.max_bytes, given.max_tenant_bytes
-  local function fits_own() return stored('tenant:' .. tenant) + bytes <= own end
-  local function fits_all() return tonumber(call('GET', root .. 'bytes') or 0) - stored('uploads') + bytes <= all end
+  local function fits_own() return stored_by('tenant:' .. tenant) + bytes <= own end
+  local function fits_all() return stored_bytes() - stored_by('uploads') + bytes <= all end
   if bytes > own or not fits_own() and not drop_oldest(':' .. tenant, fits_own) then return 'tenant_bytes', own end
   if bytes > all or not fits_all() and not drop_oldest('', fits_all) then return 'bytes', all end
 end
@@ -298,13 +421,22 @@ local function add_images(answer, run)
   end
 end
 
+-- Kinds of jobs (`core.jobs.JobKind`). A job of another is of a newer version: it is left alone.
+local KINDS = {explanation = true, prediction = true, regions = true, fit = true, ['concept-sets'] = true,
+  ['concept-set'] = true, ['concept-update'] = true, ['concept-deletion'] = true}
+
 -- What callers may know of a job, in the order that `redis_scripts.parse_job` reads.
 local function view(id)
-  local job = fields(job_key(id))
-  if not job.kind then return false end
+  local job = read_job(id)
+  if not job or not KINDS[job.kind] then return false end
   local run = job
-  if job.state == '' then run = pick(run_key(job.run), {'state', 'attempt', 'worker', 'cancel'}) end
-  return {id, job.kind, run.state, job.model, job.version, job.method, job.lane, job.tenant, job.request_id,
-    job.created, job.ended or '', job.deadline, run.attempt or '0', run.worker or '',
-    tostring(last_sequence(job)), (run.cancel and run.cancel ~= '') and '1' or '', job.reason or ''}
+  if job.state == '' then run = read_run(job.run) end
+  local state, attempt = run.state, run.attempt
+  if job.state == '' and not live(run) then
+    must_fail(id)
+    state, attempt = 'queued', '0' -- until the next sweep
+  end
+  return {id, job.kind, state, job.model, job.version, job.method, job.lane, job.tenant, job.request_id, job.created,
+    job.ended, job.deadline, attempt, run.worker, tostring(last_sequence(job)),
+    (run.cancel and run.cancel ~= '') and '1' or '', job.reason}
 end

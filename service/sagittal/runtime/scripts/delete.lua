@@ -3,11 +3,11 @@
 local given = arguments({ANY_ID, named('nonce', NAME)})
 local id, nonce = given.job_id, given.nonce
 local mark = root .. 'deleted:' .. id
-local job = pick(job_key(id), {'state', 'kind', 'run'})
-if job.kind == '' then return call('GET', mark) == nonce and 'ok' or 'unknown' end
-if job.state == '' then return call('HGET', run_key(job.run), 'state') end
+local job = read_job(id)
+if not job then return call('GET', mark) == nonce and 'ok' or 'unknown' end
+if job.state == '' then return view(id)[3] end
 drop_job(id)
-local run = pick(run_key(job.run), {'subs', 'state'})
+local run = read_run(job.run)
 local others = {}
 for _, sub in ipairs(split(run.subs)) do if sub ~= id then others[#others + 1] = sub end end
 if run.state ~= '' and #others > 0 then

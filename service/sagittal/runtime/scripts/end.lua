@@ -5,11 +5,16 @@ local given = arguments({{'scope', one_of('run', 'job')}, ID, TOKEN, {'state', o
 local scope, id, state, element = given.scope, given.job_id, given.state, 'T' .. given.event
 local run_id = id
 if scope == 'job' then
-  local job = pick(job_key(id), {'run', 'state', 'kind'})
-  if job.kind == '' or job.state ~= '' then return false end
+  local job = read_job(id)
+  if not job or job.state ~= '' then return false end
   run_id = job.run
 end
 local run = read_run(run_id)
+if scope == 'job' and not live(run) and call('ZSCORE', root .. 'damaged', id) then
+  close(id, run_id, {attempt = '0', worker = '', reason = given.reason, tenant = read_job(id).tenant}, state,
+    element)
+  return ''
+end
 if not live(run) or run.token ~= given.token then return false end
 run.reason = given.reason
 if scope == 'job' and #split(run.subs) > 1 then

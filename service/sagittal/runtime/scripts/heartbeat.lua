@@ -6,7 +6,7 @@ local seconds, beats = given.lease_seconds, given.rest
 local answers = {}
 for i = 1, #beats, 2 do
   local id = beats[i]
-  local run = pick(run_key(id), {'state', 'token', 'cancel', 'cancelled', 'deadline'})
+  local run = read_run(id)
   if not holds(run, beats[i + 1]) then
     answers[#answers + 1] = 'lost'
   else

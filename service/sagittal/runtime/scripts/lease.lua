@@ -8,16 +8,17 @@ local take_key = root .. 'take:' .. given.nonce
 
 local function describe(id)
   local run = fields(run_key(id))
-  local answer = {'lease', run.token, id, run.kind, run.state, run.model, run.version, run.method, run.lane, run.tenant,
-    run.request_id, run.created, '', run.deadline, run.attempt, run.worker, tostring(1 + call('LLEN', log_key(id))),
-    run.cancel ~= '' and '1' or '', '', run.request, run.trace, run.checkpoint and '1' or '', run.checkpoint or '',
+  local answer = {'lease', run.token, id, run.kind, run.state, run.model, run.version, run.method or '', run.lane,
+    run.tenant, run.request_id or '', run.created, '', run.deadline or '', run.attempt, run.worker or '',
+    tostring(1 + call('LLEN', log_key(id))), (run.cancel or '') ~= '' and '1' or '', '', run.request, run.trace or '',
+    run.checkpoint and '1' or '', run.checkpoint or '',
     run.alone or ''}
   add_images(answer, run)
   return answer
 end
 
 local taken = call('GET', take_key)
-if taken and call('HGET', run_key(taken), 'state') == 'running' then return describe(taken) end
+if taken and read_run(taken).state == 'running' then return describe(taken) end
 
 local function take(id, run, alone)
   dequeue(id, run)
@@ -44,20 +45,56 @@ local function head(kind)
   end
 end
 
-local name, id, score = head('ready:')
-local _, suspect, since = head('alone:')
-local overdue = suspect and now - tonumber(since) > seconds
-if suspect and busy and overdue then
-  -- One worker at a time makes room for it.
-  local holder = root .. 'holds:' .. suspect
-  if call('SET', holder, worker, 'NX', 'EX', 60) or call('GET', holder) == worker then return {'hold'} end
+-- Takes out of the queue what is there by damage: a run that is gone, or that does not wait here.
+local function drop_ghost(name, id, run)
+  for _, kind in ipairs({'ready:', 'alone:'}) do call('ZREM', root .. kind .. name, id) end
+  note('ready:' .. name, id .. (run.state == '' and ' is no run' or ' does not wait there'))
+  if run.state == 'queued' and not fits_its_job(run) then
+    quarantine_run(id, run, 'is not of the model of its job')
+  elseif run.state == '' then
+    call('ZREM', root .. 'age:' .. string.match(name, '^(.*)@'), id)
+    must_fail(id)
+  end
 end
--- Both kinds are served in turns where both wait, so that neither keeps the other out.
-local alone = suspect and not busy and (not id or overdue and turn % 2 == 0)
-if alone then id = suspect end
-if not id then return {'none'} end
-local run = read_run(id)
-local reason = due(run, run.deadline)
-if reason then return {'end', reason, 'run', id, run.token, run.attempt, run.worker, run.cancel} end
-if not alone then call('HSET', root .. 'share:' .. name, 'clock', score) end
-return take(id, run, alone and '1' or '')
+
+-- Returns a run that can be taken as it is; nothing for one that is damaged.
+local function read_waiting(name, id)
+  local run = read_run(id)
+  if run.state ~= 'queued' or queue_name(run) ~= name then return drop_ghost(name, id, run) end
+  local fault = not KINDS[run.kind] and 'kind is unknown'
+    or call('HEXISTS', run_key(id), 'request') == 0 and 'request is missing'
+    or not fits_its_job(run) and 'is not of the model of its job'
+  if not fault then return run end
+  dequeue(id, run)
+  forget_empty(run)
+  quarantine_run(id, run, fault)
+end
+
+-- Damaged runs that one call takes out of the way.
+local MOST_GHOSTS = 100
+
+for _ = 1, MOST_GHOSTS do
+  local name, id, score = head('ready:')
+  local alone_name, suspect, since = head('alone:')
+  local overdue = suspect and now - tonumber(since) > seconds
+  if suspect and busy and overdue then
+    -- One worker at a time makes room for it.
+    local holder = root .. 'holds:' .. suspect
+    if call('SET', holder, worker, 'NX', 'EX', 60) or call('GET', holder) == worker then return {'hold'} end
+  end
+  -- Both kinds are served in turns where both wait, so that neither keeps the other out.
+  local alone = suspect and not busy and (not id or overdue and turn % 2 == 0)
+  if alone then name, id = alone_name, suspect end
+  if not id then
+    for _, each in ipairs(names) do call('LLEN', root .. 'bell:' .. each) end -- workers wait on them: sets aside what is none
+    return {'none'}
+  end
+  local run = read_waiting(name, id)
+  if run then
+    local reason = due(run, run.deadline)
+    if reason then return {'end', reason, 'run', id, run.token, run.attempt, run.worker, run.cancel} end
+    if not alone then call('HSET', root .. 'share:' .. name, 'clock', score) end
+    return take(id, run, alone and '1' or '')
+  end
+end
+return {'none'}

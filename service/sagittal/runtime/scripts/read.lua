@@ -6,8 +6,8 @@
 local given = arguments({ANY_ID, named('after_sequence', SIZE), named('limit', COUNT), named('max_bytes', COUNT),
   {'lasting', one_of('', '1')}})
 local id = given.job_id
-local job = pick(job_key(id), {'kind', 'state', 'run', 'request_id', 'accepted', 'closing', 'upto', 'stamp', 'age'})
-if job.kind == '' then return false end
+local job = read_job(id)
+if not job then return false end
 
 -- Elements that are read at once, and bytes that are looked at for each byte of a page.
 local at_once, looks = 16, 4
@@ -16,11 +16,25 @@ local last = math.min(length, given.after_sequence + given.limit)
 -- Events that are lasting have positions of their own where an answer is given again.
 local lasting = job.stamp ~= '' and split(call('HGET', readers_key(job.run), 'lasting') or '')
 
+-- The last event of a job that has ended.
+local function last_element()
+  if job.closing ~= '' then return job.closing end
+  if not lasting then return call('LINDEX', log_key(job.run), -1) end
+  for _, position in ipairs(lasting) do if not token(position) then return nil end end
+  return #lasting >= (stored(job.upto) or 0) and #lasting > 0 and call('LINDEX', log_key(job.run), lasting[#lasting])
+end
+if job.state ~= '' and not is_terminal(last_element()) then
+  set_aside(job_key(id), 'has ended, and its log has no terminal event')
+  unlist_droppable('ended', job.tenant, id)
+  stop_reading(job.run, job.tenant)
+  return false
+end
+
 -- Returns the elements from a sequence number on: one at least, of the run's log a few.
 local function elements_from(sequence)
   if sequence == 1 then return {job.accepted} end
   if sequence == length and job.closing ~= '' then return {job.closing} end
-  if lasting then return {call('LINDEX', log_key(job.run), lasting[sequence - 1])} end
+  if lasting then return {call('LINDEX', log_key(job.run), lasting[sequence - 1]) or 'e'} end
   local until_ = math.min(last - (job.closing ~= '' and last == length and 1 or 0), sequence + at_once - 1)
   return call('LRANGE', log_key(job.run), exact(sequence - 2), exact(until_ - 2))
 end

@@ -6,32 +6,35 @@ local given = arguments({named('name', NAME), named('version', NAME), {'declarat
 local name, version, declaration = given.name, given.version, given.declaration
 local how, latest, expected = given.how, given.latest, given.revision
 local key = name .. '@' .. version
-local before = redis.call('HGET', root .. 'declared', key)
-local revision = redis.call('HGET', root .. 'revisions', key) or '0'
+local before = call('HGET', root .. 'declared', key)
+local revision = call('HGET', root .. 'revisions', key) or '0'
 local same = before == declaration
-local known = before or redis.call('HEXISTS', root .. 'models', key) == 1
+local known = before or call('HEXISTS', root .. 'models', key) == 1
 
 if how == 'update' and not known then return {'unknown', revision} end
 if how == 'update' and expected ~= '' and expected ~= revision and not same then return {'changed', revision} end
 if how == 'register' and known and not same then return {'exists', revision} end
-if how == 'file' and before and not same and redis.call('HGET', root .. 'origins', key) == 'api' then
+if how == 'file' and before and not same and call('HGET', root .. 'origins', key) == 'api' then
   return {'kept', revision}
 end
 
 if not same then
-  revision = redis.call('INCR', root .. 'revision')
-  redis.call('HSET', root .. 'declared', key, declaration)
-  redis.call('HSET', root .. 'revisions', key, revision)
-  redis.call('HSET', root .. 'origins', key, how == 'file' and 'file' or 'api')
-  redis.call('HSETNX', root .. 'created', key, given.time)
-  redis.call('HDEL', root .. 'models', key)
-  redis.call('HDEL', root .. 'wishes', key)
-  redis.call('INCR', root .. 'changes')
-  redis.call('ZADD', root .. 'served', 'NX', 0, key)
+  revision = call('INCR', root .. 'revision')
+  for _, other in ipairs(call('HVALS', root .. 'revisions')) do revision = math.max(revision, (stored(other) or 0) + 1) end
+  revision = string.format('%.0f', revision)
+  call('SET', root .. 'revision', revision) -- one that was damaged gives no revision twice
+  call('HSET', root .. 'declared', key, declaration)
+  call('HSET', root .. 'revisions', key, revision)
+  call('HSET', root .. 'origins', key, how == 'file' and 'file' or 'api')
+  call('HSETNX', root .. 'created', key, given.time)
+  call('HDEL', root .. 'models', key)
+  call('HDEL', root .. 'wishes', key)
+  call('INCR', root .. 'changes')
+  call('ZADD', root .. 'served', 'NX', 0, key)
 end
 if latest == '1' and not (how == 'file' and same) then
-  redis.call('HSET', root .. 'latest', name, version)
+  call('HSET', root .. 'latest', name, version)
 else
-  redis.call('HSETNX', root .. 'latest', name, version)
+  call('HSETNX', root .. 'latest', name, version)
 end
 return {'done', tostring(revision)}

@@ -4,8 +4,8 @@ local given = arguments({named('name', NAME), named('version', NAME), {'model', 
   {'revision', revision_or_nothing, 'digits'}})
 local name, version = given.name, given.version
 local key = name .. '@' .. version
-if (redis.call('HGET', root .. 'revisions', key) or '0') ~= given.revision then return 0 end
-redis.call('HSET', root .. 'models', key, given.model)
-redis.call('HSETNX', root .. 'created', key, given.time)
-redis.call('HSETNX', root .. 'latest', name, version)
+if (call('HGET', root .. 'revisions', key) or '0') ~= given.revision then return 0 end
+call('HSET', root .. 'models', key, given.model)
+call('HSETNX', root .. 'created', key, given.time)
+call('HSETNX', root .. 'latest', name, version)
 return 1

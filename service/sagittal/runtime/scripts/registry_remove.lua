@@ -2,21 +2,21 @@
 local given = arguments({{'name', any}, {'version', any}})
 local name, version = given.name, given.version
 local key = name .. '@' .. version
-if redis.call('HEXISTS', root .. 'declared', key) + redis.call('HEXISTS', root .. 'models', key) == 0 then
+if call('HEXISTS', root .. 'declared', key) + call('HEXISTS', root .. 'models', key) == 0 then
   return 'unknown'
 end
-local latest = redis.call('HGET', root .. 'latest', name) == version
+local latest = call('HGET', root .. 'latest', name) == version
 if latest then
   for _, hash in ipairs({'declared', 'models'}) do
-    for _, other in ipairs(redis.call('HKEYS', root .. hash)) do
+    for _, other in ipairs(call('HKEYS', root .. hash)) do
       if other ~= key and string.sub(other, 1, #name + 1) == name .. '@' then return 'latest' end
     end
   end
-  redis.call('HDEL', root .. 'latest', name)
+  call('HDEL', root .. 'latest', name)
 end
 for _, hash in ipairs({'declared', 'models', 'revisions', 'origins', 'created', 'wishes'}) do
-  redis.call('HDEL', root .. hash, key)
+  call('HDEL', root .. hash, key)
 end
-redis.call('ZREM', root .. 'served', key)
-redis.call('INCR', root .. 'changes')
+call('ZREM', root .. 'served', key)
+call('INCR', root .. 'changes')
 return 'done'

@@ -2,8 +2,8 @@
 -- where there is no such model. Each wish has a turn, by which workers tell it from the one before.
 local given = arguments({{'name', any}, {'version', any}, {'wish', one_of('load', 'unload')}})
 local name, version = given.name, given.version
-if version == '' then version = redis.call('HGET', root .. 'latest', name) or '' end
+if version == '' then version = call('HGET', root .. 'latest', name) or '' end
 local key = name .. '@' .. version
-if redis.call('HEXISTS', root .. 'declared', key) + redis.call('HEXISTS', root .. 'models', key) == 0 then return '' end
-redis.call('HSET', root .. 'wishes', key, given.wish .. ':' .. redis.call('INCR', root .. 'changes'))
+if call('HEXISTS', root .. 'declared', key) + call('HEXISTS', root .. 'models', key) == 0 then return '' end
+call('HSET', root .. 'wishes', key, given.wish .. ':' .. call('INCR', root .. 'changes'))
 return version

@@ -20,13 +20,18 @@ local function learn_cost(run)
   local known = call('HGET', key, setting)
   if known then
     local old_spent, old_took, old_count = string.match(known, '(%S+) (%S+) (%d+)')
-    count = tonumber(old_count)
-    local share = math.max(1 / (count + 1), newest_share)
-    spent, took = mean(tonumber(old_spent), spent, share), mean(tonumber(old_took), took, share)
+    old_spent, old_took, old_count = stored(old_spent), stored(old_took), stored(old_count)
+    if not (old_spent and old_took and old_count) then
+      set_aside_field(key, setting, 'is no cost')
+    else
+      count = old_count
+      local share = math.max(1 / (count + 1), newest_share)
+      spent, took = mean(old_spent, spent, share), mean(old_took, took, share)
+    end
   elseif call('HLEN', key) >= most_settings then
     local oldest, when
     for name, value in pairs(fields(key)) do
-      local last = tonumber(string.match(value, '%S+$'))
+      local last = stored(string.match(value, '%S+$')) or 0
       if not when or last < when then oldest, when = name, last end
     end
     call('HDEL', key, oldest)
@@ -36,9 +41,9 @@ local function learn_cost(run)
 end
 
 local function learn_pace(run)
-  local old = call('HGET', root .. 'pace', run.lane)
+  local old = stored(call('HGET', root .. 'pace', run.lane))
   local pace = evaluations / seconds
-  call('HSET', root .. 'pace', run.lane, exact(old and mean(tonumber(old), pace, newest_share) or pace))
+  call('HSET', root .. 'pace', run.lane, exact(old and mean(old, pace, newest_share) or pace))
   call('EXPIRE', root .. 'pace', kept_seconds)
 end
 

@@ -14,10 +14,13 @@ local images = new.rest
 new.id = new.job_id
 
 local request_key = root .. 'request:' .. new.tenant .. ':' .. new.request_id
-local known = call('EXISTS', job_key(new.id)) == 1 and new.id
-if not known and new.request_id ~= '' then known = call('GET', request_key) end
-if known then
-  if call('HGET', job_key(known), 'fingerprint') ~= new.fingerprint then return {'reused', known} end
+local known, job = new.id, read_job(new.id)
+if not job and new.request_id ~= '' then
+  known = call('GET', request_key)
+  job = known and read_job(known) -- the key may outlive a damaged job
+end
+if job then
+  if job.fingerprint ~= new.fingerprint then return {'reused', known} end
   return {known == new.id and 'new' or 'same', view(known)}
 end
 
@@ -29,7 +32,7 @@ for i = 2, #images, 2 do size = size + #images[i] end
 
 -- Runs ahead of a new one in its lane.
 local function ahead()
-  return call('ZCARD', root .. 'age:' .. place(new)) + tonumber(call('HGET', root .. 'held', place(new)) or 0)
+  return call('ZCARD', root .. 'age:' .. place(new)) + (stored(call('HGET', root .. 'held', place(new))) or 0)
 end
 
 -- ExplanationEvent.accepted = 10, Accepted.queue_position = 1
@@ -66,10 +69,12 @@ end
 local function answer()
   local source = call('GET', root .. 'answer:' .. content)
   if not source then return false end
-  local found = pick(job_key(source), {'ended', 'run'})
-  local ended = tonumber(found.ended)
+  local found = read_job(source)
+  local ended = found and stored(found.ended)
   if not ended or now - ended > new.cache_seconds then return false end
   local lasting, count = find_lasting(found.run)
+  local final = token(string.match(lasting, '%d+$') or '')
+  if not final or not is_terminal(call('LINDEX', log_key(found.run), final)) then return false end -- it is damaged
   -- ExplanationEvent.time = 3, Timestamp.seconds = 1, .nanos = 2
   local seconds, nanos = tonumber(clock[1]), tonumber(clock[2]) * 1000
   local stamp = chunk(3, '\8' .. varint(seconds) .. '\16' .. varint(nanos))
@@ -119,7 +124,7 @@ local function join()
     dequeue(id, run)
     forget_empty(run)
     run.lane = 'interactive'
-    run.tag = exact(tonumber(call('HGET', root .. 'share:' .. queue_name(run), 'clock') or 0))
+    run.tag = exact(stored(call('HGET', root .. 'share:' .. queue_name(run), 'clock')) or 0)
     call('HSET', run_key(id), 'lane', run.lane, 'tag', run.tag)
     enqueue(id, run)
   end
@@ -151,9 +156,9 @@ local beside, mine = {jobs = 0, evaluations = 0}, {jobs = 0, evaluations = 0}
 for field, number in pairs(fields(root .. 'waiting')) do
   local what, lane, model = string.match(field, '^(%a+):(%a+):(.+)$')
   local counts = absent and model == own_model or not absent and model and not is_absent(model)
-  if lane == new.lane and counts then
-    beside[what] = beside[what] + tonumber(number)
-    mine[what] = mine[what] + tonumber(call('HGET', root .. 'tenants', field .. ':' .. new.tenant) or 0)
+  if lane == new.lane and counts and beside[what] then
+    beside[what] = beside[what] + (stored(number) or 0)
+    mine[what] = mine[what] + (stored(call('HGET', root .. 'tenants', field .. ':' .. new.tenant)) or 0)
   end
 end
 
@@ -161,9 +166,9 @@ end
 local function seconds_for(number)
   local held, lane = 0, new.lane .. ':'
   for name, runs in pairs(fields(root .. 'held')) do
-    if string.sub(name, 1, #lane) == lane then held = held + tonumber(runs) end
+    if string.sub(name, 1, #lane) == lane then held = held + (stored(runs) or 0) end
   end
-  local pace = held * tonumber(call('HGET', root .. 'pace', new.lane) or 0)
+  local pace = held * (stored(call('HGET', root .. 'pace', new.lane)) or 0)
   return pace > 0 and exact(number / pace) or ''
 end
 
@@ -187,7 +192,7 @@ local run = {lane = new.lane, model = new.model, version = new.version, tenant =
   load = string.format('%.0f', load),
   created = exact(now)}
 local share = root .. 'share:' .. queue_name(run)
-local begun = math.max(tonumber(call('HGET', share, 'clock') or 0), tonumber(call('HGET', share, 't:' .. new.tenant) or 0))
+local begun = math.max(stored(call('HGET', share, 'clock')) or 0, stored(call('HGET', share, 't:' .. new.tenant)) or 0)
 run.tag = exact(begun + estimate / new.weight)
 call('HSET', share, 't:' .. new.tenant, run.tag)
 call('HSET', run_key(new.id), 'kind', new.kind, 'model', new.model, 'version', new.version, 'method', new.method, 'lane',

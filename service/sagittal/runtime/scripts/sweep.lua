@@ -1,7 +1,10 @@
 -- Requeues runs whose worker was lost, drops what retention has passed, and returns 1 where more of that is left, else 0,
--- then what must be ended, flat: reason ('buried', 'cancelled', 'expired'), scope ('run' or 'job'), id, token, attempt, worker, detail.
+-- a list of what was set aside as damaged, KIND, KEY and REASON with zero bytes between, and then what must be ended,
+-- flat: reason ('buried', 'cancelled', 'expired', 'damaged'), scope ('run' or 'job'), id, token, attempt, worker, detail.
 local given = arguments({named('limit', COUNT), named('max_attempts', COUNT), named('retention_seconds', SECONDS),
-  named('image_retention_seconds', SECONDS), named('lease_seconds', SECONDS), named('attachment_seconds', SECONDS)})
+  named('image_retention_seconds', SECONDS), named('lease_seconds', SECONDS), named('attachment_seconds', SECONDS), {'audit', one_of('', '1')}})
+if given.audit == '1' or call('EXISTS', root .. 'audit') == 1 or not counts_agree() then audit() end
+
 local limit, max_attempts = given.limit, given.max_attempts
 local later = now + given.lease_seconds
 local ends = {}
@@ -13,6 +16,10 @@ for _, id in ipairs(call('ZRANGEBYSCORE', root .. 'leases', '-inf', exact(now), 
   local run = read_run(id)
   if run.state ~= 'running' then
     call('ZREM', root .. 'leases', id)
+    if run.state == '' then
+      note('leases', id .. ' is no run')
+      must_fail(id)
+    end
   elseif due(run, run.deadline) then
     must_end(due(run, run.deadline), 'run', id, run, run.cancel)
   elseif tonumber(run.attempt) >= max_attempts and run.alone ~= '' then
@@ -26,14 +33,27 @@ for _, id in ipairs(call('ZRANGEBYSCORE', root .. 'leases', '-inf', exact(now), 
 end
 
 for _, id in ipairs(call('ZRANGEBYSCORE', root .. 'deadlines', '-inf', exact(now), 'LIMIT', 0, limit)) do
-  local job = pick(job_key(id), {'run', 'deadline'})
-  local run = read_run(job.run)
-  if not live(run) then
+  local job = read_job(id)
+  local run = job and job.state == '' and read_run(job.run)
+  if not run then
     call('ZREM', root .. 'deadlines', id)
+  elseif not live(run) then
+    call('ZREM', root .. 'deadlines', id)
+    must_fail(id)
   elseif run.state == 'queued' or #split(run.subs) > 1 and run.deadline ~= job.deadline then
-    must_end(due(run, job.deadline), 'job', id, run, run.cancel)
+    must_end(due(run, job.deadline) or 'expired', 'job', id, run, run.cancel)
   else
     call('ZADD', root .. 'deadlines', exact(later), id) -- its worker knows the deadline and ends it
+    call('ZADD', root .. 'leases', 'NX', exact(now), job.run)
+  end
+end
+
+for _, id in ipairs(call('ZRANGE', root .. 'damaged', 0, limit - 1)) do
+  local job = read_job(id)
+  if not job or job.state ~= '' or live(read_run(job.run)) then
+    call('ZREM', root .. 'damaged', id)
+  else
+    must_end('damaged', 'job', id, {token = '0', attempt = '0', worker = ''}, '')
   end
 end
 
@@ -50,5 +70,6 @@ for _, id in ipairs(passed('attaching', given.attachment_seconds)) do
   drop_parts(id)
   call('ZREM', root .. 'attaching', id)
 end
+table.insert(ends, 1, keep('LPOP', 'quarantined', 100) or {})
 table.insert(ends, 1, more)
 return ends
