@@ -6,24 +6,24 @@ import ssl
 from sagittal.client.errors import ConnectionFailed
 from sagittal.client.options import TLS
 
-#: Time for the look, in seconds.
-_LOOK_SECONDS = 1.0
+#: Longest time for each step of the look, in seconds: it follows calls that failed for as long.
+_LOOK_SECONDS = 5.0
 
 
 def diagnosed(error: ConnectionFailed, address: str, tls: TLS | None) -> ConnectionFailed:
-    """Returns an error that says whether TLS was the reason; the same one if it was not. Takes a second at most."""
+    """Returns an error that says whether TLS was the reason; the same one if it was not."""
     host, _, port = address.removeprefix("dns:///").rpartition(":")
     if not port.isdecimal() or (":" in host and not host.startswith("[")):
         return error  # a path, or a scheme that names no host
-    text = _reason(host.strip("[]"), int(port), address, tls)
+    try:
+        text = _reason(host.strip("[]"), int(port), address, tls)
+    except OSError:
+        return error  # nothing listens, or it does not answer
     return ConnectionFailed(text, job_id=error.job_id) if text else error
 
 
 def _reason(host: str, port: int, address: str, tls: TLS | None) -> str:
-    try:
-        encrypted = _handshake(host, port, ssl.CERT_NONE, None) is None
-    except OSError:
-        return ""  # nothing listens
+    encrypted = _handshake(host, port, ssl.CERT_NONE, None) is None
     if encrypted and tls is None:
         return f"the service at {address} expects TLS, and the client sends plain text: give tls=TLS(...)"
     if tls is None:
@@ -38,7 +38,7 @@ def _reason(host: str, port: int, address: str, tls: TLS | None) -> str:
 
 
 def _handshake(name: str, port: int, verify: ssl.VerifyMode, tls: TLS | None, connect_to: str = "") -> str | None:
-    """Returns what went wrong in a handshake, None if nothing did. Raises OSError if nothing listens."""
+    """Returns what went wrong in a handshake, None if nothing did. Raises OSError if nothing answers."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = verify is ssl.CERT_REQUIRED
     context.verify_mode = verify
@@ -50,6 +50,8 @@ def _handshake(name: str, port: int, verify: ssl.VerifyMode, tls: TLS | None, co
     with socket.create_connection((connect_to or name, port), timeout=_LOOK_SECONDS) as plain:
         try:
             context.wrap_socket(plain, server_hostname=name).close()
+        except TimeoutError:
+            raise
         except ssl.SSLCertVerificationError as error:
             return error.verify_message
         except OSError as error:
