@@ -25,7 +25,10 @@ QUANTA = (1, 2, 4, 8)
 """Multiples of which batches may have to be for rows to be equal, the one to be preferred first."""
 
 PATIENCE = 5.0
-"""Longest time that a comparison of all sizes of batch may take, in seconds; one that would take longer is not made."""
+"""Longest time that a comparison of all sizes of batch may take, in seconds: then a larger quantum is tried."""
+
+LAST_PATIENCE = 30.0
+"""The same for the largest quantum, of which fewest batches are multiples."""
 
 MASK_SIDES = (7, 28)
 """Sides of the masks that are compared: of searches, which ask without gradient, and of descents, which ask with it."""
@@ -57,15 +60,16 @@ def find_equality(
         evaluator: What runs the model; it pads no batches yet.
         probe: At least two images of noise (n, 3, height, width).
         throughput: Rows of a batch, the engine's larger last batches of a request aside, and how fast they are.
-        patience: Longest time for a quantum, in seconds.
+        patience: Longest time for a quantum but the largest, in seconds.
     """
     module = evaluator.module
     if isinstance(module, BlackBox) and not module.in_process:
         return _tolerance(f"rows are not compared, since the model runs {module.where}")
     largest = 0.0
-    for quantum in (each for each in QUANTA if each <= throughput.batch_size):
+    quanta = [each for each in QUANTA if each <= throughput.batch_size]
+    for quantum in quanta:
         sizes = sizes_run(throughput.batch_size, quantum)
-        if _seconds(throughput, sizes) > patience:
+        if _seconds(throughput, sizes) > (LAST_PATIENCE if quantum == quanta[-1] else patience):
             continue
         try:
             difference = _difference(evaluator, probe, sizes)
@@ -75,7 +79,7 @@ def find_equality(
             return RowEquality(equal=True, quantum=quantum, detail=_described(sizes))
         largest = max(largest, difference)
     if not largest:
-        return _tolerance(f"rows are not compared, since that would take more than {patience:g} seconds")
+        return _tolerance(f"rows are not compared, since that would take more than {LAST_PATIENCE:g} seconds")
     return _tolerance(f"rows differ between batches by up to {largest:.1g} of the largest value")
 
 
