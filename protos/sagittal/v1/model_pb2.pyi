@@ -636,7 +636,7 @@ class WorkerModel(_message.Message):
     state: Global___ModelState.ValueType
     """Its state."""
     message: _builtins.str
-    """Why loading failed; else empty."""
+    """Why loading failed, or which model it waits for to be loaded; else empty."""
     device: _builtins.str
     """Device, such as "cpu" or "cuda:0"."""
     revision: _builtins.int

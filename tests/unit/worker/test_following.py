@@ -135,6 +135,28 @@ def start(hosted, seen):
     return task
 
 
+def test_a_model_that_waits_for_another_to_be_loaded_says_so(make_site, monkeypatch):
+    site, seen, made = make_site(), [], Switch.__init__
+
+    def shown():
+        return [(worker.state, worker.message) for version in ("1", "2") for worker in site.shown(version).workers]
+
+    def init(self, says=0):
+        seen.append(shown())
+        made(self, says)
+
+    for version in ("1", "2"):
+        site.registry.call(lambda models, version=version: models.register(declared(version=version)))
+    monkeypatch.setattr(Switch, "__init__", init)
+    site.turn()
+    loading = model_pb2.MODEL_STATE_LOADING
+    assert seen == [
+        [(loading, ""), (UNLOADED, "waits until switch, version 1, is loaded")],
+        [(READY, ""), (loading, "")],
+    ]
+    assert shown() == [(READY, ""), (READY, "")]
+
+
 def test_a_model_registered_over_the_api_is_loaded_and_published_without_a_restart(make_site):
     site = make_site()
     site.turn()

@@ -200,7 +200,8 @@ class HostedModels:
         hosted = None if self.undisturbed.is_set() else self._next_due(batch_size)
         if hosted is None:
             return False
-        self.load(hosted, batch_size=batch_size, stopped=stopped)
+        with self._saying_who_waits(hosted):
+            self.load(hosted, batch_size=batch_size, stopped=stopped)
         return True
 
     @property
@@ -220,6 +221,20 @@ class HostedModels:
             elif all(time.monotonic() - one.rehearsed > LONG_REHEARSAL for one in self._rehearsing()):
                 self._rehearse(hosted, batch_size)
         return None
+
+    @contextmanager
+    def _saying_who_waits(self, hosted: Hosted) -> Iterator[None]:
+        """Lets those that are to be loaded too say that they wait for this one."""
+        why = f"waits until {hosted.entry.name}, version {hosted.entry.version}, is loaded"
+        with self._lock:
+            waiting = [one for one in self._hosted.values() if one.due and one is not hosted and not one.message]
+            for one in waiting:
+                one.message = why
+        try:
+            yield
+        finally:
+            for one in waiting:
+                one.message = "" if one.message == why else one.message
 
     def _rehearsing(self) -> Sequence[Hosted]:
         with self._lock:
