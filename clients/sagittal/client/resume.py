@@ -29,7 +29,15 @@ from sagittal.v1 import explanation_pb2 as pb
 
 #: Codes with which gRPC itself ends a call whose connection broke, where the service attached nothing.
 _BROKEN_CODES = (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
-_BROKEN_TEXTS = ("RST_STREAM", "Stream removed", "Cancelling all calls", "connection", "Socket closed", "GOAWAY")
+_BROKEN_TEXTS = (
+    "RST_STREAM",
+    "Stream removed",
+    "Cancelling all calls",
+    "connection",
+    "Socket closed",
+    "GOAWAY",
+    "Internal error from Core",  # the call ended while gRPC's asyncio client sent a message, and its status is lost
+)
 TERMINAL = ("completed", "failed", "cancelled")
 
 

@@ -46,7 +46,8 @@ class QueueSettings(BaseModel):
     sweep_seconds: Seconds = 1.0
     """Time between two looks for lost leases, passed deadlines and spent retention, in seconds."""
     max_attempts: Count = 3
-    """Times a run may be begun; a job whose last attempt, alone on its worker, loses the worker is dead-lettered."""
+    """Times a run may be begun. A job whose last attempt loses its worker is dead-lettered if it was alone there, else
+    it is begun once more, alone: so at 1 a job that takes workers down takes two."""
     batch_every: Annotated[int, Field(ge=2)] = 5
     """Every so many leases the batch lane is looked at first."""
 

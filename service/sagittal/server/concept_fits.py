@@ -1,5 +1,7 @@
 """Fits of concept sets: the images of a call are stored one by one, and the job that uses them comes after the last."""
 
+import asyncio
+import contextlib
 import hashlib
 import re
 import time
@@ -8,7 +10,7 @@ from dataclasses import dataclass
 
 from sagittal.core.annotations import attachment_of, check_parts
 from sagittal.core.bounds import check_bounds
-from sagittal.core.errors import InvalidRequest
+from sagittal.core.errors import InvalidRequest, SagittalError
 from sagittal.core.identity import new_job_id
 from sagittal.core.jobs import CachePolicy, Job, JobKind, Lane, NewJob
 from sagittal.core.targets import resolve_target
@@ -23,6 +25,10 @@ from sagittal.v1 import concept_service_pb2, model_pb2
 
 #: Name of a set.
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+
+#: Longest time that the rest of a refused upload is read, and the silence that ends it before, in seconds.
+_REST_SECONDS = 30.0
+_SILENCE_SECONDS = 1.0
 
 Requests = AsyncIterator[concept_service_pb2.FitConceptsRequest]
 
@@ -48,10 +54,19 @@ class ConceptFits:
     async def read(self, requests: Requests, caller: Caller) -> Asked:
         """Reads a call to the end of its images, which are stored, and checks it.
 
+        The rest of a call that is refused is read and discarded, within bounds.
+
         Raises:
             InvalidRequest: the settings are wrong, or there are too many images, or none.
             Overloaded: there is no room for the images.
         """
+        try:
+            return await self._read(requests, caller)
+        except SagittalError:
+            await _discard(requests, self._limits)
+            raise
+
+    async def _read(self, requests: Requests, caller: Caller) -> Asked:
         with self._intake.counting_refusals():
             settings = await _first(requests)
             model = await self._check(settings)
@@ -138,6 +153,20 @@ class ConceptFits:
         if size > self._limits.max_bytes:
             text = f"the images have more than {self._limits.max_bytes:,} bytes together; send fewer or smaller ones"
             raise InvalidRequest(text, field="image")
+
+
+async def _discard(requests: Requests, limits: ConceptLimits) -> None:
+    """Reads what a caller still sends after a refusal: until it ends or pauses, and no more than a fit may have.
+
+    gRPC's asyncio client replaces the status of a call that ends while it sends a message by an error of its own.
+    """
+    size, until = 0, time.monotonic() + _REST_SECONDS
+    with contextlib.suppress(TimeoutError, StopAsyncIteration, SagittalError):
+        for _ in range(limits.max_images):
+            request = await asyncio.wait_for(anext(requests), min(_SILENCE_SECONDS, until - time.monotonic()))
+            size += request.ByteSize()
+            if size > limits.max_bytes:
+                return
 
 
 def _annotations(request: concept_service_pb2.FitConceptsRequest, number: int) -> bytes:

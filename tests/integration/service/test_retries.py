@@ -1,5 +1,6 @@
 """RetryExplanation: a buried job runs again as a new one."""
 
+import asyncio
 import hashlib
 from typing import Any
 
@@ -35,12 +36,21 @@ async def submitted(stack: Stack, **fields: Any) -> str:
     return str((await stack.explanations.SubmitExplanation(request)).explanation.job_id)
 
 
-async def buried(stack: Stack, **fields: Any) -> str:
-    """Returns the identifier of a job that took down its only worker."""
-    job_id = await submitted(stack, **fields)
-    assert stack.queue.worker("doomed").lease([("lamp", "1")], block_seconds=5) is not None
+async def taking_workers_down(stack: Stack, job_id: str) -> None:
+    """Returns when a job has taken down its worker, and then another that ran nothing else."""
+    for name, alone in (("first", False), ("second", True)):
+        worker = stack.queue.worker(name)
+        lease = await asyncio.to_thread(worker.lease, [("lamp", "1")], block_seconds=60)
+        assert lease is not None
+        assert (lease.job.job_id, lease.alone) == (job_id, alone)
     async for _ in stack.queue.jobs.events(job_id):
         pass
+
+
+async def buried(stack: Stack, **fields: Any) -> str:
+    """Returns the identifier of a job that was dead-lettered."""
+    job_id = await submitted(stack, **fields)
+    await taking_workers_down(stack, job_id)
     return job_id
 
 
@@ -112,9 +122,7 @@ async def test_only_administrators_of_the_tenant_retry() -> None:
         request = api.SubmitExplanationRequest(spec=spec())
         bearer = {name: {"metadata": (("authorization", f"Bearer {name}"),)} for name in ("ann", "root", "eve")}
         job_id = (await stack.explanations.SubmitExplanation(request, **bearer["ann"])).explanation.job_id
-        stack.queue.worker("doomed").lease([("lamp", "1")], block_seconds=5)
-        async for _ in stack.queue.jobs.events(job_id):
-            pass
+        await taking_workers_down(stack, job_id)
         assert (await refusal(retry(stack, job_id, **bearer["ann"]))).code() == grpc.StatusCode.PERMISSION_DENIED
         assert (await refusal(retry(stack, job_id, **bearer["eve"]))).code() == grpc.StatusCode.NOT_FOUND
         assert (await retry(stack, job_id, **bearer["root"])).explanation.job_id != job_id

@@ -28,6 +28,7 @@ BREAKS = [
     (grpc.StatusCode.CANCELLED, "Cancelling all calls"),
     (grpc.StatusCode.UNKNOWN, "Stream removed"),
     (grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2"),
+    (grpc.StatusCode.INTERNAL, "Internal error from Core"),
 ]
 
 
