@@ -10,7 +10,8 @@ from google.protobuf.message import Message
 
 from sagittal.core.errors import Unavailable
 from sagittal.core.jobs import JobState, Lease
-from sagittal.runtime.redis_queue import connect_worker_queue, connect_worker_registry
+from sagittal.runtime.redis_registry import RedisWorkerRegistry
+from sagittal.runtime.redis_worker import RedisWorkerQueue
 from sagittal.runtime.settings import QueueSettings
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import model_pb2, tensor_pb2
@@ -57,7 +58,7 @@ def _event(lease: Lease, **fact: Message) -> bytes:
 
 def work(settings: QueueSettings, name: str, stopped: threading.Event) -> None:
     """Answers one job after the other. A job costs two round trips, each of which waits for Redis's disk."""
-    queue = connect_worker_queue(settings, worker=name)
+    queue = RedisWorkerQueue(settings, worker=name)
     while not stopped.is_set():
         with contextlib.suppress(Unavailable):
             lease = queue.lease([(MODEL, "1")], block_seconds=0.5)
@@ -72,7 +73,7 @@ def main() -> None:
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     settings = QueueSettings(url=os.environ["SAGITTAL_QUEUE__URL"])
-    registry = connect_worker_registry(settings)
+    registry = RedisWorkerRegistry(settings)
     registry.publish(model())
     states = [(MODEL, "1", model_pb2.WorkerModel(state=model_pb2.MODEL_STATE_READY))]
     names = [f"at-once-{number}" for number in range(AT_ONCE)]

@@ -22,7 +22,7 @@ from subject import IMAGES_VARIABLE, arguments
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import to_input
 from sagittal.runtime.embedded import EmbeddedValkey
-from sagittal.runtime.redis_queue import connect_worker_registry
+from sagittal.runtime.redis_registry import RedisWorkerRegistry
 from sagittal.runtime.settings import QueueSettings
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.models import HostedModels
@@ -77,7 +77,7 @@ def served() -> list[LoadedModel]:
         path.write_text("".join(ENTRY.format(variant=variant, side=side) for variant, side in SIDES.items()))
         metrics = WorkerMetrics.create(CollectorRegistry())
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        registry = connect_worker_registry(QueueSettings(url=server.url))
+        registry = RedisWorkerRegistry(QueueSettings(url=server.url))
         models = HostedModels(path, registry, metrics, worker="benchmark", device=device)
         models.load_all(batch_size=8, stopped=threading.Event())
         registry.close()

@@ -4,7 +4,7 @@ import structlog
 from sides import IMAGES, ROUNDS, compare
 from subject import MODELS, arguments, machine, report, table
 
-from sagittal.models.entry import read_entries
+from sagittal.core.model_files import read_entries
 
 ARCHITECTURES = ("resnet50", "mobilenet_v3_large", "convnext_tiny", "vit_b_16")
 

@@ -22,11 +22,11 @@ from reports import table, write_section
 from subject import MODELS, load_model, machine, pictures
 from torch import Tensor, nn
 
+from sagittal.core.model_files import read_entries
 from sagittal.engine import Task
 from sagittal.explain import EXPLAINERS, Black, MeanColour, Metrics, Question, explanation_steps
 from sagittal.explain.attribution.rise import random_masks
 from sagittal.explain.events import SaliencyMask
-from sagittal.models.entry import read_entries
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import black
 from sagittal.models.sources import load_source

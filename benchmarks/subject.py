@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sagittal.core.model_files import read_entries
 from sagittal.engine import Budget, Task
 from sagittal.engine.allocator import keep_freed_memory
 from sagittal.explain import Explainer, Metrics, Question, explanation_steps
 from sagittal.explain.events import Curve, CurveKind, SaliencyMask
-from sagittal.models.entry import read_entries
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.loading import load
 from sagittal.models.preprocessing import black, to_input

@@ -12,7 +12,7 @@ from peers_support import describe_missing, oldest_valkey
 
 from sagittal.core.jobs import JobKind, Lane, NewJob
 from sagittal.runtime.embedded import EmbeddedValkey
-from sagittal.runtime.redis_queue import connect_worker_registry
+from sagittal.runtime.redis_registry import RedisWorkerRegistry
 from sagittal.runtime.registry import WorkerRegistry
 from sagittal.runtime.settings import QueueSettings
 
@@ -65,7 +65,7 @@ def queue_settings() -> QueueSettings:
 @pytest.fixture
 def worker_registry(queue_settings: QueueSettings) -> Iterator[WorkerRegistry]:
     """A worker's side of a registry that is this test's alone."""
-    registry = connect_worker_registry(queue_settings)
+    registry = RedisWorkerRegistry(queue_settings)
     yield registry
     registry.close()
 

@@ -14,13 +14,10 @@ import redis
 from sagittal.core.jobs import Lease, StoredEvent
 from sagittal.runtime.embedded import EmbeddedValkey
 from sagittal.runtime.queue import JobQueue, WorkerQueue
-from sagittal.runtime.redis_queue import (
-    connect_job_queue,
-    connect_model_registry,
-    connect_worker_queue,
-    connect_worker_registry,
-)
+from sagittal.runtime.redis_jobs import RedisJobQueue
+from sagittal.runtime.redis_registry import RedisModelRegistry, RedisWorkerRegistry
 from sagittal.runtime.redis_scripts import root_key
+from sagittal.runtime.redis_worker import RedisWorkerQueue
 from sagittal.runtime.registry import ModelRegistry
 from sagittal.runtime.settings import QueueSettings
 
@@ -59,13 +56,13 @@ class Queue:
 
     def __init__(self, settings: QueueSettings | None = None) -> None:
         self.settings = settings or own_settings()
-        self.jobs: JobQueue = connect_job_queue(self.settings)
+        self.jobs: JobQueue = RedisJobQueue(self.settings)
         self._workers: dict[str, WorkerQueue] = {}
 
     def worker(self, name: str = "worker") -> WorkerQueue:
         """Returns the side of a worker of that name, which is one object, since it numbers what it writes."""
         if name not in self._workers:
-            self._workers[name] = connect_worker_queue(self.settings, worker=name)
+            self._workers[name] = RedisWorkerQueue(self.settings, worker=name)
         return self._workers[name]
 
     def lease(
@@ -96,14 +93,14 @@ class Registry:
 
     def __init__(self, settings: QueueSettings | None = None) -> None:
         self.settings = settings or own_settings()
-        self.models = connect_model_registry(self.settings)
-        self.workers = connect_worker_registry(self.settings)
+        self.models = RedisModelRegistry(self.settings)
+        self.workers = RedisWorkerRegistry(self.settings)
 
     def call(self, action: Callable[[ModelRegistry], Awaitable[Answer]]) -> Answer:
         """Does something on the service's side, for tests that have no event loop."""
 
         async def connected() -> Answer:
-            models = connect_model_registry(self.settings)
+            models = RedisModelRegistry(self.settings)
             try:
                 return await action(models)
             finally:

@@ -32,12 +32,9 @@ from sagittal.client import Options as ClientOptions
 from sagittal.core.jobs import Job, JobKind, JobState, Lane, NewJob
 from sagittal.runtime.probes import LIVE, READY, MetricsServer, start_metrics_server
 from sagittal.runtime.queue_metrics import QueueMetrics
-from sagittal.runtime.redis_queue import (
-    connect_job_queue,
-    connect_model_registry,
-    connect_worker_queue,
-    connect_worker_registry,
-)
+from sagittal.runtime.redis_jobs import RedisJobQueue
+from sagittal.runtime.redis_registry import RedisModelRegistry, RedisWorkerRegistry
+from sagittal.runtime.redis_worker import RedisWorkerQueue
 from sagittal.runtime.settings import QueueSettings
 from sagittal.runtime.supervision import Supervised, SupervisionMetrics, Supervisor
 from sagittal.server.service import Service
@@ -149,8 +146,8 @@ class ServiceLoop:
 
     async def _start(self) -> int:
         observer = QueueMetrics(self._registry)
-        self._models = connect_model_registry(self._settings, observer)
-        queue = connect_job_queue(self._settings, observer, self.supervisor)
+        self._models = RedisModelRegistry(self._settings, observer)
+        queue = RedisJobQueue(self._settings, observer, self.supervisor)
         settings = ServiceSettings(
             listen=("127.0.0.1:0",), health_interval=0.1, model_refresh=0.05, drain=0.0, queue=self._settings
         )
@@ -169,7 +166,7 @@ class WorkerThread:
         path = directory / "models.toml"
         path.write_text(MODELS)
         self._killer = ThreadKiller()
-        self._sides = [connect_worker_queue(settings, worker="w"), connect_worker_registry(settings)]
+        self._sides = [RedisWorkerQueue(settings, worker="w"), RedisWorkerRegistry(settings)]
         self.registry = CollectorRegistry()
         metrics = WorkerMetrics.create(self.registry)
         hosted = HostedModels(path, self._sides[1], metrics, worker="w", device=torch.device("cpu"))
@@ -235,7 +232,7 @@ class Stack:
         self._settings_of_worker = self.settings.model_copy(update={"url": of_worker})
         self.worker = WorkerThread(directory, self._settings_of_worker)
         quiet = self.settings.model_copy(update={"url": direct, "sweep_seconds": 1e9})
-        self._onlooker = connect_job_queue(quiet)
+        self._onlooker = RedisJobQueue(quiet)
         retry = Retry(call_seconds=PATIENCE, stream_seconds=PATIENCE, longest_wait=0.1)
         self.client = Client(f"127.0.0.1:{self.service.port}", options=ClientOptions(retry=retry))
         eventually(lambda: self.service.service.ready() == "", "the service is ready")

@@ -20,11 +20,11 @@ from reference.descent import ReferenceDescent, Spared
 from subject import SHIPPED, Picture, run
 from torch import Tensor
 
+from sagittal.core.entries import Preprocessing
 from sagittal.engine.evaluator import PROBABILITIES
 from sagittal.engine.masking import compose, gaussian_blur, upsample
 from sagittal.engine.requests import Upsampling
 from sagittal.explain import Metrics
-from sagittal.models.entry import Preprocessing
 from sagittal.models.loading import LoadedModel
 from sagittal.models.preprocessing import normalised, to_input
 

@@ -8,7 +8,9 @@ import pytest
 
 from sagittal.core.errors import Overloaded
 from sagittal.core.jobs import Lane, NewJob
-from sagittal.runtime.redis_queue import connect_job_queue, connect_worker_queue, connect_worker_registry
+from sagittal.runtime.redis_jobs import RedisJobQueue
+from sagittal.runtime.redis_registry import RedisWorkerRegistry
+from sagittal.runtime.redis_worker import RedisWorkerQueue
 from sagittal.runtime.settings import QueueSettings
 from sagittal.v1 import model_pb2
 
@@ -31,9 +33,9 @@ class Site:
     new_job: Callable[..., NewJob]
 
     def __post_init__(self) -> None:
-        self.jobs = connect_job_queue(self.settings)
-        self.worker = connect_worker_queue(self.settings, worker="worker")
-        self.registry = connect_worker_registry(self.settings)
+        self.jobs = RedisJobQueue(self.settings)
+        self.worker = RedisWorkerQueue(self.settings, worker="worker")
+        self.registry = RedisWorkerRegistry(self.settings)
 
     async def submit(self, model: str = "served", tenant: str = "a", evaluations: int = 1, **changes: object) -> str:
         job = self.new_job(model=model, tenant=tenant, estimated_evaluations=evaluations, **changes)

@@ -14,9 +14,10 @@ from redis.exceptions import ResponseError
 from sagittal.core.errors import ArgumentRefused
 from sagittal.core.jobs import JobState
 from sagittal.runtime.redis_failures import translate
-from sagittal.runtime.redis_queue import connect_job_queue, connect_worker_queue
+from sagittal.runtime.redis_jobs import RedisJobQueue
 from sagittal.runtime.redis_scripts import script_names, submit_arguments
 from sagittal.runtime.redis_sweep import sweep_arguments
+from sagittal.runtime.redis_worker import RedisWorkerQueue
 from sagittal.runtime.settings import QueueSettings
 
 EXTREMES: list[Argument] = [
@@ -142,7 +143,7 @@ def test_each_number_of_submit_settle_and_sweep_at_each_extreme(client, extreme)
 @pytest.mark.parametrize("server", ["valkey", "redis"])
 async def test_a_refused_argument_is_an_error_that_names_it(request, server, new_job) -> None:
     found = QueueSettings(url=request.getfixturevalue(f"{server}_url"), prefix=f"test-{secrets.token_hex(6)}")
-    jobs, worker = connect_job_queue(found), connect_worker_queue(found, worker="worker")
+    jobs, worker = RedisJobQueue(found), RedisWorkerQueue(found, worker="worker")
     for estimate in (10**17, 2**63, 2**70, -1):
         with pytest.raises(ArgumentRefused, match="estimated_evaluations is") as caught:
             await jobs.submit(new_job(estimated_evaluations=estimate), b"a")

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from sagittal.core.model_files import read_entries
 from sagittal.engine import Task
 from sagittal.engine.requests import Subject
 from sagittal.explain.concepts import FitSettings, GivenImages
 from sagittal.explain.concepts.features import Extracted, NoCache, extract
 from sagittal.explain.concepts.quality import measure
 from sagittal.explain.concepts.training import Examples, Fit, settle
-from sagittal.models.entry import read_entries
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.loading import load
 from sagittal.models.preprocessing import to_input

@@ -11,6 +11,7 @@ from e2e_stack import free_port
 from known_models import LEFT, RIGHT, image, looks_at_left
 from peers_support import ROOT, program, running
 
+from sagittal.core.entries import ModelEntry
 from sagittal.core.errors import FailedPrecondition
 from sagittal.core.methods import resolve
 from sagittal.engine import Task
@@ -19,7 +20,6 @@ from sagittal.explain import EXPLAINERS, Question, explanation_steps
 from sagittal.explain.events import Curve, GraphNode, Prediction, RegionScores, SaliencyMask, SufficientSet
 from sagittal.explain.problem import predict
 from sagittal.explain.sets.regions import ask_regions
-from sagittal.models.entry import ModelEntry
 from sagittal.models.loading import load
 from sagittal.models.sources import Access, ModelUnavailable
 from sagittal.models.sources.access import Server

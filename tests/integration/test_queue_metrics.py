@@ -7,7 +7,8 @@ from prometheus_client import CollectorRegistry
 from sagittal.core.errors import Unavailable
 from sagittal.core.jobs import JobState
 from sagittal.runtime.queue_metrics import QueueMetrics
-from sagittal.runtime.redis_queue import connect_job_queue, connect_worker_queue
+from sagittal.runtime.redis_jobs import RedisJobQueue
+from sagittal.runtime.redis_worker import RedisWorkerQueue
 from sagittal.runtime.settings import QueueSettings
 
 TRACE = f"00-{'ab' * 16}-{'cd' * 8}-01"
@@ -15,8 +16,8 @@ TRACE = f"00-{'ab' * 16}-{'cd' * 8}-01"
 
 async def test_answers_that_cost_no_run_are_told_by_how(queue_settings: QueueSettings, new_job) -> None:
     registry = CollectorRegistry()
-    jobs = connect_job_queue(queue_settings, QueueMetrics(registry))
-    worker = connect_worker_queue(queue_settings, worker="w")
+    jobs = RedisJobQueue(queue_settings, QueueMetrics(registry))
+    worker = RedisWorkerQueue(queue_settings, worker="w")
 
     def shared(how: str) -> float | None:
         return registry.get_sample_value("sagittal_answers_shared_total", {"model": "model", "how": how})
@@ -41,7 +42,7 @@ async def test_answers_that_cost_no_run_are_told_by_how(queue_settings: QueueSet
 
 async def test_a_redis_that_is_away_counts_each_try() -> None:
     registry = CollectorRegistry()
-    jobs = connect_job_queue(QueueSettings(url="redis://127.0.0.1:1/0", operation_timeout=2.0), QueueMetrics(registry))
+    jobs = RedisJobQueue(QueueSettings(url="redis://127.0.0.1:1/0", operation_timeout=2.0), QueueMetrics(registry))
     try:
         with pytest.raises(Unavailable):
             await jobs.ping()
@@ -58,8 +59,8 @@ async def test_a_buried_job_is_counted_by_whoever_buries_it(queue_settings: Queu
     settings = queue_settings.model_copy(
         update={"max_attempts": 1, "lease_seconds": 0.2, "heartbeat_seconds": 0.1, "sweep_seconds": 0.1}
     )
-    jobs = connect_job_queue(settings, QueueMetrics(registry))
-    worker = connect_worker_queue(settings, worker="w")
+    jobs = RedisJobQueue(settings, QueueMetrics(registry))
+    worker = RedisWorkerQueue(settings, worker="w")
     try:
         with structlog.testing.capture_logs() as lines:
             job, _ = await jobs.submit(new_job(trace_context=TRACE), b"")

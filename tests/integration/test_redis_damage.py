@@ -16,12 +16,9 @@ from sagittal.core.errors import QueueFailed, SagittalError, UnknownJob
 from sagittal.core.jobs import JobState, Lease, NewJob
 from sagittal.runtime.queue import LeaseLost
 from sagittal.runtime.queue_metrics import QueueMetrics
-from sagittal.runtime.redis_queue import (
-    connect_job_queue,
-    connect_model_registry,
-    connect_worker_queue,
-    connect_worker_registry,
-)
+from sagittal.runtime.redis_jobs import RedisJobQueue
+from sagittal.runtime.redis_registry import RedisModelRegistry, RedisWorkerRegistry
+from sagittal.runtime.redis_worker import RedisWorkerQueue
 from sagittal.runtime.settings import QueueSettings
 from sagittal.v1 import explanation_pb2, model_pb2
 
@@ -60,10 +57,10 @@ class Site:
         observer = QueueMetrics(self.metrics)
         self.client = redis.Redis.from_url(self.settings.url)
         self.root = f"{{{self.settings.prefix}}}:"
-        self.jobs = connect_job_queue(self.settings, observer)
-        self.worker = connect_worker_queue(self.settings, worker="worker", observer=observer)
-        self.models = connect_model_registry(self.settings)
-        self.registry = connect_worker_registry(self.settings)
+        self.jobs = RedisJobQueue(self.settings, observer)
+        self.worker = RedisWorkerQueue(self.settings, worker="worker", observer=observer)
+        self.models = RedisModelRegistry(self.settings)
+        self.registry = RedisWorkerRegistry(self.settings)
         await self.fill()
 
     async def close(self) -> None:

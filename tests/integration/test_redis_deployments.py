@@ -19,13 +19,10 @@ from embedded_queue import stored_events
 from sagittal.core.errors import Unavailable
 from sagittal.core.jobs import JobState
 from sagittal.runtime.embedded import EmbeddedValkey, find_binary
-from sagittal.runtime.redis_queue import (
-    check_server,
-    connect_job_queue,
-    connect_model_registry,
-    connect_worker_queue,
-    connect_worker_registry,
-)
+from sagittal.runtime.redis_check import check_server
+from sagittal.runtime.redis_jobs import RedisJobQueue
+from sagittal.runtime.redis_registry import RedisModelRegistry, RedisWorkerRegistry
+from sagittal.runtime.redis_worker import RedisWorkerQueue
 from sagittal.runtime.settings import QueueSettings
 from sagittal.v1 import model_pb2
 
@@ -35,7 +32,7 @@ GUARANTEES = Path(__file__).parents[2] / "docs" / "guarantees.md"
 
 async def run_a_job(settings: QueueSettings, new_job) -> None:
     """Takes a job through every operation."""
-    jobs, worker = connect_job_queue(settings), connect_worker_queue(settings, worker="worker")
+    jobs, worker = RedisJobQueue(settings), RedisWorkerQueue(settings, worker="worker")
     try:
         job, _ = await jobs.submit(new_job(request_id="mine", content_key="k", deadline=time.time() + 60), b"accepted")
         watching = asyncio.create_task(anext(jobs.events(job.job_id, 1)))
@@ -70,14 +67,14 @@ async def test_the_rights_that_the_documentation_names_are_enough(tmp_path, redi
             settings = QueueSettings(url=server.url, username="sagittal", password="secret")  # noqa: S106
             await run_a_job(settings, new_job)
             check_server(settings)
-            models, workers = connect_model_registry(settings), connect_worker_registry(settings)
+            models, workers = RedisModelRegistry(settings), RedisWorkerRegistry(settings)
             workers.publish(model_pb2.Model(name="model", version="1"))
             workers.announce("worker", [("model", "1", model_pb2.WorkerModel())], ttl=5)
             assert len((await models.model("model")).workers) == 1
             workers.withdraw("worker")
             workers.close()
             await models.close()
-            wrong = connect_job_queue(settings.model_copy(update={"password": None, "username": None}))
+            wrong = RedisJobQueue(settings.model_copy(update={"password": None, "username": None}))
             with pytest.raises(Unavailable, match="credentials"):
                 await wrong.ping()
             await wrong.close()
@@ -85,7 +82,7 @@ async def test_the_rights_that_the_documentation_names_are_enough(tmp_path, redi
 
 async def test_installations_with_different_prefixes_do_not_see_each_other(queue_settings, new_job) -> None:
     other = queue_settings.model_copy(update={"prefix": queue_settings.prefix + "-other"})
-    jobs, worker = connect_job_queue(queue_settings), connect_worker_queue(other, worker="worker")
+    jobs, worker = RedisJobQueue(queue_settings), RedisWorkerQueue(other, worker="worker")
     await jobs.submit(new_job(), b"accepted")
     assert worker.lease(MODEL, block_seconds=0) is None
     worker.close()
@@ -106,7 +103,7 @@ async def test_the_queue_works_over_tls(tmp_path, tls_binary, new_job) -> None:
            "--tls-ca-cert-file", str(cert), "--tls-auth-clients", "no")  # fmt: skip
     with EmbeddedValkey(binary=tls_binary, options=tls):
         await run_a_job(QueueSettings(url=f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={cert}"), new_job)
-        untrusting = connect_job_queue(QueueSettings(url=f"rediss://127.0.0.1:{port}/0", operation_timeout=2.0))
+        untrusting = RedisJobQueue(QueueSettings(url=f"rediss://127.0.0.1:{port}/0", operation_timeout=2.0))
         with pytest.raises(Unavailable):
             await untrusting.ping()
         await untrusting.close()
@@ -138,7 +135,7 @@ async def test_a_failover_of_sentinels_is_ridden_out(tmp_path, server_binary, ne
         wait_until(lambda: len(eye.execute_command("SENTINEL", "REPLICAS", "sagittal")) == 1)
 
         settings = QueueSettings(sentinels=(f"127.0.0.1:{watch}",), operation_timeout=2.0)
-        jobs, worker = connect_job_queue(settings), connect_worker_queue(settings, worker="worker")
+        jobs, worker = RedisJobQueue(settings), RedisWorkerQueue(settings, worker="worker")
         job, _ = await jobs.submit(new_job(), b"accepted")
         lease = worker.lease(MODEL, block_seconds=0)
         wait_until(lambda: replica.exists(f"{{sagittal}}:take:{job.job_id}") or replica.zcard("{sagittal}:leases") == 1)

@@ -8,7 +8,8 @@ import redis
 from embedded_queue import stored_events
 
 from sagittal.core.jobs import JobState
-from sagittal.runtime.redis_queue import connect_job_queue, connect_worker_queue
+from sagittal.runtime.redis_jobs import RedisJobQueue
+from sagittal.runtime.redis_worker import RedisWorkerQueue
 
 MODEL = [("model", "1")]
 
@@ -21,7 +22,7 @@ def round_trips(client: redis.Redis) -> int:
 
 async def test_a_job_costs_one_round_trip_for_each_step(queue_settings, new_job) -> None:
     settings = queue_settings.model_copy(update={"sweep_seconds": 600.0})
-    jobs, worker = connect_job_queue(settings), connect_worker_queue(settings, worker="worker")
+    jobs, worker = RedisJobQueue(settings), RedisWorkerQueue(settings, worker="worker")
     with redis.Redis.from_url(settings.url) as client:
         await jobs.submit(new_job(), b"accepted")  # loads the scripts
         lease = worker.lease(MODEL, block_seconds=0)
@@ -48,7 +49,7 @@ async def test_many_watchers_share_a_fixed_number_of_connections(queue_settings,
     settings = queue_settings.model_copy(
         update={"max_connections": 4, "url": f"{queue_settings.url}{separator}client_name={name}"}
     )
-    jobs, worker = connect_job_queue(settings), connect_worker_queue(queue_settings, worker="worker")
+    jobs, worker = RedisJobQueue(settings), RedisWorkerQueue(queue_settings, worker="worker")
     ids = [(await jobs.submit(new_job(), b"accepted"))[0].job_id for _ in range(60)]
 
     async def watch(job_id: str) -> int:
@@ -67,7 +68,7 @@ async def test_many_watchers_share_a_fixed_number_of_connections(queue_settings,
 
 async def test_a_watcher_hears_of_an_event_before_it_would_look_by_itself(queue_settings, new_job) -> None:
     """Looking by itself is every five seconds: ten events, each waited for, in less than that can only be news."""
-    jobs, worker = connect_job_queue(queue_settings), connect_worker_queue(queue_settings, worker="worker")
+    jobs, worker = RedisJobQueue(queue_settings), RedisWorkerQueue(queue_settings, worker="worker")
     job, _ = await jobs.submit(new_job(), b"accepted")
     lease = worker.lease(MODEL, block_seconds=0)
     events = jobs.events(job.job_id)
@@ -84,7 +85,7 @@ async def test_a_watcher_hears_of_an_event_before_it_would_look_by_itself(queue_
 
 async def test_nothing_is_left_of_jobs_whose_retention_has_passed(queue_settings, new_job) -> None:
     settings = queue_settings.model_copy(update={"retention_seconds": 0.01, "image_retention_seconds": 0.01})
-    jobs, worker = connect_job_queue(settings), connect_worker_queue(settings, worker="worker")
+    jobs, worker = RedisJobQueue(settings), RedisWorkerQueue(settings, worker="worker")
     for number in range(12):
         key = "shared" if number % 3 == 0 else ""
         deadline = time.time() + 60

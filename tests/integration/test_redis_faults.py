@@ -21,7 +21,8 @@ from sagittal.core.jobs import JobState
 from sagittal.runtime.embedded import EmbeddedValkey
 from sagittal.runtime.queue import LeaseLost
 from sagittal.runtime.redis_check import check_server
-from sagittal.runtime.redis_queue import connect_job_queue, connect_worker_queue
+from sagittal.runtime.redis_jobs import RedisJobQueue
+from sagittal.runtime.redis_worker import RedisWorkerQueue
 from sagittal.runtime.settings import QueueSettings
 
 MODEL = [("model", "1")]
@@ -29,7 +30,7 @@ MODEL = [("model", "1")]
 
 @contextlib.asynccontextmanager
 async def connected(settings: QueueSettings):
-    jobs, worker = connect_job_queue(settings), connect_worker_queue(settings, worker="worker")
+    jobs, worker = RedisJobQueue(settings), RedisWorkerQueue(settings, worker="worker")
     try:
         yield jobs, worker
     finally:
@@ -289,9 +290,10 @@ async def test_a_stopped_worker_that_wakes_up_writes_nothing(queue_settings, new
     settings = queue_settings.model_copy(update={"sweep_seconds": 0.05})
     brief = settings.model_copy(update={"lease_seconds": 0.3, "heartbeat_seconds": 0.1})
     program = (
-        "import sys; from sagittal.runtime.redis_queue import connect_worker_queue, QueueSettings;"
+        "import sys; from sagittal.runtime.redis_worker import RedisWorkerQueue;"
+        "from sagittal.runtime.settings import QueueSettings;"
         "from sagittal.runtime.queue import LeaseLost;"
-        "queue = connect_worker_queue(QueueSettings.model_validate_json(sys.argv[1]), worker='stopped');"
+        "queue = RedisWorkerQueue(QueueSettings.model_validate_json(sys.argv[1]), worker='stopped');"
         "lease = queue.lease([('model', '1')], block_seconds=20); print('leased', flush=True); input();\n"
         "try: queue.append(lease, [b'stale'])\n"
         "except LeaseLost: print('lost', flush=True)\n"

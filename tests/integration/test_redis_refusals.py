@@ -12,7 +12,8 @@ import redis
 from sagittal.core.errors import Unavailable
 from sagittal.runtime.embedded import EmbeddedValkey
 from sagittal.runtime.redis_failures import translate
-from sagittal.runtime.redis_queue import connect_job_queue, connect_worker_queue
+from sagittal.runtime.redis_jobs import RedisJobQueue
+from sagittal.runtime.redis_worker import RedisWorkerQueue
 from sagittal.runtime.settings import QueueSettings
 
 SECRET, WRONG = "correct-horse", "battery-staple"
@@ -83,7 +84,7 @@ REFUSALS = {
 @pytest.mark.parametrize(("refusing", "says"), REFUSALS.values(), ids=REFUSALS)
 async def test_a_refusal_names_its_cause_and_remedy(refusing: Callable, says: str) -> None:
     with refusing() as given:
-        jobs, worker = connect_job_queue(given), connect_worker_queue(given, worker="worker")
+        jobs, worker = RedisJobQueue(given), RedisWorkerQueue(given, worker="worker")
         with pytest.raises(Unavailable, match=says) as service:
             await jobs.backlog()
         with pytest.raises(Unavailable, match=says) as working:
@@ -100,7 +101,7 @@ async def test_a_refusal_names_its_cause_and_remedy(refusing: Callable, says: st
 async def test_the_oldest_redis_is_understood_too(name: str, redis_binary: str) -> None:
     refusing, says = REFUSALS[name]
     with refusing(binary=redis_binary) as given:
-        jobs = connect_job_queue(given)
+        jobs = RedisJobQueue(given)
         with pytest.raises(Unavailable, match=says):
             await jobs.backlog()
         await jobs.close()

@@ -33,12 +33,6 @@ from sagittal.runtime.queue_metrics import QueueMetrics
 from sagittal.runtime.redis_check import check_server
 from sagittal.runtime.redis_failures import REPLIES, UNKNOWN, Meaning, Reply
 from sagittal.runtime.redis_jobs import RedisJobQueue
-from sagittal.runtime.redis_queue import (
-    connect_job_queue,
-    connect_model_registry,
-    connect_worker_queue,
-    connect_worker_registry,
-)
 from sagittal.runtime.redis_registry import RedisModelRegistry, RedisWorkerRegistry
 from sagittal.runtime.redis_worker import RedisWorkerQueue
 from sagittal.runtime.settings import QueueSettings
@@ -143,9 +137,9 @@ async def sides(faulty: FaultyRedis, new_job, monkeypatch: pytest.MonkeyPatch) -
     settings = QueueSettings(url=faulty.url, prefix=secrets.token_hex(4), sweep_seconds=1e9)
     registry = CollectorRegistry()
     observer = QueueMetrics(registry)
-    jobs = connect_job_queue(settings, observer)
-    worker = connect_worker_queue(settings, worker="worker", observer=observer)
-    models, of_worker = connect_model_registry(settings, observer), connect_worker_registry(settings, observer)
+    jobs = RedisJobQueue(settings, observer)
+    worker = RedisWorkerQueue(settings, worker="worker", observer=observer)
+    models, of_worker = RedisModelRegistry(settings, observer), RedisWorkerRegistry(settings, observer)
     await jobs.submit(new_job(), b"accepted")
     lease = await asyncio.to_thread(worker.lease, [("model", "1")], block_seconds=0)
     assert lease is not None

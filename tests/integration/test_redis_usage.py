@@ -8,13 +8,14 @@ import sys
 import redis
 
 from sagittal.core.jobs import JobState
-from sagittal.runtime.redis_queue import connect_job_queue, connect_worker_queue
+from sagittal.runtime.redis_jobs import RedisJobQueue
 from sagittal.runtime.redis_scripts import root_key
+from sagittal.runtime.redis_worker import RedisWorkerQueue
 from sagittal.runtime.usage import measure_usage
 
 
 async def test_every_byte_of_a_job_is_told_by_what_it_is_for(queue_settings, new_job) -> None:
-    jobs, worker = connect_job_queue(queue_settings), connect_worker_queue(queue_settings, worker="worker")
+    jobs, worker = RedisJobQueue(queue_settings), RedisWorkerQueue(queue_settings, worker="worker")
     for number in range(10):
         await jobs.submit(new_job(images={"image": bytes(100_000)}, request_id=f"r{number}"), b"accepted")
     lease = worker.lease([("model", "1")], block_seconds=0)
@@ -33,7 +34,7 @@ async def test_every_byte_of_a_job_is_told_by_what_it_is_for(queue_settings, new
 
 
 async def test_it_runs_as_a_program_on_the_settings_of_the_others(queue_settings, new_job) -> None:
-    jobs = connect_job_queue(queue_settings)
+    jobs = RedisJobQueue(queue_settings)
     await jobs.submit(new_job(), b"accepted")
     variables = {"SAGITTAL_QUEUE__URL": queue_settings.url, "SAGITTAL_QUEUE__PREFIX": queue_settings.prefix}
     command = [sys.executable, "-m", "sagittal.runtime.usage"]

@@ -20,7 +20,7 @@ import redis
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from sagittal.runtime.embedded import EmbeddedValkey
-from sagittal.runtime.redis_queue import connect_worker_registry
+from sagittal.runtime.redis_registry import RedisWorkerRegistry
 from sagittal.runtime.settings import QueueSettings
 from sagittal.v1 import explanation_service_pb2 as api
 from sagittal.v1 import explanation_service_pb2_grpc, model_service_pb2, model_service_pb2_grpc
@@ -96,7 +96,7 @@ def valkey(port: int) -> EmbeddedValkey:
 
 
 def publish(port: int) -> None:
-    registry = connect_worker_registry(QueueSettings(url=f"redis://127.0.0.1:{port}/0"))
+    registry = RedisWorkerRegistry(QueueSettings(url=f"redis://127.0.0.1:{port}/0"))
     registry.publish(lamp())
     registry.close()
 

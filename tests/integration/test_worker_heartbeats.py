@@ -17,7 +17,8 @@ from prometheus_client import CollectorRegistry
 from sagittal.core.jobs import JobState, NewJob
 from sagittal.core.tensors import tensor_of
 from sagittal.engine import Engine
-from sagittal.runtime.redis_queue import connect_job_queue, connect_worker_queue, connect_worker_registry
+from sagittal.runtime.redis_jobs import RedisJobQueue
+from sagittal.runtime.redis_registry import RedisWorkerRegistry
 from sagittal.runtime.redis_worker import RedisWorkerQueue
 from sagittal.runtime.settings import QueueSettings
 from sagittal.v1 import explanation_pb2 as pb
@@ -44,8 +45,8 @@ def working(path: Path, settings: QueueSettings) -> Iterator[tuple[Worker, Colle
     """Runs a worker on a Redis queue; gives it and its metrics."""
     registry = CollectorRegistry()
     metrics = WorkerMetrics.create(registry)
-    queue = connect_worker_queue(settings, worker="w")
-    announced = connect_worker_registry(settings)
+    queue = RedisWorkerQueue(settings, worker="w")
+    announced = RedisWorkerRegistry(settings)
     hosted = HostedModels(path, announced, metrics, worker="w", device=torch.device("cpu"))
     worker = Worker(
         WorkerSettings(models_file=path, worker_name="w", batch_size=16, drain=0.0, queue=settings),
@@ -123,7 +124,7 @@ class Steps:
 async def test_a_cancellation_reaches_the_worker_within_the_step_that_runs(queue_settings, models, job, steps) -> None:
     """Heartbeats are ten minutes apart, so that it is not by them."""
     settings = queue_settings.model_copy(update={"heartbeat_seconds": 600.0, "lease_seconds": 1200.0})
-    jobs = connect_job_queue(settings)
+    jobs = RedisJobQueue(settings)
     with working(models, settings) as (_, metrics):
         await jobs.submit(job, ACCEPTED)
         steps.armed.set()
@@ -147,7 +148,7 @@ async def test_without_word_the_next_heartbeat_brings_a_cancellation(
 
     monkeypatch.setattr(RedisWorkerQueue, "listen", deaf)
     settings = queue_settings.model_copy(update={"heartbeat_seconds": 0.2})
-    jobs = connect_job_queue(settings)
+    jobs = RedisJobQueue(settings)
     with working(models, settings):
         await jobs.submit(job, ACCEPTED)
         events = jobs.events(job.job_id, 1)
@@ -163,7 +164,7 @@ async def test_a_worker_fails_what_a_clock_jump_made_overdue(queue_settings, mod
     """The queue would, if the worker were lost: both end it alike."""
     settings = queue_settings.model_copy(update={"heartbeat_seconds": 0.1})
     job = replace(job, deadline=time.time() + 1000)
-    jobs = connect_job_queue(settings)
+    jobs = RedisJobQueue(settings)
     with working(models, settings):
         await jobs.submit(job, ACCEPTED)
         events = jobs.events(job.job_id, 1)
@@ -199,7 +200,7 @@ async def test_a_step_longer_than_a_lease_does_not_lose_it(
         return did
 
     monkeypatch.setattr(Engine, "step", long_step)
-    jobs = connect_job_queue(settings)
+    jobs = RedisJobQueue(settings)
     with working(models, settings) as (_, metrics):
         await jobs.submit(job, ACCEPTED)
         stood_still, until = 0.0, time.monotonic() + 1.5 * longest
@@ -224,7 +225,7 @@ async def test_a_worker_that_cannot_write_ends_and_its_jobs_go_to_another(
     def broken(*_: object) -> None:
         raise RuntimeError("a bug by construction")
 
-    jobs = connect_job_queue(settings)
+    jobs = RedisJobQueue(settings)
     await jobs.submit(job, ACCEPTED)
     with monkeypatch.context() as patched:
         patched.setattr(RedisWorkerQueue, "append", broken)

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from sagittal.core.jobs import NewJob
 from sagittal.core.tensors import tensor_of
-from sagittal.runtime.redis_queue import connect_worker_registry
+from sagittal.runtime.redis_registry import RedisWorkerRegistry
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import method_pb2, tensor_pb2
 from sagittal.worker.metrics import WorkerMetrics
@@ -43,7 +43,7 @@ def working(
     """Runs a worker with room for one model."""
     settings = WorkerSettings(models_file=path, worker_name="w", drain=5.0, queue=queue.settings)
     metrics, cpu = WorkerMetrics.create(counted or CollectorRegistry()), torch.device("cpu")
-    registry = connect_worker_registry(queue.settings)
+    registry = RedisWorkerRegistry(queue.settings)
     hosted = HostedModels(path, registry, metrics, worker="w", device=cpu, memo_mib=memo_mib)
     hosted._bound = 1  # the models of tests are smaller than the unit of the setting
     worker = Worker(settings, queue.worker("w"), hosted, metrics)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from packaging_support import CHART, load_script
 
-from sagittal.models.entry import parse_entries
+from sagittal.core.model_files import parse_entries
 from sagittal.runtime.settings import QueueSettings
 from sagittal.server.settings import ServiceSettings
 from sagittal.worker.process_metrics import PATIENCE

@@ -14,13 +14,10 @@ from e2e_stack import free_port
 from packaging_support import ROOT
 
 from sagittal.core.jobs import JobState, NewJob
-from sagittal.runtime.redis_queue import (
-    check_server,
-    connect_job_queue,
-    connect_model_registry,
-    connect_worker_queue,
-    connect_worker_registry,
-)
+from sagittal.runtime.redis_check import check_server
+from sagittal.runtime.redis_jobs import RedisJobQueue
+from sagittal.runtime.redis_registry import RedisModelRegistry, RedisWorkerRegistry
+from sagittal.runtime.redis_worker import RedisWorkerQueue
 from sagittal.runtime.settings import QueueSettings
 from sagittal.v1 import model_pb2
 
@@ -66,8 +63,8 @@ def wait_for_port(port: int, log: Path) -> None:
 async def test_a_job_goes_its_whole_way_with_no_more_rights_than_the_file_gives(
     settings: QueueSettings, new_job: Callable[..., NewJob]
 ) -> None:
-    jobs, models = connect_job_queue(settings), connect_model_registry(settings)
-    workers, catalogue = connect_worker_queue(settings, worker="w"), connect_worker_registry(settings)
+    jobs, models = RedisJobQueue(settings), RedisModelRegistry(settings)
+    workers, catalogue = RedisWorkerQueue(settings, worker="w"), RedisWorkerRegistry(settings)
     catalogue.publish(model_pb2.Model(name="model", version="1"))
     assert (await models.model("model")).version == "1"
     await jobs.ping()

@@ -84,8 +84,8 @@ class EmbeddedValkey:
                 [
                     sys.executable,
                     "-I",
-                    "-S",
-                    str(Path(__file__).with_name("embedded_guard.py")),
+                    "-m",
+                    "sagittal.runtime.embedded_guard",
                     *self._command(binary),
                 ],
                 stdin=subprocess.PIPE,

@@ -1,26 +1,21 @@
-"""Keeps one server alive for exactly as long as the program that started it; run as a script, with no imports of ours.
+"""Keeps one server alive for exactly as long as the program that started it; run as a program of its own.
 
 Standard input is a pipe from that program. It ends when the program closes it or dies in whatever way, and then the
 server is stopped: SIGTERM first, which lets it write its data, SIGKILL after a grace. Should the guard itself be
 killed, the kernel stops the server (Linux).
 """
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 
-PR_SET_PDEATHSIG = 1
+from sagittal.runtime.parent import die_with_parent
+
 #: Seconds that the server has to write its data.
 GRACE = 10.0
-
-
-def die_with_parent() -> None:
-    """Asks the kernel to end this process when the one that started it dies."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def main() -> int:
@@ -28,7 +23,8 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     # The guard has one thread yet, so that running code between fork and exec is safe.
-    server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)  # noqa: S603, PLW1509
+    ending = partial(die_with_parent, signal.SIGTERM, os.getpid())
+    server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, preexec_fn=ending)  # noqa: S603, PLW1509
     signal.signal(signal.SIGTERM, lambda *_: server.terminate())
     threading.Thread(target=_stop_at_end_of_input, args=(server,), daemon=True).start()
     return server.wait()

@@ -4,8 +4,6 @@ To process 1, as a container's program is, the kernel passes on no signal that i
 while the program still imported would be lost, and end in SIGKILL when the grace period is over.
 """
 
-import ctypes
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,8 +12,6 @@ from types import FrameType
 
 #: Exit code of a program one of whose libraries is not installed.
 EXTRA_MISSING = 4
-
-_PR_SET_PDEATHSIG = 1
 
 #: Signals that ask a program to stop.
 STOPPING = (signal.SIGTERM, signal.SIGINT)
@@ -37,19 +33,6 @@ def naming_extra(program: str, extra: str) -> Iterator[None]:
             raise
         sys.stderr.write(f"{program}: {error.name} is not installed: pip install 'sagittal[{extra}]'\n")
         sys.exit(EXTRA_MISSING)
-
-
-def die_with_parent(number: int, parent: int) -> None:
-    """Asks the kernel to send this process a signal when its parent dies (Linux).
-
-    Args:
-        number: Of the signal.
-        parent: Process that it is; one that is gone already raises SystemExit.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
-    if os.getppid() != parent:
-        sys.exit(128 + number)
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

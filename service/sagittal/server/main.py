@@ -18,7 +18,9 @@ from sagittal.core.model_files import InvalidModelFile, read_entries
 from sagittal.runtime.probes import LIVE, READY, MetricsServer, start_metrics_server
 from sagittal.runtime.queue_metrics import QueueMetrics
 from sagittal.runtime.reading_settings import UnusableSettings, read_settings
-from sagittal.runtime.redis_queue import check_server, connect_job_queue, connect_model_registry
+from sagittal.runtime.redis_check import check_server
+from sagittal.runtime.redis_jobs import RedisJobQueue
+from sagittal.runtime.redis_registry import RedisModelRegistry
 from sagittal.runtime.supervision import SupervisionMetrics, Supervisor
 from sagittal.runtime.telemetry import configure_logging, own_name
 from sagittal.runtime.tracing import NO_TRACER, Tracer
@@ -68,11 +70,11 @@ async def serve(settings: ServiceSettings, tracer: Tracer = NO_TRACER, entries: 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     observer = QueueMetrics(REGISTRY)
-    registry = connect_model_registry(settings.queue, observer)
+    registry = RedisModelRegistry(settings.queue, observer)
     inspect = partial(check_server, settings.queue)
     supervisor = Supervisor(SupervisionMetrics(REGISTRY))
     asyncio.get_running_loop().set_exception_handler(supervisor.note_loop_failure)
-    queue = connect_job_queue(settings.queue, observer, supervisor)
+    queue = RedisJobQueue(settings.queue, observer, supervisor)
     service = Service(
         settings,
         queue,

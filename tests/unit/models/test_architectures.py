@@ -6,11 +6,11 @@ from functools import cache
 import pytest
 import torch
 
+from sagittal.core.entries import ModelEntry
 from sagittal.engine import Budget, Task
 from sagittal.explain import EXPLAINERS, Metrics, Question, explanation_steps
 from sagittal.explain.events import Curve, GraphNode, SaliencyMask, SufficientSet
 from sagittal.models import measuring
-from sagittal.models.entry import ModelEntry
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.loading import load
 from sagittal.models.preprocessing import black

@@ -2,7 +2,8 @@
 
 import pytest
 
-from sagittal.models.entry import InvalidModelFile, Preprocessing, parse_entries, read_entries
+from sagittal.core.entries import Preprocessing
+from sagittal.core.model_files import InvalidModelFile, parse_entries, read_entries
 
 ENTRY = {"name": "tiny", "source": {"kind": "torchvision", "model": "resnet18"}}
 

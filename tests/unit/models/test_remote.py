@@ -12,12 +12,12 @@ import trustme
 from inference_server import FakeServer, Tensor, serving
 from known_models import LEFT, RIGHT, image, looks_at_left
 
+from sagittal.core.entries import ModelEntry
 from sagittal.core.errors import Unavailable
 from sagittal.engine import Engine, EvaluationFailed, ModelUnreachable, Task
 from sagittal.engine.requests import Evaluate, Subject
 from sagittal.explain import EXPLAINERS, Needs, Question, explanation_steps
 from sagittal.explain.events import SaliencyMask
-from sagittal.models.entry import ModelEntry
 from sagittal.models.loading import load
 from sagittal.models.remote.client import InferenceClient
 from sagittal.models.remote.retries import RetryBudget

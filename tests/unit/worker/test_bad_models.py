@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from safetensors.torch import save_file
 
 from sagittal.core.declarations import declaration_of
-from sagittal.models.entry import ModelEntry
+from sagittal.core.entries import ModelEntry
 from sagittal.models.sources import Access
 from sagittal.v1 import model_pb2
 from sagittal.worker.metrics import WorkerMetrics

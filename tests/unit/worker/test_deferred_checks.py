@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from sagittal.core.entries import ModelEntry
 from sagittal.core.errors import FailedPrecondition, InvalidRequest, SagittalError
 from sagittal.core.images import ImageLimits
-from sagittal.models.entry import ModelEntry
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.loading import load
 from sagittal.v1 import explanation_pb2, method_pb2, tensor_pb2

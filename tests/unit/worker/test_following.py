@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry
 from torch import nn
 
 from sagittal.core.declarations import declaration_of
+from sagittal.core.entries import ModelEntry
 from sagittal.engine import Task
 from sagittal.engine.requests import Evaluate, Subject
-from sagittal.models.entry import ModelEntry
 from sagittal.models.sources import Access
 from sagittal.runtime.tracing import within
 from sagittal.v1 import model_pb2

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from sagittal.models.entry import ModelEntry
+from sagittal.core.entries import ModelEntry
 from sagittal.worker import model_states
 from sagittal.worker.hosted import Hosted
 from sagittal.worker.model_states import SHOWN, TRANSITIONS, ImpossibleTransition, ModelState

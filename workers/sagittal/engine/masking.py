@@ -1,7 +1,6 @@
 """Masks, patches and baselines: how parts of an image are hidden."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -45,15 +44,6 @@ def _cell_of_pixel(cells: int, pixels: int, device: torch.device) -> Tensor:
 def compose(image: Tensor, baseline: Tensor, masks: Tensor) -> Tensor:
     """Returns `image * mask + baseline * (1 - mask)` of shape (n, 3, height, width) for masks (n, 1, height, width)."""
     return baseline + masks * (image - baseline)
-
-
-def patch_masks(sets: Sequence[Sequence[int]], grid: int, *, device: torch.device | None = None) -> Tensor:
-    """Returns masks of shape (n, grid, grid) that keep only the given patches (row * grid + column)."""
-    masks = torch.zeros(len(sets), grid * grid, device=device)
-    rows = [row for row, patches in enumerate(sets) for _ in patches]
-    columns = [patch for patches in sets for patch in patches]
-    masks[rows, columns] = 1.0
-    return masks.view(-1, grid, grid)
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:

@@ -5,8 +5,8 @@ import importlib
 import torch
 from torch import Tensor, nn
 
+from sagittal.core.entries import ModelEntry, Preprocessing
 from sagittal.engine.black_box import BlackBox
-from sagittal.models.entry import ModelEntry, Preprocessing
 from sagittal.models.sources import ModelUnavailable
 
 

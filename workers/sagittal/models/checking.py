@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sagittal.core.entries import ModelEntry, Preprocessing
 from sagittal.engine.evaluator import PROBABILITIES, Output
-from sagittal.models.entry import ModelEntry, Preprocessing
 from sagittal.models.preprocessing import resize_and_crop, to_input, to_picture
 
 TOLERANCE = 1e-3

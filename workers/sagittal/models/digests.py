@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sagittal.core.entries import ModelEntry
 from sagittal.engine.black_box import BlackBox
-from sagittal.models.entry import ModelEntry
 
 
 def model_digest(module: nn.Module, entry: ModelEntry) -> str:

@@ -6,13 +6,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from sagittal.core.entries import ModelEntry
 from sagittal.engine.black_box import BlackBox, BlackBoxEvaluator
 from sagittal.engine.compilation import bucket_sizes
 from sagittal.engine.evaluator import PROBABILITIES, Output, TorchEvaluator
 from sagittal.engine.optimise import COMPILE, Step, optimise
 from sagittal.engine.task import STRETCHED
 from sagittal.engine.timing import Variant
-from sagittal.models.entry import ModelEntry
 from sagittal.models.measuring import batch_sizes, find_throughput, runs_small_cheaply
 from sagittal.models.plans import BatchPlan, KeptPlan
 from sagittal.models.row_equality import RowEquality, find_equality, whole_quanta

@@ -8,6 +8,7 @@ from importlib import metadata
 import torch
 from torch import Tensor, nn
 
+from sagittal.core.entries import ModelEntry
 from sagittal.engine.black_box import BlackBox
 from sagittal.engine.evaluator import PROBABILITIES, Output, TorchEvaluator
 from sagittal.engine.optimise import Step
@@ -15,7 +16,6 @@ from sagittal.engine.timing import Variant
 from sagittal.models.adapting import adapt, choose_place, resolve_preset
 from sagittal.models.checking import Check, check_model
 from sagittal.models.digests import model_digest
-from sagittal.models.entry import ModelEntry
 from sagittal.models.evaluators import is_compiled, make_evaluator, suit_batches, variant_of
 from sagittal.models.loaded import Found, LoadedModel
 from sagittal.models.plans import BatchPlan, KeptPlan, device_name, kernel_settings

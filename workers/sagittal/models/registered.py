@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from sagittal.core.entries import Layers
+from sagittal.core.entries import Layers, ModelEntry
 from sagittal.core.labels import IMAGENET, read_labels
 from sagittal.models.digests import weights_digest
-from sagittal.models.entry import ModelEntry
 from sagittal.models.probing import SeenLayers
 from sagittal.models.sources import Access, ModelUnavailable
 from sagittal.models.sources.files import find_inside

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
+from sagittal.core.entries import ModelEntry
 from sagittal.engine import Engine
-from sagittal.models.entry import ModelEntry
 from sagittal.models.loaded import LoadedModel
 from sagittal.v1 import model_pb2
 from sagittal.worker.model_states import (

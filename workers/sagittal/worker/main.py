@@ -10,14 +10,15 @@ import structlog
 import torch
 from prometheus_client import REGISTRY
 
+from sagittal.core.model_files import InvalidModelFile
 from sagittal.engine.allocator import keep_freed_memory
-from sagittal.models.entry import InvalidModelFile
 from sagittal.models.loading import choose_device
 from sagittal.models.sources import ModelUnavailable
 from sagittal.runtime.probes import LIVE, READY, serve_metrics, start_metrics_server
 from sagittal.runtime.queue_metrics import QueueMetrics
 from sagittal.runtime.reading_settings import UnusableSettings, read_settings
-from sagittal.runtime.redis_queue import connect_worker_queue, connect_worker_registry
+from sagittal.runtime.redis_registry import RedisWorkerRegistry
+from sagittal.runtime.redis_worker import RedisWorkerQueue
 from sagittal.runtime.supervision import SupervisionMetrics
 from sagittal.runtime.telemetry import configure_logging
 from sagittal.runtime.tracing import Tracer
@@ -87,7 +88,7 @@ def _make(settings: WorkerSettings, device: torch.device, tracer: Tracer, watche
     torch.set_num_threads(settings.threads or usable_processors())
     metrics = WorkerMetrics.create(REGISTRY)
     observer = QueueMetrics(REGISTRY)
-    registry = connect_worker_registry(settings.queue, observer)
+    registry = RedisWorkerRegistry(settings.queue, observer)
     for reason, count in watched.restarts.items():
         metrics.restarts.labels(reason).inc(count)
     watch_memory(metrics.device_memory, device)
@@ -104,7 +105,7 @@ def _make(settings: WorkerSettings, device: torch.device, tracer: Tracer, watche
         limits=LoadLimits(seconds=settings.load_seconds, attempts=settings.load_attempts),
         watched=watched,
     )
-    queue = connect_worker_queue(settings.queue, worker=settings.worker_name, observer=observer)
+    queue = RedisWorkerQueue(settings.queue, worker=settings.worker_name, observer=observer)
     worker = Worker(settings, queue, models, metrics, tracer, SupervisionMetrics(REGISTRY), watched.vitals)
     checks = {LIVE: worker.live, READY: worker.ready}
     if watched.listener is not None:

@@ -17,7 +17,7 @@ import structlog
 import torch
 
 from sagittal.core.errors import Unavailable
-from sagittal.models.entry import read_entries
+from sagittal.core.model_files import read_entries
 from sagittal.models.sources import EVERYTHING, Access
 from sagittal.runtime.registry import WorkerRegistry
 from sagittal.worker.announcements import AWAY_PAUSE, Announcements

@@ -21,8 +21,9 @@ from typing import Any
 
 import structlog
 
+from sagittal.runtime.parent import die_with_parent
 from sagittal.runtime.probes import listen
-from sagittal.runtime.starting import STOPPING, die_with_parent, end_on_signals
+from sagittal.runtime.starting import STOPPING, end_on_signals
 from sagittal.worker.device_memory import MIB
 from sagittal.worker.process_metrics import ProcessEndpoint, serve_process_metrics
 from sagittal.worker.rehearsals import Rehearsals, Stage

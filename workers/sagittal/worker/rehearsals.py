@@ -21,9 +21,9 @@ from typing import Any
 import structlog
 import torch
 
-from sagittal.models.entry import ModelEntry
+from sagittal.core.entries import ModelEntry
 from sagittal.models.loading import choose_device, rehearse
-from sagittal.runtime.starting import die_with_parent
+from sagittal.runtime.parent import die_with_parent
 from sagittal.worker.device_memory import MIB, resident_bytes, unshared_bytes
 from sagittal.worker.processors import usable_processors
 from sagittal.worker.settings import WorkerSettings

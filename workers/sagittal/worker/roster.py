@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import structlog
 
 from sagittal.core.declarations import declaration_of, entry_of
+from sagittal.core.entries import ModelEntry
 from sagittal.core.errors import InvalidRequest
-from sagittal.models.entry import ModelEntry
 from sagittal.runtime.registry import Registration, WorkerRegistry
 from sagittal.v1 import model_pb2
 from sagittal.worker.hosted import Hosted

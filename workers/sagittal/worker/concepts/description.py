@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from sagittal.core.entries import Preprocessing
 from sagittal.core.tensors import tensor_of
 from sagittal.explain.concepts import SRAE, ConceptFit, FitSettings, FittedConcepts, Shown, entropy
-from sagittal.models.entry import Preprocessing
 from sagittal.models.loaded import LoadedModel
 from sagittal.v1 import concept_pb2, concept_service_pb2, explanation_pb2, tensor_pb2
 
