@@ -10,9 +10,9 @@ from google.protobuf.message import Message
 
 from sagittal.core.errors import Unavailable
 from sagittal.core.jobs import JobState, Lease
-from sagittal.runtime.redis_registry import RedisWorkerRegistry
-from sagittal.runtime.redis_worker import RedisWorkerQueue
-from sagittal.runtime.settings import QueueSettings
+from sagittal.queue.leases import RedisWorkerQueue
+from sagittal.queue.settings import QueueSettings
+from sagittal.registry.redis import RedisWorkerRegistry
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import model_pb2, tensor_pb2
 

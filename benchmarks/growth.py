@@ -14,9 +14,9 @@ import torch
 from bare import clock_of
 from subject import MODELS
 
-from sagittal.core.model_files import read_entries
+from sagittal.core.models import read_entries
 from sagittal.engine import Budget, Task
-from sagittal.engine.allocator import keep_freed_memory
+from sagittal.engine.cpu.memory import keep_freed_memory
 from sagittal.engine.requests import Evaluate, Subject
 from sagittal.explain import EXPLAINERS, Metrics, Question, explanation_steps
 from sagittal.models.loaded import LoadedModel

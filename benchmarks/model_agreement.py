@@ -21,11 +21,11 @@ from subject import IMAGES_VARIABLE, arguments
 
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import to_input
-from sagittal.runtime.embedded import EmbeddedValkey
-from sagittal.runtime.redis_registry import RedisWorkerRegistry
-from sagittal.runtime.settings import QueueSettings
+from sagittal.process.embedded import EmbeddedValkey
+from sagittal.queue.settings import QueueSettings
+from sagittal.registry.redis import RedisWorkerRegistry
+from sagittal.worker.hosting.models import HostedModels
 from sagittal.worker.metrics import WorkerMetrics
-from sagittal.worker.models import HostedModels
 
 SIDES = {0: 224, 1: 240, 2: 260}
 """Side of each variant's input in pixels."""

@@ -4,7 +4,7 @@ import structlog
 from sides import IMAGES, ROUNDS, compare
 from subject import MODELS, arguments, machine, report, table
 
-from sagittal.core.model_files import read_entries
+from sagittal.core.models import read_entries
 
 ARCHITECTURES = ("resnet50", "mobilenet_v3_large", "convnext_tiny", "vit_b_16")
 
@@ -30,7 +30,7 @@ TEXT = """## Optimised against plain
 
 Written by `make bench-engine` ({machine}; times are of the processor). Two processes in turn, batches of
 {images}: the plain model as its source makes it, and the model as a worker runs it, with the steps of its load and
-with freed memory kept (`sagittal.engine.allocator`). Each figure is the median of {rounds} ratios, of runs that
+with freed memory kept (`sagittal.engine.cpu.memory`). Each figure is the median of {rounds} ratios, of runs that
 followed each other. Random weights but for EfficientNet-Lite0. The difference is of a probability, on noise.
 
 {compared}"""

@@ -22,7 +22,7 @@ from reports import table, write_section
 from subject import MODELS, load_model, machine, pictures
 from torch import Tensor, nn
 
-from sagittal.core.model_files import read_entries
+from sagittal.core.models import read_entries
 from sagittal.engine import Task
 from sagittal.explain import EXPLAINERS, Black, MeanColour, Metrics, Question, explanation_steps
 from sagittal.explain.attribution.rise import random_masks

@@ -19,8 +19,8 @@ from reports import table, write_section
 from service_load import Timings, percentile, picture, run_load
 from service_stack import HERE, Stack, running_stack
 
-from sagittal.runtime.redis_scripts import root_key
-from sagittal.runtime.usage import Usage, measure_usage
+from sagittal.queue.scripts import root_key
+from sagittal.queue.usage import Usage, measure_usage
 
 #: Streams that ask at the same time.
 STREAMS = (1, 32, 256)
@@ -119,7 +119,7 @@ Calls that programs make for each job. The least is one each to submit, lease, s
 (`blpop`), a watcher subscribes to its job's log, and reads once more for each time that news of it comes.
 
 {table(["streams", *SENT], calls)}
-Kept for each ended job while its picture ({len(picture()):,} bytes) is, by `python -m sagittal.runtime.usage`:
+Kept for each ended job while its picture ({len(picture()):,} bytes) is, by `python -m sagittal.queue.usage`:
 
 {table(["what", "bytes a job"], [[kind, f"{part.bytes / usage.jobs:,.0f}"] for kind, part in usage.parts.items()])}
 """

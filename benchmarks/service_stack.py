@@ -15,8 +15,8 @@ import grpc
 import redis
 
 from sagittal.client import Client
-from sagittal.runtime.embedded import EmbeddedValkey
-from sagittal.runtime.settings import QueueSettings
+from sagittal.process.embedded import EmbeddedValkey
+from sagittal.queue.settings import QueueSettings
 
 HERE = Path(__file__).resolve().parent
 

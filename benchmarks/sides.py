@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from bare import Bare, clock_of
 
-from sagittal.engine.allocator import keep_freed_memory
+from sagittal.engine.cpu.memory import keep_freed_memory
 from sagittal.engine.optimise import optimise
 from sagittal.engine.timing import Variant
 from sagittal.models.sources import load_source

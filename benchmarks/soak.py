@@ -13,8 +13,8 @@ from reports import table, write_section
 from service_load import run_load
 from service_stack import HERE, Stack, running_stack
 
-from sagittal.runtime.redis_scripts import root_key
-from sagittal.runtime.usage import measure_usage
+from sagittal.queue.scripts import root_key
+from sagittal.queue.usage import measure_usage
 
 #: Time that ended jobs are kept, in seconds: short, so that what is kept stops growing early.
 RETENTION = {"SAGITTAL_QUEUE__RETENTION_SECONDS": "15", "SAGITTAL_QUEUE__IMAGE_RETENTION_SECONDS": "5"}

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sagittal.core.model_files import read_entries
+from sagittal.core.models import read_entries
 from sagittal.engine import Budget, Task
-from sagittal.engine.allocator import keep_freed_memory
+from sagittal.engine.cpu.memory import keep_freed_memory
 from sagittal.explain import Explainer, Metrics, Question, explanation_steps
 from sagittal.explain.events import Curve, CurveKind, SaliencyMask
 from sagittal.models.loaded import LoadedModel

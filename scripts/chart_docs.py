@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic_settings import NoDecode
 
-from sagittal.runtime.settings import QueueSettings
+from sagittal.queue.settings import QueueSettings
 from sagittal.server.settings import ServiceSettings
 from sagittal.worker.settings import WorkerSettings
 

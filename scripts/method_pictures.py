@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import ImageColor
 
-from sagittal.cli.drawing import style
+from sagittal.cli.drawing import canvas
 from sagittal.cli.drawing.graph import draw_graph
-from sagittal.cli.drawing.picture import Seen
+from sagittal.cli.drawing.image import Seen
 from sagittal.cli.drawing.summary import draw_overlay, draw_summary
 from sagittal.cli.files import what_the_model_saw
 from sagittal.cli.stack import MODELS_FILE, LocalStack, Plan, free_ports
@@ -52,7 +52,7 @@ def save(fig: Figure, name: str) -> None:
     """Writes a figure, reduced."""
     with TemporaryDirectory() as directory:
         path = Path(directory) / name
-        style.save(fig, path)
+        canvas.save(fig, path)
         with PIL.Image.open(path) as picture:
             size = (WIDTH, round(WIDTH * picture.height / picture.width))
             resized = picture.convert("RGB").resize(size, PIL.Image.Resampling.LANCZOS)
@@ -62,7 +62,7 @@ def save(fig: Figure, name: str) -> None:
 def palette_of(picture: PIL.Image.Image) -> PIL.Image.Image:
     """Returns the most frequent colours of a picture, and those of lines and text, which are too few to count."""
     frequent = picture.quantize(COLOURS).getpalette() or []
-    drawn = [ImageColor.getrgb(colour) for colour in (style.INK, style.GOOD, style.BAD, style.WARN, style.PAPER)]
+    drawn = [ImageColor.getrgb(colour) for colour in (canvas.INK, canvas.GOOD, canvas.BAD, canvas.WARN, canvas.PAPER)]
     palette = PIL.Image.new("P", (1, 1))
     palette.putpalette([*frequent[: 3 * COLOURS], *chain.from_iterable(drawn)])
     return palette
@@ -70,12 +70,12 @@ def palette_of(picture: PIL.Image.Image) -> PIL.Image.Image:
 
 def draw_heatmaps(explained: Mapping[str, Sequence[Explained]]) -> Figure:
     """Returns every heatmap over its photograph and by itself, with the areas under its curves."""
-    fig = style.figure(3.2 * (len(explained) + 1), 6.9 * len(PHOTOGRAPHS))
+    fig = canvas.figure(3.2 * (len(explained) + 1), 6.9 * len(PHOTOGRAPHS))
     axes = fig.subplots(2 * len(PHOTOGRAPHS), len(explained) + 1, squeeze=False)
     for number in range(len(PHOTOGRAPHS)):
         first = next(iter(explained.values()))[number]
         above, below = axes[2 * number], axes[2 * number + 1]
-        style.show(above[0], first[1].picture, first[0].target.label if first[0].target else "")
+        canvas.show(above[0], first[1].picture, first[0].target.label if first[0].target else "")
         below[0].axis("off")
         for over, alone, (method, found) in zip(above[1:], below[1:], explained.items(), strict=True):
             _draw_heatmap(over, alone, method, *found[number])
@@ -87,9 +87,9 @@ def _draw_heatmap(over: Axes, alone: Axes, method: str, explanation: Explanation
     if explanation.mask is None or explanation.insertion is None or explanation.deletion is None:
         raise ValueError(f"{method} gave no heatmap with curves: nothing to draw")
     note = f"insertion {explanation.insertion:.2f}   deletion {explanation.deletion:.2f}"
-    style.show(over, draw_overlay(explanation.mask, seen), method, note)
-    style.heat(alone, explanation.mask, bool((explanation.mask < 0).any()))
-    style.frame(alone)
+    canvas.show(over, draw_overlay(explanation.mask, seen), method, note)
+    canvas.heat(alone, explanation.mask, bool((explanation.mask < 0).any()))
+    canvas.frame(alone)
 
 
 def main() -> int:

@@ -15,10 +15,10 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-from sagittal.runtime.queue_metrics import QueueMetrics
-from sagittal.runtime.redis_failures import REPLIES, UNKNOWN, UNREACHABLE
-from sagittal.runtime.settings import QueueSettings
-from sagittal.runtime.supervision import SupervisionMetrics
+from sagittal.process.supervision import SupervisionMetrics
+from sagittal.queue.failures import REPLIES, UNKNOWN, UNREACHABLE
+from sagittal.queue.metrics import QueueMetrics
+from sagittal.queue.settings import QueueSettings
 from sagittal.server.metrics import ServiceMetrics
 from sagittal.server.settings import ServiceSettings
 from sagittal.worker.metrics import WorkerMetrics

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sagittal.client import Client, SagittalError
-from sagittal.runtime.embedded import EmbeddedValkey
+from sagittal.process.embedded import EmbeddedValkey
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "clients" / "sagittal" / "cli" / "models.toml"

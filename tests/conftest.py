@@ -11,10 +11,10 @@ import pytest
 from peers_support import describe_missing, oldest_valkey
 
 from sagittal.core.jobs import JobKind, Lane, NewJob
-from sagittal.runtime.embedded import EmbeddedValkey
-from sagittal.runtime.redis_registry import RedisWorkerRegistry
-from sagittal.runtime.registry import WorkerRegistry
-from sagittal.runtime.settings import QueueSettings
+from sagittal.process.embedded import EmbeddedValkey
+from sagittal.queue.settings import QueueSettings
+from sagittal.registry.protocol import WorkerRegistry
+from sagittal.registry.redis import RedisWorkerRegistry
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,14 +12,14 @@ from typing import Any, Self, TypeVar
 import redis
 
 from sagittal.core.jobs import Lease, StoredEvent
-from sagittal.runtime.embedded import EmbeddedValkey
-from sagittal.runtime.queue import JobQueue, WorkerQueue
-from sagittal.runtime.redis_jobs import RedisJobQueue
-from sagittal.runtime.redis_registry import RedisModelRegistry, RedisWorkerRegistry
-from sagittal.runtime.redis_scripts import root_key
-from sagittal.runtime.redis_worker import RedisWorkerQueue
-from sagittal.runtime.registry import ModelRegistry
-from sagittal.runtime.settings import QueueSettings
+from sagittal.process.embedded import EmbeddedValkey
+from sagittal.queue.jobs import RedisJobQueue
+from sagittal.queue.leases import RedisWorkerQueue
+from sagittal.queue.protocol import JobQueue, WorkerQueue
+from sagittal.queue.scripts import root_key
+from sagittal.queue.settings import QueueSettings
+from sagittal.registry.protocol import ModelRegistry
+from sagittal.registry.redis import RedisModelRegistry, RedisWorkerRegistry
 
 MODEL = [("model", "1")]
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Coroutine
 from typing import Any
 
-from sagittal.runtime.redis_scripts import load_script, script_names
+from sagittal.queue.scripts import load_script, script_names
 
 #: Every plain command that the programs send beside scripts.
 COMMANDS = frozenset({"BLPOP", "GET", "HGET", "HGETALL", "INFO", "PING", "SUBSCRIBE"})

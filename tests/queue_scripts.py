@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import redis
 
 from sagittal.core.jobs import JobKind, Lane, NewJob
-from sagittal.runtime.redis_scripts import load_script, root_key, submit_arguments
-from sagittal.runtime.redis_sweep import sweep_arguments
-from sagittal.runtime.settings import QueueSettings
+from sagittal.queue.scripts import load_script, root_key, submit_arguments
+from sagittal.queue.settings import QueueSettings
+from sagittal.queue.sweep import sweep_arguments
 
 Argument = bytes | str | int | float
 

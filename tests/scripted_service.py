@@ -13,7 +13,7 @@ from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from sagittal.client import Options, Retry
-from sagittal.client.arrays import to_tensor
+from sagittal.client.images import to_tensor
 from sagittal.v1 import concept_pb2, model_pb2
 from sagittal.v1 import concept_service_pb2 as concepts_pb
 from sagittal.v1 import concept_service_pb2_grpc as concepts_grpc

@@ -30,20 +30,20 @@ from sagittal.client import (
 )
 from sagittal.client import Options as ClientOptions
 from sagittal.core.jobs import Job, JobKind, JobState, Lane, NewJob
-from sagittal.runtime.probes import LIVE, READY, MetricsServer, start_metrics_server
-from sagittal.runtime.queue_metrics import QueueMetrics
-from sagittal.runtime.redis_jobs import RedisJobQueue
-from sagittal.runtime.redis_registry import RedisModelRegistry, RedisWorkerRegistry
-from sagittal.runtime.redis_worker import RedisWorkerQueue
-from sagittal.runtime.settings import QueueSettings
-from sagittal.runtime.supervision import Supervised, SupervisionMetrics, Supervisor
+from sagittal.process.probes import LIVE, READY, MetricsServer, start_metrics_server
+from sagittal.process.supervision import Supervised, SupervisionMetrics, Supervisor
+from sagittal.queue.jobs import RedisJobQueue
+from sagittal.queue.leases import RedisWorkerQueue
+from sagittal.queue.metrics import QueueMetrics
+from sagittal.queue.settings import QueueSettings
+from sagittal.registry.redis import RedisModelRegistry, RedisWorkerRegistry
 from sagittal.server.service import Service
 from sagittal.server.settings import ServiceSettings
 from sagittal.v1 import explanation_pb2 as pb
+from sagittal.worker.hosting.models import HostedModels
 from sagittal.worker.metrics import WorkerMetrics
-from sagittal.worker.models import HostedModels
+from sagittal.worker.process import Worker
 from sagittal.worker.settings import WorkerSettings
-from sagittal.worker.worker import Worker
 
 Answer = TypeVar("Answer")
 

@@ -12,8 +12,8 @@ from quality.goals import Goal, signed
 from quality.measuring import Measurements
 from subject import table
 
-from sagittal.explain.sanity import UNCHANGED
-from sagittal.explain.statistics import Comparison, bootstrap, compare
+from sagittal.explain.measures.sanity import UNCHANGED
+from sagittal.explain.measures.statistics import Comparison, bootstrap, compare
 
 DEFAULT = "igos++"
 REFERENCE = "igos++-reference"

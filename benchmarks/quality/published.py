@@ -20,7 +20,7 @@ from reference.descent import ReferenceDescent, Spared
 from subject import SHIPPED, Picture, run
 from torch import Tensor
 
-from sagittal.core.entries import Preprocessing
+from sagittal.core.models import Preprocessing
 from sagittal.engine.evaluator import PROBABILITIES
 from sagittal.engine.masking import compose, gaussian_blur, upsample
 from sagittal.engine.requests import Upsampling

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from subject import IMAGES_VARIABLE, MODELS, ROOT, SHIPPED, Picture, load_model, pictures
 
-from sagittal.core.model_files import read_entries
+from sagittal.core.models import read_entries
 from sagittal.models.loaded import LoadedModel
 
 FIRST = ("chelsea", "coffee")

@@ -19,7 +19,7 @@ from chaos.points import Fate, Journal, PointedJobQueue, PointedWorkerQueue
 
 import sagittal.server.main as service
 import sagittal.worker.main as worker
-from sagittal.runtime.telemetry import configure_logging
+from sagittal.process.logs import configure_logging
 from sagittal.worker.settings import WorkerSettings
 
 #: Flag of setns(2) for a network namespace.

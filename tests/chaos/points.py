@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sagittal.core.jobs import Job, JobState, Lease, NewJob, StoredEvent
-from sagittal.runtime.queue import JobQueue, LeaseLost, WorkerQueue
+from sagittal.queue.protocol import JobQueue, LeaseLost, WorkerQueue
 
 #: Where a worker can meet its fate, in the order of a job's life.
 WORKER_POINTS = ("before_lease", "after_lease", "mid_run", "after_checkpoint", "before_ack", "after_ack")

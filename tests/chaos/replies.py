@@ -12,7 +12,7 @@ from faulty_redis import OPERATIONS, FaultyRedis
 from redis_replies import SAMPLES
 from whole_stack import Stack
 
-from sagittal.runtime.embedded import EmbeddedValkey
+from sagittal.process.embedded import EmbeddedValkey
 
 log = structlog.get_logger(__name__)
 

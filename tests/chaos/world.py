@@ -19,7 +19,7 @@ from chaos.subjects import MODELS
 from e2e_stack import PATIENCE, free_port, wait_until
 
 from sagittal.client import Client, Options, Retry, SagittalError
-from sagittal.runtime.embedded import EmbeddedValkey
+from sagittal.process.embedded import EmbeddedValkey
 
 #: Time after which a silent worker loses its jobs, in seconds; and what goes with it.
 LEASE = 2.0

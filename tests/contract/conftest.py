@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from embedded_queue import Queue, Registry, own_settings
 
-from sagittal.runtime.registry import ModelRegistry, WorkerRegistry
+from sagittal.registry.protocol import ModelRegistry, WorkerRegistry
 
 
 @pytest.fixture(params=["valkey", "redis"])

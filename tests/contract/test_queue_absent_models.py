@@ -8,10 +8,10 @@ import pytest
 
 from sagittal.core.errors import Overloaded
 from sagittal.core.jobs import Lane, NewJob
-from sagittal.runtime.redis_jobs import RedisJobQueue
-from sagittal.runtime.redis_registry import RedisWorkerRegistry
-from sagittal.runtime.redis_worker import RedisWorkerQueue
-from sagittal.runtime.settings import QueueSettings
+from sagittal.queue.jobs import RedisJobQueue
+from sagittal.queue.leases import RedisWorkerQueue
+from sagittal.queue.settings import QueueSettings
+from sagittal.registry.redis import RedisWorkerRegistry
 from sagittal.v1 import model_pb2
 
 READY = model_pb2.WorkerModel(state=model_pb2.MODEL_STATE_READY)

@@ -3,9 +3,8 @@
 import pytest
 from embedded_queue import stored_events
 
-from sagittal.core.costs import Cost
 from sagittal.core.errors import Overloaded, UnknownJob
-from sagittal.core.jobs import JobState, Lane
+from sagittal.core.jobs import Cost, JobState, Lane
 from sagittal.v1 import explanation_pb2
 
 MIB = 1024 * 1024

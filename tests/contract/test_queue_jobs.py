@@ -6,9 +6,8 @@ import time
 import pytest
 from embedded_queue import stored_events
 
-from sagittal.core.errors import AlreadyExists, EventsExpired, FailedPrecondition, ModelFailed, UnknownJob
+from sagittal.core.errors import AlreadyExists, EventsExpired, FailedPrecondition, ModelFailed, UnknownJob, to_status
 from sagittal.core.jobs import JobKind, JobState, Lane, StoredEvent
-from sagittal.core.status import to_status
 from sagittal.v1 import explanation_pb2
 
 

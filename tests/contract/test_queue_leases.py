@@ -9,7 +9,7 @@ from embedded_queue import stored_events
 
 from sagittal.core.errors import Overloaded
 from sagittal.core.jobs import JobState, Lane
-from sagittal.runtime.queue import LeaseLost
+from sagittal.queue.protocol import LeaseLost
 from sagittal.v1 import explanation_pb2
 
 SHORT = {"lease_seconds": 0.5, "heartbeat_seconds": 0.05, "sweep_seconds": 0.02}

@@ -7,7 +7,7 @@ import redis
 
 from sagittal.core.errors import UnknownJob
 from sagittal.core.jobs import JobState
-from sagittal.runtime.redis_scripts import root_key
+from sagittal.queue.scripts import root_key
 from sagittal.v1 import explanation_pb2
 
 MIB = 1024 * 1024

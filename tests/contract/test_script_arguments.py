@@ -13,12 +13,12 @@ from redis.exceptions import ResponseError
 
 from sagittal.core.errors import ArgumentRefused
 from sagittal.core.jobs import JobState
-from sagittal.runtime.redis_failures import translate
-from sagittal.runtime.redis_jobs import RedisJobQueue
-from sagittal.runtime.redis_scripts import script_names, submit_arguments
-from sagittal.runtime.redis_sweep import sweep_arguments
-from sagittal.runtime.redis_worker import RedisWorkerQueue
-from sagittal.runtime.settings import QueueSettings
+from sagittal.queue.failures import translate
+from sagittal.queue.jobs import RedisJobQueue
+from sagittal.queue.leases import RedisWorkerQueue
+from sagittal.queue.scripts import script_names, submit_arguments
+from sagittal.queue.settings import QueueSettings
+from sagittal.queue.sweep import sweep_arguments
 
 EXTREMES: list[Argument] = [
     "", " ", "0", "-1", "-0", "1", "1.5", "x", "nan", "NaN", "-nan", "inf", "-inf", "Infinity", "0x10", "1e17", "1e308",

@@ -7,7 +7,7 @@ import pytest
 from e2e_stack import BROKEN_MODEL, KNOWN_MODEL, REAL_MODEL, Stack
 
 from sagittal.client import Client
-from sagittal.runtime.embedded import EmbeddedValkey
+from sagittal.process.embedded import EmbeddedValkey
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ from sagittal.client import (
     NotFound,
 )
 from sagittal.client.errors import SagittalError
-from sagittal.runtime.embedded import EmbeddedValkey
+from sagittal.process.embedded import EmbeddedValkey
 
 MODEL = """
 [[models]]

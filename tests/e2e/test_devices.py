@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sagittal.client import Client
 from sagittal.models.sources import ModelUnavailable
-from sagittal.runtime.probes import LIVE, READY
+from sagittal.process.probes import LIVE, READY
 from sagittal.worker.devices import named_devices
 from sagittal.worker.main import USAGE
 

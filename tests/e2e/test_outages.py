@@ -9,7 +9,7 @@ import pytest
 from e2e_stack import free_port, wait_until
 
 from sagittal.client import Accepted, Client, IGOSPlusPlus, Options, Retry, Unavailable
-from sagittal.runtime.embedded import EmbeddedValkey
+from sagittal.process.embedded import EmbeddedValkey
 
 QUICK = IGOSPlusPlus(mask_size=7, iterations=2, points=1)
 PICTURE = (np.clip(known_models.image(known_models.LEFT).permute(1, 2, 0).numpy(), 0, 1) * 255).astype(np.uint8)

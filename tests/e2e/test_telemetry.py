@@ -20,7 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sagittal.client import Client, IGOSPlusPlus, InvalidRequest, JobCancelled, Unauthenticated
-from sagittal.runtime.embedded import EmbeddedValkey
+from sagittal.process.embedded import EmbeddedValkey
 
 TOKEN = "a-token-that-nobody-may-read"  # noqa: S105 - of this test alone
 MARK = "what-only-the-picture-says"

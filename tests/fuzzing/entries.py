@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from sagittal.core.model_files import InvalidModelFile, read_entries
+from sagittal.core.models import InvalidModelFile, read_entries
 
 #: Bytes of an input.
 MAX_LENGTH = 4096

@@ -15,17 +15,17 @@ from torch import nn
 
 from sagittal.client.errors import SagittalError as ClientError
 from sagittal.client.parsing import parse_event
-from sagittal.core.entries import ModelEntry
 from sagittal.core.errors import SagittalError
 from sagittal.core.images import ImageLimits
 from sagittal.core.jobs import Job, JobKind, JobState, Lane, Lease
+from sagittal.core.models import ModelEntry
 from sagittal.models.loading import load
-from sagittal.runtime.job_events import LASTING, PASSING, classify
+from sagittal.queue.events import LASTING, PASSING, classify
 from sagittal.v1 import explanation_pb2, explanation_service_pb2, method_pb2, model_service_pb2, tensor_pb2
-from sagittal.worker.catalogue import describe_model
-from sagittal.worker.checkpoints import unpack
 from sagittal.worker.concepts.jobs import ConceptShelf
-from sagittal.worker.work import read_work
+from sagittal.worker.execution.checkpoints import unpack
+from sagittal.worker.execution.work import read_work
+from sagittal.worker.hosting.description import describe_model
 
 #: Bytes of an input.
 MAX_LENGTH = 4096

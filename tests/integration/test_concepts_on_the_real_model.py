@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from sagittal.core.model_files import read_entries
+from sagittal.core.models import read_entries
 from sagittal.engine import Task
 from sagittal.engine.requests import Subject
 from sagittal.explain.concepts import FitSettings, GivenImages

@@ -14,9 +14,11 @@ from redis_states import OPTIONS, STATES
 from whole_stack import LONG, PICTURE, SHORT, Stack, eventually
 
 from sagittal.client import Client, Options, Overloaded, Retry
-from sagittal.runtime.embedded import EmbeddedValkey
-from sagittal.runtime.redis_failures import REPLIES, UNKNOWN, Reply
-from sagittal.worker import announcements, models, worker, writer
+from sagittal.process.embedded import EmbeddedValkey
+from sagittal.queue.failures import REPLIES, UNKNOWN, Reply
+from sagittal.worker import process
+from sagittal.worker.execution import writer
+from sagittal.worker.hosting import models, registry
 
 #: Changes to models that administrators ask for.
 CHANGES = ("declare", "wish", "remove")
@@ -62,7 +64,7 @@ def faulty(direct: str) -> Iterator[tuple[FaultyRedis, FaultyRedis]]:
 def _quick() -> Iterator[None]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patched:
-        for module in (worker, announcements, models):
+        for module in (process, registry, models):
             patched.setattr(module, "AWAY_PAUSE", 0.05)
         patched.setattr(models, "LOOK", 0.1)
         patched.setattr(writer, "PAUSE", 0.02)

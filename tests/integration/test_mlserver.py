@@ -11,9 +11,9 @@ from e2e_stack import free_port
 from known_models import LEFT, RIGHT, image, looks_at_left
 from peers_support import ROOT, program, running
 
-from sagittal.core.entries import ModelEntry
 from sagittal.core.errors import FailedPrecondition
 from sagittal.core.methods import resolve
+from sagittal.core.models import ModelEntry
 from sagittal.engine import Task
 from sagittal.engine.requests import Upsampling
 from sagittal.explain import EXPLAINERS, Question, explanation_steps
@@ -24,7 +24,7 @@ from sagittal.models.loading import load
 from sagittal.models.sources import Access, ModelUnavailable
 from sagittal.models.sources.access import Server
 from sagittal.v1 import method_pb2
-from sagittal.worker.catalogue import describe_model
+from sagittal.worker.hosting.description import describe_model
 
 CPU = torch.device("cpu")
 QUESTION = Question(image=image(LEFT, RIGHT), target=1)

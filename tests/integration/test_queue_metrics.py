@@ -6,10 +6,10 @@ from prometheus_client import CollectorRegistry
 
 from sagittal.core.errors import Unavailable
 from sagittal.core.jobs import JobState
-from sagittal.runtime.queue_metrics import QueueMetrics
-from sagittal.runtime.redis_jobs import RedisJobQueue
-from sagittal.runtime.redis_worker import RedisWorkerQueue
-from sagittal.runtime.settings import QueueSettings
+from sagittal.queue.jobs import RedisJobQueue
+from sagittal.queue.leases import RedisWorkerQueue
+from sagittal.queue.metrics import QueueMetrics
+from sagittal.queue.settings import QueueSettings
 
 TRACE = f"00-{'ab' * 16}-{'cd' * 8}-01"
 

@@ -4,9 +4,9 @@ import asyncio
 
 from integration.service.support import eventually
 
-from sagittal.runtime.redis_connection import close_async, connect_async
-from sagittal.runtime.redis_registry import RedisModelRegistry
-from sagittal.runtime.settings import QueueSettings
+from sagittal.queue.connection import close_async, connect_async
+from sagittal.queue.settings import QueueSettings
+from sagittal.registry.redis import RedisModelRegistry
 
 
 async def test_sixty_four_operations_wait_for_redis_at_the_same_time(queue_settings: QueueSettings) -> None:

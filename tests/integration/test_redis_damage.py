@@ -14,12 +14,12 @@ from prometheus_client import CollectorRegistry
 
 from sagittal.core.errors import QueueFailed, SagittalError, UnknownJob
 from sagittal.core.jobs import JobState, Lease, NewJob
-from sagittal.runtime.queue import LeaseLost
-from sagittal.runtime.queue_metrics import QueueMetrics
-from sagittal.runtime.redis_jobs import RedisJobQueue
-from sagittal.runtime.redis_registry import RedisModelRegistry, RedisWorkerRegistry
-from sagittal.runtime.redis_worker import RedisWorkerQueue
-from sagittal.runtime.settings import QueueSettings
+from sagittal.queue.jobs import RedisJobQueue
+from sagittal.queue.leases import RedisWorkerQueue
+from sagittal.queue.metrics import QueueMetrics
+from sagittal.queue.protocol import LeaseLost
+from sagittal.queue.settings import QueueSettings
+from sagittal.registry.redis import RedisModelRegistry, RedisWorkerRegistry
 from sagittal.v1 import explanation_pb2, model_pb2
 
 MODEL = [("model", "1")]

@@ -18,12 +18,12 @@ from embedded_queue import stored_events
 
 from sagittal.core.errors import Unavailable
 from sagittal.core.jobs import JobState
-from sagittal.runtime.embedded import EmbeddedValkey, find_binary
-from sagittal.runtime.redis_check import check_server
-from sagittal.runtime.redis_jobs import RedisJobQueue
-from sagittal.runtime.redis_registry import RedisModelRegistry, RedisWorkerRegistry
-from sagittal.runtime.redis_worker import RedisWorkerQueue
-from sagittal.runtime.settings import QueueSettings
+from sagittal.process.embedded import EmbeddedValkey, find_binary
+from sagittal.queue.connection import check_server
+from sagittal.queue.jobs import RedisJobQueue
+from sagittal.queue.leases import RedisWorkerQueue
+from sagittal.queue.settings import QueueSettings
+from sagittal.registry.redis import RedisModelRegistry, RedisWorkerRegistry
 from sagittal.v1 import model_pb2
 
 MODEL = [("model", "1")]

@@ -8,8 +8,8 @@ import redis
 from embedded_queue import stored_events
 
 from sagittal.core.jobs import JobState
-from sagittal.runtime.redis_jobs import RedisJobQueue
-from sagittal.runtime.redis_worker import RedisWorkerQueue
+from sagittal.queue.jobs import RedisJobQueue
+from sagittal.queue.leases import RedisWorkerQueue
 
 MODEL = [("model", "1")]
 

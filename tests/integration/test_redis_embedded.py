@@ -10,10 +10,10 @@ import pytest
 import redis
 
 from sagittal.core.errors import FailedPrecondition, Unavailable
-from sagittal.runtime.embedded import EmbeddedValkey
+from sagittal.process.embedded import EmbeddedValkey
 
 PROGRAM = (
-    "import sys, threading, time; from sagittal.runtime.embedded import EmbeddedValkey;"
+    "import sys, threading, time; from sagittal.process.embedded import EmbeddedValkey;"
     "server = EmbeddedValkey(sys.argv[1]);"
     "starter = threading.Thread(target=server.start); starter.start(); starter.join();"
     "print(server.pid, flush=True); time.sleep(600)"

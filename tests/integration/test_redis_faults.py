@@ -18,12 +18,12 @@ from embedded_queue import stored_events
 
 from sagittal.core.errors import Overloaded, Unavailable
 from sagittal.core.jobs import JobState
-from sagittal.runtime.embedded import EmbeddedValkey
-from sagittal.runtime.queue import LeaseLost
-from sagittal.runtime.redis_check import check_server
-from sagittal.runtime.redis_jobs import RedisJobQueue
-from sagittal.runtime.redis_worker import RedisWorkerQueue
-from sagittal.runtime.settings import QueueSettings
+from sagittal.process.embedded import EmbeddedValkey
+from sagittal.queue.connection import check_server
+from sagittal.queue.jobs import RedisJobQueue
+from sagittal.queue.leases import RedisWorkerQueue
+from sagittal.queue.protocol import LeaseLost
+from sagittal.queue.settings import QueueSettings
 
 MODEL = [("model", "1")]
 
@@ -290,9 +290,9 @@ async def test_a_stopped_worker_that_wakes_up_writes_nothing(queue_settings, new
     settings = queue_settings.model_copy(update={"sweep_seconds": 0.05})
     brief = settings.model_copy(update={"lease_seconds": 0.3, "heartbeat_seconds": 0.1})
     program = (
-        "import sys; from sagittal.runtime.redis_worker import RedisWorkerQueue;"
-        "from sagittal.runtime.settings import QueueSettings;"
-        "from sagittal.runtime.queue import LeaseLost;"
+        "import sys; from sagittal.queue.leases import RedisWorkerQueue;"
+        "from sagittal.queue.settings import QueueSettings;"
+        "from sagittal.queue.protocol import LeaseLost;"
         "queue = RedisWorkerQueue(QueueSettings.model_validate_json(sys.argv[1]), worker='stopped');"
         "lease = queue.lease([('model', '1')], block_seconds=20); print('leased', flush=True); input();\n"
         "try: queue.append(lease, [b'stale'])\n"

@@ -10,11 +10,11 @@ import pytest
 import redis
 
 from sagittal.core.errors import Unavailable
-from sagittal.runtime.embedded import EmbeddedValkey
-from sagittal.runtime.redis_failures import translate
-from sagittal.runtime.redis_jobs import RedisJobQueue
-from sagittal.runtime.redis_worker import RedisWorkerQueue
-from sagittal.runtime.settings import QueueSettings
+from sagittal.process.embedded import EmbeddedValkey
+from sagittal.queue.failures import translate
+from sagittal.queue.jobs import RedisJobQueue
+from sagittal.queue.leases import RedisWorkerQueue
+from sagittal.queue.settings import QueueSettings
 
 SECRET, WRONG = "correct-horse", "battery-staple"
 

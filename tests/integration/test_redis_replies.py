@@ -26,16 +26,16 @@ from sagittal.core.errors import (
     Unavailable,
 )
 from sagittal.core.jobs import JobState, Lease, NewJob
-from sagittal.runtime import redis_connection
-from sagittal.runtime.embedded import EmbeddedValkey
-from sagittal.runtime.queue import LeaseLost
-from sagittal.runtime.queue_metrics import QueueMetrics
-from sagittal.runtime.redis_check import check_server
-from sagittal.runtime.redis_failures import REPLIES, UNKNOWN, Meaning, Reply
-from sagittal.runtime.redis_jobs import RedisJobQueue
-from sagittal.runtime.redis_registry import RedisModelRegistry, RedisWorkerRegistry
-from sagittal.runtime.redis_worker import RedisWorkerQueue
-from sagittal.runtime.settings import QueueSettings
+from sagittal.process.embedded import EmbeddedValkey
+from sagittal.queue import connection
+from sagittal.queue.connection import check_server
+from sagittal.queue.failures import REPLIES, UNKNOWN, Meaning, Reply
+from sagittal.queue.jobs import RedisJobQueue
+from sagittal.queue.leases import RedisWorkerQueue
+from sagittal.queue.metrics import QueueMetrics
+from sagittal.queue.protocol import LeaseLost
+from sagittal.queue.settings import QueueSettings
+from sagittal.registry.redis import RedisModelRegistry, RedisWorkerRegistry
 from sagittal.v1 import model_pb2
 
 MODEL = model_pb2.Model(name="model", version="1")
@@ -133,7 +133,7 @@ def faulty() -> Iterator[FaultyRedis]:
 
 @pytest.fixture
 async def sides(faulty: FaultyRedis, new_job, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sides]:
-    monkeypatch.setattr(redis_connection, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(connection, "FIRST_PAUSE", 0.001)
     settings = QueueSettings(url=faulty.url, prefix=secrets.token_hex(4), sweep_seconds=1e9)
     registry = CollectorRegistry()
     observer = QueueMetrics(registry)

@@ -8,10 +8,10 @@ import sys
 import redis
 
 from sagittal.core.jobs import JobState
-from sagittal.runtime.redis_jobs import RedisJobQueue
-from sagittal.runtime.redis_scripts import root_key
-from sagittal.runtime.redis_worker import RedisWorkerQueue
-from sagittal.runtime.usage import measure_usage
+from sagittal.queue.jobs import RedisJobQueue
+from sagittal.queue.leases import RedisWorkerQueue
+from sagittal.queue.scripts import root_key
+from sagittal.queue.usage import measure_usage
 
 
 async def test_every_byte_of_a_job_is_told_by_what_it_is_for(queue_settings, new_job) -> None:
@@ -37,7 +37,7 @@ async def test_it_runs_as_a_program_on_the_settings_of_the_others(queue_settings
     jobs = RedisJobQueue(queue_settings)
     await jobs.submit(new_job(), b"accepted")
     variables = {"SAGITTAL_QUEUE__URL": queue_settings.url, "SAGITTAL_QUEUE__PREFIX": queue_settings.prefix}
-    command = [sys.executable, "-m", "sagittal.runtime.usage"]
+    command = [sys.executable, "-m", "sagittal.queue.usage"]
     done = await asyncio.to_thread(
         subprocess.run, command, env=os.environ | variables, capture_output=True, text=True, check=True
     )

@@ -9,7 +9,7 @@ import torch
 from e2e_stack import free_port
 from peers_support import program, running
 
-from sagittal.core.entries import ModelEntry
+from sagittal.core.models import ModelEntry
 from sagittal.models.loading import load
 from sagittal.models.sources import Access, ModelUnavailable
 from sagittal.models.sources.access import Store

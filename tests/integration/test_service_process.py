@@ -19,9 +19,9 @@ import pytest
 import redis
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from sagittal.runtime.embedded import EmbeddedValkey
-from sagittal.runtime.redis_registry import RedisWorkerRegistry
-from sagittal.runtime.settings import QueueSettings
+from sagittal.process.embedded import EmbeddedValkey
+from sagittal.queue.settings import QueueSettings
+from sagittal.registry.redis import RedisWorkerRegistry
 from sagittal.v1 import explanation_service_pb2 as api
 from sagittal.v1 import explanation_service_pb2_grpc, model_service_pb2, model_service_pb2_grpc
 

@@ -17,16 +17,16 @@ from prometheus_client import CollectorRegistry
 from sagittal.core.jobs import JobState, NewJob
 from sagittal.core.tensors import tensor_of
 from sagittal.engine import Engine
-from sagittal.runtime.redis_jobs import RedisJobQueue
-from sagittal.runtime.redis_registry import RedisWorkerRegistry
-from sagittal.runtime.redis_worker import RedisWorkerQueue
-from sagittal.runtime.settings import QueueSettings
+from sagittal.queue.jobs import RedisJobQueue
+from sagittal.queue.leases import RedisWorkerQueue
+from sagittal.queue.settings import QueueSettings
+from sagittal.registry.redis import RedisWorkerRegistry
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import method_pb2, tensor_pb2
+from sagittal.worker.hosting.models import HostedModels
 from sagittal.worker.metrics import WorkerMetrics
-from sagittal.worker.models import HostedModels
+from sagittal.worker.process import Worker
 from sagittal.worker.settings import WorkerSettings
-from sagittal.worker.worker import Worker
 
 MODEL = """
 [[models]]

@@ -13,13 +13,13 @@ from prometheus_client import CollectorRegistry
 
 from sagittal.core.jobs import NewJob
 from sagittal.core.tensors import tensor_of
-from sagittal.runtime.redis_registry import RedisWorkerRegistry
+from sagittal.registry.redis import RedisWorkerRegistry
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import method_pb2, tensor_pb2
+from sagittal.worker.hosting.models import HostedModels
 from sagittal.worker.metrics import WorkerMetrics
-from sagittal.worker.models import HostedModels
+from sagittal.worker.process import Worker
 from sagittal.worker.settings import WorkerSettings
-from sagittal.worker.worker import Worker
 
 MODEL = """
 [[models]]

@@ -11,16 +11,16 @@ from google.rpc import status_pb2
 from known_models import LEFT, image
 from prometheus_client import CollectorRegistry
 
+from sagittal.core.errors import from_status
 from sagittal.core.jobs import NewJob
-from sagittal.core.status import from_status
 from sagittal.core.tensors import tensor_of
-from sagittal.runtime.registry import WorkerRegistry
+from sagittal.registry.protocol import WorkerRegistry
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import method_pb2, tensor_pb2
+from sagittal.worker.hosting.models import HostedModels
 from sagittal.worker.metrics import WorkerMetrics
-from sagittal.worker.models import HostedModels
+from sagittal.worker.process import Worker
 from sagittal.worker.settings import WorkerSettings
-from sagittal.worker.worker import Worker
 
 MODELS = """
 [[models]]

@@ -19,14 +19,14 @@ from prometheus_client import CollectorRegistry
 from sagittal.core.jobs import NewJob
 from sagittal.core.tensors import tensor_of
 from sagittal.explain import events
-from sagittal.runtime.registry import WorkerRegistry
+from sagittal.registry.protocol import WorkerRegistry
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import method_pb2, tensor_pb2
+from sagittal.worker.execution.run import JobRun
+from sagittal.worker.hosting.models import HostedModels
 from sagittal.worker.metrics import WorkerMetrics
-from sagittal.worker.models import HostedModels
-from sagittal.worker.run import JobRun
+from sagittal.worker.process import Worker
 from sagittal.worker.settings import WorkerSettings
-from sagittal.worker.worker import Worker
 
 MODEL = """
 [[models]]

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from packaging_support import CHART, load_script
 
-from sagittal.core.model_files import parse_entries
-from sagittal.runtime.settings import QueueSettings
+from sagittal.core.models import parse_entries
+from sagittal.queue.settings import QueueSettings
 from sagittal.server.settings import ServiceSettings
 from sagittal.worker.process_metrics import PATIENCE
 from sagittal.worker.settings import WorkerSettings

@@ -47,7 +47,7 @@ def test_the_wheel_holds_every_part_and_its_data(wheel):
         "sagittal/client/__init__.py",
         "sagittal/cli/models.toml",
     } <= names
-    assert any(name.startswith("sagittal/runtime/scripts/") and name.endswith(".lua") for name in names)
+    assert any(name.startswith("sagittal/queue/scripts/") and name.endswith(".lua") for name in names)
     assert "sagittal/__init__.py" not in names
 
 

@@ -17,7 +17,7 @@ from packaging_support import CHART, dashboard_queries, missing
 from PIL import Image
 
 from sagittal.client import Client, IGOSPlusPlus
-from sagittal.runtime.embedded import EmbeddedValkey
+from sagittal.process.embedded import EmbeddedValkey
 
 Ask = Callable[[str], Any]
 

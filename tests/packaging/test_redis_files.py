@@ -14,11 +14,11 @@ from e2e_stack import free_port
 from packaging_support import ROOT
 
 from sagittal.core.jobs import JobState, NewJob
-from sagittal.runtime.redis_check import check_server
-from sagittal.runtime.redis_jobs import RedisJobQueue
-from sagittal.runtime.redis_registry import RedisModelRegistry, RedisWorkerRegistry
-from sagittal.runtime.redis_worker import RedisWorkerQueue
-from sagittal.runtime.settings import QueueSettings
+from sagittal.queue.connection import check_server
+from sagittal.queue.jobs import RedisJobQueue
+from sagittal.queue.leases import RedisWorkerQueue
+from sagittal.queue.settings import QueueSettings
+from sagittal.registry.redis import RedisModelRegistry, RedisWorkerRegistry
 from sagittal.v1 import model_pb2
 
 FILES = ROOT / "deploy" / "redis"

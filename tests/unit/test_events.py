@@ -13,7 +13,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 from torch import Tensor, full
 
 from sagittal.client import events as sdk
-from sagittal.client.arrays import to_tensor
+from sagittal.client.images import to_tensor
 from sagittal.client.parsing import KINDS, parse_event, targets_of
 from sagittal.engine import Usage
 from sagittal.explain import events as explained

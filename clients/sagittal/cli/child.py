@@ -7,7 +7,7 @@ import runpy
 import signal
 import sys
 
-from sagittal.runtime.parent import die_with_parent
+from sagittal.process.parent import die_with_parent
 
 
 def main() -> None:

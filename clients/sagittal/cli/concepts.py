@@ -10,8 +10,7 @@ import click
 
 from sagittal.cli.connection import connected
 from sagittal.cli.explain import DEFAULT_MODEL
-from sagittal.cli.failures import USAGE, Failure
-from sagittal.cli.output import echo
+from sagittal.cli.failures import USAGE, Failure, echo
 from sagittal.cli.report import dump
 from sagittal.client import Client, ConceptSet, FitProgress, XFeature
 
@@ -274,7 +273,7 @@ def _json(found: ConceptSet) -> dict[str, Any]:
 def _write_sheets(found: ConceptSet, output: Path | None) -> None:
     if output is None:
         return
-    from sagittal.cli.drawing.contact_sheet import draw_contact_sheet  # noqa: PLC0415 - matplotlib is slow to load
+    from sagittal.cli.drawing.concepts import draw_contact_sheet  # noqa: PLC0415 - matplotlib is slow to load
 
     os.makedirs(output, exist_ok=True)
     for concept in found.concepts:

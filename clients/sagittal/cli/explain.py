@@ -9,9 +9,8 @@ import click
 import numpy as np
 
 from sagittal.cli.connection import connected
-from sagittal.cli.drawing.picture import read_picture
-from sagittal.cli.failures import FAILED, USAGE, Failure
-from sagittal.cli.output import echo
+from sagittal.cli.drawing.image import read_picture
+from sagittal.cli.failures import FAILED, USAGE, Failure, echo
 from sagittal.cli.report import dump, explanation_json
 from sagittal.cli.terminal import LiveReporter, PlainReporter, effort, make_reporter
 from sagittal.client import Baseline, Client, Explanation, Method, Metrics

@@ -16,8 +16,16 @@ from typing import IO, Any
 
 import click
 
-from sagittal.cli.output import echo
 from sagittal.client import InvalidRequest, NotFound, Overloaded, SagittalError, Unauthenticated, Unavailable
+from sagittal.core.text import printable
+
+# What commands print: names, labels and messages come from the service, and must not drive the terminal.
+
+
+def echo(text: str, *, err: bool = False, file: IO[Any] | None = None) -> None:
+    """Prints lines with control characters escaped; to standard error with `err`."""
+    click.echo(printable(text), err=err, file=file)
+
 
 FAILED, USAGE, UNREACHABLE, EXTRA_MISSING, INTERRUPTED = 1, 2, 3, 4, 130
 

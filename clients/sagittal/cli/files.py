@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sagittal.cli.drawing import style
+from sagittal.cli.drawing import canvas
+from sagittal.cli.drawing.canvas import draw_overlay
 from sagittal.cli.drawing.graph import draw_graph
-from sagittal.cli.drawing.overlay import draw_overlay
-from sagittal.cli.drawing.picture import Seen, read_picture, resize_and_crop, shown, to_image, with_baseline
+from sagittal.cli.drawing.image import Seen, read_picture, resize_and_crop, shown, to_image, with_baseline
 from sagittal.cli.drawing.summary import draw_summary
 from sagittal.cli.report import curves_json, dump, explanation_json
 from sagittal.client import Explanation, Prediction, Preprocessing
@@ -51,7 +51,7 @@ def write_files(results: Results) -> Mapping[str, str]:
 
 
 def _summary(results: Results) -> Written:
-    style.save(draw_summary(results.explanation, results.seen), results.directory / "summary.png")
+    canvas.save(draw_summary(results.explanation, results.seen), results.directory / "summary.png")
     yield "summary", "summary.png"
 
 
@@ -93,7 +93,7 @@ def _graph(results: Results) -> Written:
         return
     fig = draw_graph(graph, results.seen, f"Why {target.label or f'class {target.index}'}?" if target else "Why?")
     for ending in ("svg", "png"):
-        style.save(fig, results.directory / f"graph.{ending}")
+        canvas.save(fig, results.directory / f"graph.{ending}")
         yield f"graph_{ending}", f"graph.{ending}"
 
 

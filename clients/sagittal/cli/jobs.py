@@ -6,7 +6,7 @@ from itertools import islice
 import click
 
 from sagittal.cli.connection import connected
-from sagittal.cli.output import echo
+from sagittal.cli.failures import echo
 from sagittal.cli.report import dump, explanation_json, job_json
 from sagittal.cli.terminal import make_reporter
 from sagittal.client import Client

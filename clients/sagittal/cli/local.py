@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sagittal.cli.explain import DEFAULT_MODEL, Question, ask, check_readable, draw, tell
-from sagittal.cli.failures import stopping_on_signals
-from sagittal.cli.output import echo
+from sagittal.cli.failures import echo, stopping_on_signals
 from sagittal.cli.terminal import make_reporter
 from sagittal.client import Client
 

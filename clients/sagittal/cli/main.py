@@ -1,6 +1,6 @@
 """The program `sagittal`."""
 
-from sagittal.runtime.starting import naming_extra
+from sagittal.process.starting import naming_extra
 
 
 def main() -> None:

@@ -9,8 +9,7 @@ It knows the API and nothing else: no torch, no Redis.
 
 from sagittal.client.aio import AsyncClient, AsyncEventStream
 from sagittal.client.batch import Outcome
-from sagittal.client.concept_fits import FitProgress
-from sagittal.client.concepts import ConceptExample, ConceptQuality, ConceptSet, XFeature
+from sagittal.client.concepts import ConceptExample, ConceptQuality, ConceptSet, FitProgress, XFeature
 from sagittal.client.errors import (
     AlreadyExists,
     ArgumentRefused,
@@ -60,7 +59,7 @@ from sagittal.client.events import (
     Unrecognised,
     Warning,
 )
-from sagittal.client.explanation import Explanation, Graph, Job
+from sagittal.client.explanation import Explanation, Graph, Job, RegionScore, RegionScores
 from sagittal.client.images import ImageLike, ModelInput
 from sagittal.client.methods import (
     IGOS,
@@ -85,7 +84,6 @@ from sagittal.client.methods import (
 )
 from sagittal.client.models import MethodInfo, Model, ParameterInfo, Preprocessing, SelfCheck, WorkerState
 from sagittal.client.options import TLS, Options, Retry
-from sagittal.client.regions import RegionScore, RegionScores
 from sagittal.client.requests import Baseline, Box, Metrics
 from sagittal.client.sync import Client, EventStream
 

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 from google.protobuf.message import Message
 
-from sagittal.client.building import build, check_kind, split_model
 from sagittal.client.errors import InvalidRequest
 from sagittal.client.methods import Method, MethodLike, pack_method, resolve_method
 from sagittal.client.models import Model
 from sagittal.client.options import TLS, Options, call_metadata, full_address
-from sagittal.client.requests import ExplainOptions, build_spec, build_states
+from sagittal.client.requests import ExplainOptions, build, build_spec, build_states, check_kind, split_model
 from sagittal.client.resume import Cursor, Patience
 from sagittal.client.tracing import CallSpan, begin_call, rpc_of
 from sagittal.v1 import explanation_pb2 as pb

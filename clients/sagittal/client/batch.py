@@ -4,13 +4,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sagittal.client.building import check_several, shown
 from sagittal.client.errors import InvalidRequest, Overloaded, SagittalError
 from sagittal.client.explanation import Explanation, Gathering, terminal_error
 from sagittal.client.images import ACCEPTED, ImageLike
 from sagittal.client.options import Retry
 from sagittal.client.parsing import parse_event
-from sagittal.client.requests import with_image
+from sagittal.client.requests import check_several, shown, with_image
 from sagittal.client.resume import Patience
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import explanation_service_pb2 as service_pb

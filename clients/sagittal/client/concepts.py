@@ -1,17 +1,34 @@
 """Concept sets (XNN): what a model looks for, in a few concepts that predict what it predicts."""
 
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any, TypedDict
 
+import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from sagittal.client.errors import InvalidRequest, Unavailable, from_rpc_error
 from sagittal.client.events import From
+from sagittal.client.explanation import terminal_error
+from sagittal.client.images import ACCEPTED, ImageLike, UnreadableImage, encode_image
 from sagittal.client.parsing import parse
+from sagittal.client.requests import (
+    build,
+    build_durations,
+    build_target,
+    check_listener,
+    check_names,
+    check_several,
+    split_model,
+)
+from sagittal.client.resume import Cursor
 from sagittal.v1 import concept_pb2 as pb
 from sagittal.v1 import concept_service_pb2 as service_pb
+from sagittal.v1 import explanation_pb2, tensor_pb2
+from sagittal.v1 import explanation_service_pb2 as jobs_pb
 
 Names = dict[int, str]
 """Names of x-features by index."""
@@ -142,3 +159,175 @@ def _x_feature(message: pb.Concept) -> XFeature:
         examples=tuple(parse(ConceptExample, each, picture=each.image.encoded) for each in message.examples),
         parts=tuple((each.name, each.share) for each in message.parts),
     )
+
+
+# A fit of a concept set as its caller sees it: what is sent, how it goes, and going on after a lost connection.
+#
+# The events of a fit are those of a job like any other. A call that breaks once the job is known is followed by
+# `WatchExplanation`; before, the question is put again under the same `request_id`, which gives the same job, as long
+# as its images can be taken a second time.
+
+
+@dataclass(frozen=True, slots=True)
+class FitProgress:
+    """How a fit goes."""
+
+    job_id: str
+    phase: str
+    """"features", "fit", "refit-1" and so on, "examples"; "queued" and "started" before."""
+    fraction: float
+    epoch: int
+    """0 where no loss is told."""
+    faithfulness: float
+    reconstruction: float
+    pull_away: float
+
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom edge of a part, relative to the size of its image: 0 to 1."""
+
+
+class FitOptions(TypedDict, total=False):
+    """What may be said of a fit; what is left out takes the service's default."""
+
+    layer: str
+    concepts: int
+    beta: float
+    q: float
+    eta: float
+    epochs: int
+    hidden: int
+    views: int
+    seeds: int
+    seed: int
+    replace: bool
+    detach: bool
+    dataset: str
+    model_version: str
+    deadline: float
+    """Time from acceptance to the end, in seconds."""
+    request_id: str
+    """Gives the same job to the same question asked again; one is made up where it is left out."""
+    parts: Sequence[Mapping[str, Box]]
+    """Annotated parts of each image by name, in the order of the images; an empty mapping where there are none."""
+
+
+OnProgress = Callable[[FitProgress], None]
+
+_SETTINGS = ("layer", "replace", "detach", "dataset")
+_BESIDE = (*_SETTINGS, "model_version", "deadline", "request_id", "parts")
+
+
+class Fitting:
+    """A fit that is asked for."""
+
+    def __init__(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        name: str,
+        model: str,
+        targets: Sequence[int | str],
+        options: FitOptions,
+        on_progress: OnProgress,
+    ) -> None:
+        check_names(options, FitOptions.__optional_keys__)
+        check_listener(on_progress, "on_progress")
+        check_several(images, "images", f"each {ACCEPTED}")
+        self.settings = _settings(name, model, targets, options)
+        self.fault: Exception | None = None
+        """What went wrong while the images were taken."""
+        self._images = images
+        self._parts = options.get("parts")
+        self._on_progress = on_progress
+
+    def requests(self) -> Iterator[service_pb.FitConceptsRequest]:
+        """Yields the messages of a call: the settings, then the images as they are taken."""
+        yield service_pb.FitConceptsRequest(settings=self.settings)
+        try:
+            yield from self._pictures()
+        except Exception as error:  # noqa: BLE001 - images come from anywhere; raised again where the call is read
+            self.fault = error
+            # An end would begin the fit; an empty message is refused.
+            yield service_pb.FitConceptsRequest()
+
+    def owns_job(self, cursor: Cursor) -> bool:
+        """Returns whether the job must end with its caller."""
+        return bool(cursor.job_id) and not cursor.ended and not self.settings.detach
+
+    def take(self, cursor: Cursor, response: service_pb.FitConceptsResponse | jobs_pb.WatchExplanationResponse) -> None:
+        """Calls `on_progress` with the event of a response; raises the error that ends the fit."""
+        event = response.event if isinstance(response, jobs_pb.WatchExplanationResponse) else response.job
+        if not cursor.admit(event):
+            return
+        failure = terminal_error(event)
+        if failure is not None:
+            raise failure
+        progress = parse_progress(event)
+        if progress is not None:
+            self._on_progress(progress)
+
+    def check_repeatable(self, cursor: Cursor, error: grpc.RpcError | Unavailable) -> None:
+        """Raises what ended a call if the fit cannot be taken up again."""
+        if self.fault is not None:
+            raise self.fault
+        if isinstance(error, grpc.RpcError) and not cursor.job_id and isinstance(self._images, Iterator):
+            raise from_rpc_error(error, address=cursor.address) from error
+
+    def _pictures(self) -> Iterator[service_pb.FitConceptsRequest]:
+        count = 0
+        for number, image in enumerate(self._images):
+            count += 1
+            try:
+                encoded = encode_image(image, field=f"image {number}")
+            except UnreadableImage:
+                encoded = tensor_pb2.Image(encoded=b"")  # so that the set lists it as skipped, at its place
+            yield service_pb.FitConceptsRequest(image=encoded, annotated_parts=self._annotated(number))
+        if self._parts is not None and len(self._parts) != count:
+            raise InvalidRequest(f"there are parts of {len(self._parts)} images; {count} came", field="parts")
+
+    def _annotated(self, number: int) -> Sequence[service_pb.AnnotatedPart]:
+        if self._parts is None or number >= len(self._parts):
+            return ()
+        return [
+            service_pb.AnnotatedPart(name=name, left=left, top=top, right=right, bottom=bottom)
+            for name, (left, top, right, bottom) in self._parts[number].items()
+        ]
+
+
+def _settings(
+    name: str, model: str, targets: Sequence[int | str], options: FitOptions
+) -> service_pb.FitConceptsSettings:
+    given: Mapping[str, Any] = options
+    model, version = split_model(model, options.get("model_version", ""))
+    settings = build(
+        service_pb.FitConceptsSettings,
+        "settings",
+        name=name,
+        model=model,
+        model_version=version,
+        targets=[
+            build_target(target, f"settings.targets[{number}]")
+            for number, target in enumerate(check_several(targets, "settings.targets", "classes by index or label"))
+        ],
+        fit=build(pb.ConceptFit, "settings.fit", **{key: value for key, value in given.items() if key not in _BESIDE}),
+        request_id=options.get("request_id") or f"client-{uuid.uuid4().hex}",
+        **{key: given[key] for key in _SETTINGS if key in given},
+    )
+    build_durations(settings, "settings", {"deadline": options.get("deadline")})
+    return settings
+
+
+def parse_progress(event: explanation_pb2.ExplanationEvent) -> FitProgress | None:
+    """Returns what an event says of the progress; None where it says nothing."""
+    match event.WhichOneof("event"):
+        case "accepted":
+            return FitProgress(event.job_id, "queued", 0.0, 0, 0.0, 0.0, 0.0)
+        case "started":
+            return FitProgress(event.job_id, "started", 0.0, 0, 0.0, 0.0, 0.0)
+        case "progress":
+            said = event.progress
+            terms = [float(said.terms.get(name, 0.0)) for name in ("faithfulness", "reconstruction", "pull_away")]
+            epoch = int(said.terms.get("epoch", 0))
+            return FitProgress(event.job_id, said.phase, said.fraction, epoch, *terms)
+    return None

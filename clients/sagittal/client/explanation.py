@@ -31,6 +31,7 @@ from sagittal.client.events import (
 )
 from sagittal.client.parsing import parse, parse_event
 from sagittal.v1 import explanation_pb2 as pb
+from sagittal.v1 import explanation_service_pb2 as service_pb
 
 E = TypeVar("E", bound=Event)
 
@@ -246,3 +247,34 @@ def parse_explanation(message: pb.Explanation) -> Explanation:
             gathering.add(parse_event(event))
         error = failure or error
     return gathering.explanation(parse_job(message).state, error)
+
+
+# Answers to "what if only these patches were shown".
+
+
+@dataclass(frozen=True, slots=True)
+class RegionScore:
+    """The score of one set of patches."""
+
+    score: float
+    """The target's probability."""
+    relative_score: float
+    """That probability over the full image's."""
+    top: ClassScore
+    """The top class then."""
+    cached: bool
+    """True where the job had scored the set already."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegionScores:
+    """The scores of sets of patches, in their order."""
+
+    full: ClassScore
+    """The target's probability on the full image."""
+    scores: tuple[RegionScore, ...]
+
+
+def parse_regions(message: service_pb.ScoreRegionsResponse) -> RegionScores:
+    """Returns the answer as a dataclass."""
+    return parse(RegionScores, message)

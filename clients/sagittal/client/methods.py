@@ -12,8 +12,8 @@ from google.protobuf import struct_pb2
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from sagittal.client.arrays import to_tensor
 from sagittal.client.errors import FailedPrecondition, InvalidRequest, SagittalError
+from sagittal.client.images import to_tensor
 from sagittal.client.models import MethodInfo, ParameterInfo, by_name
 from sagittal.v1 import method_pb2
 from sagittal.v1.method_pb2 import (

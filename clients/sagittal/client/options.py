@@ -8,8 +8,8 @@ from pathlib import Path
 
 import grpc
 
-from sagittal.client.building import check_kind, check_seconds
 from sagittal.client.errors import InvalidRequest
+from sagittal.client.requests import check_kind, check_seconds
 
 #: Largest message in bytes, either way, which is what the service takes unless it is set otherwise there.
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024

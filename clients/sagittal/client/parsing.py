@@ -12,9 +12,9 @@ from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from sagittal.client import events
-from sagittal.client.arrays import to_array
 from sagittal.client.errors import InternalError
 from sagittal.client.events import Event, Unrecognised
+from sagittal.client.images import to_array
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import tensor_pb2
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from sagittal.client.building import check_several
 from sagittal.client.errors import InvalidRequest
+from sagittal.client.requests import check_several
 from sagittal.v1 import model_pb2
 from sagittal.v1 import model_service_pb2 as models_pb
 

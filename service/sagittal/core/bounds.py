@@ -11,12 +11,10 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from sagittal.core.annotations import MAX_NAME, MAX_PARTS
-from sagittal.core.entries import MAX_LABELS
 from sagittal.core.errors import InvalidRequest
-from sagittal.core.regions import MAX_GRID, MAX_SETS
+from sagittal.core.models import MAX_LABELS
+from sagittal.core.requests import MAX_BOXES, MAX_GRID, MAX_NAME, MAX_PARTS, MAX_REQUEST_ID, MAX_SETS
 from sagittal.core.tensors import MAX_DIMENSIONS
-from sagittal.core.validation import MAX_BOXES, MAX_REQUEST_ID
 
 #: Names of models, versions, methods, sets and the like; tokens that the service gave out; file names and layers.
 _NAME, _TOKEN, _PATH = 128, 512, 1_024

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 from sagittal.core.errors import InvalidRequest, ModelFailed, UnknownModel
-from sagittal.runtime.registry import ModelRegistry
+from sagittal.registry.protocol import ModelRegistry
 from sagittal.v1 import model_pb2
 
 

@@ -1,24 +1,209 @@
 """ConceptService: concept sets are fitted, listed, returned, named and deleted, all by the workers that store them."""
-# ruff: noqa: N802 - names and signatures are those of the API
 
+import asyncio
+import contextlib
+import hashlib
+import re
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import dataclass
 
 import structlog
 from google.protobuf.message import Message
 
-from sagittal.core.bounds import MAX_CHANGES
-from sagittal.core.errors import InvalidRequest, UnknownModel
-from sagittal.core.jobs import JobKind
-from sagittal.server.access import current_caller
+from sagittal.core.bounds import MAX_CHANGES, check_bounds
+from sagittal.core.errors import InvalidRequest, SagittalError, UnknownModel
+from sagittal.core.jobs import CachePolicy, Job, JobKind, Lane, NewJob, new_job_id
+from sagittal.core.requests import attachment_of, check_parts, check_request_id, resolve_target
+from sagittal.core.text import shown
+from sagittal.queue.protocol import JobQueue
 from sagittal.server.catalogue import Catalogue, ready_workers
-from sagittal.server.concept_fits import ConceptFits
-from sagittal.server.inquiries import outcome, time_left
 from sagittal.server.intake import Intake
-from sagittal.server.layers import Context
-from sagittal.server.relay import Relay
+from sagittal.server.relay import Relay, outcome, time_left
+from sagittal.server.rpc.access import Caller, current_caller
+from sagittal.server.rpc.layers import Context
 from sagittal.server.settings import ConceptLimits
 from sagittal.v1 import concept_pb2, concept_service_pb2, concept_service_pb2_grpc, explanation_pb2, model_pb2
+
+# Fits of concept sets: the images of a call are stored one by one, and the job that uses them comes after the last.
+
+
+#: Name of a set.
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+
+#: Longest time that the rest of a refused upload is read, and the silence that ends it before, in seconds.
+_REST_SECONDS = 30.0
+_SILENCE_SECONDS = 1.0
+
+Requests = AsyncIterator[concept_service_pb2.FitConceptsRequest]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A fit that a call asks for."""
+
+    job: NewJob
+    settings: concept_service_pb2.FitConceptsSettings
+    model: model_pb2.Model
+
+
+class ConceptFits:
+    """Turns calls of FitConcepts into jobs."""
+
+    def __init__(self, queue: JobQueue, catalogue: Catalogue, intake: Intake, limits: ConceptLimits) -> None:
+        self._queue = queue
+        self._catalogue = catalogue
+        self._intake = intake
+        self._limits = limits
+
+    async def read(self, requests: Requests, caller: Caller) -> Asked:
+        """Reads a call to the end of its images, which are stored, and checks it.
+
+        The rest of a call that is refused is read and discarded, within bounds.
+
+        Raises:
+            InvalidRequest: the settings are wrong, or there are too many images, or none.
+            Overloaded: there is no room for the images.
+        """
+        try:
+            return await self._read(requests, caller)
+        except SagittalError:
+            await _discard(requests, self._limits)
+            raise
+
+    async def _read(self, requests: Requests, caller: Caller) -> Asked:
+        with self._intake.counting_refusals():
+            settings = await _first(requests)
+            model = await self._check(settings)
+            job_id = new_job_id()
+            await self._attach(requests, settings, job_id, caller)
+            settings.model_version = model.version
+            seconds = _seconds(settings) or self._limits.fit_deadline
+            if seconds > self._limits.fit_deadline:
+                text = f"settings.deadline is {seconds:g} s; give at most {self._limits.fit_deadline:g} s"
+                raise InvalidRequest(text, field="settings.deadline")
+            job = NewJob(
+                job_id=job_id,
+                kind=JobKind.FIT,
+                model=model.name,
+                version=model.version,
+                method="",
+                lane=Lane.BATCH,
+                request=settings.SerializeToString(),
+                deadline=time.time() + seconds,
+                tenant=caller.tenant,
+                cache=CachePolicy.BYPASS,
+                estimated_evaluations=settings.image_count * (1 + settings.fit.views),
+                trace_context=caller.trace_context,
+                request_id=settings.request_id,
+            )
+            return Asked(job=job, settings=settings, model=model)
+
+    async def queue(self, asked: Asked) -> tuple[Job, bool]:
+        """Queues a fit that was read, and says whether it is new. Raises Overloaded."""
+        with self._intake.counting_refusals():
+            return await self._intake.submit(asked.job, asked.model)
+
+    async def _check(self, settings: concept_service_pb2.FitConceptsSettings) -> model_pb2.Model:
+        model = await self._catalogue.model(settings.model, settings.model_version, field="settings.model")
+        check_request_id(settings.request_id, "settings.request_id")
+        if not _NAME.match(settings.name):
+            text = "settings.name must be 1 to 64 letters, digits, dots, dashes or underscores"
+            raise InvalidRequest(text, field="settings.name")
+        if not settings.targets:
+            text = "settings.targets is empty; give the classes whose outputs the concepts predict"
+            raise InvalidRequest(text, field="settings.targets")
+        found = [
+            resolve_target(target, model, f"settings.targets[{number}]")
+            for number, target in enumerate(settings.targets)
+        ]
+        if len(set(found)) < len(found):
+            raise InvalidRequest("settings.targets names a class twice; give each once", field="settings.targets")
+        for target, index in zip(settings.targets, found, strict=True):
+            target.index = index
+        return model
+
+    async def _attach(
+        self, requests: Requests, settings: concept_service_pb2.FitConceptsSettings, job_id: str, caller: Caller
+    ) -> None:
+        """Stores the images as they come, and notes in the settings how many there are and what tells them apart."""
+        digest, annotations, count, size = hashlib.sha256(), hashlib.sha256(), 0, 0
+        annotated = False
+        async for request in requests:
+            check_bounds(request)
+            if request.WhichOneof("part") != "image":
+                raise InvalidRequest("the settings came twice; send them first, and then images", field="settings")
+            part = request.image.SerializeToString(deterministic=True)
+            parts = _annotations(request, count)
+            count, size = count + 1, size + len(part) + len(parts)
+            self._check_size(settings, count, size)
+            digest.update(hashlib.sha256(part).digest())
+            await self._queue.attach(job_id, str(count - 1), part, tenant=caller.tenant)
+            annotations.update(hashlib.sha256(parts).digest())
+            if parts:
+                annotated = True
+                await self._queue.attach(job_id, attachment_of(count - 1), parts, tenant=caller.tenant)
+        if not settings.dataset and not count:
+            raise InvalidRequest("no image came; send images after the settings, or name a dataset", field="image")
+        settings.image_count, settings.images_digest = count, digest.hexdigest()
+        settings.annotations_digest = annotations.hexdigest() if annotated else ""
+
+    def _check_size(self, settings: concept_service_pb2.FitConceptsSettings, count: int, size: int) -> None:
+        if settings.dataset:
+            text = f"images came, but settings.dataset names {shown(settings.dataset)}; give one or the other"
+            raise InvalidRequest(text, field="settings.dataset")
+        if count > self._limits.max_images:
+            text = f"more than {self._limits.max_images:,} images came; send fewer, or fit to a dataset of the workers"
+            raise InvalidRequest(text, field="image")
+        if size > self._limits.max_bytes:
+            text = f"the images have more than {self._limits.max_bytes:,} bytes together; send fewer or smaller ones"
+            raise InvalidRequest(text, field="image")
+
+
+async def _discard(requests: Requests, limits: ConceptLimits) -> None:
+    """Reads what a caller still sends after a refusal: until it ends or pauses, and no more than a fit may have.
+
+    gRPC's asyncio client replaces the status of a call that ends while it sends a message by an error of its own.
+    """
+    size, until = 0, time.monotonic() + _REST_SECONDS
+    with contextlib.suppress(TimeoutError, StopAsyncIteration, SagittalError):
+        for _ in range(limits.max_images):
+            request = await asyncio.wait_for(anext(requests), min(_SILENCE_SECONDS, until - time.monotonic()))
+            size += request.ByteSize()
+            if size > limits.max_bytes:
+                return
+
+
+def _annotations(request: concept_service_pb2.FitConceptsRequest, number: int) -> bytes:
+    """Returns the annotated parts of an image as they are stored; empty for none."""
+    check_parts(request.annotated_parts, f"image {number}")
+    only = concept_service_pb2.FitConceptsRequest(annotated_parts=request.annotated_parts)
+    return only.SerializeToString(deterministic=True)
+
+
+async def _first(requests: Requests) -> concept_service_pb2.FitConceptsSettings:
+    async for request in requests:
+        check_bounds(request)
+        if request.annotated_parts:
+            raise InvalidRequest("the settings came with parts; they go with an image", field="annotated_parts")
+        if request.WhichOneof("part") == "settings":
+            return request.settings
+        break
+    raise InvalidRequest("the first message must carry the settings; images follow", field="settings")
+
+
+def _seconds(settings: concept_service_pb2.FitConceptsSettings) -> float:
+    if not settings.HasField("deadline"):
+        return 0.0
+    seconds = settings.deadline.seconds + settings.deadline.nanos / 1e9
+    if seconds <= 0:
+        raise InvalidRequest(f"settings.deadline is {seconds:g} s; give more", field="settings.deadline")
+    return float(seconds)
+
+
+# ruff: noqa: N802 - names and signatures are those of the API
+
 
 #: Most sets on a page.
 MAX_PAGE = 1_000

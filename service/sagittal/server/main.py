@@ -13,19 +13,18 @@ import structlog
 from prometheus_client import REGISTRY
 from pydantic import BaseModel
 
-from sagittal.core.entries import ModelEntry
-from sagittal.core.model_files import InvalidModelFile, read_entries
-from sagittal.runtime.probes import LIVE, READY, MetricsServer, start_metrics_server
-from sagittal.runtime.queue_metrics import QueueMetrics
-from sagittal.runtime.reading_settings import UnusableSettings, read_settings
-from sagittal.runtime.redis_check import check_server
-from sagittal.runtime.redis_jobs import RedisJobQueue
-from sagittal.runtime.redis_registry import RedisModelRegistry
-from sagittal.runtime.supervision import SupervisionMetrics, Supervisor
-from sagittal.runtime.telemetry import configure_logging, own_name
-from sagittal.runtime.tracing import NO_TRACER, Tracer
-from sagittal.runtime.tracing_start import TracingMissing, start_tracing
-from sagittal.server.endpoint import CannotListen
+from sagittal.core.models import InvalidModelFile, ModelEntry, read_entries
+from sagittal.process.logs import configure_logging, own_name
+from sagittal.process.probes import LIVE, READY, MetricsServer, start_metrics_server
+from sagittal.process.settings import UnusableSettings, read_settings
+from sagittal.process.supervision import SupervisionMetrics, Supervisor
+from sagittal.process.tracing import NO_TRACER, Tracer
+from sagittal.process.tracing_start import TracingMissing, start_tracing
+from sagittal.queue.connection import check_server
+from sagittal.queue.jobs import RedisJobQueue
+from sagittal.queue.metrics import QueueMetrics
+from sagittal.registry.redis import RedisModelRegistry
+from sagittal.server.rpc.endpoint import CannotListen
 from sagittal.server.service import Service
 from sagittal.server.settings import ServiceSettings
 

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from sagittal.core.errors import Overloaded, SagittalError, StreamMoved, Unavailable
 from sagittal.core.jobs import Backlog, Job, Lane, NewJob
-from sagittal.server.layers import Call, Proceed
+from sagittal.server.rpc.layers import Call, Proceed
 
 #: Upper bounds of an RPC's duration, in seconds: from a lookup to a long explanation.
 _RPC_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)

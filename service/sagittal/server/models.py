@@ -1,15 +1,129 @@
 """ModelService: what can be explained, and what a model says of a picture."""
-# ruff: noqa: N802 - names and signatures are those of the API
+
+from collections.abc import Iterable
+
+import structlog
 
 from sagittal.core.errors import InvalidRequest
-from sagittal.server.access import current_caller
+from sagittal.core.jobs import JobState
+from sagittal.core.models import DECLARED, declaration_of, entry_of
+from sagittal.core.text import shown
+from sagittal.queue.protocol import JobQueue
+from sagittal.registry.protocol import ModelRegistry, Wish
 from sagittal.server.catalogue import Catalogue
-from sagittal.server.inquiries import outcome, time_left
 from sagittal.server.intake import Intake
-from sagittal.server.layers import Context
-from sagittal.server.registration import Registration
-from sagittal.server.relay import Relay
+from sagittal.server.relay import Relay, outcome, time_left
+from sagittal.server.rpc.access import current_caller
+from sagittal.server.rpc.layers import Context
 from sagittal.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
+
+# Registering models over the API: what is declared is checked here, and whatever workers find out comes from them.
+
+
+#: Queued jobs that are cancelled before looking for more, when their model goes.
+_PAGE = 100
+
+#: What an update may name in its mask.
+_MASKABLE = DECLARED - {"name", "version"} | {"latest"}
+
+_log = structlog.get_logger(__name__)
+
+
+class Registration:
+    """Changes the registry for administrators."""
+
+    def __init__(self, registry: ModelRegistry, catalogue: Catalogue, queue: JobQueue) -> None:
+        self._registry = registry
+        self._catalogue = catalogue
+        self._queue = queue
+
+    async def register(self, model: model_pb2.Model) -> model_pb2.Model:
+        """Registers a version of a model and returns it. Raises InvalidRequest, ModelExists."""
+        entry = entry_of(model)
+        await self._registry.register(declaration_of(entry), latest=entry.latest)
+        _log.info("model-registered", model=entry.name, version=entry.version, source=entry.source["kind"])
+        return await self._current(*entry.key)
+
+    async def update(self, request: model_service_pb2.UpdateModelRequest) -> model_pb2.Model:
+        """Changes a registered version and returns it. Raises InvalidRequest, UnknownModel, FailedPrecondition."""
+        asked = request.model
+        before = await self._find(asked.name, asked.version)
+        wanted = _masked(before, asked, request.update_mask.paths) if request.HasField("update_mask") else asked
+        entry = entry_of(wanted)
+        await self._registry.update(declaration_of(entry), revision=before.revision, latest=entry.latest)
+        _log.info("model-updated", model=entry.name, version=entry.version, fields=list(request.update_mask.paths))
+        return await self._current(*entry.key)
+
+    async def unregister(self, name: str, version: str) -> None:
+        """Removes a version and cancels its queued jobs. Raises InvalidRequest, UnknownModel, FailedPrecondition."""
+        await self._find(name, version, prefix="")
+        await self._registry.unregister(name, version)
+        self._catalogue.forget(name)
+        cancelled = await self._cancel_queued(name, version)
+        _log.info("model-unregistered", model=name, version=version, jobs_cancelled=cancelled)
+
+    async def wish(self, name: str, version: str, wish: Wish) -> None:
+        """Asks workers to load or unload a model. Raises InvalidRequest, UnknownModel."""
+        model = await self._catalogue.model(name, version, field="name")
+        await self._registry.wish(model.name, model.version, wish)
+        _log.info("model-wished", model=model.name, version=model.version, wish=wish)
+
+    async def _find(self, name: str, version: str, *, prefix: str = "model.") -> model_pb2.Model:
+        """Returns a registered version that is named whole. Raises InvalidRequest, UnknownModel."""
+        if not version and name:
+            text = f"{prefix}version is not set; say which version, so that no other is changed by mistake"
+            raise InvalidRequest(text, field=f"{prefix}version")
+        self._catalogue.forget(name)
+        return await self._catalogue.model(name, version, field=f"{prefix}name")
+
+    async def _current(self, name: str, version: str) -> model_pb2.Model:
+        self._catalogue.forget(name)
+        return await self._registry.model(name, version)
+
+    async def _cancel_queued(self, name: str, version: str) -> int:
+        """Cancels what no worker will take any more; returns how many jobs that were."""
+        token, cancelled = "", 0
+        while True:
+            jobs, token = await self._queue.list(model=name, states=(JobState.QUEUED,), limit=_PAGE, page_token=token)
+            for job in jobs:
+                if job.version == version:
+                    await self._queue.cancel(job.job_id, "model unregistered")
+                    cancelled += 1
+            if not token:
+                return cancelled
+
+
+def _masked(before: model_pb2.Model, asked: model_pb2.Model, paths: Iterable[str]) -> model_pb2.Model:
+    """Returns a model with the fields that are named changed. Raises InvalidRequest for one that cannot be."""
+    wanted = model_pb2.Model()
+    wanted.CopyFrom(before)
+    wanted.latest = False
+    if before.labels_from:
+        wanted.ClearField("labels")
+    for path in paths:
+        if path not in _MASKABLE:
+            text = f"update_mask names {shown(path)}; give some of {', '.join(sorted(_MASKABLE))}"
+            raise InvalidRequest(text, field="update_mask")
+        if path in ("labels", "labels_from"):  # one takes the other's place
+            wanted.ClearField("labels")
+            wanted.ClearField("labels_from")
+        _take(wanted, asked, path)
+    return wanted
+
+
+def _take(wanted: model_pb2.Model, asked: model_pb2.Model, field: str) -> None:
+    """Puts one field of a message into the place of another's."""
+    only = model_pb2.Model()
+    only.CopyFrom(asked)
+    for descriptor, _ in asked.ListFields():
+        if descriptor.name != field:
+            only.ClearField(descriptor.name)  # type: ignore[arg-type]  # a name of a field of this message
+    wanted.ClearField(field)  # type: ignore[arg-type]  # the name of a field, as was checked
+    wanted.MergeFrom(only)
+
+
+# ruff: noqa: N802 - names and signatures are those of the API
+
 
 #: Models on a page where the request does not say.
 DEFAULT_PAGE = 100

@@ -8,26 +8,26 @@ import structlog
 from sagittal.core.errors import FailedPrecondition, InvalidRequest, UnknownModel
 from sagittal.core.jobs import Job, JobKind
 from sagittal.core.methods import resolve
-from sagittal.core.regions import (
+from sagittal.core.requests import (
     Known,
     bits_of,
+    check_baseline,
+    check_image_set,
     check_patch_shape,
     check_sets,
     full_score,
     known_sets,
     region_score,
+    resolve_target,
 )
-from sagittal.core.targets import resolve_target
-from sagittal.core.validation import check_baseline, check_image_set
-from sagittal.runtime.queue import JobQueue
-from sagittal.runtime.settings import MIB
-from sagittal.server.access import Caller
+from sagittal.queue.protocol import JobQueue
+from sagittal.queue.settings import MIB
 from sagittal.server.catalogue import Catalogue, check_loadable
-from sagittal.server.inquiries import outcome
+from sagittal.server.images import Pictures
 from sagittal.server.intake import Intake
 from sagittal.server.messages import event
-from sagittal.server.pictures import Pictures
-from sagittal.server.relay import Relay
+from sagittal.server.relay import Relay, outcome
+from sagittal.server.rpc.access import Caller
 from sagittal.v1 import explanation_pb2, explanation_service_pb2, method_pb2, model_pb2
 
 #: Evaluations beside the sets: the full image, and the baseline until it hides the class.

@@ -2,21 +2,58 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-from sagittal.core.errors import InvalidRequest, UnknownJob
+import structlog
+
+from sagittal.core.errors import Expired, InvalidRequest, JobFailed, SagittalError, UnknownJob, from_status
 from sagittal.core.jobs import Job, StoredEvent
 from sagittal.core.text import shown
-from sagittal.runtime.queue import JobQueue
-from sagittal.runtime.tracing import JOB_ID, JOB_STATE, current_span
-from sagittal.server.access import Caller
-from sagittal.server.aftermath import Aftermath
+from sagittal.process.supervision import Supervisor
+from sagittal.process.tracing import JOB_ID, JOB_STATE, current_span
+from sagittal.queue.protocol import JobQueue
+from sagittal.server.catalogue import ready_workers
 from sagittal.server.messages import event, lasting
 from sagittal.server.metrics import ServiceMetrics
-from sagittal.server.streams import stream_is_moving
-from sagittal.v1 import explanation_pb2
+from sagittal.server.rpc.access import Caller
+from sagittal.server.rpc.layers import Context
+from sagittal.server.rpc.streams import stream_is_moving
+from sagittal.v1 import explanation_pb2, model_pb2
+
+# Work that outlives the call that began it, such as cancelling the job of a caller who went away.
+
+
+_log = structlog.get_logger(__name__)
+
+
+class Aftermath:
+    """Runs such work to its end, and waits for it when the service stops."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def run(self, work: Coroutine[Any, Any, Any], *, doing: str, job_id: str = "") -> None:
+        """Starts the work; a failure is logged, and counted if it is a bug."""
+        task = asyncio.create_task(self._finish(work, doing, job_id))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def wait(self) -> None:
+        """Returns when all of it is done."""
+        while self._tasks:
+            await asyncio.wait(tuple(self._tasks))
+
+    async def _finish(self, work: Coroutine[Any, Any, Any], doing: str, job_id: str = "") -> None:
+        try:
+            await work
+        except SagittalError as error:
+            _log.warning("aftermath-failed", doing=doing, job_id=job_id, reason=error.reason, error=error.message)
+        except Exception as error:  # noqa: BLE001 - nobody else would report it
+            self._supervisor.note(f"aftermath-{doing}", error)
+
 
 _TERMINAL = frozenset({"completed", "failed", "cancelled"})
 
@@ -131,3 +168,55 @@ async def _closing(log: AsyncIterator[StoredEvent]) -> AsyncGenerator[AsyncItera
     finally:
         if isinstance(log, AsyncGenerator):
             await log.aclose()
+
+
+# Inquiries: short jobs that one call waits for, such as predictions and scores of regions.
+
+
+#: Time that a worker has beyond the deadline to say that it passed, in seconds.
+_GRACE = 1.0
+
+
+def time_left(context: Context, longest: float) -> float:
+    """Returns the seconds in which a call must be answered: its own deadline or the longest that is admitted."""
+    remaining = context.time_remaining()
+    return longest if remaining is None else min(longest, remaining)
+
+
+async def outcome(
+    relay: Relay, job: Job, model: model_pb2.Model, *, rpc: str, seconds: float
+) -> Mapping[str, explanation_pb2.ExplanationEvent]:
+    """Waits until a job of this call has completed and returns its events by kind, the newest of each.
+
+    A dropped call cancels the job.
+
+    Raises:
+        Expired: there was no answer in time.
+        SagittalError: what the job failed with.
+    """
+    structlog.contextvars.bind_contextvars(job_id=job.job_id)
+    try:
+        async with asyncio.timeout(seconds + _GRACE):
+            return await _completed(relay, job, rpc)
+    except TimeoutError:
+        raise Expired(_too_late(model, seconds)) from None
+
+
+async def _completed(relay: Relay, job: Job, rpc: str) -> Mapping[str, explanation_pb2.ExplanationEvent]:
+    newest: dict[str, explanation_pb2.ExplanationEvent] = {}
+    async with aclosing(relay.owned_events(job, rpc=rpc)) as events:
+        async for event in events:
+            newest[event.WhichOneof("event") or ""] = event
+    if "completed" in newest:
+        return newest
+    if "failed" in newest:
+        raise from_status(newest["failed"].failed)
+    if "cancelled" in newest:
+        raise JobFailed(f"the job of this call was cancelled: {newest['cancelled'].cancelled.reason}")
+    raise JobFailed("the log of this call's job ended without an answer")
+
+
+def _too_late(model: model_pb2.Model, seconds: float) -> str:
+    workers = ready_workers(model)
+    why = f"{workers} workers have {model.name} ready" if workers else f"no worker has {model.name} ready"
+    return f"no answer within {seconds:g} s: {why}"

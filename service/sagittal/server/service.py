@@ -6,53 +6,83 @@ from urllib.parse import urlsplit
 
 import grpc
 import structlog
+from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
-from sagittal.core.entries import ModelEntry
-from sagittal.runtime.queue import JobQueue
-from sagittal.runtime.registry import ModelRegistry
-from sagittal.runtime.supervision import Supervised, SupervisionMetrics, Supervisor
-from sagittal.runtime.tracing import NO_TRACER, Tracer
-from sagittal.server.access import Access
-from sagittal.server.admin import Admin
-from sagittal.server.aftermath import Aftermath
+from sagittal.core.models import ModelEntry
+from sagittal.process.supervision import Supervised, SupervisionMetrics, Supervisor
+from sagittal.process.tracing import NO_TRACER, Tracer
+from sagittal.queue.protocol import JobQueue
+from sagittal.registry.protocol import ModelRegistry
 from sagittal.server.catalogue import Catalogue
-from sagittal.server.concept_fits import ConceptFits
-from sagittal.server.concepts import ConceptServicer
-from sagittal.server.endpoint import bind, open_addresses, server_options
-from sagittal.server.explanations import ExplanationServicer
-from sagittal.server.failures import answer_failures
+from sagittal.server.concepts import ConceptFits, ConceptServicer
+from sagittal.server.explain_many import Many
+from sagittal.server.explanations import ExplanationServicer, Retries
+from sagittal.server.images import Pictures
 from sagittal.server.intake import Intake
-from sagittal.server.layers import Layers
-from sagittal.server.logins import FailedLogins
-from sagittal.server.many import Many
 from sagittal.server.metrics import ServiceMetrics
-from sagittal.server.models import ModelServicer
-from sagittal.server.pictures import Pictures
-from sagittal.server.readiness import READY_SERVICES, Readiness
+from sagittal.server.models import ModelServicer, Registration
+from sagittal.server.readiness import READY_SERVICES, Readiness, RegistryWatch
 from sagittal.server.regions import Regions
-from sagittal.server.registration import Registration
-from sagittal.server.registry_watch import RegistryWatch
-from sagittal.server.relay import Relay
-from sagittal.server.retries import Retries
-from sagittal.server.settings import ServiceSettings
-from sagittal.server.streams import Streams
-from sagittal.server.tracing import Tracing
+from sagittal.server.relay import Aftermath, Relay
+from sagittal.server.rpc.access import Access, FailedLogins
+from sagittal.server.rpc.endpoint import bind, open_addresses, server_options
+from sagittal.server.rpc.failures import answer_failures
+from sagittal.server.rpc.layers import Layers
+from sagittal.server.rpc.streams import Streams
+from sagittal.server.rpc.tracing import Tracing
+from sagittal.server.settings import ServiceSettings, TlsSettings
 from sagittal.v1 import concept_service_pb2_grpc, explanation_service_pb2_grpc, model_service_pb2_grpc
+
+# A second listener for whoever runs the service: health without TLS, and channelz, which tells of every connection.
+
+
+_SERVICES = ("grpc.health.v1.Health", "grpc.channelz.v1.Channelz", reflection.SERVICE_NAME)
+
+_log = structlog.get_logger(__name__)
+
+
+class Admin:
+    """Serves health and channelz in the clear and without tokens; nothing of the API."""
+
+    def __init__(self, health: health_aio.HealthServicer) -> None:
+        self._health = health
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self, address: str) -> int:
+        """Begins to serve and returns the port.
+
+        Raises:
+            CannotListen: the address cannot be had.
+        """
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        channelz.add_channelz_servicer(self._server)
+        reflection.enable_server_reflection(_SERVICES, self._server)
+        (port,) = bind(self._server, (address,), TlsSettings())
+        await self._server.start()
+        if open_addresses((address,)):
+            _log.warning("admin-open-to-the-network", listen=address, remedy="listen on 127.0.0.1: callers show in it")
+        _log.info("admin-started", listen=address, port=port)
+        return port
+
+    async def stop(self) -> None:
+        """Ends at once: what asks here asks again."""
+        if self._server is not None:
+            await self._server.stop(None)
+
 
 #: Time between moving the streams and cutting off what is left, in seconds.
 _LAST_GRACE = 5.0
 
-_SERVICES = (
+_REFLECTED = (
     *READY_SERVICES,
     health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
     reflection.SERVICE_NAME,
 )
-
-_log = structlog.get_logger(__name__)
 
 
 class Service:
@@ -192,7 +222,7 @@ class Service:
         concept_service_pb2_grpc.add_ConceptServiceServicer_to_server(concepts, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._settings.reflection:
-            reflection.enable_server_reflection(_SERVICES, server)
+            reflection.enable_server_reflection(_REFLECTED, server)
 
     async def _end_watching(self) -> None:
         if self._watching is not None:

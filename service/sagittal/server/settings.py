@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sagittal.core.images import ImageLimits
-from sagittal.core.validation import TimeLimits
-from sagittal.runtime.settings import QueueSettings
-from sagittal.runtime.telemetry import LogFormat, LogLevel
-from sagittal.runtime.tracing import TracingSettings
+from sagittal.core.requests import TimeLimits
+from sagittal.process.logs import LogFormat, LogLevel
+from sagittal.process.tracing import TracingSettings
+from sagittal.queue.settings import QueueSettings
 
 MIB = 2**20  # bytes
 

@@ -1,6 +1,6 @@
-"""The program `sagittal-service` from its first moment; see `sagittal.runtime.starting`."""
+"""The program `sagittal-service` from its first moment; see `sagittal.process.starting`."""
 
-from sagittal.runtime.starting import end_on_signals, naming_extra
+from sagittal.process.starting import end_on_signals, naming_extra
 
 
 def main() -> int:

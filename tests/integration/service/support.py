@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from sagittal.core.errors import FailedPrecondition
 from sagittal.core.jobs import JobKind, JobState, Lease
-from sagittal.runtime.queue import WorkerQueue
+from sagittal.queue.protocol import WorkerQueue
 from sagittal.server.service import Service
 from sagittal.server.settings import ServiceSettings
 from sagittal.v1 import explanation_pb2, explanation_service_pb2_grpc, model_pb2, model_service_pb2_grpc, tensor_pb2

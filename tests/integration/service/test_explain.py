@@ -5,9 +5,8 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from sagittal.core.errors import ModelFailed
+from sagittal.core.errors import ModelFailed, from_status, to_status
 from sagittal.core.jobs import JobState
-from sagittal.core.status import from_status, to_status
 from sagittal.v1 import explanation_pb2, explanation_service_pb2_grpc, model_pb2
 from sagittal.v1 import explanation_service_pb2 as api
 
@@ -67,7 +66,7 @@ async def test_accepted_says_what_the_job_will_cost_once_such_jobs_have_ended(
     async def accepted(**changes: object) -> explanation_pb2.Accepted:
         return (await first(stack.explanations.Explain(api.ExplainRequest(spec=spec(**changes))))).accepted
 
-    monkeypatch.setattr("sagittal.server.estimates.REFRESH", 0.0)
+    monkeypatch.setattr("sagittal.server.intake.REFRESH", 0.0)
     unknown = await accepted()
     assert (unknown.estimated_evaluations, unknown.HasField("estimated_run_time")) == (0, False)
     assert (await accepted(max_evaluations=30)).estimated_evaluations == 130  # with two curves of 50 steps

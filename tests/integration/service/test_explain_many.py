@@ -6,9 +6,8 @@ import grpc
 import pytest
 from embedded_queue import stored_events
 
-from sagittal.core.errors import Unavailable
+from sagittal.core.errors import Unavailable, from_status
 from sagittal.core.jobs import JobState
-from sagittal.core.status import from_status
 from sagittal.v1 import explanation_service_pb2 as api
 
 from .support import Event, Run, Stack, eventually, explain_at_once, quick_settings, running, spec, wait_for_cancel

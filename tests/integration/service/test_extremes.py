@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from sagittal.core import bounds
-from sagittal.core.status import from_status
+from sagittal.core.errors import from_status
 from sagittal.v1 import (
     concept_service_pb2,
     concept_service_pb2_grpc,

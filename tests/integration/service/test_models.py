@@ -5,9 +5,8 @@ import grpc
 import pytest
 from google.rpc import status_pb2
 
-from sagittal.core.errors import ModelFailed
+from sagittal.core.errors import ModelFailed, from_status, to_status
 from sagittal.core.jobs import Job, JobKind, JobState, Lane
-from sagittal.core.status import from_status, to_status
 from sagittal.v1 import explanation_service_pb2, model_pb2
 from sagittal.v1 import model_service_pb2 as api
 

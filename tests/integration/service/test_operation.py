@@ -16,9 +16,8 @@ from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from sagittal.core.errors import Overloaded, StreamMoved, Unavailable
+from sagittal.core.errors import Overloaded, StreamMoved, Unavailable, from_status
 from sagittal.core.jobs import JobState
-from sagittal.core.status import from_status
 from sagittal.v1 import explanation_service_pb2 as api
 from sagittal.v1 import explanation_service_pb2_grpc, model_service_pb2, tensor_pb2
 

@@ -9,7 +9,7 @@ import redis
 from embedded_queue import Queue, Registry
 
 from sagittal.core.jobs import JobState, StoredEvent
-from sagittal.runtime.settings import QueueSettings
+from sagittal.queue.settings import QueueSettings
 from sagittal.v1 import explanation_pb2
 from sagittal.v1 import explanation_service_pb2 as api
 

@@ -7,9 +7,8 @@ import pytest
 from embedded_queue import Queue, own_settings
 from google.rpc import status_pb2
 
-from sagittal.core.errors import ModelFailed
+from sagittal.core.errors import ModelFailed, from_status, to_status
 from sagittal.core.jobs import JobKind, JobState, Lane
-from sagittal.core.status import from_status, to_status
 from sagittal.v1 import explanation_pb2, method_pb2, model_pb2
 from sagittal.v1 import explanation_service_pb2 as api
 

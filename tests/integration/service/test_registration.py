@@ -10,8 +10,8 @@ import pytest
 from google.protobuf import duration_pb2, field_mask_pb2
 from google.rpc import status_pb2
 
+from sagittal.core.errors import from_status
 from sagittal.core.jobs import JobState
-from sagittal.core.status import from_status
 from sagittal.v1 import explanation_pb2, explanation_service_pb2, method_pb2, model_pb2
 from sagittal.v1 import model_service_pb2 as api
 

@@ -4,10 +4,10 @@ import grpc
 import structlog
 from prometheus_client import CollectorRegistry
 
-from sagittal.core.entries import ModelEntry
-from sagittal.runtime.registry import ModelRegistry
+from sagittal.core.models import ModelEntry
+from sagittal.registry.protocol import ModelRegistry
 from sagittal.server.metrics import ServiceMetrics
-from sagittal.server.registry_watch import RegistryWatch
+from sagittal.server.readiness import RegistryWatch
 from sagittal.v1 import explanation_service_pb2, explanation_service_pb2_grpc, model_pb2
 
 from .support import Queue, Registry, Service, eventually, quick_settings, running, spec

@@ -9,8 +9,8 @@ import pytest
 from embedded_queue import Queue, own_settings
 from google.rpc import status_pb2
 
+from sagittal.core.errors import from_status
 from sagittal.core.jobs import JobState
-from sagittal.core.status import from_status
 from sagittal.v1 import explanation_pb2
 from sagittal.v1 import explanation_service_pb2 as api
 

@@ -6,7 +6,7 @@ import gc
 import redis
 from embedded_queue import Queue, Registry
 
-from sagittal.runtime.settings import QueueSettings
+from sagittal.queue.settings import QueueSettings
 from sagittal.v1 import explanation_service_pb2 as api
 
 from .support import ScriptedWorker, Stack, eventually, explain_at_once, running, spec

@@ -9,10 +9,10 @@ import PIL.Image
 import pytest
 import torch
 
-from sagittal.cli.drawing import style
+from sagittal.cli.drawing import canvas
+from sagittal.cli.drawing.canvas import draw_overlay
 from sagittal.cli.drawing.graph import THUMBNAIL, arrange, draw_graph, place_nodes
-from sagittal.cli.drawing.overlay import draw_overlay
-from sagittal.cli.drawing.picture import (
+from sagittal.cli.drawing.image import (
     Seen,
     gaussian_blur,
     patch_box,
@@ -35,9 +35,10 @@ from sagittal.client import (
     Prediction,
     Preprocessing,
 )
+from sagittal.core import models
 from sagittal.engine import masking
 from sagittal.engine.requests import Upsampling
-from sagittal.models import entry, preprocessing
+from sagittal.models import preprocessing
 
 COMMON = {"job_id": "j", "sequence": 1, "time": datetime(2026, 1, 1, tzinfo=UTC)}
 GENERATOR = np.random.default_rng(3)
@@ -76,7 +77,7 @@ def seen() -> Seen:
 def test_the_picture_is_what_the_worker_gives_the_model(fit, shape) -> None:
     image = GENERATOR.integers(0, 256, (*shape, 3), np.uint8)
     ours = Preprocessing(56, 64, "bicubic", (0.5,) * 3, (0.5,) * 3, "RGB", fit)
-    theirs = entry.Preprocessing(input_size=56, resize=64, interpolation="bicubic", fit=fit)
+    theirs = models.Preprocessing(input_size=56, resize=64, interpolation="bicubic", fit=fit)
     expected = preprocessing.resize_and_crop(image, theirs).astype(np.float32) / 255
     assert np.allclose(resize_and_crop(image, ours), expected, atol=1e-6)
 
@@ -176,8 +177,8 @@ def test_no_two_nodes_overlap_and_all_are_drawn(seen, tmp_path) -> None:
     assert len(fig.axes[0].get_images()) == 6
     red = Counter(tuple(patch.get_edgecolor()) for patch in fig.axes[0].patches)
     assert max(red.values()) >= 4
-    style.save(fig, tmp_path / "graph.png")
-    style.save(fig, tmp_path / "graph.svg")
+    canvas.save(fig, tmp_path / "graph.png")
+    canvas.save(fig, tmp_path / "graph.svg")
     with PIL.Image.open(tmp_path / "graph.png") as stored:
         assert stored.format == "PNG"
 
@@ -189,6 +190,6 @@ def test_a_graph_of_one_node_can_be_drawn(seen) -> None:
 def test_a_drawing_is_the_same_each_time(seen, tmp_path) -> None:
     for name in ("one", "two"):
         for ending in ("png", "svg"):
-            style.save(draw_graph(diamond(), seen, "Why?"), tmp_path / f"{name}.{ending}")
+            canvas.save(draw_graph(diamond(), seen, "Why?"), tmp_path / f"{name}.{ending}")
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()

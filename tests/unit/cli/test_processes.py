@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from sagittal.cli.children import Child
 from sagittal.cli.failures import Failure
-from sagittal.cli.stack import LocalStack, Plan, free_ports, model_names
+from sagittal.cli.stack import Child, LocalStack, Plan, free_ports, model_names
 from sagittal.client import Client, Occlusion, Options, Retry
-from sagittal.runtime.embedded import EmbeddedValkey
+from sagittal.process.embedded import EmbeddedValkey
 
 SAGITTAL = [sys.executable, "-m", "sagittal.cli.main"]
 #: A model that takes no time to load.

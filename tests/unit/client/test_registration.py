@@ -4,8 +4,7 @@ import pytest
 
 from sagittal.client import InvalidRequest
 from sagittal.client.registration import model_message, update_request
-from sagittal.core.declarations import declaration_of, entry_of
-from sagittal.core.entries import ModelEntry
+from sagittal.core.models import ModelEntry, declaration_of, entry_of
 from sagittal.v1 import model_pb2
 
 TABLE = {

@@ -21,8 +21,7 @@ from sagittal.client import (
     ModelInput,
     PatchSet,
 )
-from sagittal.client.arrays import to_array, to_tensor
-from sagittal.client.images import encode_image
+from sagittal.client.images import encode_image, to_array, to_tensor
 from sagittal.core.images import ImageLimits, decode
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import method_pb2, model_pb2

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagittal.core.costs import FURTHEST, MAX_SETTING, Cost, estimate, setting_of
+from sagittal.core.jobs import FURTHEST, MAX_SETTING, Cost, estimate, setting_of
 
 
 def product(**numbers: float) -> tuple[str, Cost]:

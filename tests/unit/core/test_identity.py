@@ -1,6 +1,6 @@
 import pytest
 
-from sagittal.core.identity import content_key, new_job_id
+from sagittal.core.jobs import content_key, new_job_id
 
 QUESTION = {"model": ["lamp", "1"], "parameters": {"mask_size": 28}}
 IMAGES = {"image": b"picture"}

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagittal.core.errors import FailedPrecondition, InvalidRequest, NotServed
-from sagittal.core.methods import resolve
-from sagittal.core.parameters import shortest
+from sagittal.core.methods import resolve, shortest
 from sagittal.v1 import method_pb2, model_pb2, tensor_pb2
 
 OPTIMIZERS = ["adam", "line-search", "nesterov"]

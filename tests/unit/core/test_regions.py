@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from sagittal.core.errors import InvalidRequest
-from sagittal.core.regions import Known, check_patch_shape, check_sets, full_score, known_sets, region_score
+from sagittal.core.requests import Known, check_patch_shape, check_sets, full_score, known_sets, region_score
 from sagittal.v1 import explanation_pb2 as api
 
 

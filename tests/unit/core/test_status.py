@@ -3,8 +3,17 @@ from collections.abc import Iterator
 import pytest
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from sagittal.core.errors import FailedPrecondition, InvalidRequest, SagittalError, StreamMoved, Unavailable
-from sagittal.core.status import DOMAIN, from_status, internal_status, to_status
+from sagittal.core.errors import (
+    DOMAIN,
+    FailedPrecondition,
+    InvalidRequest,
+    SagittalError,
+    StreamMoved,
+    Unavailable,
+    from_status,
+    internal_status,
+    to_status,
+)
 
 
 def every_error(parent: type[SagittalError] = SagittalError) -> Iterator[type[SagittalError]]:

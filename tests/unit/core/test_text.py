@@ -2,8 +2,7 @@
 
 import pytest
 
-from sagittal.core.errors import MAX_FIELD, MAX_MESSAGE, InvalidRequest
-from sagittal.core.status import to_status
+from sagittal.core.errors import MAX_FIELD, MAX_MESSAGE, InvalidRequest, to_status
 from sagittal.core.text import printable, shortened, shown
 
 

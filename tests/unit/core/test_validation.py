@@ -4,7 +4,7 @@ import pytest
 from google.protobuf import duration_pb2
 
 from sagittal.core.errors import FailedPrecondition, InvalidRequest, SagittalError
-from sagittal.core.validation import TimeLimits, check_spec
+from sagittal.core.requests import TimeLimits, check_spec
 from sagittal.v1 import explanation_pb2 as api
 from sagittal.v1 import method_pb2, model_pb2, tensor_pb2
 

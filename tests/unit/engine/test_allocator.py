@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from sagittal.engine import allocator
-from sagittal.engine.allocator import keep_freed_memory
+from sagittal.engine.cpu import memory
+from sagittal.engine.cpu.memory import keep_freed_memory
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
@@ -20,7 +20,7 @@ import ctypes, resource, runpy, threading
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-assert runpy.run_path({allocator.__file__!r})["keep_freed_memory"]()
+assert runpy.run_path({memory.__file__!r})["keep_freed_memory"]()
 
 def faults_of_a_batch():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -5,10 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sagittal.engine.compilation import bucket_sizes
 from sagittal.engine.composition import SUBJECTS_KEPT, Part
 from sagittal.engine.evaluator import EvaluationFailed, Output, TorchEvaluator
 from sagittal.engine.masking import compose, upsample
+from sagittal.engine.optimise import bucket_sizes
 from sagittal.engine.requests import Evaluate, Subject, Upsampling
 
 SIZES = (7, 28, 56)

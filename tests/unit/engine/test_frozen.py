@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sagittal.engine.frozen import (
+from sagittal.engine.cpu.kernels import (
     WHOLE_COLUMNS,
     Back,
+    Clamp,
     FrozenChain,
     FrozenConvolution,
     Spread,
@@ -19,7 +20,6 @@ from sagittal.engine.frozen import (
     back_of,
     freezable,
 )
-from sagittal.engine.fusion import Clamp
 
 GEOMETRIES = [
     (kernel, stride, padding, dilation)

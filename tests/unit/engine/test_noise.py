@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sagittal.engine.noise import OFFSETS, NoiseTable
+from sagittal.engine.composition import OFFSETS, NoiseTable
 
 SHAPE = torch.Size((3, 16, 16))
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sagittal.engine import optimise as optimisation
-from sagittal.engine.frozen import FrozenChain, FrozenConvolution
+from sagittal.engine.cpu.kernels import FrozenChain, FrozenConvolution
 from sagittal.engine.timing import measure_speedup
 
 optimise = functools.partial(optimisation.optimise, speedup=lambda *_: 2.0)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from sagittal.engine.composition import stretch_of
 from sagittal.engine.masking import upsample
 from sagittal.engine.requests import Upsampling
-from sagittal.engine.stretching import stretch_of
 
 CPU = torch.device("cpu")
 SIZES = [((7, 7), (224, 224)), ((28, 28), (224, 224)), ((5, 9), (57, 33)), ((16, 8), (16, 40)), ((12, 12), (12, 12))]

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import torch
 
-from sagittal.core.entries import ModelEntry
+from sagittal.core.models import ModelEntry
 from sagittal.engine import Budget, Task
 from sagittal.explain import EXPLAINERS, Metrics, Question, explanation_steps
 from sagittal.explain.events import Curve, GraphNode, SaliencyMask, SufficientSet
@@ -14,7 +14,7 @@ from sagittal.models import measuring
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.loading import load
 from sagittal.models.preprocessing import black
-from sagittal.worker.catalogue import describe_model
+from sagittal.worker.hosting.description import describe_model
 
 SIDES = {"resnet50": 64, "mobilenet_v3_large": 64, "convnext_tiny": 64, "vit_b_16": 32, "swin_t": 64}
 """Sides of the images in pixels: the architectures are as they are, and small images keep the tests short."""

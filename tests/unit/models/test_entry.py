@@ -2,8 +2,7 @@
 
 import pytest
 
-from sagittal.core.entries import Preprocessing
-from sagittal.core.model_files import InvalidModelFile, parse_entries, read_entries
+from sagittal.core.models import InvalidModelFile, Preprocessing, parse_entries, read_entries
 
 ENTRY = {"name": "tiny", "source": {"kind": "torchvision", "model": "resnet18"}}
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sagittal.models.sources.access import MIB, Access
-from sagittal.models.sources.failures import ModelUnavailable
 from sagittal.models.sources.files import FileReference, check_archive, open_code, open_weights
+from sagittal.models.sources.source import ModelUnavailable
 from sagittal.models.sources.weights import read_tensors
 
 

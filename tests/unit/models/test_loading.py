@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from sagittal.core.entries import ModelEntry
+from sagittal.core.models import ModelEntry
 from sagittal.engine import Task
 from sagittal.engine.requests import Evaluate, Subject
 from sagittal.models import evaluators
-from sagittal.models.digests import model_digest
+from sagittal.models.checking import model_digest
 from sagittal.models.loading import choose_device, load
 from sagittal.models.row_equality import EQUAL_ROWS
 from sagittal.models.sources import EVERYTHING, ModelUnavailable

@@ -15,7 +15,7 @@ from known_models import looks_at_left
 from safetensors.torch import save_file
 from torch import nn
 
-from sagittal.core.model_files import parse_entries
+from sagittal.core.models import parse_entries
 from sagittal.models.sources import SOURCES, Access, load_source
 from sagittal.models.sources.access import Server
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sagittal.models.plans import BatchPlan, KeptPlan, device_name, kernel_settings
+from sagittal.models.measuring import BatchPlan, KeptPlan, device_name, kernel_settings
 
 PLAN = BatchPlan(
     batch_size=16, quantum=4, pads_small=False, equal_rows=True, equality="compared", forward=80.0, backward=30.0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sagittal.core.entries import Preprocessing
+from sagittal.core.models import Preprocessing
 from sagittal.models.preprocessing import black, resize_and_crop, to_input, visible_box
 
 PLAIN = {"input_size": 16, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "interpolation": "nearest"}

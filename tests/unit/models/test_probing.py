@@ -8,19 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from sagittal.core.entries import ModelEntry, Preprocessing
+from sagittal.core.models import ModelEntry, Preprocessing
 from sagittal.engine import Engine, Task
-from sagittal.engine.frozen import FrozenConvolution
+from sagittal.engine.cpu.kernels import FrozenConvolution
 from sagittal.explain import EXPLAINERS, Metrics, Question, explanation_steps
 from sagittal.explain.events import SaliencyMask
-from sagittal.models.adapting import choose_place, resolve_preset
-from sagittal.models.checking import check_preprocessing
-from sagittal.models.digests import weights_digest
+from sagittal.models.checking import check_preprocessing, weights_digest
+from sagittal.models.evaluators import choose_place, resolve_preset
 from sagittal.models.loading import load
 from sagittal.models.preprocessing import black, resize_and_crop, to_input, to_picture
 from sagittal.models.probing import LiveBytes
 from sagittal.models.sources import ModelUnavailable
-from sagittal.worker.catalogue import describe_model
+from sagittal.worker.hosting.description import describe_model
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from sagittal.core.entries import ModelEntry
+from sagittal.core.models import ModelEntry
 from sagittal.models.loading import load
 from sagittal.models.row_equality import EQUAL_ROWS
 from sagittal.models.sources import Access, ModelUnavailable, load_source

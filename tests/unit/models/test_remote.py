@@ -12,20 +12,19 @@ import trustme
 from inference_server import FakeServer, Tensor, serving
 from known_models import LEFT, RIGHT, image, looks_at_left
 
-from sagittal.core.entries import ModelEntry
 from sagittal.core.errors import Unavailable
+from sagittal.core.models import ModelEntry
 from sagittal.engine import Engine, EvaluationFailed, ModelUnreachable, Task
 from sagittal.engine.requests import Evaluate, Subject
 from sagittal.explain import EXPLAINERS, Needs, Question, explanation_steps
 from sagittal.explain.events import SaliencyMask
 from sagittal.models.loading import load
-from sagittal.models.remote.client import InferenceClient
-from sagittal.models.remote.retries import RetryBudget
-from sagittal.models.remote.tensors import Form
+from sagittal.models.remote.client import InferenceClient, RetryBudget
+from sagittal.models.remote.model import Form
 from sagittal.models.sources import Access, ModelUnavailable, load_source
 from sagittal.models.sources.access import Server
-from sagittal.worker.catalogue import describe_model
-from sagittal.worker.run import translate
+from sagittal.worker.execution.run import translate
+from sagittal.worker.hosting.description import describe_model
 
 CPU = torch.device("cpu")
 PLAIN = {"input_size": 56, "fit": "squash", "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from sagittal.engine.black_box import BlackBox, BlackBoxEvaluator
 from sagittal.engine.composition import Part
-from sagittal.engine.evaluator import TorchEvaluator
+from sagittal.engine.evaluator import BlackBox, BlackBoxEvaluator, TorchEvaluator
 from sagittal.engine.requests import Evaluate, Subject
 from sagittal.models.measuring import Throughput
 from sagittal.models.row_equality import QUANTA, find_equality, sizes_run

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from sagittal.models.sources.access import MIB, Access, Store
-from sagittal.models.sources.failures import ModelUnavailable
 from sagittal.models.sources.files import FileReference, open_code, open_weights
+from sagittal.models.sources.source import ModelUnavailable
 
 
 @dataclass

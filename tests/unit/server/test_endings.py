@@ -2,7 +2,7 @@
 
 import pytest
 
-from sagittal.runtime.job_events import Ending
+from sagittal.queue.events import Ending
 from sagittal.v1 import explanation_pb2 as pb
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from sagittal.server.endpoint import Files, open_addresses
+from sagittal.server.rpc.endpoint import Files, open_addresses
 from sagittal.server.settings import TlsSettings
 
 

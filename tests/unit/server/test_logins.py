@@ -3,7 +3,7 @@
 import pytest
 
 from sagittal.core.errors import Unauthenticated
-from sagittal.server.logins import FailedLogins, address_of
+from sagittal.server.rpc.access import FailedLogins, address_of
 from sagittal.server.settings import LoginSettings
 
 PEER, OTHER = "ipv4:10.0.0.1:5000", "ipv4:10.0.0.2:5000"

@@ -9,8 +9,8 @@ from PIL import Image as Pillow
 
 from sagittal.core.errors import InvalidImage
 from sagittal.core.images import ImageLimits
-from sagittal.server import pictures as examining
-from sagittal.server.pictures import Pictures
+from sagittal.server import images as examining
+from sagittal.server.images import Pictures
 from sagittal.v1 import tensor_pb2
 
 #: Far more than anything here takes, in seconds.

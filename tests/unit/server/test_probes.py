@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from sagittal.runtime.probes import LIVE, MAX_CONNECTIONS, MetricsServer, start_metrics_server
+from sagittal.process.probes import LIVE, MAX_CONNECTIONS, MetricsServer, start_metrics_server
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from sagittal.runtime.reading_settings import UnusableSettings, read_settings
+from sagittal.process.settings import UnusableSettings, read_settings
 from sagittal.server.settings import ServiceSettings
 from sagittal.worker.settings import WorkerSettings
 

@@ -9,9 +9,9 @@ import grpc
 import pytest
 
 from sagittal.core.errors import StreamMoved
-from sagittal.server.failures import answer_failures
-from sagittal.server.layers import Call, Layers
-from sagittal.server.streams import Streams, stream_is_moving
+from sagittal.server.rpc.failures import answer_failures
+from sagittal.server.rpc.layers import Call, Layers
+from sagittal.server.rpc.streams import Streams, stream_is_moving
 
 CALL: Any = Call("/service/Stream", streams=True, context=None)  # type: ignore[arg-type]
 #: Far more than anything here takes, in seconds.

@@ -7,8 +7,8 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry, Counter
 
-from sagittal.runtime.probes import LIVE, READY, start_metrics_server
-from sagittal.runtime.telemetry import configure_logging, new_trace_context, trace_context, trace_id
+from sagittal.process.logs import configure_logging, new_trace_context, trace_context, trace_id
+from sagittal.process.probes import LIVE, READY, start_metrics_server
 
 TRACE = f"00-{'ab' * 16}-{'cd' * 8}-01"
 

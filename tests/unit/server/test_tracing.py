@@ -3,9 +3,9 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from sagittal.runtime.telemetry import trace_id
-from sagittal.runtime.tracing import NO_SPAN, NO_TRACER, TracingSettings, current_span, within
-from sagittal.runtime.tracing_start import TracingMissing, start_tracing
+from sagittal.process.logs import trace_id
+from sagittal.process.tracing import NO_SPAN, NO_TRACER, TracingSettings, current_span, within
+from sagittal.process.tracing_start import TracingMissing, start_tracing
 
 ON = TracingSettings(endpoint="http://127.0.0.1:4317")
 
@@ -21,7 +21,7 @@ def test_tracing_is_off_unless_an_endpoint_is_set() -> None:
 
 
 def test_tracing_without_its_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sagittal.runtime.tracing_otlp", None)
+    monkeypatch.setitem(sys.modules, "sagittal.process.tracing_otlp", None)
     with pytest.raises(TracingMissing, match=r"pip install 'sagittal\[tracing\]'"):
         start_tracing(ON, program="p", instance="i")
 

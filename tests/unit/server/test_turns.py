@@ -2,7 +2,7 @@
 
 import asyncio
 
-from sagittal.server.turns import Turns
+from sagittal.server.images import Turns
 
 
 async def settle() -> None:

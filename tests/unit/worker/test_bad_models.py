@@ -10,12 +10,11 @@ from embedded_queue import Registry
 from prometheus_client import CollectorRegistry
 from safetensors.torch import save_file
 
-from sagittal.core.declarations import declaration_of
-from sagittal.core.entries import ModelEntry
+from sagittal.core.models import ModelEntry, declaration_of
 from sagittal.models.sources import Access
 from sagittal.v1 import model_pb2
+from sagittal.worker.hosting.models import HostedModels
 from sagittal.worker.metrics import WorkerMetrics
-from sagittal.worker.models import HostedModels
 
 NETWORK = {"kind": "torchvision", "model": "squeezenet1_1", "classes": 2}
 

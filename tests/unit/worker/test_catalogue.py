@@ -6,7 +6,7 @@ from sagittal.core.methods import resolve
 from sagittal.explain import EXPLAINERS, parameters
 from sagittal.models.loaded import Found
 from sagittal.v1 import method_pb2
-from sagittal.worker.catalogue import describe_method
+from sagittal.worker.hosting.description import describe_method
 
 FOUND = Found(
     classes=2,

@@ -11,7 +11,7 @@ from sagittal.core.jobs import Job, JobKind, JobState, Lane, Lease
 from sagittal.engine.task import Usage
 from sagittal.explain import events
 from sagittal.models.loaded import LoadedModel
-from sagittal.worker.checkpoints import Checkpoints, Restored, pack, unpack
+from sagittal.worker.execution.checkpoints import Checkpoints, Restored, pack, unpack
 
 STATE = {"masks": torch.rand(2, 7, 7), "step": torch.tensor(3), "sets": torch.arange(6, dtype=torch.uint8).view(3, 2)}
 USED = Usage(evaluations=90, gradient_evaluations=60, metric_evaluations=4)

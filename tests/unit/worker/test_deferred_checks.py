@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from sagittal.core.entries import ModelEntry
 from sagittal.core.errors import FailedPrecondition, InvalidRequest, SagittalError
 from sagittal.core.images import ImageLimits
+from sagittal.core.models import ModelEntry
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.loading import load
 from sagittal.v1 import explanation_pb2, method_pb2, tensor_pb2
-from sagittal.worker.catalogue import describe_model
-from sagittal.worker.questions import Request, read_request
+from sagittal.worker.execution.requests import Request, read_request
+from sagittal.worker.hosting.description import describe_model
 
 IMAGE = tensor_pb2.Image(
     pixels=tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_UINT8, shape=[2, 2, 3], data=bytes(range(12)))

@@ -6,7 +6,7 @@ from sagittal.core.errors import FailedPrecondition, InvalidRequest, ModelFailed
 from sagittal.engine import EvaluationFailed
 from sagittal.engine.requests import OutOfBudget
 from sagittal.explain import InvalidParameter, Unsupported
-from sagittal.worker.run import translate
+from sagittal.worker.execution.run import translate
 
 
 def test_a_parameter_that_turns_out_wrong_names_its_whole_path():

@@ -11,17 +11,16 @@ from embedded_queue import Registry
 from prometheus_client import CollectorRegistry
 from torch import nn
 
-from sagittal.core.declarations import declaration_of
-from sagittal.core.entries import ModelEntry
+from sagittal.core.models import ModelEntry, declaration_of
 from sagittal.engine import Task
 from sagittal.engine.requests import Evaluate, Subject
 from sagittal.models.sources import Access
-from sagittal.runtime.tracing import within
+from sagittal.process.tracing import within
 from sagittal.v1 import model_pb2
+from sagittal.worker.execution.trace import load_span
+from sagittal.worker.hosting.models import HostedModels
+from sagittal.worker.hosting.registry import Selection
 from sagittal.worker.metrics import WorkerMetrics
-from sagittal.worker.models import HostedModels
-from sagittal.worker.selection import Selection
-from sagittal.worker.trace import load_span
 
 NEVER = threading.Event()
 READY, UNLOADED, FAILED = (

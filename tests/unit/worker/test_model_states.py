@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 
-from sagittal.core.entries import ModelEntry
-from sagittal.worker import model_states
-from sagittal.worker.hosted import Hosted
-from sagittal.worker.model_states import SHOWN, TRANSITIONS, ImpossibleTransition, ModelState
+from sagittal.core.models import ModelEntry
+from sagittal.worker.hosting import states
+from sagittal.worker.hosting.hosted_model import Hosted
+from sagittal.worker.hosting.states import SHOWN, TRANSITIONS, ImpossibleTransition, ModelState
 
 
 def hosted(state: ModelState) -> Hosted:
@@ -31,7 +31,7 @@ def test_every_state_is_drawn_announced_and_reached_and_has_an_end() -> None:
     reached = {ModelState.WAITING}.union(*TRANSITIONS.values())
     assert set(TRANSITIONS) == set(SHOWN) == reached == set(ModelState)
     for state in ModelState:
-        assert state.name in (model_states.__doc__ or "")
+        assert state.name in (states.__doc__ or "")
         assert state is ModelState.DRAINING or ModelState.DRAINING in TRANSITIONS[state]
 
 

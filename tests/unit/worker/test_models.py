@@ -13,10 +13,10 @@ from torch import nn
 
 from sagittal.engine import Task
 from sagittal.engine.requests import Evaluate, Subject
-from sagittal.runtime.redis_registry import RedisWorkerRegistry
+from sagittal.registry.redis import RedisWorkerRegistry
 from sagittal.v1 import model_pb2
+from sagittal.worker.hosting.models import HostedModels
 from sagittal.worker.metrics import WorkerMetrics
-from sagittal.worker.models import HostedModels
 
 MIB = 2**20
 NEVER = threading.Event()

@@ -5,7 +5,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sagittal.runtime.probes import LIVE, READY, start_metrics_server
+from sagittal.process.probes import LIVE, READY, start_metrics_server
 from sagittal.worker import process_metrics
 from sagittal.worker.process_metrics import ProcessEndpoint, ProcessMetrics
 

@@ -8,9 +8,9 @@ from embedded_queue import Queue
 
 from sagittal.core.errors import Overloaded, QueueFailed, Unavailable
 from sagittal.core.jobs import JobState, Lease, NewJob
-from sagittal.runtime.queue import LeaseLost
-from sagittal.runtime.supervision import Supervisor
-from sagittal.worker.writer import BATCH, FAILURES_IN_A_ROW, EventWriter
+from sagittal.process.supervision import Supervisor
+from sagittal.queue.protocol import LeaseLost
+from sagittal.worker.execution.writer import BATCH, FAILURES_IN_A_ROW, EventWriter
 
 
 class Recorder:

@@ -1,8 +1,15 @@
 """The engine: evaluates what explainers ask, in batches shared by all that run."""
 
-from sagittal.engine.black_box import BlackBox, BlackBoxEvaluator, ModelUnreachable
 from sagittal.engine.engine import Engine
-from sagittal.engine.evaluator import EvaluationFailed, Evaluator, Output, TorchEvaluator
+from sagittal.engine.evaluator import (
+    BlackBox,
+    BlackBoxEvaluator,
+    EvaluationFailed,
+    Evaluator,
+    ModelUnreachable,
+    Output,
+    TorchEvaluator,
+)
 from sagittal.engine.task import INTERACTIVE_WEIGHT, Budget, Task, TaskCancelled, Usage
 
 __all__ = [

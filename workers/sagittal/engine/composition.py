@@ -4,14 +4,138 @@ The way back is done by hand: the model's gradient ends at its inputs, and what 
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from sagittal.engine.noise import NoiseTable
+from sagittal.engine.masking import upsample
 from sagittal.engine.requests import Evaluate, Subject, Upsampling
-from sagittal.engine.stretching import Stretch, stretch_of
+
+# Gaussian noise from a table: a row's noise depends on its seed alone, and costs a copy instead of a generator.
+#
+# Drawing a picture's worth of normal numbers costs a few percent of a small network's forward pass. Rows are windows
+# of one long table instead, at offsets that a hash of the seed gives. Windows that overlap are shifted against each
+# other, so at any one pixel the noise of two rows is as independent as the table's entries. The table is drawn on the
+# CPU: rows are the same on every device.
+
+
+OFFSETS = 2**20
+"""Number of different windows."""
+
+_MASK = 2**64 - 1
+
+
+class NoiseTable:
+    """Standard normal noise by seed, on one device."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Draws nothing yet."""
+        self._device = device
+        self._table = torch.empty(0)
+
+    def rows(self, seeds: Sequence[int], shape: torch.Size) -> Tensor:
+        """Returns noise of shape (seeds, *shape), float32; a seed and shape always give the same."""
+        length = shape.numel()
+        self._draw(length)
+        offsets = torch.tensor([_hash(seed) % OFFSETS for seed in seeds], device=self._device)
+        windows = self._table[: OFFSETS + length - 1].unfold(0, length, 1)
+        return windows.index_select(0, offsets).view(len(seeds), *shape)
+
+    def add(self, inputs: Tensor, seeds: Sequence[int], scale: float) -> None:
+        """Adds noise to inputs (seeds, ...), `scale` times as large."""
+        if self._device.type != "cpu":
+            inputs.add_(self.rows(seeds, inputs.shape[1:]), alpha=scale)
+            return
+        # A call for each row costs less here than a copy of all noise.
+        shape = inputs.shape[1:]
+        self._draw(shape.numel())
+        for row, seed in zip(inputs, seeds, strict=True):
+            offset = _hash(seed) % OFFSETS
+            row.add_(self._table[offset : offset + shape.numel()].view(shape), alpha=scale)
+
+    def _draw(self, length: int) -> None:
+        """Makes the table long enough. A longer table begins like a shorter one, so seeds keep their noise."""
+        if len(self._table) >= OFFSETS + length:
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            blocks = -(-(OFFSETS + length) // OFFSETS)
+            generator = torch.Generator()
+            drawn = [torch.randn(OFFSETS, generator=generator.manual_seed(block)) for block in range(blocks)]
+            self._table = torch.cat(drawn).to(self._device)
+
+
+def _hash(seed: int) -> int:
+    """Spreads neighbouring seeds over 64 bits (the finalizer of SplitMix64)."""
+    value = (seed + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+# Upsampling of masks as what it is: a linear map along each axis.
+#
+# Two small matrix products take a mask to the image's size, and their transposes take a gradient back. On a CPU that is
+# several times as fast as interpolation and its backward pass; on CUDA it is deterministic, which the backward pass of
+# interpolation is not, since that adds in whatever order its threads arrive.
+
+
+ALIGNED = 16
+"""Sizes are padded to multiples of this many numbers, a cache line: kernels round differently where a row of a batch
+begins elsewhere in one, and a row should not depend on its place."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stretch:
+    """Brings masks of one size to images of another, and gradients back."""
+
+    rows: Tensor
+    """Float32 of shape (height, mask height), both padded with zeros."""
+    columns: Tensor
+    """Float32 of shape (width, mask width), both padded with zeros."""
+    cells: tuple[int, int]
+    size: tuple[int, int]
+
+    def up(self, masks: Tensor) -> Tensor:
+        """Returns masks (n, h, w) as (n, height, width)."""
+        if self.cells == self.size:
+            return masks
+        stretched = _between(self.rows, _padded(masks), self.columns.T)
+        return stretched[:, : self.size[0], : self.size[1]]
+
+    def back(self, of_pixels: Tensor) -> Tensor:
+        """Returns the gradient with respect to masks (n, h, w), given that of the stretched ones."""
+        if self.cells == self.size:
+            return of_pixels
+        gradient = _between(self.rows.T, _padded(of_pixels), self.columns)
+        return gradient[:, : self.cells[0], : self.cells[1]].contiguous()
+
+
+def stretch_of(cells: tuple[int, int], size: tuple[int, int], how: Upsampling, device: torch.device) -> Stretch:
+    """Returns the stretch from masks of `cells` to images of `size`, in pixels."""
+    rows, columns = (_along_axis(few, many, how, device) for few, many in zip(cells, size, strict=True))
+    return Stretch(rows, columns, cells, size)
+
+
+def _along_axis(cells: int, pixels: int, how: Upsampling, device: torch.device) -> Tensor:
+    """Returns what becomes of each unit vector, as columns."""
+    units = torch.eye(cells, device=device).unsqueeze(-1)
+    return _padded(upsample(units, (pixels, 1), how).view(1, cells, pixels).mT)[0].contiguous()
+
+
+def _padded(batch: Tensor) -> Tensor:
+    """Pads (n, h, w) with zeros to aligned sizes."""
+    below, beside = -batch.shape[-2] % ALIGNED, -batch.shape[-1] % ALIGNED
+    return F.pad(batch, (0, beside, 0, below)) if below or beside else batch
+
+
+def _between(left: Tensor, batch: Tensor, right: Tensor) -> Tensor:
+    """Multiplies each of a batch from both sides, one by one: one product of all rounds by their number."""
+    half = torch.bmm(left.expand(len(batch), *left.shape), batch)
+    return torch.bmm(half, right.expand(len(batch), *right.shape))
+
 
 SUBJECTS_KEPT = 64
 """Subjects whose tensors stay on the device: as many as a worker runs jobs, and some."""

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from sagittal.engine.black_box import ModelUnreachable
 from sagittal.engine.composition import Part
-from sagittal.engine.evaluator import EvaluationFailed, Evaluator
+from sagittal.engine.evaluator import EvaluationFailed, Evaluator, ModelUnreachable
 from sagittal.engine.memo import ScoreMemo
 from sagittal.engine.requests import Evaluate, Inspect, Scores
 from sagittal.engine.task import Task, TaskCancelled, join

@@ -1,15 +1,20 @@
 """The self-check of a model when it is loaded: is what was registered true of what it does?"""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sagittal.core.entries import ModelEntry, Preprocessing
-from sagittal.engine.evaluator import PROBABILITIES, Output
+from sagittal.core.models import IMAGENET, Layers, ModelEntry, Preprocessing, read_labels
+from sagittal.engine.evaluator import PROBABILITIES, BlackBox, Output
 from sagittal.models.preprocessing import resize_and_crop, to_input, to_picture
+from sagittal.models.probing import SeenLayers
+from sagittal.models.sources import Access, ModelUnavailable
+from sagittal.models.sources.files import find_inside
 
 TOLERANCE = 1e-3
 """Largest difference of a probability that is rounding."""
@@ -139,3 +144,78 @@ def _within(outputs: Tensor) -> bool:
 
 def _off_one(probabilities: Tensor) -> float:
     return float((probabilities.sum(-1) - 1).abs().max())
+
+
+# What tells a model from others: digests over its weights, whatever file they came in.
+
+
+def model_digest(module: nn.Module, entry: ModelEntry) -> str:
+    """Returns SHA-256 over names, shapes and values of all weights, and over preprocessing and output."""
+    digest = hashlib.sha256(f"{entry.preprocessing.model_dump_json()} {entry.output} {type(module)}".encode())
+    _digest_weights(digest, module)
+    return digest.hexdigest()
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Returns SHA-256 over names, shapes, types and values of all weights, whatever file they came in."""
+    digest = hashlib.sha256()
+    _digest_weights(digest, module)
+    return digest.hexdigest()
+
+
+def _digest_weights(digest: Any, module: nn.Module) -> None:
+    if isinstance(module, BlackBox):
+        digest.update(module.identity.encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+
+
+# Whether what was registered is true of the model that was loaded: its weights, its layers, its labels.
+
+
+LISTED = 24
+"""Most layers named in an error, the last ones."""
+
+
+def check_weights(module: nn.Module, entry: ModelEntry) -> str:
+    """Returns the digest of the weights. Raises ModelUnavailable where it is not the one that was registered."""
+    found = weights_digest(module)
+    if entry.weights_digest not in ("", found):
+        raise ModelUnavailable(
+            f"weights_digest: the weights have SHA-256 {found}, and {entry.weights_digest} was registered: they are "
+            "others, or damaged"
+        )
+    return found
+
+
+def check_layers(wanted: Layers, seen: SeenLayers) -> None:
+    """Raises ModelUnavailable for a layer that was registered and is not there."""
+    for field_name, name, known in (
+        ("spatial", wanted.spatial, seen.spatial),
+        ("features", wanted.features, (*seen.spatial, *seen.flat)),
+    ):
+        if name and name not in known:
+            raise ModelUnavailable(
+                f"layers.{field_name} is {name!r}, which is no such layer of this model; give one of "
+                f"{', '.join(known[-LISTED:]) or 'none'}"
+            )
+
+
+def labels_of(entry: ModelEntry, classes: int, access: Access) -> Sequence[str]:
+    """Returns the labels of a model, one for each class or none. Raises ModelUnavailable."""
+    if isinstance(entry.labels, list):
+        labels: Sequence[str] = entry.labels
+    else:
+        try:
+            labels = read_labels(_labels_source(entry.labels, access))
+        except OSError as error:
+            raise ModelUnavailable(f"the labels {entry.labels} cannot be read: {error.strerror}") from error
+    if labels and len(labels) != classes:
+        raise ModelUnavailable(f"there are {len(labels)} labels for {classes} classes; give one for each, or none")
+    return labels
+
+
+def _labels_source(name: str, access: Access) -> str:
+    """Returns what names the labels; files lie where weights may."""
+    return name if name == IMAGENET else str(find_inside(name, access.directories, "SAGITTAL_SOURCES__DIRECTORIES"))

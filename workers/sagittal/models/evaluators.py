@@ -1,21 +1,20 @@
 """What runs a model for the engine: the model made faster, with the batches that suit it."""
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from sagittal.core.entries import ModelEntry
-from sagittal.engine.black_box import BlackBox, BlackBoxEvaluator
-from sagittal.engine.compilation import bucket_sizes
-from sagittal.engine.evaluator import PROBABILITIES, Output, TorchEvaluator
-from sagittal.engine.optimise import COMPILE, Step, optimise
+from sagittal.core.models import ModelEntry, Preprocessing
+from sagittal.engine.evaluator import PROBABILITIES, BlackBox, BlackBoxEvaluator, Output, TorchEvaluator
+from sagittal.engine.optimise import COMPILE, Step, bucket_sizes, optimise
 from sagittal.engine.task import STRETCHED
 from sagittal.engine.timing import Variant
-from sagittal.models.measuring import batch_sizes, find_throughput, runs_small_cheaply
-from sagittal.models.plans import BatchPlan, KeptPlan
+from sagittal.models.measuring import BatchPlan, KeptPlan, batch_sizes, find_throughput, runs_small_cheaply
 from sagittal.models.row_equality import RowEquality, find_equality, whole_quanta
+from sagittal.models.sources import ModelUnavailable
 
 COMPILED = RowEquality(
     equal=False, detail="each size of batch is compiled by itself: results agree to a tolerance, not to the last bit"
@@ -125,3 +124,58 @@ def _warm(variant: Variant, image: Tensor, sizes: Sequence[int]) -> None:
         variant.forward(inputs)
         if variant.gradient:
             variant.backward(inputs)
+
+
+# What stands between the engine, which hands over images channels first, and a model that wants them otherwise.
+
+
+class ChannelsLastInput(nn.Module):
+    """A model that takes (n, height, width, 3), for images of (n, 3, height, width)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns what the model says of images, (n, classes)."""
+        return self.model(images.permute(0, 2, 3, 1))  # type: ignore[no-any-return]
+
+
+def adapt(module: nn.Module, preprocessing: Preprocessing) -> nn.Module:
+    """Returns a module that takes channels first; where that takes a wrapper, layers are named `model.` and so on."""
+    if preprocessing.layout == "NCHW":
+        return module
+    if isinstance(module, BlackBox):
+        raise ModelUnavailable("preprocessing.layout: a model that only answers takes NCHW; say NHWC in its source")
+    return ChannelsLastInput(module)
+
+
+def resolve_preset(preprocessing: Preprocessing) -> Preprocessing:
+    """Returns preprocessing with what its preset says of size, cropping and scale. Raises ModelUnavailable."""
+    if not preprocessing.preset:
+        return preprocessing
+    models = importlib.import_module("torchvision.models")
+    try:
+        transform = models.get_weight(preprocessing.preset).transforms()
+        said = {
+            "input_size": int(transform.crop_size[0]),
+            "resize": int(transform.resize_size[0]),
+            "interpolation": str(transform.interpolation.value),
+            "mean": tuple(transform.mean),
+            "std": tuple(transform.std),
+        }
+    except (ValueError, AttributeError) as error:
+        raise ModelUnavailable(
+            f"preprocessing.preset: torchvision has no classification weights {preprocessing.preset!r}; give a name "
+            f"such as ResNet50_Weights.IMAGENET1K_V2 ({error})"
+        ) from error
+    return preprocessing.model_copy(update=said)
+
+
+def choose_place(entry: ModelEntry, device: torch.device) -> torch.device:
+    """Returns where a model runs on a worker with this device. Raises ModelUnavailable for a wish it cannot grant."""
+    if entry.device.kind == "cpu":
+        return torch.device("cpu")
+    if entry.device.kind == "cuda" and device.type != "cuda":
+        raise ModelUnavailable(f"the model wishes to run on cuda, and this worker runs on {device}; serve it elsewhere")
+    return device

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sagittal.core.entries import ModelEntry
+from sagittal.core.models import ModelEntry
 from sagittal.engine import Engine
+from sagittal.engine.cpu.kernels import FrozenConvolution, SteadyLinear
 from sagittal.engine.evaluator import TorchEvaluator
-from sagittal.engine.frozen import FrozenConvolution, SteadyLinear
 from sagittal.engine.memo import ScoreMemo
 from sagittal.engine.optimise import Step
 from sagittal.models.checking import Check

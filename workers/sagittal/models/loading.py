@@ -8,19 +8,23 @@ from importlib import metadata
 import torch
 from torch import Tensor, nn
 
-from sagittal.core.entries import ModelEntry
-from sagittal.engine.black_box import BlackBox
-from sagittal.engine.evaluator import PROBABILITIES, Output, TorchEvaluator
+from sagittal.core.models import ModelEntry
+from sagittal.engine.evaluator import PROBABILITIES, BlackBox, Output, TorchEvaluator
 from sagittal.engine.optimise import Step
 from sagittal.engine.timing import Variant
-from sagittal.models.adapting import adapt, choose_place, resolve_preset
-from sagittal.models.checking import Check, check_model
-from sagittal.models.digests import model_digest
-from sagittal.models.evaluators import is_compiled, make_evaluator, suit_batches, variant_of
+from sagittal.models.checking import Check, check_layers, check_model, check_weights, labels_of, model_digest
+from sagittal.models.evaluators import (
+    adapt,
+    choose_place,
+    is_compiled,
+    make_evaluator,
+    resolve_preset,
+    suit_batches,
+    variant_of,
+)
 from sagittal.models.loaded import Found, LoadedModel
-from sagittal.models.plans import BatchPlan, KeptPlan, device_name, kernel_settings
+from sagittal.models.measuring import BatchPlan, KeptPlan, device_name, kernel_settings
 from sagittal.models.probing import SeenLayers, batch_bytes, input_limits, refusals, see_layers, sides_taken, view_of
-from sagittal.models.registered import check_layers, check_weights, labels_of
 from sagittal.models.row_equality import RowEquality
 from sagittal.models.sources import EVERYTHING, Access, ModelUnavailable, load_source
 

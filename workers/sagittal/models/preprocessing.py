@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sagittal.core.entries import Preprocessing
+from sagittal.core.models import Preprocessing
 
 _INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sagittal.engine.black_box import BlackBox
 from sagittal.engine.composition import Part
-from sagittal.engine.evaluator import TorchEvaluator
+from sagittal.engine.evaluator import BlackBox, TorchEvaluator
 from sagittal.engine.optimise import Step
 from sagittal.engine.requests import Evaluate, Subject
 from sagittal.engine.task import STRETCHED, join

@@ -10,27 +10,26 @@ import structlog
 import torch
 from prometheus_client import REGISTRY
 
-from sagittal.core.model_files import InvalidModelFile
-from sagittal.engine.allocator import keep_freed_memory
+from sagittal.core.models import InvalidModelFile
+from sagittal.engine.cpu.memory import keep_freed_memory
 from sagittal.models.loading import choose_device
 from sagittal.models.sources import ModelUnavailable
-from sagittal.runtime.probes import LIVE, READY, serve_metrics, start_metrics_server
-from sagittal.runtime.queue_metrics import QueueMetrics
-from sagittal.runtime.reading_settings import UnusableSettings, read_settings
-from sagittal.runtime.redis_registry import RedisWorkerRegistry
-from sagittal.runtime.redis_worker import RedisWorkerQueue
-from sagittal.runtime.supervision import SupervisionMetrics
-from sagittal.runtime.telemetry import configure_logging
-from sagittal.runtime.tracing import Tracer
-from sagittal.runtime.tracing_start import TracingMissing, start_tracing
-from sagittal.worker.device_memory import watch_memory
-from sagittal.worker.devices import named_devices
+from sagittal.process.logs import configure_logging
+from sagittal.process.probes import LIVE, READY, serve_metrics, start_metrics_server
+from sagittal.process.settings import UnusableSettings, read_settings
+from sagittal.process.supervision import SupervisionMetrics
+from sagittal.process.tracing import Tracer
+from sagittal.process.tracing_start import TracingMissing, start_tracing
+from sagittal.queue.leases import RedisWorkerQueue
+from sagittal.queue.metrics import QueueMetrics
+from sagittal.registry.redis import RedisWorkerRegistry
+from sagittal.worker.devices import named_devices, watch_memory
+from sagittal.worker.hosting.models import HostedModels, LoadLimits
 from sagittal.worker.metrics import WorkerMetrics
-from sagittal.worker.models import HostedModels, LoadLimits
+from sagittal.worker.process import Worker
 from sagittal.worker.processes import CRASHED, OUTGROWN, USAGE, Watched, run_on_each
 from sagittal.worker.processors import usable_processors
 from sagittal.worker.settings import WorkerSettings
-from sagittal.worker.worker import Worker
 
 log = structlog.get_logger(__name__)
 

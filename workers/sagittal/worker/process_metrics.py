@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from sagittal.runtime.probes import LIVE, READY, MetricsServer, serve_metrics
+from sagittal.process.probes import LIVE, READY, MetricsServer, serve_metrics
 
 T = TypeVar("T")
 

@@ -6,12 +6,15 @@ answers scrapes and probes for all of them, open while a process starts again, a
 """
 
 import faulthandler
+import mmap
 import os
 import signal
 import socket
+import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -21,14 +24,94 @@ from typing import Any
 
 import structlog
 
-from sagittal.runtime.parent import die_with_parent
-from sagittal.runtime.probes import listen
-from sagittal.runtime.starting import STOPPING, end_on_signals
-from sagittal.worker.device_memory import MIB
+from sagittal.process.parent import die_with_parent
+from sagittal.process.probes import listen
+from sagittal.process.starting import STOPPING, end_on_signals
+from sagittal.worker.devices import MIB
+from sagittal.worker.hosting.loading import Rehearsals, Stage
 from sagittal.worker.process_metrics import ProcessEndpoint, serve_process_metrics
-from sagittal.worker.rehearsals import Rehearsals, Stage
 from sagittal.worker.settings import WorkerSettings
-from sagittal.worker.vitals import Vitals
+
+# What a worker's process and its parent both see: since when it does what, in memory that they share.
+#
+# The parent watches, and no thread of the process itself: compiled code that hangs may hold the interpreter's lock.
+
+
+#: Bytes of an activity and of the names of jobs; longer texts are cut.
+_ACTIVITY, _JOBS = 1024, 8192
+
+_HEAD = struct.Struct("<ddH")
+"""When it began and by when it must have ended, by the monotonic clock of the machine; bytes of the text after it."""
+
+
+class Activity:
+    """Something that must end in time."""
+
+    def __init__(self, page: mmap.mmap, offset: int) -> None:
+        self._page = page
+        self._offset = offset
+
+    def begin(self, doing: str, *, seconds: float) -> None:
+        """Notes that something begins, and how long it may take."""
+        text = doing.encode()[: _ACTIVITY - _HEAD.size]
+        start, now = self._offset + _HEAD.size, time.monotonic()
+        self._page[start : start + len(text)] = text
+        _HEAD.pack_into(self._page, self._offset, now, now + seconds, len(text))
+
+    def end(self) -> None:
+        """Notes that it has ended."""
+        _HEAD.pack_into(self._page, self._offset, 0.0, 0.0, 0)
+
+    @contextmanager
+    def during(self, doing: str, *, seconds: float) -> Iterator[None]:
+        """Notes that something begins, and that it ends."""
+        self.begin(doing, seconds=seconds)
+        try:
+            yield
+        finally:
+            self.end()
+
+    @property
+    def doing(self) -> str:
+        """What is done; empty if nothing."""
+        _, _, length = _HEAD.unpack_from(self._page, self._offset)
+        start = self._offset + _HEAD.size
+        return bytes(self._page[start : start + length]).decode(errors="replace")
+
+    @property
+    def seconds(self) -> float:
+        """Time since it began; 0 if nothing is done."""
+        began, _, _ = _HEAD.unpack_from(self._page, self._offset)
+        return time.monotonic() - began if began else 0.0
+
+    @property
+    def overdue(self) -> bool:
+        """Whether it must have ended."""
+        began, until, _ = _HEAD.unpack_from(self._page, self._offset)
+        return bool(began) and time.monotonic() > until
+
+
+class Vitals:
+    """What one process does. Written by it alone; kept by its parent when it has died."""
+
+    def __init__(self) -> None:
+        self._page = mmap.mmap(-1, 2 * _ACTIVITY + _JOBS)
+        self.step = Activity(self._page, 0)
+        """A step on the device."""
+        self.load = Activity(self._page, _ACTIVITY)
+        """Loading a model."""
+
+    @property
+    def jobs(self) -> list[str]:
+        """The jobs that it runs."""
+        names = bytes(self._page[2 * _ACTIVITY :])
+        return names[: names.index(b"\0")].decode().split()
+
+    @jobs.setter
+    def jobs(self, jobs: Iterable[str]) -> None:
+        names = " ".join(jobs).encode()[: _JOBS - 1]
+        self._page[2 * _ACTIVITY :] = names.ljust(_JOBS, b"\0")
+
 
 log = structlog.get_logger(__name__)
 

@@ -8,12 +8,12 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sagittal.core.images import ImageLimits
 from sagittal.models.sources import Access
-from sagittal.runtime.settings import QueueSettings
-from sagittal.runtime.telemetry import LogFormat, LogLevel, own_name
-from sagittal.runtime.tracing import TracingSettings
+from sagittal.process.logs import LogFormat, LogLevel, own_name
+from sagittal.process.tracing import TracingSettings
+from sagittal.queue.settings import QueueSettings
 from sagittal.worker.concepts.store import ConceptSettings
-from sagittal.worker.device_memory import MIB, usable_bytes
-from sagittal.worker.selection import Selection
+from sagittal.worker.devices import MIB, usable_bytes
+from sagittal.worker.hosting.registry import Selection
 
 CEILING_SHARE = 0.9
 """Share of the memory that there is, which a worker takes where no ceiling is set."""

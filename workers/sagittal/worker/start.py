@@ -1,8 +1,8 @@
-"""The program `sagittal-worker` from its first moment; see `sagittal.runtime.starting`."""
+"""The program `sagittal-worker` from its first moment; see `sagittal.process.starting`."""
 
 import os
 
-from sagittal.runtime.starting import end_on_signals, naming_extra
+from sagittal.process.starting import end_on_signals, naming_extra
 
 #: How OpenMP's threads wait for each other. By default they spin for a while, as if each had a processor of its own:
 #: where others compute too, or a quota is used up, they spend there what the work needs (`benchmarks/waiting.py`).

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Line
 
-from sagittal.cli.drawing import style
-from sagittal.cli.drawing.picture import Seen, patch_box, shown
+from sagittal.cli.drawing import canvas
+from sagittal.cli.drawing.image import Seen, patch_box, shown
 from sagittal.client import Graph, GraphNode
 
 #: Side of a thumbnail, and the gaps between thumbnails and between layers, in inches.
@@ -37,7 +37,7 @@ def draw_graph(graph: Graph, seen: Seen, title: str) -> Figure:
     width = max(widest * (THUMBNAIL + GAP) - GAP + 2 * MARGIN, 7.0)
     height = len(layers) * (THUMBNAIL + LAYER_GAP) - LAYER_GAP + 0.55 + HEADING + MARGIN
     places = place_nodes(layers, width, height)
-    fig = style.figure(width, height)
+    fig = canvas.figure(width, height)
     axes = fig.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set_xlim(0, width)
     axes.set_ylim(0, height)
@@ -46,9 +46,9 @@ def draw_graph(graph: Graph, seen: Seen, title: str) -> Figure:
     removed = _removed(graph)
     for node in graph.nodes:
         _draw_node(axes, node, places[node.id], removed[node.id], seen)
-    axes.text(MARGIN, height - 0.35, title, fontsize=15, color=style.INK, weight="bold", va="center")
+    axes.text(MARGIN, height - 0.35, title, fontsize=15, color=canvas.INK, weight="bold", va="center")
     legend = "Each picture: the patches kept, and the probability left.\nRed: the patch just removed."
-    axes.text(MARGIN, height - 0.55, legend, fontsize=9, color=style.FAINT, va="top")
+    axes.text(MARGIN, height - 0.55, legend, fontsize=9, color=canvas.FAINT, va="top")
     return fig
 
 
@@ -115,7 +115,7 @@ def _draw_node(axes: Axes, node: GraphNode, place: Place, removed: Sequence[int]
     axes.imshow(
         np.clip(shown(seen, node.patches), 0, 1), extent=extent, zorder=3, interpolation="nearest", aspect="auto"
     )
-    edge = style.GOOD if node.root else style.RULE
+    edge = canvas.GOOD if node.root else canvas.RULE
     axes.add_patch(
         Rectangle(
             (left, bottom), THUMBNAIL, THUMBNAIL, fill=False, edgecolor=edge, linewidth=2 if node.root else 1, zorder=4
@@ -126,9 +126,9 @@ def _draw_node(axes: Axes, node: GraphNode, place: Place, removed: Sequence[int]
         x0, y0, x1, y1 = patch_box(patch, node.patches.grid, seen.size)
         corner = (left + x0 * scale, bottom + THUMBNAIL - y1 * scale)
         size = ((x1 - x0) * scale, (y1 - y0) * scale)
-        axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=style.BAD, linewidth=1.8, zorder=5))
+        axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=canvas.BAD, linewidth=1.8, zorder=5))
     axes.text(
-        place.x, bottom - 0.15, style.percent(node.score), fontsize=10, ha="center", va="center",
-        color=style.INK, weight="bold" if node.root else "normal", zorder=5,
-        bbox={"facecolor": style.PAPER, "edgecolor": "none", "pad": 1.0},
+        place.x, bottom - 0.15, canvas.percent(node.score), fontsize=10, ha="center", va="center",
+        color=canvas.INK, weight="bold" if node.root else "normal", zorder=5,
+        bbox={"facecolor": canvas.PAPER, "edgecolor": "none", "pad": 1.0},
     )  # fmt: skip

@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sagittal.cli.drawing import style
-from sagittal.cli.drawing.concept_panels import concept_panels
-from sagittal.cli.drawing.overlay import draw_overlay
-from sagittal.cli.drawing.picture import Seen, shown, upsample
+from sagittal.cli.drawing import canvas
+from sagittal.cli.drawing.canvas import draw_overlay
+from sagittal.cli.drawing.concepts import concept_panels
+from sagittal.cli.drawing.image import Seen, shown, upsample
 from sagittal.client import Curve, Explanation, Mask
 
 #: Most sufficient sets in the summary; each has a picture of its own beside it.
@@ -36,7 +36,7 @@ def draw_summary(explanation: Explanation, seen: Seen) -> Figure:
     notes = _notes(explanation, columns)
     top, bottom, side = 1.05, 0.35 + 0.22 * sum(note.count("\n") + 1 for note in notes), 4.0
     width, height = columns * side + 0.5, rows * (side + 0.35) + top + bottom
-    fig = style.figure(width, height)
+    fig = canvas.figure(width, height)
     grid = fig.add_gridspec(
         rows, columns, left=0.3 / width, right=1 - 0.45 / width, top=1 - top / height, bottom=(bottom + 0.3) / height,
         wspace=0.17, hspace=0.22,
@@ -49,7 +49,7 @@ def draw_summary(explanation: Explanation, seen: Seen) -> Figure:
 
 
 def _photograph(seen: Seen) -> Panel:
-    return Panel(lambda axes: style.show(axes, seen.picture, "What the model saw", f"{seen.size} px"))
+    return Panel(lambda axes: canvas.show(axes, seen.picture, "What the model saw", f"{seen.size} px"))
 
 
 def _mask_panels(explanation: Explanation, seen: Seen) -> Sequence[Panel]:
@@ -61,24 +61,26 @@ def _mask_panels(explanation: Explanation, seen: Seen) -> Sequence[Panel]:
     background = (explanation.prediction.baseline if explanation.prediction else "") or "the mean colour"
     return (
         Panel(lambda axes: _heatmap(axes, mask)),
-        Panel(lambda axes: style.show(axes, draw_overlay(mask.saliency, seen), "Overlay", "saliency over the picture")),
         Panel(
-            lambda axes: style.show(axes, seen.keep(keep), "Only the salient part kept", f"{share}, rest {background}")
+            lambda axes: canvas.show(axes, draw_overlay(mask.saliency, seen), "Overlay", "saliency over the picture")
         ),
         Panel(
-            lambda axes: style.show(axes, seen.keep(1 - keep), "The salient part removed", f"replaced by {background}")
+            lambda axes: canvas.show(axes, seen.keep(keep), "Only the salient part kept", f"{share}, rest {background}")
+        ),
+        Panel(
+            lambda axes: canvas.show(axes, seen.keep(1 - keep), "The salient part removed", f"replaced by {background}")
         ),
     )
 
 
 def _heatmap(axes: Axes, mask: Mask) -> None:
-    image = style.heat(axes, mask.saliency, mask.signed)
+    image = canvas.heat(axes, mask.saliency, mask.signed)
     size = mask.saliency.shape[0]
     peak = float(mask.saliency.max())
-    style.frame(axes, "Saliency", f"{size} x {size} cells, peak {peak:.2f}, fixed scale")
+    canvas.frame(axes, "Saliency", f"{size} x {size} cells, peak {peak:.2f}, fixed scale")
     bar = axes.figure.colorbar(image, cax=axes.inset_axes((1.02, 0.0, 0.035, 1.0)))
     bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=8, colors=style.FAINT, length=2)
+    bar.ax.tick_params(labelsize=8, colors=canvas.FAINT, length=2)
 
 
 def _set_panels(explanation: Explanation, seen: Seen) -> Sequence[Panel]:
@@ -89,9 +91,9 @@ def _set_panels(explanation: Explanation, seen: Seen) -> Sequence[Panel]:
         each = ordered[number]
         count = len(each.patches.patches)
         title = f"Sufficient set {number + 1}: {count} patch{'es' if count != 1 else ''}"
-        without = f", {style.percent(each.causal.without)} without it" if each.causal else ""
-        note = f"{style.percent(each.score)} alone{without} · {each.certificate.level}"
-        return Panel(lambda axes: style.show(axes, shown(seen, each.patches), title, note))
+        without = f", {canvas.percent(each.causal.without)} without it" if each.causal else ""
+        note = f"{canvas.percent(each.score)} alone{without} · {each.certificate.level}"
+        return Panel(lambda axes: canvas.show(axes, shown(seen, each.patches), title, note))
 
     return [panel(number) for number in range(min(MAX_SETS, len(ordered)))]
 
@@ -100,12 +102,12 @@ def _curves(curves: Sequence[Curve]) -> Panel:
     return Panel(lambda axes: _draw_curves(axes, [curve for curve in curves if curve.mask_index == 0]))
 
 
-_CURVE_LOOKS: Mapping[str, tuple[str, str]] = {"insertion": (style.GOOD, "↑"), "deletion": (style.BAD, "↓")}
+_CURVE_LOOKS: Mapping[str, tuple[str, str]] = {"insertion": (canvas.GOOD, "↑"), "deletion": (canvas.BAD, "↓")}
 
 
 def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
     for curve in curves:
-        colour, arrow = _CURVE_LOOKS.get(curve.kind, (style.INK, ""))
+        colour, arrow = _CURVE_LOOKS.get(curve.kind, (canvas.INK, ""))
         label = f"{curve.kind} {arrow}  AUC {curve.auc:.3f}"
         axes.plot(curve.fractions, curve.scores, color=colour, linewidth=2, label=label)
         axes.fill_between(curve.fractions, curve.scores, color=colour, alpha=0.08, linewidth=0)
@@ -113,16 +115,16 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.set_ylim(0, 1.02)
     axes.set_box_aspect(1)
     axes.set_title(
-        "Is it right? Insertion and deletion", fontsize=11, color=style.INK, loc="left", pad=6, weight="bold"
+        "Is it right? Insertion and deletion", fontsize=11, color=canvas.INK, loc="left", pad=6, weight="bold"
     )
-    axes.set_xlabel("share of the picture inserted or deleted", fontsize=9, color=style.FAINT)
-    axes.set_ylabel("probability of the class", fontsize=9, color=style.FAINT, labelpad=2)
-    axes.tick_params(labelsize=8, colors=style.FAINT, length=2)
-    axes.grid(color=style.RULE, linewidth=0.5, alpha=0.7)
-    axes.legend(fontsize=9, frameon=True, framealpha=0.9, edgecolor=style.RULE, loc="best", labelcolor=style.INK)
+    axes.set_xlabel("share of the picture inserted or deleted", fontsize=9, color=canvas.FAINT)
+    axes.set_ylabel("probability of the class", fontsize=9, color=canvas.FAINT, labelpad=2)
+    axes.tick_params(labelsize=8, colors=canvas.FAINT, length=2)
+    axes.grid(color=canvas.RULE, linewidth=0.5, alpha=0.7)
+    axes.legend(fontsize=9, frameon=True, framealpha=0.9, edgecolor=canvas.RULE, loc="best", labelcolor=canvas.INK)
     for name, spine in axes.spines.items():
         spine.set_visible(name in ("left", "bottom"))
-        spine.set_color(style.RULE)
+        spine.set_color(canvas.RULE)
 
 
 def _heading(fig: Figure, explanation: Explanation, width: float, height: float) -> None:
@@ -133,9 +135,9 @@ def _heading(fig: Figure, explanation: Explanation, width: float, height: float)
         fig.text(
             left,
             first,
-            f"{name}  {style.percent(target.score)}",
+            f"{name}  {canvas.percent(target.score)}",
             fontsize=18,
-            color=style.INK,
+            color=canvas.INK,
             weight="bold",
             va="center",
         )
@@ -143,7 +145,7 @@ def _heading(fig: Figure, explanation: Explanation, width: float, height: float)
     if explanation.completed:
         seconds = explanation.completed.run_seconds
         parts += [f"{explanation.evaluations:,} evaluations", f"{seconds:.1f} s", f"seed {explanation.completed.seed}"]
-    fig.text(left, second, "  ·  ".join(filter(None, parts)), fontsize=10.5, color=style.FAINT, va="center")
+    fig.text(left, second, "  ·  ".join(filter(None, parts)), fontsize=10.5, color=canvas.FAINT, va="center")
 
 
 def _notes(explanation: Explanation, columns: int) -> Sequence[str]:
@@ -157,5 +159,5 @@ def _notes(explanation: Explanation, columns: int) -> Sequence[str]:
 def _footing(fig: Figure, notes: Sequence[str], width: float, height: float) -> None:
     if notes:
         fig.text(
-            0.3 / width, 0.18 / height, "\n".join(notes), fontsize=9.5, color=style.WARN, va="bottom", linespacing=1.4
+            0.3 / width, 0.18 / height, "\n".join(notes), fontsize=9.5, color=canvas.WARN, va="bottom", linespacing=1.4
         )

@@ -22,7 +22,6 @@ from sagittal.client.aio.concurrency import (
 from sagittal.client.aio.streams import AsyncEventStream, Reading, wait_after
 from sagittal.client.base import BaseClient, list_request, spec_for, wanted_name
 from sagittal.client.batch import Batch, Images, Outcome
-from sagittal.client.building import build, check_listener, checked_timeout, named, split_model
 from sagittal.client.diagnosis import diagnosed
 from sagittal.client.errors import (
     ConnectionFailed,
@@ -34,19 +33,23 @@ from sagittal.client.errors import (
     from_rpc_error,
 )
 from sagittal.client.events import ClassScore, Event, PatchSet
-from sagittal.client.explanation import Explanation, Job, parse_explanation, parse_job
+from sagittal.client.explanation import Explanation, Job, RegionScores, parse_explanation, parse_job, parse_regions
 from sagittal.client.images import ImageLike, encode_image
 from sagittal.client.models import Model, parse_model
 from sagittal.client.options import TLS, Options
 from sagittal.client.parsing import parse
-from sagittal.client.regions import RegionScores, parse_regions
 from sagittal.client.registration import ModelTable, model_message, update_request
 from sagittal.client.requests import (
     BatchOptions,
     ExplainOptions,
     RegionOptions,
+    build,
     build_regions,
+    check_listener,
     checked_options,
+    checked_timeout,
+    named,
+    split_model,
     with_image,
 )
 from sagittal.client.resume import Cursor, Patience

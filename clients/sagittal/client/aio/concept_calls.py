@@ -9,8 +9,15 @@ from google.protobuf.message import Message
 
 from sagittal.client.aio.concurrency import ChannelClosed, let_end, sleep, to_the_end
 from sagittal.client.aio.streams import wait_after
-from sagittal.client.concept_fits import FitOptions, Fitting, OnProgress
-from sagittal.client.concepts import ConceptSet, page_request, parse_concept_set, update_request
+from sagittal.client.concepts import (
+    ConceptSet,
+    FitOptions,
+    Fitting,
+    OnProgress,
+    page_request,
+    parse_concept_set,
+    update_request,
+)
 from sagittal.client.errors import ConnectionFailed, Unavailable
 from sagittal.client.images import ImageLike
 from sagittal.client.resume import Cursor

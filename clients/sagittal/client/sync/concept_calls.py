@@ -8,8 +8,15 @@ from typing import Any, Unpack
 import grpc
 from google.protobuf.message import Message
 
-from sagittal.client.concept_fits import FitOptions, Fitting, OnProgress
-from sagittal.client.concepts import ConceptSet, page_request, parse_concept_set, update_request
+from sagittal.client.concepts import (
+    ConceptSet,
+    FitOptions,
+    Fitting,
+    OnProgress,
+    page_request,
+    parse_concept_set,
+    update_request,
+)
 from sagittal.client.errors import ConnectionFailed, Unavailable
 from sagittal.client.images import ImageLike
 from sagittal.client.resume import Cursor

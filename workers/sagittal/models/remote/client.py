@@ -1,18 +1,113 @@
 """Calls to a model server in the Open Inference Protocol v2, attempted again where that may help."""
 
+import random
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
 import structlog
 
-from sagittal.engine.black_box import ModelUnreachable
-from sagittal.engine.evaluator import EvaluationFailed
+from sagittal.engine.evaluator import EvaluationFailed, ModelUnreachable
 from sagittal.inference.v2 import inference_pb2 as pb
-from sagittal.models.remote.channel import metadata_of, open_channel
-from sagittal.models.remote.retries import RetryBudget, pause_before
-from sagittal.models.sources.access import Server
+from sagittal.models.sources.access import MIB, Server
+from sagittal.models.sources.source import ModelUnavailable
+
+# The connection to a model server: TLS, metadata, and sizes of messages.
+
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+"""As gRPC takes it."""
+
+MESSAGE_BYTES = 256 * MIB
+"""Largest message that is sent or taken."""
+
+_OPTIONS = (
+    ("grpc.max_send_message_length", MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    # gRPC waits up to two minutes before it connects again; a restarted server is back sooner.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    # Retries are ours alone.
+    ("grpc.enable_retries", 0),
+)
+
+
+def open_channel(server: Server) -> grpc.Channel:
+    """Returns a channel; it connects with the first call. Raises ModelUnavailable where a file cannot be read."""
+    if not server.tls:
+        return grpc.insecure_channel(server.address, options=_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=_read(server.ca_file),
+        private_key=_read(server.key_file),
+        certificate_chain=_read(server.certificate_file),
+    )
+    return grpc.secure_channel(server.address, credentials, options=_OPTIONS)
+
+
+def _read(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelUnavailable(f"the file {path} of a model server cannot be read: {error.strerror}") from error
+
+
+def metadata_of(server: Server) -> Metadata:
+    """Returns the metadata of a call, files read anew. Raises OSError."""
+    from_files = {name: path.read_text().strip() for name, path in server.metadata_files.items()}
+    return tuple((server.metadata | from_files).items())
+
+
+# When a call to a model server is attempted again: a few times, later each time, and never past the budget.
+
+
+FIRST_PAUSE = 0.1
+"""Longest pause before the second attempt, in seconds; it doubles with each."""
+
+LONGEST_PAUSE = 2.0
+"""Longest pause at all, in seconds."""
+
+EARNED = 0.1
+"""What a success gives back."""
+
+
+@dataclass(slots=True)
+class RetryBudget:
+    """What failures use up and successes give back. Safe from any thread.
+
+    While it is empty nothing is attempted again, so that a server in trouble gets no more calls than without retries.
+    """
+
+    most: float
+    """Failures in a row that empty it."""
+    _left: float = field(init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._left = self.most
+
+    def succeed(self) -> None:
+        """Gives back a tenth."""
+        with self._lock:
+            self._left = min(self.most, self._left + EARNED)
+
+    def fail(self) -> bool:
+        """Takes one away; whether another attempt may be made."""
+        with self._lock:
+            allowed = self._left >= 1
+            self._left = max(0.0, self._left - 1)
+            return allowed
+
+
+def pause_before(attempt: int) -> float:
+    """Returns how long to wait before an attempt, in seconds: at random, so that callers do not come back together."""
+    return random.uniform(0.5, 1.0) * min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (attempt - 2))  # noqa: S311 - no secret
+
 
 log = structlog.get_logger(__name__)
 

@@ -11,12 +11,11 @@ from pydantic import ValidationError
 
 from sagittal.models.sources.access import EVERYTHING, Access
 from sagittal.models.sources.efficientnet_lite import EfficientNetLite
-from sagittal.models.sources.failures import ModelUnavailable
 from sagittal.models.sources.onnx_models import Onnx
 from sagittal.models.sources.python_models import Python
 from sagittal.models.sources.remote_models import Remote
 from sagittal.models.sources.saved_programs import TorchExport, TorchScript
-from sagittal.models.sources.source import Source, Sourced
+from sagittal.models.sources.source import ModelUnavailable, Source, Sourced
 from sagittal.models.sources.timm_models import Timm
 from sagittal.models.sources.torchvision_models import Torchvision
 

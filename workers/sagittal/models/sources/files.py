@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from sagittal.models.sources.access import MIB, Access
-from sagittal.models.sources.failures import ModelUnavailable
+from sagittal.models.sources.source import ModelUnavailable
 from sagittal.models.sources.stores import fetch
 
 _CHUNK = MIB

@@ -16,13 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from sagittal.engine.black_box import BlackBox, Images, Outputs
-from sagittal.engine.evaluator import EvaluationFailed
+from sagittal.engine.evaluator import BlackBox, EvaluationFailed, Images, Outputs
 from sagittal.engine.optimise import Step
 from sagittal.models.sources.access import Access
-from sagittal.models.sources.failures import ModelUnavailable
 from sagittal.models.sources.files import Reference, file_digest, open_weights
-from sagittal.models.sources.source import Source, Sourced, need
+from sagittal.models.sources.source import ModelUnavailable, Source, Sourced, need
 
 EXTRA = "onnx"
 

@@ -9,8 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from sagittal.models.sources.access import Access
-from sagittal.models.sources.failures import ModelUnavailable
-from sagittal.models.sources.source import Source, Sourced
+from sagittal.models.sources.source import ModelUnavailable, Source, Sourced
 from sagittal.models.sources.weights import Weights, load_weights
 
 GROUP = "sagittal.models"

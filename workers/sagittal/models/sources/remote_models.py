@@ -9,11 +9,9 @@ from sagittal.engine.evaluator import EvaluationFailed
 from sagittal.engine.optimise import Step
 from sagittal.inference.v2 import inference_pb2 as pb
 from sagittal.models.remote.client import InferenceClient
-from sagittal.models.remote.model import Deployment, RemoteModel
-from sagittal.models.remote.tensors import Form
+from sagittal.models.remote.model import Deployment, Form, RemoteModel
 from sagittal.models.sources.access import Access
-from sagittal.models.sources.failures import ModelUnavailable
-from sagittal.models.sources.source import Source, Sourced
+from sagittal.models.sources.source import ModelUnavailable, Source, Sourced
 
 Tensors = Sequence[pb.ModelMetadataResponse.TensorMetadata]
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sagittal.models.sources.access import MIB, Access
-from sagittal.models.sources.failures import ModelUnavailable
 from sagittal.models.sources.files import Reference, check_archive, open_code
-from sagittal.models.sources.source import Source, Sourced
+from sagittal.models.sources.source import ModelUnavailable, Source, Sourced
 
 CODE_BYTES = 64 * MIB
 """Most bytes of code in an archive."""

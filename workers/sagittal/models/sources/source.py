@@ -13,7 +13,12 @@ from torch import nn
 
 from sagittal.engine.optimise import Step
 from sagittal.models.sources.access import Access
-from sagittal.models.sources.failures import ModelUnavailable
+
+# What goes wrong when a model is loaded.
+
+
+class ModelUnavailable(Exception):
+    """A model cannot be loaded; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,8 +10,7 @@ from typing import IO, Any
 import structlog
 
 from sagittal.models.sources.access import MIB, Access, Store
-from sagittal.models.sources.failures import ModelUnavailable
-from sagittal.models.sources.source import need
+from sagittal.models.sources.source import ModelUnavailable, need
 
 log = structlog.get_logger(__name__)
 

@@ -6,8 +6,7 @@ from typing import Any
 from pydantic import Field
 
 from sagittal.models.sources.access import Access
-from sagittal.models.sources.failures import ModelUnavailable
-from sagittal.models.sources.source import Source, Sourced, need, seeded
+from sagittal.models.sources.source import ModelUnavailable, Source, Sourced, need, seeded
 from sagittal.models.sources.weights import Weights, load_weights
 
 OTHER_WEIGHTS = frozenset({"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})

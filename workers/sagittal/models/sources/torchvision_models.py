@@ -6,9 +6,8 @@ from typing import Any
 from pydantic import Field
 
 from sagittal.models.sources.access import Access
-from sagittal.models.sources.failures import ModelUnavailable
 from sagittal.models.sources.files import check_sum, open_weights
-from sagittal.models.sources.source import Source, Sourced, seeded
+from sagittal.models.sources.source import ModelUnavailable, Source, Sourced, seeded
 from sagittal.models.sources.weights import Weights, load_weights
 
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sagittal.models.sources.access import Access
-from sagittal.models.sources.failures import ModelUnavailable
 from sagittal.models.sources.files import FileReference, check_archive, open_weights, path_alone
+from sagittal.models.sources.source import ModelUnavailable
 
 COUNTERS = "num_batches_tracked"
 """What a tensor may be called that has no say in evaluation mode, and that older files lack."""

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from sagittal.core.entries import Preprocessing
+from sagittal.core.models import Preprocessing
 from sagittal.core.tensors import tensor_of
 from sagittal.explain.concepts import SRAE, ConceptFit, FitSettings, FittedConcepts, Shown, entropy
 from sagittal.models.loaded import LoadedModel

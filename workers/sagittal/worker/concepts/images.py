@@ -12,15 +12,15 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
-from sagittal.core.annotations import attachment_of, check_parts
 from sagittal.core.decoding import decoders
 from sagittal.core.errors import FailedPrecondition, InvalidRequest
 from sagittal.core.images import ImageLimits
+from sagittal.core.requests import attachment_of, check_parts
 from sagittal.explain.concepts import Box, Read
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import visible_box
 from sagittal.v1 import concept_service_pb2, tensor_pb2
-from sagittal.worker.questions import read_image
+from sagittal.worker.execution.requests import read_image
 
 #: Images of a batch, and batches that are read ahead.
 BATCH, AHEAD = 8, 3

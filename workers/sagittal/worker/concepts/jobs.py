@@ -19,7 +19,6 @@ from sagittal.explain.steps import Steps
 from sagittal.models.loaded import LoadedModel
 from sagittal.registry.concept_changes import apply_changes
 from sagittal.v1 import concept_pb2, concept_service_pb2, explanation_pb2
-from sagittal.worker.checkpoints import unpack
 from sagittal.worker.concepts.description import describe_fit, fitted_concepts
 from sagittal.worker.concepts.images import (
     ReadImages,
@@ -31,6 +30,7 @@ from sagittal.worker.concepts.images import (
     sent_annotations,
 )
 from sagittal.worker.concepts.store import ConceptSettings, ConceptStore, StoredFeatures
+from sagittal.worker.execution.checkpoints import unpack
 
 #: Sets on a page where the request does not say, and most.
 DEFAULT_PAGE, MAX_PAGE = 50, 1_000

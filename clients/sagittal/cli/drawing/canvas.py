@@ -1,0 +1,89 @@
+"""How pictures look: colours, type and frames."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from sagittal.cli.drawing.image import Picture, Seen, upsample
+
+INK = "#1f2328"
+FAINT = "#6e7781"
+RULE = "#d0d7de"
+GOOD = "#1a7f37"  # insertion
+BAD = "#cf222e"  # deletion
+WARN = "#9a6700"
+PAPER = "#ffffff"
+
+#: Colours of saliency: 0 is dark, 1 is bright, and each step looks as large as any other.
+HEAT = mpl.colormaps["inferno"]
+#: Colours of evidence for (red) and against (blue).
+SIGNED = mpl.colormaps["RdBu_r"]
+
+#: Pixels an inch.
+DPI = 120
+#: Most pixels on either side of a PNG.
+MAX_PIXELS = 12_000
+
+
+def figure(width: float, height: float) -> Figure:
+    """Returns a figure of so many inches that belongs to no global state."""
+    return Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER)
+
+
+def save(fig: Figure, path: Path) -> None:
+    """Writes a figure as PNG or SVG by the path's ending, the same bytes each time."""
+    if path.suffix == ".svg":
+        # Ids in the SVG follow from a salt; without one they differ from run to run.
+        with mpl.rc_context({"svg.hashsalt": "sagittal", "svg.fonttype": "path"}):
+            FigureCanvasSVG(fig).print_svg(str(path), metadata={"Date": None})  # type: ignore[no-untyped-call]
+        return
+    largest = max(fig.get_size_inches()) * DPI
+    fig.set_dpi(DPI * min(1.0, MAX_PIXELS / largest))
+    FigureCanvasAgg(fig).print_png(str(path), metadata={"Software": "sagittal"})  # type: ignore[no-untyped-call]
+
+
+def show(axes: Axes, picture: Picture, title: str = "", note: str = "") -> None:
+    """Draws a picture with a title above and a note below."""
+    axes.imshow(np.clip(picture, 0, 1), interpolation="nearest")
+    frame(axes, title, note)
+
+
+def frame(axes: Axes, title: str = "", note: str = "") -> None:
+    """Takes the ticks away and draws a thin frame."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color(RULE)
+        spine.set_linewidth(0.8)
+    if title:
+        axes.set_title(title, fontsize=11, color=INK, loc="left", pad=6, fontweight="bold")
+    if note:
+        axes.set_xlabel(note, fontsize=9, color=FAINT, loc="left", labelpad=5)
+
+
+def heat(axes: Axes, saliency: NDArray[np.float32], signed: bool) -> Any:
+    """Draws saliency on a fixed scale, never stretched to the image: an empty mask looks empty."""
+    low = -1 if signed else 0
+    return axes.imshow(saliency, cmap=SIGNED if signed else HEAT, vmin=low, vmax=1, interpolation="nearest")
+
+
+def percent(share: float) -> str:
+    """Returns a probability for people."""
+    return f"{share:.1%}" if share >= 0.001 or share == 0 else "<0.1%"
+
+
+def draw_overlay(saliency: NDArray[np.float32], seen: Seen) -> Picture:
+    """Returns the photograph with saliency painted over it; where there is none, the photograph shows untouched."""
+    signed = bool((saliency < 0).any())
+    strength = np.clip(np.abs(upsample(saliency, seen.size)), 0, 1)
+    shade = (upsample(saliency, seen.size) + 1) / 2 if signed else strength
+    colours = (SIGNED if signed else HEAT)(shade)[..., :3].astype(np.float32)
+    alpha = (0.85 * strength**0.8)[..., None]
+    return (seen.picture * (1 - alpha) + colours * alpha).astype(np.float32)

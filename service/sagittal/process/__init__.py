@@ -1,0 +1,1 @@
+"""What every program is made of: starting and stopping, logs, tracing, probes, supervision, an embedded Valkey."""

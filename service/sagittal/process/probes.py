@@ -1,0 +1,165 @@
+"""`/metrics`, `/livez` and `/readyz` over HTTP: for Prometheus, and for probes that speak neither TLS nor gRPC."""
+
+import json
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from socketserver import ThreadingMixIn
+from threading import Event, Lock
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import REGISTRY, CollectorRegistry, disable_created_metrics, make_wsgi_app
+
+from sagittal.process.supervision import Supervised, Supervisor
+
+Check = Callable[[], str]
+"""Returns what is wrong; empty where nothing is."""
+
+#: Paths of the checks: whether to restart the process, and whether to send it work.
+LIVE, READY = "/livez", "/readyz"
+
+#: Connections at the same time, each with a thread.
+MAX_CONNECTIONS = 32
+
+#: Longest time that a connection may say or read nothing, in seconds.
+SECONDS = 5.0
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread for each connection, so that a slow scrape holds up no probe; of a bounded number of connections.
+
+    If all are taken, the oldest connection that has not sent its request makes room for a new one: whoever connects and
+    asks at once is answered, however many others connect and say nothing.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket, app: Callable[..., Any]) -> None:
+        """Serves on a socket that listens already, which it closes at its end."""
+        host, port = listener.getsockname()[:2]
+        super().__init__((host, port), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket, self.server_name, self.server_port = listener, host, port
+        self.setup_environ()
+        self.set_app(app)
+        self._lock = Lock()
+        self._open: dict[socket.socket, bool] = {}
+        """Connections from the oldest on, each with whether its request has come."""
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Returns whether there is room for a new connection, which is counted from now on."""
+        with self._lock:
+            if len(self._open) >= MAX_CONNECTIONS:
+                oldest = next((each for each, asked in self._open.items() if not asked), None)
+                if oldest is None:
+                    return False
+                del self._open[oldest]
+                with suppress(OSError):  # its thread finds it at its end
+                    oldest.shutdown(socket.SHUT_RDWR)
+            self._open[request] = False
+            return True
+
+    def asked(self, request: socket.socket) -> None:
+        """Keeps a connection, whose request has come, until it is answered."""
+        with self._lock:
+            if request in self._open:
+                self._open[request] = True
+
+    def shutdown_request(self, request: Any) -> None:
+        """Ends a connection."""
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing: a connection that broke or was too slow is its client's concern."""
+
+
+class _Handler(WSGIRequestHandler):
+    """One request, in bounded time. Logs nothing: probes come every few seconds."""
+
+    timeout = SECONDS
+    server: _Server
+
+    def get_environ(self) -> dict[str, Any]:
+        """Returns the environment of a request, whose headers have all come."""
+        self.server.asked(self.connection)
+        return super().get_environ()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
+        """Says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsServer:
+    """A running endpoint."""
+
+    server: WSGIServer
+    serving: Supervised
+    closing: Event
+
+    @property
+    def port(self) -> int:
+        """The TCP port that it listens on."""
+        return int(self.server.server_port)
+
+    def close(self) -> None:
+        """Stops listening."""
+        self.closing.set()
+        self.server.shutdown()
+        self.server.server_close()
+        if self.serving.thread is not None:
+            self.serving.thread.join()
+
+
+def start_metrics_server(
+    host: str,
+    port: int,
+    registry: CollectorRegistry = REGISTRY,
+    checks: Mapping[str, Check] | None = None,
+    supervisor: Supervisor | None = None,
+) -> MetricsServer:
+    """Serves the registry's metrics, without `_created` series, and the checks; port 0 takes a free one.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+    return serve_metrics(listen(host, port), registry, checks, supervisor)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Returns a socket that listens for scrapes and probes. Raises OSError where the address cannot be had."""
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    both = family == socket.AF_INET6  # `::` is for IPv4, too
+    return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS, dualstack_ipv6=both)
+
+
+def serve_metrics(
+    listener: socket.socket,
+    registry: CollectorRegistry,
+    checks: Mapping[str, Check] | None = None,
+    supervisor: Supervisor | None = None,
+) -> MetricsServer:
+    """Serves metrics and checks as `start_metrics_server` does, on a socket that listens already."""
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no annotation here
+    server = _Server(listener, _application(make_wsgi_app(registry), checks or {}))
+    closing = Event()
+    serving = (supervisor or Supervisor()).start_thread("metrics", server.serve_forever, may_end=closing.is_set)
+    return MetricsServer(server, serving, closing)
+
+
+def _application(metrics: Callable[..., Any], checks: Mapping[str, Check]) -> Callable[..., Iterable[bytes]]:
+    def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        check = checks.get(environ["PATH_INFO"])
+        if check is None:
+            found: Iterable[bytes] = metrics(environ, start)
+            return found
+        wrong = check()
+        status = HTTPStatus.SERVICE_UNAVAILABLE if wrong else HTTPStatus.OK
+        start(f"{status.value} {status.phrase}", [("Content-Type", "application/json")])
+        return [json.dumps({"ok": not wrong, "reason": wrong}).encode() + b"\n"]
+
+    return answer

@@ -1,0 +1,335 @@
+"""Connections to Redis that fail in bounded time, try again what is safe to try again, and raise our errors."""
+
+import asyncio
+import inspect
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
+
+import redis
+import redis.asyncio
+import structlog
+from redis import exceptions as faults
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.asyncio.sentinel import Sentinel as AsyncSentinel
+from redis.backoff import NoBackoff
+from redis.connection import AbstractConnection, parse_url
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from sagittal.core.errors import QueueFailed, Unavailable
+from sagittal.queue.failures import FAILURES, Meaning, classify, translate
+from sagittal.queue.metrics import UNOBSERVED, QueueObserver, timed
+from sagittal.queue.scripts import Script, root_key
+from sagittal.queue.settings import QueueSettings
+
+Result = TypeVar("Result")
+
+log = structlog.get_logger(__name__)
+
+#: Share of the operation timeout that one read, write or connect may take.
+SOCKET_SHARE = 0.25
+#: Times the service sends an operation, each being idempotent: callers hear soon that Redis is away. A worker has
+#: nothing better to do than to try until the operation timeout.
+SERVICE_ATTEMPTS, WORKER_ATTEMPTS = 4, 1000
+#: First and longest pause between two attempts in seconds; it doubles, and is drawn between half and the whole.
+FIRST_PAUSE, LAST_PAUSE = 0.05, 0.8
+
+#: What a connection says of itself: nothing, since redis-py overhears the answer, which may be a refusal.
+_UNNAMED: dict[str, Any] = (
+    {"driver_info": None}
+    if "driver_info" in inspect.signature(AbstractConnection.__init__).parameters
+    else {"lib_name": None, "lib_version": None}
+)
+
+
+def connection_options(settings: QueueSettings) -> dict[str, Any]:
+    """Returns the keyword arguments of every connection. We try again ourselves, so redis-py must not."""
+    share = settings.operation_timeout * SOCKET_SHARE
+    options: dict[str, Any] = {
+        "socket_timeout": share,
+        "socket_connect_timeout": share,
+        "protocol": 2,
+        "decode_responses": False,
+    } | _UNNAMED
+    if settings.username is not None:
+        options["username"] = settings.username
+    if settings.password is not None:
+        options["password"] = settings.password.get_secret_value()
+    return options
+
+
+def connect_sync(settings: QueueSettings) -> "redis.Redis":
+    """Returns a client for threads; nothing is connected yet."""
+    options = connection_options(settings) | {"retry": Retry(NoBackoff(), 0), "retry_on_error": []}
+    if settings.sentinels:
+        target = _target(settings, options)
+        sentinel = Sentinel(_sentinels(settings), sentinel_kwargs=_sentinel_options(target), **target)  # type: ignore[no-untyped-call]
+        client = sentinel.master_for(settings.sentinel_service, max_connections=settings.max_connections)  # type: ignore[no-untyped-call]
+        _leave_demoted(client.connection_pool, _LeavesDemoted)
+        return cast("redis.Redis", client)
+    pool_class = redis.BlockingConnectionPool
+    pool = pool_class.from_url(
+        settings.url, max_connections=settings.max_connections, timeout=settings.operation_timeout, **options
+    )
+    _leave_demoted(pool, _LeavesDemoted)
+    return redis.Redis(connection_pool=pool)
+
+
+def connect_async(settings: QueueSettings) -> "redis.asyncio.Redis":
+    """Returns a client for asyncio; nothing is connected yet."""
+    # Without a socket timeout: redis-py keeps it with asyncio.wait_for, which before Python 3.12 may swallow a
+    # cancellation. AsyncRunner bounds each attempt instead.
+    options = connection_options(settings) | {"retry": AsyncRetry(NoBackoff(), 0), "retry_on_error": []}
+    options["socket_timeout"] = None
+    if settings.sentinels:
+        target = _target(settings, options)
+        sentinel = AsyncSentinel(_sentinels(settings), sentinel_kwargs=_sentinel_options(target), **target)  # type: ignore[no-untyped-call]
+        client = sentinel.master_for(settings.sentinel_service, max_connections=settings.max_connections)
+        _leave_demoted(client.connection_pool, _LeavesDemotedAsync)
+        return cast("redis.asyncio.Redis", client)
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        settings.url, max_connections=settings.max_connections, timeout=settings.operation_timeout, **options
+    )
+    _leave_demoted(pool, _LeavesDemotedAsync)
+    return redis.asyncio.Redis(connection_pool=pool)
+
+
+class _LeavesDemoted:
+    """A connection that is closed when its server is no longer the primary, so that the address is resolved again."""
+
+    def read_response(self, *arguments: Any, **options: Any) -> Any:
+        connection: Any = super()
+        try:
+            return connection.read_response(*arguments, **options)
+        except faults.RedisError as error:
+            if classify(error).reconnects:
+                connection.disconnect()
+            raise
+
+
+class _LeavesDemotedAsync:
+    """As `_LeavesDemoted`, for asyncio."""
+
+    async def read_response(self, *arguments: Any, **options: Any) -> Any:
+        connection: Any = super()
+        try:
+            return await connection.read_response(*arguments, **options)
+        except faults.RedisError as error:
+            if classify(error).reconnects:
+                await connection.disconnect()
+            raise
+
+
+def _leave_demoted(pool: Any, how: type) -> None:
+    pool.connection_class = type(how.__name__, (how, pool.connection_class), {})
+
+
+def close_sync(client: "redis.Redis") -> None:
+    """Closes all connections, those to Sentinels included."""
+    manager = getattr(client.connection_pool, "sentinel_manager", None)
+    for each in (client, *(manager.sentinels if manager else ())):
+        each.close()
+        each.connection_pool.disconnect()
+
+
+async def close_async(client: "redis.asyncio.Redis") -> None:
+    """Closes all connections, those to Sentinels included."""
+    manager = getattr(client.connection_pool, "sentinel_manager", None)
+    for each in (client, *(manager.sentinels if manager else ())):
+        await each.aclose()
+        await each.connection_pool.disconnect()
+
+
+def _sentinels(settings: QueueSettings) -> list[tuple[str, int]]:
+    pairs = (address.rpartition(":") for address in settings.sentinels)
+    return [(host, int(port)) for host, _, port in pairs]
+
+
+def _sentinel_options(target: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options of the connections to the Sentinels: theirs are encrypted where the primary's are."""
+    common = ("socket_timeout", "socket_connect_timeout", "retry")
+    return {name: value for name, value in target.items() if name in common or name.startswith("ssl")}
+
+
+def _target(settings: QueueSettings, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options of the primary that Sentinel names, with what the URL says besides its address."""
+    said = {name: value for name, value in parse_url(settings.url).items() if name not in _ADDRESS}  # type: ignore[no-untyped-call]
+    if urlsplit(settings.url).scheme == "rediss":
+        said["ssl"] = True
+    return said | options
+
+
+#: What a URL says that the Sentinels say instead.
+_ADDRESS = ("host", "port", "path", "connection_class")
+
+
+class Attempts:
+    """How often and until when one operation is tried, and what its failures mean."""
+
+    def __init__(
+        self, settings: QueueSettings, observer: QueueObserver, name: str, *, most: int, accepted: bool
+    ) -> None:
+        """Begins now.
+
+        Args:
+            settings: The queue's.
+            observer: Is told of each failure.
+            name: Of the operation, in metrics and logs.
+            most: Attempts.
+            accepted: Whether the operation is for work that is accepted already.
+        """
+        self._settings = settings
+        self._observer = observer
+        self._name = name
+        self._accepted = accepted
+        self._ends = time.monotonic() + settings.operation_timeout
+        self._pause = FIRST_PAUSE
+        self._left = most
+
+    def next_pause(self, error: Exception) -> float:
+        """Returns the seconds to wait before the next attempt; raises our error where there is none."""
+        reply = classify(error)
+        self._observer.failed(self._name, reply.name, reply.meaning.value)
+        self._left -= 1
+        self._pause = min(self._pause * 2, LAST_PAUSE)
+        pause = random.uniform(self._pause / 2, self._pause)  # noqa: S311 - spreads load, guards nothing
+        # An attempt may take two shares, to connect and to read.
+        room = self._ends - time.monotonic() - pause - 2 * SOCKET_SHARE * self._settings.operation_timeout
+        if reply.meaning is Meaning.WAIT and self._left > 0 and room > 0:
+            return pause
+        failure = translate(error, self._settings, accepted=self._accepted)
+        if isinstance(failure, QueueFailed):
+            log.error("redis-failed", operation=self._name, reply=reply.name, error=str(error))
+        raise failure from error
+
+
+class SyncRunner:
+    """Runs operations for threads."""
+
+    def __init__(
+        self, client: "redis.Redis", settings: QueueSettings, root: str, observer: QueueObserver = UNOBSERVED
+    ) -> None:
+        self.client = client
+        self._observer = observer
+        self._settings = settings
+        self._root = root
+
+    def run(self, operation: Callable[[], Result], *, name: str = "command") -> Result:
+        """Runs an idempotent operation, again where its answer was lost; `name` is what metrics call it."""
+        attempts = Attempts(self._settings, self._observer, name, most=WORKER_ATTEMPTS, accepted=True)
+        while True:
+            try:
+                with timed(self._observer, name):
+                    return operation()
+            except FAILURES as error:
+                time.sleep(attempts.next_pause(error))
+
+    def script(self, script: Script, *arguments: bytes | str | int | float) -> Any:
+        """Runs a script; a restarted Redis, which knows none, is sent its text."""
+
+        def operation() -> Any:
+            try:
+                return self.client.evalsha(script.digest, 1, self._root, *arguments)
+            except faults.NoScriptError:
+                return self.client.eval(script.text, 1, self._root, *arguments)
+
+        return self.run(operation, name=script.name)
+
+
+class AsyncRunner:
+    """Runs operations for asyncio."""
+
+    def __init__(
+        self, client: "redis.asyncio.Redis", settings: QueueSettings, root: str, observer: QueueObserver = UNOBSERVED
+    ) -> None:
+        self.client = client
+        self._observer = observer
+        self._settings = settings
+        self._root = root
+        self._turns = asyncio.Semaphore(settings.max_connections)
+
+    async def run(self, operation: Callable[[], Awaitable[Result]], *, name: str = "command") -> Result:
+        """Runs an idempotent operation, again where its answer was lost; `name` is what metrics call it.
+
+        Waiting for a turn is no sign that Redis is away, so it does not count as time of the operation: a burst of
+        calls waits as long as an operation may take, and only then is refused.
+        """
+        try:
+            async with asyncio.timeout(self._settings.operation_timeout):
+                await self._turns.acquire()
+        except TimeoutError as error:
+            raise Unavailable(
+                f"more is asked of the queue at once than it answers in {self._settings.operation_timeout:g} s: try "
+                "again, or run more replicas",
+                retry_after=self._settings.retry_after,
+            ) from error
+        try:
+            return await self._run(operation, name)
+        finally:
+            self._turns.release()
+
+    async def _run(self, operation: Callable[[], Awaitable[Result]], name: str) -> Result:
+        attempts = Attempts(self._settings, self._observer, name, most=SERVICE_ATTEMPTS, accepted=False)
+        try:
+            async with asyncio.timeout(self._settings.operation_timeout):
+                while True:
+                    try:
+                        with timed(self._observer, name):
+                            async with asyncio.timeout(2 * SOCKET_SHARE * self._settings.operation_timeout):
+                                return await operation()
+                    except FAILURES as error:  # a TimeoutError is an OSError
+                        await asyncio.sleep(attempts.next_pause(error))
+        except TimeoutError as error:
+            raise Unavailable(
+                f"the queue did not answer within {self._settings.operation_timeout:g} s: try again",
+                retry_after=self._settings.retry_after,
+            ) from error
+
+    async def script(self, script: Script, *arguments: bytes | str | int | float) -> Any:
+        """Runs a script; a restarted Redis, which knows none, is sent its text."""
+
+        async def operation() -> Any:
+            try:
+                return await self.client.evalsha(script.digest, 1, self._root, *arguments)
+            except faults.NoScriptError:
+                return await self.client.eval(script.text, 1, self._root, *arguments)
+
+        return await self.run(operation, name=script.name)
+
+
+# What is wrong with a Redis server for a queue that must lose nothing.
+
+
+#: Oldest version of Redis, or of the Redis that Valkey says it is.
+OLDEST = (7, 0)
+
+
+def check_server(settings: QueueSettings) -> list[str]:
+    """Returns what an operator should hear of the server, a sentence each; nothing where all is well.
+
+    Raises:
+        Unavailable: the server does not answer.
+    """
+    client = connect_sync(settings)
+    try:
+        info = SyncRunner(client, settings, root_key(settings)).run(client.info)
+    finally:
+        close_sync(client)
+    return judge(info)
+
+
+def judge(info: dict[str, object]) -> list[str]:
+    """Returns what the server's INFO says against it."""
+    warnings = []
+    version = tuple(int(part) for part in str(info.get("redis_version", "0")).split(".")[:2])
+    if version < OLDEST:
+        warnings.append(f"Redis {info.get('redis_version')} is too old: 7.0 or Valkey 8 is needed")
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        warnings.append(f"maxmemory-policy is {policy}: Redis may throw jobs away; set it to noeviction")
+    if not info.get("aof_enabled"):
+        warnings.append("appendonly is off: accepted jobs are lost when Redis stops; set appendonly yes")
+    return warnings

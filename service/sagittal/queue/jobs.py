@@ -1,0 +1,261 @@
+"""The service's side of the queue on Redis."""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Literal
+
+import structlog
+
+from sagittal.core.errors import (
+    AlreadyExists,
+    ArgumentRefused,
+    FailedPrecondition,
+    QueueFailed,
+    SagittalError,
+    UnknownJob,
+)
+from sagittal.core.jobs import Backlog, Cost, EventPage, Job, JobKind, JobState, NewJob, StoredEvent, StoredRequest
+from sagittal.process.supervision import Supervised, Supervisor
+from sagittal.queue.connection import AsyncRunner, close_async, connect_async
+from sagittal.queue.events import Ending, cancelled_event, expired_events, forgotten_request
+from sagittal.queue.metrics import UNOBSERVED, QueueObserver
+from sagittal.queue.protocol import overloaded
+from sagittal.queue.scripts import (
+    load_script,
+    parse_costs,
+    parse_events,
+    parse_job,
+    parse_request,
+    root_key,
+    submit_arguments,
+    upload_room,
+)
+from sagittal.queue.settings import MIB, QueueSettings
+from sagittal.queue.sweep import AUDIT_SECONDS, SWEEPS_IN_A_ROW, end_arguments, parse_sweep, sweep_arguments
+from sagittal.queue.watch import LOOK_SECONDS, LogNews
+
+log = structlog.get_logger(__name__)
+
+#: Events fetched at once, and bytes of them if they are more than one: this bounds what a stream holds in memory.
+EVENTS_AT_ONCE, BYTES_AT_ONCE = 16, 4 * MIB
+#: Jobs that one call of the script `list` looks at.
+JOBS_AT_ONCE = 500
+#: Calls of it for one page; the page may then be short.
+MOST_LOOKS = 20
+
+#: Verdicts of `submit` for jobs that cost no run.
+SHARED: Mapping[bytes, Literal["cache", "flight"]] = {b"cached": "cache", b"joined": "flight"}
+
+
+class RedisJobQueue:
+    """A `JobQueue` on Redis 7 or Valkey 8 and later."""
+
+    def __init__(
+        self, settings: QueueSettings, observer: QueueObserver = UNOBSERVED, supervisor: Supervisor | None = None
+    ) -> None:
+        self._supervisor = supervisor or Supervisor()
+        self._settings = settings
+        self._observer = observer
+        self._root = root_key(settings)
+        self._redis = AsyncRunner(connect_async(settings), settings, self._root, observer)
+        client = connect_async(settings.model_copy(update={"max_connections": 1}))
+        self._news = LogNews(client, self._root, self._supervisor)
+        self._next_audit = 0.0
+        self._sweeper: Supervised | None = None
+
+    async def submit(self, job: NewJob, accepted: bytes) -> tuple[Job, bool]:
+        """Accepts a job, or returns the one that the `request_id` belongs to."""
+        answer = await self._script("submit", *submit_arguments(job, accepted, self._settings))
+        verdict, *rest = answer
+        if verdict == b"reused":
+            raise AlreadyExists(
+                f"request_id {job.request_id!r} belongs to job {rest[0].decode()}, whose content is another: "
+                "choose a new request_id, or send the same request",
+                field="spec.request_id",
+            )
+        if verdict == b"full":
+            what, bound, seconds = (part.decode() for part in rest)
+            raise overloaded(what, int(bound), float(seconds) if seconds else None, self._settings)
+        if verdict in SHARED:
+            self._observer.shared(job.model, SHARED[verdict])
+        return parse_job(rest[0]), verdict != b"same"
+
+    async def attach(self, job_id: str, name: str, part: bytes, *, tenant: str) -> None:
+        """Stores a large part of a job that will be submitted."""
+        verdict, *rest = await self._script("attach", job_id, name, part, tenant, *upload_room(self._settings))
+        if verdict == b"full":
+            what, bound = (value.decode() for value in rest)
+            raise overloaded(what, int(bound), None, self._settings)
+
+    async def get(self, job_id: str) -> Job:
+        """Returns a job."""
+        return _found(await self._script("get", job_id), job_id)
+
+    async def events(self, job_id: str, after_sequence: int = 0) -> AsyncIterator[StoredEvent]:
+        """Yields the events after a sequence number as they come, reading at the caller's pace."""
+        with self._news.watch(job_id) as news:
+            sequence, begun = after_sequence, False
+            while True:
+                news.clear()
+                try:
+                    page = await self.page(job_id, sequence, limit=EVENTS_AT_ONCE, max_bytes=BYTES_AT_ONCE)
+                except UnknownJob as error:
+                    raise (expired_events(job_id, sequence) if begun else error) from error
+                begun = True
+                for event in page.events:
+                    yield event
+                    sequence = event.sequence
+                    if event.terminal:
+                        return
+                if page.ended and not page.events:
+                    return
+                if page.next_sequence is None:
+                    # Not wait_for, which before Python 3.12 may swallow the cancellation of a stream.
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(LOOK_SECONDS):
+                            await news.wait()
+
+    async def page(
+        self, job_id: str, after_sequence: int = 0, *, limit: int, max_bytes: int, lasting: bool = False
+    ) -> EventPage:
+        """Returns the events after a sequence number, without waiting."""
+        answer = await self._script("read", job_id, after_sequence, limit, max_bytes, "1" if lasting else "")
+        if not answer:
+            raise _unknown(job_id)
+        return parse_events(answer)
+
+    async def request_of(self, job_id: str) -> StoredRequest:
+        """Returns what a job was made of."""
+        answer = await self._script("request", job_id)
+        if answer is None:
+            raise _unknown(job_id)
+        if not answer:
+            raise forgotten_request(job_id)
+        return parse_request(answer)
+
+    async def cancel(self, job_id: str, reason: str) -> Job:
+        """Cancels a job; one that shares its run leaves it to the others."""
+        return _found(await self._script("cancel", job_id, reason, cancelled_event(reason, time.time())), job_id)
+
+    async def delete(self, job_id: str) -> None:
+        """Deletes an ended job, its events and its images."""
+        answer = (await self._script("delete", job_id, secrets.token_hex(8))).decode()
+        if answer == "unknown":
+            raise _unknown(job_id)
+        if answer != "ok":
+            raise FailedPrecondition(f"job {job_id} is {answer}: cancel it, and delete it when it has ended")
+
+    async def list(
+        self,
+        *,
+        limit: int,
+        page_token: str,
+        tenant: str = "",
+        kind: JobKind | None = None,
+        model: str = "",
+        states: Sequence[JobState] = (),
+        reason: str = "",
+    ) -> tuple[Sequence[Job], str]:
+        """Returns a page of jobs, newest first."""
+        found: list[Job] = []
+        wanted = ",".join(state.value for state in states)
+        filters = (tenant, kind.value if kind else "", model, wanted, reason)
+        for _ in range(MOST_LOOKS):
+            page = await self._script("list", page_token, limit - len(found), JOBS_AT_ONCE, *filters)
+            found += [parse_job(view) for view in page[1:]]
+            page_token = page[0].decode(errors="replace")
+            if not page_token or len(found) == limit:
+                break
+        return found, page_token
+
+    async def depth(self) -> Mapping[tuple[str, str], int]:
+        """Returns queued and running runs by (model, lane)."""
+        return {where: backlog.queued + backlog.running for where, backlog in (await self.backlog()).items()}
+
+    async def backlog(self) -> Mapping[tuple[str, str], Backlog]:
+        """Returns the work by (model, lane), with the age of the oldest that waits."""
+        flat = await self._script("backlog")
+        found = {}
+        for where, queued, running, oldest in zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True):
+            lane, _, model = where.decode(errors="replace").partition(":")
+            found[model, lane] = Backlog(queued=int(queued), running=int(running), oldest_seconds=float(oldest))
+        return found
+
+    async def costs(self, model: str, version: str, method: str) -> Mapping[str, Cost]:
+        """Returns what settings of a method cost on a model."""
+        return parse_costs(await self._script("costs", model, version, method))
+
+    async def sweep(self) -> int:
+        """Ends what is overdue, requeues what was lost, drops what retention has passed; returns the jobs ended.
+
+        Runs by itself every `sweep_seconds` once anything was asked of this queue.
+        """
+        return await self._sweep()
+
+    async def ping(self) -> None:
+        """Returns when Redis answers."""
+        await self._redis.run(self._redis.client.ping, name="ping")
+        self._start_sweeper()
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        if self._sweeper is not None:
+            await self._supervisor.stop_task(self._sweeper)
+        await self._news.close()
+        await close_async(self._redis.client)
+
+    async def _script(self, name: str, *arguments: bytes | str | int | float) -> Any:
+        self._start_sweeper()
+        return await self._redis.script(load_script(name), *arguments)
+
+    def _start_sweeper(self) -> None:
+        if self._sweeper is None:
+            self._sweeper = self._supervisor.start_task("sweeper", self._keep_sweeping)
+
+    async def _keep_sweeping(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.sweep_seconds)
+            try:
+                await self._sweep()
+            except SagittalError as error:
+                log.warning("sweep-failed", error=error.message)
+
+    async def _sweep(self) -> int:
+        ended = 0
+        for _ in range(SWEEPS_IN_A_ROW):
+            arguments = sweep_arguments(self._settings, audit=time.monotonic() >= self._next_audit)
+            self._next_audit = max(self._next_audit, time.monotonic() + AUDIT_SECONDS if arguments[-1] else 0.0)
+            swept = parse_sweep(await self._redis.script(load_script("sweep"), *arguments))
+            for record in swept.quarantined:
+                record.report(self._observer)
+            for ending in swept.endings:
+                ended += await self._end(ending)
+            if not swept.more:
+                break
+        return ended
+
+    async def _end(self, ending: Ending) -> int:
+        """Ends a job or run that a sweep found; returns the number ended."""
+        try:
+            trace_context = await self._redis.script(load_script("end"), *end_arguments(ending, time.time()))
+        except (QueueFailed, ArgumentRefused) as error:
+            log.error("end-failed", job_id=ending.job_id, error=error.message)  # it holds up no other
+            return 0
+        if trace_context is None:
+            return 0
+        self._observer.ended(ending.reason)
+        ending.log(trace_context)
+        return 1
+
+
+def _found(view: Sequence[bytes] | None, job_id: str) -> Job:
+    if not view:
+        raise _unknown(job_id)
+    return parse_job(view)
+
+
+def _unknown(job_id: str) -> UnknownJob:
+    return UnknownJob(f"no job {job_id!r}: it never was, was deleted, or its retention has passed", field="job_id")

@@ -1,0 +1,122 @@
+"""News of event logs for any number of watchers over one connection.
+
+Each append publishes on its log's channel. News only says "look again": it is lost without harm when the connection
+breaks, since every watcher then looks by itself, and it carries no events, so slow readers hold no memory here.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+import structlog
+from redis.asyncio.client import PubSub, Redis
+from redis.exceptions import RedisError
+
+from sagittal.process.supervision import Supervised, Supervisor
+from sagittal.queue.connection import close_async
+
+log = structlog.get_logger(__name__)
+
+#: Longest time without news after which a watcher looks by itself, in seconds.
+LOOK_SECONDS = 5.0
+#: Pause before connecting again, in seconds; doubles up to the second.
+FIRST_PAUSE, LAST_PAUSE = 0.1, 2.0
+#: Channel that keeps the subscription alive while nothing is watched.
+IDLE_CHANNEL = "idle"
+
+
+class LogNews:
+    """Wakes those who watch a log when something was appended to it."""
+
+    def __init__(self, client: "Redis", root: str, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._client = client
+        self._root = root
+        self._watchers: dict[bytes, set[asyncio.Event]] = {}
+        self._listening: Supervised | None = None
+        self._changed = asyncio.Event()
+
+    @contextlib.contextmanager
+    def watch(self, job_id: str) -> Iterator[asyncio.Event]:
+        """Gives an event that is set whenever the job's log may have grown."""
+        channel = f"{self._root}log:{job_id}".encode()
+        news = asyncio.Event()
+        self._watchers.setdefault(channel, set()).add(news)
+        self._changed.set()
+        self._start()
+        try:
+            yield news
+        finally:
+            watchers = self._watchers[channel]
+            watchers.discard(news)
+            if not watchers:
+                del self._watchers[channel]
+                self._changed.set()
+
+    async def close(self) -> None:
+        """Ends the subscription."""
+        if self._listening is not None:
+            await self._supervisor.stop_task(self._listening)
+        await close_async(self._client)
+
+    def _start(self) -> None:
+        if self._listening is None:
+            self._listening = self._supervisor.start_task("log-news", self._run)
+
+    async def _run(self) -> None:
+        """Listens until cancelled; a broken connection is made anew, and everyone looks for what was missed."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                async with self._client.pubsub() as pubsub:
+                    await pubsub.subscribe(self._root + IDLE_CHANNEL)
+                    pause = FIRST_PAUSE
+                    await self._relay(pubsub)
+            except (RedisError, OSError) as error:
+                log.warning("log-news-lost", error=str(error), retry_seconds=pause)
+            self._wake_all()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LAST_PAUSE)
+
+    async def _relay(self, pubsub: PubSub) -> None:
+        """Reads news and keeps the subscriptions current, side by side on the connection, until it breaks."""
+        reader = asyncio.get_running_loop().create_task(self._read(pubsub), name="sagittal-log-news-reader")
+        reader.add_done_callback(lambda _: self._changed.set())
+        current: set[bytes] = set()
+        try:
+            while not reader.done():
+                self._changed.clear()
+                wanted = set(self._watchers)
+                if fresh := wanted - current:
+                    await pubsub.subscribe(*fresh)
+                if stale := current - wanted:
+                    await pubsub.unsubscribe(*stale)
+                current = wanted
+                await self._changed.wait()
+            reader.result()
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    async def _read(self, pubsub: PubSub) -> None:
+        silent = False
+        while True:
+            message = await pubsub.get_message(timeout=LOOK_SECONDS)
+            if message is None:
+                if silent:
+                    raise ConnectionError("no answer to a ping")
+                silent = True
+                await pubsub.ping()
+                continue
+            silent = False
+            if message["type"] in ("message", "subscribe"):
+                # A subscription is news as well: something may have been appended before it held.
+                self._wake(message["channel"])
+
+    def _wake(self, channel: bytes) -> None:
+        for news in self._watchers.get(channel, ()):
+            news.set()
+
+    def _wake_all(self) -> None:
+        for channel in self._watchers:
+            self._wake(channel)

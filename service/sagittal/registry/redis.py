@@ -1,0 +1,286 @@
+"""The model registry on Redis: models for good, workers for as long as they repeat themselves."""
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from google.protobuf.message import DecodeError
+
+from sagittal.core.errors import FailedPrecondition, ModelExists, SagittalError, UnknownModel
+from sagittal.core.text import shown
+from sagittal.queue.connection import AsyncRunner, SyncRunner, close_async, close_sync, connect_async, connect_sync
+from sagittal.queue.metrics import UNOBSERVED, QueueObserver
+from sagittal.queue.scripts import load_script, model_key, root_key
+from sagittal.queue.settings import QueueSettings
+from sagittal.registry.protocol import Registration, Wish
+from sagittal.v1 import model_pb2
+
+# What every registry does with models before it keeps them and after it reads them, whatever it keeps them in.
+
+
+ORIGINS: Mapping[str, "model_pb2.ModelOrigin.ValueType"] = {
+    "file": model_pb2.MODEL_ORIGIN_FILE,
+    "api": model_pb2.MODEL_ORIGIN_API,
+}
+
+
+def announced_state(worker: str, state: model_pb2.WorkerModel) -> model_pb2.WorkerModel:
+    """Returns the state under the worker's name, whether or not it was written into it."""
+    named = model_pb2.WorkerModel()
+    named.CopyFrom(state)
+    named.worker = worker
+    return named
+
+
+def stored_model(model: model_pb2.Model) -> model_pb2.Model:
+    """Returns the model without what the registry itself knows."""
+    stored = model_pb2.Model()
+    stored.CopyFrom(model)
+    for field in ("workers", "latest", "create_time", "revision", "origin"):
+        stored.ClearField(field)
+    return stored
+
+
+def merged(declared: model_pb2.Model | None, found: model_pb2.Model | None) -> model_pb2.Model:
+    """Returns both halves of a model as one; what nobody declared is as its worker published it.
+
+    Preprocessing and labels are found out too: a preset stands for one, a file holds the others.
+    """
+    model = model_pb2.Model()
+    model.CopyFrom(declared or found or model)
+    if declared is None or found is None:
+        return model
+    model.ClearField("labels")
+    if found.HasField("preprocessing"):
+        model.ClearField("preprocessing")
+    model.MergeFrom(
+        model_pb2.Model(
+            digest=found.digest,
+            classes=found.classes,
+            labels=found.labels,
+            preprocessing=found.preprocessing if found.HasField("preprocessing") else None,
+            capabilities=found.capabilities if found.HasField("capabilities") else None,
+            methods=found.methods,
+            checks=found.checks,
+        )
+    )
+    return model
+
+
+def registration(model: model_pb2.Model, declared: model_pb2.Model | None, wish: str) -> Registration:
+    """Returns a registration with a wish as it is kept, `load:12`."""
+    asked, _, turn = wish.partition(":")
+    return Registration(model=model, declaration=declared, wish=cast("Wish", asked), turn=int(turn or 0))
+
+
+def unknown_model(name: str, version: str, existing: Sequence[str]) -> UnknownModel:
+    """Returns the error for a model that is not there; `existing` are those that are, as NAME@VERSION."""
+    asked = f"{shown(name)}, version {shown(version)}" if version else shown(name)
+    known = ", ".join(sorted(existing)) or "none: has a worker been started?"
+    return UnknownModel(f"no model {asked}; registered are: {known}", field="spec.model")
+
+
+def refusal(verdict: str, name: str, version: str) -> SagittalError:
+    """Returns the error for a change that the registry did not make."""
+    what = f"{shown(name)}, version {shown(version)},"
+    if verdict == "exists":
+        text = f"{what} is registered with another content; change it with UpdateModel, or register another version"
+        return ModelExists(text, field="model.version")
+    if verdict == "changed":
+        text = f"{what} was changed by someone else meanwhile; read it with GetModel and try again"
+        return FailedPrecondition(text, field="model")
+    if verdict == "latest":
+        text = f"{what} is the latest; make another version the latest with UpdateModel first"
+        return FailedPrecondition(text, field="version")
+    return unknown_model(name, version, ())
+
+
+class RedisModelRegistry:
+    """A `ModelRegistry` on Redis."""
+
+    def __init__(self, settings: QueueSettings, observer: QueueObserver = UNOBSERVED) -> None:
+        self._root = root_key(settings)
+        self._redis = AsyncRunner(connect_async(settings), settings, self._root, observer)
+
+    async def models(self) -> Sequence[model_pb2.Model]:
+        """Returns every registered model, by name and version."""
+        return [each.model for each in sorted(await self._read("all", "", ""), key=_name_and_version)]
+
+    async def model(self, name: str, version: str = "") -> model_pb2.Model:
+        """Returns one model; an empty version means the latest."""
+        if found := await self._read("one", name, version):
+            return found[0].model
+        known = await self._redis.script(load_script("registry_read"), "all", "", "")
+        raise unknown_model(name, version, [entry[0].decode(errors="replace") for entry in known])
+
+    async def epoch(self) -> str:
+        """Returns a random value that lives as long as the registry's data."""
+        key = f"{self._root}epoch"
+
+        async def settle() -> str:
+            await self._redis.client.set(key, secrets.token_hex(8), nx=True)
+            return cast("bytes", await self._redis.client.get(key) or b"").decode()
+
+        return await self._redis.run(settle, name="epoch")
+
+    async def declare(self, declaration: model_pb2.Model, *, latest: bool = False) -> bool:
+        """Registers a version from a model file; False if the API has registered another content."""
+        arguments = _declaration(declaration, "file", latest=latest, revision="")
+        return bool((await self._redis.script(load_script("registry_declare"), *arguments))[0] == b"done")
+
+    async def register(self, declaration: model_pb2.Model, *, latest: bool = False) -> None:
+        """Registers a version of a model. Raises ModelExists."""
+        await self._declare(declaration, "register", latest=latest, revision="")
+
+    async def update(self, declaration: model_pb2.Model, *, revision: int | None = None, latest: bool = False) -> None:
+        """Replaces a declaration. Raises UnknownModel, FailedPrecondition."""
+        await self._declare(declaration, "update", latest=latest, revision="" if revision is None else str(revision))
+
+    async def unregister(self, name: str, version: str) -> None:
+        """Removes a version. Raises UnknownModel, FailedPrecondition."""
+        verdict = (await self._redis.script(load_script("registry_remove"), name, version)).decode()
+        if verdict == "unknown":
+            await self.model(name, version)  # says which there are
+        if verdict != "done":
+            raise refusal(verdict, name, version)
+
+    async def wish(self, name: str, version: str, wish: Wish) -> None:
+        """Asks workers to load or unload a model. Raises UnknownModel."""
+        if not await self._redis.script(load_script("registry_wish"), name, version, wish):
+            await self.model(name, version)  # says which there are
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        await close_async(self._redis.client)
+
+    async def _read(self, *arguments: str) -> Sequence[Registration]:
+        """Returns registrations; those that are damaged are set aside, and what is left of them is read again."""
+        found, damaged = _parse_all(await self._redis.script(load_script("registry_read"), *arguments))
+        for each in damaged:
+            await self._redis.script(load_script("registry_quarantine"), *each)
+        if damaged:
+            found, _ = _parse_all(await self._redis.script(load_script("registry_read"), *arguments))
+        return found
+
+    async def _declare(self, declaration: model_pb2.Model, how: str, *, latest: bool, revision: str) -> None:
+        arguments = _declaration(declaration, how, latest=latest, revision=revision)
+        verdict = (await self._redis.script(load_script("registry_declare"), *arguments))[0].decode()
+        if verdict == "unknown":
+            await self.model(declaration.name, declaration.version)  # says which there are
+        if verdict != "done":
+            raise refusal(verdict, declaration.name, declaration.version)
+
+
+class RedisWorkerRegistry:
+    """A `WorkerRegistry` on Redis."""
+
+    def __init__(self, settings: QueueSettings, observer: QueueObserver = UNOBSERVED) -> None:
+        self._root = root_key(settings)
+        self._redis = SyncRunner(connect_sync(settings), settings, self._root, observer)
+
+    def declare(self, declaration: model_pb2.Model, *, latest: bool = False) -> bool:
+        """Registers a version from a model file; False where the API has registered another content."""
+        arguments = _declaration(declaration, "file", latest=latest, revision="")
+        return bool(self._redis.script(load_script("registry_declare"), *arguments)[0] == b"done")
+
+    def changes(self) -> int:
+        """Returns a number that grows whenever a declaration or a wish changes."""
+        return int(self._redis.script(load_script("registry_changes")))
+
+    def registrations(self) -> Sequence[Registration]:
+        """Returns every registered model, by name and version."""
+        found, damaged = _parse_all(self._redis.script(load_script("registry_read"), "all", "", ""))
+        for each in damaged:
+            self._redis.script(load_script("registry_quarantine"), *each)
+        return sorted(found, key=_name_and_version)
+
+    def publish(self, model: model_pb2.Model) -> bool:
+        """Says what this worker found of a model's revision; False where that is no longer the registered one."""
+        arguments = (
+            model.name,
+            model.version,
+            stored_model(model).SerializeToString(),
+            str(time.time_ns()),
+            str(model.revision),
+        )
+        return bool(self._redis.script(load_script("registry_publish"), *arguments))
+
+    def announce(self, worker: str, models: Sequence[tuple[str, str, model_pb2.WorkerModel]], *, ttl: float) -> None:
+        """Says how this worker stands to models, for `ttl` seconds."""
+        states = [
+            value
+            for name, version, state in models
+            for value in (
+                model_key(name, version),
+                announced_state(worker, state).SerializeToString(),
+                "" if state.state == model_pb2.MODEL_STATE_FAILED else "1",
+            )
+        ]
+        self._redis.script(load_script("registry_announce"), worker, ttl, *states)
+
+    def withdraw(self, worker: str) -> None:
+        """Forgets this worker."""
+        self._redis.script(load_script("registry_withdraw"), worker)
+
+    def close(self) -> None:
+        """Closes all connections."""
+        close_sync(self._redis.client)
+
+
+def _declaration(
+    declaration: model_pb2.Model, how: str, *, latest: bool, revision: str
+) -> tuple[str, str, bytes, str, str, str, str]:
+    serialized = stored_model(declaration).SerializeToString(deterministic=True)
+    moment = str(time.time_ns())
+    return declaration.name, declaration.version, serialized, moment, how, "1" if latest else "", revision
+
+
+def _name_and_version(each: Registration) -> tuple[str, str]:
+    return each.model.name, each.model.version
+
+
+#: A damaged record of a model: its hash, its field, and what is wrong, as the script `registry_quarantine` takes them.
+Damage = tuple[str, bytes, str]
+
+
+def _parse_all(entries: Sequence[Sequence[bytes] | bytes]) -> tuple[list[Registration], list[Damage]]:
+    """Returns the registrations that can be read, and what is damaged; names of models are neither."""
+    found: list[Registration] = []
+    damaged: list[Damage] = []
+    for entry in entries:
+        if isinstance(entry, bytes):
+            continue
+        damage = _damage(entry)
+        if damage is None:
+            found.append(_parse(entry))
+        else:
+            damaged.append(damage)
+    return found, damaged
+
+
+def _damage(entry: Sequence[bytes]) -> Damage | None:
+    """Returns what of a model cannot be parsed; None where all can."""
+    key, found, _, _, declared, _, _, _, *workers = entry
+    parts = [("declared", declared), ("models", found), *(("worker", each) for each in workers)]
+    for name, serialized in parts:
+        kind = model_pb2.WorkerModel if name == "worker" else model_pb2.Model
+        try:
+            kind.FromString(serialized)
+        except DecodeError:
+            return name, key, f"is no serialized {kind.DESCRIPTOR.name}"
+    return None
+
+
+def _parse(entry: Sequence[bytes]) -> Registration:
+    _, found, created, latest, declared, revision, origin, wish, *workers = entry
+    declaration = model_pb2.Model.FromString(declared) if declared else None
+    model = merged(declaration, model_pb2.Model.FromString(found) if found else None)
+    model.latest = bool(latest)
+    model.revision = int(revision or 0)
+    model.origin = ORIGINS.get(origin.decode(), model_pb2.MODEL_ORIGIN_UNSPECIFIED)
+    model.create_time.FromNanoseconds(int(created or 0))
+    model.workers.extend(
+        sorted((model_pb2.WorkerModel.FromString(each) for each in workers), key=lambda each: each.worker)
+    )
+    return registration(model, declaration, wish.decode())

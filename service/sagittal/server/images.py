@@ -1,0 +1,142 @@
+"""Images of callers, examined in a few processes that may die, which the tenants share fairly."""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+from sagittal.core.decoding import Decoder, decoders
+from sagittal.core.images import ImageLimits, pixels_to_read
+from sagittal.core.jobs import content_key
+from sagittal.v1 import tensor_pb2
+
+# Turns at a few processes, shared fairly: no tenant waits for all that another has sent.
+
+
+class Turns:
+    """Gives free processes to the tenants that wait, in rotation.
+
+    Large work never takes the last process: it leaves one to work that is done in milliseconds, whoever sends how much.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self._free = processes
+        self._free_for_large = max(1, processes - 1)
+        self._waiting: OrderedDict[tuple[str, bool], deque[asyncio.Future[None]]] = OrderedDict()
+        """By tenant and whether the work is large; the one whose turn it is comes first."""
+
+    async def take(self, tenant: str, *, large: bool) -> None:
+        """Waits for a turn, which `release` ends."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault((tenant, large), deque()).append(turn)
+        self._grant()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.release(large=large)  # it was granted at the same moment
+            raise
+
+    def release(self, *, large: bool) -> None:
+        """Ends a turn."""
+        self._free += 1
+        self._free_for_large += large
+        self._grant()
+
+    def _grant(self) -> None:
+        while self._free and (chosen := self._next()) is not None:
+            turn, large = chosen
+            if not turn.done():  # else its caller went away
+                self._free -= 1
+                self._free_for_large -= large
+                turn.set_result(None)
+
+    def _next(self) -> tuple[asyncio.Future[None], bool] | None:
+        """Takes out who waits longest of the next tenant, who then comes last."""
+        key = next((key for key in self._waiting if self._free_for_large or not key[1]), None)
+        if key is None:
+            return None
+        waiting = self._waiting[key]
+        turn = waiting.popleft()
+        self._waiting.move_to_end(key)
+        if not waiting:
+            del self._waiting[key]
+        return turn, key[1]
+
+
+#: Pixels above which images of a request leave a process to others; reading as many takes some 50 ms.
+LARGE_PIXELS = 4_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """Pictures that are known to be good."""
+
+    images: dict[str, bytes]
+    """Serialized `sagittal.v1.Image` messages by name."""
+    content_key: str
+    """SHA-256 over the pictures and the question; empty where no question was given."""
+
+
+class Pictures:
+    """Examines images, `processes` at a time."""
+
+    def __init__(self, limits: ImageLimits, processes: int) -> None:
+        self._turns = Turns(processes)
+        self._free = SimpleQueue[Decoder]()
+        for decoder in decoders(limits, processes):
+            self._free.put(decoder)
+        self._pool = ThreadPoolExecutor(processes, thread_name_prefix="pictures")
+
+    async def examine(
+        self,
+        pictures: Mapping[str, tuple[str, tensor_pb2.Image]],
+        input_size: int,
+        question: Mapping[str, Any] | None,
+        tenant: str,
+    ) -> Examined:
+        """Reads the images to their end, and returns them serialized, with the key of the question about them.
+
+        Args:
+            pictures: By name, each with its path in the request.
+            input_size: Side in pixels of the model's input; 0 where it is not known.
+            question: What else the answer depends on; None where it is shared with nobody.
+            tenant: Who sent them.
+
+        Raises:
+            InvalidImage, InvalidRequest: one is damaged, beyond the limits, or a tensor that makes no sense.
+            Unavailable: there is no process that could examine it.
+        """
+        large = sum(pixels_to_read(picture) for _, picture in pictures.values()) > LARGE_PIXELS
+        await self._turns.take(tenant, large=large)
+        examining = asyncio.get_running_loop().run_in_executor(
+            self._pool, self._examine, pictures, input_size, question
+        )
+
+        def end_turn(ended: asyncio.Future[Examined]) -> None:
+            self._turns.release(large=large)
+            if not ended.cancelled():
+                ended.exception()  # a caller that went away does not ask for it
+
+        examining.add_done_callback(end_turn)
+        return await asyncio.shield(examining)  # a turn ends with the work, whether its caller waits or not
+
+    def close(self) -> None:
+        """Lets the threads end."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _examine(
+        self, pictures: Mapping[str, tuple[str, tensor_pb2.Image]], input_size: int, question: Mapping[str, Any] | None
+    ) -> Examined:
+        images = {}
+        decoder = self._free.get()
+        try:
+            for name, (field, picture) in pictures.items():
+                decoder.check(picture, field=field, input_size=input_size)
+                images[name] = picture.SerializeToString(deterministic=True)
+        finally:
+            self._free.put(decoder)
+        return Examined(images, "" if question is None else content_key(question, images))

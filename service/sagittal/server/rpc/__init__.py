@@ -1,0 +1,1 @@
+"""What surrounds each call: endpoint and TLS, access, errors, spans, streams that move."""

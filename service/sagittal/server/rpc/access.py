@@ -1,0 +1,189 @@
+"""Who calls, and what they may do."""
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+from typing import Any
+from urllib.parse import unquote
+
+import structlog
+
+from sagittal.core.errors import PermissionDenied, Unauthenticated
+from sagittal.process.logs import new_trace_context, trace_context, trace_id
+from sagittal.process.tracing import current_span
+from sagittal.server.rpc.layers import Call, Proceed
+from sagittal.server.settings import LoginSettings, Role, Token
+
+# Unknown tokens, limited for each address: a caller that guesses gets a few tries, and then has to wait.
+#
+# A right token never waits: the limit is asked only about unknown ones. So nobody is locked out by others behind the
+# same proxy, and what stands against guessing is the length of a token. The limit keeps a misconfigured or hostile
+# caller from filling the log, and tells its operator.
+
+
+#: Bits of an IPv6 address that count: one customer of a network has all the rest.
+_IPV6_PREFIX = 64
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Peer:
+    """What is remembered of an address."""
+
+    tries: float
+    """Wrong tokens that it may still send."""
+    seen: float
+    """When `tries` was true, on the clock."""
+
+
+class FailedLogins:
+    """A bucket of tries for each address, of a bounded number of addresses."""
+
+    def __init__(self, settings: LoginSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._peers: OrderedDict[str, _Peer] = OrderedDict()
+
+    def failed(self, peer: str) -> None:
+        """Counts an unknown token. Raises Unauthenticated if the address has had its tries."""
+        address = address_of(peer)
+        known = self._refilled(address)
+        if known.tries < 1:
+            wait = (1 - known.tries) * self._seconds_for_a_try
+            raise Unauthenticated(
+                f"too many unknown tokens came from your address: try again in {wait:.0f} s, or send a known one",
+                retry_after=wait,
+            )
+        known.tries -= 1
+        if known.tries < 1:
+            _log.warning("logins-limited", address=address, attempts=self._settings.attempts)
+
+    def __len__(self) -> int:
+        """Addresses that are remembered."""
+        return len(self._peers)
+
+    @property
+    def _seconds_for_a_try(self) -> float:
+        return self._settings.window / self._settings.attempts
+
+    def _refilled(self, address: str) -> _Peer:
+        """Returns what is known of an address by now; the one longest unheard of makes room for a new one."""
+        now, most = self._clock(), float(self._settings.attempts)
+        known = self._peers.setdefault(address, _Peer(most, now))
+        self._peers.move_to_end(address)
+        while len(self._peers) > self._settings.max_addresses:
+            self._peers.popitem(last=False)
+        known.tries = min(most, known.tries + (now - known.seen) / self._seconds_for_a_try)
+        known.seen = now
+        return known
+
+
+def address_of(peer: str) -> str:
+    """Returns the address of a gRPC peer such as `ipv4:10.0.0.1:50412`: no port, and of IPv6 the network alone."""
+    kind, _, rest = unquote(peer).partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return kind
+    host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, IPv6Address):
+        return f"{IPv6Address(int(address) >> (128 - _IPV6_PREFIX) << (128 - _IPV6_PREFIX))}/{_IPV6_PREFIX}"
+    return str(address)
+
+
+#: RPCs that change what others see.
+ADMIN_METHODS = frozenset(
+    {
+        "/sagittal.v1.ExplanationService/RetryExplanation",
+        "/sagittal.v1.ModelService/RegisterModel",
+        "/sagittal.v1.ModelService/UpdateModel",
+        "/sagittal.v1.ModelService/UnregisterModel",
+        "/sagittal.v1.ModelService/LoadModel",
+        "/sagittal.v1.ModelService/UnloadModel",
+    }
+)
+
+#: Services that need no token: probes have none.
+OPEN_SERVICES = ("/grpc.health.v1.Health/",)
+
+_SCHEME = "bearer "
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who makes the call that is being answered."""
+
+    tenant: str = "default"
+    roles: frozenset[Role] = frozenset({"explain", "admin"})
+    trace_context: str = ""
+    """The trace of the call, as `runtime.telemetry.trace_context` writes it."""
+
+
+_CALLER: ContextVar[Caller] = ContextVar("caller")
+
+
+def current_caller() -> Caller:
+    """Returns who makes the call that runs in this task."""
+    return _CALLER.get(Caller())
+
+
+class Access:
+    """Finds out who calls, and admits them or not. Without tokens everyone is the tenant `default`, with every role."""
+
+    def __init__(self, tokens: Mapping[str, Token], logins: FailedLogins) -> None:
+        self._tokens = tokens
+        self._logins = logins
+
+    async def __call__(self, call: Call, proceed: Proceed) -> Any:
+        """Is the layer that sets the caller, and the context of the log."""
+        metadata = call.metadata
+        trace = current_span().context or trace_context(metadata) or new_trace_context()
+        structlog.contextvars.bind_contextvars(rpc=call.method.rpartition("/")[2], trace_id=trace_id(trace))
+        if not call.method.startswith(OPEN_SERVICES):
+            _CALLER.set(self._admit(call, metadata.get("authorization", ""), trace))
+        return await proceed()
+
+    def admits(self, method: str, metadata: Mapping[str, str]) -> bool:
+        """Whether a call will be admitted, as far as its metadata tell."""
+        if not self._tokens or method.startswith(OPEN_SERVICES):
+            return True
+        token = self._tokens.get(_digest(metadata.get("authorization", "")))
+        return token is not None and _needed(method) in token.roles
+
+    def _admit(self, call: Call, authorization: str, trace: str) -> Caller:
+        if not self._tokens:
+            return Caller(trace_context=trace)
+        token = self._token(authorization, call.context.peer())
+        needed = _needed(call.method)
+        if needed not in token.roles:
+            raise PermissionDenied(f"this token lacks the role {needed!r}: use one that has it")
+        structlog.contextvars.bind_contextvars(tenant=token.tenant)
+        return Caller(token.tenant, token.roles, trace)
+
+    def _token(self, authorization: str, peer: str) -> Token:
+        digest = _digest(authorization)
+        if not digest:
+            raise Unauthenticated("this service wants a token: send the metadata `authorization: Bearer TOKEN`")
+        token = self._tokens.get(digest)  # by the digest of a secret, whose comparison tells nothing about the secret
+        if token is None:
+            self._logins.failed(peer)
+            raise Unauthenticated("this token is not known here: check it, or ask the operator for one")
+        return token
+
+
+def _needed(method: str) -> Role:
+    return "admin" if method in ADMIN_METHODS else "explain"
+
+
+def _digest(authorization: str) -> str:
+    """Returns the SHA-256 of the bearer token; empty where there is none."""
+    if not authorization.lower().startswith(_SCHEME):
+        return ""
+    return hashlib.sha256(authorization[len(_SCHEME) :].strip().encode()).hexdigest()

@@ -1,0 +1,209 @@
+"""What surrounds every RPC, as layers: errors, metrics, access, moving of streams. One interceptor carries them all."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from grpc.aio import ServerInterceptor, ServicerContext
+
+from sagittal.core.bounds import check_bounds
+from sagittal.core.errors import InvalidRequest, PermissionDenied
+
+# Requests that are refused before they are read: bytes that are no message, and fields that are too long.
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Stands for a request that could not be read until there is a call to refuse."""
+
+    why: str
+
+
+def tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Returns a deserializer that gives `Unreadable` where `parse` finds no message."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError as error:
+            return Unreadable(str(error))
+
+    return read
+
+
+def readable(request: Any) -> Any:
+    """Returns the one request of a call. Raises InvalidRequest if it could not be read, or a field is too long."""
+    if isinstance(parsed(request), Message):
+        check_bounds(request)
+    return request
+
+
+def parsed(request: Any) -> Any:
+    """Returns the request. Raises InvalidRequest if it could not be read."""
+    if isinstance(request, Unreadable):
+        raise InvalidRequest(f"the request cannot be read: {request.why}; send the message that this RPC takes")
+    return request
+
+
+async def all_readable(requests: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
+    """Yields the requests of a stream. Raises InvalidRequest at the first that could not be read.
+
+    Their fields are checked by who reads them: ExplainMany refuses a single request and goes on.
+    """
+    async for request in requests:
+        yield parsed(request)
+
+
+Context = ServicerContext[Any, Any]
+Behaviour = Callable[[Any, Context], Awaitable[Any]]
+Proceed = Callable[[], Awaitable[Any]]
+Admits = Callable[[str, Mapping[str, str]], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of an RPC."""
+
+    method: str
+    """Full name, such as `/sagittal.v1.ExplanationService/Explain`."""
+    streams: bool
+    """Whether the answer is a stream."""
+    context: Context
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Text metadata of the request; the first value where a key comes twice."""
+        return text_metadata(self.context.invocation_metadata())
+
+
+def text_metadata(pairs: Iterable[tuple[str, str | bytes]] | None) -> Mapping[str, str]:
+    """Returns the text metadata of a request; the first value where a key comes twice."""
+    return {key: value for key, value in reversed(tuple(pairs or ())) if isinstance(value, str)}
+
+
+class Layer(Protocol):
+    """Runs around every call."""
+
+    async def __call__(self, call: Call, proceed: Proceed) -> Any:
+        """Does its part before and after `await proceed()`, which runs the layers within and then the RPC."""
+        ...
+
+
+class Layers(ServerInterceptor):
+    """Runs every RPC within the layers, the first outermost.
+
+    Every handler becomes a coroutine that writes its own stream, so that a call that ends early ends the generators
+    below it at once, in order, in the call's own task. The request of a call that is not admitted is never read.
+    """
+
+    def __init__(self, layers: Sequence[Layer], admits: Admits = lambda _method, _metadata: True) -> None:
+        """Wraps no RPC yet.
+
+        Args:
+            layers: What surrounds each call; one of them refuses the calls that are not admitted.
+            admits: Whether a call of this RPC with these metadata will be admitted.
+        """
+        self._layers = tuple(layers)
+        self._admits = admits
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._refusals: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Returns the handler within the layers, made once for each RPC; None for an RPC that does not exist."""
+        method = handler_call_details.method
+        admitted = self._admits(method, text_metadata(handler_call_details.invocation_metadata))
+        made, make = (self._handlers, self._within_layers) if admitted else (self._refusals, self._refusing)
+        if (known := made.get(method)) is not None:
+            return known
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        return made.setdefault(method, make(handler, method))
+
+    def _within_layers(self, handler: grpc.RpcMethodHandler[Any, Any], method: str) -> grpc.RpcMethodHandler[Any, Any]:
+        kind = _KINDS[handler.request_streaming, handler.response_streaming]
+        behaviour = _as_coroutine(getattr(handler, kind))
+        read = all_readable if handler.request_streaming else readable
+
+        async def read_and_proceed(request: Any, context: Context) -> Any:
+            return await behaviour(read(request), context)
+
+        async def call_through_layers(request: Any, context: Context) -> Any:
+            call = Call(method, handler.response_streaming, context)
+            return await self._surrounded(call, partial(read_and_proceed, request, context))
+
+        factory = getattr(grpc, f"{kind}_rpc_method_handler")
+        rewrapped: grpc.RpcMethodHandler[Any, Any] = factory(
+            call_through_layers, tolerant(handler.request_deserializer or bytes), handler.response_serializer
+        )
+        return rewrapped
+
+    def _refusing(self, handler: grpc.RpcMethodHandler[Any, Any], method: str) -> grpc.RpcMethodHandler[Any, Any]:
+        """Returns a handler of a stream, whatever the RPC takes: gRPC reads no message before it is called."""
+
+        async def refuse(_unread: Any, context: Context) -> None:
+            await self._surrounded(Call(method, handler.response_streaming, context), _not_reached)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+    async def _surrounded(self, call: Call, proceed: Proceed) -> Any:
+        for layer in reversed(self._layers):
+            proceed = partial(layer, call, proceed)
+        return await proceed()
+
+
+async def _not_reached() -> None:
+    raise PermissionDenied("this call is not admitted")
+
+
+_KINDS: Mapping[tuple[bool, bool], str] = {
+    (False, False): "unary_unary",
+    (False, True): "unary_stream",
+    (True, False): "stream_unary",
+    (True, True): "stream_stream",
+}
+
+
+def _as_coroutine(behaviour: Callable[[Any, Context], Any]) -> Behaviour:
+    if not inspect.isasyncgenfunction(behaviour):
+        return behaviour
+
+    async def write_all(request: Any, context: Context) -> None:
+        responses: AsyncGenerator[Any, None] = behaviour(request, context)
+        write = _write_to_the_end
+        async with aclosing(responses):
+            async for response in responses:
+                await write(context, response)
+                write = _write
+
+    return write_all
+
+
+async def _write(context: Context, response: Any) -> None:
+    await context.write(response)
+
+
+async def _write_to_the_end(context: Context, response: Any) -> None:
+    """Writes the first message; a cancellation waits for it.
+
+    A write that is broken off leaves gRPC in the belief that it has sent no headers. It would send them once more with
+    the status, which its core refuses, and the caller would wait for a status that never comes.
+    """
+    writing = asyncio.ensure_future(context.write(response))
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.gather(writing, return_exceptions=True)
+        raise

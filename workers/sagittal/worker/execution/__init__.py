@@ -1,0 +1,1 @@
+"""A job on this worker, from its lease to its last event."""

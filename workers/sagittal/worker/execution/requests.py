@@ -1,0 +1,152 @@
+"""From a job's request to what the library understands: an image, a method, metrics."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sagittal.core.decoding import decoders
+from sagittal.core.errors import InvalidRequest
+from sagittal.core.images import ImageLimits, model_input
+from sagittal.core.methods import ResolvedMethod, resolve
+from sagittal.core.requests import DEFAULT_CURVE_STEPS, resolve_target
+from sagittal.core.tensors import array_of
+from sagittal.explain import (
+    EXPLAINERS,
+    Black,
+    Blur,
+    CurveProtocol,
+    Explainer,
+    Given,
+    MeanColour,
+    Metrics,
+    Noise,
+    Question,
+)
+from sagittal.explain.parameters import InvalidParameter
+from sagittal.explain.problem import Baseline
+from sagittal.models.loaded import LoadedModel
+from sagittal.models.preprocessing import black, to_input
+from sagittal.v1 import explanation_pb2, explanation_service_pb2, model_pb2, tensor_pb2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Request:
+    """An explanation that is asked for, decoded and checked."""
+
+    question: Question
+    method: ResolvedMethod
+    explainer: Explainer
+    metrics: Metrics
+    max_evaluations: int | None
+    """Budget of the search; None for no bound."""
+    progress_seconds: float
+    """Least time between two progress events."""
+    partial_masks: bool
+
+
+#: Time between two progress events where the request names none, in seconds.
+PROGRESS_SECONDS = 0.25
+
+
+def read_request(
+    payload: bytes, images: Mapping[str, bytes], loaded: LoadedModel, described: model_pb2.Model, limits: ImageLimits
+) -> Request:
+    """Decodes an explanation's request. Raises InvalidRequest and its kin, as the service would have."""
+    spec = explanation_pb2.ExplanationSpec.FromString(payload)
+    method = resolve(spec.method, described.methods, field="spec.method")
+    return Request(
+        question=read_question(spec, images, loaded, described, limits, "spec"),
+        method=method,
+        explainer=make_explainer(method, loaded.device),
+        metrics=_metrics(spec.metrics),
+        max_evaluations=spec.max_evaluations or None,
+        progress_seconds=_progress_seconds(spec),
+        partial_masks=spec.partial_masks,
+    )
+
+
+def read_question(
+    asked: explanation_pb2.ExplanationSpec | explanation_service_pb2.RegionSubject,
+    images: Mapping[str, bytes],
+    loaded: LoadedModel,
+    described: model_pb2.Model,
+    limits: ImageLimits,
+    field: str,
+) -> Question:
+    """Returns image, target and baseline of a request; `field` is its path, for errors."""
+    return Question(
+        image=read_image(images["image"], loaded, limits, f"{field}.image"),
+        target=resolve_target(asked.target, described, f"{field}.target") if asked.HasField("target") else None,
+        baseline=_baseline(asked.baseline, images, loaded, limits, f"{field}.baseline"),
+        black=black(loaded.entry.preprocessing).to(loaded.device),
+        seed=asked.seed,
+    )
+
+
+def read_image(payload: bytes, loaded: LoadedModel, limits: ImageLimits, field: str) -> Tensor:
+    """Returns a picture as the model takes it, float32 of shape (3, size, size), on the model's device."""
+    image = tensor_pb2.Image.FromString(payload)
+    size = loaded.entry.preprocessing.input_size
+    if image.WhichOneof("source") == "model_input":
+        values = torch.from_numpy(np.array(model_input(image, limits, field=field, input_size=size)))
+    else:
+        values = to_input(decoders(limits, 1)[0].decode(image, field=field), loaded.entry.preprocessing)
+    return values.to(loaded.device)
+
+
+def make_explainer(method: ResolvedMethod, device: torch.device) -> Explainer:
+    """Returns the explainer of a resolved method. Raises InvalidRequest where a parameter is out of its bounds."""
+    settings = {name: _parameter(value, name, device) for name, value in method.parameters.items()}
+    try:
+        return EXPLAINERS[method.name].explainer(**settings)
+    except InvalidParameter as error:
+        field = f"spec.method.{method.field}.{error.name}"
+        raise InvalidRequest(f"{field} {error.message}", field=field) from error
+
+
+def _parameter(value: Any, name: str, device: torch.device) -> Any:
+    """Returns a parameter's value; tensors, which travel serialized, as tensors on the device."""
+    if not isinstance(value, bytes):
+        return value
+    array = array_of(tensor_pb2.Tensor.FromString(value), f"spec.method.{name}", dtypes=("FLOAT16", "FLOAT32"))
+    return torch.from_numpy(np.array(array, dtype=np.float32)).to(device)
+
+
+def _baseline(
+    baseline: explanation_pb2.Baseline,
+    images: Mapping[str, bytes],
+    loaded: LoadedModel,
+    limits: ImageLimits,
+    field: str,
+) -> Baseline:
+    match baseline.kind:
+        case explanation_pb2.BASELINE_KIND_BLACK:
+            return Black()
+        case explanation_pb2.BASELINE_KIND_MEAN:
+            return MeanColour()
+        case explanation_pb2.BASELINE_KIND_NOISE:
+            return Noise()
+        case explanation_pb2.BASELINE_KIND_IMAGE:
+            return Given(read_image(images["baseline"], loaded, limits, f"{field}.image"))
+        case _:
+            return Blur(sigma=baseline.blur_sigma)
+
+
+def _metrics(metrics: explanation_pb2.Metrics) -> Metrics:
+    by_pixel = metrics.curve_protocol == explanation_pb2.CURVE_PROTOCOL_PIXEL
+    return Metrics(
+        curves=not metrics.skip_curves,
+        protocol=CurveProtocol.PIXEL if by_pixel else CurveProtocol.MASK,
+        steps=metrics.curve_steps or DEFAULT_CURVE_STEPS,
+        boxes=tuple((box.left, box.top, box.right, box.bottom) for box in metrics.boxes),
+    )
+
+
+def _progress_seconds(spec: explanation_pb2.ExplanationSpec) -> float:
+    if not spec.HasField("progress_interval"):
+        return PROGRESS_SECONDS
+    return spec.progress_interval.seconds + spec.progress_interval.nanos / 1e9

@@ -1,0 +1,129 @@
+"""From a leased job to steps for the engine: a table by kind of job."""
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from sagittal.core.errors import JobFailed
+from sagittal.core.images import ImageLimits
+from sagittal.core.jobs import JobKind, Lease
+from sagittal.core.requests import check_patch_shape, check_sets
+from sagittal.engine.requests import Upsampling
+from sagittal.engine.task import Usage
+from sagittal.explain import Concepts, explanation_steps
+from sagittal.explain.measures.curves import measurements
+from sagittal.explain.problem import predict
+from sagittal.explain.sets.regions import ask_regions
+from sagittal.models.loaded import LoadedModel
+from sagittal.v1 import explanation_service_pb2, method_pb2, model_pb2, model_service_pb2
+from sagittal.worker.concepts.jobs import ANSWERS, ConceptShelf, fit_steps, with_concepts
+from sagittal.worker.execution.checkpoints import unpack
+from sagittal.worker.execution.requests import PROGRESS_SECONDS, read_image, read_question, read_request
+
+#: Classes that a prediction returns where the request names no number.
+DEFAULT_TOP = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Work:
+    """Steps for the engine, and what the job's events say of them."""
+
+    steps: Generator[Any, Any, Any]
+    method: str = ""
+    method_field: str = ""
+    """Field of `Method` that carries the method; empty for jobs that are no explanations."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    max_evaluations: int | None = None
+    measurements: int = 0
+    """Evaluations that measuring the result takes, about."""
+    used: Usage = field(default_factory=Usage)
+    """What the search of an earlier attempt used, from which this one goes on."""
+    ran: float = 0.0
+    """How long that attempt ran, in seconds, those before it included."""
+    progress_seconds: float = PROGRESS_SECONDS
+    partial_masks: bool = False
+
+
+def read_work(
+    lease: Lease,
+    loaded: LoadedModel,
+    described: model_pb2.Model,
+    limits: ImageLimits,
+    shelf: ConceptShelf,
+) -> Work:
+    """Decodes a job.
+
+    Raises:
+        InvalidRequest and its kin: the request cannot be carried out.
+        JobFailed: what the queue stored is not what the service wrote.
+    """
+    try:
+        if lease.job.kind in ANSWERS:
+            return Work(steps=ANSWERS[lease.job.kind](lease, shelf))
+        if lease.job.kind is JobKind.FIT:
+            restored = unpack(lease, loaded)
+            return Work(steps=fit_steps(lease, loaded, limits, shelf), used=restored.usage, ran=restored.seconds)
+        return _KINDS[lease.job.kind](lease, loaded, described, limits, shelf)
+    except DecodeError as error:
+        text = f"the request of this job was damaged while it was stored ({error}): submit it again"
+        raise JobFailed(text) from error
+
+
+def _explanation(
+    lease: Lease, loaded: LoadedModel, described: model_pb2.Model, limits: ImageLimits, shelf: ConceptShelf
+) -> Work:
+    request = read_request(lease.request, lease.images, loaded, described, limits)
+    restored = unpack(lease, loaded)
+    question, explainer = replace(request.question, restored=restored.state), request.explainer
+    if isinstance(explainer, Concepts):
+        explainer, question = with_concepts(explainer, question, lease, loaded, shelf)
+    return Work(
+        steps=explanation_steps(question, explainer, request.metrics),
+        method=request.method.name,
+        method_field=request.method.field,
+        parameters=request.method.parameters,
+        seed=request.question.seed,
+        max_evaluations=request.max_evaluations,
+        measurements=measurements(request.metrics, loaded.entry.preprocessing.input_size),
+        used=restored.usage,
+        ran=restored.seconds,
+        progress_seconds=request.progress_seconds,
+        partial_masks=request.partial_masks,
+    )
+
+
+def _prediction(
+    lease: Lease, loaded: LoadedModel, _described: model_pb2.Model, limits: ImageLimits, _shelf: ConceptShelf
+) -> Work:
+    request = model_service_pb2.PredictRequest.FromString(lease.request)
+    image = read_image(lease.images["image"], loaded, limits, "image")
+    return Work(steps=predict(image, request.top or DEFAULT_TOP))
+
+
+def _regions(
+    lease: Lease, loaded: LoadedModel, described: model_pb2.Model, limits: ImageLimits, _shelf: ConceptShelf
+) -> Work:
+    request = explanation_service_pb2.ScoreRegionsRequest.FromString(lease.request)
+    check_sets(request.sets, loaded.entry.preprocessing.input_size)
+    check_patch_shape(request.image.patch_shape, "image.patch_shape")
+    question = read_question(request.image, lease.images, loaded, described, limits, "image")
+    sets = [tuple(each.patches) for each in request.sets]
+    shape = _SHAPES[request.image.patch_shape]
+    steps = ask_regions(question, request.sets[0].grid, sets, hide=request.hide, upsampling=shape)
+    return Work(steps=steps, seed=question.seed)
+
+
+_SHAPES: Mapping[int, Upsampling] = {
+    method_pb2.PATCH_SHAPE_UNSPECIFIED: Upsampling.BOX,
+    method_pb2.PATCH_SHAPE_BOX: Upsampling.BOX,
+    method_pb2.PATCH_SHAPE_TENT: Upsampling.ALIGNED,
+}
+
+_KINDS: Mapping[JobKind, Callable[[Lease, LoadedModel, model_pb2.Model, ImageLimits, ConceptShelf], Work]] = {
+    JobKind.EXPLANATION: _explanation,
+    JobKind.PREDICTION: _prediction,
+    JobKind.REGIONS: _regions,
+}
