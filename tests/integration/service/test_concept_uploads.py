@@ -12,7 +12,7 @@ from embedded_queue import Queue, own_settings
 from google.rpc import status_pb2
 
 from sagittal.client import AsyncClient, Client, Overloaded
-from sagittal.core.status import from_status
+from sagittal.core.errors import from_status
 from sagittal.server.settings import ConceptLimits
 from sagittal.v1 import concept_service_pb2, concept_service_pb2_grpc, tensor_pb2
 
