@@ -1,6 +1,6 @@
 """`sagittal explain`, and what it shares with `sagittal demo`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -141,9 +141,8 @@ def tell(explanation: Explanation, directory: Path | None, files: Mapping[str, s
     name = (target.label or f"class {target.index}") if target else "the image"
     how = f"{explanation.method} on {explanation.model}"
     echo(f"explained {name} by {how}" + (f": {effort(completed)}" if completed else ""))
-    if explanation.insertion is not None and explanation.deletion is not None:
-        insertion, deletion = f"{explanation.insertion:.3f}", f"{explanation.deletion:.3f}"
-        echo(f"insertion AUC {insertion} (high is good)   deletion AUC {deletion} (low is good)")
+    for line in areas(explanation):
+        echo(line)
     if explanation.sufficient_sets:
         sizes = [len(each.patches.patches) for each in explanation.sufficient_sets]
         one = f"a sufficient set of {sizes[0]} patches"
@@ -159,6 +158,17 @@ def tell(explanation: Explanation, directory: Path | None, files: Mapping[str, s
         echo(f"pictures in {directory}: {', '.join(dict.fromkeys(files.values()))}")
     else:
         echo(f"job {explanation.job_id}; give -o DIR for pictures")
+
+
+def areas(explanation: Explanation) -> Iterator[str]:
+    """Yields a line for each curve: its area, raw and over the unmasked score."""
+    for name, area, relative, good in (
+        ("insertion", explanation.insertion, explanation.relative_insertion, "high"),
+        ("deletion", explanation.deletion, explanation.relative_deletion, "low"),
+    ):
+        if area is not None:
+            share = f", relative to the unmasked score {relative:.2f}" if relative is not None else ""
+            yield f"{name} {area:.3f}{share} ({good} is good)"
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

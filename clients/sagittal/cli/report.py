@@ -24,6 +24,8 @@ def explanation_json(explanation: Explanation, files: Mapping[str, str]) -> dict
         "top": [_scored(each) for each in explanation.prediction.top] if explanation.prediction else [],
         "insertion": explanation.insertion,
         "deletion": explanation.deletion,
+        "relative_insertion": explanation.relative_insertion,
+        "relative_deletion": explanation.relative_deletion,
         "evaluations": explanation.evaluations,
         "gradient_evaluations": explanation.gradient_evaluations,
         "metric_evaluations": completed.metric_evaluations if completed else 0,

@@ -129,6 +129,16 @@ class Explanation:
         return self.completed.deletion if self.completed else None
 
     @property
+    def relative_insertion(self) -> float | None:
+        """Insertion over the unmasked score: compare this one between images. Above 1 if a part scores higher alone."""
+        return _relative(self.insertion, self.score)
+
+    @property
+    def relative_deletion(self) -> float | None:
+        """Deletion over the unmasked score."""
+        return _relative(self.deletion, self.score)
+
+    @property
     def method(self) -> str:
         """Name of the method."""
         return self.completed.method if self.completed else ""
@@ -170,6 +180,10 @@ class Explanation:
     def seconds(self) -> float | None:
         """Time on the worker, from start to end."""
         return self.completed.run_seconds if self.completed else None
+
+
+def _relative(area: float | None, unmasked: float | None) -> float | None:
+    return area / unmasked if area is not None and unmasked else None
 
 
 @dataclass(slots=True)

@@ -34,8 +34,9 @@ def test_json_is_all_there_is_on_standard_output(run, picture) -> None:
     document = json.loads(result.stdout)
     assert document["target"] == {"index": 3, "label": "lamp"}
     assert {
-        "job_id", "model", "model_digest", "method", "parameters", "target", "score", "baseline_score", "insertion",
-        "deletion", "evaluations", "gradient_evaluations", "seconds", "seed", "warnings", "files",
+        "job_id", "model", "model_digest", "method", "parameters", "target", "score", "baseline_score",
+        "insertion", "deletion", "relative_insertion", "relative_deletion",
+        "evaluations", "gradient_evaluations", "seconds", "seed", "warnings", "files",
     } <= document.keys()  # fmt: skip
     assert "optimise" in result.stderr
 
@@ -45,6 +46,8 @@ def test_what_was_found_is_told_with_what_it_took(run, script, picture) -> None:
     told = run("explain", picture, "--model", "lamp").stdout
     assert "explained lamp by igos++ on lamp: 20 evaluations in 1.5 s\n" in told
     assert "a sufficient set of 2 patches\n" in told
+    assert "insertion 0.438, relative to the unmasked score 0.58 (high is good)\n" in told
+    assert "deletion 0.312, relative to the unmasked score 0.42 (low is good)\n" in told
     completed.truncated, completed.truncated_by = True, "evaluations"
     told = run("explain", picture, "--model", "lamp").stdout
     assert "20 evaluations in 1.5 s, ended early by its budget of evaluations\n" in told

@@ -47,6 +47,7 @@ def test_an_explanation_holds_everything(client, picture) -> None:
     assert np.array_equal(result.mask, np.linspace(0, 1, 49, dtype=np.float16).reshape(7, 7).astype(np.float32))
     assert (result.target.label, result.score, result.baseline_score) == ("lamp", 0.75, 0.25)
     assert (result.insertion, result.deletion) == (0.4375, 0.3125)
+    assert (result.relative_insertion, result.relative_deletion) == (0.4375 / 0.75, 0.3125 / 0.75)
     assert [curve.kind for curve in result.curves] == ["insertion", "deletion"]
     assert result.sufficient_sets[0].patches.cells == ((1, 1), (1, 2))
     assert result.sufficient_sets[0].certificate.level == "subset-minimal"

@@ -108,7 +108,7 @@ _CURVE_LOOKS: Mapping[str, tuple[str, str]] = {"insertion": (canvas.GOOD, "↑")
 def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
     for curve in curves:
         colour, arrow = _CURVE_LOOKS.get(curve.kind, (canvas.INK, ""))
-        label = f"{curve.kind} {arrow}  AUC {curve.auc:.3f}"
+        label = f"{curve.kind} {arrow}  {curve.auc:.3f}, relative {curve.auc_normalized:.2f}"
         axes.plot(curve.fractions, curve.scores, color=colour, linewidth=2, label=label)
         axes.fill_between(curve.fractions, curve.scores, color=colour, alpha=0.08, linewidth=0)
     axes.set_xlim(0, 1)
