@@ -29,7 +29,8 @@ RUN /opt/build/bin/pip --python /opt/sagittal/bin/python install --require-hashe
 
 FROM packages-service AS build-service
 COPY --from=wheel /wheels /wheels
-RUN /opt/build/bin/pip --python /opt/sagittal/bin/python install --no-deps --no-index --prefix /opt/own /wheels/*.whl
+RUN /opt/build/bin/pip --python /opt/sagittal/bin/python install --no-deps --no-index --prefix /opt/own /wheels/*.whl \
+ && mkdir -p /opt/data/concepts
 
 FROM build AS packages-worker
 # `cuda`: PyPI's build of torch with NVIDIA's libraries, all by hash. `cpu`: the build of TORCH_INDEX, by version.
@@ -75,6 +76,8 @@ LABEL org.opencontainers.image.title="Sagittal service"
 ENV SAGITTAL_LISTEN=0.0.0.0:50051
 COPY --from=packages-service /opt/sagittal /opt/sagittal
 COPY --from=build-service /opt/own /opt/sagittal
+# A new volume that is mounted here belongs to whom its place in the image does.
+COPY --from=build-service --chown=65532:65532 /opt/data/ /data/
 ARG VERSION=0.0.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.version="${VERSION}" \
@@ -88,7 +91,6 @@ LABEL org.opencontainers.image.title="Sagittal worker"
 ENV SAGITTAL_MODELS_FILE=/etc/sagittal/models.toml
 COPY --from=packages-worker /opt/sagittal /opt/sagittal
 COPY --from=build-worker /opt/own /opt/sagittal
-# A new volume that is mounted here belongs to whom its place in the image does.
 COPY --from=build-worker --chown=65532:65532 /opt/data/ /data/
 ARG VERSION=0.0.0
 ARG REVISION=unknown

@@ -36,10 +36,12 @@ from sagittal.queue.jobs import RedisJobQueue
 from sagittal.queue.leases import RedisWorkerQueue
 from sagittal.queue.metrics import QueueMetrics
 from sagittal.queue.settings import QueueSettings
+from sagittal.registry.concept_sets import ConceptSets
 from sagittal.registry.redis import RedisModelRegistry, RedisWorkerRegistry
 from sagittal.server.service import Service
 from sagittal.server.settings import ServiceSettings
 from sagittal.v1 import explanation_pb2 as pb
+from sagittal.worker.concepts.store import connect_concept_store
 from sagittal.worker.hosting.models import HostedModels
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.process import Worker
@@ -151,7 +153,10 @@ class ServiceLoop:
         settings = ServiceSettings(
             listen=("127.0.0.1:0",), health_interval=0.1, model_refresh=0.05, drain=0.0, queue=self._settings
         )
-        self.service = Service(settings, queue, self._models, self._registry, supervisor=self.supervisor)
+        concepts = ConceptSets(self._settings, max_tenant_bytes=settings.concepts.max_tenant_bytes, observer=observer)
+        self.service = Service(
+            settings, queue, self._models, self._registry, concepts=concepts, supervisor=self.supervisor
+        )
         return (await self.service.start())[0]
 
     async def _stop(self) -> None:
@@ -175,7 +180,8 @@ class WorkerThread:
             checkpoint_seconds=0.01, announce_seconds=0.2,
         )  # fmt: skip
         self.worker = Worker(
-            told, self._sides[0], hosted, metrics, observer=SupervisionMetrics(self.registry)
+            told, self._sides[0], hosted, metrics, observer=SupervisionMetrics(self.registry),
+            concepts=connect_concept_store(told.concepts, settings),
         )  # fmt: skip
         threading.settrace(self._killer.trace)
         try:

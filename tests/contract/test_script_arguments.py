@@ -40,6 +40,9 @@ class Prepared:
         scripts.run("settle", ended_id, ended[1], "completed", 0, 2**20, 2**30, 2**29, 0, 0, "", b"tdone")
         held = (self.jobs[1].job_id, running[1])
         now = "1700000000000000000"
+        files = ("weights.safetensors", "examples.examples")
+        scripts.run("concepts_reserve", 60, *files, "more")
+        scripts.run("concepts_save", "import", "job", 0, "tenant", "model", "set", "", b"set", *files, 10, 2**30)
         self.plain: dict[str, tuple[Argument, ...]] = {
             "append": (*held, 1, 2**20, 2**30, 2**29, b"e1", b"e2"),
             "attach": (plain_job().job_id, "part", b"bytes", "default", 2**30, 2**29),
@@ -62,6 +65,26 @@ class Prepared:
             "settle": (*held, "completed", 60.0, 2**20, 2**30, 2**29, 10, 1.5, "", b"e1", b"tdone"),
             "submit": tuple(submit_arguments(plain_job(content_key="k"), b"accepted", scripts.settings)),
             "sweep": sweep_arguments(scripts.settings),
+            "concepts_delete": ("tenant", "model", "set", "nonce"),
+            "concepts_list": ("tenant", "model", "", 50),
+            "concepts_quarantine": ("tenant", "model", "set", "1"),
+            "concepts_read": ("tenant", "model", "set"),
+            "concepts_reserve": (60.0, "file"),
+            "concepts_save": (
+                "fit",
+                *held,
+                "tenant",
+                "model",
+                "set",
+                "1",
+                b"document",
+                "more",
+                "more",
+                10,
+                2**30,
+            ),
+            "concepts_sweep": (100, "file"),
+            "concepts_update": ("tenant", "model", "set", "1", b"document", 2**30),
             "registry_announce": ("worker", 15.0, "model@1", b"state", "1"),
             "registry_declare": ("model", "1", b"declaration", now, "register", "1", ""),
             "registry_publish": ("model", "1", b"model", now, "0"),
@@ -112,7 +135,7 @@ def test_no_script_takes_too_few_or_half_a_group_of_arguments(client, name) -> N
     plain = list(prepared.plain[name])
     if plain:
         assert not call(prepared, name, [])
-    if name not in ("append", "settle", "lease"):  # which take any number of events or models
+    if name not in ("append", "settle", "lease", "concepts_reserve", "concepts_sweep"):  # which take any number
         assert not call(prepared, name, [*plain, "more"])
 
 

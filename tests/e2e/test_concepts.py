@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from e2e_stack import Program, Stack
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from sagittal.client import (
@@ -71,12 +72,20 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with EmbeddedValkey() as valkey:
         installation = Stack(directory, valkey.url)
         try:
-            installation.start_service(SAGITTAL_FITS__MAX_IMAGES="50")
+            installation.start_service(
+                SAGITTAL_FITS__MAX_IMAGES="50", SAGITTAL_CONCEPTS__DIRECTORY=str(directory / "sets")
+            )
             start_worker(installation)
             installation.wait_for_model("colours")
             yield installation
         finally:
             installation.stop()
+
+
+def name_of(weights: Path) -> str:
+    """Returns the name of the set that a file of weights says it is of."""
+    with safe_open(weights, framework="np") as opened:
+        return str(opened.metadata()["name"])
 
 
 def start_worker(installation: Stack) -> Program:
@@ -322,8 +331,8 @@ def test_a_fit_whose_worker_is_killed_goes_on_at_another_and_ends_as_if_nothing_
     for name, value in asdict(whole.quality).items():  # some are None
         mine = getattr(resumed.quality, name)
         assert mine == (value if value is None else pytest.approx(value, rel=1e-3))
-    sets = [load_file(path) for path in sorted(installation.directory.rglob("[rw]*.safetensors"))]
-    weights = [{name: each for name, each in one.items() if name.startswith("srae.")} for one in sets]
+    files = (installation.directory / "sets" / "files").glob("*.safetensors")
+    weights = [load_file(path) for path in files if name_of(path) in ("resumed", "whole")]
     assert len(weights) == 2
     for name in weights[0]:
         np.testing.assert_allclose(weights[0][name], weights[1][name], rtol=1e-3, atol=1e-5)

@@ -21,8 +21,10 @@ from sagittal.core.jobs import Job, JobKind, JobState, Lane, Lease
 from sagittal.core.models import ModelEntry
 from sagittal.models.loading import load
 from sagittal.queue.events import LASTING, PASSING, classify
+from sagittal.queue.settings import QueueSettings
 from sagittal.v1 import explanation_pb2, explanation_service_pb2, method_pb2, model_service_pb2, tensor_pb2
 from sagittal.worker.concepts.jobs import ConceptShelf
+from sagittal.worker.concepts.store import ConceptSettings, connect_concept_store
 from sagittal.worker.execution.checkpoints import unpack
 from sagittal.worker.execution.work import read_work
 from sagittal.worker.hosting.description import describe_model
@@ -62,6 +64,7 @@ def _loaded():
 
 LOADED = _loaded()
 DESCRIBED = describe_model(LOADED)
+SHELF = ConceptShelf(store=connect_concept_store(ConceptSettings(), QueueSettings()))
 
 _IMAGE = tensor_pb2.Image(
     pixels=tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_UINT8, shape=[2, 2, 3], data=bytes(range(12)))
@@ -91,7 +94,7 @@ def _read_picture(data: bytes) -> None:
 
 def _read_job(kind: JobKind, request: bytes, image: bytes) -> None:
     try:
-        read_work(_lease(kind, request, image), LOADED, DESCRIBED, LIMITS, ConceptShelf())
+        read_work(_lease(kind, request, image), LOADED, DESCRIBED, LIMITS, SHELF)
     except SagittalError as error:
         assert error.message
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 import structlog
-from google.protobuf import any_pb2, struct_pb2
+from google.protobuf import struct_pb2
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
@@ -28,7 +28,6 @@ from fuzzing.campaign import Outcome
 from fuzzing.messages import Words, messages, nearly
 from sagittal.core.jobs import JobKind
 from sagittal.v1 import (
-    concept_pb2,
     concept_service_pb2,
     explanation_pb2,
     explanation_service_pb2,
@@ -190,15 +189,6 @@ def _catalogued() -> model_pb2.Model:
     return model
 
 
-ANSWERS = {
-    JobKind.CONCEPT_SETS: concept_service_pb2.ListConceptSetsResponse,
-    JobKind.CONCEPT_SET: concept_pb2.ConceptSet,
-    JobKind.CONCEPT_UPDATE: concept_pb2.ConceptSet,
-    JobKind.CONCEPT_DELETION: concept_service_pb2.DeleteConceptSetResponse,
-}
-"""What workers answer about concept sets."""
-
-
 def _answer(run: Run) -> None:
     """A script: what was asked for, at once."""
     if run.lease.job.kind is JobKind.REGIONS:
@@ -206,11 +196,6 @@ def _answer(run: Run) -> None:
         full = explanation_pb2.ClassScore(index=1, label="on", score=0.9)
         scores, top = [0.5] * len(sets), [full] * len(sets)
         run.send(region_scores=explanation_pb2.RegionScores(full=full, scores=scores, top=top))
-        run.settle(completed=explanation_pb2.Completed(model_digest="d" * 64))
-    elif run.lease.job.kind in ANSWERS:
-        answer = any_pb2.Any()
-        answer.Pack(ANSWERS[run.lease.job.kind]())
-        run.send(answer=answer)
         run.settle(completed=explanation_pb2.Completed(model_digest="d" * 64))
     else:
         explain_at_once(run)

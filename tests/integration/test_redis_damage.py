@@ -19,15 +19,18 @@ from sagittal.queue.leases import RedisWorkerQueue
 from sagittal.queue.metrics import QueueMetrics
 from sagittal.queue.protocol import LeaseLost
 from sagittal.queue.settings import QueueSettings
+from sagittal.registry.concept_files import ConceptFiles, ConceptStorage
+from sagittal.registry.concept_sets import ConceptSets, StoredConceptSet, WorkerConceptSets
 from sagittal.registry.redis import RedisModelRegistry, RedisWorkerRegistry
-from sagittal.v1 import explanation_pb2, model_pb2
+from sagittal.v1 import concept_pb2, explanation_pb2, model_pb2
 
 MODEL = [("model", "1")]
 GARBAGE = b"\xffgarbage"
 
 #: What stands before the first colon of every key that the queue and the registry keep.
 KINDS = [
-    "age", "alone", "answer", "attaching", "bell", "bytes", "changes", "cost", "created", "damaged", "deadlines",
+    "age", "alone", "answer", "attaching", "bell", "bytes", "changes", "concept", "concept_bytes", "concept_files",
+    "concept_revision", "concept_trash", "concepts", "cost", "created", "damaged", "deadlines",
     "declared", "deleted", "ended", "flight", "held", "holds", "job", "jobs", "lanes", "latest", "leases", "load",
     "log", "models", "origins", "pace", "parts", "quarantine", "quarantined", "readers", "ready", "request", "revision",
     "revisions", "run", "served", "share", "spent", "stored", "take", "tenants", "turn", "waiting", "wishes",
@@ -61,11 +64,16 @@ class Site:
         self.worker = RedisWorkerQueue(self.settings, worker="worker", observer=observer)
         self.models = RedisModelRegistry(self.settings)
         self.registry = RedisWorkerRegistry(self.settings)
+        self.files = ConceptFiles(ConceptStorage(url=f"memory://{self.settings.prefix}"))
+        self.sets = ConceptSets(self.settings, max_tenant_bytes=2**30)
+        self.sets_of_worker = WorkerConceptSets(self.settings, self.files, max_tenant_bytes=2**30)
         await self.fill()
 
     async def close(self) -> None:
         self.worker.close()
         self.registry.close()
+        self.sets_of_worker.close()
+        await self.sets.close()
         await self.models.close()
         await self.jobs.close()
         self.client.close()
@@ -96,8 +104,20 @@ class Site:
         await self.submit(content_key="shared")
         await self.submit(content_key="shared")
         await self.jobs.attach("f" * 32, "part", b"bytes", tenant="default")
+        for number, name in enumerate(("kept", "deleted")):
+            self.store_a_set(name, number)
+        await self.sets.delete("default", "model", "deleted")
+        self.sets_of_worker.write_files({f"{2:064d}.safetensors": b"of a fit that goes on"})
         for make in MADE.values():
             make(self.client, self.root)
+
+    def store_a_set(self, name: str, number: int) -> None:
+        files = {f"{number:064d}.safetensors": b"weights", f"{number:064d}.examples": b""}
+        self.sets_of_worker.write_files(files)
+        described = concept_pb2.ConceptSet(name=name, model="model", concepts=[concept_pb2.Concept(index=0)])
+        weights, examples = files
+        stored = StoredConceptSet(description=described, weights=weights, examples=examples)
+        assert self.sets_of_worker.import_set("default", stored, 7)
 
     def take(self) -> Lease:
         lease = self.worker.lease(MODEL, block_seconds=0)
@@ -131,9 +151,17 @@ class Site:
             lambda: self.worker.heartbeat([lease]),
             lambda: self.worker.append(lease, [b"event"]),
             lambda: self.worker.checkpoint(lease, b"state"),
+            lambda: self.sets_of_worker.get("default", "model", "kept"),
         ):
             with tolerated():
                 call()
+        await self.expect(self.sets.list("default", "", limit=10, page_token=""))
+        await self.expect(self.sets.get("default", "model", "kept"))
+        await self.expect(self.sets.update("default", "model", "kept", rename))
+        await self.expect(self.sets.delete("default", "model", "kept"))
+        await self.expect(self.sets.sweep(self.files))
+        self.store_a_set("kept", secrets.randbelow(10**60))
+        assert (await self.sets.get("default", "model", "kept")).description.name == "kept"
         await self.expect(self.jobs.sweep())
 
     async def expect(self, call: object) -> None:
@@ -172,6 +200,11 @@ class Site:
     def quarantined(self) -> float:
         samples = [sample for metric in self.metrics.collect() for sample in metric.samples]
         return sum(sample.value for sample in samples if sample.name == "sagittal_quarantined_records_total")
+
+
+def rename(described: concept_pb2.ConceptSet) -> concept_pb2.ConceptSet:
+    described.concepts[0].name = "wing"
+    return described
 
 
 READY = model_pb2.WorkerModel(state=model_pb2.MODEL_STATE_READY)

@@ -23,6 +23,7 @@ from sagittal.queue.settings import QueueSettings
 from sagittal.registry.redis import RedisWorkerRegistry
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import method_pb2, tensor_pb2
+from sagittal.worker.concepts.store import ConceptSettings, connect_concept_store
 from sagittal.worker.hosting.models import HostedModels
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.process import Worker
@@ -53,6 +54,7 @@ def working(path: Path, settings: QueueSettings) -> Iterator[tuple[Worker, Colle
         queue,
         hosted,
         metrics,
+        concepts=connect_concept_store(ConceptSettings(), settings),
     )
     thread = threading.Thread(target=worker.run)
     thread.start()

@@ -16,6 +16,7 @@ from sagittal.core.tensors import tensor_of
 from sagittal.registry.redis import RedisWorkerRegistry
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import method_pb2, tensor_pb2
+from sagittal.worker.concepts.store import connect_concept_store
 from sagittal.worker.hosting.models import HostedModels
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.process import Worker
@@ -46,7 +47,9 @@ def working(
     registry = RedisWorkerRegistry(queue.settings)
     hosted = HostedModels(path, registry, metrics, worker="w", device=cpu, memo_mib=memo_mib)
     hosted._bound = 1  # the models of tests are smaller than the unit of the setting
-    worker = Worker(settings, queue.worker("w"), hosted, metrics)
+    worker = Worker(
+        settings, queue.worker("w"), hosted, metrics, concepts=connect_concept_store(settings.concepts, settings.queue)
+    )
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:

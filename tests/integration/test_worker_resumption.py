@@ -22,6 +22,7 @@ from sagittal.explain import events
 from sagittal.registry.protocol import WorkerRegistry
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import method_pb2, tensor_pb2
+from sagittal.worker.concepts.store import connect_concept_store
 from sagittal.worker.execution.run import JobRun
 from sagittal.worker.hosting.models import HostedModels
 from sagittal.worker.metrics import WorkerMetrics
@@ -64,7 +65,13 @@ class Site:
         )
         metrics = WorkerMetrics.create(CollectorRegistry())
         hosted = HostedModels(self.models, self.registry, metrics, worker=name, device=torch.device("cpu"))
-        worker = Worker(settings, self.queue.worker(name), hosted, metrics)
+        worker = Worker(
+            settings,
+            self.queue.worker(name),
+            hosted,
+            metrics,
+            concepts=connect_concept_store(settings.concepts, settings.queue),
+        )
         thread = threading.Thread(target=worker.run)
         thread.start()
         try:

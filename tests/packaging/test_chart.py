@@ -493,15 +493,17 @@ def test_traces_of_service_and_workers_go_to_one_collector(render) -> None:
         assert environment(container)["SAGITTAL_TRACING__ENDPOINT"] == "http://collector:4317"
 
 
-def test_workers_keep_concept_sets_on_the_claim_that_they_share(render) -> None:
+def test_service_and_workers_keep_concept_sets_on_the_claim_that_they_share(render) -> None:
     documents = render("cpu-only-values.yaml", "conceptStorage.existingClaim=sets")
-    for worker in (each for each in kinds(documents, "Deployment") if component(each) == "worker"):
-        pod = worker["spec"]["template"]["spec"]
+    deployments = [each for each in kinds(documents, "Deployment") if component(each) in ("service", "worker")]
+    assert {component(each) for each in deployments} == {"service", "worker"}
+    for deployment in deployments:
+        pod = deployment["spec"]["template"]["spec"]
         (container, *_) = pod["containers"]
         assert environment(container)["SAGITTAL_CONCEPTS__DIRECTORY"] == "/concepts"
         assert {"name": "concepts", "mountPath": "/concepts"} in container["volumeMounts"]
         assert {"name": "concepts", "persistentVolumeClaim": {"claimName": "sets"}} in pod["volumes"]
-        kubernetes_validate.validate(worker, MINORS[-1], strict=True)
+        kubernetes_validate.validate(deployment, MINORS[-1], strict=True)
 
 
 def volumes(pod) -> dict[str, Any]:

@@ -230,13 +230,12 @@ class LocalStack:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._valkey = EmbeddedValkey(self.directory, persist=self.plan.state is not None)
         self._closing.enter_context(self._valkey)
-        common = {"SAGITTAL_QUEUE__URL": self.queue_url}
+        common = {
+            "SAGITTAL_QUEUE__URL": self.queue_url,
+            "SAGITTAL_CONCEPTS__DIRECTORY": str((self.directory / "concepts").resolve()),
+        }
         self._spawn("service", "sagittal.server.main", common | service_environment(self.plan))
-        self._spawn("worker", "sagittal.worker.start", common | self._worker_environment())
-
-    def _worker_environment(self) -> dict[str, str]:
-        directory = {"SAGITTAL_CONCEPTS__DIRECTORY": str((self.directory / "concepts").resolve())}
-        return directory | worker_environment(self.plan)
+        self._spawn("worker", "sagittal.worker.start", common | worker_environment(self.plan))
 
     def _spawn(self, name: str, module: str, environment: Mapping[str, str]) -> None:
         child = Child(name, module, environment, self.directory / f"{name}.log")

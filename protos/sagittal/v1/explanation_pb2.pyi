@@ -23,6 +23,11 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class _Lane:
@@ -525,8 +530,9 @@ class ExplanationEvent(_message.Message):
         """What an explanation network predicts of the image: the sum of its concepts' contributions."""
 
     @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def answer(self) -> _any_pb2.Any:
-        """The answer to a question that is no explanation, such as a concept set that was asked for."""
+        """Not used since concept sets are read by the service itself: no job answers with it."""
 
     def __init__(
         self,

@@ -20,10 +20,6 @@ class JobKind(StrEnum):
     PREDICTION = "prediction"  # PredictRequest
     REGIONS = "regions"  # ScoreRegionsRequest
     FIT = "fit"  # FitConceptsSettings
-    CONCEPT_SETS = "concept-sets"  # ListConceptSetsRequest
-    CONCEPT_SET = "concept-set"  # GetConceptSetRequest
-    CONCEPT_UPDATE = "concept-update"  # UpdateConceptSetRequest
-    CONCEPT_DELETION = "concept-deletion"  # DeleteConceptSetRequest
 
 
 class Lane(StrEnum):

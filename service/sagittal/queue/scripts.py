@@ -19,11 +19,11 @@ from sagittal.queue.settings import QueueSettings
 #: Fields that the script `view` returns for a job.
 VIEW_FIELDS = 17
 
-#: What stands in front of scripts: the first two for the registry, three for the queue, and all for `sweep`.
-SHARED = ("arguments", "quarantine", "common", "audit")
+#: What stands in front of scripts: two parts for the registry of models, three for the queue, and one more for some.
+SHARED = ("arguments", "quarantine", "common", "audit", "concepts")
 
 #: The scripts that a full Redis refuses; the others let what was accepted come to its end.
-REFUSED_WHEN_FULL = frozenset({"submit", "attach"})
+REFUSED_WHEN_FULL = frozenset({"submit", "attach", "concepts_update"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,11 @@ def load_script(name: str) -> Script:
     """Returns the script of that name, with what all scripts share in front."""
     folder = resources.files("sagittal.queue") / "scripts"
     shebang = "#!lua" if name in REFUSED_WHEN_FULL else "#!lua flags=allow-oom"
-    shared = SHARED[:2] if name.startswith("registry") else SHARED if name == "sweep" else SHARED[:3]
+    shared = SHARED[: 2 if name.startswith("registry") else 3]
+    if name == "sweep":
+        shared += ("audit",)
+    elif name.startswith("concepts"):
+        shared += ("concepts",)
     text = "\n".join([shebang, *((folder / f"{part}.lua").read_text() for part in (*shared, name))])
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 

@@ -34,6 +34,7 @@ KINDS: Mapping[str, str] = {
     "flight": "runs that may be shared: names",
     "request": "request ids",
     "cost": "learned costs",
+    "concept": "concept sets: documents",
 }
 
 #: Kinds of keys that belong to the registry.

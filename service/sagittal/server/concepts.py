@@ -1,4 +1,5 @@
-"""ConceptService: concept sets are fitted, listed, returned, named and deleted, all by the workers that store them."""
+"""ConceptService: concept sets are fitted by workers; the service itself lists, returns, names and deletes them."""
+# ruff: noqa: N802 - names and signatures are those of the API
 
 import asyncio
 import contextlib
@@ -6,21 +7,24 @@ import hashlib
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
-from google.protobuf.message import Message
 
 from sagittal.core.bounds import MAX_CHANGES, check_bounds
-from sagittal.core.errors import InvalidRequest, SagittalError, UnknownModel
+from sagittal.core.errors import Expired, InvalidRequest, NotFound, SagittalError
 from sagittal.core.jobs import CachePolicy, Job, JobKind, Lane, NewJob, new_job_id
 from sagittal.core.requests import attachment_of, check_parts, check_request_id, resolve_target
 from sagittal.core.text import shown
 from sagittal.queue.protocol import JobQueue
-from sagittal.server.catalogue import Catalogue, ready_workers
+from sagittal.registry.concept_changes import apply_changes
+from sagittal.registry.concept_files import ConceptFiles
+from sagittal.registry.concept_sets import ConceptSets, join_examples
+from sagittal.server.catalogue import Catalogue
 from sagittal.server.intake import Intake
-from sagittal.server.relay import Relay, outcome, time_left
+from sagittal.server.relay import Relay
 from sagittal.server.rpc.access import Caller, current_caller
 from sagittal.server.rpc.layers import Context
 from sagittal.server.settings import ConceptLimits
@@ -30,7 +34,7 @@ from sagittal.v1 import concept_pb2, concept_service_pb2, concept_service_pb2_gr
 
 
 #: Name of a set.
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 
 #: Longest time that the rest of a refused upload is read, and the silence that ends it before, in seconds.
 _REST_SECONDS = 30.0
@@ -51,8 +55,11 @@ class Asked:
 class ConceptFits:
     """Turns calls of FitConcepts into jobs."""
 
-    def __init__(self, queue: JobQueue, catalogue: Catalogue, intake: Intake, limits: ConceptLimits) -> None:
+    def __init__(
+        self, queue: JobQueue, catalogue: Catalogue, intake: Intake, files: ConceptFiles, limits: ConceptLimits
+    ) -> None:
         self._queue = queue
+        self._files = files
         self._catalogue = catalogue
         self._intake = intake
         self._limits = limits
@@ -64,6 +71,7 @@ class ConceptFits:
 
         Raises:
             InvalidRequest: the settings are wrong, or there are too many images, or none.
+            FailedPrecondition: this service could not return the set.
             Overloaded: there is no room for the images.
         """
         try:
@@ -74,6 +82,7 @@ class ConceptFits:
 
     async def _read(self, requests: Requests, caller: Caller) -> Asked:
         with self._intake.counting_refusals():
+            self._files.check("service")
             settings = await _first(requests)
             model = await self._check(settings)
             job_id = new_job_id()
@@ -108,9 +117,7 @@ class ConceptFits:
     async def _check(self, settings: concept_service_pb2.FitConceptsSettings) -> model_pb2.Model:
         model = await self._catalogue.model(settings.model, settings.model_version, field="settings.model")
         check_request_id(settings.request_id, "settings.request_id")
-        if not _NAME.match(settings.name):
-            text = "settings.name must be 1 to 64 letters, digits, dots, dashes or underscores"
-            raise InvalidRequest(text, field="settings.name")
+        check_name(settings.name, "settings.name")
         if not settings.targets:
             text = "settings.targets is empty; give the classes whose outputs the concepts predict"
             raise InvalidRequest(text, field="settings.targets")
@@ -175,6 +182,13 @@ async def _discard(requests: Requests, limits: ConceptLimits) -> None:
                 return
 
 
+def check_name(name: str, field: str) -> None:
+    """Raises InvalidRequest for what is no name of a set."""
+    if not _NAME.match(name):
+        text = f"{field} is {shown(name)}; give 1 to 64 letters, digits, dots, dashes or underscores"
+        raise InvalidRequest(text, field=field)
+
+
 def _annotations(request: concept_service_pb2.FitConceptsRequest, number: int) -> bytes:
     """Returns the annotated parts of an image as they are stored; empty for none."""
     check_parts(request.annotated_parts, f"image {number}")
@@ -202,23 +216,27 @@ def _seconds(settings: concept_service_pb2.FitConceptsSettings) -> float:
     return float(seconds)
 
 
-# ruff: noqa: N802 - names and signatures are those of the API
-
-
-#: Most sets on a page.
-MAX_PAGE = 1_000
+#: Sets on a page if the request names no number, and most.
+DEFAULT_PAGE, MAX_PAGE = 50, 1_000
 
 
 class ConceptServicer(concept_service_pb2_grpc.ConceptServiceServicer):
     """Serves concept sets."""
 
     def __init__(
-        self, catalogue: Catalogue, intake: Intake, relay: Relay, fits: ConceptFits, limits: ConceptLimits
+        self,
+        catalogue: Catalogue,
+        relay: Relay,
+        fits: ConceptFits,
+        sets: ConceptSets,
+        files: ConceptFiles,
+        limits: ConceptLimits,
     ) -> None:
         self._catalogue = catalogue
-        self._intake = intake
         self._relay = relay
         self._fits = fits
+        self._sets = sets
+        self._files = files
         self._limits = limits
 
     async def FitConcepts(
@@ -239,33 +257,29 @@ class ConceptServicer(concept_service_pb2_grpc.ConceptServiceServicer):
                 if event.HasField("progress") and event.progress.terms:
                     yield concept_service_pb2.FitConceptsResponse(loss=_loss(event.progress))
         if last == "completed":
-            request = concept_service_pb2.GetConceptSetRequest(model=settings.model, name=settings.name)
-            described = concept_pb2.ConceptSet()
-            seconds = self._limits.answer_deadline
-            await self._ask(JobKind.CONCEPT_SET, asked.model, request, described, "FitConcepts", seconds)
-            yield concept_service_pb2.FitConceptsResponse(concept_set=described)
+            whole = await self._whole(settings.model, settings.name)
+            yield concept_service_pb2.FitConceptsResponse(concept_set=whole)
 
     async def ListConceptSets(
         self, request: concept_service_pb2.ListConceptSetsRequest, context: Context
     ) -> concept_service_pb2.ListConceptSetsResponse:
         """Returns a page of the tenant's sets, without examples."""
         if request.page_size > MAX_PAGE:
-            text = f"page_size is {request.page_size}; give 1 to {MAX_PAGE:,}, or 0 for 50"
+            text = f"page_size is {request.page_size}; give 1 to {MAX_PAGE:,}, or 0 for {DEFAULT_PAGE}"
             raise InvalidRequest(text, field="page_size")
-        answer = concept_service_pb2.ListConceptSetsResponse()
-        model = await self._model(request.model) if request.model else await self._any_model()
-        seconds = time_left(context, self._limits.answer_deadline)
-        await self._ask(JobKind.CONCEPT_SETS, model, request, answer, "ListConceptSets", seconds)
-        return answer
+        limit, tenant = request.page_size or DEFAULT_PAGE, current_caller().tenant
+        found, token = await self._sets.list(tenant, request.model, limit=limit, page_token=request.page_token)
+        if request.model and not found:
+            await self._catalogue.model(request.model, "", field="model")
+        return concept_service_pb2.ListConceptSetsResponse(concept_sets=found, next_page_token=token)
 
     async def GetConceptSet(
         self, request: concept_service_pb2.GetConceptSetRequest, context: Context
     ) -> concept_service_pb2.GetConceptSetResponse:
         """Returns a set, whole."""
-        described, model = concept_pb2.ConceptSet(), await self._model(request.model)
-        seconds = time_left(context, self._limits.answer_deadline)
-        await self._ask(JobKind.CONCEPT_SET, model, request, described, "GetConceptSet", seconds)
-        return concept_service_pb2.GetConceptSetResponse(concept_set=described)
+        async with self._found(request.model):
+            whole = await self._whole(request.model, request.name)
+        return concept_service_pb2.GetConceptSetResponse(concept_set=whole)
 
     async def UpdateConceptSet(
         self, request: concept_service_pb2.UpdateConceptSetRequest, context: Context
@@ -273,38 +287,54 @@ class ConceptServicer(concept_service_pb2_grpc.ConceptServiceServicer):
         """Names, merges or marks x-features, all changes or none."""
         if not request.changes:
             raise InvalidRequest(f"changes is empty; give 1 to {MAX_CHANGES:,}", field="changes")
-        described, model = concept_pb2.ConceptSet(), await self._model(request.model)
-        seconds = time_left(context, self._limits.answer_deadline)
-        await self._ask(JobKind.CONCEPT_UPDATE, model, request, described, "UpdateConceptSet", seconds)
-        return concept_service_pb2.UpdateConceptSetResponse(concept_set=described)
+        model, name = request.model, request.name
+        change = partial(apply_changes, changes=request.changes)
+        async with self._found(model):
+            await self._whole(model, name)  # where it cannot be returned, it is not changed either
+            await self._sets.update(current_caller().tenant, model, name, change)
+            whole = await self._whole(model, name)
+        return concept_service_pb2.UpdateConceptSetResponse(concept_set=whole)
 
     async def DeleteConceptSet(
         self, request: concept_service_pb2.DeleteConceptSetRequest, context: Context
     ) -> concept_service_pb2.DeleteConceptSetResponse:
         """Deletes a set."""
-        answer, model = concept_service_pb2.DeleteConceptSetResponse(), await self._model(request.model)
-        seconds = time_left(context, self._limits.answer_deadline)
-        await self._ask(JobKind.CONCEPT_DELETION, model, request, answer, "DeleteConceptSet", seconds)
-        return answer
+        async with self._found(request.model):
+            check_name(request.name, "name")
+            await self._sets.delete(current_caller().tenant, request.model, request.name)
+        return concept_service_pb2.DeleteConceptSetResponse()
 
-    async def _model(self, name: str) -> model_pb2.Model:
-        return await self._catalogue.model(name, "", field="model")
+    @asynccontextmanager
+    async def _found(self, model: str) -> AsyncIterator[None]:
+        """Raises UnknownModel in place of NotFound if there is no such model either."""
+        try:
+            yield
+        except NotFound:
+            await self._catalogue.model(model, "", field="model")
+            raise
 
-    async def _any_model(self) -> model_pb2.Model:
-        """Returns a model whose workers can answer for all, since they share the store."""
-        models = await self._catalogue.models()
-        if not models:
-            raise UnknownModel("there is no model, and so no concept set: start a worker", field="model")
-        return max(models, key=ready_workers)
+    async def _whole(self, model: str, name: str) -> concept_pb2.ConceptSet:
+        """Returns a set with its examples."""
+        check_name(name, "name")
+        self._files.check("service")
+        try:
+            async with asyncio.timeout(self._limits.answer_deadline):
+                return await self._read(current_caller().tenant, model, name)
+        except TimeoutError:
+            seconds = self._limits.answer_deadline
+            raise Expired(f"the files of the concept set were not read within {seconds:g} s: try again") from None
 
-    async def _ask(
-        self, kind: JobKind, model: model_pb2.Model, request: Message, answer: Message, rpc: str, seconds: float
-    ) -> None:
-        """Asks a worker, and writes what it says to `answer`."""
-        with self._intake.counting_refusals():
-            job = await self._intake.inquire(kind, model, request.SerializeToString(), {}, current_caller(), seconds)
-        events = await outcome(self._relay, job, model, rpc=rpc, seconds=seconds)
-        events["answer"].answer.Unpack(answer)
+    async def _read(self, tenant: str, model: str, name: str) -> concept_pb2.ConceptSet:
+        for last in (False, True):
+            stored = await self._sets.get(tenant, model, name)
+            try:
+                examples = await asyncio.to_thread(self._files.read, stored.examples)
+            except NotFound:
+                if last:
+                    raise
+                continue  # it has been fitted again meanwhile, or deleted
+            return join_examples(stored.description, examples)
+        raise AssertionError("the last look returns or raises")
 
 
 def _loss(progress: explanation_pb2.Progress) -> concept_service_pb2.FitLoss:

@@ -23,6 +23,7 @@ from sagittal.process.tracing_start import TracingMissing, start_tracing
 from sagittal.queue.connection import check_server
 from sagittal.queue.jobs import RedisJobQueue
 from sagittal.queue.metrics import QueueMetrics
+from sagittal.registry.concept_sets import ConceptSets
 from sagittal.registry.redis import RedisModelRegistry
 from sagittal.server.rpc.endpoint import CannotListen
 from sagittal.server.service import Service
@@ -74,11 +75,13 @@ async def serve(settings: ServiceSettings, tracer: Tracer = NO_TRACER, entries: 
     supervisor = Supervisor(SupervisionMetrics(REGISTRY))
     asyncio.get_running_loop().set_exception_handler(supervisor.note_loop_failure)
     queue = RedisJobQueue(settings.queue, observer, supervisor)
+    most = settings.concepts.max_tenant_bytes
     service = Service(
         settings,
         queue,
         registry,
         REGISTRY,
+        concepts=ConceptSets(settings.queue, max_tenant_bytes=most, observer=observer),
         inspect=inspect,
         tracer=tracer,
         supervisor=supervisor,

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from urllib.parse import urlsplit
 
 import grpc
@@ -16,6 +17,8 @@ from sagittal.core.models import ModelEntry
 from sagittal.process.supervision import Supervised, SupervisionMetrics, Supervisor
 from sagittal.process.tracing import NO_TRACER, Tracer
 from sagittal.queue.protocol import JobQueue
+from sagittal.registry.concept_files import ConceptFiles
+from sagittal.registry.concept_sets import ConceptSets
 from sagittal.registry.protocol import ModelRegistry
 from sagittal.server.catalogue import Catalogue
 from sagittal.server.concepts import ConceptFits, ConceptServicer
@@ -95,6 +98,7 @@ class Service:
         registry: ModelRegistry,
         metrics: CollectorRegistry,
         *,
+        concepts: ConceptSets,
         inspect: Callable[[], Sequence[str]] = tuple,
         tracer: Tracer = NO_TRACER,
         supervisor: Supervisor | None = None,
@@ -107,6 +111,7 @@ class Service:
             queue: The queue; closed with the service.
             registry: The models.
             metrics: Where the service's metrics are registered.
+            concepts: The concept sets; closed with the service.
             inspect: Returns what an operator should hear of the queue's server.
             tracer: Makes the spans of RPCs and jobs.
             supervisor: Of the background tasks, the queue's included; None for one of the service's own tasks alone.
@@ -122,13 +127,15 @@ class Service:
         self._aftermath = Aftermath(self._supervisor)
         self._registry = registry
         self._entries = tuple(entries)
+        self._concepts = concepts
+        self._concept_files = ConceptFiles(settings.concepts)
         self._catalogue = Catalogue(registry, settings.model_refresh)
         self._pictures = Pictures(settings.images.limits(), settings.images.decode_processes)
         self._health = health_aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
         self._admin = Admin(self._health)
         self._readiness: Readiness | None = None
-        self._watching: Supervised | None = None
+        self._tasks: list[Supervised] = []
         self._draining = False
         self.admin_port = 0
         """Port of the second listener; 0 where there is none."""
@@ -165,7 +172,10 @@ class Service:
             inspect=self._inspect,
             ailing=self._supervisor.ailing,
         )
-        self._watching = self._supervisor.start_task("readiness", self._readiness.run)
+        self._tasks.append(self._supervisor.start_task("readiness", self._readiness.run))
+        if self._concept_files.configured:
+            sweep = partial(self._concepts.keep_sweeping, self._concept_files)
+            self._tasks.append(self._supervisor.start_task("concept-files", sweep))
         await self._server.start()
         if self._settings.admin_listen:
             self.admin_port = await self._admin.start(self._settings.admin_listen)
@@ -195,10 +205,12 @@ class Service:
             await asyncio.wait({stopping}, timeout=self._settings.drain)
             self._streams.move_all()
             await stopping
-        await self._end_watching()
+        for task in self._tasks:
+            await self._supervisor.stop_task(task)
         await self._admin.stop()
         await self._aftermath.wait()
         self._pictures.close()
+        await self._concepts.close()
         await self._queue.close()
         _log.info("service-stopped")
 
@@ -215,18 +227,14 @@ class Service:
         registration = Registration(self._registry, self._catalogue, self._queue)
         models = ModelServicer(self._catalogue, registration, intake, relay, jobs.predict_deadline)
         limits = self._settings.fits
-        fits = ConceptFits(self._queue, self._catalogue, intake, limits)
-        concepts = ConceptServicer(self._catalogue, intake, relay, fits, limits)
+        fits = ConceptFits(self._queue, self._catalogue, intake, self._concept_files, limits)
+        concepts = ConceptServicer(self._catalogue, relay, fits, self._concepts, self._concept_files, limits)
         explanation_service_pb2_grpc.add_ExplanationServiceServicer_to_server(explanations, server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
         concept_service_pb2_grpc.add_ConceptServiceServicer_to_server(concepts, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._settings.reflection:
             reflection.enable_server_reflection(_REFLECTED, server)
-
-    async def _end_watching(self) -> None:
-        if self._watching is not None:
-            await self._supervisor.stop_task(self._watching)
 
 
 def _place(url: str) -> str:

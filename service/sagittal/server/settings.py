@@ -12,6 +12,7 @@ from sagittal.core.requests import TimeLimits
 from sagittal.process.logs import LogFormat, LogLevel
 from sagittal.process.tracing import TracingSettings
 from sagittal.queue.settings import QueueSettings
+from sagittal.registry.concept_files import ConceptStorage
 
 MIB = 2**20  # bytes
 
@@ -104,7 +105,7 @@ class ConceptLimits(BaseModel):
     fit_deadline: Positive = 7_200.0
     """Longest time that a fit may take, in seconds, waiting included; also for a fit that names none."""
     answer_deadline: Positive = 60.0
-    """Longest time that questions about stored sets wait for their answer, in seconds."""
+    """Longest time that returning a stored set may take, in seconds."""
 
 
 class TlsSettings(BaseModel):
@@ -198,6 +199,8 @@ class ServiceSettings(BaseSettings):
     """How long jobs may take."""
     fits: ConceptLimits = ConceptLimits()
     """How much one fit of concepts may take."""
+    concepts: ConceptStorage = ConceptStorage()
+    """Where concept sets are."""
     connections: ConnectionSettings = ConnectionSettings()
     """What a connection may do."""
     tls: TlsSettings = TlsSettings()

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from sagittal.core.errors import FailedPrecondition
 from sagittal.core.jobs import JobKind, JobState, Lease
 from sagittal.queue.protocol import WorkerQueue
+from sagittal.registry.concept_sets import ConceptSets
 from sagittal.server.service import Service
 from sagittal.server.settings import ServiceSettings
 from sagittal.v1 import explanation_pb2, explanation_service_pb2_grpc, model_pb2, model_service_pb2_grpc, tensor_pb2
@@ -183,7 +184,8 @@ async def running(
     )
     settings = settings or quick_settings()
     metrics = CollectorRegistry()
-    service = Service(settings, queue.jobs, registry.models, metrics)
+    concepts = ConceptSets(queue.settings, max_tenant_bytes=settings.concepts.max_tenant_bytes)
+    service = Service(settings, queue.jobs, registry.models, metrics, concepts=concepts)
     port = (await service.start())[0]
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     try:

@@ -5,6 +5,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from sagittal.core.models import ModelEntry
+from sagittal.registry.concept_sets import ConceptSets
 from sagittal.registry.protocol import ModelRegistry
 from sagittal.server.metrics import ServiceMetrics
 from sagittal.server.readiness import RegistryWatch
@@ -34,7 +35,10 @@ async def lose(registry: Registry) -> None:
 
 async def test_a_fresh_install_takes_jobs_for_the_models_of_its_files_before_any_worker_has_started() -> None:
     queue, registry = Queue(), Registry()
-    service = Service(quick_settings(), queue.jobs, registry.models, CollectorRegistry(), entries=[CANDLE])
+    concepts = ConceptSets(queue.settings, max_tenant_bytes=2**20)
+    service = Service(
+        quick_settings(), queue.jobs, registry.models, CollectorRegistry(), concepts=concepts, entries=[CANDLE]
+    )
     port = (await service.start())[0]
     try:
         await eventually(lambda: service.ready() == "")

@@ -23,6 +23,7 @@ from sagittal.process.tracing_start import TracingMissing, start_tracing
 from sagittal.queue.leases import RedisWorkerQueue
 from sagittal.queue.metrics import QueueMetrics
 from sagittal.registry.redis import RedisWorkerRegistry
+from sagittal.worker.concepts.store import connect_concept_store
 from sagittal.worker.devices import named_devices, watch_memory
 from sagittal.worker.hosting.models import HostedModels, LoadLimits
 from sagittal.worker.metrics import WorkerMetrics
@@ -105,7 +106,9 @@ def _make(settings: WorkerSettings, device: torch.device, tracer: Tracer, watche
         watched=watched,
     )
     queue = RedisWorkerQueue(settings.queue, worker=settings.worker_name, observer=observer)
-    worker = Worker(settings, queue, models, metrics, tracer, SupervisionMetrics(REGISTRY), watched.vitals)
+    concepts = connect_concept_store(settings.concepts, settings.queue, observer)
+    supervision = SupervisionMetrics(REGISTRY)
+    worker = Worker(settings, queue, models, metrics, tracer, supervision, watched.vitals, concepts=concepts)
     checks = {LIVE: worker.live, READY: worker.ready}
     if watched.listener is not None:
         serve_metrics(watched.listener, REGISTRY, checks, worker.supervisor)

@@ -15,6 +15,7 @@ from sagittal.process.supervision import THREAD_FAILURES, Supervised, Supervisio
 from sagittal.process.tracing import NO_TRACER, Tracer, within
 from sagittal.queue.protocol import LeaseLost, WorkerQueue
 from sagittal.worker.concepts.jobs import ConceptShelf
+from sagittal.worker.concepts.store import ConceptStore
 from sagittal.worker.devices import MIB, resident_bytes
 from sagittal.worker.execution.run import JobRun, failed_event
 from sagittal.worker.execution.trace import job_log, load_span
@@ -59,6 +60,8 @@ class Worker:
         tracer: Tracer = NO_TRACER,
         observer: SupervisionObserver | None = None,
         vitals: Vitals | None = None,
+        *,
+        concepts: ConceptStore,
     ) -> None:
         """Starts nothing yet; see `run`."""
         self.supervisor = Supervisor(observer, on_given_up=self._end)
@@ -68,7 +71,7 @@ class Worker:
         self._models = models
         self._metrics = metrics
         self._tracer = tracer
-        self._shelf = ConceptShelf(settings=settings.concepts, attachment=queue.attachment)
+        self._shelf = ConceptShelf(store=concepts, settings=settings.concepts, attachment=queue.attachment)
         self._writer = EventWriter(queue, self.supervisor)
         self._runs: dict[tuple[str, int], JobRun] = {}
         self._runs_lock = threading.Lock()
@@ -104,6 +107,8 @@ class Worker:
 
     def run(self) -> None:
         """Works until drained."""
+        while not self._shelf.store.import_older() and not self._draining.wait(AWAY_PAUSE):
+            continue
         self._writer.start()
         drains, stops = self._draining.is_set, self._stopped.is_set
         threads = [

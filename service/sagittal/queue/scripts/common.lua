@@ -422,8 +422,7 @@ local function add_images(answer, run)
 end
 
 -- Kinds of jobs (`core.jobs.JobKind`). A job of another is of a newer version: it is left alone.
-local KINDS = {explanation = true, prediction = true, regions = true, fit = true, ['concept-sets'] = true,
-  ['concept-set'] = true, ['concept-update'] = true, ['concept-deletion'] = true}
+local KINDS = {explanation = true, prediction = true, regions = true, fit = true}
 
 -- What callers may know of a job, in the order that `redis_scripts.parse_job` reads.
 local function view(id)

@@ -1,15 +1,12 @@
-"""Jobs about concept sets: fitting one, and reading, changing or deleting those that are stored."""
+"""Jobs about concept sets: fitting one, and explaining by one that is stored."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from google.protobuf import any_pb2
-from google.protobuf.message import Message
-
 from sagittal.core.errors import FailedPrecondition, InvalidRequest
 from sagittal.core.images import ImageLimits
-from sagittal.core.jobs import JobKind, Lease
+from sagittal.core.jobs import Lease
 from sagittal.core.text import shown
 from sagittal.explain import InvalidParameter
 from sagittal.explain.concepts import Concepts, FitQuestion, FitSettings, fit_concepts
@@ -17,8 +14,7 @@ from sagittal.explain.events import Warning
 from sagittal.explain.problem import Question
 from sagittal.explain.steps import Steps
 from sagittal.models.loaded import LoadedModel
-from sagittal.registry.concept_changes import apply_changes
-from sagittal.v1 import concept_pb2, concept_service_pb2, explanation_pb2
+from sagittal.v1 import concept_pb2, concept_service_pb2
 from sagittal.worker.concepts.description import describe_fit, fitted_concepts
 from sagittal.worker.concepts.images import (
     ReadImages,
@@ -29,36 +25,18 @@ from sagittal.worker.concepts.images import (
     no_annotations,
     sent_annotations,
 )
-from sagittal.worker.concepts.store import ConceptSettings, ConceptStore, StoredFeatures
+from sagittal.worker.concepts.store import ConceptSettings, ConceptStore
 from sagittal.worker.execution.checkpoints import unpack
-
-#: Sets on a page where the request does not say, and most.
-DEFAULT_PAGE, MAX_PAGE = 50, 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConceptShelf:
     """What a worker has for concepts: the store, its datasets, and the images that were attached to jobs."""
 
+    store: ConceptStore
     settings: ConceptSettings = field(default_factory=ConceptSettings)
     attachment: Callable[[str, str], bytes | None] = lambda _job, _name: None
     """Returns a part of a job by name."""
-
-    @property
-    def store(self) -> ConceptStore:
-        """The store of concept sets."""
-        return ConceptStore(self.settings.directory)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Answer:
-    """An event that is the answer to a question."""
-
-    message: any_pb2.Any
-
-
-Answered = Generator[Answer, None, None]
-"""Steps of a job that needs no device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -71,8 +49,7 @@ class _Images:
 def fit_steps(lease: Lease, loaded: LoadedModel, limits: ImageLimits, shelf: ConceptShelf) -> Steps[None]:
     """Returns the steps of a fit. Raises where it could not be carried out, or its result not be stored."""
     request = concept_service_pb2.FitConceptsSettings.FromString(lease.request)
-    tenant = lease.job.tenant
-    shelf.store.check_free(tenant, request.model, request.name, replace=request.replace)
+    shelf.store.check_free(lease, request.model, request.name, replace=request.replace)
     chosen = _images(request, lease, loaded, limits, shelf)
     question = FitQuestion(
         images=chosen.images,
@@ -81,22 +58,21 @@ def fit_steps(lease: Lease, loaded: LoadedModel, limits: ImageLimits, shelf: Con
         layer=request.layer or loaded.entry.layers.features,
         size=loaded.entry.preprocessing.input_size,
         rows=loaded.found.batch_size,
-        cache=StoredFeatures(
-            shelf.store.features,
-            f"{tenant} {loaded.digest}",
+        cache=shelf.store.features(
+            f"{lease.job.tenant} {loaded.digest}",
             max_bytes=shelf.settings.max_feature_bytes,
             device=loaded.device,
         ),
         restored=unpack(lease, loaded).state,
     )
-    return _fit(question, chosen, request, tenant, loaded, shelf.store)
+    return _fit(question, chosen, request, lease, loaded, shelf.store)
 
 
 def _fit(
     question: FitQuestion,
     chosen: _Images,
     request: concept_service_pb2.FitConceptsSettings,
-    tenant: str,
+    lease: Lease,
     loaded: LoadedModel,
     store: ConceptStore,
 ) -> Steps[None]:
@@ -109,8 +85,7 @@ def _fit(
     described = describe_fit(fit, request, question.settings, loaded, chosen.names)
     for warning in described.warnings:
         yield Warning(warning.reason, warning.message)
-    store.check_free(tenant, request.model, request.name, replace=request.replace)
-    store.save(tenant, described, fit.fitted.srae)
+    store.save(lease, described, fit.fitted.srae, replace=request.replace)
 
 
 def fit_settings(asked: concept_pb2.ConceptFit) -> FitSettings:
@@ -188,61 +163,3 @@ def with_concepts(
         text = f"spec.target is {question.target}; the concept set {name!r} predicts {known}"
         raise InvalidRequest(text, field="spec.target")
     return replace(explainer, fitted=fitted), question
-
-
-def list_sets(lease: Lease, shelf: ConceptShelf) -> Answered:
-    """Answers with a page of the tenant's sets."""
-    request = concept_service_pb2.ListConceptSetsRequest.FromString(lease.request)
-    found = shelf.store.list(lease.job.tenant, request.model)
-    rest = [each for each in found if f"{each.model}/{each.name}" > request.page_token]
-    page = rest[: request.page_size or DEFAULT_PAGE]
-    token = f"{page[-1].model}/{page[-1].name}" if len(rest) > len(page) else ""
-    return _answer(concept_service_pb2.ListConceptSetsResponse(concept_sets=page, next_page_token=token))
-
-
-def get_set(lease: Lease, shelf: ConceptShelf) -> Answered:
-    """Answers with a set."""
-    request = concept_service_pb2.GetConceptSetRequest.FromString(lease.request)
-    return _answer(shelf.store.describe(lease.job.tenant, request.model, request.name))
-
-
-def update_set(lease: Lease, shelf: ConceptShelf) -> Answered:
-    """Changes a set, all or nothing, and answers with it."""
-    request = concept_service_pb2.UpdateConceptSetRequest.FromString(lease.request)
-    tenant, store = lease.job.tenant, shelf.store
-    with store.locked(tenant, request.model):
-        described = store.describe(tenant, request.model, request.name)
-        apply_changes(described, request.changes)
-        store.change(tenant, request.model, request.name, described)
-    return _answer(described)
-
-
-def delete_set(lease: Lease, shelf: ConceptShelf) -> Answered:
-    """Deletes a set."""
-    request = concept_service_pb2.DeleteConceptSetRequest.FromString(lease.request)
-    shelf.store.delete(lease.job.tenant, request.model, request.name)
-    return _answer(concept_service_pb2.DeleteConceptSetResponse())
-
-
-def _answer(message: Message) -> Answered:
-    packed = any_pb2.Any()
-    packed.Pack(message)
-
-    def steps() -> Answered:
-        yield Answer(packed)
-
-    return steps()
-
-
-ANSWERS: Mapping[JobKind, Callable[[Lease, ConceptShelf], Answered]] = {
-    JobKind.CONCEPT_SETS: list_sets,
-    JobKind.CONCEPT_SET: get_set,
-    JobKind.CONCEPT_UPDATE: update_set,
-    JobKind.CONCEPT_DELETION: delete_set,
-}
-"""Questions about stored sets, by kind of job."""
-
-
-def answer_event(answer: Answer) -> explanation_pb2.ExplanationEvent:
-    """Returns the message of an answer."""
-    return explanation_pb2.ExplanationEvent(answer=answer.message)

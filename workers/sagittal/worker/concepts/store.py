@@ -1,16 +1,13 @@
-"""Where concept sets are kept: safetensors files in a directory that the workers share.
+"""What a worker stores of concepts: sets, as documents in Redis with files beside them, and extracted features.
 
-A file carries the network's weights, the description as a `sagittal.v1.ConceptSet`, and in its metadata what it is of.
-Nothing in it is code. Files are replaced as a whole, so that a reader sees the old one or the new one, and changes are
-made under a lock. Each tenant has a directory of its own: examples show the images that it sent.
+Nothing in a file is code: weights are safetensors, examples a message.
 """
 
-import fcntl
 import hashlib
 import os
-import re
+import secrets
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -18,34 +15,35 @@ from typing import Annotated
 import structlog
 import torch
 from google.protobuf.message import DecodeError
-from pydantic import BaseModel, ConfigDict, Field
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
-from sagittal.core.errors import AlreadyExists, FailedPrecondition, InvalidRequest, NotFound
+from sagittal.core.errors import AlreadyExists, FailedPrecondition, JobFailed, NotFound, SagittalError, Unavailable
+from sagittal.core.jobs import Lease
 from sagittal.explain.concepts import SRAE
+from sagittal.queue.metrics import UNOBSERVED, QueueObserver
+from sagittal.queue.settings import QueueSettings
+from sagittal.registry.concept_files import ConceptFiles, ConceptStorage, examples_file, weights_file
+from sagittal.registry.concept_sets import DamagedConceptSet, StoredConceptSet, WorkerConceptSets, split_examples
 from sagittal.v1 import concept_pb2
 
 log = structlog.get_logger(__name__)
 
-#: What a name may be: it is a file's name too.
-NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
-
 _SUFFIX = ".safetensors"
-_DESCRIPTION = "description"
-_WEIGHTS = "srae."
-_FORMAT = "sagittal concept set 1"
+_FEATURES = ".features"
+
+#: What an older release stored in one file beside the weights, which had a prefix, and what its name gets here.
+_DESCRIPTION, _OLD_PREFIX, _IMPORTED = "description", "srae.", ".imported"
+
+_FIELD = "spec.method.concepts.concept_set"
 
 
-class ConceptSettings(BaseModel):
+class ConceptSettings(ConceptStorage):
     """Where concept sets are kept, and what they may be fitted to."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    directory: Path | None = None
-    """Directory of the concept sets, which all workers share and can write. Not set: no set can be fitted or read."""
-    datasets: dict[str, Path] = {}
+    datasets: dict[str, Path] = Field(default_factory=dict)
     """Directories of pictures that sets may be fitted to, by name, as JSON. Any caller may name them, and sees the
     pictures that excite a concept."""
     max_feature_bytes: Annotated[int, Field(ge=0)] = 1024 * 1024 * 1024
@@ -53,118 +51,136 @@ class ConceptSettings(BaseModel):
 
 
 class ConceptStore:
-    """The concept sets under a directory; None where none is configured."""
+    """The concept sets, and the directory of extracted features."""
 
-    def __init__(self, directory: Path | None) -> None:
-        self._root = directory
+    def __init__(self, sets: WorkerConceptSets, directory: Path | None) -> None:
+        self._sets = sets
+        self._directory = directory
 
-    def check_free(self, tenant: str, model: str, name: str, *, replace: bool) -> None:
-        """Raises where a set could not be stored: no directory, a bad name, or one that is taken."""
-        path = self._path(tenant, model, name)
-        if path.exists() and not replace:
-            text = f"{model} has a concept set {name!r} already: choose another name, or set `replace`"
-            raise AlreadyExists(text, field="settings.name")
+    def check_free(self, lease: Lease, model: str, name: str, *, replace: bool) -> None:
+        """Raises where a fit could not be stored: there is no place, or its name is taken by another fit."""
+        self._sets.files.check("worker")
+        try:
+            stored = self._sets.get(lease.job.tenant, model, name)
+        except (NotFound, DamagedConceptSet):
+            return
+        if not replace and stored.job != lease.job.job_id:
+            raise _taken(model, name)
 
-    def save(self, tenant: str, description: concept_pb2.ConceptSet, srae: SRAE) -> None:
-        """Stores a set, in place of one of the same name."""
-        with self._locked(tenant, description.model):
-            path = self._path(tenant, description.model, description.name)
-            _write(path, description, {_WEIGHTS + name: tensor for name, tensor in srae.state_dict().items()})
-        log.info("concept-set-stored", model=description.model, concept_set=description.name, tenant=tenant)
+    def save(self, lease: Lease, described: concept_pb2.ConceptSet, srae: SRAE, *, replace: bool) -> None:
+        """Stores a set: first its files, and then, if the lease is still held, the document by which it is there.
 
-    def describe(self, tenant: str, model: str, name: str) -> concept_pb2.ConceptSet:
-        """Returns a set's description. Raises NotFound, naming those that exist."""
-        return self._read(self._existing(tenant, model, name))[0]
+        Raises:
+            AlreadyExists: another set of its name is there, and `replace` is not set.
+            LeaseLost: another worker has the job now.
+            FailedPrecondition: the tenant's sets would take too many bytes.
+        """
+        try:
+            stored, size = self._write(described, srae.state_dict())
+        except Unavailable as error:
+            raise JobFailed(f"the concept set {described.name!r} cannot be stored: {error.message}") from error
+        if not self._sets.save(lease, stored, size, replace=replace):
+            raise _taken(described.model, described.name)
+        log.info("concept-set-stored", model=described.model, concept_set=described.name, tenant=lease.job.tenant)
 
     def load(self, tenant: str, model: str, name: str, digest: str) -> tuple[concept_pb2.ConceptSet, SRAE]:
         """Returns a set and its network. Raises FailedPrecondition where it is of another model digest."""
-        field = "spec.method.concepts.concept_set"
-        description, tensors = self._read(self._existing(tenant, model, name, field=field))
-        if description.model_digest != digest:
-            text = (
-                f"the concept set {name!r} was fitted on another {model} (digest {description.model_digest[:12]}) than "
-                f"the one that is served (digest {digest[:12]}): fit it again"
-            )
-            raise FailedPrecondition(text, field=field)
-        state = {key.removeprefix(_WEIGHTS): value for key, value in tensors.items() if key.startswith(_WEIGHTS)}
-        return description, SRAE.of_state(state)
+        self._sets.files.check("worker")
+        with _naming_the_field():
+            stored = self._sets.get(tenant, model, name)
+            described = stored.description
+            if described.model_digest != digest:
+                raise FailedPrecondition(
+                    f"the concept set {name!r} was fitted on another {model} (digest {described.model_digest[:12]}) "
+                    f"than the one that is served (digest {digest[:12]}): fit it again"
+                )
+            return described, SRAE.of_state(_weights(self._sets.files.read(stored.weights), name))
 
-    def list(self, tenant: str, model: str) -> Sequence[concept_pb2.ConceptSet]:
-        """Returns a tenant's sets by model and name, without examples; of one model, or of all for an empty one."""
-        directory = self._directory(tenant, "")
-        models = [model] if model else sorted(each.name for each in directory.glob("*") if each.is_dir())
-        paths = [path for each in models for path in sorted((directory / each).glob(f"*{_SUFFIX}"))]
-        found = [self._read(path)[0] for path in paths]
-        for description in found:
-            for concept in description.concepts:
-                concept.ClearField("examples")
-        return found
+    def import_older(self) -> bool:
+        """Takes over the sets that an older release kept in the directory, each in a file of its own.
 
-    def change(self, tenant: str, model: str, name: str, changed: concept_pb2.ConceptSet) -> None:
-        """Replaces a set's description; call it within `locked`."""
-        path = self._existing(tenant, model, name)
-        _, tensors = self._read(path)
-        _write(path, changed, {key: value for key, value in tensors.items() if key.startswith(_WEIGHTS)})
+        A file that was taken over is renamed, so that a set which is deleted later does not come back. One that cannot
+        be is reported and left there.
 
-    def delete(self, tenant: str, model: str, name: str) -> None:
-        """Deletes a set. Raises NotFound."""
-        with self._locked(tenant, model):
-            self._existing(tenant, model, name).unlink()
+        Returns:
+            False where Redis or the store is away, so that it must be done again.
+        """
+        if self._directory is None or not self._sets.files.configured:
+            return True
+        for path in sorted(self._directory.glob(f"*/*/*{_SUFFIX}")):
+            try:
+                self._import(path)
+            except FileNotFoundError:
+                continue  # another worker was faster
+            except Unavailable as error:
+                log.warning("concept-import-waits", error=error.message)
+                return False
+            except (SagittalError, SafetensorError, DecodeError, KeyError, OSError) as error:
+                log.error("concept-set-not-imported", file=str(path), error=str(error), doing="leaving it there")
+        return True
 
-    @contextmanager
-    def locked(self, tenant: str, model: str) -> Iterator[None]:
-        """Keeps other workers from changing the sets of a model for the time of the block."""
-        with self._locked(tenant, model):
-            yield
+    def features(self, scope: str, *, max_bytes: int, device: torch.device) -> "StoredFeatures":
+        """Returns the cache of extracted features; it keeps nothing where there is no directory."""
+        directory = None if self._directory is None else self._directory / _FEATURES
+        return StoredFeatures(directory, scope, max_bytes=max_bytes, device=device)
 
-    @property
-    def features(self) -> Path | None:
-        """Directory of cached features; None where nothing is stored."""
-        return None if self._root is None else self._root / ".features"
+    def close(self) -> None:
+        """Closes all connections."""
+        self._sets.close()
 
-    @contextmanager
-    def _locked(self, tenant: str, model: str) -> Iterator[None]:
-        directory = self._directory(tenant, model)
-        directory.mkdir(parents=True, exist_ok=True)
-        with (directory / ".lock").open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+    def _write(self, described: concept_pb2.ConceptSet, weights: Mapping[str, Tensor]) -> tuple[StoredConceptSet, int]:
+        """Writes the files of a set, and returns what is to be stored of it and the bytes of its files."""
+        # The nonce keeps the files of equal sets apart, so that each can be deleted with its own.
+        metadata = {"model": described.model, "name": described.name, "nonce": secrets.token_hex(16)}
+        network = save({name: each.detach().cpu().contiguous() for name, each in weights.items()}, metadata)
+        document, examples = split_examples(described)
+        name = weights_file(network)
+        stored = StoredConceptSet(description=document, weights=name, examples=examples_file(examples, name))
+        self._sets.write_files({stored.weights: network, stored.examples: examples})
+        return stored, len(network) + len(examples)
 
-    def _directory(self, tenant: str, model: str) -> Path:
-        if self._root is None:
-            raise FailedPrecondition(
-                "this worker has no directory for concept sets: set SAGITTAL_CONCEPTS__DIRECTORY to one that all "
-                "workers share"
-            )
-        for part in (tenant, model):
-            if part and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", part):
-                raise InvalidRequest(f"{part!r} cannot name a directory: use letters, digits, dots", field="model")
-        return self._root / tenant / model if model else self._root / tenant
+    def _import(self, path: Path) -> None:
+        tensors = load_file(path)
+        described = concept_pb2.ConceptSet.FromString(tensors[_DESCRIPTION].numpy().tobytes())
+        weights = {
+            name.removeprefix(_OLD_PREFIX): each for name, each in tensors.items() if name.startswith(_OLD_PREFIX)
+        }
+        tenant = path.parent.parent.name
+        is_new = self._sets.import_set(tenant, *self._write(described, weights))
+        path.rename(path.with_name(f"{path.name}{_IMPORTED}"))
+        log.info("concept-set-imported", tenant=tenant, model=described.model, name=described.name, new=is_new)
 
-    def _path(self, tenant: str, model: str, name: str, field: str = "name") -> Path:
-        if not NAME.match(name):
-            text = f"{field} is {name[:80]!r}; give 1 to 64 letters, digits, dots, dashes or underscores"
-            raise InvalidRequest(text, field=field)
-        return self._directory(tenant, model) / f"{name}{_SUFFIX}"
 
-    def _existing(self, tenant: str, model: str, name: str, field: str = "name") -> Path:
-        path = self._path(tenant, model, name, field)
-        if not path.exists():
-            there = ", ".join(each.stem for each in sorted(path.parent.glob(f"*{_SUFFIX}"))[:24]) or "none"
-            raise NotFound(f"{model} has no concept set {name!r}; there is {there}", field=field)
-        return path
+def connect_concept_store(
+    settings: ConceptSettings, queue: QueueSettings, observer: QueueObserver = UNOBSERVED
+) -> ConceptStore:
+    """Returns the store of the settings; it connects when it is first used."""
+    files, most = ConceptFiles(settings), settings.max_tenant_bytes
+    return ConceptStore(WorkerConceptSets(queue, files, max_tenant_bytes=most, observer=observer), settings.directory)
 
-    @staticmethod
-    def _read(path: Path) -> tuple[concept_pb2.ConceptSet, Mapping[str, Tensor]]:
-        try:
-            with safe_open(path, framework="pt") as opened:
-                if (opened.metadata() or {}).get("format") != _FORMAT:
-                    raise FailedPrecondition(f"the file of the concept set {path.stem!r} is none of ours: delete it")
-            tensors = load_file(path)
-            description = concept_pb2.ConceptSet.FromString(tensors[_DESCRIPTION].numpy().tobytes())
-        except (SafetensorError, DecodeError, KeyError) as error:
-            raise FailedPrecondition(f"the file of the concept set {path.stem!r} is damaged: fit it again") from error
-        return description, tensors
+
+@contextmanager
+def _naming_the_field() -> Iterator[None]:
+    """Names the field of an explanation that names a set, in errors; a store that is away fails the job."""
+    try:
+        yield
+    except (NotFound, FailedPrecondition) as error:
+        error.field = _FIELD
+        raise
+    except Unavailable as error:
+        raise JobFailed(error.message) from error
+
+
+def _weights(content: bytes, name: str) -> Mapping[str, Tensor]:
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise FailedPrecondition(f"the weights of the concept set {name!r} cannot be read: fit it again") from error
+
+
+def _taken(model: str, name: str) -> AlreadyExists:
+    text = f"{model} has a concept set {name!r} already: choose another name, or set `replace`"
+    return AlreadyExists(text, field="settings.name")
 
 
 class StoredFeatures:
@@ -213,19 +229,6 @@ class StoredFeatures:
         if self._directory is None:
             return None
         return self._directory / f"{hashlib.sha256(f'{self._scope} {key}'.encode()).hexdigest()}{_SUFFIX}"
-
-
-def _write(path: Path, description: concept_pb2.ConceptSet, weights: Mapping[str, Tensor]) -> None:
-    described = torch.frombuffer(bytearray(description.SerializeToString()), dtype=torch.uint8)
-    metadata = {
-        "format": _FORMAT,
-        "model": description.model,
-        "model_version": description.model_version,
-        "model_digest": description.model_digest,
-        "layer": description.layer,
-    }
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    _replace(path, tensors | {_DESCRIPTION: described}, metadata)
 
 
 def _replace(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -31,8 +31,8 @@ from sagittal.explain.concepts import UnfitImages
 from sagittal.explain.messages import EventMessages, Summary
 from sagittal.models.loaded import LoadedModel
 from sagittal.process.tracing import NO_TRACER, Tracer
+from sagittal.queue.protocol import LeaseLost
 from sagittal.v1 import explanation_pb2 as pb
-from sagittal.worker.concepts.jobs import Answer, answer_event
 from sagittal.worker.execution.checkpoints import Checkpoints
 from sagittal.worker.execution.quality import Quality
 from sagittal.worker.execution.trace import JobTrace, job_log
@@ -151,14 +151,9 @@ class JobRun:
         passing = isinstance(event, events.Progress) or (isinstance(event, events.SaliencyMask) and not event.final)
         if passing and not self._due(event):
             return
-        message = self._message(event)
+        message = self._messages.message(event, self.task.usage.evaluations if self.task else 0)
         if message is not None:
             self._send(message)
-
-    def _message(self, event: events.Event | Answer) -> pb.ExplanationEvent | None:
-        if isinstance(event, Answer):
-            return answer_event(event)
-        return self._messages.message(event, self.task.usage.evaluations if self.task else 0)
 
     def _due(self, event: events.Event) -> bool:
         """Whether a progress event or a partial mask may be sent now: in its time, or the first of a phase."""
@@ -177,6 +172,8 @@ class JobRun:
 
     def _on_end(self, error: BaseException | None) -> None:
         """Writes the one terminal event, or hands the job back."""
+        if isinstance(error, LeaseLost):
+            self._writer.drop(self._outbox)
         if self.lost:
             self._trace.end("lost", self.task)
             return

@@ -18,7 +18,7 @@ from sagittal.explain.problem import predict
 from sagittal.explain.sets.regions import ask_regions
 from sagittal.models.loaded import LoadedModel
 from sagittal.v1 import explanation_service_pb2, method_pb2, model_pb2, model_service_pb2
-from sagittal.worker.concepts.jobs import ANSWERS, ConceptShelf, fit_steps, with_concepts
+from sagittal.worker.concepts.jobs import ConceptShelf, fit_steps, with_concepts
 from sagittal.worker.execution.checkpoints import unpack
 from sagittal.worker.execution.requests import PROGRESS_SECONDS, read_image, read_question, read_request
 
@@ -61,8 +61,6 @@ def read_work(
         JobFailed: what the queue stored is not what the service wrote.
     """
     try:
-        if lease.job.kind in ANSWERS:
-            return Work(steps=ANSWERS[lease.job.kind](lease, shelf))
         if lease.job.kind is JobKind.FIT:
             restored = unpack(lease, loaded)
             return Work(steps=fit_steps(lease, loaded, limits, shelf), used=restored.usage, ran=restored.seconds)
