@@ -18,8 +18,7 @@ from sagittal.engine.masking import upsample
 from sagittal.engine.requests import Upsampling, gradient_of
 from sagittal.explain import Explainer, Needs, parameter
 from sagittal.explain.events import Progress, SaliencyMask
-from sagittal.explain.masks.regularisers import BTV_SIGMA
-from sagittal.explain.problem import Problem
+from sagittal.explain.problem import BTV_SIGMA, Problem
 from sagittal.explain.steps import Steps
 
 ITERATIONS, POINTS = 20, 15

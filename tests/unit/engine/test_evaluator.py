@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from sagittal.engine.composition import SUBJECTS_KEPT, Part
-from sagittal.engine.evaluator import EvaluationFailed, Output, TorchEvaluator
+from sagittal.engine.evaluator import EvaluationFailed, Output, TorchEvaluator, bucket_sizes
 from sagittal.engine.masking import compose, upsample
-from sagittal.engine.optimise import bucket_sizes
 from sagittal.engine.requests import Evaluate, Subject, Upsampling
 
 SIZES = (7, 28, 56)

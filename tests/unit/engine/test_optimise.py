@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sagittal.engine import optimise as optimisation
+from sagittal.engine.cpu import cpu_changes
 from sagittal.engine.cpu.kernels import FrozenChain, FrozenConvolution
 from sagittal.engine.timing import measure_speedup
 
@@ -243,6 +244,28 @@ def test_a_step_that_changes_the_model_is_left_out(monkeypatch):
     faster, _, steps = optimise(module, probe, probabilities)
     torch.testing.assert_close(faster(probe), module(probe), atol=1e-5, rtol=1e-5)
     assert "changes a probability" in next(step.detail for step in steps if step.name == "fold-batch-norm")
+
+
+def test_what_only_cpus_need_is_off_on_other_devices():
+    assert set(cpu_changes(torch.device("cpu"))) == {
+        "fuse-activations",
+        "fuse-additions",
+        "freeze-convolutions",
+        "steady-linear-layers",
+    }
+    assert not cpu_changes(torch.device("cuda"))
+    assert not set(optimisation.CHANGES) & set(cpu_changes(torch.device("cpu")))
+
+
+def test_a_model_is_changed_by_what_its_device_needs(monkeypatch):
+    asked = []
+    monkeypatch.setattr(optimisation, "cpu_changes", lambda device: asked.append(device) or {})
+    module, probe = prepared(Padded((1, 1, 1, 1))), torch.randn(4, 3, 17, 17)
+    faster, channels_last, steps = optimise(module, probe, probabilities)
+    assert asked == [probe.device]
+    assert applied(steps) == {"modular-layers", "fold-batch-norm", "merge-padding", "channels-last"}
+    assert {type(layer) for layer in faster.modules() if layer is not faster} == {nn.Conv2d, nn.Linear}
+    assert channels_last
 
 
 def test_the_original_is_not_changed():

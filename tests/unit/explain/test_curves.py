@@ -8,9 +8,10 @@ from sagittal.engine import Budget, Engine, Output, Task, TorchEvaluator
 from sagittal.engine.requests import Subject
 from sagittal.engine.task import STRETCHED
 from sagittal.explain import Occlusion, explanation_steps
+from sagittal.explain.baselines import Black
 from sagittal.explain.events import Curve, SaliencyMask, Truncated
 from sagittal.explain.measures.curves import CurveProtocol, Metrics, area, insertion_masks, measure
-from sagittal.explain.problem import Black, Problem, Question
+from sagittal.explain.problem import Problem, Question
 
 
 class Additive(nn.Module):

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from sagittal.engine.masking import gaussian_blur, stretched_units, upsample
 from sagittal.engine.requests import Subject
 from sagittal.explain.masks.descent import smoothed
-from sagittal.explain.masks.regularisers import bilateral_total_variation, edge_weights
-from sagittal.explain.problem import Problem
+from sagittal.explain.masks.regularisers import bilateral_total_variation
+from sagittal.explain.problem import Problem, edge_weights
 
 
 def problem(height=30, width=20):

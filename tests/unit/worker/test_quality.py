@@ -5,7 +5,7 @@ from prometheus_client import CollectorRegistry
 
 from sagittal.core.jobs import Job, JobKind, JobState, Lane
 from sagittal.explain import events
-from sagittal.worker.execution.quality import Quality, QualityMetrics, sufficient_area
+from sagittal.worker.quality import Quality, QualityMetrics, sufficient_area
 
 LABELS = {"model": "m", "method": "igos++"}
 

@@ -1,7 +1,7 @@
 """Evaluates masked images on one model and device: compose them, run the model, score, and bring the gradient back."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sagittal.engine.composition import Composed, Composer, Part
-from sagittal.engine.optimise import padded_size
 from sagittal.engine.requests import Inspect, ModelView, Scores
 
 
@@ -231,3 +230,18 @@ class BlackBoxEvaluator(TorchEvaluator):
     def inspect(self, request: Inspect[object]) -> object:
         """Raises EvaluationFailed: there are no layers to look into."""
         raise EvaluationFailed("the model only answers: its layers cannot be looked into")
+
+
+def bucket_sizes(batch_size: int, stretched: float) -> tuple[int, ...]:
+    """Returns the sizes to which batches are padded: powers of two, a full batch and a stretched one."""
+    sizes = {batch_size, int(batch_size * stretched)}
+    size = 1
+    while size < batch_size:
+        sizes.add(size)
+        size *= 2
+    return tuple(sorted(sizes))
+
+
+def padded_size(rows: int, buckets: Iterable[int]) -> int:
+    """Returns the smallest bucket that holds the rows; the rows themselves where none does."""
+    return min((size for size in buckets if size >= rows), default=rows)

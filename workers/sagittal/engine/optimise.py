@@ -1,74 +1,20 @@
 """Makes a model faster without changing what it says: each step is checked against the untouched model, and timed.
 
-The steps work on the graph that torch.fx traces, not on the names of one model's layers. A model that cannot be traced,
-a step that changes a probability by more than the tolerance, and a step that makes nothing faster are left out, and the
-report says why.
+The steps change the graph that torch.fx traces (`graph`, and on CPUs `cpu` too), the layout of the weights, and, where
+the operator asks for it, compile the model, which takes a minute or more. A model that cannot be traced, a step that
+changes a probability by more than the tolerance, and a step that makes nothing faster are left out, and the report says
+why.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from sagittal.engine.cpu.rewriting import CHANGES, NothingToDo, to_channels_last, trace
+from sagittal.engine.cpu import cpu_changes
+from sagittal.engine.graph import CHANGES, Change, NothingToDo, to_channels_last, trace
 from sagittal.engine.timing import Variant, measure_speedup
-
-# Compiling a model: fused kernels everywhere, and CUDA graphs on CUDA, which ask for batches of few, fixed sizes.
-#
-# It is tried where the operator asks for it, since it takes a minute or more for each model, and kept where it is
-# faster.
-
-
-VARIANTS = 64
-"""Most versions of a model that are compiled: one for each size of batch, with and without gradient. Past the limit,
-torch would run the model uncompiled without a word."""
-
-
-class CompiledModel(nn.Module):
-    """A compiled model. Each call begins a new turn of the CUDA graphs, whose outputs the next turn overwrites."""
-
-    def __init__(self, module: nn.Module, *, graphs: bool) -> None:
-        """Compiles nothing yet: that is done at the first batch of each size."""
-        super().__init__()
-        self.plain = module
-        self._graphs = graphs
-        mode = "reduce-overhead" if graphs else "default"
-        self._compiled = torch.compile(module, mode=mode, dynamic=False)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Runs a batch; the output is the caller's to keep."""
-        if self._graphs:
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        outputs: Tensor = self._compiled(inputs)
-        return outputs.clone() if self._graphs else outputs
-
-
-def compile_for(device: torch.device) -> Callable[[nn.Module], tuple[nn.Module, str]]:
-    """Returns the step that compiles a model for a device."""
-
-    def compile_model(module: nn.Module) -> tuple[nn.Module, str]:
-        torch._dynamo.config.recompile_limit = VARIANTS
-        graphs = device.type == "cuda"
-        return CompiledModel(module, graphs=graphs), "fused kernels and CUDA graphs" if graphs else "fused kernels"
-
-    return compile_model
-
-
-def bucket_sizes(batch_size: int, stretched: float) -> tuple[int, ...]:
-    """Returns the sizes to which batches are padded: powers of two, a full batch and a stretched one."""
-    sizes = {batch_size, int(batch_size * stretched)}
-    size = 1
-    while size < batch_size:
-        sizes.add(size)
-        size *= 2
-    return tuple(sorted(sizes))
-
-
-def padded_size(rows: int, buckets: Iterable[int]) -> int:
-    """Returns the smallest bucket that holds the rows; the rows themselves where none does."""
-    return min((size for size in buckets if size >= rows), default=rows)
-
 
 TOLERANCE = 1e-3
 """Largest difference of a probability that a step may make."""
@@ -81,6 +27,10 @@ LAYOUT_SPEEDUP = 1.05
 
 TIMED_IMAGES = 2
 """Images of the probe that are timed."""
+
+VARIANTS = 64
+"""Most versions of a model that are compiled: one for each size of batch, with and without gradient. Past the limit,
+torch would run the model uncompiled without a word."""
 
 COMPILE = "compile"
 """Name of the step that compiles the model."""
@@ -142,13 +92,14 @@ def _change_graph(
     module: nn.Module, probe: Tensor, expected: Tensor, probabilities: Callable[[Tensor], Tensor], report: list[Step]
 ) -> nn.Module:
     """Returns the module after the steps that work on its graph; itself where it shows none, or no step applies."""
+    changes = {**CHANGES, **cpu_changes(probe.device)}
     try:
         traced = trace(module)
     except Exception as error:  # noqa: BLE001 - tracing foreign code may raise anything; the model runs untouched then
-        report.extend(Step(name, False, _said(error)) for name in CHANGES)
+        report.extend(Step(name, False, _said(error)) for name in changes)
         return module
     changed: nn.Module = traced
-    for name, change in CHANGES.items():
+    for name, change in changes.items():
         changed = _attempt(name, change, changed, probe, expected, probabilities, report)
     return module if changed is traced else changed
 
@@ -173,7 +124,7 @@ def _keep_if_faster(
 
 def _attempt(
     name: str,
-    change: Callable[[nn.Module], tuple[nn.Module, str]],
+    change: Change,
     module: nn.Module,
     probe: Tensor,
     expected: Tensor,
@@ -202,3 +153,36 @@ def _said(error: Exception) -> str:
     if isinstance(error, NothingToDo):
         return str(error)
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+
+
+class CompiledModel(nn.Module):
+    """A compiled model: fused kernels everywhere, and CUDA graphs on CUDA, which need batches of few, fixed sizes.
+
+    Each call begins a new turn of the CUDA graphs, whose outputs the next turn overwrites.
+    """
+
+    def __init__(self, module: nn.Module, *, graphs: bool) -> None:
+        """Compiles nothing yet: that is done at the first batch of each size."""
+        super().__init__()
+        self.plain = module
+        self._graphs = graphs
+        mode = "reduce-overhead" if graphs else "default"
+        self._compiled = torch.compile(module, mode=mode, dynamic=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Runs a batch; the output is the caller's to keep."""
+        if self._graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        outputs: Tensor = self._compiled(inputs)
+        return outputs.clone() if self._graphs else outputs
+
+
+def compile_for(device: torch.device) -> Change:
+    """Returns the step that compiles a model for a device."""
+
+    def compile_model(module: nn.Module) -> tuple[nn.Module, str]:
+        torch._dynamo.config.recompile_limit = VARIANTS
+        graphs = device.type == "cuda"
+        return CompiledModel(module, graphs=graphs), "fused kernels and CUDA graphs" if graphs else "fused kernels"
+
+    return compile_model

@@ -11,6 +11,7 @@ from sagittal.explain.attribution.layers import Unsupported
 from sagittal.explain.attribution.occlusion import Occlusion
 from sagittal.explain.attribution.rise import RISE
 from sagittal.explain.attribution.score_cam import ScoreCAM
+from sagittal.explain.baselines import Black, Blur, Given, MeanColour, Noise
 from sagittal.explain.concepts.explainer import Concepts
 from sagittal.explain.explainer import Explainer, Needs
 from sagittal.explain.explanation import explanation_steps
@@ -20,7 +21,7 @@ from sagittal.explain.masks.meaningful_perturbation import MeaningfulPerturbatio
 from sagittal.explain.measures.curves import CurveProtocol, Metrics
 from sagittal.explain.methods import EXPLAINERS, Row
 from sagittal.explain.parameters import InvalidParameter, parameter, parameters
-from sagittal.explain.problem import Black, Blur, Given, MeanColour, Noise, Problem, Question
+from sagittal.explain.problem import Problem, Question
 from sagittal.explain.sets.attention_graph import StructuredAttentionGraph
 from sagittal.explain.sets.regions import RegionScore, score_regions
 from sagittal.explain.sets.sufficient_sets import MinimalSufficientExplanations

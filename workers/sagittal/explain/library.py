@@ -14,6 +14,7 @@ from sagittal.client.explanation import Explanation, Gathering
 from sagittal.client.parsing import parse_event
 from sagittal.engine import Budget, Engine, Output, Task, TorchEvaluator, Usage
 from sagittal.explain import events
+from sagittal.explain.baselines import Baseline, Blur
 from sagittal.explain.explainer import Explainer
 from sagittal.explain.explanation import explanation_steps
 from sagittal.explain.masks.igos import IGOSPlusPlus
@@ -21,7 +22,7 @@ from sagittal.explain.measures.curves import Metrics, measurements
 from sagittal.explain.messages import EventMessages, Summary
 from sagittal.explain.methods import EXPLAINERS
 from sagittal.explain.parameters import InvalidParameter
-from sagittal.explain.problem import Baseline, Blur, Question
+from sagittal.explain.problem import Question
 from sagittal.v1 import explanation_pb2 as pb
 
 OnEvent = Callable[[Event], None]

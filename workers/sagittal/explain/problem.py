@@ -1,25 +1,48 @@
-"""The problem that an explainer solves: an image, what replaces its hidden part, and a class."""
+"""The problem that an explainer solves, an image with its baseline and a class, and how it comes of a question."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sagittal.engine.masking import gaussian_blur, stretched_units
+from sagittal.engine.masking import stretched_units
 from sagittal.engine.requests import Evaluate, Inspect, ModelView, Scores, Subject
+from sagittal.explain.baselines import Baseline, Blur, Candidate, is_low
 from sagittal.explain.events import ClassScore, Prediction, Warning
-from sagittal.explain.masks.regularisers import edge_weights
 from sagittal.explain.parameters import InvalidParameter
 from sagittal.explain.steps import Steps, T, ask
+
+BTV_SIGMA = 0.01
+"""Denominator of the bilateral weight on the normalised image (the authors' `sigma` is already a square)."""
+
+TOP = 5
+"""Classes listed in a prediction."""
+
+TINY_SCORE = 0.01
+"""Below this probability of the full image, an explanation says more of noise than of the class."""
+
+State = Mapping[str, Tensor]
+"""What another attempt goes on from: tensors by name, those of a part under its prefix."""
 
 
 def derive_seed(seed: int, *path: int | str) -> int:
     """Returns a seed in [0, 2^63) that depends on `seed` and `path` alone, so that work can be resumed anywhere."""
     text = repr((seed, *path)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def prefixed(part: str, state: State) -> dict[str, Tensor]:
+    """Returns a part's state under names that begin with the part's."""
+    return {f"{part}.{name}": tensor for name, tensor in state.items()}
+
+
+def within(state: State, part: str) -> dict[str, Tensor]:
+    """Returns the state of a part, under its own names; empty where there is none."""
+    prefix = f"{part}."
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -32,7 +55,7 @@ class Problem:
     baseline_score: float
     """Probability of the target on the baseline."""
     seed: int = 0
-    restored: Mapping[str, Tensor] = field(default_factory=dict)
+    restored: State = field(default_factory=dict)
     """State of the last checkpoint of an earlier attempt; empty for a fresh start."""
     _edges: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
     _axes: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False, repr=False)
@@ -99,142 +122,14 @@ class Problem:
         return derive_seed(self.seed, "noise", *path)
 
 
-# Baselines: what replaces the hidden part of an image.
-#
-# A baseline must take the class away: a blur that leaves the class recognisable hides nothing (section 3.3 of the
-# paper). The blur is therefore checked, and strengthened up to a stated limit.
+def edge_weights(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns `exp(-|grad I|^2 / sigma^2)` between neighbours, over rows and over columns; the mean over channels.
 
-
-BLUR_SIGMA_SHARE = 50 / 224
-"""Standard deviation of the default blur, as a share of the image's shorter side (the authors' 50 px at 224 px)."""
-
-LOW_SHARE = 0.05
-"""A baseline is good when the target's score on it is at most this share of the full image's score ..."""
-
-LOW_SCORE = 0.01
-"""... or at most this probability."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Candidate:
-    """A baseline that may do."""
-
-    image: Tensor
-    blur_sigma: float = 0.0
-    """Standard deviation of the blur in pixels; 0 where it is none."""
-
-
-class Baseline(Protocol):
-    """A kind of baseline: yields candidates, best first; the first with a low score is taken."""
-
-    @property
-    def kind(self) -> str:
-        """Name of the kind, such as `blur`."""
-        ...
-
-    def candidates(self, image: Tensor, black: Tensor, seed: int) -> Iterator[Candidate]:
-        """Yields baselines of the image's shape; `black` is black as the model takes it, of shape (3, 1, 1)."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Blur:
-    """A Gaussian blur, doubled until the target's score is low, at most to `doublings` times."""
-
-    sigma: float = 0.0
-    """Standard deviation in pixels; 0 for the default at the image's size."""
-    doublings: int = 3
-    kind: str = "blur"
-
-    def candidates(self, image: Tensor, black: Tensor, seed: int) -> Iterator[Candidate]:
-        """Yields ever stronger blurs."""
-        sigma = self.sigma or BLUR_SIGMA_SHARE * min(image.shape[-2:])
-        for doubling in range(self.doublings + 1):
-            strength = sigma * 2**doubling
-            yield Candidate(gaussian_blur(image, strength), strength)
-
-
-@dataclass(frozen=True, slots=True)
-class Black:
-    """Black pixels."""
-
-    kind: str = "black"
-
-    def candidates(self, image: Tensor, black: Tensor, seed: int) -> Iterator[Candidate]:
-        """Yields black."""
-        yield Candidate(black.expand_as(image).contiguous())
-
-
-@dataclass(frozen=True, slots=True)
-class MeanColour:
-    """The mean colour of the image."""
-
-    kind: str = "mean"
-
-    def candidates(self, image: Tensor, black: Tensor, seed: int) -> Iterator[Candidate]:
-        """Yields the mean colour."""
-        yield Candidate(image.mean((-2, -1), keepdim=True).expand_as(image).contiguous())
-
-
-@dataclass(frozen=True, slots=True)
-class Noise:
-    """Gaussian noise with the mean and the standard deviation of each channel of the image."""
-
-    kind: str = "noise"
-
-    def candidates(self, image: Tensor, black: Tensor, seed: int) -> Iterator[Candidate]:
-        """Yields noise that depends on the seed."""
-        generator = torch.Generator().manual_seed(derive_seed(seed, "baseline"))
-        noise = torch.randn(image.shape, generator=generator).to(image.device)
-        mean, std = image.mean((-2, -1), keepdim=True), image.std((-2, -1), keepdim=True, correction=0)
-        yield Candidate(mean + std * noise)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Given:
-    """An image of the caller's, such as one of another class (a counterfactual baseline)."""
-
-    image: Tensor
-    """As the model takes it: float32 of shape (3, height, width)."""
-    kind: str = "image"
-
-    def candidates(self, image: Tensor, black: Tensor, seed: int) -> Iterator[Candidate]:
-        """Yields the given image."""
-        yield Candidate(self.image.to(image))
-
-
-def is_low(score: float, full_score: float) -> bool:
-    """Whether a baseline's score is low enough for the baseline to hide the class."""
-    return score <= max(LOW_SCORE, LOW_SHARE * full_score)
-
-
-# State that another attempt goes on from: tensors by name, those of a part under its prefix.
-
-
-State = Mapping[str, Tensor]
-
-
-def prefixed(part: str, state: State) -> dict[str, Tensor]:
-    """Returns a part's state under names that begin with the part's."""
-    return {f"{part}.{name}": tensor for name, tensor in state.items()}
-
-
-def within(state: State, part: str) -> dict[str, Tensor]:
-    """Returns the state of a part, under its own names; empty where there is none."""
-    prefix = f"{part}."
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-# From a question to a problem: predicts the image, settles the target, finds a baseline that hides it.
-#
-# Where neither the method nor what is measured hides anything, the baseline is neither made nor evaluated.
-
-
-TOP = 5
-"""Classes listed in a prediction."""
-
-TINY_SCORE = 0.01
-"""Below this probability of the full image, an explanation says more of noise than of the class."""
+    Args:
+        image: The normalised image, (3, height, width).
+    """
+    rows, columns = image[..., 1:, :] - image[..., :-1, :], image[..., :, 1:] - image[..., :, :-1]
+    return torch.exp(-(rows**2).mean(0) / BTV_SIGMA), torch.exp(-(columns**2).mean(0) / BTV_SIGMA)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -255,6 +150,9 @@ class Question:
 
 def prepare(question: Question, *, hides: bool = True) -> Steps[Problem]:
     """Yields requests, a Prediction and warnings; returns the Problem.
+
+    It predicts the image, settles the target, and finds a baseline that hides it. Where neither the method nor what is
+    measured hides anything, the baseline is neither made nor evaluated.
 
     Args:
         question: What is to be explained.
@@ -306,8 +204,9 @@ def _probabilities(image: Tensor) -> Steps[Tensor]:
 def _find_baseline(question: Question, target: int, full_score: float) -> Steps[tuple[Candidate, float]]:
     """Returns the first candidate with a low score, or the one with the lowest."""
     black = torch.zeros(3, 1, 1) if question.black is None else question.black
+    seed = derive_seed(question.seed, "baseline")
     tried: list[tuple[float, Candidate]] = []
-    for candidate in question.baseline.candidates(question.image, black.to(question.image), question.seed):
+    for candidate in question.baseline.candidates(question.image, black.to(question.image), seed):
         score = float((yield from _probabilities(candidate.image))[target])
         tried.append((score, candidate))
         if is_low(score, full_score):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sagittal.core.models import ModelEntry, Preprocessing
-from sagittal.engine.evaluator import PROBABILITIES, BlackBox, BlackBoxEvaluator, Output, TorchEvaluator
-from sagittal.engine.optimise import COMPILE, Step, bucket_sizes, optimise
+from sagittal.engine.evaluator import PROBABILITIES, BlackBox, BlackBoxEvaluator, Output, TorchEvaluator, bucket_sizes
+from sagittal.engine.optimise import COMPILE, Step, optimise
 from sagittal.engine.task import STRETCHED
 from sagittal.engine.timing import Variant
 from sagittal.models.measuring import BatchPlan, KeptPlan, batch_sizes, find_throughput, runs_small_cheaply

@@ -7,7 +7,6 @@ import torch
 
 from sagittal.core.models import ModelEntry
 from sagittal.engine import Engine
-from sagittal.engine.cpu.kernels import FrozenConvolution, SteadyLinear
 from sagittal.engine.evaluator import TorchEvaluator
 from sagittal.engine.memo import ScoreMemo
 from sagittal.engine.optimise import Step
@@ -88,6 +87,6 @@ class LoadedModel:
         """Bytes of all weights on the device, those of the model as it came and of the optimised one."""
         modules = {self.evaluator.module, self.evaluator.inspected or self.evaluator.module}
         tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-        layers = self.evaluator.module.modules()
-        laid_out = sum(each.laid_out_bytes for each in layers if isinstance(each, FrozenConvolution | SteadyLinear))
+        # Layers that keep their weights in a second layout say how much that takes.
+        laid_out = sum(getattr(layer, "laid_out_bytes", 0) for layer in self.evaluator.module.modules())
         return laid_out + sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())

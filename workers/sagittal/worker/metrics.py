@@ -7,7 +7,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from sagittal.core.jobs import JobState
-from sagittal.worker.execution.quality import QualityMetrics
+from sagittal.worker.quality import QualityMetrics
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 _SHARES = tuple(step / 20 for step in range(1, 21))

@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-# Activations that clamp, which the kernel of the convolution before applies while its result is in cache.
-#
-# All that such an activation needs for its gradient is its output, since it is flat exactly where that is at a bound.
-
 
 @dataclass(frozen=True, slots=True)
 class Clamp:
-    """An activation that clamps: its bounds, None for none."""
+    """An activation that clamps: its bounds, None for none.
+
+    The kernel of the convolution before applies it while the result is in cache. For the gradient its output is enough,
+    since it is flat exactly where the output is at a bound.
+    """
 
     lowest: float
     highest: float | None = None
@@ -83,8 +83,8 @@ def freezable(module: nn.Module | None) -> nn.Conv2d | None:
     """Returns a module that is a convolution which a frozen one can take the place of; None for others."""
     if type(module) is not nn.Conv2d or module.padding_mode != "zeros" or isinstance(module.padding, str):
         return None
-    on_cpu = module.weight.device.type == "cpu" and module.weight.dtype == torch.float32
-    return module if on_cpu and torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]
+    single = module.weight.dtype == torch.float32
+    return module if single and torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)

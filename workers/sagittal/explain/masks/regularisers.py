@@ -10,9 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BTV_SIGMA = 0.01
-"""Denominator of the bilateral weight on the normalised image (the authors' `sigma` is already a square)."""
-
 
 def area(masks: Tensor) -> Tensor:
     """Mean of `1 - mask`: the share of the image that is hidden (L1 in the papers)."""
@@ -30,7 +27,7 @@ def bilateral_total_variation(masks: Tensor, edges: tuple[Tensor, Tensor]) -> Te
 
     Args:
         masks: Masks at the image's size, (n, height, width).
-        edges: How alike they are, from `edge_weights`.
+        edges: How alike they are, from `sagittal.explain.problem.edge_weights`.
     """
     return _Weighted.apply(masks, *edges)  # type: ignore[no-any-return]
 
@@ -53,16 +50,6 @@ class _Weighted(torch.autograd.Function):
         gradient[..., :, 1:] += columns
         gradient[..., :, :-1] -= columns
         return gradient * (2 * along / gradient[0].numel()).view(-1, 1, 1), None, None
-
-
-def edge_weights(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns `exp(-|grad I|^2 / sigma^2)` between neighbours, over rows and over columns; the mean over channels.
-
-    Args:
-        image: The normalised image, (3, height, width).
-    """
-    rows, columns = _differences(image)
-    return torch.exp(-(rows**2).mean(0) / BTV_SIGMA), torch.exp(-(columns**2).mean(0) / BTV_SIGMA)
 
 
 def _differences(values: Tensor) -> tuple[Tensor, Tensor]:

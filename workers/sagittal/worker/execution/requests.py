@@ -26,8 +26,8 @@ from sagittal.explain import (
     Noise,
     Question,
 )
+from sagittal.explain.baselines import Baseline
 from sagittal.explain.parameters import InvalidParameter
-from sagittal.explain.problem import Baseline
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import black, to_input
 from sagittal.v1 import explanation_pb2, explanation_service_pb2, model_pb2, tensor_pb2

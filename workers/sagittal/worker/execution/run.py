@@ -34,11 +34,11 @@ from sagittal.process.tracing import NO_TRACER, Tracer
 from sagittal.queue.protocol import LeaseLost
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.worker.execution.checkpoints import Checkpoints
-from sagittal.worker.execution.quality import Quality
 from sagittal.worker.execution.trace import JobTrace, job_log
 from sagittal.worker.execution.work import Work
 from sagittal.worker.execution.writer import EventWriter, Outbox
 from sagittal.worker.metrics import WorkerMetrics
+from sagittal.worker.quality import Quality
 
 
 class JobRun:
