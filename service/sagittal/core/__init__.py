@@ -1,1 +1,1 @@
-"""Jobs, methods, images and errors: what service and workers agree on. Knows neither torch, Redis nor a server."""
+"""The types that service and workers share: jobs, methods, images and errors. Imports neither torch, Redis nor gRPC."""

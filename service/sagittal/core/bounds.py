@@ -1,7 +1,7 @@
-"""How long every text and every list of a request may be; one table for all of them, by the fields' full names.
+"""Limits for the length of every text and list in a request, in one table keyed by the field's full name.
 
-A request is checked before anything else reads it. A field without a bound here fails a test, and so does a bound
-without a field.
+`check_bounds` runs before any other code reads a request. A test fails if a field has no limit here, or if a limit
+names a field that does not exist.
 """
 
 from collections.abc import Mapping
@@ -16,25 +16,25 @@ from sagittal.core.models import MAX_LABELS
 from sagittal.core.requests import MAX_BOXES, MAX_GRID, MAX_NAME, MAX_PARTS, MAX_REQUEST_ID, MAX_SETS
 from sagittal.core.tensors import MAX_DIMENSIONS
 
-#: Names of models, versions, methods, sets and the like; tokens that the service gave out; file names and layers.
+#: Names of models, versions, methods and concept sets; tokens issued by the service; file names and layers.
 _NAME, _TOKEN, _PATH = 128, 512, 1_024
 
-#: One label of a class.
+#: Characters of one class label.
 MAX_LABEL = 1_024
 
-#: Sentences that the service gave out and that come back with a model.
+#: Sentences that the service writes into a model, which a caller may send back with it.
 _SENTENCE = 8_192
 
-#: Classes that one fit of concepts may name.
+#: Classes that one concept fit may name.
 _MAX_TARGETS = 1_000
 
-#: Changes of a set of concepts in one request.
+#: Changes to a concept set in one request.
 MAX_CHANGES = 1_000
 
-#: Bytes of a `Struct`, which may hold anything to any depth.
+#: Bytes of a `Struct`, which can nest to any depth.
 MAX_STRUCT_BYTES = 64 * 1024
 
-#: Texts and messages in the lists of one request together.
+#: Texts and messages in all lists of one request together.
 MAX_ELEMENTS = 150_000
 
 CHARACTERS: Mapping[str, int] = {
@@ -126,7 +126,7 @@ CHARACTERS: Mapping[str, int] = {
     "google.protobuf.FieldMask.paths": _NAME,
     "grpc.health.v1.HealthCheckRequest.service": _NAME,
 }
-"""Characters of each text: of each element if the field is a list."""
+"""Maximum characters of each text field; for a list, of each element."""
 
 ELEMENTS: Mapping[str, int] = {
     "sagittal.v1.Tensor.shape": MAX_DIMENSIONS,
@@ -151,25 +151,25 @@ ELEMENTS: Mapping[str, int] = {
     "sagittal.v1.UpdateConceptSetRequest.changes": MAX_CHANGES,
     "google.protobuf.FieldMask.paths": 64,
 }
-"""Elements of each list, and pairs of each map."""
+"""Maximum elements of each list, and pairs of each map."""
 
 BYTES = frozenset({"sagittal.v1.Image.encoded", "sagittal.v1.Tensor.data"})
-"""Fields of bytes: bounded by `ImageLimits` and by the shape, and by the size of a message."""
+"""Bytes fields. `ImageLimits`, the tensor's shape and the size limit of a message bound these."""
 
 WHOLE: Mapping[str, int] = {
     "google.protobuf.Struct": MAX_STRUCT_BYTES,
     "google.protobuf.Value": MAX_STRUCT_BYTES,
 }
-"""Bytes of messages that nest at will, which are bounded as a whole."""
+"""Maximum serialized bytes of messages that can nest to any depth."""
 
 
 def check_bounds(request: Message) -> None:
-    """Raises InvalidRequest, naming the field, if a text, a list or a structure of a request is too long."""
+    """Raises InvalidRequest, naming the field, if a text, list or structure of a request is too long."""
     _check(request, "", _Budget())
 
 
 class _Budget:
-    """Texts and messages in lists that a request may still have."""
+    """Remaining number of texts and messages that the lists of a request may hold."""
 
     left = MAX_ELEMENTS
 
@@ -224,7 +224,7 @@ def _check_text(field: FieldDescriptor, value: str, path: str) -> None:
 
 @cache
 def _checked_fields(message: Descriptor) -> frozenset[str]:
-    """Returns the fields of a message that have a length: texts, lists and messages."""
+    """Returns the names of the fields whose length is checked: texts, lists and messages."""
     return frozenset(
         field.name
         for field in message.fields

@@ -1,7 +1,8 @@
-"""Encoded images, decoded in processes that may die: each with bounded memory and a time limit.
+"""Decodes images in child processes with bounded memory and a time limit, so that a bad image cannot stop the caller.
 
-The parent sends a file over a socket, and gets back that it can be decoded, its pixels, or what is wrong with it. A
-process that takes too long is killed, and one that ends is replaced; it ends by itself when its parent is gone.
+The parent sends a file over a socket. The child answers that the file can be decoded, with its pixels, or with an
+error. The parent kills a child that exceeds the time limit and replaces one that exits. A child exits if its parent
+does.
 """
 
 import json
@@ -28,13 +29,13 @@ from sagittal.core.errors import InvalidImage, Unavailable
 from sagittal.core.images import ImageLimits, check, check_encoded, decode, opened, upright
 from sagittal.v1 import tensor_pb2
 
-#: Bytes of address space beyond the limit of an image: the file, twice, and what the allocator rounds up.
+#: Bytes of address space beyond an image's limit: two copies of the file, and what the allocator rounds up.
 _SLACK = 64 * 2**20
 
-#: Time that a new process has to answer, beside that of its image, in seconds.
+#: Extra time for the first answer of a new process, in seconds.
 _START_SECONDS = 60.0
 
-#: One thread, and memory of large images goes back to the system when they are done (glibc).
+#: One thread per process. glibc returns the memory of large images to the system when they are freed.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_ARENA_MAX": "1"}
 
 _LENGTH = struct.Struct("<Q")
@@ -43,16 +44,16 @@ _log = structlog.get_logger(__name__)
 
 
 class Decoder:
-    """Decodes one image at a time in a process of its own. Safe from any thread."""
+    """Decodes one image at a time in a child process. Thread-safe."""
 
     def __init__(self, limits: ImageLimits) -> None:
-        """Starts nothing yet: the process comes with the first image."""
+        """Stores the limits; the process starts with the first image."""
         self._limits = limits
         self._lock = Lock()
         self._process: _Process | None = None
 
     def check(self, image: tensor_pb2.Image, *, field: str = "image", input_size: int = 0) -> None:
-        """Raises what `core.images.check` raises; see there."""
+        """Checks an image as `core.images.check` does, and raises the same errors."""
         if image.WhichOneof("source") != "encoded":
             check(image, self._limits, field=field, input_size=input_size)
             return
@@ -60,7 +61,7 @@ class Decoder:
             self._ask("check", image.encoded, f"{field}.encoded")
 
     def decode(self, image: tensor_pb2.Image, *, field: str = "image") -> NDArray[np.uint8]:
-        """Returns what `core.images.decode` returns; see there."""
+        """Returns the pixels as `core.images.decode` does: uint8 RGB of shape (height, width, 3)."""
         if image.WhichOneof("source") != "encoded":
             return decode(image, self._limits, field=field)
         with self._lock:
@@ -68,13 +69,13 @@ class Decoder:
         return upright(found["pixels"], found["orientation"])
 
     def close(self) -> None:
-        """Ends the process; the next image starts another."""
+        """Ends the process; the next image starts a new one."""
         with self._lock:
             self._end()
 
     def _ask(self, task: str, data: bytes, path: str) -> Mapping[str, Any]:
-        """Returns an answer; asks a second process if the first ended, which something else may have done."""
-        if len(data) > self._limits.max_bytes:  # is not sent
+        """Returns the answer; retries once in a new process, since the first may have ended for an unrelated reason."""
+        if len(data) > self._limits.max_bytes:  # fails here, without sending the file
             check_encoded(data, self._limits, path)
         for again in (True, False):
             process = self._running()
@@ -107,12 +108,12 @@ class Decoder:
 
 @cache
 def decoders(limits: ImageLimits, count: int) -> Sequence[Decoder]:
-    """Returns the decoders of this process with these limits; the same ones for every caller."""
+    """Returns the decoders of this process for these limits; every caller shares the same ones."""
     return tuple(Decoder(limits) for _ in range(count))
 
 
 class _Process:
-    """A running process, and the socket to it."""
+    """A running child process and the socket to it."""
 
     def __init__(self, limits: ImageLimits) -> None:
         self._socket, theirs = socket.socketpair()
@@ -123,12 +124,12 @@ class _Process:
         self._answered = False
 
     def ask(self, task: str, data: bytes, path: str, seconds: float) -> Mapping[str, Any]:
-        """Returns an answer, with the pixels of a decoded image.
+        """Returns the answer; it includes the pixels if the task is `decode`.
 
         Raises:
-            InvalidImage: the image is damaged, or beyond the limits.
-            TimeoutError: there is no answer in time.
-            OSError, EOFError: the process has ended.
+            InvalidImage: the image is damaged or exceeds the limits.
+            TimeoutError: no answer arrived within the time limit.
+            OSError, EOFError: the process has exited.
         """
         until = time.monotonic() + seconds + (0.0 if self._answered else _START_SECONDS)
         self._send(json.dumps({"task": task, "path": path}).encode(), until)
@@ -144,7 +145,7 @@ class _Process:
         return answer
 
     def end(self) -> str:
-        """Kills the process, unless it has ended, and returns how it ended."""
+        """Kills the process if it is running; returns how it ended."""
         self._socket.close()
         self._process.kill()
         status = self._process.wait()
@@ -167,13 +168,13 @@ class _Process:
             self._socket.settimeout(max(0.001, until - time.monotonic()))
             received = self._socket.recv_into(buffer)
             if not received:
-                raise EOFError("the process has closed its end")
+                raise EOFError("the process closed its end of the socket")
             buffer = buffer[received:]
 
 
 def main() -> None:
-    """Answers on standard input, a socket, until its other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this process by the socket
+    """Answers requests on standard input, which is a socket, until its other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and closes the socket
     limits = ImageLimits(**json.loads(sys.argv[1]))
     _bound_memory(limits)
     with socket.socket(fileno=0) as link, link.makefile("rwb") as stream:
@@ -206,7 +207,7 @@ def _framed(answer: Mapping[str, Any]) -> bytes:
 
 
 def _bound_memory(limits: ImageLimits) -> None:
-    """Bounds the address space to what this process has now, and what an image within the limits needs."""
+    """Limits the address space to its present size plus what an image within the limits needs."""
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     most = now + limits.memory + 2 * limits.max_bytes + _SLACK
     resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -1,24 +1,24 @@
-"""Every failure that is expected. Anything else is a bug, and callers see it as INTERNAL without its details.
+"""Every expected failure. Any other exception is a bug: callers get INTERNAL without details.
 
     SagittalError
-    ├── InvalidRequest        INVALID_ARGUMENT      the caller's request is wrong; names the field and the remedy
+    ├── InvalidRequest        INVALID_ARGUMENT      the request is wrong; names the field and the remedy
     │   ├── InvalidImage
-    │   └── ArgumentRefused                         the queue's scripts refuse a value; nothing was written
+    │   └── ArgumentRefused                         a script of the queue refused a value; nothing was written
     ├── NotFound              NOT_FOUND             UnknownModel, UnknownJob, EventsExpired
-    ├── AlreadyExists         ALREADY_EXISTS        a request_id used again with another content
-    │   └── ModelExists                             a model's version registered again with another content
-    ├── FailedPrecondition    FAILED_PRECONDITION   the model or job cannot do what is asked
-    ├── NotServed             UNIMPLEMENTED         part of the API that nothing serves yet
-    ├── Overloaded            RESOURCE_EXHAUSTED    past an admission bound; says when to try again
-    ├── Unavailable           UNAVAILABLE           Redis is away; try again
-    │   ├── StreamMoved                             the stream goes on at another replica: WatchExplanation
-    │   └── QueueFailed       INTERNAL              Redis answered with an error that trying again does not mend
-    ├── Expired               DEADLINE_EXCEEDED     the job's deadline passed before there was a result
-    ├── Unauthenticated       UNAUTHENTICATED       no token, or an unknown one
+    ├── AlreadyExists         ALREADY_EXISTS        a request_id reused with different content
+    │   └── ModelExists                             a model version registered again with different content
+    ├── FailedPrecondition    FAILED_PRECONDITION   the model or job does not support the request
+    ├── NotServed             UNIMPLEMENTED         no worker serves this part of the API
+    ├── Overloaded            RESOURCE_EXHAUSTED    an admission limit is exceeded; carries a retry delay
+    ├── Unavailable           UNAVAILABLE           Redis cannot be reached; retry
+    │   ├── StreamMoved                             the stream continues at another replica: call WatchExplanation
+    │   └── QueueFailed       INTERNAL              Redis returned an error that a retry does not solve
+    ├── Expired               DEADLINE_EXCEEDED     the job's deadline passed before it had a result
+    ├── Unauthenticated       UNAUTHENTICATED       the token is missing or unknown
     ├── PermissionDenied      PERMISSION_DENIED     the token lacks a role
     └── JobFailed             INTERNAL              the model or its worker failed: ModelFailed, JobBuried
 
-The gRPC code of each class is `code`; `core.status` turns an error into a `google.rpc.Status` with its details.
+`code` is the gRPC code of each class. `to_status` converts an error into a `google.rpc.Status` with details.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,18 +29,18 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from sagittal.core.text import shortened
 
-#: Bytes of a message and of a field's path: thrice, as a status carries them, they fit into 8 KiB of trailing metadata.
+#: Bytes of a message and of a field's path. A status carries each up to three times, in 8 KiB of trailing metadata.
 MAX_MESSAGE, MAX_FIELD = 1_024, 256
 
 
 class SagittalError(Exception):
-    """A failure that is expected.
+    """Base class of expected failures.
 
     Attributes:
         reason: Stable identifier in capitals, for programs.
         code: gRPC status code.
-        field: The request's field at fault, as a path such as `spec.target.index`; empty where none is.
-        retry_after: Seconds after which trying again makes sense; None where it does not.
+        field: Path of the request's field at fault, such as `spec.target.index`; empty if no field is at fault.
+        retry_after: Seconds after which a retry may succeed; None if a retry does not help.
     """
 
     reason: ClassVar[str] = "INTERNAL"
@@ -54,78 +54,78 @@ class SagittalError(Exception):
 
 
 class InvalidRequest(SagittalError):
-    """The request is wrong; `field` names the part at fault."""
+    """The request is wrong; `field` names the field at fault."""
 
     reason = "INVALID_REQUEST"
     code = code_pb2.INVALID_ARGUMENT
 
 
 class InvalidImage(InvalidRequest):
-    """The image cannot be read, or is beyond the limits."""
+    """The image cannot be read or exceeds the limits."""
 
     reason = "INVALID_IMAGE"
 
 
 class ArgumentRefused(InvalidRequest):
-    """A script of the queue refuses an argument; `field` names it, and nothing was written."""
+    """A script of the queue refused an argument; `field` names it. Nothing was written."""
 
     reason = "ARGUMENT_REFUSED"
 
 
 class NotFound(SagittalError):
-    """Something that was named does not exist."""
+    """The request names something that does not exist."""
 
     reason = "NOT_FOUND"
     code = code_pb2.NOT_FOUND
 
 
 class UnknownModel(NotFound):
-    """No such model, or no such version of it."""
+    """The model or this version of it does not exist."""
 
     reason = "UNKNOWN_MODEL"
 
 
 class UnknownJob(NotFound):
-    """No such job, or its retention has passed."""
+    """The job does not exist, or its retention has passed."""
 
     reason = "UNKNOWN_JOB"
 
 
 class EventsExpired(NotFound):
-    """A reader was so slow that what it had still to read is no longer kept."""
+    """The reader fell behind retention: the events it still had to read are deleted."""
 
     reason = "EVENTS_EXPIRED"
 
 
 class AlreadyExists(SagittalError):
-    """A request_id that was used with another content."""
+    """The request_id was used with different content."""
 
     reason = "REQUEST_ID_REUSED"
     code = code_pb2.ALREADY_EXISTS
 
 
 class ModelExists(AlreadyExists):
-    """A model's version that is registered with another content."""
+    """The model version is registered with different content."""
 
     reason = "MODEL_EXISTS"
 
 
 class FailedPrecondition(SagittalError):
-    """The model or the job cannot do what is asked; the message says what works."""
+    """The model or the job does not support the request; the message names what it supports."""
 
     reason = "UNSUPPORTED"
     code = code_pb2.FAILED_PRECONDITION
 
 
 class NotServed(SagittalError):
-    """A part of the API that nothing serves."""
+    """No worker serves this part of the API."""
 
     reason = "NOT_SERVED"
     code = code_pb2.UNIMPLEMENTED
 
 
 class Overloaded(SagittalError):
-    """Past an admission bound."""
+    """An admission limit is exceeded."""
 
     reason = "QUEUE_FULL"
     code = code_pb2.RESOURCE_EXHAUSTED
@@ -139,27 +139,27 @@ class Unavailable(SagittalError):
 
 
 class StreamMoved(Unavailable):
-    """This replica ends the stream, not the job: WatchExplanation goes on where it stopped."""
+    """This replica ended the stream but not the job; WatchExplanation continues where the stream stopped."""
 
     reason = "STREAM_MOVED"
 
 
 class QueueFailed(Unavailable):
-    """Redis answered with an error that is a bug or damaged data; the log has its own words."""
+    """Redis returned an error caused by a bug or by damaged data; the log has the original message."""
 
     reason = "QUEUE_FAILED"
     code = code_pb2.INTERNAL
 
 
 class Expired(SagittalError):
-    """The deadline passed before there was a result."""
+    """The deadline passed before the job had a result."""
 
     reason = "DEADLINE_PASSED"
     code = code_pb2.DEADLINE_EXCEEDED
 
 
 class Unauthenticated(SagittalError):
-    """No token, or an unknown one."""
+    """The token is missing or unknown."""
 
     reason = "UNAUTHENTICATED"
     code = code_pb2.UNAUTHENTICATED
@@ -173,36 +173,36 @@ class PermissionDenied(SagittalError):
 
 
 class JobFailed(SagittalError):
-    """The job ended in a failure that is not the caller's."""
+    """The job failed, and the caller is not at fault."""
 
     reason = "JOB_FAILED"
     code = code_pb2.INTERNAL
 
 
 class ModelFailed(JobFailed):
-    """The model could not be loaded, raised, or returned what is no score."""
+    """The model could not be loaded, raised an error, or returned values that are not scores."""
 
     reason = "MODEL_FAILED"
 
 
 class JobBuried(JobFailed):
-    """The job took down as many workers as it may."""
+    """The job was dead-lettered: as many workers died during its attempts as `SAGITTAL_MAX_ATTEMPTS` allows."""
 
     reason = "JOB_BURIED"
 
 
-# Errors as `google.rpc.Status` and back: what crosses the wire, and what the workers write into `failed` events.
+# Errors to `google.rpc.Status` and back: for gRPC, and for the `failed` events that workers write.
 
 
-#: `ErrorInfo.domain` of every error of ours.
+#: `ErrorInfo.domain` of every error of this service.
 DOMAIN = "sagittal"
 
-#: `ErrorInfo.reason` of failures that are bugs; their text stays in the log.
+#: `ErrorInfo.reason` of bugs; their text is only in the log.
 INTERNAL_REASON = "INTERNAL"
 
 
 def to_status(error: SagittalError) -> status_pb2.Status:
-    """Returns the error with its reason, the field at fault, and when to try again."""
+    """Returns the error as a status with its reason, the field at fault and the retry delay."""
     status = status_pb2.Status(code=error.code, message=error.message)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
     status.details.add().Pack(info)
@@ -216,8 +216,8 @@ def to_status(error: SagittalError) -> status_pb2.Status:
 
 
 def internal_status(incident: str) -> status_pb2.Status:
-    """Returns the status of a bug: nothing but an identifier that is found again in the log."""
-    message = f"internal error, id {incident}: tell the operator, whose log says more under this id"
+    """Returns the status of a bug: it has only an identifier, under which the log has the details."""
+    message = f"internal error, id {incident}: give this id to the operator, whose log has the details"
     status = status_pb2.Status(code=code_pb2.INTERNAL, message=message)
     info = error_details_pb2.ErrorInfo(reason=INTERNAL_REASON, domain=DOMAIN, metadata={"incident": incident})
     status.details.add().Pack(info)
@@ -225,7 +225,7 @@ def internal_status(incident: str) -> status_pb2.Status:
 
 
 def from_status(status: status_pb2.Status) -> SagittalError:
-    """Returns the error that was meant: by its reason, or by its code where the reason is unknown or missing."""
+    """Returns the error for a status: by its reason, or by its code if the reason is unknown or missing."""
     info, violations, retry = (
         error_details_pb2.ErrorInfo(),
         error_details_pb2.BadRequest(),

@@ -1,8 +1,9 @@
-"""Images from callers: checked against limits before anything is allocated, then decoded to plain RGB.
+"""Checks images from callers against limits before anything is allocated, then decodes them to RGB.
 
-Only three parsers of Pillow's can be reached (JPEG, PNG, WebP), and each reads its header first: an image beyond the
-limits, such as a decompression bomb, is refused from its header. So is one that would take more memory to decode than
-`ImageLimits.memory`, by the bytes a pixel that its format takes. See `core.decoding` for decoding in other processes.
+Only three of Pillow's parsers are reachable: JPEG, PNG and WebP. Each reads the header first, so an image beyond the
+limits, such as a decompression bomb, is rejected by its header. An image is also rejected if decoding it would take
+more memory than `ImageLimits.memory`, estimated from the bytes per pixel of its format. `core.decoding` runs this in
+child processes.
 """
 
 import io
@@ -28,18 +29,18 @@ from sagittal.v1 import tensor_pb2
 _MEBI = 2**20
 _EXIF_ORIENTATION = 0x0112
 
-#: What Pillow's parsers raise on damaged files.
+#: Exceptions that Pillow's parsers raise for damaged files.
 _DAMAGE = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError,
     struct.error, zlib.error, Pillow.DecompressionBombError, Pillow.DecompressionBombWarning,
 )  # fmt: skip
 
-#: Bytes a pixel that Pillow holds while it decodes, as `test_a_decoded_image_takes_no_more_than_its_estimate` measures.
-#: An image of any mode takes 4 at most; WebP takes two canvases, the frame and a copy of it beside; a progressive JPEG
-#: holds its coefficients, 2 for each component.
+#: Bytes per pixel that Pillow holds while it decodes, as `test_a_decoded_image_takes_no_more_than_its_estimate`
+#: measures. An image takes at most 4 in any mode. WebP takes two canvases, the frame and a copy of it. A progressive
+#: JPEG also holds its coefficients, 2 bytes for each component.
 _BYTES_A_PIXEL, _WEBP_BYTES_A_PIXEL, _COEFFICIENT_BYTES = 4, 17, 2
 
-#: Pixels that take as long as a byte of a JPEG, which is read to its end but not built at its size.
+#: Pixels that take as long to check as one byte of a JPEG, which is read to its end but built at reduced size.
 _JPEG_PIXELS_A_BYTE = 4
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -57,33 +58,33 @@ _TURNS: Mapping[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     8: lambda pixels: pixels.transpose(1, 0, 2)[::-1],
 }
 
-#: Pixels that are turned into plain RGB at a time.
+#: Pixels that are converted to RGB at a time.
 _STRIP_PIXELS = 2**18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageLimits:
-    """How large a picture may be."""
+    """Limits for the size of an image."""
 
     max_bytes: int = 16 * _MEBI
     """Bytes of an encoded file."""
     max_pixels: int = 64_000_000
-    """Width times height: 8000 x 8000 is just admitted."""
+    """Width times height; 8000 x 8000 is the largest square."""
     max_frames: int = 1_000
-    """Frames of an animation, of which the first counts."""
+    """Frames of an animation; only the first is used."""
     memory: int = 256 * _MEBI
-    """Bytes that decoding one encoded image may take, beside the file and the result."""
+    """Bytes that decoding one encoded image may take, in addition to the file and the result."""
     seconds: float = 30.0
-    """Longest time that a process may take to decode one image."""
+    """Longest time that decoding one image may take, in seconds."""
 
 
 def check(image: tensor_pb2.Image, limits: ImageLimits, *, field: str = "image", input_size: int = 0) -> None:
-    """Raises what `decode` or `model_input` would raise, at less cost where it can.
+    """Raises the errors that `decode` or `model_input` would raise, at lower cost if possible.
 
     Args:
-        image: A picture of the caller's.
-        limits: How large it may be.
-        field: Path of the picture in the request, for errors.
+        image: The caller's image.
+        limits: Limits for its size.
+        field: Path of the image in the request, for errors.
         input_size: Side in pixels that a `model_input` must have; 0 for any.
     """
     source = image.WhichOneof("source")
@@ -96,7 +97,7 @@ def check(image: tensor_pb2.Image, limits: ImageLimits, *, field: str = "image",
 
 
 def pixels_to_read(image: tensor_pb2.Image) -> int:
-    """Returns how long it takes to check an image, in pixels of a PNG, from its first bytes alone."""
+    """Returns the time that checking an image takes, in pixels of a PNG, estimated from the image's first bytes."""
     data = image.encoded
     if not data:
         return image.ByteSize() // 3
@@ -112,19 +113,19 @@ def pixels_to_read(image: tensor_pb2.Image) -> int:
 def check_encoded(data: bytes, limits: ImageLimits, path: str) -> None:
     """Raises InvalidImage if `opened` would."""
     with _opened(data, limits, path) as picture:
-        picture.draft("RGB", (1, 1))  # a JPEG is read whole, to its end, but built at an eighth of its size
+        picture.draft("RGB", (1, 1))  # a JPEG is read to its end, but built at an eighth of its size
         _load(picture, path)
 
 
 def decode(image: tensor_pb2.Image, limits: ImageLimits, *, field: str = "image") -> NDArray[np.uint8]:
-    """Returns the picture as the caller sees it, uint8 RGB of shape (height, width, 3).
+    """Returns the image as it is displayed: uint8 RGB of shape (height, width, 3), values 0 to 255.
 
-    The EXIF orientation is applied, alpha is composed over white, palette, grey, 16-bit and CMYK pictures become RGB,
-    and of an animation the first frame counts.
+    The EXIF orientation is applied. Alpha is composed over white. Palette, grey, 16-bit and CMYK images are converted
+    to RGB. The first frame of an animation is used.
 
     Raises:
-        InvalidImage: a file that cannot be read, or is beyond the limits.
-        InvalidRequest: a tensor of the wrong type, shape, length or range.
+        InvalidImage: the file cannot be read or exceeds the limits.
+        InvalidRequest: the tensor has the wrong type, shape, length or range.
     """
     source = image.WhichOneof("source")
     if source == "encoded":
@@ -132,17 +133,19 @@ def decode(image: tensor_pb2.Image, limits: ImageLimits, *, field: str = "image"
     if source == "pixels":
         return _pixels(image.pixels, limits, f"{field}.pixels")
     if source == "model_input":
-        raise InvalidRequest(f"{field}.model_input is no picture: read it as the model's input", field=field)
+        raise InvalidRequest(
+            f"{field}.model_input is the model's input, not an image; give `encoded` or `pixels`", field=field
+        )
     raise InvalidRequest(f"{field} is empty: give `encoded`, `pixels` or `model_input`", field=field)
 
 
 def model_input(
     image: tensor_pb2.Image, limits: ImageLimits, *, field: str = "image", input_size: int = 0
 ) -> NDArray[np.float32]:
-    """Returns `image.model_input` as float32 of shape (3, height, width), finite.
+    """Returns `image.model_input` as float32 of shape (3, height, width), all values finite.
 
     Raises:
-        InvalidRequest: it is not set, or has the wrong type, shape, length or size, or values that are not finite.
+        InvalidRequest: the tensor is missing, has the wrong type, shape, length or size, or holds NaN or infinity.
     """
     path = f"{field}.model_input"
     array = array_of(image.model_input, path, dtypes=("FLOAT32", "FLOAT16"))
@@ -186,10 +189,10 @@ class LoadedImage:
     width: int
     height: int
     orientation: int
-    """As EXIF numbers it; 1 is upright."""
+    """EXIF orientation, 1 to 8; 1 is upright."""
 
     def strips(self) -> Iterator[NDArray[np.uint8]]:
-        """Yields the image's rows from the top as RGB over white, some at a time: never a copy of the whole."""
+        """Yields the rows from the top as uint8 RGB over white, in strips of shape (rows, width, 3)."""
         rows = max(1, _STRIP_PIXELS // self.width)
         for top in range(0, self.height, rows):
             strip = self.picture.crop((0, top, self.width, min(top + rows, self.height)))
@@ -200,26 +203,26 @@ class LoadedImage:
 def opened(data: bytes, limits: ImageLimits, path: str) -> Iterator[LoadedImage]:
     """Reads an encoded image to its end. Raises InvalidImage."""
     with _opened(data, limits, path) as picture:
-        _load(picture, path)  # first: asking a PNG for its orientation loads it, and that damage would be overlooked
+        _load(picture, path)  # before _orientation, which also loads a PNG but ignores damage
         yield LoadedImage(picture, *picture.size, _orientation(picture))
 
 
 def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Returns pixels of shape (height, width, 3) turned as their EXIF orientation says."""
+    """Returns pixels of shape (height, width, 3), uint8, turned upright according to their EXIF orientation."""
     turn = _TURNS.get(orientation)
     return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
 def _opened(data: bytes, limits: ImageLimits, path: str) -> ImageFile:
-    """Returns the picture with only its header read, known to be within the limits."""
+    """Returns the image with only its header read, after checking it against the limits."""
     if len(data) > limits.max_bytes:
-        text = f"{path} has {len(data):,} bytes; at most {limits.max_bytes:,} are admitted: send a smaller picture"
+        text = f"{path} has {len(data):,} bytes; give at most {limits.max_bytes:,}: send a smaller image"
         raise InvalidImage(text, field=path)
     parser = next((parser for accepts, parser in _FORMATS if accepts(data)), None)
     if parser is None:
-        found = "empty" if not data else f"no picture that can be read (it begins with {data[:8].hex(' ')})"
+        found = "empty" if not data else f"no image in a known format (it begins with {data[:8].hex(' ')})"
         raise InvalidImage(f"{path} is {found}; give a JPEG, PNG or WebP file", field=path)
-    if parser is WebPImageFile:  # its parser allocates the canvas while it opens
+    if parser is WebPImageFile:  # its parser allocates the canvas when it opens the file
         _check_pixels(*_webp_size(data), limits, path)
         _check_memory(*_webp_size(data), "WebP", _WEBP_BYTES_A_PIXEL, limits, path)
     try:
@@ -234,7 +237,7 @@ def _opened(data: bytes, limits: ImageLimits, path: str) -> ImageFile:
     elif parser is not WebPImageFile:
         _check_memory(*picture.size, picture.format or "", _BYTES_A_PIXEL, limits, path)
     if frames > limits.max_frames:
-        raise InvalidImage(f"{path} has {frames:,} frames; at most {limits.max_frames:,} are admitted", field=path)
+        raise InvalidImage(f"{path} has {frames:,} frames; give at most {limits.max_frames:,}", field=path)
     return picture
 
 
@@ -242,12 +245,12 @@ def _load(picture: ImageFile, path: str) -> None:
     try:
         picture.load()
     except MemoryError as error:
-        text = f"{path} takes more memory to decode than is admitted: scale it down first"
+        text = f"{path} takes more memory to decode than is allowed: scale it down first"
         raise InvalidImage(text, field=path) from error
     except _DAMAGE as error:
         raise _damaged(path, error) from error
     if picture.mode in ("P", "PA") and picture.palette is None:
-        raise _damaged(path, ValueError("it lacks the palette that its colours are numbers of"))
+        raise _damaged(path, ValueError("it has palette colours but no palette"))
 
 
 def _damaged(path: str, error: BaseException) -> InvalidImage:
@@ -258,7 +261,7 @@ def _damaged(path: str, error: BaseException) -> InvalidImage:
 def _check_pixels(width: int, height: int, limits: ImageLimits, path: str) -> None:
     if width * height > limits.max_pixels:
         given = f"{width:,} x {height:,} = {width * height:,} pixels"
-        text = f"{path} has {given}; at most {limits.max_pixels:,} are admitted: scale it down first"
+        text = f"{path} has {given}; at most {limits.max_pixels:,} are allowed: scale it down first"
         raise InvalidImage(text, field=path)
 
 
@@ -266,7 +269,7 @@ def _check_memory(width: int, height: int, kind: str, bytes_a_pixel: int, limits
     most = max(0, limits.memory - _DECODING_BYTES) // bytes_a_pixel
     if width * height > most:
         given = f"a {kind} of {width:,} x {height:,} pixels, which takes {bytes_a_pixel} bytes a pixel to decode"
-        text = f"{path} is {given}; at most {most:,} pixels of that format are admitted: scale it down first"
+        text = f"{path} is {given}; at most {most:,} pixels of that format are allowed: scale it down first"
         raise InvalidImage(text, field=path)
 
 
@@ -274,11 +277,11 @@ def _orientation(picture: ImageFile) -> int:
     try:
         return int(picture.getexif().get(_EXIF_ORIENTATION, 1))
     except _DAMAGE:
-        return 1  # damaged metadata does not spoil the picture
+        return 1  # an image with damaged metadata is still usable
 
 
 def _in_colour(picture: Pillow.Image) -> Pillow.Image:
-    """Returns the picture as RGB over white."""
+    """Returns the image as RGB over white."""
     if picture.mode.startswith("I"):
         return _from_16_bit(picture).convert("RGB")
     if "transparency" in picture.info and picture.mode in ("1", "L", "P", "RGB"):
@@ -292,7 +295,7 @@ def _in_colour(picture: Pillow.Image) -> Pillow.Image:
 
 
 def _from_16_bit(picture: Pillow.Image) -> Pillow.Image:
-    """Returns 16-bit grey as 8-bit grey; a level that stands for transparency becomes white."""
+    """Returns 16-bit grey as 8-bit grey; the level marked as transparent becomes white."""
     levels = np.asarray(picture).astype(np.int64)
     grey = np.clip(levels >> 8, 0, 255).astype(np.uint8)
     clear = picture.info.get("transparency")
@@ -302,7 +305,7 @@ def _from_16_bit(picture: Pillow.Image) -> Pillow.Image:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """Returns width and height of the canvas, from the header; (0, 0) where the parser will find it damaged."""
+    """Returns width and height of the canvas from the header; (0, 0) if it is damaged, which the parser reports."""
     kind, body = data[12:16], data[20:30]
     if len(body) < 10:
         return 0, 0

@@ -1,4 +1,4 @@
-"""A job: one piece of work on one model, as the queue carries it."""
+"""Jobs: units of work on one model, as the queue stores them, with their identity and their cost."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 
 class JobKind(StrEnum):
-    """What a job's request is: the serialized `sagittal.v1` message named beside it."""
+    """The kind of a job; the `sagittal.v1` message beside each is the serialized request."""
 
     EXPLANATION = "explanation"  # ExplanationSpec
     PREDICTION = "prediction"  # PredictRequest
@@ -23,14 +23,14 @@ class JobKind(StrEnum):
 
 
 class Lane(StrEnum):
-    """Who waits for the answer. Interactive jobs go first; batch jobs are never starved."""
+    """Priority of a job. Interactive jobs go first; batch jobs still get a share."""
 
     INTERACTIVE = "interactive"
     BATCH = "batch"
 
 
 class JobState(StrEnum):
-    """Where a job stands."""
+    """State of a job."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -40,55 +40,55 @@ class JobState(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether the job has its terminal event."""
+        """True if the job has its terminal event."""
         return self in (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
 
 
 class CachePolicy(StrEnum):
-    """Whether a job may share the answer of another with the same `content_key`."""
+    """Whether a job may share the answer of another job with the same `content_key`."""
 
-    USE = "use"  # joins a run in flight, or takes the stored answer; its own answer is stored
-    REFRESH = "refresh"  # is run anew; its answer replaces the stored one
-    BYPASS = "bypass"  # is run anew; nothing is shared or stored
+    USE = "use"  # joins a running execution or takes the stored answer; its own answer is stored
+    REFRESH = "refresh"  # starts a new execution; its answer replaces the stored one
+    BYPASS = "bypass"  # starts a new execution; nothing is shared or stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
-    """A job to be accepted."""
+    """A job to be submitted."""
 
     job_id: str
-    """Unguessable identifier, 32 hexadecimal digits."""
+    """Unguessable identifier: 32 hexadecimal digits."""
     kind: JobKind
     model: str
     """Name of the model."""
     version: str
-    """Version of the model, resolved: never empty."""
+    """Resolved version of the model; never empty."""
     method: str
-    """Name of the method, such as `igos++`; empty for jobs that are no explanations."""
+    """Name of the method, such as `igos++`; empty if the job is not an explanation."""
     lane: Lane
     request: bytes
     """The serialized request, without its images."""
     images: dict[str, bytes] = field(default_factory=dict)
-    """Images by name: `image`, `baseline`; serialized `sagittal.v1.Image`."""
+    """Serialized `sagittal.v1.Image` messages by name: `image`, `baseline`."""
     deadline: float | None = None
-    """Wall-clock time in seconds since the epoch by which the job must have ended; None for no deadline."""
+    """Time by which the job must end, in seconds since the epoch; None for no deadline."""
     request_id: str = ""
     """The caller's idempotency key; empty for none."""
     tenant: str = "default"
     content_key: str = ""
-    """SHA-256 over everything the answer depends on; equal keys of a tenant share one answer. Empty: never shared."""
+    """SHA-256 over everything the answer depends on. Equal keys of a tenant share an answer. Empty: never shared."""
     cache: CachePolicy = CachePolicy.USE
-    """Whether an answer to the same `content_key` may be shared."""
+    """Whether the answer of another job with the same `content_key` may be used."""
     estimated_evaluations: int = 0
-    """Model evaluations it is expected to take; 0 for not known."""
+    """Expected model evaluations; 0 if unknown."""
     setting: str = ""
-    """What of the request decides its cost (`core.costs`); empty where nothing is to be learned from it."""
+    """The part of the request that determines its cost (`setting_of`); empty if no cost is learned from the job."""
     trace_context: str = ""
-    """W3C traceparent of the request and, after a space, its tracestate; empty for none."""
+    """W3C traceparent of the request, followed by a space and its tracestate; empty if there is none."""
 
     @property
     def fingerprint(self) -> str:
-        """Tells whether two jobs have the same content: the content key, or SHA-256 over what there is."""
+        """Digest of the job's content, equal for equal jobs: the content key, or SHA-256 over request and images."""
         if self.content_key:
             return self.content_key
         digest = hashlib.sha256()
@@ -102,7 +102,7 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What is known of a job, without its request, images and events."""
+    """A job's record, without its request, images and events."""
 
     job_id: str
     kind: JobKind
@@ -116,51 +116,51 @@ class Job:
     created: float
     """Seconds since the epoch."""
     ended: float | None
-    """Seconds since the epoch; None while it has not ended."""
+    """Seconds since the epoch; None until the job ends."""
     deadline: float | None
     attempt: int
-    """Times a worker began it."""
+    """Number of attempts, the current one included."""
     worker: str
-    """Worker that runs or ran it; empty while none did."""
+    """Worker of the latest attempt; empty if there was none."""
     last_sequence: int
-    """Sequence number of its newest event."""
+    """Sequence number of the newest event."""
     cancel_requested: bool
     reason: str = ""
-    """Stable reason why it failed, such as `JOB_BURIED`; empty where it did not."""
+    """Stable reason of the failure, such as `JOB_BURIED`; empty if the job did not fail."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """A worker's right to run a job, until it is settled, released or lost."""
+    """A worker's right to execute a job, until the lease is settled, released or lost."""
 
     job: Job
     request: bytes
     images: dict[str, bytes]
     token: int
-    """Fencing token: each lease of a job has a higher one, and only the newest may write."""
+    """Fencing token. It rises with each lease of a job, and only the newest token may write."""
     trace_context: str = ""
     checkpoint: bytes | None = None
-    """State that an earlier attempt stored; None for none."""
+    """State stored by an earlier attempt; None if there is none."""
     alone: bool = False
-    """Whether the worker may run nothing beside it: an earlier attempt ended with its worker's death."""
+    """True if the worker must execute nothing else meanwhile, because its worker died during an earlier attempt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancellation:
-    """Word to a worker that a run of its must end."""
+    """Notification to a worker that one of its attempts must end."""
 
     lease: Lease
     reason: str
-    """Why it was cancelled; empty if its deadline passed."""
+    """Why the job was cancelled; empty if its deadline passed."""
     age: float
     """Time since the cancellation was accepted, in seconds on the queue's clock."""
     expired: bool = False
-    """Whether its deadline passed: it then ends as failed, as a job does that the queue ends for that."""
+    """True if the deadline passed: the job then ends as failed with DEADLINE_PASSED."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredRequest:
-    """What a job was made of, while it is kept."""
+    """A job's request and images, for as long as the job is retained."""
 
     request: bytes
     """The serialized request, without its images."""
@@ -173,45 +173,45 @@ class StoredEvent:
     """An event in a job's log."""
 
     sequence: int
-    """From 1, without gaps."""
+    """Sequence number: starts at 1, without gaps."""
     payload: bytes
-    """The serialized `sagittal.v1.ExplanationEvent`, whose sequence is that of the log."""
+    """The serialized `sagittal.v1.ExplanationEvent` with the same sequence number."""
     terminal: bool
-    """Whether it ended the job: the last event of every ended job, and no other."""
+    """True for the last event of an ended job, and for no other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventPage:
-    """Some events of a job's log in a row."""
+    """Consecutive events of a job's log."""
 
     events: Sequence[StoredEvent]
     next_sequence: int | None
-    """The sequence number after which the log goes on; None at the end of what there is."""
+    """Sequence number after which to continue; None if there are no more events yet."""
     ended: bool
-    """Whether the job has ended."""
+    """True if the job has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
-    """The work of one model in one lane."""
+    """The queued and running executions of one model in one lane."""
 
     queued: int
-    """Runs that wait for a worker; jobs that share a run count once."""
+    """Executions that wait for a worker; jobs that share an execution count once."""
     running: int
-    """Runs that a worker holds."""
+    """Executions that a worker has leased."""
     oldest_seconds: float
-    """How long the oldest queued run has waited, in seconds; 0 where none waits."""
+    """How long the oldest queued execution has waited, in seconds; 0 if none waits."""
 
 
-# What a job is called, and when two jobs are the same question.
+# The identity of a job: its id, and the key that equal jobs share.
 
 
-#: Raised when the same request would be answered otherwise, so that stored answers are not given for it.
+#: Version of the answers. Increase it if the same request would get a different answer, so that stored ones expire.
 ANSWER_VERSION = 1
 
 
 def new_job_id() -> str:
-    """Returns 32 hexadecimal digits that nobody can guess."""
+    """Returns 32 random hexadecimal digits that cannot be guessed."""
     return secrets.token_hex(16)
 
 
@@ -219,8 +219,8 @@ def content_key(question: Mapping[str, Any], images: Mapping[str, bytes]) -> str
     """Returns the SHA-256, in hexadecimal, over everything that an answer depends on.
 
     Args:
-        question: Model, digest, method with its parameters, target, ...: whatever JSON can carry, and bytes.
-        images: The pictures by name.
+        question: Model, digest, method with its parameters, target and so on: JSON values and bytes.
+        images: The serialized images by name.
     """
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in images.items()}
     whole = {"answer_version": ANSWER_VERSION, "images": digests, **question}
@@ -231,50 +231,50 @@ def content_key(question: Mapping[str, Any], images: Mapping[str, bytes]) -> str
 def _digest(value: object) -> str:
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()
-    raise TypeError(f"{type(value).__name__} cannot be part of a content key")
+    raise TypeError(f"{type(value).__name__} cannot be part of a content key; give JSON values or bytes")
 
 
-# What a job will cost, learned from jobs that ended: model evaluations and seconds, by model, method and setting.
+# The cost of a job, learned from ended jobs: model evaluations and seconds, by model, method and setting.
 #
-# A *setting* is what of a request decides its cost: the method's plain parameters, the budget and the curves. What a
-# setting cost before is the estimate of the next job with it. A setting that was never seen is estimated from those of
-# the same method that were, by a line through their logarithms: costs are mostly products of the numbers asked for
-# (iterations times points). Ridge regression keeps that line flat where nothing is known.
+# A *setting* is the part of a request that determines its cost: the method's plain parameters, the budget and the
+# curves. The estimate for a known setting is its observed cost. For an unknown setting, a line is fitted through the
+# logarithms of the known settings of the same method, because most costs are products of the requested numbers
+# (iterations times points). Ridge regression keeps the line flat in directions without data.
 
 
-#: Model evaluations that a request may ask for, and that an estimate may reach.
+#: Most model evaluations that a request may ask for and that an estimate may return.
 MAX_EVALUATIONS = 1_000_000_000
 
-#: Characters of a setting; longer ones, of methods with many parameters, are cut off and so told apart less well.
+#: Characters of a setting. Longer ones, of methods with many parameters, are truncated and may then coincide.
 MAX_SETTING = 512
 
-#: Strength with which slopes are held to 0, against squared differences of logarithms.
+#: Strength of the ridge penalty on slopes, relative to squared differences of logarithms.
 RIDGE = 0.05
 
-#: Furthest that an estimate leaves what was observed, as a factor.
+#: Largest factor by which an estimate may leave the range of observed costs.
 FURTHEST = 100.0
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a job takes."""
+    """Cost of one job."""
 
     evaluations: float
-    """Model evaluations, metrics included."""
+    """Model evaluations, including those for metrics."""
     seconds: float
-    """Time from start to end on a worker that runs other jobs beside it; 0 where not known."""
+    """Seconds from start to end on a worker that also executes other jobs; 0 if unknown."""
 
 
 def setting_of(parameters: Mapping[str, Any], **others: float | str) -> str:
-    """Returns the setting of a request as text: equal texts cost the same."""
+    """Returns the setting of a request as text; requests with equal texts have equal costs."""
     plain = {name: value for name, value in parameters.items() if isinstance(value, bool | int | float | str)}
     return json.dumps(plain | others, sort_keys=True, separators=(",", ":"))[:MAX_SETTING]
 
 
 def estimate(setting: str, observed: Mapping[str, Cost]) -> Cost | None:
-    """Returns what a job with this setting will cost, from the settings of its model and method seen before.
+    """Returns the expected cost of a job with this setting, from observed settings of the same model and method.
 
-    None where nothing was seen.
+    Returns None if nothing was observed.
     """
     if not observed:
         return None
@@ -286,7 +286,7 @@ def estimate(setting: str, observed: Mapping[str, Cost]) -> Cost | None:
 
 
 def _extrapolate(wanted: Mapping[str, float], settings: Sequence[Mapping[str, float]], costs: Sequence[Cost]) -> float:
-    """Returns the evaluations on the line through what was observed."""
+    """Returns the evaluations on the line fitted through the observed costs."""
     names = sorted({name for setting in settings for name in setting} & set(wanted))
     points = np.array([[_log(setting.get(name, wanted[name])) for name in names] for setting in settings])
     values = np.log([max(cost.evaluations, 1.0) for cost in costs])
@@ -298,13 +298,13 @@ def _extrapolate(wanted: Mapping[str, float], settings: Sequence[Mapping[str, fl
 
 
 def _slopes(points: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the slopes of ridge regression, of shape (names,)."""
+    """Returns the slopes of ridge regression: float64 of shape (names,)."""
     normal = points.T @ points + RIDGE * np.eye(points.shape[1])
     return np.asarray(np.linalg.solve(normal, points.T @ values))
 
 
 def _numbers(setting: str) -> Mapping[str, float]:
-    """Returns the finite numbers of a setting by name; none where it was cut off."""
+    """Returns the numbers in a setting by name; empty if the text was truncated."""
     try:
         values = json.loads(setting)
     except json.JSONDecodeError:

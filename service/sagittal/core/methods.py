@@ -1,7 +1,8 @@
-"""Methods and their parameters, checked against what the workers publish of a model: no method is known here by name.
+"""Checks methods and their parameters against the catalogue that workers publish for a model.
 
-A typed method is a message in the oneof `Method.method`; the catalogue's entry with that `field` describes it. A method
-by name (`custom`) is described by the entry with that `name`. So a method that a worker adds needs no line here.
+A typed method is a message in the oneof `Method.method`; the catalogue entry with that `field` describes it. A method
+by name (`custom`) is described by the entry with that `name`. No method is hard-coded here, so a new one needs no
+change.
 """
 
 import math
@@ -19,26 +20,26 @@ from sagittal.core.tensors import array_of
 from sagittal.core.text import shown
 from sagittal.v1 import method_pb2, model_pb2, tensor_pb2
 
-# One parameter of a method against its description: type, range, choices, default.
+# Checks one parameter against its description: type, range, choices and default.
 
 
 Path = NewType("Path", str)
-"""Path of a message in the request, such as `spec.method.igos_plus_plus`."""
+"""Path of a message in the request, such as `spec.method.igos_plus_plus`; errors name it."""
 
-#: Most choices that an error lists.
+#: Choices that an error lists before it refers to GetModel.
 _CHOICES_SHOWN = 12
 
 
 def checked(parameter: model_pb2.ParameterDescription, given: Any, path: Path) -> Any:
-    """Returns the value to use: the one given, checked, or the default.
+    """Returns the value to use: the given one after a check, or the default.
 
     Args:
-        parameter: What the workers say of it.
-        given: The caller's value; None where there is none.
+        parameter: Its description from the catalogue.
+        given: The caller's value; None if the request does not set it.
         path: Path of the message that holds it, for errors.
 
     Raises:
-        InvalidRequest: the value has another type or is out of bounds, or is missing where there is no default.
+        InvalidRequest: the value has the wrong type, is out of bounds, or is missing and has no default.
     """
     field = f"{path}.{parameter.name}"
     if given is None:
@@ -52,7 +53,7 @@ def checked(parameter: model_pb2.ParameterDescription, given: Any, path: Path) -
 
 
 def admitted(parameter: model_pb2.ParameterDescription) -> str:
-    """Says what a number may be, such as `a whole number from 7 to 224`."""
+    """Describes the allowed numbers, such as `a whole number from 7 to 224`."""
     kind = "a whole number" if parameter.type == "int" else "a number"
     low = f"{'above' if parameter.exclusive_minimum else 'from'} {parameter.minimum:g}"
     high = f"{'below' if parameter.exclusive_maximum else 'to'} {parameter.maximum:g}"
@@ -66,7 +67,7 @@ def admitted(parameter: model_pb2.ParameterDescription) -> str:
 
 
 def shortest(value: float) -> float:
-    """Returns the shortest decimal that is the same in single precision: the 0.1 that was typed, not 0.10000000149."""
+    """Returns the shortest decimal that is equal in single precision: 0.1 instead of 0.10000000149."""
     single = np.float32(value)
     return float(str(single)) if float(single) == value else value
 
@@ -118,7 +119,9 @@ def _text(given: Any, field: str) -> str:
 
 def _tensor(given: Any, field: str) -> bytes:
     if not isinstance(given, tensor_pb2.Tensor):
-        raise InvalidRequest(f"{field} must be a tensor, which a method by name cannot carry", field=field)
+        raise InvalidRequest(
+            f"{field} must be a tensor, which `custom` cannot carry: use the method's typed field", field=field
+        )
     array_of(given, field)
     return bytes(given.SerializeToString(deterministic=True))
 
@@ -138,7 +141,7 @@ _TYPES: Mapping[str, Callable[[Any, str], Any]] = {
 }
 
 
-#: Field of `Method` that is meant where none is set.
+#: Field of `Method` that is used if none is set.
 DEFAULT_FIELD = "igos_plus_plus"
 
 _CUSTOM = "custom"
@@ -146,19 +149,19 @@ _CUSTOM = "custom"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedMethod:
-    """A method with every parameter that it takes."""
+    """A method with the values of all its parameters."""
 
     name: str
-    """As the catalogue lists it, such as `igos++`."""
+    """Name in the catalogue, such as `igos++`."""
     field: str
-    """Field of `Method` that carries it; `custom` where it has none."""
+    """Field of `Method` that carries it; `custom` if it has none."""
     parameters: Mapping[str, Any]
-    """Values by name, defaults filled in. Tensors are serialized `sagittal.v1.Tensor` messages."""
+    """Values by name, including defaults. Tensors are serialized `sagittal.v1.Tensor` messages."""
     stateful: bool = False
-    """Whether the answer depends on more than the request, and so is never shared."""
+    """True if the answer depends on more than the request; such answers are never shared."""
 
     def message(self) -> method_pb2.Method:
-        """Returns the method with every parameter that it takes: whoever resolves it gets these values."""
+        """Returns a message with every parameter set, so that `resolve` returns the same values again."""
         method = method_pb2.Method()
         if self.field == _CUSTOM:
             method.custom.name = self.name
@@ -167,7 +170,7 @@ class ResolvedMethod:
         typed: Message = getattr(method, self.field)
         typed.SetInParent()
         for name, value in self.parameters.items():
-            if name in typed.DESCRIPTOR.fields_by_name and value is not None:  # None leaves the choice to the method
+            if name in typed.DESCRIPTOR.fields_by_name and value is not None:  # None: the method chooses
                 _set(typed, name, value)
         return method
 
@@ -175,21 +178,22 @@ class ResolvedMethod:
 def resolve(
     method: method_pb2.Method, catalogue: Iterable[model_pb2.MethodDescription], *, field: str = "method"
 ) -> ResolvedMethod:
-    """Returns the method that is meant, its parameters checked and its defaults filled in.
+    """Returns the requested method with checked parameters and defaults filled in.
 
     Args:
-        method: As it came from a caller.
+        method: The caller's method.
         catalogue: Methods of the model, as its workers published them.
         field: Path of the method in the request, for errors.
 
     Raises:
-        InvalidRequest: a parameter is out of its bounds or unknown, or no method has the name given.
-        NotServed: no worker of the model offers this method.
+        InvalidRequest: a parameter is unknown or out of bounds, or no method has the given name.
+        NotServed: no worker of the model offers the method.
+        FailedPrecondition: the model does not support the method.
         FailedPrecondition: the model does not admit this method.
     """
     listed = list(catalogue)
     if not listed:
-        text = "no worker has loaded this model yet, so its methods are not known: try again when one has"
+        text = "no worker has loaded this model yet, so its methods are unknown; try again when GetModel lists them"
         raise FailedPrecondition(text, field=field)
     chosen = method.WhichOneof("method")
     if chosen == _CUSTOM:
@@ -203,12 +207,12 @@ def resolve(
 
 
 def typed_parameters(message: Message, path: Path) -> dict[str, Any]:
-    """Returns the parameters that are set, enums as the names that the catalogue lists (`line-search`)."""
+    """Returns the parameters that are set; enums as their names in the catalogue, such as `line-search`."""
     return {field.name: _plain(field, value, path) for field, value in message.ListFields()}
 
 
 def enum_name(enum: EnumDescriptor, number: int) -> str | None:
-    """Returns the name of an enum's value as the catalogue lists it; None where the enum has no such value."""
+    """Returns the catalogue's name of an enum's value; None if the enum has no such value."""
     value = enum.values_by_number.get(number)
     if value is None:
         return None
@@ -234,11 +238,11 @@ def _custom_parameters(custom: method_pb2.CustomMethod, path: Path) -> dict[str,
 
 
 def _check_json(value: struct_pb2.Value, field: str) -> None:
-    """Raises InvalidRequest if a value of a caller's is, or holds, NaN or infinity."""
+    """Raises InvalidRequest if the caller's value is or contains NaN or infinity."""
     try:
         json_format.MessageToDict(value)
     except ValueError as error:
-        text = f"{field} is or holds NaN or infinity; give finite numbers"
+        text = f"{field} is or contains NaN or infinity; give finite numbers"
         raise InvalidRequest(text, field=field) from error
 
 
@@ -249,7 +253,7 @@ def _resolved(description: model_pb2.MethodDescription, given: Mapping[str, Any]
     known = {parameter.name: parameter for parameter in description.parameters}
     for name in given:
         if name not in known:
-            text = f"{path}.{name} is no parameter of {description.name}; it takes {', '.join(known) or 'none'}"
+            text = f"{path}.{name} is no parameter of {description.name}; give one of {', '.join(known) or 'none'}"
             raise InvalidRequest(text, field=f"{path}.{name}")
     parameters = {name: checked(parameter, given.get(name), path) for name, parameter in known.items()}
     return ResolvedMethod(
@@ -269,7 +273,7 @@ def _plain(field: FieldDescriptor, value: Any, path: Path) -> Any:
 
 
 def _set(message: Message, name: str, value: Any) -> None:
-    """Sets a parameter so that `typed_parameters` reads it again."""
+    """Sets a parameter; `typed_parameters` reads the same value back."""
     enum: Any = message.DESCRIPTOR.fields_by_name[name].enum_type
     if isinstance(value, bytes):
         getattr(message, name).ParseFromString(value)

@@ -1,4 +1,4 @@
-"""Model entries: what an operator says of a model to register it, in a file or over the API; checked field by field."""
+"""Model entries: the registration of a model by an operator, from a file or over the API, checked field by field."""
 
 import tomllib
 from collections import Counter
@@ -38,25 +38,25 @@ class _Strict(BaseModel):
 
 
 class Preprocessing(_Strict):
-    """Fit the picture to the square input, scale to 0..1, subtract the mean, divide by the standard deviation."""
+    """Converts an image to the model's input: fit to a square, scale to 0..1, subtract the mean, divide by the std."""
 
     preset: str = ""
-    """Weights of torchvision whose preprocessing this is, such as `ResNet50_Weights.IMAGENET1K_V2`; only `layout` and
-    `channel_order` may be said beside it."""
+    """Weights of torchvision whose preprocessing to use, such as `ResNet50_Weights.IMAGENET1K_V2`. Only `layout` and
+    `channel_order` may be set beside it."""
     input_size: int = Field(default=224, ge=8, le=4096)
     """Side of the square input in pixels."""
     fit: Literal["crop", "squash"] = "crop"
     """`crop`: resize the shorter side, then crop the centre; `squash`: resize both sides to the input size."""
     resize: int = Field(default=256, ge=8, le=8192)
-    """Length of the shorter side before the crop, in pixels; not used by `squash`."""
+    """Length of the shorter side before the crop, in pixels; ignored by `squash`."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     mean: tuple[Finite, Finite, Finite] = (0.485, 0.456, 0.406)
-    """Of each channel in the order of `channel_order`, on the 0..1 scale."""
+    """Mean of each channel on the 0..1 scale, in the order of `channel_order`."""
     std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
-    """Of each channel in the order of `channel_order`, on the 0..1 scale."""
+    """Standard deviation of each channel on the 0..1 scale, in the order of `channel_order`."""
     channel_order: Literal["RGB", "BGR"] = "RGB"
     layout: Literal["NCHW", "NHWC"] = "NCHW"
-    """`NCHW`: the model takes channels first; `NHWC`: channels last."""
+    """`NCHW`: the model takes channels first. `NHWC`: it takes channels last."""
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
@@ -68,54 +68,54 @@ class Preprocessing(_Strict):
     def _preset_alone(self) -> Self:
         beside = self.model_fields_set - {"preset", "layout", "channel_order"}
         if self.preset and beside:
-            raise ValueError(f"preset says {', '.join(sorted(beside))} already: leave the preset or these out")
+            raise ValueError(f"preset determines {', '.join(sorted(beside))}: leave out the preset or these")
         return self
 
 
 class Layers(_Strict):
-    """Layers that methods read where a request names none; empty lets the method choose."""
+    """Layers that methods use if a request names none; empty lets the method choose."""
 
     spatial: str = ""
-    """For Grad-CAM and excitation backpropagation: one with a spatial output."""
+    """For Grad-CAM and excitation backpropagation: a layer with a spatial output."""
     features: str = ""
-    """For concepts (XNN): one with a flat output."""
+    """For concepts (XNN): a layer with a flat output."""
 
 
 class DeviceWishes(_Strict):
-    """What a model wishes of the workers that serve it."""
+    """What a model asks of the workers that serve it."""
 
     kind: Literal["", "cpu", "cuda"] = ""
-    """Empty takes what the worker has."""
+    """Device kind; empty takes the worker's."""
     batch_size: int = Field(default=0, ge=0, le=65_536)
-    """Most masked images in a batch; 0 lets the worker find it."""
+    """Largest number of masked images in a batch; 0 lets the worker measure it."""
     full_precision: bool = False
-    """Keeps full precision where the device would be faster with less."""
+    """Keeps full precision, even if the device is faster at a lower one."""
     compile: bool = False
-    """Compiles the model where that makes it faster, with CUDA graphs on CUDA; loading takes minutes then."""
+    """Compiles the model if that makes it faster, with CUDA graphs on CUDA; loading then takes minutes."""
 
 
 class ModelEntry(_Strict):
-    """A version of a model as an operator registers it."""
+    """A model version as an operator registers it."""
 
     name: str = Field(pattern=NAME_PATTERN)
     version: str = Field(default="1", pattern=NAME_PATTERN)
     source: dict[str, Any]
-    """`kind` and the settings of that kind; see `models.sources`."""
+    """`kind`, and the settings of that kind; see `models.sources`."""
     preprocessing: Preprocessing = Preprocessing()
     labels: str | list[str] = Field(default=[], max_length=MAX_LABELS)
-    """`imagenet-1k`, a file with one label a line, or the labels themselves."""
+    """`imagenet-1k`, the path of a file with one label per line, or the labels themselves."""
     output: Output = "logits"
-    """What the numbers that leave the model mean."""
+    """Meaning of the model's output values."""
     layers: Layers = Layers()
     device: DeviceWishes = DeviceWishes()
     weights_digest: str = Field(default="", pattern=SHA256_PATTERN)
-    """SHA-256 that the weights must have; empty admits any."""
+    """SHA-256 that the weights must have; empty accepts any."""
     tags: dict[Tag, Tag] = {}
-    """Pairs by which workers select the models that they serve."""
+    """Pairs by which workers select the models they serve."""
     load: Literal["preload", "on-demand"] = "preload"
-    """When workers load it."""
+    """When workers load the model."""
     latest: bool = False
-    """Makes this version the one that requests without a version get; the first version of a name is so anyhow."""
+    """Makes this version the one used by requests without a version. The first version of a name always is."""
 
     @field_validator("source")
     @classmethod
@@ -145,13 +145,13 @@ IMAGENET = "imagenet-1k"
 
 
 def read_labels(source: str) -> list[str]:
-    """Returns the labels of `imagenet-1k`, or of a UTF-8 file with one label a line. Raises OSError."""
+    """Returns the labels of `imagenet-1k`, or of a UTF-8 file with one label per line. Raises OSError."""
     if source == IMAGENET:
         return (resources.files(__package__) / "data" / "imagenet-1k.txt").read_text().splitlines()
     return Path(source).read_text().splitlines()
 
 
-# Model entries as messages and back: what crosses the API and what the registry keeps of a registration.
+# Model entries to messages and back: for the API, and for the registry.
 
 
 OUTPUTS: Mapping[Output, "model_pb2.OutputKind.ValueType"] = {
@@ -172,14 +172,14 @@ DECLARED = frozenset(
         "weights_digest", "tags", "load_policy",
     }
 )  # fmt: skip
-"""Fields of `Model` that a registration says; `latest` is asked for with it and kept elsewhere."""
+"""Fields of `Model` that a registration sets. `latest` is part of the request but stored separately."""
 
 _API_NAMES = {"load": "load_policy"}
-"""Fields of an entry that the API calls otherwise."""
+"""Fields of an entry that have another name in the API."""
 
 
 def declaration_of(entry: ModelEntry) -> model_pb2.Model:
-    """Returns an entry as the registry keeps it: nothing but what was declared."""
+    """Returns an entry as the registry stores it: only the declared fields."""
     by_name = isinstance(entry.labels, str)
     return model_pb2.Model(
         name=entry.name,
@@ -198,7 +198,7 @@ def declaration_of(entry: ModelEntry) -> model_pb2.Model:
 
 
 def preprocessing_message(preprocessing: Preprocessing) -> model_pb2.Preprocessing:
-    """Returns how an image becomes the model's input as a message; a preset goes by its name."""
+    """Returns the preprocessing as a message; a preset is given by its name only."""
     shown = preprocessing.model_dump()
     if preprocessing.preset:
         shown = {name: shown[name] for name in ("preset", "layout", "channel_order")}
@@ -209,7 +209,7 @@ def entry_of(model: model_pb2.Model, *, field: str = "model") -> ModelEntry:
     """Returns the entry that a message declares.
 
     Args:
-        model: As it came from a caller, or from the registry.
+        model: From a caller, or from the registry.
         field: Path of the message in the request, for errors.
 
     Raises:
@@ -240,7 +240,7 @@ def entry_of(model: model_pb2.Model, *, field: str = "model") -> ModelEntry:
 def _invalid(error: ValidationError, field: str) -> InvalidRequest:
     first = error.errors()[0]
     place, said = first["loc"], first["msg"].removeprefix("Value error, ")
-    if place[-1] == "[key]":  # a key that is wrong is no name of a field
+    if place[-1] == "[key]":  # the path must name the field, not the wrong key in it
         place, said = place[:-2], f"the key {shown(place[-2])}: {said}"
     names = (_API_NAMES.get(str(part), str(part)) for part in place if part not in ("str", "list[str]"))
     path = ".".join((field, *names))
@@ -258,13 +258,13 @@ def _name_of(table: Mapping[Any, int], number: int, otherwise: str) -> str:
 
 
 def _given(message: model_pb2.Preprocessing | model_pb2.DeviceWishes) -> dict[str, Any]:
-    """Returns the fields that are set."""
+    """Returns the fields that are set, by name."""
     return {field.name: value for field, value in message.ListFields()}
 
 
 def _preprocessing(message: model_pb2.Preprocessing) -> dict[str, Any]:
     given = _given(message)
-    if message.preset:  # what it means shows beside it in GetModel, and comes back with a changed model
+    if message.preset:  # GetModel also lists the values it determines; callers may send them back
         return {name: given[name] for name in ("preset", "layout", "channel_order") if name in given}
     for name in ("mean", "std"):
         if name in given:
@@ -287,7 +287,7 @@ def _settings(source: model_pb2.ModelSource, field: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Returns whole numbers as integers: a Struct has floats alone."""
+    """Returns whole numbers as integers, because a Struct stores only floats."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, Mapping):
@@ -295,7 +295,7 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, list) else value
 
 
-# Model files: model entries (see `core.entries`) read from TOML.
+# Model files: model entries (`ModelEntry`) in TOML.
 #
 # [[models]]
 # name = "efficientnet-lite0"
@@ -312,7 +312,7 @@ def _plain(value: Any) -> Any:
 
 
 class InvalidModelFile(Exception):
-    """The model file cannot be read, or an entry is wrong; the message names the field."""
+    """The model file cannot be read or has a wrong entry; the message names the field."""
 
 
 def read_entries(path: Path) -> list[ModelEntry]:
@@ -321,15 +321,15 @@ def read_entries(path: Path) -> list[ModelEntry]:
         document = tomllib.loads(path.read_text())
     except OSError as error:
         raise InvalidModelFile(
-            f"{path}: cannot be read: {error.strerror}. Set SAGITTAL_MODELS_FILE (the service: MODELS_FILES) to a file."
+            f"{path}: cannot be read: {error.strerror}. Set SAGITTAL_MODELS_FILE (service: MODELS_FILES)."
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidModelFile(f"{path}: is not TOML: {error}") from error
+        raise InvalidModelFile(f"{path}: is not valid TOML: {error}") from error
     return parse_entries(document, str(path))
 
 
 def parse_entries(document: dict[str, Any], where: str) -> list[ModelEntry]:
-    """Returns the entries of a parsed model file. Raises InvalidModelFile."""
+    """Returns the entries of a parsed model file; `where` names it in errors. Raises InvalidModelFile."""
     tables = document.get("models")
     if not isinstance(tables, list) or not tables:
         raise InvalidModelFile(f"{where}: has no [[models]] table; add one for each model")
@@ -348,7 +348,9 @@ def parse_entries(document: dict[str, Any], where: str) -> list[ModelEntry]:
 def _check_apart(entries: list[ModelEntry], where: str) -> None:
     keys = Counter(entry.key for entry in entries)
     if twice := sorted(key for key, times in keys.items() if times > 1):
-        raise InvalidModelFile(f"{where}: registered twice: {', '.join(f'{n} version {v}' for n, v in twice)}")
+        raise InvalidModelFile(
+            f"{where}: registered twice: {', '.join(f'{n} version {v}' for n, v in twice)}; remove one"
+        )
     latest = Counter(entry.name for entry in entries if entry.latest)
     if several := sorted(name for name, times in latest.items() if times > 1):
-        raise InvalidModelFile(f"{where}: several versions say latest = true: {', '.join(several)}; one may")
+        raise InvalidModelFile(f"{where}: several versions have latest = true: {', '.join(several)}; set it for one")

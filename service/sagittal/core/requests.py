@@ -1,6 +1,6 @@
-"""An explanation's specification, checked field by field against the model it is about.
+"""Checks an explanation's specification field by field against its model.
 
-Every fault raises InvalidRequest with the path of the field, what was given and what is admitted.
+Each error is an InvalidRequest that names the field, the given value and the allowed values.
 """
 
 import difflib
@@ -23,10 +23,10 @@ from sagittal.v1 import concept_service_pb2, explanation_pb2, explanation_servic
 # The class to explain, by index or by label.
 
 
-#: Labels suggested for one that does not exist.
+#: Labels suggested for an unknown one.
 _SUGGESTIONS = 3
 
-#: Labels that are compared letter by letter with one that does not exist.
+#: Labels that are compared letter by letter with an unknown one.
 _CANDIDATES = 128
 
 #: Classes of one label that an error lists.
@@ -34,7 +34,7 @@ _CLASSES_SHOWN = 12
 
 
 def is_described(model: model_pb2.Model) -> bool:
-    """Returns whether a worker has loaded the model: only then its methods, labels and classes are known."""
+    """Returns whether a worker has loaded the model; only then are its methods, labels and classes known."""
     return bool(model.methods)
 
 
@@ -42,8 +42,8 @@ def resolve_target(target: explanation_pb2.Target, model: model_pb2.Model, field
     """Returns the index of the class.
 
     Raises:
-        InvalidRequest: there is no such class, or the label is ambiguous.
-        FailedPrecondition: the model has no labels, or none that are known yet.
+        InvalidRequest: the class does not exist, or the label is ambiguous.
+        FailedPrecondition: the model has no labels, or no worker has loaded it yet.
     """
     chosen = target.WhichOneof("target")
     if chosen is None:
@@ -61,7 +61,7 @@ def resolve_target(target: explanation_pb2.Target, model: model_pb2.Model, field
 
 def _by_label(label: str, model: model_pb2.Model, field: str) -> int:
     if not model.labels:
-        why = "has no labels" if is_described(model) else "was loaded by no worker yet, so its labels are not known"
+        why = "has no labels" if is_described(model) else "is not loaded by any worker yet, so its labels are unknown"
         raise FailedPrecondition(f"{model.name} {why}; give the class by `index`", field=field)
     wanted = label.strip().casefold()
     found = [index for index, known in enumerate(model.labels) if known.casefold() == wanted]
@@ -71,7 +71,9 @@ def _by_label(label: str, model: model_pb2.Model, field: str) -> int:
         some = ", ".join(map(str, found[:_CLASSES_SHOWN]))
         text = f"{field} {shown(label)} names the classes {some}; give one of them by `index`"
         raise InvalidRequest(text, field=field)
-    raise InvalidRequest(f"{field} {shown(label)} is no label of {model.name}{_suggestion(wanted, model)}", field=field)
+    raise InvalidRequest(
+        f"{field} {shown(label)} is not a label of {model.name}{_suggestion(wanted, model)}", field=field
+    )
 
 
 def _suggestion(wanted: str, model: model_pb2.Model) -> str:
@@ -82,7 +84,7 @@ def _suggestion(wanted: str, model: model_pb2.Model) -> str:
 
 
 def _near(wanted: str, labels: Iterable[str]) -> Sequence[str]:
-    """Returns a few labels that hold what is wanted, or are spelt like it, in bounded time."""
+    """Returns a few labels that contain the wanted text or are spelt like it, in bounded time."""
     by_folded = {known.casefold(): known for known in labels}
     holding = islice((folded for folded in by_folded if wanted and wanted in folded), _SUGGESTIONS)
     near = list(holding) or difflib.get_close_matches(wanted, _alike(wanted, by_folded), n=_SUGGESTIONS)
@@ -90,7 +92,7 @@ def _near(wanted: str, labels: Iterable[str]) -> Sequence[str]:
 
 
 def _alike(wanted: str, candidates: Iterable[str]) -> Sequence[str]:
-    """Returns candidates that may be a misspelling, by their length and letters, the likeliest first."""
+    """Returns candidates that may be a misspelling, by length and letters, most likely first."""
     letters = set(wanted)
     similar = [folded for folded in candidates if abs(len(folded) - len(wanted)) <= len(wanted) // 2]
     return nlargest(_CANDIDATES, similar, key=lambda folded: len(letters.intersection(folded)) - len(folded) / EXCERPT)
@@ -102,7 +104,7 @@ MAX_REQUEST_ID = 128
 #: Steps of a curve at mask resolution.
 MAX_CURVE_STEPS = 1_000
 
-#: Steps of a curve where the request does not say.
+#: Steps of a curve if the request does not set them.
 DEFAULT_CURVE_STEPS = 50
 
 #: Boxes of the pointing game.
@@ -117,38 +119,38 @@ MAX_PROGRESS_INTERVAL = 3_600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeLimits:
-    """How long jobs may take, waiting included, in seconds."""
+    """Limits for the time from submission to the end of a job, in seconds."""
 
     default: float
-    """For a job whose request names no deadline."""
+    """Used if the request sets no deadline."""
     maximum: float
-    """Longest deadline that a request may name."""
+    """Longest deadline that a request may set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CheckedSpec:
-    """A valid specification, resolved: nothing in it is left to the defaults of whoever reads it later."""
+    """A valid specification with all defaults filled in, so that its meaning cannot change later."""
 
     model: model_pb2.Model
     request: explanation_pb2.ExplanationSpec
-    """The specification without its images, with every parameter, the class's index and all that was left out."""
+    """The specification without its images, with every parameter, the class index and all defaults."""
     images: Mapping[str, tuple[str, tensor_pb2.Image]]
     """The images by name, each with its path in the request."""
     method: ResolvedMethod | None
-    """None if no worker has loaded the model yet: the worker that does checks method and label."""
+    """None if no worker has loaded the model yet; then the worker that loads it checks method and label."""
     target: int | None
-    """Index of the class; None for the model's top class, and for a label that only a worker knows."""
+    """Class index; None for the model's top class, and for a label that only a worker can resolve."""
     deadline: float
-    """Seconds from acceptance to the end."""
+    """Seconds from submission to the job's latest end."""
 
     @property
     def method_name(self) -> str:
-        """The method as the catalogue lists it; empty if it is not known yet."""
+        """Name of the method in the catalogue; empty if it is not known yet."""
         return self.method.name if self.method is not None else ""
 
     @property
     def question(self) -> Mapping[str, Any] | None:
-        """Everything but the images that the answer depends on; None for an answer that is never shared."""
+        """Everything except the images that the answer depends on; None if the answer is never shared."""
         if self.method is None or self.method.stateful:
             return None
         request, model = self.request, self.model
@@ -165,7 +167,7 @@ class CheckedSpec:
 
     @property
     def setting(self) -> str:
-        """What of the request decides its cost; empty if the method is not known yet."""
+        """The part of the request that determines its cost; empty if the method is not known yet."""
         if self.method is None:
             return ""
         skip, protocol, steps, _ = self._metrics
@@ -173,7 +175,7 @@ class CheckedSpec:
 
     @property
     def most_evaluations(self) -> int:
-        """The evaluations within which its budget keeps a job, two curves included; 0 for no bound."""
+        """Upper bound for the job's evaluations from its budget, including two curves; 0 if there is no bound."""
         skip, _, steps, _ = self._metrics
         bound = self.request.max_evaluations
         return bound + (0 if skip else 2 * steps) if bound else 0
@@ -188,13 +190,13 @@ class CheckedSpec:
 def check_spec(
     spec: explanation_pb2.ExplanationSpec, model: model_pb2.Model, limits: TimeLimits, *, field: str = "spec"
 ) -> CheckedSpec:
-    """Checks and resolves everything but the content of the images; method and label if a worker has loaded the model.
+    """Checks and resolves everything except image contents; method and label only if a worker has loaded the model.
 
-    Takes the images out of `spec`.
+    Removes the images from `spec`.
 
     Raises:
         InvalidRequest: a field is wrong.
-        NotServed, FailedPrecondition: the method is not to be had for this model.
+        NotServed, FailedPrecondition: the model's workers do not offer the method, or the model does not support it.
     """
     check_image_set(spec.image, f"{field}.image")
     check_request_id(spec.request_id, f"{field}.request_id")
@@ -235,7 +237,7 @@ def _take_images(spec: explanation_pb2.ExplanationSpec, field: str) -> Mapping[s
 def _resolved(
     spec: explanation_pb2.ExplanationSpec, model: model_pb2.Model, method: ResolvedMethod | None, target: int | None
 ) -> explanation_pb2.ExplanationSpec:
-    """Returns a specification without images in which nothing that is known is left to a default."""
+    """Returns a copy of the specification in which every known default is filled in."""
     resolved = explanation_pb2.ExplanationSpec()
     resolved.CopyFrom(spec)
     resolved.model_version = model.version
@@ -250,33 +252,33 @@ def _resolved(
 
 
 def check_image_set(image: tensor_pb2.Image, field: str) -> None:
-    """Raises InvalidRequest where there is no picture."""
+    """Raises InvalidRequest if the image is not set."""
     if image.WhichOneof("source") is None:
         text = f"{field} is not set; give a JPEG, PNG or WebP file in `encoded`, or a tensor"
         raise InvalidRequest(text, field=field)
 
 
 def check_baseline(baseline: explanation_pb2.Baseline, field: str) -> None:
-    """Checks everything of a baseline but the content of its picture. Raises InvalidRequest."""
+    """Checks a baseline, except the content of its image. Raises InvalidRequest."""
     _check_enum(explanation_pb2.BaselineKind.DESCRIPTOR, baseline.kind, f"{field}.kind")
     by_image = baseline.kind == explanation_pb2.BASELINE_KIND_IMAGE
     if by_image:
         check_image_set(baseline.image, f"{field}.image")
     elif baseline.HasField("image"):
-        text = f"{field}.image is set; that needs BASELINE_KIND_IMAGE in {field}.kind"
+        text = f"{field}.image is set; set {field}.kind to BASELINE_KIND_IMAGE"
         raise InvalidRequest(text, field=f"{field}.image")
     blurred = baseline.kind in (explanation_pb2.BASELINE_KIND_UNSPECIFIED, explanation_pb2.BASELINE_KIND_BLUR)
     sigma = baseline.blur_sigma
     if not (math.isfinite(sigma) and 0 <= sigma <= MAX_BLUR_SIGMA):
-        text = f"{field}.blur_sigma is {sigma:g}; give 0 (chosen for you) to {MAX_BLUR_SIGMA:g} pixels"
+        text = f"{field}.blur_sigma is {sigma:g}; give 0 (automatic) to {MAX_BLUR_SIGMA:g} pixels"
         raise InvalidRequest(text, field=f"{field}.blur_sigma")
     if sigma and not blurred:
-        text = f"{field}.blur_sigma is {sigma:g}; it belongs to BASELINE_KIND_BLUR alone: leave it out"
+        text = f"{field}.blur_sigma is {sigma:g}; only BASELINE_KIND_BLUR uses it: leave it out"
         raise InvalidRequest(text, field=f"{field}.blur_sigma")
 
 
 def check_request_id(request_id: str, field: str) -> None:
-    """Raises InvalidRequest where the caller's key is too long."""
+    """Raises InvalidRequest if the idempotency key is too long."""
     if len(request_id) > MAX_REQUEST_ID:
         text = f"{field} has {len(request_id)} characters; give at most {MAX_REQUEST_ID}"
         raise InvalidRequest(text, field=field)
@@ -326,23 +328,23 @@ def _check_box(box: tensor_pb2.Box, input_size: int, field: str) -> None:
             text = f"{field}.{high} is {end}; give more than {low}, which is {start}"
             raise InvalidRequest(text, field=f"{field}.{high}")
         if input_size and end > input_size:
-            text = f"{field}.{high} is {end}; the model's input is {input_size} pixels wide and high"
+            text = f"{field}.{high} is {end}; give at most {input_size}, the side of the model's input"
             raise InvalidRequest(text, field=f"{field}.{high}")
 
 
-# Sets of patches to score, checked field by field, and what a job's events say of sets already.
+# Sets of patches to score, and the scores that a job's events already contain.
 
 
 #: Sets in one request.
 MAX_SETS = 1_000
 
-#: Patches a side of the grid.
+#: Patches per side of the grid.
 MIN_GRID, MAX_GRID = 3, 14
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the model says of a set of patches."""
+    """A score of the model for one set of patches."""
 
     score: float
     """The target's probability."""
@@ -350,21 +352,21 @@ class Known:
 
 
 def check_sets(sets: Sequence[explanation_pb2.PatchSet], input_size: int = 0) -> int:
-    """Returns the grid that all sets are on.
+    """Returns the number of patches per side of the grid that all sets share.
 
     Args:
-        sets: As they came from a caller.
-        input_size: Side in pixels of the model's input; 0 where it is not known.
+        sets: The caller's sets.
+        input_size: Side in pixels of the model's input; 0 if unknown.
 
     Raises:
-        InvalidRequest: there are too few or too many, the grids differ or are out of bounds, or a patch is outside the
-            grid or twice in a set.
+        InvalidRequest: there are too few or too many sets, the grids differ or are out of bounds, or a patch is outside
+            the grid or twice in a set.
     """
     if not 1 <= len(sets) <= MAX_SETS:
         raise InvalidRequest(f"sets has {len(sets):,} sets; give 1 to {MAX_SETS:,}", field="sets")
     grid, largest = sets[0].grid, min(MAX_GRID, input_size or MAX_GRID)
     if not MIN_GRID <= grid <= largest:
-        text = f"sets[0].grid is {grid}; give {MIN_GRID} to {largest} patches a side"
+        text = f"sets[0].grid is {grid}; give {MIN_GRID} to {largest} patches per side"
         raise InvalidRequest(text, field="sets[0].grid")
     for index, patch_set in enumerate(sets):
         _check_set(patch_set, grid, f"sets[{index}]")
@@ -372,20 +374,20 @@ def check_sets(sets: Sequence[explanation_pb2.PatchSet], input_size: int = 0) ->
 
 
 def check_patch_shape(shape: int, field: str) -> None:
-    """Raises InvalidRequest for a shape that this version of the API does not know."""
+    """Raises InvalidRequest if this API version does not know the shape."""
     if shape not in method_pb2.PatchShape.DESCRIPTOR.values_by_number:
         raise InvalidRequest(f"{field} is {shape}; give PATCH_SHAPE_BOX or PATCH_SHAPE_TENT", field=field)
 
 
 def bits_of(patch_set: explanation_pb2.PatchSet) -> int:
-    """Returns a set as an integer: bit `row * grid + column` for each of its patches."""
+    """Returns a set as an integer with bit `row * grid + column` set for each of its patches."""
     return sum(1 << patch for patch in patch_set.patches)
 
 
 def known_sets(events: Iterable[explanation_pb2.ExplanationEvent], grid: int, model_digest: str) -> Mapping[int, Known]:
-    """Returns what a job's events say of sets on a grid that are shown alone, by their bits.
+    """Returns the scores that a job's events contain for sets on this grid, by the sets' bits.
 
-    Nothing is known where the events are about another model than the one with this digest.
+    Returns nothing if the events are about a model with another digest.
     """
     known: dict[int, Known] = {}
     for event in events:
@@ -399,17 +401,17 @@ def known_sets(events: Iterable[explanation_pb2.ExplanationEvent], grid: int, mo
     return known
 
 
-def full_score(events: Iterable[explanation_pb2.ExplanationEvent]) -> explanation_pb2.ClassScore | None:
-    """Returns the target with its probability on the full image; None where no event says it."""
+def unmasked_score(events: Iterable[explanation_pb2.ExplanationEvent]) -> explanation_pb2.ClassScore | None:
+    """Returns the target with its probability on the unmasked image; None if no event has it."""
     predictions = [event.prediction for event in events if event.HasField("prediction")]
     return predictions[-1].target if predictions else None
 
 
 def region_score(
-    found: Known, full: explanation_pb2.ClassScore, *, cached: bool
+    found: Known, unmasked: explanation_pb2.ClassScore, *, cached: bool
 ) -> explanation_service_pb2.RegionScore:
-    """Returns the score of a set as the API says it."""
-    relative = found.score / full.score if full.score > 0 else 0.0
+    """Returns the score of a set as an API message."""
+    relative = found.score / unmasked.score if unmasked.score > 0 else 0.0
     return explanation_service_pb2.RegionScore(score=found.score, relative_score=relative, top=found.top, cached=cached)
 
 
@@ -426,7 +428,7 @@ def _note(known: dict[int, Known], found: explanation_pb2.SufficientSet | explan
 
 def _check_set(patch_set: explanation_pb2.PatchSet, grid: int, field: str) -> None:
     if patch_set.grid != grid:
-        text = f"{field}.grid is {patch_set.grid}; sets[0].grid is {grid}: give all sets on one grid"
+        text = f"{field}.grid is {patch_set.grid}; sets[0].grid is {grid}; use one grid for all sets"
         raise InvalidRequest(text, field=f"{field}.grid")
     seen: set[int] = set()
     for index, patch in enumerate(patch_set.patches):
@@ -435,28 +437,28 @@ def _check_set(patch_set: explanation_pb2.PatchSet, grid: int, field: str) -> No
             text = f"{place} is {patch}; a grid of {grid} x {grid} has the patches 0 to {grid * grid - 1}"
             raise InvalidRequest(text, field=place)
         if patch in seen:
-            raise InvalidRequest(f"{place} is {patch}, which is in the set already; give each patch once", field=place)
+            raise InvalidRequest(f"{place} is {patch}, which is already in the set; give each patch once", field=place)
         seen.add(patch)
 
 
-# Parts that are annotated on the images of a fit: checked in one way, whether they were sent or lie with a dataset.
+# Annotated parts of the images of a fit: the same checks apply to uploaded parts and to parts in a dataset.
 
 
-#: Most parts of an image, and characters of a part's name.
+#: Most annotated parts of an image, and most characters of a part's name.
 MAX_PARTS, MAX_NAME = 256, 80
 
 
 def attachment_of(index: int) -> str:
-    """Returns the name under which the parts of an image are attached to the job of a fit."""
+    """Returns the attachment name for an image's annotated parts in a fit's job."""
     return f"{index}.parts"
 
 
 def check_parts(parts: Sequence[concept_service_pb2.AnnotatedPart], image: str) -> None:
-    """Raises InvalidRequest, naming the field, where a part is not within the image or has a name that is none.
+    """Raises InvalidRequest, naming the field, if a part is not within the image or its name is invalid.
 
     Args:
-        parts: Of one image.
-        image: Which image it is, for the message.
+        parts: Annotated parts of one image.
+        image: How errors name the image.
     """
     if len(parts) > MAX_PARTS:
         text = f"{image} has {len(parts)} annotated parts; give at most {MAX_PARTS}"
@@ -465,10 +467,10 @@ def check_parts(parts: Sequence[concept_service_pb2.AnnotatedPart], image: str) 
     for number, part in enumerate(parts):
         field = f"annotated_parts[{number}]"
         if not 0 < len(part.name) <= MAX_NAME or not part.name.isprintable():
-            text = f"{field}.name of {image} must be 1 to {MAX_NAME} printable characters"
+            text = f"{field}.name of {image} is {part.name[:MAX_NAME]!r}; give 1 to {MAX_NAME} printable characters"
             raise InvalidRequest(text, field=f"{field}.name")
         if part.name in seen:
-            text = f"{field}.name of {image} is {part.name!r} for the second time; give each part of an image once"
+            text = f"{field}.name of {image} is {part.name!r} twice; give each part of an image once"
             raise InvalidRequest(text, field=f"{field}.name")
         seen.add(part.name)
         _check_edges(part.left, part.right, ("left", "right"), field, image)
@@ -476,10 +478,10 @@ def check_parts(parts: Sequence[concept_service_pb2.AnnotatedPart], image: str) 
 
 
 def _check_edges(low: float, high: float, names: tuple[str, str], field: str, image: str) -> None:
-    # written so that what is not a number is refused too
+    # this form also rejects NaN
     if not 0 <= low < high <= 1:
         text = (
-            f"{field} of {image} reaches from {names[0]} {low:g} to {names[1]} {high:g}; give 0 to 1, relative to the "
+            f"{field} of {image} has {names[0]} {low:g} and {names[1]} {high:g}; give 0 to 1, relative to the "
             f"image's size, and {names[0]} less than {names[1]}"
         )
         raise InvalidRequest(text, field=f"{field}.{names[0]}")

@@ -1,4 +1,4 @@
-"""Tensors of the API as numpy arrays and back."""
+"""Converts tensors of the API to numpy arrays and back."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from sagittal.core.errors import InvalidRequest
 from sagittal.v1 import tensor_pb2
 
-#: Most dimensions that a tensor has.
+#: Most dimensions of a tensor.
 MAX_DIMENSIONS = 8
 
-#: numpy's type of each `DataType`, little-endian.
+#: numpy dtype of each `DataType`, little-endian.
 DTYPES: Mapping[int, np.dtype[Any]] = {
     tensor_pb2.DATA_TYPE_FLOAT16: np.dtype("<f2"),
     tensor_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
@@ -30,39 +30,41 @@ _NAMES: Mapping[int, str] = {
 def array_of(
     tensor: tensor_pb2.Tensor, field: str, *, dtypes: Collection[str] = ("FLOAT16", "FLOAT32", "UINT8")
 ) -> NDArray[Any]:
-    """Returns the tensor as a read-only view of its bytes, in its own type and shape, every value finite.
+    """Returns the tensor as a read-only view of its bytes, in its own dtype and shape, all values finite.
 
     Args:
-        tensor: As it came from a caller.
-        field: Its path in the request, for errors.
-        dtypes: The types admitted.
+        tensor: The caller's tensor.
+        field: Path of the tensor in the request, for errors.
+        dtypes: The allowed types.
 
     Raises:
-        InvalidRequest: the type is not admitted, no array has the shape, the bytes do not fill it, or a value is NaN or
-            infinite.
+        InvalidRequest: the type is not allowed, the shape is impossible, the data has the wrong length, or a value is
+            NaN or infinite.
     """
     name = _NAMES.get(tensor.dtype, "not set")
     if name not in dtypes:
         raise InvalidRequest(f"{field}.dtype is {name}; give {' or '.join(dtypes)}", field=f"{field}.dtype")
     if len(tensor.shape) > MAX_DIMENSIONS:
-        text = f"{field}.shape has {len(tensor.shape):,} dimensions; a tensor has {MAX_DIMENSIONS} at most"
+        text = f"{field}.shape has {len(tensor.shape):,} dimensions; give at most {MAX_DIMENSIONS}"
         raise InvalidRequest(text, field=f"{field}.shape")
     dtype, shape = DTYPES[tensor.dtype], tuple(tensor.shape)
     needed = math.prod(shape) * dtype.itemsize
     if len(tensor.data) != needed:
         given = f"{len(tensor.data):,} bytes; shape {shape} of {name} takes {needed:,}"
-        raise InvalidRequest(f"{field}.data has {given}", field=f"{field}.data")
+        raise InvalidRequest(f"{field}.data has {given}; send every value once", field=f"{field}.data")
     try:
         array = np.frombuffer(tensor.data, dtype=dtype).reshape(shape)
-    except ValueError as error:  # empty, and huge but for that
-        raise InvalidRequest(f"{field}.shape is {shape}, which no array has", field=f"{field}.shape") from error
+    except ValueError as error:  # a dimension of 0 beside huge ones
+        raise InvalidRequest(
+            f"{field}.shape is {shape}, which is too large for an array", field=f"{field}.shape"
+        ) from error
     if dtype.kind == "f":
         _check_finite(array, field)
     return array
 
 
 def tensor_of(array: NDArray[Any], dtype: tensor_pb2.DataType.ValueType) -> tensor_pb2.Tensor:
-    """Returns the array as a tensor of that type."""
+    """Returns the array as a tensor of the given type."""
     data = np.ascontiguousarray(array, dtype=DTYPES[dtype]).tobytes()
     return tensor_pb2.Tensor(dtype=dtype, shape=array.shape, data=data)
 

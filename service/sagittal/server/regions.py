@@ -15,10 +15,10 @@ from sagittal.core.requests import (
     check_image_set,
     check_patch_shape,
     check_sets,
-    full_score,
     known_sets,
     region_score,
     resolve_target,
+    unmasked_score,
 )
 from sagittal.queue.protocol import JobQueue
 from sagittal.queue.settings import MIB
@@ -136,7 +136,7 @@ class Regions:
         if "patch_shape" not in parameters or parameters.get("grid") != grid:
             return _Subject(about=about, model=model, images=stored.images)
         events = await self._scored_sets(job)
-        full = full_score(events)
+        full = unmasked_score(events)
         known = known_sets(events, grid, model.digest) if full else {}
         return _Subject(about=about, model=model, images=stored.images, full=full, known=known)
 

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from sagittal.core.errors import InvalidRequest
-from sagittal.core.requests import Known, check_patch_shape, check_sets, full_score, known_sets, region_score
+from sagittal.core.requests import Known, check_patch_shape, check_sets, known_sets, region_score, unmasked_score
 from sagittal.v1 import explanation_pb2 as api
 
 
@@ -77,10 +77,10 @@ def test_nothing_is_known_on_another_grid_of_another_model_or_without_a_top_clas
     assert not known_sets([found(0, score=0.8)], 3, "d")
 
 
-def test_the_full_score_is_that_of_the_newest_prediction() -> None:
+def test_the_unmasked_score_is_that_of_the_newest_prediction() -> None:
     first, second = (event(prediction=api.Prediction(target=score(1, value))) for value in (0.5, 0.6))
-    assert full_score([first, event(progress=api.Progress()), second]) == second.prediction.target
-    assert full_score([]) is None
+    assert unmasked_score([first, event(progress=api.Progress()), second]) == second.prediction.target
+    assert unmasked_score([]) is None
 
 
 def test_a_score_is_relative_to_the_full_one() -> None:

@@ -44,7 +44,7 @@ def test_a_missing_file_and_a_file_that_is_not_toml_are_told_apart(tmp_path):
         read_entries(tmp_path / "absent.toml")
     for content in (b"models = [", b"\xff\xfe"):
         (tmp_path / "models.toml").write_bytes(content)
-        with pytest.raises(InvalidModelFile, match="is not TOML"):
+        with pytest.raises(InvalidModelFile, match="is not valid TOML"):
             read_entries(tmp_path / "models.toml")
 
 
