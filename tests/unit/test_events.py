@@ -12,6 +12,7 @@ import pytest
 from google.protobuf import duration_pb2, timestamp_pb2
 from torch import Tensor, full
 
+from sagittal.client import Preprocessing
 from sagittal.client import events as sdk
 from sagittal.client.images import to_tensor
 from sagittal.client.parsing import KINDS, parse_event, targets_of
@@ -109,7 +110,7 @@ def lost_fields(message, kind: type, path: str) -> list[str]:
 
 def reported() -> dict[str, object]:
     """One event of each kind that explainers report, by its field in the API."""
-    wire = EventMessages(["a", "b", "c", "label"], "digest")
+    wire = EventMessages(["a", "b", "c", "label"], "digest", filled(Preprocessing))
     found = {}
     for kind in get_args(explained.Event):
         message = wire.message(filled(kind), 7)

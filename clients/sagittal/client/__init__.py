@@ -59,8 +59,11 @@ from sagittal.client.events import (
     Unrecognised,
     Warning,
 )
+from sagittal.client.explained_image import ExplainedImage
 from sagittal.client.explanation import Explanation, Graph, Job, RegionScore, RegionScores
+from sagittal.client.extras import MissingExtra
 from sagittal.client.images import ImageLike, ModelInput
+from sagittal.client.live import LiveDisplay
 from sagittal.client.methods import (
     IGOS,
     RISE,
@@ -82,10 +85,12 @@ from sagittal.client.methods import (
     StructuredAttentionGraph,
     Sufficiency,
 )
-from sagittal.client.models import MethodInfo, Model, ParameterInfo, Preprocessing, SelfCheck, WorkerState
+from sagittal.client.models import MethodInfo, Model, ParameterInfo, SelfCheck, WorkerState
 from sagittal.client.options import TLS, Options, Retry
+from sagittal.client.preprocessing import Preprocessing
 from sagittal.client.requests import Baseline, Box, Metrics
 from sagittal.client.sync import Client, EventStream
+from sagittal.client.table import Table
 
 __all__ = [
     "IGOS",
@@ -117,6 +122,7 @@ __all__ = [
     "EventsExpired",
     "ExcitationBackprop",
     "Expired",
+    "ExplainedImage",
     "Explanation",
     "FailedPrecondition",
     "FitProgress",
@@ -135,6 +141,7 @@ __all__ = [
     "JobBuried",
     "JobCancelled",
     "JobFailed",
+    "LiveDisplay",
     "Mask",
     "MeaningfulPerturbation",
     "MessageTooLarge",
@@ -143,6 +150,7 @@ __all__ = [
     "MethodLike",
     "Metrics",
     "MinimalSufficientExplanations",
+    "MissingExtra",
     "Model",
     "ModelExists",
     "ModelFailed",
@@ -173,6 +181,7 @@ __all__ = [
     "StructuredAttentionGraph",
     "Sufficiency",
     "SufficientSet",
+    "Table",
     "Unauthenticated",
     "Unavailable",
     "UnknownJob",

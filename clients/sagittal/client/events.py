@@ -12,6 +12,8 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
+from sagittal.client.preprocessing import Preprocessing
+
 
 @dataclass(frozen=True, slots=True)
 class From:
@@ -68,7 +70,7 @@ class Certificate:
     model_digest: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Event:
     """One fact about a job. Events are equal if all that they say is, arrays included."""
 
@@ -87,6 +89,19 @@ class Event:
     def __hash__(self) -> int:
         return hash((type(self), self.job_id, self.sequence))
 
+    def __repr__(self) -> str:
+        """The fields of this kind, arrays by their shape."""
+        own = [each.name for each in fields(self) if each.name not in COMMON_FIELDS]
+        return f"{type(self).__name__}({', '.join(f'{name}={_short(getattr(self, name))}' for name in own)})"
+
+
+#: Fields that every event has, by which a reader tells none from another.
+COMMON_FIELDS = frozenset(each.name for each in fields(Event))
+
+
+def _short(value: object) -> str:
+    return f"array{value.shape}" if isinstance(value, np.ndarray) else repr(value)
+
 
 def _same(one: object, other: object) -> bool:
     if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
@@ -94,7 +109,7 @@ def _same(one: object, other: object) -> bool:
     return bool(one == other)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Accepted(Event):
     """The job is in the queue."""
 
@@ -107,7 +122,7 @@ class Accepted(Event):
     """Time that it is expected to run once begun; None where not known."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Started(Event):
     """A worker began, or began again."""
 
@@ -116,7 +131,7 @@ class Started(Event):
     waited_seconds: Annotated[float, From("waited")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Prediction(Event):
     """What the model says of the image."""
 
@@ -130,9 +145,11 @@ class Prediction(Event):
     model's layers, without curves."""
     blur_sigma: float
     """For a blurred baseline, in pixels of the model's input; else 0."""
+    preprocessing: Preprocessing | None = None
+    """How an image becomes the model's input; None if the worker did not report it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Progress(Event):
     """How far the job is."""
 
@@ -144,7 +161,7 @@ class Progress(Event):
     """Terms of the objective by name, without their weights, and the "epoch" they are of; empty for other methods."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Mask(Event):
     """A saliency mask, forming or final."""
 
@@ -156,7 +173,7 @@ class Mask(Event):
     signed: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class SufficientSet(Event):
     """A minimal sufficient explanation."""
 
@@ -171,7 +188,7 @@ class SufficientSet(Event):
     """The top class when only the patches are shown."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class GraphNode(Event):
     """A node of the structured attention graph."""
 
@@ -185,7 +202,7 @@ class GraphNode(Event):
     """The top class when only the patches are shown."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class GraphEdge(Event):
     """An edge of the graph: the child is its parent less one patch."""
 
@@ -194,7 +211,7 @@ class GraphEdge(Event):
     removed_patch: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Curve(Event):
     """How the score follows the share of the image inserted or deleted."""
 
@@ -207,7 +224,7 @@ class Curve(Event):
     mask_index: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ConceptContribution(Event):
     """The part of one concept in the prediction."""
 
@@ -218,7 +235,7 @@ class ConceptContribution(Event):
     heatmap: NDArray[np.float32] | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ConceptPrediction(Event):
     """What a concept set predicts of the image: the sum of its concepts' contributions."""
 
@@ -232,7 +249,7 @@ class ConceptPrediction(Event):
     """Mean absolute gap on the images that were held out of the fit."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Warning(Event):
     """Something that limits how far the answer can be trusted."""
 
@@ -240,7 +257,7 @@ class Warning(Event):
     message: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Completed(Event):
     """Terminal: the explanation is whole."""
 
@@ -265,6 +282,6 @@ class Completed(Event):
     cache_age_seconds: Annotated[float | None, From("cache_age")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Unrecognised(Event):
     """An event of a kind that this version does not know: a newer service sent it."""

@@ -1,16 +1,19 @@
 """A job with all that is known of it, gathered from its events."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
-from sagittal.client.errors import JobCancelled, SagittalError, from_status
+from sagittal.client.errors import FailedPrecondition, JobCancelled, SagittalError, from_status
 from sagittal.client.events import (
     Accepted,
     ClassScore,
@@ -23,20 +26,29 @@ from sagittal.client.events import (
     GraphEdge,
     GraphNode,
     Mask,
+    PatchSet,
     Prediction,
     Progress,
     Started,
     SufficientSet,
     Warning,
 )
+from sagittal.client.explained_image import ExplainedImage, explained_image
+from sagittal.client.extras import import_extra
+from sagittal.client.images import ImageLike
 from sagittal.client.parsing import parse, parse_event
+from sagittal.client.preprocessing import Preprocessing
+from sagittal.imaging.fitting import shrink
+from sagittal.imaging.masks import place_mask, place_patches
+from sagittal.imaging.overlays import overlay, show_only, to_image
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import explanation_service_pb2 as service_pb
+from sagittal.v1 import tensor_pb2
 
 E = TypeVar("E", bound=Event)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Graph:
     """The structured attention graph: sets of patches, and edges that each remove one patch."""
 
@@ -47,6 +59,24 @@ class Graph:
     def roots(self) -> tuple[GraphNode, ...]:
         """The minimal sufficient explanations that the graph grows from."""
         return tuple(node for node in self.nodes if node.root)
+
+    def __repr__(self) -> str:
+        return f"Graph({len(self.nodes)} nodes, {len(self.edges)} edges, {len(self.roots)} roots)"
+
+    def to_networkx(self) -> Any:
+        """Returns a `networkx.DiGraph`: nodes by id with their patches and scores, edges with the patch removed.
+
+        Raises:
+            MissingExtra: networkx is not installed.
+        """
+        from sagittal.client.documents import node_document  # noqa: PLC0415 - which knows this module
+
+        found = import_extra("networkx").DiGraph()
+        for node in self.nodes:
+            found.add_node(node.id, **node_document(node))
+        for edge in self.edges:
+            found.add_edge(edge.parent, edge.child, removed_patch=edge.removed_patch)
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +101,11 @@ class Job:
     """Why it failed, such as "JOB_BURIED"; empty where it did not."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+#: Most characters of one name in the text of an explanation, and of all of it.
+_MAX_NAME, _MAX_TEXT = 32, 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Explanation:
     """Why the model decided as it did, with what is needed to judge the answer.
 
@@ -97,6 +131,107 @@ class Explanation:
     progress: Progress | None = None
     error: SagittalError | None = None
     """Why the job failed or was cancelled; None where it did not."""
+    image: ExplainedImage | None = field(default=None, compare=False)
+    """What is explained; None if it is not known here, see `with_image`. Not part of equality."""
+
+    def __repr__(self) -> str:
+        return f"Explanation({', '.join(filter(None, _facts(self)))})"[:_MAX_TEXT]
+
+    def _repr_html_(self) -> str:
+        from sagittal.client.html import explanation_html  # noqa: PLC0415 - which knows this module
+
+        return explanation_html(self)
+
+    def with_image(
+        self, image: ImageLike, *, preprocessing: Preprocessing | None = None, baseline: ImageLike | None = None
+    ) -> Self:
+        """Returns this explanation with the image that it is of, so that it can be drawn.
+
+        Args:
+            image: What was explained.
+            preprocessing: How it became the model's input; that of the job's prediction unless given. Without either,
+                the image must be square, and is taken to be what the model saw.
+            baseline: The image that replaced the hidden part, if the baseline was an image.
+
+        Raises:
+            InvalidImage: it is no image, or cannot be read.
+            InvalidRequest: nothing says which part of the image the model saw.
+        """
+        known = self.prediction.preprocessing if self.prediction is not None else None
+        return replace(self, image=explained_image(image, preprocessing or known, baseline))
+
+    def saliency_on_image(self, mask: int = 0, *, shape: tuple[int, int] | None = None) -> NDArray[np.float32]:
+        """Returns a mask placed on the original image, of its shape (height, width); NaN where the model saw nothing.
+
+        Args:
+            mask: Which of the final masks.
+            shape: Another height and width of the same image, such as a thumbnail's.
+
+        Raises:
+            FailedPrecondition: there is no such mask, or no image.
+        """
+        image = self._image()
+        return place_mask(self._mask(mask).saliency, image.frame, shape or image.pixels.shape[:2])
+
+    def overlay(self, of: int | PatchSet | NDArray[np.float32] = 0, *, longest: int | None = None) -> PIL.Image.Image:
+        """Returns the original image with something painted over it; what the model did not see of it is faint.
+
+        Args:
+            of: The number of a final mask; a set of patches, of which the rest is faint; or a heatmap, such as a
+                concept's.
+            longest: Most pixels of the longer side; None keeps the image's size.
+
+        Raises:
+            FailedPrecondition: there is no such mask, or no image: see `with_image`.
+        """
+        image = self._image()
+        pixels = image.pixels
+        frame, small = image.frame, pixels if longest is None else shrink(pixels, longest)
+        shape, picture = small.shape[:2], np.asarray(small / 255, np.float32)
+        if isinstance(of, PatchSet):
+            size = image.preprocessing.input_size if image.preprocessing else pixels.shape[0]
+            return to_image(show_only(picture, place_patches(of.patches, of.grid, size, frame, shape)))
+        saliency = of if isinstance(of, np.ndarray) else self._mask(of).saliency
+        return to_image(overlay(picture, place_mask(saliency, frame, shape)))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes everything, the image included, into one file, which `Explanation.load` reads without a service.
+
+        Raises:
+            InvalidRequest: the file cannot be written.
+        """
+        from sagittal.client.storage import save_explanation  # noqa: PLC0415 - which knows this module
+
+        return save_explanation(self, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "Explanation":
+        """Returns an explanation that `save` wrote, equal to what it was.
+
+        Raises:
+            InvalidRequest: the file cannot be read, or holds something else.
+        """
+        from sagittal.client.storage import load_explanation  # noqa: PLC0415 - which knows this module
+
+        return load_explanation(path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what the explanation says as plain values for JSON, without masks, curves' points and the image."""
+        from sagittal.client.documents import explanation_document  # noqa: PLC0415 - which knows this module
+
+        return explanation_document(self)
+
+    def _image(self) -> ExplainedImage:
+        if self.image is None:
+            text = "the image is not known here: give it by with_image(...), or explain with a client that sends it"
+            raise FailedPrecondition(text, field="image", job_id=self.job_id)
+        return self.image
+
+    def _mask(self, number: int) -> Mask:
+        if not 0 <= number < len(self.masks):
+            text = f"there is no final mask {number}: the explanation has {len(self.masks)}"
+            raise FailedPrecondition(text, field="mask", job_id=self.job_id)
+        return self.masks[number]
 
     @property
     def mask(self) -> NDArray[np.float32] | None:
@@ -186,13 +321,45 @@ def _relative(area: float | None, unmasked: float | None) -> float | None:
     return area / unmasked if area is not None and unmasked else None
 
 
+def _facts(explanation: Explanation) -> Iterable[str]:
+    """Yields what a person looks for first, each in a few words."""
+    target, method = explanation.target, explanation.method[:_MAX_NAME]
+    if target is not None:
+        yield f"{(target.label or f'class {target.index}')[:_MAX_NAME]!r} {target.score:.1%}"
+    model = f"{explanation.model[:_MAX_NAME]}@{explanation.model_version[:_MAX_NAME]}".strip("@")
+    yield " on ".join(filter(None, (method, model)))
+    if explanation.insertion is not None:
+        yield f"insertion {explanation.insertion:.3f}"
+    if explanation.deletion is not None:
+        yield f"deletion {explanation.deletion:.3f}"
+    counts = (("mask", explanation.masks), ("set", explanation.sufficient_sets), ("concept", explanation.concepts))
+    for name, found in counts:
+        if found:
+            yield f"{len(found)} {name}{'s' if len(found) > 1 else ''}"
+    if explanation.graph is not None:
+        yield f"graph of {len(explanation.graph.nodes)}"
+    if explanation.warnings:
+        yield f"{len(explanation.warnings)} warning{'s' if len(explanation.warnings) > 1 else ''}"
+    yield explanation.state
+    yield explanation.job_id[:_MAX_NAME] and f"job {explanation.job_id[:_MAX_NAME]}"
+
+
 @dataclass(slots=True)
 class Gathering:
     """Gathers the events of one job into its explanation."""
 
     model: str = ""
     job_id: str = ""
+    image: tensor_pb2.Image | None = None
+    """What is explained, if it is known here."""
+    baseline: tensor_pb2.Image | None = None
+    """The baseline that was given with it."""
     kept: dict[type[Event], list[Any]] = field(default_factory=dict)
+
+    @property
+    def completed(self) -> bool:
+        """Whether the last event has come."""
+        return Completed in self.kept
 
     def add(self, event: Event) -> None:
         """Takes an event in. A worker that starts says all again, whatever one before it said."""
@@ -226,13 +393,32 @@ class Gathering:
             started=self._last(Started),
             progress=self._last(Progress),
             error=error,
+            image=self._explained(self._last(Prediction)),
         )
+
+    def attached(self, found: Explanation) -> Explanation:
+        """Returns an explanation that came from elsewhere with the image that is known here."""
+        return replace(found, image=self._explained(found.prediction))
+
+    def _explained(self, prediction: Prediction | None) -> ExplainedImage | None:
+        """Returns the image, if the worker reported where on it a mask lies."""
+        if self.image is None or prediction is None or prediction.preprocessing is None:
+            return None
+        return ExplainedImage(self.image, prediction.preprocessing, self.baseline)
 
     def _all(self, kind: type[E]) -> Iterable[E]:
         return self.kept.get(kind, ())
 
     def _last(self, kind: type[E]) -> E | None:
         return next(reversed(self.kept.get(kind, ())), None)
+
+
+def gathering_of(spec: pb.ExplanationSpec | None, job_id: str) -> Gathering:
+    """Returns what gathers the events of a job, with what was asked if it is known."""
+    if spec is None:
+        return Gathering(job_id=job_id)
+    given = spec.baseline.image if spec.baseline.HasField("image") else None
+    return Gathering(model=spec.model, job_id=job_id, image=spec.image, baseline=given)
 
 
 def terminal_error(event: pb.ExplanationEvent) -> SagittalError | None:

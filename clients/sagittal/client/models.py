@@ -7,24 +7,8 @@ from typing import Any
 from google.protobuf import json_format
 
 from sagittal.client.parsing import parse, values_of
+from sagittal.client.preprocessing import Preprocessing
 from sagittal.v1 import model_pb2
-
-
-@dataclass(frozen=True, slots=True)
-class Preprocessing:
-    """How an image becomes the model's input: fit it to the square, scale to 0..1, subtract mean, divide by std."""
-
-    input_size: int
-    """Side of the square input in pixels."""
-    resize: int
-    """Length of the shorter side after resizing, before the crop, in pixels."""
-    interpolation: str
-    """"bilinear", "bicubic" or "nearest"."""
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    channel_order: str
-    fit: str = "crop"
-    """"crop": resize the shorter side and crop the centre; "squash": resize both sides to the input size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +149,7 @@ def _preprocessing(message: model_pb2.Preprocessing) -> Preprocessing:
         interpolation=message.interpolation or "bilinear",
         channel_order=message.channel_order or "RGB",
         fit=message.fit or "crop",
+        layout=message.layout or "NCHW",
     )
 
 

@@ -13,6 +13,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from sagittal.v1 import method_pb2 as _method_pb2
+from sagittal.v1 import model_pb2 as _model_pb2
 from sagittal.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
 import sys
@@ -680,6 +681,7 @@ class Prediction(_message.Message):
     BASELINE_SCORE_FIELD_NUMBER: _builtins.int
     BASELINE_FIELD_NUMBER: _builtins.int
     BLUR_SIGMA_FIELD_NUMBER: _builtins.int
+    PREPROCESSING_FIELD_NUMBER: _builtins.int
     baseline_score: _builtins.float
     """The target's probability on the baseline, which should be near 0. 0 where there is no baseline."""
     baseline: Global___BaselineKind.ValueType
@@ -696,6 +698,12 @@ class Prediction(_message.Message):
     def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassScore]:
         """The most probable classes, best first."""
 
+    @_builtins.property
+    def preprocessing(self) -> _model_pb2.Preprocessing:
+        """How an image becomes the model's input: where a mask lies on the image. An image given as `model_input` skipped it. Not
+        set if the worker did not report it.
+        """
+
     def __init__(
         self,
         *,
@@ -704,10 +712,11 @@ class Prediction(_message.Message):
         baseline_score: _builtins.float = ...,
         baseline: Global___BaselineKind.ValueType = ...,
         blur_sigma: _builtins.float = ...,
+        preprocessing: _model_pb2.Preprocessing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["preprocessing", b"preprocessing", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "baseline_score", b"baseline_score", "blur_sigma", b"blur_sigma", "target", b"target", "top", b"top"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "baseline_score", b"baseline_score", "blur_sigma", b"blur_sigma", "preprocessing", b"preprocessing", "target", b"target", "top", b"top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,8 @@ import structlog
 from numpy.typing import NDArray
 
 from sagittal.core.errors import InvalidImage, Unavailable
-from sagittal.core.images import ImageLimits, check, check_encoded, decode, opened, upright
+from sagittal.core.images import ImageLimits, check, check_encoded, decode, opened
+from sagittal.imaging.reading import upright
 from sagittal.v1 import tensor_pb2
 
 #: Bytes of address space beyond an image's limit: two copies of the file, and what the allocator rounds up.

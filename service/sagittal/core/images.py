@@ -9,7 +9,7 @@ child processes.
 import io
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,10 +24,10 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from sagittal.core.errors import InvalidImage, InvalidRequest
 from sagittal.core.tensors import array_of
+from sagittal.imaging.reading import in_colour, orientation_of, upright
 from sagittal.v1 import tensor_pb2
 
 _MEBI = 2**20
-_EXIF_ORIENTATION = 0x0112
 
 #: Exceptions that Pillow's parsers raise for damaged files.
 _DAMAGE = (
@@ -47,16 +47,6 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 #: Bytes that decoding takes for an image of any size.
 _DECODING_BYTES = 8 * _MEBI
-
-_TURNS: Mapping[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.transpose(1, 0, 2),
-    6: lambda pixels: pixels.transpose(1, 0, 2)[:, ::-1],
-    7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda pixels: pixels.transpose(1, 0, 2)[::-1],
-}
 
 #: Pixels that are converted to RGB at a time.
 _STRIP_PIXELS = 2**18
@@ -196,7 +186,7 @@ class LoadedImage:
         rows = max(1, _STRIP_PIXELS // self.width)
         for top in range(0, self.height, rows):
             strip = self.picture.crop((0, top, self.width, min(top + rows, self.height)))
-            yield np.asarray(_in_colour(strip), dtype=np.uint8)
+            yield np.asarray(in_colour(strip), dtype=np.uint8)
 
 
 @contextmanager
@@ -205,12 +195,6 @@ def opened(data: bytes, limits: ImageLimits, path: str) -> Iterator[LoadedImage]
     with _opened(data, limits, path) as picture:
         _load(picture, path)  # before _orientation, which also loads a PNG but ignores damage
         yield LoadedImage(picture, *picture.size, _orientation(picture))
-
-
-def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Returns pixels of shape (height, width, 3), uint8, turned upright according to their EXIF orientation."""
-    turn = _TURNS.get(orientation)
-    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
 def _opened(data: bytes, limits: ImageLimits, path: str) -> ImageFile:
@@ -275,33 +259,9 @@ def _check_memory(width: int, height: int, kind: str, bytes_a_pixel: int, limits
 
 def _orientation(picture: ImageFile) -> int:
     try:
-        return int(picture.getexif().get(_EXIF_ORIENTATION, 1))
+        return orientation_of(picture)
     except _DAMAGE:
         return 1  # an image with damaged metadata is still usable
-
-
-def _in_colour(picture: Pillow.Image) -> Pillow.Image:
-    """Returns the image as RGB over white."""
-    if picture.mode.startswith("I"):
-        return _from_16_bit(picture).convert("RGB")
-    if "transparency" in picture.info and picture.mode in ("1", "L", "P", "RGB"):
-        picture = picture.convert("RGBA")
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    picture = picture.convert("RGBA")
-    white = Pillow.new("RGB", picture.size, "white")
-    white.paste(picture, mask=picture.getchannel("A"))
-    return white
-
-
-def _from_16_bit(picture: Pillow.Image) -> Pillow.Image:
-    """Returns 16-bit grey as 8-bit grey; the level marked as transparent becomes white."""
-    levels = np.asarray(picture).astype(np.int64)
-    grey = np.clip(levels >> 8, 0, 255).astype(np.uint8)
-    clear = picture.info.get("transparency")
-    if isinstance(clear, int):
-        grey[levels == clear] = 255
-    return Pillow.fromarray(grey)
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

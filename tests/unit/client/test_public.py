@@ -13,7 +13,9 @@ def test_public_names_are_exactly_these() -> None:
         "CausalTriple", "Certificate", "ClassScore", "Client", "Completed", "ConceptContribution", "ConceptExample",
         "ConceptPrediction", "ConceptQuality",
         "ConceptSet", "Concepts", "ConnectionFailed", "Curve",
-        "EvaluateMask", "Event", "EventStream", "ExcitationBackprop", "EventsExpired", "Expired", "Explanation",
+        "EvaluateMask", "Event", "EventStream", "ExcitationBackprop", "EventsExpired", "Expired", "ExplainedImage",
+        "Explanation", "LiveDisplay",
+        "MissingExtra", "Table",
         "FailedPrecondition", "FitProgress",
         "GradCAM", "Graph", "GraphEdge", "GraphNode", "IGOS", "IGOSPlus", "IGOSPlusPlus", "ImageLike",
         "IntegratedGradients", "InternalError", "InvalidImage", "InvalidRequest", "Job", "JobBuried", "JobCancelled",
@@ -33,7 +35,8 @@ def test_public_names_are_exactly_these() -> None:
 def test_the_client_imports_nothing_heavy() -> None:
     program = (
         "import sys, sagittal.client;"
-        "print([m for m in ('torch', 'redis', 'pydantic', 'structlog', 'click', 'matplotlib') if m in sys.modules])"
+        "heavy = 'torch redis pydantic structlog click matplotlib pandas networkx IPython'.split();"
+        "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

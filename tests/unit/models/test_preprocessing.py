@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from sagittal.core.models import Preprocessing
-from sagittal.models.preprocessing import black, resize_and_crop, to_input, visible_box
+from sagittal.imaging.fitting import fit_to_input, visible_box
+from sagittal.models.preprocessing import black, to_input
 
 PLAIN = {"input_size": 16, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "interpolation": "nearest"}
 
@@ -27,14 +28,14 @@ def thirds(height=48, width=96):
 
 
 def test_squash_shows_the_whole_picture():
-    seen = resize_and_crop(thirds(), squash())
+    seen = fit_to_input(thirds(), squash())
     assert seen.shape == (16, 16, 3)
     assert seen[:, 0].tolist() == [[255, 0, 0]] * 16
     assert seen[:, -1].tolist() == [[0, 0, 255]] * 16
 
 
 def test_crop_shows_the_centre_of_the_longer_side():
-    seen = resize_and_crop(thirds(height=32, width=96), crop())
+    seen = fit_to_input(thirds(height=32, width=96), crop())
     assert (seen == [0, 255, 0]).all()
 
 

@@ -63,15 +63,22 @@ class Summary:
 class EventMessages:
     """Turns events of one job into messages, with the labels and the digest of its model."""
 
-    def __init__(self, labels: Sequence[str], digest: str) -> None:
-        """Takes labels by class index (empty for none) and the model's digest."""
-        self._labels = labels
+    def __init__(self, labels: Sequence[str], digest: str, preprocessing: object | None = None) -> None:
+        """Takes what explainers cannot know.
+
+        Args:
+            labels: By class index; empty for none.
+            digest: Of the model.
+            preprocessing: How images become the model's input, with the fields of the API's `Preprocessing`; None if
+                the caller has done it.
+        """
         self._evaluations = 0
         #: Fields that explainers cannot know.
         self._added: Mapping[str, Callable[[Any], object]] = {
             "sagittal.v1.ClassScore.label": lambda found: labels[found.index] if found.index < len(labels) else "",
             "sagittal.v1.Certificate.model_digest": lambda _: digest,
             "sagittal.v1.Progress.evaluations": lambda _: self._evaluations,
+            "sagittal.v1.Prediction.preprocessing": lambda _: preprocessing,
         }
 
     def message(self, event: events.Event, evaluations: int) -> pb.ExplanationEvent | None:

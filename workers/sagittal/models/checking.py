@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from sagittal.core.models import IMAGENET, Layers, ModelEntry, Preprocessing, read_labels
 from sagittal.engine.evaluator import PROBABILITIES, BlackBox, Output
-from sagittal.models.preprocessing import resize_and_crop, to_input, to_picture
+from sagittal.imaging.fitting import fit_to_input
+from sagittal.models.preprocessing import to_input, to_picture
 from sagittal.models.probing import SeenLayers
 from sagittal.models.sources import Access, ModelUnavailable
 from sagittal.models.sources.files import find_inside
@@ -57,7 +58,7 @@ def check_preprocessing(preprocessing: Preprocessing) -> Check:
     generator = np.random.default_rng(0)
     picture = generator.integers(0, 256, (*PICTURE, 3), dtype=np.uint8)
     returned = to_picture(to_input(picture, preprocessing), preprocessing)
-    difference = int(np.abs(returned.astype(int) - resize_and_crop(picture, preprocessing).astype(int)).max())
+    difference = int(np.abs(returned.astype(int) - fit_to_input(picture, preprocessing).astype(int)).max())
     detail = f"a picture comes back from the model's input to within {difference} of 255"
     return Check("preprocessing-returns", difference <= 1, detail, required=False)
 

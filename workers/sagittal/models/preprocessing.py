@@ -3,22 +3,15 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from sagittal.core.models import Preprocessing
-
-_INTERPOLATION = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+from sagittal.imaging.fitting import fit_to_input
 
 
 def to_input(picture: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
     """Returns the input of shape (3, size, size), float32, for an RGB picture (height, width, 3)."""
-    cropped = resize_and_crop(picture, preprocessing)
+    cropped = fit_to_input(picture, preprocessing)
     values = torch.from_numpy(np.array(cropped)).permute(2, 0, 1).to(torch.float32) / 255
     return normalised(values, preprocessing)
 
@@ -36,28 +29,6 @@ def to_picture(values: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint8
     if preprocessing.channel_order == "BGR":
         scaled = scaled.flip(0)
     return (scaled * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-
-
-def resize_and_crop(picture: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Returns the part of the picture that the model sees: (size, size, 3), uint8."""
-    size = preprocessing.input_size
-    resized = Image.fromarray(picture).resize(
-        (size, size), _INTERPOLATION[preprocessing.interpolation], box=visible_box(picture.shape[:2], preprocessing)
-    )
-    return np.asarray(resized)
-
-
-def visible_box(shape: tuple[int, ...], preprocessing: Preprocessing) -> tuple[float, float, float, float]:
-    """Returns the part of a picture (height, width) that the model sees: left, top, right, bottom in its pixels.
-
-    Resizing this part alone, instead of cropping after resizing all, bounds the work for very long pictures.
-    """
-    height, width = shape
-    if preprocessing.fit == "squash":
-        return 0, 0, width, height
-    side = preprocessing.input_size / preprocessing.resize * min(height, width)
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
 
 
 def black(preprocessing: Preprocessing) -> Tensor:

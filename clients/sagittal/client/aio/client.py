@@ -140,7 +140,7 @@ class AsyncClient(BaseClient):
             metadata = self._metadata + cursor.span.metadata
             return self._jobs.Explain(request, metadata=metadata, timeout=cursor.remaining)
 
-        reading = Reading(cursor, open_call, self.get, spec.model)
+        reading = Reading(cursor, open_call, self.get, spec)
         return AsyncEventStream(reading, None if detach else partial(self._abandon, cursor.span))
 
     async def explain_many(

@@ -141,7 +141,7 @@ class Client(BaseClient):
             metadata = self._metadata + cursor.span.metadata
             return self._jobs.Explain(request, metadata=metadata, timeout=cursor.remaining)
 
-        reading = Reading(cursor, open_call, self.get, spec.model)
+        reading = Reading(cursor, open_call, self.get, spec)
         return EventStream(reading, None if detach else partial(self._abandon, cursor.span))
 
     def explain_many(

@@ -11,7 +11,7 @@ import grpc
 from sagittal.client.diagnosis import diagnosed
 from sagittal.client.errors import ConnectionFailed, Unavailable
 from sagittal.client.events import Event
-from sagittal.client.explanation import Explanation, Gathering
+from sagittal.client.explanation import Explanation, gathering_of
 from sagittal.client.resume import TERMINAL, Cursor, take_event
 from sagittal.client.sync.concurrency import (
     ChannelClosed,
@@ -33,7 +33,7 @@ class Reading:
         cursor: Cursor,
         open_call: Callable[[Cursor], EventCall],
         get: Callable[[str], Explanation],
-        model: str = "",
+        spec: pb.ExplanationSpec | None = None,
     ) -> None:
         """Reads nothing yet.
 
@@ -41,11 +41,11 @@ class Reading:
             cursor: Where the events begin.
             open_call: Makes a call that goes on at the cursor.
             get: Returns what the service knows of a job.
-            model: Name of the model, if it is known.
+            spec: What was asked, if it is known: its model is named and its image drawn.
         """
         self.cursor = cursor
         self.closed = False
-        self._gathering = Gathering(model=model, job_id=cursor.job_id)
+        self._gathering = gathering_of(spec, cursor.job_id)
         self._open_call = open_call
         self._get = get
         self._call: EventCall | None = None
@@ -83,7 +83,7 @@ class Reading:
         found = self._get(self.cursor.job_id)
         if found.error is not None:
             raise found.error
-        return found
+        return self._gathering.attached(found)
 
     def stop(self) -> None:
         """Drops the call under way."""

@@ -17,8 +17,8 @@ from sagittal.core.errors import FailedPrecondition, InvalidRequest
 from sagittal.core.images import ImageLimits
 from sagittal.core.requests import attachment_of, check_parts
 from sagittal.explain.concepts import Box, Read
+from sagittal.imaging.fitting import visible_box
 from sagittal.models.loaded import LoadedModel
-from sagittal.models.preprocessing import visible_box
 from sagittal.v1 import concept_service_pb2, tensor_pb2
 from sagittal.worker.execution.requests import read_image
 

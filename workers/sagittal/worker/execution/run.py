@@ -66,7 +66,7 @@ class JobRun:
         self._waited = max(0.0, time.time() - lease.job.created)
         self._summary = Summary()
         self._quality = Quality()
-        self._messages = EventMessages(loaded.labels, loaded.digest)
+        self._messages = EventMessages(loaded.labels, loaded.digest, loaded.entry.preprocessing)
         self._outbox: Outbox = writer.open(lease)
         self._checkpoints = Checkpoints(partial(writer.checkpoint, self._outbox), loaded, seconds=checkpoint_seconds)
         self._work: Work | None = None

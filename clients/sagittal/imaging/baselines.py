@@ -1,0 +1,73 @@
+"""What replaces the hidden part of a picture, as the workers make it."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Picture = NDArray[np.float32]
+
+#: Standard deviation of the default blur, as a share of the input's side.
+BLUR_SHARE = 50 / 224
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """A picture as the model saw it, and what replaced its hidden part."""
+
+    picture: Picture
+    baseline: Picture
+    exact: bool = True
+    """Whether the baseline is the job's, up to rounding; False for noise, and for an image that was not given."""
+
+    @property
+    def size(self) -> int:
+        """Side in pixels."""
+        return int(self.picture.shape[0])
+
+    def keep(self, mask: NDArray[np.float32]) -> Picture:
+        """Returns the picture where the mask (size, size) is 1, and the baseline where it is 0."""
+        return np.asarray(self.baseline + mask[..., None] * (self.picture - self.baseline), np.float32)
+
+
+def view_of(picture: Picture, kind: str, blur_sigma: float = 0.0, given: Picture | None = None) -> View:
+    """Returns a picture with the baseline of a kind that a job reported.
+
+    Args:
+        picture: What the model saw.
+        kind: "blur", "black", "mean", "noise" or "image"; the mean colour stands for any other.
+        blur_sigma: Of the blur, in pixels; 0 for the default.
+        given: The baseline of kind "image".
+    """
+    mean = picture.mean((0, 1), keepdims=True)
+    match kind:
+        case "blur":
+            baseline = gaussian_blur(picture, blur_sigma or BLUR_SHARE * picture.shape[0])
+        case "black":
+            baseline = np.zeros_like(picture)
+        case "image" if given is not None:
+            baseline = given
+        case "noise":
+            # Other noise than the job's, with the same mean and spread: torch's generator is not here.
+            noise = np.random.default_rng(0).standard_normal(picture.shape)
+            baseline = np.clip(mean + noise * picture.std((0, 1), keepdims=True), 0, 1)
+        case _:
+            baseline = np.broadcast_to(mean, picture.shape)
+    exact = kind not in ("noise", "image") or (kind == "image" and given is not None)
+    return View(picture, np.asarray(baseline, np.float32), exact)
+
+
+def gaussian_blur(picture: Picture, sigma: float) -> Picture:
+    """Blurs with a Gaussian of `sigma` pixels, cut at half a sigma to each side as the workers do, edges reflected."""
+    for axis in (0, 1):
+        radius = min(max(1, math.ceil(sigma / 2)), picture.shape[axis] - 1)
+        offsets = np.arange(-radius, radius + 1)
+        weights = np.exp(-0.5 * (offsets / sigma) ** 2)
+        weights /= weights.sum()
+        pads = [(radius, radius) if each == axis else (0, 0) for each in range(3)]
+        padded = np.pad(picture, pads, mode="reflect")
+        length = picture.shape[axis]
+        windows = (np.take(padded, range(start, start + length), axis) for start in range(2 * radius + 1))
+        picture = sum((w * window for w, window in zip(weights, windows, strict=True)), np.zeros_like(picture))
+    return np.asarray(picture, np.float32)

@@ -1,0 +1,85 @@
+"""How an image is fitted to a model's square input, and where on the image the input lies."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+_RESAMPLING: Mapping[str, PIL.Image.Resampling] = {
+    "nearest": PIL.Image.Resampling.NEAREST,
+    "bilinear": PIL.Image.Resampling.BILINEAR,
+    "bicubic": PIL.Image.Resampling.BICUBIC,
+    "lanczos": PIL.Image.Resampling.LANCZOS,
+}
+
+
+class Fit(Protocol):
+    """The part of a model's preprocessing that concerns places."""
+
+    @property
+    def input_size(self) -> int:
+        """Side of the square input in pixels."""
+
+    @property
+    def resize(self) -> int:
+        """For "crop", the length of the shorter side after resizing, before the crop, in pixels."""
+
+    @property
+    def interpolation(self) -> str:
+        """Any of "nearest", "bilinear", "bicubic" or "lanczos"."""
+
+    @property
+    def fit(self) -> str:
+        """Either "crop" or "squash"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The part of an image that the model sees, as shares of its width and height: the same at every size."""
+
+    left: float = 0.0
+    top: float = 0.0
+    right: float = 1.0
+    bottom: float = 1.0
+
+
+def visible_box(shape: tuple[int, ...], how: Fit) -> tuple[float, float, float, float]:
+    """Returns the part of an image (height, width) that the model sees: left, top, right, bottom in its pixels.
+
+    Resizing this part alone, instead of cropping after resizing all, bounds the work for very long images.
+    """
+    height, width = shape
+    if how.fit == "squash":
+        return 0.0, 0.0, float(width), float(height)
+    if how.fit != "crop":
+        raise ValueError(f"fit is {how.fit!r}; only crop and squash are known")
+    side = how.input_size / how.resize * min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+def frame_of(shape: tuple[int, ...], how: Fit) -> Frame:
+    """Returns the part of an image (height, width) that the model sees."""
+    left, top, right, bottom = visible_box(shape, how)
+    return Frame(left / shape[1], top / shape[0], right / shape[1], bottom / shape[0])
+
+
+def fit_to_input(image: NDArray[np.uint8], how: Fit) -> NDArray[np.uint8]:
+    """Returns the part of an image (height, width, 3) that the model sees: (size, size, 3), uint8."""
+    size = how.input_size
+    picture, box = PIL.Image.fromarray(image), visible_box(image.shape[:2], how)
+    return np.asarray(picture.resize((size, size), _RESAMPLING[how.interpolation], box=box))
+
+
+def shrink(image: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
+    """Returns an image whose longer side has at most so many pixels, its proportions kept."""
+    height, width = image.shape[:2]
+    scale = longest / max(height, width)
+    if scale >= 1:
+        return image
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    picture = PIL.Image.fromarray(image)
+    return np.asarray(picture.resize(size, PIL.Image.Resampling.BILINEAR, reducing_gap=2.0))
