@@ -15,14 +15,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import ImageColor
 
-from sagittal.cli.drawing import canvas
-from sagittal.cli.drawing.graph import draw_graph
-from sagittal.cli.drawing.image import Seen
-from sagittal.cli.drawing.summary import draw_overlay, draw_summary
-from sagittal.cli.files import what_the_model_saw
 from sagittal.cli.stack import MODELS_FILE, LocalStack, Plan, free_ports
-from sagittal.client import Client, Explanation, Model
+from sagittal.client import Client, Explanation
+from sagittal.client.drawing import canvas
+from sagittal.client.drawing.graph import draw_graph
+from sagittal.client.drawing.summary import draw_summary
 from sagittal.client.methods import Method
+from sagittal.imaging.view import View
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -37,15 +36,15 @@ EVALUATIONS = 1000
 #: Pixels across a picture in the documentation, and colours in it.
 WIDTH, COLOURS = 1200, 200
 
-Explained = tuple[Explanation, Seen]
+Explained = tuple[Explanation, View]
 
 
-def explain(client: Client, model: Model, photograph: str, method: str) -> Explained:
+def explain(client: Client, photograph: str, method: str) -> Explained:
     """Returns an explanation with what the model saw."""
     path = ROOT / "examples" / "images" / photograph
     explanation = client.explain(path, model=MODEL, method=Method(method), max_evaluations=EVALUATIONS)
     sys.stderr.write(f"{photograph} {method}: {explanation.evaluations} evaluations\n")
-    return explanation, what_the_model_saw(path, model.preprocessing, explanation.prediction, None)
+    return explanation, explanation.view()
 
 
 def save(fig: Figure, name: str) -> None:
@@ -83,11 +82,11 @@ def draw_heatmaps(explained: Mapping[str, Sequence[Explained]]) -> Figure:
     return fig
 
 
-def _draw_heatmap(over: Axes, alone: Axes, method: str, explanation: Explanation, seen: Seen) -> None:
+def _draw_heatmap(over: Axes, alone: Axes, method: str, explanation: Explanation, seen: View) -> None:
     if explanation.mask is None or explanation.insertion is None or explanation.deletion is None:
         raise ValueError(f"{method} gave no heatmap with curves: nothing to draw")
     note = f"insertion {explanation.insertion:.2f}   deletion {explanation.deletion:.2f}"
-    canvas.show(over, draw_overlay(explanation.mask, seen), method, note)
+    canvas.show(over, seen.painted(explanation.mask), method, note)
     canvas.heat(alone, explanation.mask, bool((explanation.mask < 0).any()))
     canvas.frame(alone)
 
@@ -100,15 +99,12 @@ def main() -> int:
     with LocalStack(plan) as stack, Client(plan.listen) as client:
         stack.wait_for_service()
         stack.wait_for_models(client, lambda line: sys.stderr.write(f"{line}\n"))
-        model = client.model(MODEL)
-        explained = {
-            method: [explain(client, model, photograph, method) for photograph in PHOTOGRAPHS] for method in HEATMAPS
-        }
+        explained = {method: [explain(client, photograph, method) for photograph in PHOTOGRAPHS] for method in HEATMAPS}
         save(draw_summary(*explained["igos++"][0]), "igos-plus-plus.png")
         save(draw_heatmaps(dict(list(explained.items())[:5])), "heatmaps-by-perturbation.png")
         save(draw_heatmaps(dict(list(explained.items())[5:])), "heatmaps-others.png")
-        save(draw_summary(*explain(client, model, PHOTOGRAPHS[0], "mse")), "sufficient-sets.png")
-        attention, seen = explain(client, model, PHOTOGRAPHS[0], "sag")
+        save(draw_summary(*explain(client, PHOTOGRAPHS[0], "mse")), "sufficient-sets.png")
+        attention, seen = explain(client, PHOTOGRAPHS[0], "sag")
         if attention.graph is None:
             raise ValueError("the attention graph has no nodes: nothing to draw")
         save(draw_graph(attention.graph, seen, "Why Egyptian cat?"), "attention-graph.png")

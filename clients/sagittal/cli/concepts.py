@@ -273,7 +273,7 @@ def _json(found: ConceptSet) -> dict[str, Any]:
 def _write_sheets(found: ConceptSet, output: Path | None) -> None:
     if output is None:
         return
-    from sagittal.cli.drawing.concepts import draw_contact_sheet  # noqa: PLC0415 - matplotlib is slow to load
+    from sagittal.client.drawing.concepts import draw_contact_sheet  # noqa: PLC0415 - matplotlib is slow to load
 
     os.makedirs(output, exist_ok=True)
     for concept in found.concepts:

@@ -9,16 +9,20 @@ import click
 import numpy as np
 
 from sagittal.cli.connection import connected
-from sagittal.cli.drawing.image import read_picture
 from sagittal.cli.failures import FAILED, USAGE, Failure, echo
-from sagittal.cli.report import dump, explanation_json
+from sagittal.cli.report import dump
 from sagittal.cli.terminal import LiveReporter, PlainReporter, effort, make_reporter
 from sagittal.client import Baseline, Client, Explanation, Method, Metrics
 from sagittal.core.errors import SagittalError as CoreError
+from sagittal.core.images import ImageLimits, check
+from sagittal.v1 import tensor_pb2
 
 BaselineName = Literal["blur", "black", "mean", "noise"]
 DEFAULT_MODEL = "efficientnet-lite0"
 Reporter = LiveReporter | PlainReporter
+
+#: The service admits the image or not: these limits only guard this process.
+_LIMITS = ImageLimits(max_bytes=256 * 2**20, max_pixels=256_000_000, memory=8 * 2**30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +104,7 @@ def explain(
         explanation = ask(client, question, reporter)
         files = draw(client, question, explanation, directory) if directory else {}
     if as_json:
-        echo(dump(explanation_json(explanation, files)))
+        echo(dump(explanation.to_dict() | {"files": dict(files)}))
     else:
         tell(explanation, directory, files)
 
@@ -125,14 +129,15 @@ def ask(client: Client, question: Question, reporter: Reporter) -> Explanation:
 
 def draw(client: Client, question: Question, explanation: Explanation, directory: Path) -> Mapping[str, str]:
     """Writes the pictures and data of an explanation; returns the files' names by what they are."""
-    from sagittal.cli.files import Results, what_the_model_saw, write_files  # noqa: PLC0415 - matplotlib is slow to load
+    from sagittal.cli.files import write_files  # noqa: PLC0415 - matplotlib is slow to load
 
     if explanation.prediction is None:
         raise Failure("the service sent no prediction, so there is nothing to draw", FAILED)
-    preprocessing = client.model(question.model, version=explanation.model_version).preprocessing
-    given = None if question.baseline in get_args(BaselineName) else Path(question.baseline)
-    seen = what_the_model_saw(question.image, preprocessing, explanation.prediction, given)
-    return write_files(Results(explanation, seen, directory))
+    if explanation.image is None:  # stored by a worker that did not report the preprocessing
+        preprocessing = client.model(question.model, version=explanation.model_version).preprocessing
+        given = None if question.baseline in get_args(BaselineName) else Path(question.baseline)
+        explanation = explanation.with_image(question.image, preprocessing=preprocessing, baseline=given)
+    return write_files(explanation, directory)
 
 
 def tell(explanation: Explanation, directory: Path | None, files: Mapping[str, str]) -> None:
@@ -185,7 +190,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 def check_readable(image: Path) -> None:
     """Raises a Failure for a file that is no picture, before anything is sent."""
     try:
-        read_picture(image)
+        check(tensor_pb2.Image(encoded=image.read_bytes()), _LIMITS)
     except CoreError as error:
         raise Failure(f"{image}: {error.message}", USAGE) from error
 

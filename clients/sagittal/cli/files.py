@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sagittal.cli.drawing import canvas
-from sagittal.cli.drawing.canvas import draw_overlay
-from sagittal.cli.drawing.graph import draw_graph
-from sagittal.cli.drawing.image import Seen, read_picture, resize_and_crop, shown, to_image, with_baseline
-from sagittal.cli.drawing.summary import draw_summary
-from sagittal.cli.report import curves_json, dump, explanation_json
-from sagittal.client import Explanation, Prediction, Preprocessing
+from sagittal.cli.report import dump
+from sagittal.client import Explanation
+from sagittal.client.documents import curves_document
+from sagittal.client.drawing import canvas
+from sagittal.imaging.overlays import to_image
+from sagittal.imaging.view import View
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,7 @@ class Results:
     """An explanation, the picture it is of, and where its files go."""
 
     explanation: Explanation
-    seen: Seen
+    seen: View
     directory: Path
 
 
@@ -31,27 +30,21 @@ Written = Iterator[tuple[str, str]]
 """What was written, and the name of its file."""
 
 
-def what_the_model_saw(image: Path, preprocessing: Preprocessing, prediction: Prediction, given: Path | None) -> Seen:
-    """Returns the picture and its baseline; `given` is the file of a baseline of the caller's."""
-    picture = resize_and_crop(read_picture(image), preprocessing)
-    baseline = resize_and_crop(read_picture(given), preprocessing) if given else None
-    return with_baseline(picture, prediction, baseline)
-
-
-def write_files(results: Results) -> Mapping[str, str]:
-    """Writes everything into the directory, `explanation.json` last; returns the files' names by what they are."""
-    results.directory.mkdir(parents=True, exist_ok=True)
+def write_files(explanation: Explanation, directory: Path) -> Mapping[str, str]:
+    """Writes everything into a directory, `explanation.json` last; returns the files' names by what they are."""
+    results = Results(explanation, explanation.view(), directory)
+    directory.mkdir(parents=True, exist_ok=True)
     files: dict[str, str] = {}
     for write in WRITERS:
         files |= dict(write(results))
     files["explanation"] = "explanation.json"
-    document = explanation_json(results.explanation, files)
-    (results.directory / "explanation.json").write_text(dump(document) + "\n", encoding="utf-8")
+    document = explanation.to_dict() | {"files": files}
+    (directory / "explanation.json").write_text(dump(document) + "\n", encoding="utf-8")
     return files
 
 
 def _summary(results: Results) -> Written:
-    canvas.save(draw_summary(results.explanation, results.seen), results.directory / "summary.png")
+    canvas.save(results.explanation.plot(), results.directory / "summary.png")
     yield "summary", "summary.png"
 
 
@@ -67,7 +60,7 @@ def _masks(results: Results) -> Written:
     for number, mask in enumerate(results.explanation.masks):
         suffix = f"-{number + 1}" if number else ""
         np.save(results.directory / f"mask{suffix}.npy", mask.saliency.astype(np.float32))
-        overlay = to_image(draw_overlay(mask.saliency, results.seen))
+        overlay = to_image(results.seen.painted(mask.saliency))
         overlay.save(results.directory / f"overlay{suffix}.png")
         yield f"mask{suffix}", f"mask{suffix}.npy"
         yield f"overlay{suffix}", f"overlay{suffix}.png"
@@ -75,7 +68,7 @@ def _masks(results: Results) -> Written:
 
 def _curves(results: Results) -> Written:
     if results.explanation.curves:
-        text = dump(curves_json(results.explanation.curves))
+        text = dump(curves_document(results.explanation.curves))
         (results.directory / "curves.json").write_text(text + "\n", encoding="utf-8")
         yield "curves", "curves.json"
 
@@ -83,15 +76,14 @@ def _curves(results: Results) -> Written:
 def _sufficient_sets(results: Results) -> Written:
     for number, each in enumerate(results.explanation.sufficient_sets, start=1):
         name = f"sufficient-set-{number}.png"
-        to_image(shown(results.seen, each.patches)).save(results.directory / name)
+        to_image(results.seen.only(each.patches.patches, each.patches.grid)).save(results.directory / name)
         yield f"sufficient-set-{number}", name
 
 
 def _graph(results: Results) -> Written:
-    graph, target = results.explanation.graph, results.explanation.target
-    if graph is None:
+    if results.explanation.graph is None:
         return
-    fig = draw_graph(graph, results.seen, f"Why {target.label or f'class {target.index}'}?" if target else "Why?")
+    fig = results.explanation.plot_graph()
     for ending in ("svg", "png"):
         canvas.save(fig, results.directory / f"graph.{ending}")
         yield f"graph_{ending}", f"graph.{ending}"
@@ -101,7 +93,7 @@ def _concepts(results: Results) -> Written:
     for each in results.explanation.concepts:
         if each.heatmap is not None:
             name = f"concept-x{each.index + 1}.png"
-            to_image(draw_overlay(each.heatmap, results.seen)).save(results.directory / name)
+            to_image(results.seen.painted(each.heatmap)).save(results.directory / name)
             yield f"concept-x{each.index + 1}", name
 
 

@@ -7,7 +7,7 @@ import click
 
 from sagittal.cli.connection import connected
 from sagittal.cli.failures import echo
-from sagittal.cli.report import dump, explanation_json, job_json
+from sagittal.cli.report import dump, job_json
 from sagittal.cli.terminal import make_reporter
 from sagittal.client import Client
 
@@ -31,9 +31,7 @@ def watch(client: Client, *, job: str, after_sequence: int) -> None:
 def get(client: Client, *, job: str) -> None:
     """Prints what is known of JOB as JSON."""
     explanation = client.get(job)
-    error = explanation.error
-    failure = {"error": {"reason": error.reason, "message": error.message}} if error else {}
-    echo(dump({"state": explanation.state} | failure | explanation_json(explanation, {})))
+    echo(dump(explanation.to_dict() | {"files": {}}))
 
 
 @click.command("list")

@@ -10,8 +10,9 @@ import click
 from sagittal.cli.connection import connected
 from sagittal.cli.explain import DEFAULT_MODEL
 from sagittal.cli.failures import USAGE, Failure, echo
-from sagittal.cli.report import class_json, dump, model_json
+from sagittal.cli.report import dump, model_json
 from sagittal.client import Client, Model, ParameterInfo
+from sagittal.client.documents import class_document
 from sagittal.client.registration import ModelTable
 
 # Models as lines for people.
@@ -216,7 +217,7 @@ def predict(client: Client, *, image: Path, model: str, top: int, as_json: bool)
     """Shows what a model sees in IMAGE."""
     scores = client.predict(image, model=model, top=top)
     if as_json:
-        echo(dump([class_json(each) | {"score": each.score} for each in scores]))
+        echo(dump([class_document(each) | {"score": each.score} for each in scores]))
         return
     for each in scores:
         echo(f"{each.score:7.2%}  {each.label or f'class {each.index}'}")

@@ -25,6 +25,8 @@ def explanation_document(explanation: Explanation) -> dict[str, Any]:
         "top": [_scored(each) for each in explanation.prediction.top] if explanation.prediction else [],
         "insertion": explanation.insertion,
         "deletion": explanation.deletion,
+        "relative_insertion": explanation.relative_insertion,
+        "relative_deletion": explanation.relative_deletion,
         "evaluations": explanation.evaluations,
         "gradient_evaluations": explanation.gradient_evaluations,
         "metric_evaluations": completed.metric_evaluations if completed else 0,
@@ -54,6 +56,8 @@ def explanation_row(explanation: Explanation) -> dict[str, Any]:
         "baseline_score": explanation.baseline_score,
         "insertion": explanation.insertion,
         "deletion": explanation.deletion,
+        "relative_insertion": explanation.relative_insertion,
+        "relative_deletion": explanation.relative_deletion,
         "sufficient_sets": len(sets),
         "smallest_set": min((len(each.patches.patches) for each in sets), default=None),
         "evaluations": explanation.evaluations,
@@ -101,7 +105,7 @@ def _found(explanation: Explanation) -> Iterator[tuple[str, Any]]:
         fields = ("index", "name", "value", "contribution")
         yield "concepts", [{name: getattr(each, name) for name in fields} for each in explanation.concepts]
     if explanation.error is not None:
-        yield "error", {"reason": explanation.error.reason, "message": str(explanation.error)}
+        yield "error", {"reason": explanation.error.reason, "message": explanation.error.message}
 
 
 def _baseline(explanation: Explanation) -> dict[str, Any] | None:

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sagittal.client.arrays import to_array
 from sagittal.client.errors import InvalidImage, InvalidRequest
-from sagittal.client.images import ImageLike, UnreadableImage, encode_image
+from sagittal.client.images import ImageLike, UnreadableImage, encode_image, to_array
 from sagittal.client.preprocessing import Preprocessing
-from sagittal.imaging.baselines import View, view_of
 from sagittal.imaging.fitting import Frame, fit_to_input, frame_of
 from sagittal.imaging.reading import read_image
+from sagittal.imaging.view import View, view_of
 from sagittal.v1 import tensor_pb2
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -41,6 +42,7 @@ from sagittal.client.preprocessing import Preprocessing
 from sagittal.imaging.fitting import shrink
 from sagittal.imaging.masks import place_mask, place_patches
 from sagittal.imaging.overlays import overlay, show_only, to_image
+from sagittal.imaging.view import View
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import explanation_service_pb2 as service_pb
 from sagittal.v1 import tensor_pb2
@@ -193,6 +195,52 @@ class Explanation:
             return to_image(show_only(picture, place_patches(of.patches, of.grid, size, frame, shape)))
         saliency = of if isinstance(of, np.ndarray) else self._mask(of).saliency
         return to_image(overlay(picture, place_mask(saliency, frame, shape)))
+
+    def view(self) -> View:
+        """Returns what the model saw, with the baseline that the job reported (`exact` says whether it is the same).
+
+        Raises:
+            FailedPrecondition: there is no image, or no prediction yet.
+        """
+        image = self._image()
+        if self.prediction is None:
+            raise FailedPrecondition("there is no prediction yet", field="prediction", job_id=self.job_id)
+        return image.view(self.prediction.baseline, self.prediction.blur_sigma)
+
+    def plot(self) -> Any:
+        """Returns a `matplotlib.figure.Figure` of everything: image, masks, sets, concepts, curves and warnings.
+
+        Raises:
+            FailedPrecondition: there is no image: see `with_image`.
+            MissingExtra: matplotlib is not installed.
+        """
+        import_extra("matplotlib")
+        from sagittal.client.drawing.summary import draw_summary  # noqa: PLC0415 - matplotlib is slow to load
+
+        return draw_summary(self, self.view())
+
+    def plot_graph(self) -> Any:
+        """Returns a `matplotlib.figure.Figure` of the attention graph.
+
+        Raises:
+            FailedPrecondition: there is no graph, or no image.
+            MissingExtra: matplotlib is not installed.
+        """
+        if self.graph is None:
+            raise FailedPrecondition("this explanation has no graph", field="graph", job_id=self.job_id)
+        import_extra("matplotlib")
+        from sagittal.client.drawing.graph import draw_graph  # noqa: PLC0415 - matplotlib is slow to load
+
+        target = self.target
+        title = f"Why {target.label or f'class {target.index}'}?" if target else "Why?"
+        return draw_graph(self.graph, self.view(), title)
+
+    def show(self) -> None:
+        """Shows the explanation: in a notebook as HTML, else the overlay in the system's viewer of images."""
+        if "IPython" in sys.modules and import_extra("IPython").get_ipython() is not None:
+            import_extra("IPython.display").display(self)
+        else:
+            self.overlay().show(title=repr(self))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes everything, the image included, into one file, which `Explanation.load` reads without a service.

@@ -175,7 +175,7 @@ def _curves(curves: Sequence[Curve]) -> str:
         lines.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
     text = f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}">{"".join(lines)}</svg>'
     names = " &nbsp; ".join(
-        f'<span style="color:{_CURVE_COLOURS.get(curve.kind, _INK)}">{escape(curve.kind)} AUC {curve.auc:.3f}</span>'
+        f'<span style="color:{_CURVE_COLOURS.get(curve.kind, _INK)}">{escape(curve.kind)} {curve.auc:.3f}, relative {curve.auc_normalized:.2f}</span>'
         for curve in curves
     )
     return f'<div>{text}<div style="font-size:12px">{names}</div></div>'

@@ -170,7 +170,7 @@ def test_the_html_has_image_overlay_curves_sets_and_certificate(explanation, pic
     text = explanation.with_image(picture, preprocessing=CROP)._repr_html_()
     assert text.count("data:image/jpeg;base64,") == 3  # the image, the overlay and the set
     assert "<polyline" in text
-    assert "insertion AUC 0.438" in text
+    assert "insertion 0.438, relative" in text
     assert "subset-minimal, 2 sets checked" in text
     assert "The baseline hides too little." in text
     assert "attention graph: 2 nodes, 1 edges, 1 roots" in text
@@ -183,6 +183,37 @@ def test_the_html_needs_no_image_and_escapes_what_it_is_given(explanation) -> No
     assert "<script>" not in text
     assert "&lt;script&gt;" in text
     assert "saliency, 0 to 1" in text
+
+
+def test_everything_is_one_figure_and_the_graph_another(explanation, picture) -> None:
+    drawn = explanation.with_image(picture, preprocessing=CROP)
+    titles = [axes.get_title(loc="left") for axes in drawn.plot().axes]
+    assert {"What the model saw", "Overlay", "Saliency", "Is it right? Insertion and deletion"} <= set(titles)
+    assert "Sufficient set 1: 2 patches" in titles
+    assert len(drawn.plot_graph().axes[0].get_images()) == 2
+    with pytest.raises(FailedPrecondition, match="has no graph"):
+        replace(drawn, graph=None).plot_graph()
+
+
+def test_noise_is_not_claimed_to_be_the_jobs(explanation, picture) -> None:
+    drawn = explanation.with_image(picture, preprocessing=CROP)
+    assert drawn.view().exact
+    noisy = replace(drawn, prediction=replace(drawn.prediction, baseline="noise"))
+    assert not noisy.view().exact
+    assert any("other noise than the job's" in axes.get_xlabel() for axes in noisy.plot().axes)
+
+
+def test_showing_draws_html_in_a_notebook_and_else_opens_the_overlay(explanation, picture, monkeypatch) -> None:
+    shown = []
+    drawn = explanation.with_image(picture, preprocessing=CROP)
+    monkeypatch.setattr(PIL.Image.Image, "show", lambda image, title: shown.append((image.size, title)))
+    monkeypatch.setattr("IPython.get_ipython", lambda: None)
+    drawn.show()
+    assert shown == [((90, 60), repr(drawn))]
+    monkeypatch.setattr("IPython.get_ipython", object)
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    drawn.show()
+    assert shown[1] is drawn
 
 
 def test_an_explanation_is_plain_values_for_json(explanation) -> None:
@@ -261,7 +292,7 @@ def test_an_explanation_is_drawn_while_it_forms(monkeypatch, picture) -> None:
     forming = [text for text in shown if re.search("optimise 50%", text)]
     assert forming
     assert "running" in shown[2]
-    assert "insertion AUC" in shown[-1]
+    assert "insertion 0.438" in shown[-1]
     assert live.explanation.state == "completed"
     assert np.array_equal(live.explanation.mask, SALIENCY.astype(np.float32))
 

@@ -10,9 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Line
 
-from sagittal.cli.drawing import canvas
-from sagittal.cli.drawing.image import Seen, patch_box, shown
-from sagittal.client import Graph, GraphNode
+from sagittal.client.drawing import canvas
+from sagittal.client.events import GraphNode
+from sagittal.client.explanation import Graph
+from sagittal.client.html import percent
+from sagittal.imaging.masks import patch_box
+from sagittal.imaging.view import View
 
 #: Side of a thumbnail, and the gaps between thumbnails and between layers, in inches.
 THUMBNAIL = 1.25
@@ -30,7 +33,7 @@ class Place:
     y: float
 
 
-def draw_graph(graph: Graph, seen: Seen, title: str) -> Figure:
+def draw_graph(graph: Graph, seen: View, title: str) -> Figure:
     """Returns the whole graph as one figure."""
     layers = arrange(graph)
     widest = max(len(layer) for layer in layers)
@@ -108,12 +111,16 @@ def _draw_edges(axes: Axes, graph: Graph, places: Mapping[str, Place]) -> None:
         axes.add_patch(PathPatch(line, facecolor="none", edgecolor="#8c959f", linewidth=1.1, zorder=1))
 
 
-def _draw_node(axes: Axes, node: GraphNode, place: Place, removed: Sequence[int], seen: Seen) -> None:
+def _draw_node(axes: Axes, node: GraphNode, place: Place, removed: Sequence[int], seen: View) -> None:
     half = THUMBNAIL / 2
     left, bottom = place.x - half, place.y - half
     extent = (left, left + THUMBNAIL, bottom, bottom + THUMBNAIL)
     axes.imshow(
-        np.clip(shown(seen, node.patches), 0, 1), extent=extent, zorder=3, interpolation="nearest", aspect="auto"
+        np.clip(seen.only(node.patches.patches, node.patches.grid), 0, 1),
+        extent=extent,
+        zorder=3,
+        interpolation="nearest",
+        aspect="auto",
     )
     edge = canvas.GOOD if node.root else canvas.RULE
     axes.add_patch(
@@ -128,7 +135,7 @@ def _draw_node(axes: Axes, node: GraphNode, place: Place, removed: Sequence[int]
         size = ((x1 - x0) * scale, (y1 - y0) * scale)
         axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=canvas.BAD, linewidth=1.8, zorder=5))
     axes.text(
-        place.x, bottom - 0.15, canvas.percent(node.score), fontsize=10, ha="center", va="center",
+        place.x, bottom - 0.15, percent(node.score), fontsize=10, ha="center", va="center",
         color=canvas.INK, weight="bold" if node.root else "normal", zorder=5,
         bbox={"facecolor": canvas.PAPER, "edgecolor": "none", "pad": 1.0},
     )  # fmt: skip

@@ -10,16 +10,17 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sagittal.cli.drawing import canvas
-from sagittal.cli.drawing.canvas import draw_overlay
-from sagittal.cli.drawing.image import Seen
-from sagittal.client import ConceptContribution, ConceptExample, ConceptPrediction, ConceptSet, Explanation, XFeature
+from sagittal.client.concepts import ConceptExample, ConceptSet, XFeature
+from sagittal.client.drawing import canvas
+from sagittal.client.events import ConceptContribution, ConceptPrediction
+from sagittal.client.explanation import Explanation
+from sagittal.imaging.view import View
 
 #: Most characters of a concept's name above its bar.
 MAX_NAME = 40
 
 
-def concept_panels(explanation: Explanation, seen: Seen) -> Sequence[Callable[[Axes], None]]:
+def concept_panels(explanation: Explanation, seen: View) -> Sequence[Callable[[Axes], None]]:
     """Returns what draws the contributions, and then each concept, the largest contribution first."""
     said = explanation.concept_prediction
     if said is None or not explanation.concepts:
@@ -72,12 +73,12 @@ def _draw_contributions(axes: Axes, ordered: Sequence[ConceptContribution], said
         spine.set_color(canvas.RULE)
 
 
-def _draw_concept(axes: Axes, concept: ConceptContribution, seen: Seen) -> None:
+def _draw_concept(axes: Axes, concept: ConceptContribution, seen: View) -> None:
     note = f"contribution {concept.contribution:+.2f}, value {concept.value:+.2f}"
     if concept.heatmap is None or not concept.heatmap.any():
         canvas.show(axes, seen.picture, title_of(concept), f"{note}; looks nowhere in particular")
         return
-    canvas.show(axes, draw_overlay(concept.heatmap, seen), title_of(concept), note)
+    canvas.show(axes, seen.painted(concept.heatmap), title_of(concept), note)
 
 
 # A contact sheet: the images that excite a concept most, each with where it looks, group by group.

@@ -8,11 +8,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sagittal.cli.drawing import canvas
-from sagittal.cli.drawing.canvas import draw_overlay
-from sagittal.cli.drawing.concepts import concept_panels
-from sagittal.cli.drawing.image import Seen, shown, upsample
-from sagittal.client import Curve, Explanation, Mask
+from sagittal.client.drawing import canvas
+from sagittal.client.drawing.concepts import concept_panels
+from sagittal.client.events import Curve, Mask
+from sagittal.client.explanation import Explanation
+from sagittal.client.html import percent
+from sagittal.imaging.masks import upsample
+from sagittal.imaging.view import View
 
 #: Most sufficient sets in the summary; each has a picture of its own beside it.
 MAX_SETS = 4
@@ -25,7 +27,7 @@ class Panel:
     draw: Callable[[Axes], None]
 
 
-def draw_summary(explanation: Explanation, seen: Seen) -> Figure:
+def draw_summary(explanation: Explanation, seen: View) -> Figure:
     """Returns the summary: the photograph, then whatever the explanation holds."""
     panels = [_photograph(seen), *_mask_panels(explanation, seen), *_set_panels(explanation, seen)]
     panels += map(Panel, concept_panels(explanation, seen))
@@ -48,22 +50,22 @@ def draw_summary(explanation: Explanation, seen: Seen) -> Figure:
     return fig
 
 
-def _photograph(seen: Seen) -> Panel:
+def _photograph(seen: View) -> Panel:
     return Panel(lambda axes: canvas.show(axes, seen.picture, "What the model saw", f"{seen.size} px"))
 
 
-def _mask_panels(explanation: Explanation, seen: Seen) -> Sequence[Panel]:
+def _mask_panels(explanation: Explanation, seen: View) -> Sequence[Panel]:
     if not explanation.masks:
         return ()
     mask = explanation.masks[0]
     keep = np.clip(upsample(mask.saliency, seen.size), 0, 1)
     share = f"{float(np.clip(mask.saliency, 0, 1).mean()):.0%} of the picture's area"
     background = (explanation.prediction.baseline if explanation.prediction else "") or "the mean colour"
+    if not seen.exact:
+        background = "other noise than the job's" if background == "noise" else "the mean colour, not the given image"
     return (
         Panel(lambda axes: _heatmap(axes, mask)),
-        Panel(
-            lambda axes: canvas.show(axes, draw_overlay(mask.saliency, seen), "Overlay", "saliency over the picture")
-        ),
+        Panel(lambda axes: canvas.show(axes, seen.painted(mask.saliency), "Overlay", "saliency over the picture")),
         Panel(
             lambda axes: canvas.show(axes, seen.keep(keep), "Only the salient part kept", f"{share}, rest {background}")
         ),
@@ -83,7 +85,7 @@ def _heatmap(axes: Axes, mask: Mask) -> None:
     bar.ax.tick_params(labelsize=8, colors=canvas.FAINT, length=2)
 
 
-def _set_panels(explanation: Explanation, seen: Seen) -> Sequence[Panel]:
+def _set_panels(explanation: Explanation, seen: View) -> Sequence[Panel]:
     """The sets that overlap least come first, and small ones before large ones."""
     ordered = sorted(explanation.sufficient_sets, key=lambda each: (not each.diverse, len(each.patches.patches)))
 
@@ -91,9 +93,9 @@ def _set_panels(explanation: Explanation, seen: Seen) -> Sequence[Panel]:
         each = ordered[number]
         count = len(each.patches.patches)
         title = f"Sufficient set {number + 1}: {count} patch{'es' if count != 1 else ''}"
-        without = f", {canvas.percent(each.causal.without)} without it" if each.causal else ""
-        note = f"{canvas.percent(each.score)} alone{without} · {each.certificate.level}"
-        return Panel(lambda axes: canvas.show(axes, shown(seen, each.patches), title, note))
+        without = f", {percent(each.causal.without)} without it" if each.causal else ""
+        note = f"{percent(each.score)} alone{without} · {each.certificate.level}"
+        return Panel(lambda axes: canvas.show(axes, seen.only(each.patches.patches, each.patches.grid), title, note))
 
     return [panel(number) for number in range(min(MAX_SETS, len(ordered)))]
 
@@ -135,7 +137,7 @@ def _heading(fig: Figure, explanation: Explanation, width: float, height: float)
         fig.text(
             left,
             first,
-            f"{name}  {canvas.percent(target.score)}",
+            f"{name}  {percent(target.score)}",
             fontsize=18,
             color=canvas.INK,
             weight="bold",

@@ -1,10 +1,14 @@
-"""What replaces the hidden part of a picture, as the workers make it."""
+"""What a model saw, and what replaces its hidden part, as the workers make it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sagittal.imaging.masks import patch_mask, upsample
+from sagittal.imaging.overlays import overlay, show_only
 
 Picture = NDArray[np.float32]
 
@@ -29,6 +33,14 @@ class View:
     def keep(self, mask: NDArray[np.float32]) -> Picture:
         """Returns the picture where the mask (size, size) is 1, and the baseline where it is 0."""
         return np.asarray(self.baseline + mask[..., None] * (self.picture - self.baseline), np.float32)
+
+    def painted(self, saliency: NDArray[np.float32]) -> Picture:
+        """Returns the picture with saliency, of any square shape, painted over it."""
+        return overlay(self.picture, upsample(saliency, self.size))
+
+    def only(self, patches: Sequence[int], grid: int) -> Picture:
+        """Returns the picture in which only these patches are seen; the rest is a faint grey of the baseline."""
+        return show_only(self.picture, patch_mask(patches, grid, self.size), rest=self.baseline)
 
 
 def view_of(picture: Picture, kind: str, blur_sigma: float = 0.0, given: Picture | None = None) -> View:

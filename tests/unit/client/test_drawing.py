@@ -9,19 +9,6 @@ import PIL.Image
 import pytest
 import torch
 
-from sagittal.cli.drawing import canvas
-from sagittal.cli.drawing.canvas import draw_overlay
-from sagittal.cli.drawing.graph import THUMBNAIL, arrange, draw_graph, place_nodes
-from sagittal.cli.drawing.image import (
-    Seen,
-    gaussian_blur,
-    patch_box,
-    patch_mask,
-    resize_and_crop,
-    upsample,
-    with_baseline,
-)
-from sagittal.cli.drawing.summary import draw_summary
 from sagittal.client import (
     ClassScore,
     ConceptContribution,
@@ -35,9 +22,15 @@ from sagittal.client import (
     Prediction,
     Preprocessing,
 )
+from sagittal.client.drawing import canvas
+from sagittal.client.drawing.graph import THUMBNAIL, arrange, draw_graph, place_nodes
+from sagittal.client.drawing.summary import draw_summary
 from sagittal.core import models
 from sagittal.engine import masking
 from sagittal.engine.requests import Upsampling
+from sagittal.imaging.fitting import fit_to_input
+from sagittal.imaging.masks import patch_box, patch_mask, upsample
+from sagittal.imaging.view import View, gaussian_blur, view_of
 from sagittal.models import preprocessing
 
 COMMON = {"job_id": "j", "sequence": 1, "time": datetime(2026, 1, 1, tzinfo=UTC)}
@@ -67,9 +60,9 @@ def edge(parent: GraphNode, child: GraphNode) -> GraphEdge:
 
 
 @pytest.fixture
-def seen() -> Seen:
+def seen() -> View:
     picture = GENERATOR.random((56, 56, 3), np.float32)
-    return with_baseline(picture, prediction())
+    return view_of(picture, "blur", 12.0)
 
 
 @pytest.mark.parametrize("fit", ["crop", "squash"])
@@ -77,9 +70,11 @@ def seen() -> Seen:
 def test_the_picture_is_what_the_worker_gives_the_model(fit, shape) -> None:
     image = GENERATOR.integers(0, 256, (*shape, 3), np.uint8)
     ours = Preprocessing(56, 64, "bicubic", (0.5,) * 3, (0.5,) * 3, "RGB", fit)
-    theirs = models.Preprocessing(input_size=56, resize=64, interpolation="bicubic", fit=fit)
-    expected = preprocessing.resize_and_crop(image, theirs).astype(np.float32) / 255
-    assert np.allclose(resize_and_crop(image, ours), expected, atol=1e-6)
+    theirs = models.Preprocessing(
+        input_size=56, resize=64, interpolation="bicubic", fit=fit, mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    seen = preprocessing.to_input(image, theirs) * 0.5 + 0.5
+    assert np.allclose(fit_to_input(image, ours) / 255, seen.permute(1, 2, 0).numpy(), atol=1e-6)
 
 
 def test_the_blur_is_the_workers() -> None:
@@ -99,14 +94,14 @@ def test_patches_lie_where_the_workers_put_them(size) -> None:
     cells = torch.zeros(1, 7, 7)
     cells[0, 2, 5] = 1
     expected = masking.upsample(cells, (size, size), Upsampling.BOX)[0, 0].numpy()
-    assert np.array_equal(patch_mask(PatchSet(7, (19,)), size), expected)
+    assert np.array_equal(patch_mask((19,), 7, size), expected)
     left, top, right, bottom = patch_box(19, 7, size)
     assert expected[top:bottom, left:right].all()
     assert expected.sum() == (right - left) * (bottom - top)
 
 
 def test_an_empty_mask_leaves_the_photograph_untouched(seen) -> None:
-    assert np.array_equal(draw_overlay(np.zeros((7, 7), np.float32), seen), seen.picture)
+    assert np.array_equal(seen.painted(np.zeros((7, 7), np.float32)), seen.picture)
 
 
 def test_a_mask_is_never_stretched(seen, tmp_path) -> None:
@@ -146,7 +141,7 @@ def test_concepts_are_drawn_with_what_they_add_and_the_largest_comes_first(seen)
 @pytest.mark.parametrize("baseline", ["blur", "black", "mean", "noise", "image"])
 def test_every_baseline_can_be_drawn(baseline) -> None:
     picture = GENERATOR.random((56, 56, 3), np.float32)
-    result = with_baseline(picture, prediction(baseline), picture[::-1])
+    result = view_of(picture, baseline, 12.0, picture[::-1])
     assert result.baseline.shape == picture.shape
     assert np.allclose(result.keep(np.ones((56, 56), np.float32)), picture, atol=1e-6)
     assert np.allclose(result.keep(np.zeros((56, 56), np.float32)), result.baseline)

@@ -8,10 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sagittal.cli.drawing.image import Picture, Seen, upsample
+from sagittal.imaging import overlays
+from sagittal.imaging.view import Picture
 
 INK = "#1f2328"
 FAINT = "#6e7781"
@@ -21,10 +23,9 @@ BAD = "#cf222e"  # deletion
 WARN = "#9a6700"
 PAPER = "#ffffff"
 
-#: Colours of saliency: 0 is dark, 1 is bright, and each step looks as large as any other.
-HEAT = mpl.colormaps["inferno"]
-#: Colours of evidence for (red) and against (blue).
-SIGNED = mpl.colormaps["RdBu_r"]
+#: Colours of saliency, and of evidence against (blue) and for (red), as in overlays.
+HEAT = ListedColormap(overlays.HEAT)
+SIGNED = ListedColormap(overlays.SIGNED)
 
 #: Pixels an inch.
 DPI = 120
@@ -72,18 +73,3 @@ def heat(axes: Axes, saliency: NDArray[np.float32], signed: bool) -> Any:
     """Draws saliency on a fixed scale, never stretched to the image: an empty mask looks empty."""
     low = -1 if signed else 0
     return axes.imshow(saliency, cmap=SIGNED if signed else HEAT, vmin=low, vmax=1, interpolation="nearest")
-
-
-def percent(share: float) -> str:
-    """Returns a probability for people."""
-    return f"{share:.1%}" if share >= 0.001 or share == 0 else "<0.1%"
-
-
-def draw_overlay(saliency: NDArray[np.float32], seen: Seen) -> Picture:
-    """Returns the photograph with saliency painted over it; where there is none, the photograph shows untouched."""
-    signed = bool((saliency < 0).any())
-    strength = np.clip(np.abs(upsample(saliency, seen.size)), 0, 1)
-    shade = (upsample(saliency, seen.size) + 1) / 2 if signed else strength
-    colours = (SIGNED if signed else HEAT)(shade)[..., :3].astype(np.float32)
-    alpha = (0.85 * strength**0.8)[..., None]
-    return (seen.picture * (1 - alpha) + colours * alpha).astype(np.float32)
