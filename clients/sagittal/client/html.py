@@ -174,11 +174,13 @@ def _curves(curves: Sequence[Curve]) -> str:
         colour = _CURVE_COLOURS.get(curve.kind, _INK)
         lines.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
     text = f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}">{"".join(lines)}</svg>'
-    names = " &nbsp; ".join(
-        f'<span style="color:{_CURVE_COLOURS.get(curve.kind, _INK)}">{escape(curve.kind)} {curve.auc:.3f}, relative {curve.auc_normalized:.2f}</span>'
-        for curve in curves
-    )
+    names = "<br>".join(map(_curve_name, curves))
     return f'<div>{text}<div style="font-size:12px">{names}</div></div>'
+
+
+def _curve_name(curve: Curve) -> str:
+    text = f"{curve.kind} {curve.auc:.3f}, relative {curve.auc_normalized:.2f}"
+    return f'<span style="color:{_CURVE_COLOURS.get(curve.kind, _INK)}">{escape(text)}</span>'
 
 
 def _ticks(left: int, across: int, up: int) -> Iterator[str]:
