@@ -34,9 +34,12 @@ from sagittal.queue.jobs import RedisJobQueue
 from sagittal.queue.leases import RedisWorkerQueue
 from sagittal.queue.metrics import QueueMetrics
 from sagittal.queue.protocol import LeaseLost
+from sagittal.queue.scripts import load_script
 from sagittal.queue.settings import QueueSettings
+from sagittal.registry.concept_files import ConceptFiles, ConceptStorage
+from sagittal.registry.concept_sets import ConceptSets, StoredConceptSet, WorkerConceptSets
 from sagittal.registry.redis import RedisModelRegistry, RedisWorkerRegistry
-from sagittal.v1 import model_pb2
+from sagittal.v1 import concept_pb2, model_pb2
 
 MODEL = model_pb2.Model(name="model", version="1")
 
@@ -54,6 +57,8 @@ class Sides:
     worker: RedisWorkerQueue
     models: RedisModelRegistry
     models_of_worker: RedisWorkerRegistry
+    sets: ConceptSets
+    sets_of_worker: WorkerConceptSets
     lease: Lease
     new_job: Callable[..., NewJob]
 
@@ -65,6 +70,16 @@ class Sides:
 async def end_something(sides: Sides) -> None:
     await sides.jobs.submit(sides.new_job(deadline=time.time() - 1), b"accepted")
     await sides.jobs.sweep()
+
+
+def a_set(name: str) -> StoredConceptSet:
+    described = concept_pb2.ConceptSet(name=name, model="model", concepts=[concept_pb2.Concept(index=0)])
+    return StoredConceptSet(description=described, weights="0" * 64 + ".safetensors", examples="1" * 64 + ".examples")
+
+
+def rename(described: concept_pb2.ConceptSet) -> concept_pb2.ConceptSet:
+    described.concepts[0].name = secrets.token_hex(4)
+    return described
 
 
 Operation = Callable[[Sides], Any]
@@ -82,31 +97,43 @@ OF_THE_SERVICE: Mapping[str, Operation] = {
     "backlog": lambda sides: sides.jobs.backlog(),
     "sweep": lambda sides: sides.jobs.sweep(),
     "end": end_something,
-    "HGETALL": lambda sides: sides.jobs.costs("model", "1", "igos++"),
+    "costs": lambda sides: sides.jobs.costs("model", "1", "igos++"),
     "PING": lambda sides: sides.jobs.ping(),
     "registry_read": lambda sides: sides.models.models(),
     "registry_declare": lambda sides: sides.models.register(MODEL),
     "registry_remove": lambda sides: sides.models.unregister("nobody", "1"),
     "registry_wish": lambda sides: sides.models.wish("nobody", "1", "load"),
+    "registry_quarantine": lambda sides: sides.models._redis.script(
+        load_script("registry_quarantine"), "models", "nobody@1", "damaged"
+    ),
+    "concepts_list": lambda sides: sides.sets.list("default", "", limit=1, page_token=""),
+    "concepts_read": lambda sides: sides.sets.get("default", "model", "set"),
+    "concepts_update": lambda sides: sides.sets.update("default", "model", "set", rename),
+    "concepts_delete": lambda sides: sides.sets.delete("default", "model", "none"),
+    "concepts_quarantine": lambda sides: sides.sets._set_aside("default", "model", "none", b"1"),
+    "concepts_sweep": lambda sides: sides.sets.sweep(ConceptFiles(ConceptStorage())),
 }
 
 #: A worker's operations.
 OF_A_WORKER: Mapping[str, Operation] = {
     "lease": lambda sides: sides.worker.lease([("nobody", "1")], block_seconds=0),
-    "BLPOP": lambda sides: sides.worker.lease([("nobody", "1")], block_seconds=0.01),
+    "BLPOP": lambda sides: sides.worker.lease([("nobody", "1")], block_seconds=0.2),
     "heartbeat": lambda sides: sides.worker.heartbeat([sides.lease]),
     "append": lambda sides: sides.worker.append(sides.lease, [b"event"]),
     "checkpoint": lambda sides: sides.worker.checkpoint(sides.lease, b"state"),
     "settle": lambda sides: sides.worker.settle(sides.lease, b"done", JobState.COMPLETED),
     "release": lambda sides: sides.worker.release(sides.lease),
-    "HGET": lambda sides: sides.worker.attachment("0" * 32, "0"),
+    "attachment": lambda sides: sides.worker.attachment("0" * 32, "0"),
     "PING": lambda sides: sides.worker.ping(),
     "INFO": lambda sides: check_server(sides.settings),
-    "GET": lambda sides: sides.models_of_worker.changes(),
+    "registry_changes": lambda sides: sides.models_of_worker.changes(),
     "registry_read": lambda sides: sides.models_of_worker.registrations(),
     "registry_declare": lambda sides: sides.models_of_worker.declare(MODEL),
     "registry_publish": lambda sides: sides.models_of_worker.publish(MODEL),
     "registry_announce": lambda sides: sides.models_of_worker.announce("worker", [], ttl=1),
+    "concepts_read": lambda sides: sides.sets_of_worker.get("default", "model", "set"),
+    "concepts_reserve": lambda sides: sides.sets_of_worker.write_files({}),
+    "concepts_save": lambda sides: sides.sets_of_worker.save(sides.lease, a_set("other"), 1, replace=False),
     "registry_withdraw": lambda sides: sides.models_of_worker.withdraw("worker"),
 }
 
@@ -140,11 +167,19 @@ async def sides(faulty: FaultyRedis, new_job, monkeypatch: pytest.MonkeyPatch) -
     jobs = RedisJobQueue(settings, observer)
     worker = RedisWorkerQueue(settings, worker="worker", observer=observer)
     models, of_worker = RedisModelRegistry(settings, observer), RedisWorkerRegistry(settings, observer)
+    sets = ConceptSets(settings, max_tenant_bytes=2**30, observer=observer)
+    files = ConceptFiles(ConceptStorage(url=f"memory://{settings.prefix}"))
+    sets_of_worker = WorkerConceptSets(settings, files, max_tenant_bytes=2**30, observer=observer)
+    stored = a_set("set")
+    await asyncio.to_thread(sets_of_worker.write_files, {stored.weights: b"", stored.examples: b""})
+    assert await asyncio.to_thread(sets_of_worker.import_set, "default", stored, 0)
     await jobs.submit(new_job(), b"accepted")
     lease = await asyncio.to_thread(worker.lease, [("model", "1")], block_seconds=0)
     assert lease is not None
     stale = replace(lease, job=replace(lease.job, job_id="0" * 32))
-    yield Sides(settings, registry, jobs, worker, models, of_worker, stale, new_job)
+    yield Sides(settings, registry, jobs, worker, models, of_worker, sets, sets_of_worker, stale, new_job)
+    sets_of_worker.close()
+    await sets.close()
     worker.close()
     of_worker.close()
     await models.close()
