@@ -48,7 +48,7 @@ test-kernels: $(VENV)/.installed-dev ## Runs the engine's tests with the kernels
 	MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1 $(ENGINE_TESTS)
 	ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 $(ENGINE_TESTS)
 
-fuzz: $(VENV)/.installed-dev ## Fuzzes for SECONDS (1200) each: every RPC, pictures, stored jobs and events, model files.
+fuzz: $(VENV)/.installed-dev ## Fuzzes for SECONDS (1200) each: every RPC, records in Redis, images, stored jobs and events, model files.
 	PYTHONPATH=tests $(BIN)/python -m fuzzing --seconds $(or $(SECONDS),1200) --keep out/fuzzing
 
 chaos: $(VENV)/.installed-dev ## Breaks everything for SECONDS=600 and writes the figures in docs/guarantees.md.

@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+from fuzzing.oracles import MEBI, bounded
 from sagittal.core.models import InvalidModelFile, read_entries
 
 #: Bytes of an input.
@@ -40,7 +41,12 @@ preprocessing = { resize = 256, interpolation = "bicubic", channel_order = "BGR"
 
 
 def run(data: bytes) -> None:
-    """Reads a model file."""
+    """Reads a model file, in bounded memory and time."""
+    with bounded("a model file", memory=32 * MEBI, seconds=5.0):
+        _read(data)
+
+
+def _read(data: bytes) -> None:
     _FILE.write_bytes(data)
     try:
         entries = read_entries(_FILE)

@@ -10,6 +10,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from PIL import Image as Pillow
 
+from fuzzing.oracles import MEBI, bounded
 from sagittal.core.errors import InvalidImage, InvalidRequest
 from sagittal.core.images import ImageLimits, check, decode, model_input
 from sagittal.v1 import tensor_pb2
@@ -20,11 +21,19 @@ LIMITS = ImageLimits(max_bytes=2**16, max_pixels=2**16, max_frames=8)
 #: Bytes of an input.
 MAX_LENGTH = 2**16
 
+#: Memory and processor time that an input may take: 17 bytes a pixel, twice, and what coverage adds, in bytes, seconds.
+MEMORY, SECONDS = 2 * 17 * LIMITS.max_pixels + 24 * MEBI, 5.0
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def run(data: bytes) -> None:
-    """Reads an image as the service and then as a worker would."""
+    """Reads an image as the service and then as a worker would, in bounded memory and time."""
+    with bounded("an image", memory=MEMORY, seconds=SECONDS):
+        _read(data)
+
+
+def _read(data: bytes) -> None:
     image = _image(data)
     if image is None:
         return
@@ -82,6 +91,16 @@ def _with_checksums(data: bytes) -> bytes:
         struct.pack_into(">I", fixed, end, zlib.crc32(fixed[position + 4 : end]))
         position = end + 4
     return bytes(fixed)
+
+
+def bombs() -> list[bytes]:
+    """Returns files of few bytes and many pixels: within the limits, and beyond."""
+    tiny = _saved(Pillow.new("RGB", (1, 1)), "WEBP", lossless=True)
+    canvas = bytes(4) + (8000 - 1).to_bytes(3, "little") * 2
+    body = b"VP8X" + struct.pack("<I", 10) + canvas + tiny[12:]
+    webp = b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+    black = Pillow.new("L", (3000, 3000))
+    return [webp, *(_saved(black, kind) for kind in ("PNG", "WEBP", "JPEG"))]
 
 
 def seeds() -> list[bytes]:

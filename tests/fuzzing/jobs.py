@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from safetensors.torch import save
 from torch import nn
 
+from fuzzing.oracles import MEBI, bounded
 from sagittal.client.errors import SagittalError as ClientError
 from sagittal.client.parsing import parse_event
 from sagittal.core.errors import SagittalError
@@ -71,9 +72,15 @@ _IMAGE = tensor_pb2.Image(
 ).SerializeToString()
 
 
+#: Memory and processor time that reading an input of `MAX_LENGTH` may take, in bytes and seconds.
+MEMORY, SECONDS = 64 * MEBI, 5.0
+
+
 def run(data: bytes) -> None:
-    """Reads the rest of the input as what its first byte says."""
-    _READERS[data[0] % len(_READERS) if data else 0](data[1:])
+    """Reads the rest of the input as what its first byte says, in bounded memory and time."""
+    reader = _READERS[data[0] % len(_READERS) if data else 0]
+    with bounded(reader.__name__, memory=MEMORY, seconds=SECONDS):
+        reader(data[1:])
 
 
 def _read_explanation(data: bytes) -> None:

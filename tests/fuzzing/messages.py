@@ -15,11 +15,22 @@ Words = Mapping[str, SearchStrategy[Any]]
 #: Messages within messages.
 _DEPTH = 6
 
+#: Lengths of texts and lists beyond what anybody needs: around the bounds, and far past them.
+_LENGTHS = (129, 1_025, 9_000, 150_001)
+_LONG_TEXTS = st.builds(
+    lambda part, length: (part * length)[:length],
+    st.sampled_from(["x", "a-b ", "\x1b[2J", "é", "9"]),
+    st.sampled_from([*_LENGTHS, 4_000_000]),
+)
+
+#: Where a double loses whole numbers, where a counter of Redis ends, and what the first overflows were.
+_EDGES = (2**53 - 1, 2**53 + 1, 10**17, 10**18, 2**63 - 1)
+
 _SCALARS: Mapping[int, SearchStrategy[Any]] = {
     FieldDescriptor.CPPTYPE_INT32: st.integers(-(2**31), 2**31 - 1),
-    FieldDescriptor.CPPTYPE_INT64: st.integers(-(2**63), 2**63 - 1),
+    FieldDescriptor.CPPTYPE_INT64: st.integers(-(2**63), 2**63 - 1) | st.sampled_from(_EDGES),
     FieldDescriptor.CPPTYPE_UINT32: st.integers(0, 64) | st.integers(0, 2**32 - 1),
-    FieldDescriptor.CPPTYPE_UINT64: st.integers(0, 64) | st.integers(0, 2**64 - 1),
+    FieldDescriptor.CPPTYPE_UINT64: st.integers(0, 64) | st.integers(0, 2**64 - 1) | st.sampled_from(_EDGES),
     FieldDescriptor.CPPTYPE_DOUBLE: st.floats(0, 1) | st.floats(),
     FieldDescriptor.CPPTYPE_FLOAT: st.floats(0, 1, width=32) | st.floats(width=32),
     FieldDescriptor.CPPTYPE_BOOL: st.booleans(),
@@ -66,7 +77,18 @@ def _values(field: FieldDescriptor, words: Words, depth: int) -> SearchStrategy[
     if _is_map(field):
         value = field.message_type.fields_by_name["value"]
         return st.dictionaries(_value(field.message_type.fields_by_name["key"], words, 0), _value(value, words, depth))
-    return st.lists(_value(field, words, depth), max_size=3) if field.is_repeated else _value(field, words, depth)
+    return _lists(_value(field, words, depth)) if field.is_repeated else _value(field, words, depth)
+
+
+def _lists(value: SearchStrategy[Any]) -> SearchStrategy[list[Any]]:
+    """Returns short lists, and now and then one value very often."""
+    short = st.lists(value, max_size=3)
+    return st.one_of(short, short, short, st.builds(_repeated, value, st.sampled_from(_LENGTHS)))
+
+
+def _repeated(value: Any, times: int) -> list[Any]:
+    size = value.ByteSize() if isinstance(value, Message) else len(value) if isinstance(value, (str, bytes)) else 8
+    return [value] * min(times, 2**22 // (size + 1) + 1)
 
 
 def _value(field: FieldDescriptor, words: Words, depth: int) -> SearchStrategy[Any]:
@@ -80,7 +102,7 @@ def _value(field: FieldDescriptor, words: Words, depth: int) -> SearchStrategy[A
     elif field.type == FieldDescriptor.TYPE_BYTES:
         anything = st.binary(max_size=64)
     elif field.type == FieldDescriptor.TYPE_STRING:
-        anything = st.text(max_size=200)
+        anything = st.one_of(st.text(max_size=200), st.text(max_size=200), st.text(max_size=200), _LONG_TEXTS)
     else:
         anything = _SCALARS[field.cpp_type]
     return known | anything if known is not None else anything

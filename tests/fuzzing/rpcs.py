@@ -1,9 +1,13 @@
 """Every RPC of every service on a real server over a queue on the embedded Valkey, with a worker at work.
 
-Whatever a caller sends, the answer comes, is an expected one, carries a reason, and names a field that exists.
+Whatever a caller sends, the answer comes, is an expected one, carries a reason, and names a field that exists. It costs
+no more memory, time of the event loop, or memory and time of Redis than a request of its size may (`oracles`), no
+background task fails of it, and the next job of another tenant is answered.
 """
 
 import asyncio
+import hashlib
+import itertools
 import logging
 import queue
 import threading
@@ -14,18 +18,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import redis
 import structlog
+from embedded_queue import Queue, own_settings
 from google.protobuf import struct_pb2
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from hypothesis import strategies as st
-from integration.service.support import Run, Stack, explain_at_once, lamp, picture, running, spec
+from integration.service.support import Run, Stack, explain_at_once, lamp, picture, quick_settings, running, spec
 
 from fuzzing.campaign import Outcome
+from fuzzing.images import bombs
 from fuzzing.messages import Words, messages, nearly
+from fuzzing.oracles import MEBI, LoopMeter, Oracles
 from sagittal.core.jobs import JobKind
 from sagittal.v1 import (
     concept_service_pb2,
@@ -45,6 +53,15 @@ STARTING = 600
 #: Inputs for an RPC in a round.
 ROUND = 60
 
+#: Bytes that a request may have; gRPC itself refuses more than `MAX_MESSAGE_BYTES`.
+MAX_REQUEST = 31 * MEBI
+
+#: Bytes that the queue may store for the service that is fuzzed.
+STORED_BYTES = 64 * MEBI
+
+#: Bearer tokens of who fuzzes, and of the neighbour.
+FUZZER, NEIGHBOUR = ({"authorization": f"Bearer {name}"} for name in ("fuzzer", "neighbour"))
+
 RPCS: tuple[MethodDescriptor, ...] = tuple(
     method
     for file in (explanation_service_pb2, model_service_pb2, concept_service_pb2)
@@ -62,9 +79,26 @@ class Server:
 
     channel: grpc.Channel
     words: Words
+    oracles: Oracles
+    stack: Stack
 
     def call(self, rpc: MethodDescriptor, request: bytes) -> None:
-        """Calls an RPC with a serialized request, and holds the answer to what is promised."""
+        """Calls an RPC with a serialized request, and holds the answer, and what it costs, to what is promised."""
+        with self.oracles.watch(rpc.full_name, len(request)):
+            self._call(rpc, request)
+
+    def check_neighbour(self) -> None:
+        """Holds the service to what it promises another tenant, whose next job is answered, and its operator."""
+        _register(self.stack)
+        stub = explanation_service_pb2_grpc.ExplanationServiceStub(self.channel)
+        asked = explanation_service_pb2.ExplainRequest(spec=spec(seed=next(_SEEDS)))
+        events = [answer.event for answer in stub.Explain(asked, timeout=PATIENCE, metadata=tuple(NEIGHBOUR.items()))]
+        assert events[-1].HasField("completed"), f"a neighbour's job ended otherwise: {events[-1]}"
+        assert _failures(self.stack) == 0, "a background task of the service failed"
+        stored = self.oracles.redis.info("memory")["used_memory"]
+        assert stored < 3 * STORED_BYTES, f"Redis holds {stored:,} bytes, and {STORED_BYTES:,} may be stored"
+
+    def _call(self, rpc: MethodDescriptor, request: bytes) -> None:
         began = time.monotonic()
         try:
             for event in self._answers(rpc, request):
@@ -80,8 +114,13 @@ class Server:
             f"/{rpc.containing_service.full_name}/{rpc.name}",
             response_deserializer=GetMessageClass(rpc.output_type).FromString,
         )
-        answer = call(iter([request]) if rpc.client_streaming else request, timeout=PATIENCE)
+        metadata = tuple(FUZZER.items())
+        answer = call(iter([request]) if rpc.client_streaming else request, timeout=PATIENCE, metadata=metadata)
         return answer if rpc.server_streaming else [answer]
+
+
+#: Seeds of the neighbour's jobs, so that none is answered from memory.
+_SEEDS = itertools.count(10**6)
 
 
 def _check_refusal(error: Any, rpc: MethodDescriptor) -> None:
@@ -147,16 +186,23 @@ def _valid(kind: type[Message]) -> Iterator[Message]:
 @contextmanager
 def served() -> Iterator[Server]:
     """A service in a thread of its own, with every method of the product in its catalogue and jobs in every state."""
-    ports: queue.Queue[tuple[int, list[str]] | BaseException] = queue.Queue()
-    loop, done = asyncio.new_event_loop(), asyncio.Event()
+    ports: queue.Queue[tuple[Stack, list[str]] | BaseException] = queue.Queue()
+    loop, done, meter = asyncio.new_event_loop(), asyncio.Event(), LoopMeter()
+    tenants = {"fuzzer": ["explain", "admin"], "neighbour": ["explain"]}
+    tokens = {
+        hashlib.sha256(name.encode()).hexdigest(): {"tenant": name, "roles": roles} for name, roles in tenants.items()
+    }
 
     async def serve() -> None:
-        async with running() as stack:
-            stack.registry.workers.publish(_catalogued())
+        queue = Queue(own_settings(max_stored_bytes=STORED_BYTES, image_retention_seconds=10, retention_seconds=60))
+        async with running(quick_settings(tokens=tokens, model_refresh=0.05), queue) as stack:
+            _register(stack)
             ids = await _jobs(stack)
+            measuring = asyncio.create_task(meter.run())
             async with stack.worker(_answer).at_work():
-                ports.put((stack.port, ids))
+                ports.put((stack, ids))
                 await done.wait()
+            measuring.cancel()
 
     def run() -> None:
         try:
@@ -170,13 +216,32 @@ def served() -> Iterator[Server]:
         started = ports.get(timeout=STARTING)
         if isinstance(started, BaseException):
             raise started
-        port, ids = started
-        with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.max_receive_message_length", -1)]) as channel:
-            yield Server(channel, _words(ids))
+        stack, ids = started
+        unbounded = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        with (
+            grpc.insecure_channel(f"127.0.0.1:{stack.port}", options=unbounded) as channel,
+            redis.Redis.from_url(stack.queue.settings.url) as client,
+        ):
+            server = Server(channel, _words(ids), Oracles(meter, client), stack)
+            server.check_neighbour()  # whatever is made once is there
+            yield server
     finally:
         loop.call_soon_threadsafe(done.set)
         thread.join(60)
         loop.close()
+
+
+def _failures(stack: Stack) -> float:
+    samples = [sample for metric in stack.metrics.collect() for sample in metric.samples]
+    return sum(sample.value for sample in samples if sample.name == "sagittal_background_failures_total")
+
+
+def _register(stack: Stack) -> None:
+    """Registers the model anew, which whoever fuzzes may have changed or removed."""
+    stack.registry.lose_everything()
+    stack.registry.workers.publish(_catalogued())
+    ready = model_pb2.WorkerModel(state=model_pb2.MODEL_STATE_READY)
+    stack.registry.workers.announce("scripted", [("lamp", "1", ready)], ttl=86_400)
 
 
 def _catalogued() -> model_pb2.Model:
@@ -203,18 +268,20 @@ def _answer(run: Run) -> None:
 
 async def _jobs(stack: Stack) -> list[str]:
     stub = explanation_service_pb2_grpc.ExplanationServiceStub(stack.channel)
-    found = []
+    found, metadata = [], tuple(FUZZER.items())
     for number in range(3):
-        answer = await stub.SubmitExplanation(
-            explanation_service_pb2.SubmitExplanationRequest(spec=spec(seed=100 + number))
-        )
+        asked = explanation_service_pb2.SubmitExplanationRequest(spec=spec(seed=100 + number))
+        answer = await stub.SubmitExplanation(asked, metadata=metadata)
         found.append(answer.explanation.job_id)
-    await stub.CancelExplanation(explanation_service_pb2.CancelExplanationRequest(job_id=found[0]))
+    cancelled = explanation_service_pb2.CancelExplanationRequest(job_id=found[0])
+    await stub.CancelExplanation(cancelled, metadata=metadata)
     return found
 
 
 def _words(job_ids: list[str]) -> Words:
-    files = st.sampled_from([picture().encoded, picture(40, 30).encoded, b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0WEBP"])
+    files = st.sampled_from(
+        [picture().encoded, picture(40, 30).encoded, b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0WEBP", *bombs()]
+    )
     return {
         "job_id": st.sampled_from(job_ids),
         "model": st.just("lamp"),
@@ -250,7 +317,8 @@ def _round(server: Server, number: int, counter: list[int], until: float) -> str
             return ""
         try:
             check_rpc(server, rpc, ROUND, number, lambda: counter.__setitem__(0, counter[0] + 1))
-        except AssertionError as error:
+            server.check_neighbour()
+        except (AssertionError, grpc.RpcError) as error:
             return "\n".join([str(error), *getattr(error, "__notes__", ())])
     return ""
 
@@ -271,6 +339,7 @@ def check_rpc(
     )
     @given(requests(rpc, server.words))
     def holds(request: bytes) -> None:
+        assume(len(request) <= MAX_REQUEST)
         count()
         server.call(rpc, request)
 

@@ -32,6 +32,7 @@ def test_whatever_is_sent_is_answered_as_promised(server: Server, rpc: MethodDes
         check_rpc(server, rpc, INPUTS, number)
         if time.monotonic() > until:
             break
+    server.check_neighbour()
 
 
 def test_the_fuzzer_knows_which_fields_exist() -> None:
