@@ -67,6 +67,12 @@ class Oracles:
     loop: LoopMeter
     redis: "redis.Redis"
     process: int = field(default_factory=os.getpid)
+    start: int = field(default_factory=lambda: reset_peak(os.getpid()))
+    """Memory at the start, in bytes."""
+
+    def held(self) -> int:
+        """Returns how much more memory this process has now than at the start, in bytes."""
+        return reset_peak(self.process) - self.start
 
     @contextmanager
     def watch(self, what: str, size: int) -> Iterator[None]:

@@ -59,6 +59,9 @@ MAX_REQUEST = 31 * MEBI
 #: Bytes that the queue may store for the service that is fuzzed.
 STORED_BYTES = 64 * MEBI
 
+#: Memory that the service and its caller may hold more than at the start, in bytes, whatever was sent before.
+HELD_BYTES = 768 * MEBI
+
 #: Bearer tokens of who fuzzes, and of the neighbour.
 FUZZER, NEIGHBOUR = ({"authorization": f"Bearer {name}"} for name in ("fuzzer", "neighbour"))
 
@@ -97,6 +100,8 @@ class Server:
         assert _failures(self.stack) == 0, "a background task of the service failed"
         stored = self.oracles.redis.info("memory")["used_memory"]
         assert stored < 3 * STORED_BYTES, f"Redis holds {stored:,} bytes, and {STORED_BYTES:,} may be stored"
+        held = self.oracles.held()
+        assert held < HELD_BYTES, f"the service and its caller hold {held:,} bytes more than at the start"
 
     def _call(self, rpc: MethodDescriptor, request: bytes) -> None:
         began = time.monotonic()
