@@ -199,7 +199,7 @@ def test_the_attention_graph_after_sufficient_sets_searches_from_memory():
 
 def test_regions_that_were_scored_are_scored_again_from_memory():
     engine = remembering()
-    problem = Problem(subject=Subject(PICTURE, BASELINE, 0), full_score=1.0, baseline_score=0.0)
+    problem = Problem(subject=Subject(PICTURE, BASELINE, 0), unmasked_score=1.0, baseline_score=0.0)
     for remembered in (0, 2):
         task = Task(steps=score_regions(problem, 2, [[0], [1, 2]]))
         engine.run(task)

@@ -78,7 +78,7 @@ def explained() -> Callable[..., Run]:
             both = view_of(module, image, output=output).probabilities(module(torch.stack([image, hidden])))
         subject = Subject(image, hidden, target)
         problem = Problem(
-            subject=subject, full_score=float(both[0, target]), baseline_score=float(both[1, target]), seed=seed
+            subject=subject, unmasked_score=float(both[0, target]), baseline_score=float(both[1, target]), seed=seed
         )
         events, ends = [], []
         task = Task(

@@ -27,7 +27,7 @@ def run(
     seen = image(LEFT, RIGHT)
     problem = Problem(
         subject=Subject(seen, torch.zeros_like(seen), 1),
-        full_score=0.99,
+        unmasked_score=0.99,
         baseline_score=0.01,
         seed=3,
         restored=restored,

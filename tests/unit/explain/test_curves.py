@@ -29,7 +29,7 @@ class Additive(nn.Module):
 def curves_of(weights, saliency, **metrics):
     size = weights.shape[-1]
     subject = Subject(torch.ones(3, size, size), torch.zeros(3, size, size), 0)
-    problem = Problem(subject=subject, full_score=float(weights.sum()), baseline_score=0.0)
+    problem = Problem(subject=subject, unmasked_score=float(weights.sum()), baseline_score=0.0)
     evaluator = TorchEvaluator(module=Additive(weights), device=torch.device("cpu"), output=Output.PROBABILITIES)
     events, ends = [], []
     task = Task(steps=measure(problem, saliency, Metrics(**metrics)), on_event=events.append, on_end=ends.append)
@@ -61,7 +61,7 @@ def test_a_heatmap_without_any_difference_scores_like_chance():
     assert deletion.auc == pytest.approx(0.5)
 
 
-def test_normalised_area_is_over_the_full_score():
+def test_normalised_area_is_over_the_unmasked_score():
     weights = torch.tensor([[0.2, 0.15], [0.1, 0.05]])
     insertion, _ = curves_of(weights, weights, steps=4)
     assert insertion.auc_normalized == pytest.approx(insertion.auc / 0.5)

@@ -110,7 +110,7 @@ def test_a_swin_transformer_holds_its_channels_last(explained):
 
 
 def test_a_layer_of_no_influence_is_refused_and_one_without_evidence_gives_an_empty_heatmap(explained):
-    with pytest.raises(InvalidParameter, match="no influence on the class by its places"):
+    with pytest.raises(InvalidParameter, match="does not affect the class by its positions"):
         explained(Unread(), GradCAM(layer="unread"), two_spots())
     run = explained(PooledFeatures(-2.0, -2.0), GradCAM(layer="features"), torch.zeros(3, 4, 4))
     assert not run.saliency.any()

@@ -38,7 +38,7 @@ def test_it_equals_captum_summed_to_cells(explained):
     )
     cells = F.avg_pool2d(attribution.detach().sum(1), 4)[0] * 16
     positive = cells.clamp(min=0)
-    strength = min(1.0, float(positive.sum()) / run.problem.full_score)
+    strength = min(1.0, float(positive.sum()) / run.problem.unmasked_score)
     assert torch.allclose(run.saliency, positive / positive.max() * strength, atol=1e-5)
 
 

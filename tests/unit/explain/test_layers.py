@@ -64,7 +64,7 @@ def test_where_the_class_token_alone_is_read_the_last_layer_is_before_the_last_a
 
 
 def test_a_layer_after_the_last_attention_is_refused_with_layers_that_work(view):
-    with pytest.raises(InvalidParameter, match=r"no influence.*encoder_layer_1\.ln_1") as failure:
+    with pytest.raises(InvalidParameter, match=r"does not affect.*encoder_layer_1\.ln_1") as failure:
         locate(view(transformer(), IMAGE), "encoder.ln")
     assert failure.value.name == "layer"
 
@@ -118,7 +118,7 @@ def test_a_model_without_gradients_is_unsupported(view):
         def forward(self, inputs):
             return torch.from_numpy(self.features(inputs).detach().numpy().round()).mean((2, 3))
 
-    with pytest.raises(Unsupported, match="gives no gradients"):
+    with pytest.raises(Unsupported, match="returns no gradients"):
         locate(view(Rounded(), IMAGE), "features")
 
 

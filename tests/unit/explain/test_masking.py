@@ -13,7 +13,7 @@ from sagittal.explain.problem import Problem, edge_weights
 
 def problem(height=30, width=20):
     image = torch.randn(3, height, width, generator=torch.Generator().manual_seed(0))
-    return Problem(subject=Subject(image, -image, 0), full_score=0.5, baseline_score=0.0)
+    return Problem(subject=Subject(image, -image, 0), unmasked_score=0.5, baseline_score=0.0)
 
 
 @pytest.mark.parametrize("cells", [(1, 1), (7, 5), (28, 28), (30, 20)])

@@ -72,7 +72,7 @@ def test_without_a_baseline_hiding_changes_nothing_and_nothing_is_said_of_it():
     Engine(evaluator).run(Task(steps=steps, on_event=events.append))
     (problem,) = seen
     assert torch.equal(problem.baseline, problem.image)
-    assert problem.baseline_score == problem.full_score
+    assert problem.baseline_score == problem.unmasked_score
     assert not [event for event in events if isinstance(event, Warning)]
 
 

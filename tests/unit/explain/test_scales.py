@@ -13,7 +13,7 @@ SIDE = 28
 def chosen(truth, *saliencies):
     """Answers as a model whose score is the share of the true cells that are shown."""
     image = torch.ones(3, SIDE, SIDE)
-    problem = Problem(subject=Subject(image, 0 * image, 0), full_score=1.0, baseline_score=0.0)
+    problem = Problem(subject=Subject(image, 0 * image, 0), unmasked_score=1.0, baseline_score=0.0)
     steps = chosen_scale(problem, saliencies)
     request = next(steps)
     assert len(request.masks) == evaluations(len(saliencies))

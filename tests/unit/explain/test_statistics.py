@@ -51,7 +51,7 @@ def test_no_difference_is_not_conclusive():
 
 @pytest.mark.parametrize("values", [[], [float("nan")], [[0.1], [0.2]]])
 def test_what_is_no_number_for_each_image_is_refused(values):
-    with pytest.raises(ValueError, match="for each image"):
+    with pytest.raises(ValueError, match="per image"):
         bootstrap(values, seed=0)
 
 

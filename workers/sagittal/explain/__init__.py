@@ -1,6 +1,7 @@
-"""Explainers of image classifiers and the measures of how good an explanation is.
+"""Methods that explain image classifiers, and measures of the quality of an explanation.
 
-Useful alone: `explain(model, image, IGOSPlusPlus())` explains an image of any PyTorch classifier, without the service.
+The package works without the service: `explain(model, image, IGOSPlusPlus())` explains an image of any PyTorch
+classifier.
 """
 
 from sagittal.explain.attribution.evaluate_mask import EvaluateMask

@@ -1,7 +1,7 @@
-"""Baselines: what replaces the hidden part of an image.
+"""Baselines: images that replace the hidden part.
 
-A baseline must take the class away: a blur that leaves the class recognisable hides nothing (section 3.3 of the paper).
-The blur is therefore checked, and strengthened up to a stated limit.
+A baseline must hide the class: a blur that leaves the class recognisable hides nothing (section 3.3 of the paper). The
+score on the blurred image is therefore checked, and the blur is strengthened up to a fixed limit.
 """
 
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from torch import Tensor
 from sagittal.engine.masking import gaussian_blur
 
 BLUR_SIGMA_SHARE = 50 / 224
-"""Standard deviation of the default blur, as a share of the image's shorter side (the authors' 50 px at 224 px)."""
+"""Standard deviation of the default blur, as a share of the image's shorter side (50 px at 224 px in the paper)."""
 
 LOW_SHARE = 0.05
-"""A baseline is good when the target's score on it is at most this share of the full image's score ..."""
+"""A baseline hides the class if the target's score on it is at most this share of the unmasked score ..."""
 
 LOW_SCORE = 0.01
 """... or at most this probability."""
@@ -25,15 +25,15 @@ LOW_SCORE = 0.01
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A baseline that may do."""
+    """A baseline to be tested."""
 
     image: Tensor
     blur_sigma: float = 0.0
-    """Standard deviation of the blur in pixels; 0 where it is none."""
+    """Standard deviation of the blur in pixels; 0 for other kinds."""
 
 
 class Baseline(Protocol):
-    """A kind of baseline: yields candidates, best first; the first with a low score is taken."""
+    """A kind of baseline. It yields candidates, best first; the first candidate with a low score is used."""
 
     @property
     def kind(self) -> str:
@@ -41,21 +41,21 @@ class Baseline(Protocol):
         ...
 
     def candidates(self, image: Tensor, black: Tensor, seed: int) -> Iterator[Candidate]:
-        """Yields baselines of the image's shape; `black` is black as the model takes it, of shape (3, 1, 1)."""
+        """Yields baselines of the image's shape; `black` is the normalised value of black, of shape (3, 1, 1)."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Blur:
-    """A Gaussian blur, doubled until the target's score is low, at most to `doublings` times."""
+    """A Gaussian blur. It is doubled, up to `doublings` times, until the target's score is low."""
 
     sigma: float = 0.0
-    """Standard deviation in pixels; 0 for the default at the image's size."""
+    """Standard deviation in pixels; 0 selects the default for the image's size."""
     doublings: int = 3
     kind: str = "blur"
 
     def candidates(self, image: Tensor, black: Tensor, seed: int) -> Iterator[Candidate]:
-        """Yields ever stronger blurs."""
+        """Yields increasingly strong blurs."""
         sigma = self.sigma or BLUR_SIGMA_SHARE * min(image.shape[-2:])
         for doubling in range(self.doublings + 1):
             strength = sigma * 2**doubling
@@ -69,7 +69,7 @@ class Black:
     kind: str = "black"
 
     def candidates(self, image: Tensor, black: Tensor, seed: int) -> Iterator[Candidate]:
-        """Yields black."""
+        """Yields the black image."""
         yield Candidate(black.expand_as(image).contiguous())
 
 
@@ -86,7 +86,7 @@ class MeanColour:
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Gaussian noise with the mean and the standard deviation of each channel of the image."""
+    """Gaussian noise with the mean and standard deviation of each channel of the image."""
 
     kind: str = "noise"
 
@@ -100,10 +100,10 @@ class Noise:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Given:
-    """An image of the caller's, such as one of another class (a counterfactual baseline)."""
+    """An image given by the caller, such as an image of another class (a counterfactual baseline)."""
 
     image: Tensor
-    """As the model takes it: float32 of shape (3, height, width)."""
+    """The model's input: float32 of shape (3, height, width)."""
     kind: str = "image"
 
     def candidates(self, image: Tensor, black: Tensor, seed: int) -> Iterator[Candidate]:
@@ -111,6 +111,6 @@ class Given:
         yield Candidate(self.image.to(image))
 
 
-def is_low(score: float, full_score: float) -> bool:
-    """Whether a baseline's score is low enough for the baseline to hide the class."""
-    return score <= max(LOW_SCORE, LOW_SHARE * full_score)
+def is_low(score: float, unmasked_score: float) -> bool:
+    """Returns whether the score on a baseline is low enough: the baseline hides the class."""
+    return score <= max(LOW_SCORE, LOW_SHARE * unmasked_score)

@@ -1,4 +1,4 @@
-"""What an explainer may tell: each event is something that was found out, and none is answered."""
+"""Events that an explainer yields. Each event reports one finding and gets no answer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,27 +9,27 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the job is."""
+    """Progress of the job."""
 
     fraction: float
-    """Share done, 0 to 1."""
+    """Completed share, 0 to 1."""
     objective: float | None = None
-    """What is minimised, where the method has an objective."""
+    """Current value of the objective, if the method has one."""
     phase: str = "optimise"
     terms: Mapping[str, float] = field(default_factory=dict)
-    """Terms of the objective by name, without their weights, where the method tells them."""
+    """Unweighted terms of the objective by name, if the method reports them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SaliencyMask:
-    """A heatmap: float32 of shape (height, width), 1 most salient; empty explanations are all zeros."""
+    """A heatmap: float32 of shape (height, width), 1 most salient; an empty explanation is all zeros."""
 
     saliency: Tensor
     final: bool = True
     index: int = 0
-    """Which of several diverse masks it is."""
+    """Index of this mask among several diverse masks."""
     signed: bool = False
-    """Whether values may be negative: evidence against the target."""
+    """Whether values may be negative. A negative value is evidence against the target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +42,21 @@ class ClassScore:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the model says of the image, and of the baseline."""
+    """Probabilities that the model gives on the image and on the baseline."""
 
     target: ClassScore
     top: tuple[ClassScore, ...]
     """The most probable classes, best first."""
     baseline_score: float
-    """Probability of the target on the baseline; 0 where there is none."""
+    """Probability of the target on the baseline; 0 if there is no baseline."""
     baseline: str
-    """Kind of the baseline, such as `blur`; empty where nothing is hidden, so that there is none."""
+    """Kind of the baseline, such as `blur`; empty if the method hides nothing and there is no baseline."""
     blur_sigma: float = 0.0
     """Standard deviation of the blur in pixels; 0 for other baselines."""
 
 
 class CertificateLevel(Enum):
-    """How far minimality was proven, each level containing those before it."""
+    """Degree to which minimality was proven. Each level includes the levels before it."""
 
     SUFFICIENT = "sufficient"
     ONE_MINIMAL = "1-minimal"
@@ -66,18 +66,18 @@ class CertificateLevel(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """A claim of minimality, and what was checked for it."""
+    """A claim of minimality, and the checks behind it."""
 
     level: CertificateLevel
     checked: int
-    """Sets that the claim rests on, the certified one included; each was scored."""
+    """Number of sets that the claim rests on, including the certified set; each was scored."""
     required_score: float
-    """The score that a set must reach to be sufficient; 0 where the target must be the top class instead."""
+    """The score that a sufficient set must reach; 0 if the target must be the top class instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class CausalTriple:
-    """What the model says when only a set is shown, and when only the set is hidden."""
+    """Scores of a set: shown alone, and hidden."""
 
     sufficiency: float
     without: float
@@ -94,14 +94,14 @@ class SufficientSet:
     score: float
     certificate: Certificate
     causal: CausalTriple | None
-    """None where the budget ended before it was measured."""
+    """None if the budget ended before it was measured."""
     diverse: bool = True
-    """Whether it is in the largest family that overlaps no more than allowed. Known only at the end: a set whose flag
-    changes is yielded again, and of two events with the same patches the later one holds."""
+    """Whether the set belongs to the largest family whose sets overlap no more than allowed. This is known only at the
+    end: a set whose flag changes is yielded again. Of two events with the same patches, the later one is valid."""
     top: ClassScore | None = None
-    """The top class when only the set is shown."""
+    """The top class if only the set is shown."""
     evaluations: int = 0
-    """Sets that the search had evaluated when it was found, those of an earlier attempt included."""
+    """Number of sets evaluated before this set was found, including those of earlier attempts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class GraphNode:
     root: bool
     causal: CausalTriple | None = None
     top: ClassScore | None = None
-    """The top class when only the patches are shown."""
+    """The top class if only these patches are shown."""
 
     @property
     def id(self) -> str:
@@ -125,7 +125,7 @@ class GraphNode:
 
 @dataclass(frozen=True, slots=True)
 class GraphEdge:
-    """An edge of the graph: the child is the parent less one patch."""
+    """An edge of the graph: the child is the parent without one patch."""
 
     parent: str
     """The `id` of a node."""
@@ -135,10 +135,10 @@ class GraphEdge:
 
 @dataclass(frozen=True, slots=True)
 class RegionScores:
-    """What the model says of sets of patches, each shown alone or hidden, in the order in which they were asked for."""
+    """Scores of sets of patches, each shown alone or hidden, in the order of the request."""
 
     full: ClassScore
-    """The target on the whole image."""
+    """The target's score on the whole image."""
     scores: tuple[float, ...]
     """Probability of the target for each set."""
     top: tuple[ClassScore, ...]
@@ -146,7 +146,7 @@ class RegionScores:
 
 
 class CurveKind(Enum):
-    """Which way the curve goes."""
+    """Direction of the curve."""
 
     INSERTION = "insertion"
     DELETION = "deletion"
@@ -154,7 +154,7 @@ class CurveKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """How the score follows the share of the image that is inserted or deleted, most salient first."""
+    """The score as a function of the share of the image that is inserted or deleted, most salient cells first."""
 
     kind: CurveKind
     fractions: tuple[float, ...]
@@ -163,13 +163,13 @@ class Curve:
     auc: float
     """Area under the curve by the trapezoid rule."""
     auc_normalized: float
-    """That area over the full image's score."""
+    """The area relative to the unmasked score."""
     mask_index: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ConceptContribution:
-    """The part of one x-feature in the prediction."""
+    """The contribution of one x-feature to the prediction."""
 
     index: int
     name: str
@@ -180,14 +180,14 @@ class ConceptContribution:
 
 @dataclass(frozen=True, slots=True)
 class ConceptPrediction:
-    """What an explanation network (XNN) predicts of an image: the sum of its x-features' contributions."""
+    """Prediction of an explanation network (XNN) for an image: the sum of the contributions of its x-features."""
 
     target: ClassScore
-    """Class whose output it is; its score is 0."""
+    """The class whose output is explained; its score is 0."""
     predicted: float
-    """In units of the model's output, before softmax where it has one."""
+    """In units of the model's output, before softmax if it has one."""
     output: float
-    """What the model says."""
+    """The output of the model itself."""
     usual_error: float
     """Mean absolute gap on the images that were held out of the fit."""
 
@@ -199,7 +199,7 @@ class ConceptPrediction:
 
 @dataclass(frozen=True, slots=True)
 class Warning:
-    """Something that limits how far the answer can be trusted; the wire calls it a warning."""
+    """A limit on how far the result can be trusted."""
 
     reason: str
     """Stable identifier in capitals, such as `BASELINE_STILL_CONFIDENT`."""
@@ -208,7 +208,7 @@ class Warning:
 
 @dataclass(frozen=True, slots=True)
 class Truncated:
-    """A budget ended the search: what follows is the best so far."""
+    """A budget ended the search. The results that follow are the best found until then."""
 
     limit: str
     """`evaluations` or `deadline`."""
@@ -216,7 +216,7 @@ class Truncated:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """A figure of the result, by the name of its field in the terminal event, such as `insertion`."""
+    """A figure of the result, named after its field in the terminal event, such as `insertion`."""
 
     name: str
     value: float | bool
@@ -224,7 +224,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """State from which another worker can go on: tensors by name."""
+    """State from which another worker can resume: tensors by name."""
 
     state: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -245,4 +245,4 @@ Event = (
     | Measurement
     | Checkpoint
 )
-"""What an explainer may tell."""
+"""Any event that an explainer yields."""

@@ -1,4 +1,4 @@
-"""What every explainer is: parameters, what it needs of a model, and a generator of requests and events."""
+"""The base class of explainers: parameters, requirements on the model, and a generator of requests and events."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from sagittal.explain.steps import Steps
 
 
 class Needs(Flag):
-    """What a method needs of a model beyond scores."""
+    """Requirements of a method on the model, beyond scores."""
 
     NOTHING = 0
     GRADIENTS = auto()
     """Gradients of the score with respect to the input."""
     SPATIAL_LAYER = auto()
-    """A layer whose output keeps the places of the image apart."""
+    """A layer whose output has spatial positions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,17 +27,17 @@ class Explainer(ABC):
 
     needs: ClassVar[Needs] = Needs.NOTHING
     hides: ClassVar[bool] = True
-    """Whether it hides parts of the image, so that a baseline is looked for. A method that only looks into the model's
-    layers needs none, and says so here."""
+    """Whether the method hides parts of the image and therefore needs a baseline. A method that only reads the layers
+    of the model sets this to False."""
     summary: ClassVar[str] = ""
-    """What the method does, in a sentence."""
+    """One sentence that states how the method explains."""
 
     def __post_init__(self) -> None:
         check(self)
 
     def try_on(self, view: ModelView) -> None:  # noqa: B027 - most methods are defined for every model that they need
-        """Raises Unsupported where the method is not defined for a model that has what it needs; costs a few passes."""
+        """Raises Unsupported if the method is not defined for this model; costs a few passes."""
 
     @abstractmethod
     def explain(self, problem: Problem) -> Steps[None]:
-        """Yields requests and events: at least one final SaliencyMask, or structured findings."""
+        """Yields requests and events, among them at least one final SaliencyMask or structured finding."""

@@ -1,4 +1,4 @@
-"""A whole explanation: prediction, baseline, the method's own steps, and the curves that say how far to trust it."""
+"""A complete explanation: prediction, baseline, the steps of the method, and the curves that measure its quality."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +12,11 @@ from sagittal.explain.problem import Problem, Question, prepare
 from sagittal.explain.steps import Steps, T
 
 EMPTY = 0.05
-"""A heatmap whose largest value is below this shows nothing."""
+"""A heatmap whose largest value is below this is empty."""
 
 
 def explanation_steps(question: Question, explainer: Explainer, metrics: Metrics = Metrics()) -> Steps[None]:
-    """Yields requests and events of one explanation, from prediction to metrics."""
+    """Yields the requests and events of one explanation, from prediction to metrics."""
     problem = yield from prepare(question, hides=explainer.hides or metrics.curves)
     finals: list[SaliencyMask] = []
 
@@ -30,7 +30,7 @@ def explanation_steps(question: Question, explainer: Explainer, metrics: Metrics
 
 
 def observe(steps: Steps[T], note: Callable[[Any], None]) -> Steps[T]:
-    """Passes everything through in both directions, exceptions included, and shows `note` what is yielded."""
+    """Forwards everything in both directions, including exceptions, and calls `note` with each yielded value."""
     resume: Callable[[], Any] = lambda: next(steps)  # noqa: E731 - each turn resumes in another way
     while True:
         try:
@@ -41,19 +41,19 @@ def observe(steps: Steps[T], note: Callable[[Any], None]) -> Steps[T]:
         note(item)
         try:
             answer = yield item
-        except Exception as error:  # noqa: BLE001 - whatever is thrown in belongs to the inner generator
+        except Exception as error:  # noqa: BLE001 - the inner generator handles every exception thrown into it
             resume = lambda error=error: steps.throw(error)  # type: ignore[misc]  # noqa: E731
         else:
             resume = lambda answer=answer: steps.send(answer)  # type: ignore[misc]  # noqa: E731
 
 
 def assess(problem: Problem, mask: SaliencyMask, metrics: Metrics) -> Steps[None]:
-    """Yields what is measured of a final mask, and a warning if it shows nothing."""
+    """Yields the measurements of a final mask, and a warning if the mask is empty."""
     if is_empty(mask.saliency):
         yield Warning(
             "EMPTY_EXPLANATION",
-            "No part of the image was found to matter: hiding it hardly changes the score. The model may not look at "
-            "the image for this class, or its reasons are spread too thinly for a mask of this size.",
+            "No part of the image was found to matter: hiding it hardly changes the score. The model may not use the "
+            "image for this class, or its evidence may be spread too thinly for a mask of this size.",
         )
     if metrics.curves:
         yield from measure(problem, mask.saliency, metrics, mask.index)
@@ -62,5 +62,5 @@ def assess(problem: Problem, mask: SaliencyMask, metrics: Metrics) -> Steps[None
 
 
 def is_empty(saliency: Tensor) -> bool:
-    """Whether a heatmap shows nothing."""
+    """Returns whether a heatmap is empty."""
     return float(saliency.abs().max()) < EMPTY

@@ -1,4 +1,4 @@
-"""Explains one image of any PyTorch classifier, in this process: no service, no queue, no registration."""
+"""Explains an image of any PyTorch classifier in this process, without service, queue or registration."""
 
 import dataclasses
 import time
@@ -46,33 +46,34 @@ def explain(
     progress: bool = False,
     on_event: OnEvent | None = None,
 ) -> Explanation:
-    """Returns why a model gives an image its class: the same `Explanation` that the client of the service returns.
+    """Returns the explanation of a model's prediction on an image, of the same type as the service's client returns.
 
-    The model is run in evaluation mode, and left as it was.
+    The model runs in evaluation mode. Its modes and gradient flags are restored afterwards.
 
     Args:
-        model: Maps float32 (n, 3, height, width) to (n, classes). It runs where its parameters are.
-        image: As the model takes it, resized and normalised: float32 of shape (3, height, width), or a batch of one.
-        method: How to explain; `IGOSPlusPlus()` unless given.
-        target: The class, by index or by its label in `labels`; the model's top class unless given.
-        labels: Names of the classes by index.
-        output: What the model returns: "logits", "probabilities", "multi-label-logits" or "multi-label-probabilities".
-        baseline: What replaces the hidden part of the image.
-        black: Black as the model takes it, of shape (3, 1, 1), for the baseline `Black`; zero unless given.
-        metrics: What is measured of each final heatmap.
-        seed: Of all that is random.
-        max_evaluations: Most model evaluations of the search, at least 1; those that measure the answer do not count.
-        seconds: Most time of the search and the curves.
-        batch_size: Masked images that the model is run on at once.
-        progress: Whether to show a progress bar (needs `tqdm`).
-        on_event: Called with each event of `sagittal.client` as it comes.
+        model: Maps float32 (n, 3, height, width) to (n, classes). It runs on the device of its parameters.
+        image: The model's input, resized and normalised: float32 of shape (3, height, width), or a batch of one.
+        method: The method with its parameters; `IGOSPlusPlus()` by default.
+        target: The class to explain, as an index or as a label in `labels`; by default the model's top class.
+        labels: Class names by index.
+        output: Type of the model's output: "logits", "probabilities", "multi-label-logits" or
+            "multi-label-probabilities".
+        baseline: Replaces the hidden part of the image.
+        black: Normalised value of black, of shape (3, 1, 1), for the baseline `Black`; zero by default.
+        metrics: Measurements of each final heatmap.
+        seed: Seed of all random choices.
+        max_evaluations: Maximum number of model evaluations in the search, at least 1; measurements do not count.
+        seconds: Maximum time for the search and the curves, in seconds.
+        batch_size: Number of masked images per forward pass.
+        progress: Whether to show a progress bar (requires `tqdm`).
+        on_event: Called with each event of `sagittal.client` when it occurs.
 
     Raises:
-        InvalidParameter: the image, the target or the output is not as it must be; the message says what is expected.
+        InvalidParameter: the image, the target or the output is invalid; the message states the expected form.
         Unsupported: the method is not defined for this model.
-        EvaluationFailed: the model raised, or returned no scores.
+        EvaluationFailed: the model raised an exception, or returned no scores.
         OutOfBudget: the budget ended before there was a first result.
-        ImportError: `progress` is asked for and `tqdm` is not installed.
+        ImportError: `progress` is set and `tqdm` is not installed.
     """
     device = next((each.device for each in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     method = IGOSPlusPlus() if method is None else method
@@ -103,7 +104,7 @@ def explain(
 
 
 class _Run:
-    """The events of one explanation, as the client has them."""
+    """Collects the events of one explanation as client events."""
 
     def __init__(self, labels: Sequence[str], listeners: Sequence[OnEvent | None]) -> None:
         self.usage = Usage()
@@ -116,18 +117,18 @@ class _Run:
         self._sequence = 0
 
     def note(self, event: events.Event) -> None:
-        """Takes in what the explainer reports."""
+        """Adds an event of the explainer."""
         self._summary.note(event)
         message = self._messages.message(event, self.usage.evaluations)
         if message is not None:
             self._add(message)
 
     def end(self, error: BaseException | None) -> None:
-        """Takes in how the task ended."""
+        """Records the outcome of the task."""
         self._error = error
 
     def explanation(self, method: Explainer, seed: int) -> Explanation:
-        """Returns what was found. Raises what ended the task."""
+        """Returns the explanation. Raises the error that ended the task, if any."""
         if self._error is not None:
             raise self._error
         completed = self._summary.message(
@@ -156,10 +157,10 @@ def _checked_image(image: Tensor) -> Tensor:
         raise InvalidParameter(
             "image",
             f"is {image.dtype} of shape {tuple(image.shape)}; give floating-point numbers of shape (3, height, width), "
-            "resized and normalised as the model takes them",
+            "resized and normalised for the model",
         )
     if not bool(found.isfinite().all()):
-        raise InvalidParameter("image", "holds numbers that are not finite")
+        raise InvalidParameter("image", "has values that are not finite; give finite numbers")
     return found.detach().float()
 
 
@@ -167,7 +168,9 @@ def _index_of(target: int | str | None, labels: Sequence[str]) -> int | None:
     if not isinstance(target, str):
         return target
     if target not in labels:
-        raise InvalidParameter("target", f"is {target!r}, which is not one of the {len(labels)} labels")
+        raise InvalidParameter(
+            "target", f"is {target!r}, which is not in labels ({len(labels)} given); give one of them, or an index"
+        )
     return list(labels).index(target)
 
 
@@ -181,7 +184,7 @@ def _output(output: Output | str) -> Output:
 
 @contextmanager
 def _as_evaluated(model: nn.Module) -> Iterator[None]:
-    """Sets a model to evaluation mode with its parameters frozen, and brings it back."""
+    """Sets a model to evaluation mode with frozen parameters, and restores it on exit."""
     training = [module for module in model.modules() if module.training]
     trained = [each for each in model.parameters() if each.requires_grad]
     model.eval().requires_grad_(False)
@@ -196,14 +199,14 @@ def _as_evaluated(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _bar(wanted: bool) -> Iterator[OnEvent | None]:
-    """Shows a progress bar, if it is wanted, that follows the events."""
+    """Yields a listener that updates a progress bar, or None if no bar is wanted."""
     if not wanted:
         yield None
         return
     try:
         tqdm = import_module("tqdm.auto").tqdm
     except ImportError as error:
-        raise ImportError("progress=True needs tqdm: pip install tqdm") from error
+        raise ImportError("progress=True requires tqdm; install it with: pip install tqdm") from error
     with tqdm(total=100, unit="%", bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}") as bar:
 
         def show(event: Event) -> None:

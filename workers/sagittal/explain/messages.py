@@ -1,4 +1,4 @@
-"""What explainers report, as events of the API: each field by the name that it has on both sides."""
+"""Converts explainer events to messages of the API; fields correspond by name."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from sagittal.explain import events
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import tensor_pb2
 
-#: Fields of an event by the name of the message that they hold.
+#: Name of the event's field that holds a message of this type.
 _KINDS: Mapping[str, str] = {
     field.message_type.name: field.name
     for field in pb.ExplanationEvent.DESCRIPTOR.oneofs_by_name["event"].fields
@@ -24,14 +24,14 @@ _KINDS: Mapping[str, str] = {
 
 
 class Summary:
-    """What the terminal event says of a job: its figures, and the budget that cut it short."""
+    """The content of the terminal event: the figures of the job, and the budget that truncated it."""
 
     def __init__(self) -> None:
         self._measured: dict[str, Any] = {}
         self._truncated_by = ""
 
     def note(self, event: events.Event) -> None:
-        """Keeps what an event adds to it."""
+        """Adds an event of the explainer."""
         match event:
             case events.Truncated():
                 self._truncated_by = event.limit
@@ -42,9 +42,9 @@ class Summary:
         """Returns the terminal event.
 
         Args:
-            usage: What the job used.
-            parameters: Of its method; those that JSON has no word for, such as tensors, are left out.
-            fields: What else there is to say, by field of the message.
+            usage: Resources that the job used.
+            parameters: Parameters of the method; values without a JSON form, such as tensors, are omitted.
+            fields: Further fields of the message.
         """
         plain = {name: value for name, value in parameters.items() if isinstance(value, bool | int | float | str)}
         return pb.Completed(
@@ -61,19 +61,19 @@ class Summary:
 
 
 class EventMessages:
-    """Turns events of one job into messages, with the labels and the digest of its model."""
+    """Converts the events of one job to messages, with the labels and the digest of its model."""
 
     def __init__(self, labels: Sequence[str], digest: str, preprocessing: object | None = None) -> None:
-        """Takes what explainers cannot know.
+        """Takes the fields that explainers do not know.
 
         Args:
-            labels: By class index; empty for none.
-            digest: Of the model.
-            preprocessing: How images become the model's input, with the fields of the API's `Preprocessing`; None if
-                the caller has done it.
+            labels: Labels by class index; empty for none.
+            digest: Digest of the model.
+            preprocessing: Conversion of images to the model's input, with the fields of the API's `Preprocessing`;
+                None if the caller has done it.
         """
         self._evaluations = 0
-        #: Fields that explainers cannot know.
+        #: Fields that explainers do not know.
         self._added: Mapping[str, Callable[[Any], object]] = {
             "sagittal.v1.ClassScore.label": lambda found: labels[found.index] if found.index < len(labels) else "",
             "sagittal.v1.Certificate.model_digest": lambda _: digest,
@@ -82,10 +82,10 @@ class EventMessages:
         }
 
     def message(self, event: events.Event, evaluations: int) -> pb.ExplanationEvent | None:
-        """Returns the message of an event, or None for those that are not sent.
+        """Returns the message of an event, or None for events that are not sent.
 
         Args:
-            event: What an explainer yielded.
+            event: The event that an explainer yielded.
             evaluations: Model evaluations of the job so far.
         """
         kind = _KINDS.get(type(event).__name__)
@@ -97,7 +97,7 @@ class EventMessages:
         return message
 
     def _fill(self, message: Message, found: object) -> None:
-        """Sets every field of a message from the attributes of what was found."""
+        """Sets every field of a message from the attributes of an object."""
         message.SetInParent()
         for field in message.DESCRIPTOR.fields:
             value = self._value(field, found)
@@ -106,7 +106,7 @@ class EventMessages:
 
     def _value(self, field: Any, found: Any) -> Any:
         if field.message_type is pb.PatchSet.DESCRIPTOR:
-            return found  # whose own `grid` and `patches` they are
+            return found  # its own `grid` and `patches` form the message
         added = self._added.get(field.full_name)
         return getattr(found, field.name) if added is None else added(found)
 
@@ -127,7 +127,7 @@ class EventMessages:
 
 
 def _number(enum: EnumDescriptor, value: Enum | str) -> int:
-    """Returns the API's number of a value of the library, by its name; empty is unspecified."""
+    """Returns the API's number of an enum value, by its name; an empty value is unspecified."""
     unspecified = enum.values[0].name
     name = value.name if isinstance(value, Enum) else value.upper()
     return int(enum.values_by_name[unspecified.removesuffix("UNSPECIFIED") + name if name else unspecified].number)

@@ -1,4 +1,4 @@
-"""Parameters of explainers: their bounds stand beside their defaults, once, for library, service and documentation."""
+"""Parameters of explainers. Defaults and bounds are declared once, for the library, the service and the docs."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ _KEY = "sagittal"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What a parameter may be, and what it is in a sentence."""
+    """Bounds of a parameter, and a one-sentence summary."""
 
     summary: str
     minimum: float | None = None
@@ -23,7 +23,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter of an explainer, as its class declares it."""
+    """A parameter as the class of its explainer declares it."""
 
     name: str
     type: str
@@ -33,7 +33,7 @@ class Parameter:
 
 
 class InvalidParameter(ValueError):
-    """A parameter that is out of its bounds; `name` says which."""
+    """A parameter is out of bounds; `name` identifies it."""
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(f"{name}: {message}")
@@ -47,14 +47,14 @@ def parameter(default: Any, summary: str, **bounds: Any) -> Any:
 
 
 def parameters(explainer: type[Any]) -> Iterator[Parameter]:
-    """Yields the parameters that an explainer's class declares."""
+    """Yields the parameters declared by an explainer's class."""
     for field in dataclasses.fields(explainer):
         if _KEY in field.metadata:
             yield Parameter(field.name, _type_name(field.type), field.default, field.metadata[_KEY])
 
 
 def check(explainer: Any) -> None:
-    """Raises InvalidParameter for the first parameter that is out of its bounds."""
+    """Raises InvalidParameter for the first parameter out of bounds."""
     for declared in parameters(type(explainer)):
         _check(declared, getattr(explainer, declared.name))
 
@@ -85,7 +85,7 @@ def _within(bounds: Bounds, value: float) -> bool:
 
 
 def describe(bounds: Bounds) -> str:
-    """Says the range in words, such as `from 7 to 224`."""
+    """Returns the range in words, such as `from 7 to 224`."""
     low = "" if bounds.minimum is None else f"{'above' if bounds.exclusive_minimum else 'from'} {bounds.minimum:g}"
     high = "" if bounds.maximum is None else f"{'below' if bounds.exclusive_maximum else 'to'} {bounds.maximum:g}"
     return " ".join(part for part in (low, high) if part) or "that is finite"

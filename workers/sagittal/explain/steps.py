@@ -1,11 +1,11 @@
-"""What an explainer is: a generator that asks the engine, and reports what it finds.
+"""The steps of an explainer: a generator that requests evaluations from the engine, and reports events.
 
-An explainer never touches a model, a queue or a device. It yields
+An explainer accesses no model, queue or device. It yields
 
-- requests of `sagittal.engine.requests` (`Evaluate`, `Inspect`), each answered with its result;
-- events of `sagittal.explain.events` (`Progress`, `SaliencyMask`, ...): findings, answered with None.
+- requests of `sagittal.engine.requests` (`Evaluate`, `Inspect`); each is answered with its result;
+- events of `sagittal.explain.events` (`Progress`, `SaliencyMask`, ...); each is answered with None.
 
-If its budget is spent, `OutOfBudget` is raised where it asked: an explainer that catches it yields the best it has.
+If the budget is spent, the request raises `OutOfBudget`. An explainer that catches it yields its best result so far.
 """
 
 from collections.abc import Generator
@@ -17,10 +17,10 @@ from sagittal.explain.events import Event
 T = TypeVar("T")
 
 Steps = Generator[Request | Event, Any, T]
-"""What an explainer is, and each of its parts: it yields requests and events, and returns a `T`.
+"""An explainer or a part of one: it yields requests and events, and returns a `T`.
 
-What a request is answered with depends on the request, which a generator's type cannot say: `yield from ask(request)`
-can, and so mypy sees through a whole explainer.
+The type of an answer depends on the request, which the type of a generator cannot express. `yield from ask(request)`
+has the right type, so that mypy checks whole explainers.
 """
 
 

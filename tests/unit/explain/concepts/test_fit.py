@@ -114,7 +114,7 @@ def test_fewer_images_than_x_features_are_refused(sees_colours, pictures, fit_im
 
 
 def test_images_that_the_layer_cannot_tell_apart_are_refused(sees_colours, pictures, fit_images):
-    with pytest.raises(UnfitImages, match="the layer says the same of every image"):
+    with pytest.raises(UnfitImages, match="features are the same for every image"):
         fit_images(sees_colours, pictures[:1].repeat(20, 1, 1, 1))
 
 
@@ -140,7 +140,7 @@ def test_an_image_is_explained_by_parts_that_add_up(method, sees_colours, pictur
     fit, _ = fit_images(sees_colours, pictures, targets=(0, 2))
     image = pictures[5]
     subject = Subject(image, torch.zeros_like(image), 2)
-    problem = Problem(subject=subject, full_score=0.5, baseline_score=0.1)
+    problem = Problem(subject=subject, unmasked_score=0.5, baseline_score=0.1)
     _, events = on_engine(sees_colours, Concepts(fitted=fit.fitted, heatmap_method=method).explain(problem))
     (said,) = [event for event in events if isinstance(event, ConceptPrediction)]
     parts = [event for event in events if isinstance(event, ConceptContribution)]
@@ -156,7 +156,7 @@ def test_x_features_that_are_merged_are_shown_as_one(sees_colours, pictures, fit
     fit, _ = fit_images(sees_colours, pictures)
     merged = dataclasses.replace(fit.fitted, names=("hue", ""), merged_into=(0, 0))
     image = pictures[5]
-    problem = Problem(subject=Subject(image, torch.zeros_like(image), 0), full_score=0.5, baseline_score=0.1)
+    problem = Problem(subject=Subject(image, torch.zeros_like(image), 0), unmasked_score=0.5, baseline_score=0.1)
     _, events = on_engine(sees_colours, Concepts(fitted=merged).explain(problem))
     (said,) = [event for event in events if isinstance(event, ConceptPrediction)]
     (part,) = [event for event in events if isinstance(event, ConceptContribution)]
@@ -166,7 +166,7 @@ def test_x_features_that_are_merged_are_shown_as_one(sees_colours, pictures, fit
 
 def test_a_class_that_the_set_does_not_predict_is_refused(sees_colours, pictures, fit_images, on_engine):
     fit, _ = fit_images(sees_colours, pictures)
-    problem = Problem(subject=Subject(pictures[0], pictures[0] * 0, 1), full_score=0.5, baseline_score=0.1)
+    problem = Problem(subject=Subject(pictures[0], pictures[0] * 0, 1), unmasked_score=0.5, baseline_score=0.1)
     with pytest.raises(InvalidParameter, match="predicts the classes 0, not 1"):
         on_engine(sees_colours, Concepts(fitted=fit.fitted).explain(problem))
 
@@ -249,7 +249,7 @@ def test_annotations_of_images_that_are_not_held_out_say_so(sees_colours, pictur
     fit, _ = fit_images(sees_colours, pictures, source=_annotated(pictures, fitted_only))
     (warning,) = fit.warnings
     assert warning.reason == "LOCALITY_NOT_MEASURED"
-    assert "none of the 12 images that were held out has annotated parts" in warning.message
+    assert "none of the 12 held-out images has annotated parts" in warning.message
 
 
 def _annotated(pictures, index):

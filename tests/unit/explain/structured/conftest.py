@@ -69,7 +69,7 @@ def problem_of(model: SetModel) -> Problem:
     image = torch.ones(3, model.grid * CELL, model.grid * CELL)
     full, empty = model(torch.stack([image, 0 * image]))[:, 0].tolist()
     model.evaluated.clear()
-    return Problem(subject=Subject(image, 0 * image, 0), full_score=full, baseline_score=empty)
+    return Problem(subject=Subject(image, 0 * image, 0), unmasked_score=full, baseline_score=empty)
 
 
 def run_steps(model: SetModel, problem: Problem, steps: Steps, budget: Budget | None = None) -> Run:

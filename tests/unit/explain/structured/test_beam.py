@@ -11,7 +11,9 @@ def found(steps, score, grid, search):
     kept = {}
 
     def make(problem):
-        memo = kept["memo"] = Memo(problem=problem, grid=grid, rule=Threshold(required_score=0.9 * problem.full_score))
+        memo = kept["memo"] = Memo(
+            problem=problem, grid=grid, rule=Threshold(required_score=0.9 * problem.unmasked_score)
+        )
         yield from memo.evaluate([0, memo.all])
         kept["bits"] = yield from search(memo)
 

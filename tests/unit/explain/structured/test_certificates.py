@@ -9,7 +9,9 @@ def certified(steps, score, grid, patches):
     kept = {}
 
     def make(problem):
-        memo = kept["memo"] = Memo(problem=problem, grid=grid, rule=Threshold(required_score=0.9 * problem.full_score))
+        memo = kept["memo"] = Memo(
+            problem=problem, grid=grid, rule=Threshold(required_score=0.9 * problem.unmasked_score)
+        )
         claim = kept["claim"] = Claim()
         kept["certified"] = yield from certify(memo, bits_of(patches), claim)
 

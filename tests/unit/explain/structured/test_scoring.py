@@ -38,7 +38,7 @@ def test_large_levels_are_asked_for_in_chunks(known):
 
     image = torch.ones(3, 12, 12)
     memo = Memo(
-        problem=Problem(subject=Subject(image, image, 0), full_score=1, baseline_score=0),
+        problem=Problem(subject=Subject(image, image, 0), unmasked_score=1, baseline_score=0),
         grid=4,
         rule=Threshold(required_score=0.5),
     )

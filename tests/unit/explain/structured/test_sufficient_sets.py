@@ -125,7 +125,7 @@ def test_a_grid_finer_than_the_image_is_refused(search, known):
     from sagittal.explain.problem import Problem
 
     image = torch.ones(3, 8, 8)
-    problem = Problem(subject=Subject(image, image, 0), full_score=1.0, baseline_score=0.0)
+    problem = Problem(subject=Subject(image, image, 0), unmasked_score=1.0, baseline_score=0.0)
     with pytest.raises(InvalidParameter, match="grid: is 9; give at most 8"):
         next(MinimalSufficientExplanations(grid=9).explain(problem))
 
@@ -174,7 +174,7 @@ def test_a_budget_may_end_at_any_request(known):
     from sagittal.explain.problem import Problem
 
     score, image = known.any_of([0, 1], [7, 8]), torch.ones(3, 12, 12)
-    problem = Problem(subject=Subject(image, 0 * image, 0), full_score=0.9, baseline_score=0.02)
+    problem = Problem(subject=Subject(image, 0 * image, 0), unmasked_score=0.9, baseline_score=0.02)
 
     def answer(request):
         target = score(request.masks.flatten(1))
@@ -219,7 +219,7 @@ def test_every_claim_is_true_by_exhaustive_enumeration(search, known, grid_and_t
     explainer = MinimalSufficientExplanations(grid=grid, threshold=threshold, max_overlap=allowed, max_sets=6)
     run = search(known.table(table), explainer)
     values = torch.tensor(table)
-    sufficient = (values.double() >= threshold * run.problem.full_score).tolist()
+    sufficient = (values.double() >= threshold * run.problem.unmasked_score).tolist()
     assert run.sets
     for patches, found in run.sets.items():
         assert_true(bits_of(patches), found.certificate.level, sufficient)

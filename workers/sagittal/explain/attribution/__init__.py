@@ -1,1 +1,1 @@
-"""Heatmaps from layers, gradients or random masks: the methods that users compare with."""
+"""Attribution methods: heatmaps from layers, gradients or random masks."""

@@ -1,19 +1,21 @@
-"""Excitation backpropagation: how probability wins its way down from a class (Zhang et al., ECCV 2016).
+"""Excitation backpropagation: probability passed down from a class by winner-take-all (Zhang et al., ECCV 2016).
 
-The class starts with probability one. Each neuron hands its probability to those that excite it, in proportion to
-activation times weight, positive weights and non-negative activations only: `P(a_j) = a_j sum_i w+_ji P(a_i) / sum_k
-a_k w+_ki`. Every rule below is this one, `a * vjp(P / g(a))`, with `g` the operation without bias and with its
-weights cut at zero; it keeps the sum, so what is read at a layer that everything flows through sums to one. Maximum
-pooling hands on to the winner, a residual sum and a concatenation to their inputs in proportion. A batch norm is
-folded into the convolution before it; elsewhere it is a scale.
+The class starts with probability one. Each neuron passes its probability to the neurons that excite it, in proportion
+to activation times weight, for positive weights and non-negative activations only: `P(a_j) = a_j sum_i w+_ji P(a_i) /
+sum_k a_k w+_ki`. Every rule below has this form, `a * vjp(P / g(a))`, with `g` the operation without bias and with its
+weights cut at zero. The rule keeps the sum: at a layer that every path crosses, the probabilities sum to one. Maximum
+pooling passes its probability to the maximum; a residual sum and a concatenation pass theirs to their inputs in
+proportion. A batch norm is folded into the convolution before it; elsewhere it is a scale.
 
-Defined for graphs that torch.fx traces and whose operations between the layer and the output are: convolution, linear,
-batch norm, pooling, mean, padding, addition, concatenation, changes of shape, dropout, ReLU, ReLU6. So for VGG, ResNet,
-DenseNet, GoogLeNet, MobileNet at any layer; for networks with gates (squeeze-and-excitation) or smooth activations only
-above these, where the last layer with a spatial output usually is; not for transformers. Anything else is Unsupported.
+The method is defined for graphs that torch.fx can trace, if the operations between the layer and the output are among:
+convolution, linear, batch norm, pooling, mean, padding, addition, concatenation, changes of shape, dropout, ReLU,
+ReLU6. This covers any layer of VGG, ResNet, DenseNet, GoogLeNet and MobileNet. In networks with gates
+(squeeze-and-excitation) or smooth activations it covers only the layers above them, usually including the last layer
+with a spatial output. It does not cover transformers. Anything else raises Unsupported.
 
-The peak of the heatmap is the probability that arrives: less than one where other paths go round the layer, or where a
-neuron is excited by its bias alone. Trained depthwise convolutions often are: deep inside MobileNets little arrives.
+The peak of the heatmap is the probability that arrives. It is less than one if other paths bypass the layer, or if the
+bias alone excites a neuron. Trained depthwise convolutions often have such neurons: little probability arrives deep
+inside MobileNets.
 """
 
 import operator
@@ -34,25 +36,25 @@ from sagittal.explain.problem import Problem
 from sagittal.explain.steps import Steps
 
 Excitation = Callable[[Sequence[Any], Mapping[str, Any]], Tensor]
-"""An operation without bias and negative weights, on the arguments of its node."""
+"""An operation without bias and negative weights, as a function of the arguments of its node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExcitationBackprop(Explainer):
-    """The probability that each place of a layer excites the class; a heatmap at the layer's resolution."""
+    """The probability that each position of a layer excites the class; a heatmap at the layer's resolution."""
 
     needs: ClassVar[Needs] = Needs.GRADIENTS | Needs.SPATIAL_LAYER
     hides: ClassVar[bool] = False
-    summary: ClassVar[str] = "The probability that each place of a layer excites the class, through positive weights"
+    summary: ClassVar[str] = "The probability that each position of a layer excites the class, by positive weights"
 
-    layer: str | None = parameter(None, "Name of the layer to read; unset for the last one with a spatial output")
+    layer: str | None = parameter(None, "Name of the layer; by default the last one with a spatial output")
 
     def try_on(self, view: ModelView) -> None:
-        """Raises Unsupported where an operation between the layer and the output has no rule."""
+        """Raises Unsupported if an operation between the layer and the output has no rule."""
         winning_probability(view, locate(view, self.layer))
 
     def explain(self, problem: Problem) -> Steps[None]:
-        """Yields the heatmap, of the layer's rows and columns."""
+        """Yields the heatmap, with the rows and columns of the layer."""
         try:
             layer = yield from problem.inspect(lambda view: locate(view, self.layer))
             yield Progress(0.5, phase="layer")
@@ -71,12 +73,12 @@ def winning_probability(view: ModelView, layer: SpatialLayer, origin: tuple[str,
 
     Args:
         view: The model with an image.
-        layer: Where it is read.
-        origin: Name of the layer where probability begins, with that of each neuron, of its output's shape; None for
-            the class that is explained.
+        layer: The layer to read.
+        origin: Name of the layer where the probability starts, with the probability of each neuron, of its output's
+            shape; None for the explained class.
 
     Raises:
-        Unsupported: it is not defined for an operation between the layer and the output.
+        Unsupported: an operation between the layer and the output has no rule.
     """
     trace = _Trace(view)
     if layer.name not in trace.outputs:
@@ -94,7 +96,7 @@ def winning_probability(view: ModelView, layer: SpatialLayer, origin: tuple[str,
 
 
 def _beginning(view: ModelView, trace: "_Trace", origin: tuple[str, Tensor] | None) -> dict[fx.Node, Tensor]:
-    """Returns the probability of the neurons where it begins, by their node."""
+    """Returns the initial probability of the neurons, by their node."""
     if origin is None:
         last = trace.result
         winner = F.one_hot(torch.tensor([target_of(view)]), trace.values[last].shape[-1])
@@ -106,7 +108,7 @@ def _beginning(view: ModelView, trace: "_Trace", origin: tuple[str, Tensor] | No
 
 
 class _Names(fx.Tracer):
-    """Notes which node each module's output is, those of containers included."""
+    """Records the node of each module's output, including those of containers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +124,7 @@ class _Names(fx.Tracer):
 
 
 class _Activations(fx.Interpreter):
-    """Keeps a copy of every value, since what follows may work in place."""
+    """Keeps a copy of every value, because later operations may work in place."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -135,7 +137,7 @@ class _Activations(fx.Interpreter):
 
 
 class _Trace:
-    """The model's graph with its values on the image, and the batch norms that are folded away."""
+    """The graph of the model with its values on the image, and the batch norms folded into convolutions."""
 
     def __init__(self, view: ModelView) -> None:
         tracer = _Names()
@@ -143,7 +145,7 @@ class _Trace:
             graph = tracer.trace(view.module)
         except Exception as error:
             why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            raise Unsupported(f"excitation backpropagation needs a graph that torch.fx can trace ({why})") from error
+            raise Unsupported(f"excitation backpropagation requires a graph that torch.fx can trace ({why})") from error
         self.outputs = tracer.outputs
         self.graph_module = fx.GraphModule(view.module, graph)
         self.modules = dict(self.graph_module.named_modules())
@@ -155,19 +157,19 @@ class _Trace:
         self.scales = _folded_scales(graph, self.modules)
 
     def operation(self, node: fx.Node) -> Any:
-        """Returns what a node does: the type of its module, its function, or the name of its method."""
+        """Returns the operation of a node: the type of its module, its function, or the name of its method."""
         return type(self.modules[str(node.target)]) if node.op == "call_module" else node.target
 
 
 def _result(graph: fx.Graph) -> fx.Node:
     (output,) = (node for node in graph.nodes if node.op == "output")
     if not isinstance(output.args[0], fx.Node):
-        raise Unsupported("excitation backpropagation needs a model with one output")
+        raise Unsupported("excitation backpropagation requires a model with one output")
     return output.args[0]
 
 
 def _folded_scales(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx.Node, Tensor]:
-    """Returns the scale of each batch norm that alone follows a convolution, by the nodes of both."""
+    """Returns the scale of each batch norm that is the only user of a convolution, by the nodes of both."""
     scales: dict[fx.Node, Tensor] = {}
     for node in graph.nodes:
         if node.op != "call_module" or not isinstance(modules[str(node.target)], nn.BatchNorm2d):
@@ -191,7 +193,7 @@ def _scale(norm: nn.Module) -> Tensor:
 
 
 def _hand_down(node: fx.Node, probability: Tensor, trace: _Trace) -> Sequence[tuple[fx.Node, Tensor]]:
-    """Returns what each input of a node gets of its probability."""
+    """Returns the probability that each input of a node receives."""
     operation = trace.operation(node)
     if operation in _PASSES or (operation is nn.BatchNorm2d and node in trace.scales):
         return [(node.all_input_nodes[0], probability)]
@@ -255,7 +257,7 @@ def _weighted_function(function: Callable[..., Tensor], scale: Tensor | None) ->
 
 
 def _positive(weight: Tensor, scale: Tensor | None) -> Tensor:
-    """Returns the weights cut at zero, after a batch norm that follows scaled each output channel."""
+    """Returns the weights cut at zero, with each output channel scaled by a batch norm that follows."""
     scaled = weight if scale is None else weight * scale.view(-1, *[1] * (weight.ndim - 1))
     return scaled.detach().clamp(min=0)
 
@@ -267,7 +269,7 @@ _PASSES = frozenset(
     {nn.ReLU, nn.ReLU6, nn.Dropout, nn.Dropout2d, nn.Identity, nn.Softmax, F.relu, F.relu6, F.dropout, torch.relu}
     | {"relu", "relu_", "contiguous", "clone"}
 )
-"""Operations that hand probability on as it is."""
+"""Operations that pass probability on unchanged."""
 
 _POSITIVE = frozenset(
     {nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.ZeroPad2d}

@@ -1,14 +1,15 @@
 """Grad-CAM: activations of a layer, weighted by their mean gradients (Selvaraju et al., ICCV 2017).
 
-Captum does the method; this module brings the layer into the order that captum expects, so that transformers work too.
+The computation is captum's. This module arranges the layer's output as captum expects it, so that transformers work
+too.
 
-The gradient is that of the model's output for the class, before the softmax, as in the paper: the softmax's gradient
-vanishes where the model is sure, and is negative for every other class' evidence. A model whose outputs are
-probabilities already is taken at its word.
+The gradient is that of the model's output for the class before the softmax, as in the paper: the gradient of the
+softmax vanishes if the model is confident, and is negative for the evidence of every other class. If the model returns
+probabilities, their gradient is used.
 
-The peak of the heatmap is `1 - exp(-e)`, where `e` is the sum of the positive part of the map. For logits that is the
-share by which the class' odds fall, to first order, when that evidence is taken away. (Usual implementations divide by
-the maximum, and so show a full heatmap where there is no evidence.)
+The peak of the heatmap is `1 - exp(-e)`, where `e` is the sum of the positive part of the map. For logits it is, to
+first order, the share by which the odds of the class fall if that evidence is removed. (Common implementations divide
+by the maximum, so that an image without evidence gets a full heatmap.)
 """
 
 import math
@@ -38,21 +39,21 @@ from sagittal.explain.steps import Steps
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradCAM(Explainer):
-    """Where the features of a layer speak for the class; a heatmap at the layer's resolution."""
+    """The evidence for the class in the features of a layer; a heatmap at the layer's resolution."""
 
     needs: ClassVar[Needs] = Needs.GRADIENTS | Needs.SPATIAL_LAYER
     summary: ClassVar[str] = "Activations of one layer, weighted by how much the class depends on each channel"
 
-    layer: str | None = parameter(None, "Name of the layer; unset for the last one with a spatial output")
+    layer: str | None = parameter(None, "Name of the layer; by default the last one with a spatial output")
 
     hides: ClassVar[bool] = False
 
     def try_on(self, view: ModelView) -> None:
-        """Raises Unsupported where the layer gives no map."""
+        """Raises Unsupported if the layer yields no map."""
         class_activation_map(view, locate(view, self.layer))
 
     def explain(self, problem: Problem) -> Steps[None]:
-        """Yields the heatmap, of the layer's rows and columns."""
+        """Yields the heatmap, with the rows and columns of the layer."""
         try:
             evidence = yield from self._evidence(problem)
         except OutOfBudget as spent:
@@ -64,13 +65,13 @@ class GradCAM(Explainer):
         yield SaliencyMask(heatmap(evidence, strength).to(problem.image.device))
 
     def _evidence(self, problem: Problem) -> Steps[Tensor]:
-        """Returns the map; raises InvalidParameter where the layer that was asked for gives none."""
+        """Returns the map; raises InvalidParameter if the requested layer yields none."""
         evidence: Tensor | None = None
         if self.layer is not None:
             evidence = yield from problem.inspect(lambda view: _map_at(view, self.layer or ""))
         if evidence is not None and bool(evidence.any()):
             return evidence
-        # Looks at all layers: to choose one, to say what is wrong with this one, or to see that there is no evidence.
+        # Inspects all layers: to choose one, to explain the fault of this one, or to find that there is no evidence.
         layer = yield from problem.inspect(lambda view: locate(view, self.layer))
         if evidence is not None:
             return evidence
@@ -84,7 +85,7 @@ def class_activation_map(view: ModelView, layer: SpatialLayer) -> Tensor:
 
 
 def _map_at(view: ModelView, name: str) -> Tensor | None:
-    """Returns the map at a layer, in one evaluation; None where it has none."""
+    """Returns the map at a layer, in one evaluation; None if it has none."""
     image = view.subject.image
 
     def layout(output: object) -> Layout:
@@ -100,12 +101,12 @@ def _map_at(view: ModelView, name: str) -> Tensor | None:
 
 
 class _ShowsNothing(Exception):
-    """The layer does not exist, is not run, or its output holds no places."""
+    """The layer does not exist, is not run, or its output has no spatial positions."""
 
 
 def _attribution(view: ModelView, name: str, layout: Callable[[Tensor], Layout]) -> Tensor:
-    """Returns captum's attribution at a layer whose output is laid out as `layout` says of it."""
-    from captum.attr import LayerGradCam  # noqa: PLC0415 - it brings matplotlib, and a quarter of a worker's start
+    """Returns captum's attribution at a layer whose output has the given layout."""
+    from captum.attr import LayerGradCam  # noqa: PLC0415 - it imports matplotlib: a quarter of a worker's start
 
     layer = dict(view.module.named_modules()).get(name) if name else None
     if layer is None:
@@ -113,10 +114,10 @@ def _attribution(view: ModelView, name: str, layout: Callable[[Tensor], Layout])
     channels, seen = nn.Identity(), []
 
     def show(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        """Shows the output to captum as channels on a grid, and goes on with what it saw."""
+        """Passes the output to captum as channels on a grid, and continues with captum's result."""
         how = layout(output)
         seen.append(how)
-        # What follows may work in place.
+        # Later operations may work in place.
         return how.from_channels(channels(how.to_channels(output)), output).clone()
 
     def scores(inputs: Tensor) -> Tensor:

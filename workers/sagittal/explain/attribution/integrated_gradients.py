@@ -1,15 +1,15 @@
 """Integrated Gradients from the baseline to the image (Sundararajan, Taly, Yan; ICML 2017).
 
-The attribution of a pixel is its difference from the baseline times the mean gradient on the straight path between
-the two. With a mask that has the value u everywhere, that is the mean over u of the gradient with respect to the
-mask: so the engine's masked images and their gradients are all that is needed. Captum's version, which this one
-equals (a test says so), calls the model by itself: its steps would neither share batches with other jobs nor stop
-when a job is cancelled or its budget is spent.
+The attribution of a pixel is its difference from the baseline times the mean gradient on the straight path between the
+two. For a constant mask of value u, this is the mean over u of the gradient with respect to the mask, so that the
+engine's masked images and their gradients suffice. A test compares the result with captum's implementation. That one
+calls the model itself: its steps could not share batches with other jobs, and would not stop when a job is cancelled or
+its budget is spent.
 
-The score is the probability, not the logit: attributions then add up to what the service reports, the score of the
-image less that of the baseline (completeness). The gap of that sum is measured, and a warning says when it is wide.
+The score is the probability, not the logit. The attributions then add up to the reported scores: the unmasked score
+minus the score on the baseline (completeness). The gap of that sum is measured, and a large gap raises a warning.
 
-The peak of the heatmap is the share of the full score that the positive attributions add up to, at most 1.
+The peak of the heatmap is the sum of the positive attributions as a share of the unmasked score, at most 1.
 """
 
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ from sagittal.explain.problem import Problem
 from sagittal.explain.steps import Steps
 
 BATCH = 16
-"""Points of the path in a request."""
+"""Points of the path per request."""
 
 WIDE_GAP = 0.1
-"""Gap of completeness that is worth a warning, as a share of the difference that was to be explained."""
+"""Gap of completeness above which a warning is raised, as a share of the difference to be explained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class IntegratedGradients(Explainer):
     )
 
     def explain(self, problem: Problem) -> Steps[None]:
-        """Yields forming heatmaps, a warning if the sum falls short, and the final heatmap (mask_size, mask_size)."""
+        """Yields heatmaps of shape (mask_size, mask_size), the last one final, and a warning if the sum falls short."""
         path = _interleaved((torch.arange(self.steps) + 0.5) / self.steps).to(problem.image.device)
         total, done = problem.full(self.mask_size, 0.0), 0
         try:
@@ -66,20 +66,20 @@ class IntegratedGradients(Explainer):
 
 
 def _interleaved(path: Tensor) -> Tensor:
-    """Returns the points in an order in which the first few already span the path: every eighth, then the others."""
+    """Returns the points in an order whose first few already span the path: every eighth point, then the others."""
     return torch.cat([path[start::8] for start in range(8)])
 
 
 def _saliency(attribution: Tensor, problem: Problem) -> Tensor:
     explained = float(attribution.clamp(min=0).sum())
-    return heatmap(attribution, explained / max(problem.full_score, 1e-12))
+    return heatmap(attribution, explained / max(problem.unmasked_score, 1e-12))
 
 
 def _completeness(attribution: Tensor, problem: Problem) -> Steps[None]:
-    expected, found = problem.full_score - problem.baseline_score, float(attribution.sum())
+    expected, found = problem.unmasked_score - problem.baseline_score, float(attribution.sum())
     if abs(found - expected) > max(WIDE_GAP * abs(expected), 1e-3):
         yield Warning(
             "INTEGRATION_INEXACT",
             f"The attributions add up to {found:.3f} instead of {expected:.3f}: "
-            "the path has too few points. Raise steps.",
+            "the path has too few points. Increase steps.",
         )

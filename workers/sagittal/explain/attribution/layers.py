@@ -1,7 +1,7 @@
-"""Layers of a model that keep the places of the image apart, whatever the order of their dimensions.
+"""Layers of a model with spatial positions, in any order of dimensions.
 
-Convolutional networks hold (n, channels, rows, columns), some transformers (n, rows, columns, channels), others a list
-of tokens (n, tokens, channels) that may begin with a class token. Methods see all of them as channels on a grid.
+Convolutional networks return (n, channels, rows, columns), some transformers (n, rows, columns, channels), others a
+list of tokens (n, tokens, channels) that may begin with a class token. Methods see all of them as channels on a grid.
 """
 
 import math
@@ -18,33 +18,33 @@ from sagittal.engine.requests import ModelView
 from sagittal.explain.parameters import InvalidParameter
 
 LISTED = 24
-"""Most layers named in an error, the last ones."""
+"""Maximum number of layers that an error lists, the last ones."""
 
 
 class Unsupported(Exception):
-    """The method is not defined for this model; the message says what works."""
+    """The method is not defined for this model; the message names alternatives."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a layer's output holds the grid of places."""
+    """Arrangement of spatial positions in a layer's output."""
 
     rows: int
     columns: int
     axis: int
     """Dimension of the channels: 1, or the last one."""
     skipped: int = 0
-    """Tokens before those of the image: 1 where there is a class token."""
+    """Number of tokens before those of the image: 1 if there is a class token."""
 
     def to_channels(self, output: Tensor) -> Tensor:
-        """Returns the output as (n, channels, rows, columns), without the tokens that stand for no place."""
+        """Returns the output as (n, channels, rows, columns), without tokens that have no position."""
         if self.axis == 1:
             return output
         places = output[:, self.skipped :].flatten(1, -2) if output.ndim == 3 else output.flatten(1, 2)
         return places.transpose(1, 2).reshape(len(output), -1, self.rows, self.columns)
 
     def from_channels(self, channels: Tensor, output: Tensor) -> Tensor:
-        """Returns what `to_channels` made of `output` in the output's own shape."""
+        """Returns the result of `to_channels` in the shape of the original output."""
         if self.axis == 1:
             return channels
         places = channels.flatten(2).transpose(1, 2)
@@ -58,11 +58,11 @@ class SpatialLayer:
     name: str
     layout: Layout
     reached: bool
-    """Whether the class depends on its places: after the last attention, some models read the class token alone."""
+    """Whether the class depends on its positions: after the last attention, some models read only the class token."""
 
 
 def layout_of(shape: Sequence[int], size: tuple[int, int]) -> Layout | None:
-    """Returns how an output of this shape holds the places of an image of `size`; None where it holds none."""
+    """Returns the layout of an output of this shape for an image of `size`; None if it has no positions."""
     if len(shape) == 4:
         if _is_grid(shape[2], shape[3], size):
             return Layout(shape[2], shape[3], axis=1)
@@ -73,13 +73,13 @@ def layout_of(shape: Sequence[int], size: tuple[int, int]) -> Layout | None:
 
 
 def locate(view: ModelView, name: str | None) -> SpatialLayer:
-    """Returns the layer of that name, or for None the last one whose places the class depends on.
+    """Returns the layer of that name, or for None the last layer whose positions affect the class.
 
-    It evaluates the model once, with gradient.
+    This evaluates the model once, with gradient.
 
     Raises:
         InvalidParameter: no layer has the name, or its output is not spatial.
-        Unsupported: no layer has a spatial output, or no gradient comes back.
+        Unsupported: no layer has a spatial output, or the model returns no gradient.
     """
     layers = spatial_layers(view)
     if not layers:
@@ -91,7 +91,7 @@ def locate(view: ModelView, name: str | None) -> SpatialLayer:
         raise InvalidParameter("layer", f"{_why_not(view.module, name)}; give one of {_listed(reached)}")
     if reached and not layers[name].reached:
         raise InvalidParameter(
-            "layer", f"{name!r} has no influence on the class by its places; give one of {_listed(reached)}"
+            "layer", f"{name!r} does not affect the class by its positions; give one of {_listed(reached)}"
         )
     return layers[name]
 
@@ -107,7 +107,7 @@ def spatial_layers(view: ModelView) -> Mapping[str, SpatialLayer]:
                 return None
             outputs.pop(name, None)
             outputs[name] = output
-            return output.clone()  # what follows may work in place, and would change what was noted
+            return output.clone()  # later operations may work in place, and would change the recorded output
 
         return hook
 
@@ -123,14 +123,14 @@ def spatial_layers(view: ModelView) -> Mapping[str, SpatialLayer]:
 
 
 def model_input(view: ModelView) -> Tensor:
-    """Returns the image as a batch of one, on the model's device, ready for gradients."""
+    """Returns the image as a batch of one, on the model's device, with gradients enabled."""
     image = view.subject.image
     weights = next(chain(view.module.parameters(), view.module.buffers()), image)
     return image.detach().to(weights.device).unsqueeze(0).clone().requires_grad_()
 
 
 def target_of(view: ModelView) -> int:
-    """Returns the class that is explained."""
+    """Returns the explained class."""
     if view.subject.target is None:
         raise ValueError("the problem has no target: call prepare() first")
     return view.subject.target
@@ -138,7 +138,7 @@ def target_of(view: ModelView) -> int:
 
 @contextmanager
 def hooked(hooks: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Registers forward hooks for the time of the block."""
+    """Registers forward hooks while the block runs."""
     handles = [layer.register_forward_hook(hook) for layer, hook in hooks.items()]
     try:
         yield
@@ -148,18 +148,18 @@ def hooked(hooks: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
 
 
 def _can_be_seen(layer: nn.Module) -> bool:
-    """Whether a layer takes hooks: compiled ones do not."""
+    """Returns whether a layer accepts hooks; compiled layers do not."""
     return not isinstance(layer, torch.jit.ScriptModule)
 
 
 def _gradients(score: Tensor, outputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
     if not score.requires_grad:
-        raise Unsupported("the model gives no gradients; use a method that needs none, such as rise or occlusion")
+        raise Unsupported("the model returns no gradients; use a method that needs none, such as rise or occlusion")
     return torch.autograd.grad(score, outputs, allow_unused=True) if outputs else ()
 
 
 def _is_grid(rows: int, columns: int, size: tuple[int, int]) -> bool:
-    """Whether a grid has the proportions of the image, to within a cell."""
+    """Returns whether a grid has the proportions of the image, to within a cell."""
     height, width = size
     return rows * columns > 1 and abs(rows * width - columns * height) < max(height, width)
 
@@ -183,18 +183,18 @@ def _listed(layers: Sequence[SpatialLayer]) -> str:
     return ("..., " if len(layers) > LISTED else "") + ", ".join(names)
 
 
-# From evidence in a method's own units to a heatmap in [0, 1].
+# From evidence in the units of a method to a heatmap in [0, 1].
 #
-# A heatmap that is stretched to its own extremes makes an empty explanation look like a full one. So the shape of a
-# heatmap is relative to its peak, but the height of the peak is the strength of the evidence: a share that each method
-# states, 0 where there is none and 1 where it accounts for all of the score.
+# A heatmap stretched to its own extremes makes an empty explanation look like a full one. Here the shape of a heatmap
+# is relative to its peak, and the peak is the strength of the evidence: a share that each method defines, from 0 for no
+# evidence to 1 if the evidence accounts for the whole score.
 
 
 def heatmap(evidence: Tensor, strength: float) -> Tensor:
-    """Returns the positive part of `evidence` scaled so that its peak is `strength`, cut to [0, 1].
+    """Returns the positive part of `evidence`, scaled so that its peak is `strength`, cut to [0, 1].
 
     Args:
-        evidence: Shape (height, width), any units; evidence against the class is negative and not shown.
+        evidence: Shape (height, width), any units; negative evidence is not shown.
         strength: Share of the score that the evidence accounts for.
     """
     positive = evidence.clamp(min=0)

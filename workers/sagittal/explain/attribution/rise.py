@@ -3,14 +3,14 @@
 Masks are random grids of cells, each kept with probability p, upsampled bilinearly and shifted by a random part of a
 cell. The paper's heatmap is the mean score of the masks that keep a pixel, `S(x) = sum f(M) M(x) / (N p)`.
 
-Where we differ, and why:
-- The scores are centred on their mean before they are weighted: the heatmap is the covariance of score and place, what
-  keeping a place adds. In expectation it is the paper's but for scale and offset, so the order of pixels is the same;
-  but a place that does not matter is 0, and the noise of how often a pixel happened to be kept is gone.
-- It is not stretched to its extremes. The peak is the share of the full score that all places add together, to first
-  order: the effect of each cell of the grid, `cov / (p (1 - p) f(I))`, less `NOISE` standard errors, summed where that
-  is positive. A model that does not care about places looks empty; a heatmap within chance is faint, its order kept.
-  What keeping a place takes away is cut to 0.
+Differences from the paper:
+- Scores are centred on their mean before they are weighted. The heatmap is then the covariance of score and position:
+  the effect of keeping a position. Its expectation equals the paper's up to scale and offset, so that the order of
+  pixels is the same. But a position without effect is 0, and the noise of how often a pixel was kept is removed.
+- The heatmap is not stretched to its extremes. Its peak is the share of the unmasked score that all positions
+  contribute together, to first order: the effect of each cell of the grid, `cov / (p (1 - p) f(I))`, minus `NOISE`
+  standard errors, summed over positive effects. The heatmap of a model that ignores positions is empty; a heatmap
+  within chance is faint but keeps its order. Negative effects are cut to 0.
 """
 
 import math
@@ -31,23 +31,23 @@ from sagittal.explain.problem import Problem
 from sagittal.explain.steps import Steps
 
 BATCH = 128
-"""Masks in a request."""
+"""Masks per request."""
 
 NOISE = 2.0
-"""Standard errors that an effect must exceed to count for the height of the peak."""
+"""Standard errors that an effect must exceed to count towards the peak."""
 
 FAINT = 0.01
-"""Peak of a heatmap in which no effect does."""
+"""Peak of a heatmap without such effects."""
 
 PARTIALS = 16
-"""Forming heatmaps that are shown, at most."""
+"""Maximum number of intermediate heatmaps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RISE(Explainer):
-    """What keeping each place adds to the score, on average over random masks."""
+    """The mean effect of keeping each position on the score, over random masks."""
 
-    summary: ClassVar[str] = "Random masks weighted by their scores; needs nothing of the model but scores"
+    summary: ClassVar[str] = "Random masks weighted by their scores; requires only scores of the model"
 
     masks: int = parameter(2000, "Number of random masks", minimum=1, maximum=100_000)
     grid: int = parameter(7, "Side of the coarse random grid in cells", minimum=2, maximum=64)
@@ -62,7 +62,7 @@ class RISE(Explainer):
     mask_size: int = parameter(28, "Side of the square heatmap in cells", minimum=7, maximum=224)
 
     def explain(self, problem: Problem) -> Steps[None]:
-        """Yields forming heatmaps and the final one, of shape (mask_size, mask_size)."""
+        """Yields intermediate heatmaps and the final one, of shape (mask_size, mask_size)."""
         sums = _Sums(self.mask_size, problem.image.device)
         generator, shown, batch = problem.generator("masks"), 0, BATCH
         while sums.count < self.masks:
@@ -72,7 +72,7 @@ class RISE(Explainer):
                 scores = yield from problem.evaluate(masks)
             except OutOfBudget as spent:
                 if spent.limit == "evaluations" and batch > 1:
-                    batch //= 2  # what is left of the budget may do for fewer
+                    batch //= 2  # the rest of the budget may suffice for fewer
                     continue
                 yield Truncated(spent.limit)
                 break
@@ -89,13 +89,13 @@ class RISE(Explainer):
         return heatmap(covariance.to(torch.float32), max(certain, min(FAINT, seen)))
 
     def _share(self, covariance: Tensor, problem: Problem) -> float:
-        """Returns the share of the full score that the positive effects of all cells of the grid add up to."""
+        """Returns the sum of the positive effects of all grid cells as a share of the unmasked score."""
         effect = float(covariance.clamp(min=0).mean()) / (self.probability * (1 - self.probability))
-        return self.grid**2 * effect / max(problem.full_score, 1e-12)
+        return self.grid**2 * effect / max(problem.unmasked_score, 1e-12)
 
 
 class _Sums:
-    """Sums from which the covariance of scores and masks follows, in double precision."""
+    """Sums that yield the covariance of scores and masks, in double precision."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.count = 0
@@ -115,7 +115,7 @@ class _Sums:
         self._products = self._products + torch.einsum("n,nhw->hw", scores, cells)
 
     def covariance(self) -> tuple[Tensor, Tensor]:
-        """Returns the covariance of score and mask and its standard error, of shape (size, size); 0 before any mask."""
+        """Returns the covariance of score and mask and its standard error, of shape (size, size); 0 without masks."""
         count = max(1, self.count)
         score, mask = self._scores / count, self._masks / count
         score_variance = (self._score_squares / count - score**2).clamp(min=0)
@@ -131,7 +131,7 @@ def random_masks(
     generator: torch.Generator,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Returns masks of shape (count, height, width): grids that are kept at random, upsampled and randomly shifted."""
+    """Returns masks of shape (count, height, width): random grids, upsampled and randomly shifted."""
     kept = (torch.rand(count, 1, grid + 1, grid + 1, generator=generator) < probability)[:, 0].to(device, torch.float32)
     lengths = [math.ceil(side / grid) for side in size]
     shifts = [torch.randint(length, (count, 1), generator=generator).to(device) for length in lengths]
@@ -142,10 +142,9 @@ def random_masks(
 
 
 def _shifted(shifts: Tensor, cells: int, length: int, side: int) -> Tensor:
-    """Returns what each cell of a line adds to each pixel of its windows, of shape (shifts, side, cells).
+    """Returns the contribution of each cell of a line to each pixel of its windows, of shape (shifts, side, cells).
 
-    Upsampling is linear along each axis: two small products for each mask do what stretching whole grids and cutting
-    windows out of them would.
+    Upsampling is linear along each axis. Two small products per mask replace upsampling whole grids and cropping them.
     """
     line = stretched_units(cells, cells * length, shifts.device)
     return line[shifts + torch.arange(side, device=shifts.device)]

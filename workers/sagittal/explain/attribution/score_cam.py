@@ -1,11 +1,11 @@
-"""Score-CAM: activations weighted by what the model says of their places alone (Wang et al., CVPR workshops 2020).
+"""Score-CAM: activations weighted by the scores of their positions alone (Wang et al., CVPR workshops 2020).
 
-Each channel of the layer, stretched to [0, 1], becomes a mask; the channel's weight is what showing that much of the
-image adds to the score of the baseline. So the channels are weighed by their effect instead of by a gradient.
+Each channel of the layer, scaled to [0, 1], becomes a mask. The weight of a channel is the increase over the baseline's
+score when the mask is inserted. Channels are thus weighted by their effect instead of by a gradient.
 
-Where we differ, and why: weights are the increases themselves, as in the authors' program, and not their softmax, as in
-the paper, which for probabilities is close to uniform; channels that add nothing have no weight. The peak of the
-heatmap is the largest increase of a channel as a share of the full score.
+Differences from the paper: the weights are the increases themselves, as in the reference implementation, and not their
+softmax, which is close to uniform for probabilities. Channels without an increase have no weight. The peak of the
+heatmap is the largest increase as a share of the unmasked score.
 """
 
 from dataclasses import dataclass
@@ -23,21 +23,21 @@ from sagittal.explain.problem import Problem
 from sagittal.explain.steps import Steps
 
 BATCH = 64
-"""Channels in a request."""
+"""Channels per request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreCAM(Explainer):
-    """Where the features of a layer are that bring the class back when only they are shown."""
+    """The features of a layer that recover the class when only their positions are shown."""
 
     needs: ClassVar[Needs] = Needs.GRADIENTS | Needs.SPATIAL_LAYER
-    summary: ClassVar[str] = "Activations of one layer, weighted by the score when only their places are shown"
+    summary: ClassVar[str] = "Activations of one layer, weighted by the score when only their positions are shown"
 
-    layer: str | None = parameter(None, "Name of the layer; unset for the last one with a spatial output")
-    channels: int = parameter(256, "Channels that are scored, the most active first", minimum=1, maximum=16_384)
+    layer: str | None = parameter(None, "Name of the layer; by default the last one with a spatial output")
+    channels: int = parameter(256, "Number of scored channels, the most active first", minimum=1, maximum=16_384)
 
     def explain(self, problem: Problem) -> Steps[None]:
-        """Yields forming heatmaps and the final one, of the layer's rows and columns."""
+        """Yields intermediate heatmaps and the final one, with the rows and columns of the layer."""
         try:
             layer = yield from problem.inspect(lambda view: locate(view, self.layer))
             activations = yield from problem.inspect(lambda view: activations_of(view, layer), gradient=False)
@@ -61,7 +61,7 @@ class ScoreCAM(Explainer):
 
 
 def activations_of(view: ModelView, layer: SpatialLayer) -> Tensor:
-    """Returns what the layer says of the image, of shape (channels, rows, columns)."""
+    """Returns the layer's output for the image, of shape (channels, rows, columns)."""
     seen: list[Tensor] = []
 
     def note(_module: object, _inputs: object, output: Tensor) -> None:
@@ -73,14 +73,14 @@ def activations_of(view: ModelView, layer: SpatialLayer) -> Tensor:
 
 
 def most_active(activations: Tensor, count: int) -> Tensor:
-    """Returns the channels whose values spread most over places, at most `count`; constant ones show no place."""
+    """Returns at most `count` channels with the largest range of values; constant channels are excluded."""
     spread = activations.flatten(1).amax(1) - activations.flatten(1).amin(1)
     chosen = spread.topk(min(count, len(spread))).indices
     return activations[chosen[spread[chosen] > 0]]
 
 
 def stretched(activations: Tensor) -> Tensor:
-    """Returns channels (n, rows, columns), none of them constant, each stretched to [0, 1]."""
+    """Returns channels (n, rows, columns), none of them constant, each scaled to [0, 1]."""
     least, most = activations.amin((1, 2), keepdim=True), activations.amax((1, 2), keepdim=True)
     return (activations - least) / (most - least)
 
@@ -89,4 +89,4 @@ def _saliency(activations: Tensor, increases: Tensor, problem: Problem) -> Tenso
     if not len(activations):
         return problem.full(1, 0.0)
     evidence = (activations * increases.view(-1, 1, 1)).sum(0)
-    return heatmap(evidence, float(increases.max()) / max(problem.full_score, 1e-12))
+    return heatmap(evidence, float(increases.max()) / max(problem.unmasked_score, 1e-12))

@@ -1,6 +1,7 @@
-"""XNN: what a model looks for, in a few concepts (x-features) that predict what it predicts.
+"""XNN: explanations by a few concepts (x-features) that together predict the model's outputs.
 
-Useful alone: `fit_concepts(FitQuestion(...))` and `Concepts(fitted=...)` run on the engine like any other explanation.
+The package works without the service: `fit_concepts(FitQuestion(...))` and `Concepts(fitted=...)` run on the engine
+like any other explanation.
 """
 
 from sagittal.explain.concepts.explainer import Concepts

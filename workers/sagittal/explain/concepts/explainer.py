@@ -1,4 +1,4 @@
-"""Explains one image by concepts: the class because of x1 ... xn, with where each of them looks."""
+"""Explains one image by concepts: the contributions of x1 ... xn to the class, and a heatmap of each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ from sagittal.explain.problem import Problem
 from sagittal.explain.steps import Steps
 
 FAR_OFF = 3.0
-"""A gap of more than this many mean errors on held-out images gets a warning."""
+"""A gap of more than this many mean errors on held-out images raises a warning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Concepts(Explainer):
-    """The part of each x-feature of a fitted explanation network (XNN) in its prediction, and where it looks."""
+    """The contribution of each x-feature of a fitted explanation network (XNN) to its prediction, with a heatmap."""
 
     needs: ClassVar[Needs] = Needs.GRADIENTS | Needs.SPATIAL_LAYER
-    summary: ClassVar[str] = "The class because of a few fitted concepts, and where each of them looks"
+    summary: ClassVar[str] = "The contributions of a few fitted concepts to the class, with a heatmap of each"
 
     concept_set: str = parameter("", "Name of a concept set that was fitted to this model")
     heatmap_method: str = parameter("excitation-bp", "Method of the heatmap of each x-feature", choices=tuple(METHODS))
@@ -48,7 +48,7 @@ class Concepts(Explainer):
         if problem.target not in fitted.targets:
             known = ", ".join(map(str, fitted.targets))
             raise InvalidParameter(
-                "concept_set", f"predicts the classes {known}, not {problem.target}; ask for one of these as the target"
+                "concept_set", f"predicts the classes {known}, not {problem.target}; choose one of these as the target"
             )
         values, parts, output = yield from problem.inspect(
             lambda view: _read(view, fitted, problem.target), gradient=False
@@ -69,7 +69,7 @@ class Concepts(Explainer):
 
 
 def _read(view: ModelView, fitted: FittedConcepts, target: int) -> tuple[Tensor, Tensor, float]:
-    """Returns values (x-features,), what each adds to the target's output, and the model's own output."""
+    """Returns values (x-features,), the contribution of each to the target's output, and the model's own output."""
     column = list(fitted.targets).index(target)
     with torch.no_grad():
         values, outputs = read_image(view.module, fitted, view.subject.image)
@@ -80,7 +80,7 @@ def _read(view: ModelView, fitted: FittedConcepts, target: int) -> tuple[Tensor,
 def _together(
     problem: Problem, fitted: FittedConcepts, members: Sequence[int], parts: Tensor, method: str
 ) -> Steps[Tensor]:
-    """Returns the heatmap of x-features that are shown together: their mean, by how much each contributes."""
+    """Returns the heatmap of x-features that are shown together: their mean, weighted by their contributions."""
     saliencies: list[Tensor] = []
     for index in members:
         saliency = yield from x_feature_heatmap(problem, fitted, index, method)
@@ -98,6 +98,6 @@ def _warnings(gap: float, fitted: FittedConcepts) -> Steps[None]:
     if abs(gap) > FAR_OFF * fitted.error:
         yield Warning(
             "CONCEPTS_UNFAITHFUL_HERE",
-            f"On this image the explanation network differs from the model by {gap:+.3g}, where {fitted.error:.3g} is "
-            "usual: its concepts do not say all of why. Fit the set to images that are more like this one.",
+            f"On this image the explanation network differs from the model by {gap:+.3g}; {fitted.error:.3g} is usual: "
+            "its concepts do not explain the whole prediction. Fit the set to images that are more like this one.",
         )

@@ -1,4 +1,4 @@
-"""What a layer says of images: flat features, extracted in batches between those of other jobs."""
+"""Flat features of images from a layer, extracted in batches between those of other jobs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from sagittal.explain.problem import derive_seed
 from sagittal.explain.steps import Steps, ask
 
 SMALLEST_VIEW = 0.25
-"""Least side of a random crop, relative to the image's."""
+"""Smallest side of a random crop, relative to the image's."""
 
 LARGEST_VIEW = 0.95
 """Largest side of a random crop, relative to the image's."""
@@ -28,35 +28,35 @@ Box = tuple[float, float, float, float]
 
 
 class UnfitImages(Exception):
-    """The images do not allow a fit; the message says what is wrong and what to do."""
+    """The images do not allow a fit; the message states the fault and the remedy."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Read:
-    """An image of a set, as it was read."""
+    """One image of a set after reading."""
 
     index: int
-    """Its place in the set, from 0."""
+    """Its index in the set, from 0."""
     image: Tensor | None = None
-    """Float32 of shape (3, height, width), as the model takes it; None where it cannot be read."""
+    """Float32 of shape (3, height, width), the model's input; None if the image is unreadable."""
     fault: str = ""
-    """Why it cannot be read; else empty."""
+    """Why it is unreadable; otherwise empty."""
 
 
 class ImageSet(Protocol):
-    """Images to fit to, read a few at a time."""
+    """Images for a fit, read a few at a time."""
 
     @property
     def digest(self) -> str:
-        """Tells sets of images apart; empty for sets whose features are not to be kept."""
+        """Identifies the set of images; empty if its features must not be cached."""
         ...
 
     def __len__(self) -> int:
-        """Number of images, unreadable ones included."""
+        """Number of images, including unreadable ones."""
         ...
 
     def ready(self) -> bool:
-        """Whether `take` answers at once."""
+        """Whether `take` returns without waiting."""
         ...
 
     def take(self) -> Sequence[Read]:
@@ -64,23 +64,23 @@ class ImageSet(Protocol):
         ...
 
     def read(self, index: int) -> Read:
-        """Returns one image, out of turn."""
+        """Returns one image by index."""
         ...
 
     def parts(self, index: int) -> Mapping[str, Box]:
-        """Returns where annotated parts are in an image as the model takes it, by name; none where none are."""
+        """Returns the boxes of annotated parts by name, in the model's input; empty if there are none."""
         ...
 
 
 class GivenImages:
-    """Images that lie in memory."""
+    """Images in memory."""
 
     digest = ""
 
     def __init__(
         self, images: Tensor, *, batch: int = 16, parts: Mapping[int, Mapping[str, Box]] = MappingProxyType({})
     ) -> None:
-        """Takes images (n, 3, height, width), as the model takes them, and parts by the image's place and by name."""
+        """Takes images (n, 3, height, width), as inputs of the model, and parts by image index and by name."""
         self._images = images
         self._parts = parts
         self._batch = batch
@@ -91,7 +91,7 @@ class GivenImages:
         return len(self._images)
 
     def ready(self) -> bool:
-        """Is always ready."""
+        """Always true."""
         return True
 
     def take(self) -> Sequence[Read]:
@@ -110,17 +110,17 @@ class GivenImages:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Extracted:
-    """Features and outputs of the images of a set that could be read."""
+    """Features and outputs of the readable images of a set."""
 
     kept: Tensor
-    """Int64 of shape (images,): the place of each in the set."""
+    """Int64 of shape (images,): the index of each in the set."""
     features: Tensor
-    """Float32 of shape (images, 1 + views, features): of each image, and of its crops."""
+    """Float32 of shape (images, 1 + views, features), for each image and its crops."""
     outputs: Tensor
     """Float32 of shape (images, 1 + views, classes): the model's own outputs."""
 
     def state(self) -> Mapping[str, Tensor]:
-        """Returns it as tensors by name, to be kept."""
+        """Returns the content as tensors by name, for a cache."""
         return {"kept": self.kept, "features": self.features, "outputs": self.outputs}
 
 
@@ -128,31 +128,31 @@ class FeatureCache(Protocol):
     """Keeps extracted features."""
 
     def get(self, key: str) -> Mapping[str, Tensor] | None:
-        """Returns what is kept under a key, on the model's device; None where nothing is."""
+        """Returns the tensors stored under a key, on the model's device; None if there are none."""
         ...
 
     def put(self, key: str, state: Mapping[str, Tensor]) -> None:
-        """Keeps tensors under a key, as long as there is room."""
+        """Stores tensors under a key, as long as there is room."""
         ...
 
 
 class NoCache:
-    """Keeps nothing."""
+    """A cache that stores nothing."""
 
     def get(self, key: str) -> Mapping[str, Tensor] | None:
-        """Has nothing."""
+        """Returns None."""
         return None
 
     def put(self, key: str, state: Mapping[str, Tensor]) -> None:
-        """Keeps nothing."""
+        """Does nothing."""
 
 
 def find_layer(view: ModelView, name: str) -> str:
-    """Returns the layer of that name, or for an empty one the last whose output is flat and not yet the model's.
+    """Returns the layer of that name, or for an empty name the last layer with flat output before the model's output.
 
     Raises:
-        InvalidParameter: no such layer has features of images; the message names those that have.
-        Unsupported: no layer has.
+        InvalidParameter: the layer does not exist or has no features of images; the message lists those that do.
+        Unsupported: no layer has any.
     """
     seen: dict[str, Tensor] = {}
     images = _images_of(view)
@@ -170,7 +170,7 @@ def find_layer(view: ModelView, name: str) -> str:
     size = (images.shape[-2], images.shape[-1])
     able = [path for path, output in seen.items() if not _same(output, outputs) and _is_feature(output, size)]
     if not able:
-        raise Unsupported("the model has no layer below its output whose features can be read; XNN needs one")
+        raise Unsupported("the model has no layer below its output with readable features; XNN requires one")
     if not name:
         level = [path for path in able if _is_flat(seen[path])]
         return level[-1] if level else able[-1]
@@ -194,7 +194,7 @@ def layer_features(module: nn.Module, layer: str, images: Tensor) -> tuple[Tenso
 
 
 def flat(output: Tensor, size: tuple[int, int]) -> Tensor:
-    """Returns a layer's output as features (n, features): places are averaged."""
+    """Returns a layer's output as features (n, features), averaged over positions."""
     if output.ndim == 2:
         return output
     if _is_flat(output):
@@ -221,12 +221,12 @@ def extract(
     Args:
         images: The set.
         layer: Name of the layer.
-        views: Random crops of each image that are read too.
-        seed: Of the crops.
-        rows: Images and crops that the model is run on at once; others get their turn after each.
-        cache: Where features of the same set may lie, and are put.
-        subject: Any, for the requests.
-        until: Share of the whole job's progress that this is.
+        views: Number of random crops per image that are also read.
+        seed: Seed of the crops.
+        rows: Images and crops per forward pass; other jobs run in between.
+        cache: Cache of features; read first and filled afterwards.
+        subject: Any subject, for the requests.
+        until: Share of the whole job's progress at the end of this part.
     """
     key = f"{images.digest} {layer} {views} {seed if views else 0}"
     kept = cache.get(key) if images.digest else None
@@ -257,7 +257,7 @@ def extract(
 def _read_off(
     sound: Sequence[tuple[int, Tensor]], layer: str, views: int, seed: int, rows: int, subject: Subject
 ) -> Steps[Extracted]:
-    """Returns what the layer and the model say of a few images and their crops, read in turns of so many rows."""
+    """Returns the outputs of the layer and the model for a few images and their crops, in batches of `rows`."""
     found: list[tuple[Tensor, Tensor]] = []
     seen = [row for index, image in sound for row in (image, *_views(image, views, derive_seed(seed, index)))]
     for start in range(0, len(seen), rows):
@@ -275,7 +275,7 @@ def _read_off(
 
 
 def _views(image: Tensor, count: int, seed: int) -> Sequence[Tensor]:
-    """Returns random crops of an image, some mirrored, each of the image's own size."""
+    """Returns random crops of an image, some mirrored, each resized to the image's size."""
     generator = torch.Generator().manual_seed(seed)
     height, width = image.shape[-2:]
     crops = []
@@ -296,12 +296,12 @@ def _images_of(view: ModelView) -> Tensor:
 
 
 def _can_be_seen(layer: nn.Module) -> bool:
-    """Whether a layer takes hooks: compiled ones do not."""
+    """Returns whether a layer accepts hooks; compiled layers do not."""
     return not isinstance(layer, torch.jit.ScriptModule)
 
 
 def _same(output: Tensor, outputs: Tensor) -> bool:
-    """Whether a layer's output is the model's own, in whatever shape."""
+    """Returns whether a layer's output is the model's own, in any shape."""
     return output.untyped_storage().data_ptr() == outputs.untyped_storage().data_ptr()
 
 

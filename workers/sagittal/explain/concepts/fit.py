@@ -1,4 +1,4 @@
-"""The whole fit: features, training, what it is worth, and the global view of each x-feature."""
+"""The complete fit: features, training, quality, and the global view of each x-feature."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,26 +28,26 @@ from sagittal.explain.problem import State, derive_seed
 from sagittal.explain.steps import Steps, ask
 
 HELD_OUT = 0.2
-"""Share of the images that quality is measured on, and the fit never sees."""
+"""Share of the images that are held out of the fit; quality is measured on them."""
 
 EXTRACTION, TRAINING, VIEWED = 0.5, 0.9, 0.97
-"""Shares of the progress at which features are extracted, all fits have ended, and examples are found."""
+"""Progress of the job after feature extraction, after all fits, and after the search for examples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FitQuestion:
-    """What is to be fitted."""
+    """The request for a fit."""
 
     images: ImageSet
     targets: Sequence[int]
     """Classes whose outputs are predicted."""
     settings: FitSettings = field(default_factory=FitSettings)
     layer: str = ""
-    """Empty for the last layer whose output is flat and not yet the model's."""
+    """Empty for the last layer with flat output before the model's output."""
     size: int = 224
     """Side of the model's input in pixels."""
     rows: int = 16
-    """Images and crops that the model is run on at once."""
+    """Images and crops per forward pass."""
     cache: FeatureCache = field(default_factory=NoCache)
     restored: State = field(default_factory=dict)
     """State of the last checkpoint of an earlier attempt."""
@@ -55,7 +55,7 @@ class FitQuestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ConceptFit:
-    """A fit with all that is said of it."""
+    """A fit with its quality and its global view."""
 
     fitted: FittedConcepts
     x_features: Sequence[XFeature]
@@ -63,11 +63,11 @@ class ConceptFit:
     stability: float | None
     """Mean absolute correlation of its x-features with those of fits from other seeds; None with one seed."""
     locality: Locality
-    """How x-features spread over annotated parts, on held-out images."""
+    """Distribution of x-features over annotated parts, on held-out images."""
     skipped: Sequence[Read]
-    """Images that could not be read."""
+    """Unreadable images."""
     images: int
-    """Images that were fitted and held out."""
+    """Numbers of fitted and held-out images."""
     warnings: Sequence[Warning]
 
 
@@ -75,7 +75,7 @@ def fit_concepts(question: FitQuestion) -> Steps[ConceptFit]:
     """Yields requests, progress and checkpoints; returns a ConceptFit.
 
     Raises:
-        UnfitImages: there are too few images, or the model says the same of all of them.
+        UnfitImages: there are too few images, or the model's features or outputs are the same for all of them.
         InvalidParameter: there is no such layer.
     """
     settings, subject = question.settings, _no_image(question.size)
@@ -105,7 +105,7 @@ def fit_concepts(question: FitQuestion) -> Steps[ConceptFit]:
 def _judge(
     question: FitQuestion, layer: str, fits: Sequence[SRAE], seen: "_Seen", subject: Subject
 ) -> Steps[ConceptFit]:
-    """Returns the ConceptFit of networks that are fitted, of which the first is kept."""
+    """Returns the ConceptFit of fitted networks, of which the first is kept."""
     images, settings = question.images, question.settings
     originals = _originals(seen.data)
     quality = measure(fits[0], originals.rows(seen.held_out))
@@ -136,7 +136,7 @@ def _judge(
 
 
 def _layer(name: str, subject: Subject) -> Steps[str]:
-    """Returns the layer to read. Its errors are raised here and not in the engine: steps around these can name it."""
+    """Returns the layer to read. Raises errors here and not in the engine, so that callers can name the parameter."""
 
     def call(view: ModelView) -> str | InvalidParameter:
         try:
@@ -151,7 +151,7 @@ def _layer(name: str, subject: Subject) -> Steps[str]:
 
 
 def _no_image(size: int) -> Subject:
-    """Returns the subject of requests that bring images of their own."""
+    """Returns the subject of requests that carry images of their own."""
     blank = torch.zeros(3, size, size)
     return Subject(blank, blank, None)
 
@@ -178,11 +178,11 @@ class _Views:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Seen:
-    """Images as the model sees them, and which of them were fitted."""
+    """Inputs of the model, and which of them were fitted."""
 
     data: _Views
     kept: Tensor
-    """The place of each in the set."""
+    """Index of each in the set."""
     training: Tensor
     held_out: Tensor
 
@@ -198,7 +198,7 @@ def _of_targets(extracted: Extracted, targets: Sequence[int]) -> _Views:
 
 
 def _originals(data: _Views) -> Examples:
-    """Returns the images alone, without their crops."""
+    """Returns the images without their crops."""
     return Examples(data.features[:, 0], data.outputs[:, 0])
 
 
@@ -219,15 +219,15 @@ def _check(data: _Views, extracted: Extracted, settings: FitSettings, images: Im
     features, outputs = data.features.flatten(0, 1), data.outputs.flatten(0, 1)
     if float(features.std(0).max()) < TINY:
         raise UnfitImages(
-            "the layer says the same of every image, so that there is nothing to explain: send images that differ, or "
-            "choose a layer nearer to the input"
+            "the layer's features are the same for every image, so there is nothing to explain: send images that "
+            "differ, or choose a layer nearer to the input"
         )
     if float(outputs.std(0).min()) < TINY:
         raise UnfitImages("the model gives a target the same score on every image: send images that differ in it")
 
 
 def _split(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Returns the images to fit and those that are held out, two at least."""
+    """Returns the images to fit and those to hold out, at least two."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(seed, "held-out")))
     held_out = max(2, round(HELD_OUT * count))
     return order[held_out:], order[:held_out]
@@ -246,7 +246,7 @@ def _warnings(quality: Quality, rows: int, width: int) -> Sequence[Warning]:
             Warning(
                 "CONCEPTS_UNFAITHFUL",
                 f"On held-out images the explanation network's output has a correlation of only "
-                f"{quality.faithfulness_correlation:.2f} with the model's.{few} Send more images, or ask for more "
+                f"{quality.faithfulness_correlation:.2f} with the model's.{few} Send more images, or request more "
                 "crops of each (views).",
             )
         )

@@ -1,4 +1,4 @@
-"""A fitted explanation network, and a model seen through it: its outputs are the x-features."""
+"""A fitted explanation network, and a model whose outputs are its x-features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,28 +12,28 @@ from sagittal.explain.concepts.srae import SRAE
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FittedConcepts:
-    """What an explanation by concepts needs of a fit."""
+    """The result of a fit that explanations by concepts use."""
 
     layer: str
     """The layer that it reads."""
     targets: Sequence[int]
-    """Classes whose outputs it predicts."""
+    """The classes whose outputs it predicts."""
     srae: SRAE
     error: float
-    """Mean absolute difference between its output and the model's on images that were held out."""
+    """Mean absolute difference between its output and the model's on held-out images."""
     spread: Sequence[float]
-    """Standard deviation of each x-feature over the images that it was fitted to."""
+    """Standard deviation of each x-feature over the images of the fit."""
     names: Sequence[str] = field(default_factory=tuple)
-    """Names given to the x-features; empty for none."""
+    """Names of the x-features; empty for none."""
     merged_into: Sequence[int] = field(default_factory=tuple)
-    """For each x-feature the one that it is shown together with; its own index for none."""
+    """For each x-feature, the index of the x-feature that it is shown together with; its own index for none."""
 
     def name(self, index: int) -> str:
-        """Returns the name of an x-feature; empty where it has none."""
+        """Returns the name of an x-feature; empty if it has none."""
         return self.names[index] if self.names else ""
 
     def groups(self) -> Sequence[tuple[int, Sequence[int]]]:
-        """Returns the x-features that are shown together, by the one that stands for them."""
+        """Returns the groups of x-features that are shown together, by the first of each."""
         merged = self.merged_into or range(self.srae.x_features)
         heads = sorted({self._head(merged, index) for index in range(self.srae.x_features)})
         members = range(self.srae.x_features)
@@ -52,7 +52,7 @@ class XFeatures(nn.Module):
     """Maps images (n, 3, height, width) to x-features (n, x-features)."""
 
     def __init__(self, model: nn.Module, fitted: FittedConcepts) -> None:
-        """Puts an explanation network behind a layer of a model, which stays as it is."""
+        """Puts an explanation network behind a layer of a model; the model itself is unchanged."""
         super().__init__()
         self.model = model
         self.srae = fitted.srae

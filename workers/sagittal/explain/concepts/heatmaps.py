@@ -1,8 +1,8 @@
-"""Where an x-feature looks: excitation backpropagation from it, or a mask that changes its value.
+"""Heatmaps of x-features: excitation backpropagation, or a mask that changes the value of the x-feature.
 
-Both explain the x-feature itself, not the class: the probability of excitation backpropagation begins at the x-feature
-and runs through the encoder to the layer, and the score of a masked image is its x-feature's value, 1 for that of the
-image and 0 for that of the baseline.
+Both explain the x-feature itself, not the class. The probability of excitation backpropagation starts at the x-feature
+and passes through the encoder to the layer. The score of a masked image is the value of its x-feature, scaled to 1 on
+the image and 0 on the baseline.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ from sagittal.explain.problem import Problem, derive_seed
 from sagittal.explain.steps import Steps, ask
 
 ROWS = 8
-"""Masked images evaluated in one turn."""
+"""Masked images per forward pass."""
 
 UNMOVED = 0.05
 """An x-feature whose value differs from the baseline's by less than this many standard deviations has no heatmap."""
@@ -46,7 +46,7 @@ def _by_excitation(problem: Problem, fitted: FittedConcepts, index: int) -> Step
 
 
 def excitation(view: ModelView, fitted: FittedConcepts, index: int) -> Tensor:
-    """Returns how probable it is that each place excites the x-feature, (rows, columns)."""
+    """Returns the probability that each position excites the x-feature, (rows, columns)."""
     image = view.subject.image.detach().unsqueeze(0)
     with torch.no_grad():
         features, output, _ = layer_features(view.module, fitted.layer, image)
@@ -81,19 +81,19 @@ def winning_features(srae: SRAE, features: Tensor, index: int) -> Tensor:
 
 
 def _to_places(winning: Tensor, output: Tensor, size: tuple[int, int]) -> Tensor:
-    """Hands the probability of flat features to the places that they are the mean of, in the layer's own shape."""
+    """Distributes the probability of flat features over the positions they are the mean of, in the layer's shape."""
     if flat(output, size).numel() == output.numel():
         return winning.reshape(output.shape)
     layout = layout_of(output.shape, size)
     if layout is None:
-        raise Unsupported(f"an output of shape {tuple(output.shape)} has no places")
+        raise Unsupported(f"an output of shape {tuple(output.shape)} has no spatial positions")
     channels = layout.to_channels(output).clamp(min=0)
     shares = channels / channels.sum((2, 3), keepdim=True).clamp(min=TINY)
     return layout.from_channels(shares * winning[..., None, None], torch.zeros_like(output))
 
 
 def _within_model(layer: SpatialLayer) -> SpatialLayer:
-    """Returns a layer under the name that it has in the model alone."""
+    """Returns a layer under its name in the model itself."""
     return replace(layer, name=layer.name.removeprefix("model."))
 
 
@@ -105,7 +105,7 @@ def _by_masks(explainer: Explainer) -> Callable[[Problem, FittedConcepts, int], 
         inner = replace(
             problem,
             subject=replace(problem.subject, target=index),
-            full_score=1.0,
+            unmasked_score=1.0,
             baseline_score=0.0,
             seed=derive_seed(problem.seed, "x-feature", index),
             restored={},
@@ -127,7 +127,7 @@ def _values_at_ends(problem: Problem, fitted: FittedConcepts, index: int) -> Ste
 
 
 def _answered(steps: Steps[None], fitted: FittedConcepts, ends: tuple[float, float]) -> Steps[Tensor]:
-    """Runs an explainer of the class on an x-feature instead; returns its final heatmap, its other events unsaid."""
+    """Runs an explainer of a class on an x-feature; returns its final heatmap and discards its other events."""
     saliency = torch.zeros(1, 1)
     answer: Any = None
     while True:
@@ -143,7 +143,7 @@ def _answered(steps: Steps[None], fitted: FittedConcepts, ends: tuple[float, flo
 
 
 def _scores(request: Evaluate, fitted: FittedConcepts, ends: tuple[float, float]) -> Steps[Scores]:
-    """Returns the scores of masked images: 1 where the x-feature has the image's value, 0 for the baseline's."""
+    """Returns the scores of masked images: 1 for the x-feature's value on the image, 0 for that on the baseline."""
     parts: list[tuple[Tensor, Tensor | None]] = []
     for start in range(0, len(request.masks), ROWS):
         masks = request.masks[start : start + ROWS]
@@ -183,7 +183,7 @@ def _evaluate(
 
 
 def _noise(images: Tensor, seed: int, start: int) -> Tensor:
-    """Returns noise of the images' shape that depends on the seed and the rows' places alone."""
+    """Returns noise of the images' shape that depends only on the seed and the row indices."""
     rows = [
         torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(derive_seed(seed, start + row)))
         for row in range(len(images))
@@ -196,4 +196,4 @@ METHODS: Mapping[str, Callable[[Problem, FittedConcepts, int], Steps[Tensor]]] =
     "igos": _by_masks(IGOS()),
     "igos++": _by_masks(IGOSPlusPlus()),
 }
-"""How the heatmap of an x-feature is found."""
+"""Methods for the heatmap of an x-feature, by name."""

@@ -1,4 +1,4 @@
-"""How good an explanation network is, measured on images that it was not fitted to."""
+"""Quality of an explanation network, measured on images that were held out of the fit."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,25 +19,25 @@ from sagittal.explain.events import Progress, Warning
 from sagittal.explain.steps import Steps, ask
 
 REBUILT = 0.5
-"""Share of a feature's variance that is explained where it counts as rebuilt."""
+"""Explained share of a feature's variance from which the feature counts as reconstructed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """What was measured."""
+    """Measurements of an explanation network."""
 
     faithfulness_correlation: float
-    """Pearson's correlation of its output with the model's, the mean over targets; 0 where one is constant."""
+    """Pearson's correlation of its output with the model's, the mean over targets; 0 if one is constant."""
     faithfulness_error: float
     """Mean absolute difference of the two, in units of the model's output."""
     class_agreement: float | None
-    """Share of images on which both put the same target first; None with one target."""
+    """Share of images on which both rank the same target first; None with one target."""
     orthogonality: float
     """Mean squared cosine between x-features."""
     reconstructed_share: float
-    """Share of the layer's features of whose variance at least half is rebuilt."""
+    """Share of the layer's features of whose variance at least half is reconstructed."""
     images: int
-    """Images it was measured on."""
+    """Number of images it was measured on."""
 
 
 def measure(srae: SRAE, held_out: Examples) -> Quality:
@@ -60,17 +60,17 @@ def measure(srae: SRAE, held_out: Examples) -> Quality:
 
 
 def rebuilt_share(features: Tensor, rebuilt: Tensor) -> float:
-    """Returns the share of features (images, features) of whose variance half at least is rebuilt."""
+    """Returns the share of features (images, features) of whose variance at least half is reconstructed."""
     spread = (features - features.mean(0)).square().mean(0)
     lost = (features - rebuilt).square().mean(0)
     return float(((spread > TINY) & (lost <= (1 - REBUILT) * spread)).float().mean())
 
 
 def stability(values: Sequence[Tensor]) -> float | None:
-    """Returns how far fits from other seeds find the x-features of the first: mean absolute correlation, matched.
+    """Returns how well fits from other seeds recover the x-features of the first: mean absolute correlation, matched.
 
     Args:
-        values: Of the x-features on the same images, (images, x-features) for each fit; None for a single fit.
+        values: Values of the x-features on the same images, (images, x-features) for each fit; None for a single fit.
     """
     if len(values) < 2:
         return None
@@ -78,7 +78,7 @@ def stability(values: Sequence[Tensor]) -> float | None:
 
 
 def _matched(first: Tensor, second: Tensor) -> float:
-    """Pairs x-features, the most alike first, and returns the mean of their absolute correlations."""
+    """Matches x-features, the most similar first, and returns the mean of their absolute correlations."""
     likeness = correlation_matrix(first, second).abs()
     total, count = 0.0, likeness.shape[0]
     for _ in range(count):
@@ -90,7 +90,7 @@ def _matched(first: Tensor, second: Tensor) -> float:
 
 
 def correlation_matrix(first: Tensor, second: Tensor) -> Tensor:
-    """Returns Pearson's correlations of the columns of (images, n) and (images, m), 0 for constant ones."""
+    """Returns Pearson's correlations of the columns of (images, n) and (images, m), 0 for constant columns."""
     return _standard(first).T @ _standard(second) / len(first)
 
 
@@ -105,59 +105,58 @@ def _standard(columns: Tensor) -> Tensor:
     return torch.where(spread > TINY, centred / spread.clamp(min=TINY), 0)
 
 
-# Locality: how many of the parts that a person annotated an x-feature covers.
+# Locality: the number of annotated parts that an x-feature covers.
 #
-# Of each held-out image that carries parts, the heatmap of the x-feature is cut up among them; the mean of the shares
-# over the images says what the x-feature is about, and their entropy how many things that is: `exp(entropy)` is 1 for
-# an x-feature that looks at a single part, and the number of parts for one that looks at all of them alike (Qi,
-# Khorram, Li; the x-features of the paper cover 7 of the 15 parts of CUB's birds). What lies on no part does not
-# count.
+# On each annotated held-out image, the heatmap of the x-feature is divided among the parts. The mean of the shares over
+# the images shows which parts the x-feature covers, and their entropy how many: `exp(entropy)` is 1 for an x-feature on
+# a single part, and the number of parts for an even distribution (Qi, Khorram, Li; the x-features of the paper cover 7
+# of the 15 parts of CUB's birds). Evidence outside every part does not count.
 
 
 MOST_IMAGES = 100
-"""Annotated images that it is measured on, the first of those held out."""
+"""Maximum number of annotated images that it is measured on, the first of those held out."""
 
 SIDE = 224
-"""Side to which heatmaps are enlarged before they are cut up, in pixels."""
+"""Side to which heatmaps are enlarged before they are divided, in pixels."""
 
 Shares = Mapping[str, float]
-"""How an x-feature spreads over parts, by name, the largest share first: adds up to 1; empty where it meets none."""
+"""Shares of an x-feature by part, the largest first; they add up to 1. Empty if it covers no part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Locality:
-    """How x-features spread over annotated parts."""
+    """Distribution of x-features over annotated parts."""
 
     images: int = 0
-    """Annotated images it was measured on."""
+    """Number of annotated images it was measured on."""
     shares: Sequence[Shares] = field(default_factory=tuple)
-    """Of each x-feature; empty where no image was annotated."""
+    """Shares of each x-feature; empty if no image was annotated."""
 
     @property
     def entropies(self) -> Sequence[float]:
-        """Entropy of each x-feature that meets a part, in nats."""
+        """Entropy of each x-feature that covers a part, in nats."""
         return [entropy(shares) for shares in self.shares if shares]
 
     @property
     def mean_entropy(self) -> float | None:
-        """Mean over x-features, in nats; None where it was not measured."""
+        """Mean over x-features, in nats; None if it was not measured."""
         found = self.entropies
         return sum(found) / len(found) if found else None
 
     @property
     def parts_covered(self) -> float | None:
-        """Mean number of parts that an x-feature covers; None where it was not measured."""
+        """Mean number of parts that an x-feature covers; None if it was not measured."""
         found = self.entropies
         return sum(map(math.exp, found)) / len(found) if found else None
 
 
 def entropy(shares: Shares) -> float:
-    """Returns the entropy of shares that add up to 1, in nats: 0 where a single part has all."""
+    """Returns the entropy of shares that add up to 1, in nats: 0 if a single part has all."""
     return -sum(share * math.log(share) for share in shares.values() if share > 0)
 
 
 def spread_over(heatmap: Tensor, parts: Mapping[str, Box]) -> Shares:
-    """Returns how a heatmap (rows, columns) that is not negative spreads over parts; none where it meets none."""
+    """Returns the distribution of a non-negative heatmap (rows, columns) over parts; empty if it covers none."""
     large = F.interpolate(heatmap[None, None].float().cpu(), size=(SIDE, SIDE), mode="bilinear")[0, 0]
     mass = {name: float(_within(large, box).sum()) for name, box in parts.items()}
     total = sum(mass.values())
@@ -165,7 +164,7 @@ def spread_over(heatmap: Tensor, parts: Mapping[str, Box]) -> Shares:
 
 
 def mean_shares(spreads: Sequence[Shares]) -> Shares:
-    """Returns the mean of the shares over the images on which there are any, the largest first."""
+    """Returns the mean of the shares over the images that have any, the largest first."""
     there = [shares for shares in spreads if shares]
     total: dict[str, float] = {}
     for shares in there:
@@ -181,10 +180,10 @@ def measure_locality(
 
     Args:
         images: The set, with its annotations.
-        held_out: Places in the set of the images that were held out.
+        held_out: Indices in the set of the images that were held out.
         fitted: The explanation network.
         share: The part of the job's progress that this is.
-        subject: Any, for the requests.
+        subject: Any subject, for the requests.
     """
     annotated = [(index, parts) for index in held_out if (parts := images.parts(index))][:MOST_IMAGES]
     if not annotated:
@@ -203,7 +202,7 @@ def measure_locality(
 def _look(
     images: ImageSet, index: int, parts: Mapping[str, Box], fitted: FittedConcepts, x_feature: int, subject: Subject
 ) -> Steps[Shares | Unsupported]:
-    """Returns how an x-feature spreads over the parts of an image: Shares, or why that cannot be found."""
+    """Returns the distribution of an x-feature over the parts of an image: Shares, or why it is undefined."""
 
     def call(view: ModelView) -> Shares | Unsupported:
         image = images.read(index).image
@@ -219,20 +218,20 @@ def _look(
 
 
 def _without(images: ImageSet, held_out: int) -> Sequence[Warning]:
-    """Says so where images carry parts, but none of those that are held out."""
+    """Returns a warning if images have annotated parts, but no held-out image does."""
     if not any(images.parts(index) for index in range(len(images))):
         return []
     return [
         Warning(
             "LOCALITY_NOT_MEASURED",
-            f"Locality is not measured: none of the {held_out} images that were held out has annotated parts. "
-            "Annotate more of them.",
+            f"Locality is not measured: none of the {held_out} held-out images has annotated parts. "
+            "Annotate more images.",
         )
     ]
 
 
 def _within(large: Tensor, box: Box) -> Tensor:
-    """Returns the pixels of a square that are in a box, one at least."""
+    """Returns the pixels of a square that are in a box, at least one."""
     left, top, right, bottom = (round(edge * SIDE) for edge in box)
     left, top = min(left, SIDE - 1), min(top, SIDE - 1)
     return large[top : max(bottom, top + 1), left : max(right, left + 1)]

@@ -1,20 +1,20 @@
 """The sparse reconstruction autoencoder (SRAE) and its loss, equation (1) of the paper.
 
 Qi, Khorram, Li: Embedding Deep Networks into Visual Explanations (Artificial Intelligence, 2021). For features `Z` of M
-images and what the model says of them, `y`:
+images and the model's outputs `y` on them:
 
     1/M sum_i |v'E(Z_i) - y_i|^2
     + beta * 1/S sum_k log(1 + q * 1/M sum_i (D(E(Z_i))_k - Z_ik)^2)
     + eta * 1/(n (n - 1)) sum_{l != m} cos(E_l, E_m)^2
 
-The first term keeps the explanation faithful; the second rebuilds some of the features, and so rules out the trivial
-`E(Z) = y`, while its logarithm lets the others go; the third keeps the x-features `E_l`, vectors over the images,
-apart. Encoder `E` and decoder `D` are a linear map plus one hidden layer of rectified units each, and the readout `v`
-is linear, without a bias: the parts of the x-features add up to the prediction.
+The first term makes the explanation faithful. The second reconstructs features, which excludes the trivial `E(Z) = y`;
+its logarithm tolerates features that are not reconstructed. The third separates the x-features `E_l`, vectors over the
+images. Encoder `E` and decoder `D` are a linear map plus one hidden layer of rectified units each. The readout `v` is
+linear without bias, so that the contributions of the x-features add up to the prediction.
 
-The loss is of all images at once, since the logarithm of a mean is not a mean over batches. Units: features are centred
-and divided by one number, the root mean square of all of them, and outputs by their standard deviation, so that `beta`,
-`q` and `eta` mean the same for every model. Both are part of the network: it takes and gives the model's own units.
+The loss covers all images at once, because the logarithm of a mean is not a mean over batches. Features are centred and
+divided by one number, their root mean square, and outputs by their standard deviation, so that `beta`, `q` and `eta`
+are comparable across models. Both scales are part of the network: its inputs and outputs have the model's own units.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ TINY = 1e-8
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The three terms of the loss, without their weights; scalars."""
+    """The three unweighted terms of the loss; scalars."""
 
     faithfulness: Tensor
     reconstruction: Tensor
@@ -41,7 +41,7 @@ class Perceptron(nn.Module):
     """A linear map plus one hidden layer of rectified units: `A x + B relu(C x)`, with biases."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
-        """Makes layers with weights that are still to be set."""
+        """Constructs layers whose weights are not set yet."""
         super().__init__()
         self.direct = nn.Linear(inputs, outputs)
         self.hidden = nn.Linear(inputs, hidden)
@@ -54,14 +54,14 @@ class Perceptron(nn.Module):
 
 
 class SRAE(nn.Module):
-    """Encodes features (images, features) as x-features (images, x-features), and reads the outputs off them."""
+    """Encodes features (images, features) as x-features (images, x-features), and predicts the outputs from them."""
 
     feature_mean: Tensor
     feature_scale: Tensor
     output_scale: Tensor
 
     def __init__(self, features: int, x_features: int, outputs: int, hidden: int) -> None:
-        """Makes a network whose weights are still to be set: by `initialise`, or by `of_state`."""
+        """Constructs a network whose weights are not set yet: use `initialise` or `of_state`."""
         super().__init__()
         self.encoder = Perceptron(features, hidden, x_features)
         self.decoder = Perceptron(x_features, hidden, features)
@@ -72,7 +72,7 @@ class SRAE(nn.Module):
 
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor]) -> "SRAE":
-        """Returns the network whose `state_dict` this is."""
+        """Returns the network with this `state_dict`."""
         hidden, features = state["encoder.hidden.weight"].shape
         x_features, outputs = state["readout"].shape
         srae = cls(features, x_features, outputs, hidden)
@@ -90,7 +90,7 @@ class SRAE(nn.Module):
         return values
 
     def decode(self, values: Tensor) -> Tensor:
-        """Returns the features that x-features stand for, of shape (images, features)."""
+        """Returns the features reconstructed from x-features, of shape (images, features)."""
         rebuilt: Tensor = self.decoder(values) * self.feature_scale + self.feature_mean
         return rebuilt
 
@@ -99,7 +99,7 @@ class SRAE(nn.Module):
         return self.readout * self.output_scale
 
     def contributions(self, values: Tensor) -> Tensor:
-        """Returns what each x-feature adds to each output: (images, x-features, outputs); their sum is `forward`."""
+        """Returns the contributions of x-features to outputs, (images, x-features, outputs); their sum is `forward`."""
         return values.unsqueeze(-1) * self.weights()
 
     def forward(self, features: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def loss_terms(srae: SRAE, features: Tensor, outputs: Tensor, *, q: float) -> Te
 
 
 def pull_away(values: Tensor) -> Tensor:
-    """Returns the mean squared cosine between x-features (images, x-features), 0 where there is only one."""
+    """Returns the mean squared cosine between x-features (images, x-features); 0 if there is only one."""
     count = values.shape[1]
     if count < 2:
         return values.sum() * 0

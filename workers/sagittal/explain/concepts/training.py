@@ -1,6 +1,6 @@
-"""Fits an SRAE to features and outputs: all images in each step, with Adam, in slices between which others get a turn.
+"""Fits an SRAE to features and outputs: all images in each step, with Adam, in slices between which other jobs run.
 
-The steps decay to zero, and the network at the end is the result: no choice is made by the images that are held out.
+The step size decays to zero, and the last network is the result: held-out images influence no choice.
 """
 
 import math
@@ -19,19 +19,19 @@ from sagittal.explain.parameters import check, parameter
 from sagittal.explain.problem import derive_seed, prefixed, within
 from sagittal.explain.steps import Steps
 
-# Where a fit begins: at a linear explanation network that is already faithful.
+# Initialisation: a linear explanation network that is already faithful.
 #
-# From random weights, descent finds one of the many networks that agree on the images at hand, and not the one that
-# agrees on others. The best linear prediction of the outputs does, as far as there is one: so the x-features begin as
-# that prediction and the strongest directions of the features beside it (principal components), in a rotation that the
-# seed draws. What descent adds is the rest of equation (1), in what is linear and what is not.
+# From random weights, descent finds one of many networks that agree with the model on the given images, but not on
+# others. The best linear prediction of the outputs generalises. The x-features therefore start as that prediction and
+# the strongest other directions of the features (principal components), in a random rotation. Descent adds the
+# remaining terms of equation (1), in the linear and the nonlinear part.
 
 
 RIDGE = 1e-3
 """Weight of the squared coefficients, relative to the mean squared length of the features."""
 
 LEFT = 0.05
-"""Share of the prediction's variance below which it is not divided any further."""
+"""Share of the prediction's variance below which it is not divided further."""
 
 TINY_SPREAD = 1e-12
 """Keeps divisions by the spread of a constant direction finite."""
@@ -62,7 +62,7 @@ def initialise(srae: SRAE, features: Tensor, outputs: Tensor, generator: torch.G
 
 
 def _draw(perceptron: Perceptron, generator: torch.Generator) -> None:
-    """Draws the hidden units; they begin without a say, so that the linear map is all there is."""
+    """Draws the hidden units; their output weights start at zero, so that the network starts as its linear map."""
     hidden = perceptron.hidden
     bound = hidden.in_features**-0.5
     for weight in (hidden.weight, hidden.bias):
@@ -92,7 +92,7 @@ def _directions(features: Tensor, outputs: Tensor, count: int) -> Tensor:
 
 
 def _beyond(directions: Tensor, others: Tensor, features: Tensor) -> Tensor:
-    """Returns what of directions the features do not have along other directions."""
+    """Returns the component of directions that is orthogonal to other directions of the features."""
     if not others.shape[1]:
         return directions
     along: Tensor = torch.linalg.lstsq(features @ others, features @ directions).solution
@@ -100,7 +100,7 @@ def _beyond(directions: Tensor, others: Tensor, features: Tensor) -> Tensor:
 
 
 def _ridge(features: Tensor, outputs: Tensor) -> Tensor:
-    """Returns the coefficients (features, outputs) of the ridge regression, by whichever side is smaller."""
+    """Returns the coefficients (features, outputs) of the ridge regression, solved on the smaller side."""
     images, width = features.shape
     weight = RIDGE * features.square().sum(1).mean()
     if images < width:
@@ -119,30 +119,30 @@ def _rotation(count: int, generator: torch.Generator) -> Tensor:
     return rotation
 
 
-# Which of the solutions that equation (1) cannot tell apart is shown.
+# Choice among solutions that equation (1) does not distinguish.
 #
-# Faithfulness and reconstruction see x-features through linear maps, and orthogonal x-features of equal length stay so
-# when they are turned: the loss leaves a rotation free, and with it which mixtures of concepts are shown as one. The
-# rotation that is chosen makes the x-features as independent as they can be, by the principle of independent component
-# analysis: mixtures of independent causes are closer to normally distributed than the causes are. Then signs and order
-# are settled: more of an x-feature means more of the class, and the one that moves the prediction most comes first.
+# Faithfulness and reconstruction depend on linear maps of the x-features, and orthogonal x-features of equal length
+# remain orthogonal under rotation. The loss thus leaves a rotation free, which determines how concepts are mixed. The
+# rotation is chosen to make the x-features as independent as possible, by independent component analysis: mixtures of
+# independent causes are closer to a normal distribution than the causes. Then signs and order are fixed: a larger
+# x-feature increases the class, and the x-feature with the largest effect on the prediction comes first.
 
 
 ANGLES = 90
-"""Angles tried for each pair of x-features, from 0 to a quarter turn."""
+"""Number of angles tried for each pair of x-features, from 0 to a quarter turn."""
 
 SWEEPS = 8
-"""Most rounds over all pairs."""
+"""Maximum number of rounds over all pairs."""
 
 NORMAL = 0.374567
 """Mean of log cosh(u) for a standard normal u."""
 
 PEAK_WEIGHT = 33.67
-"""Weight of the squared difference to it, beside that of the squared skewness."""
+"""Weight of the squared difference from it, relative to that of the squared skewness."""
 
 
 def settle(srae: SRAE, features: Tensor) -> None:
-    """Turns, flips, scales and orders the x-features of a fitted network in place; its predictions stay the same."""
+    """Rotates, flips, scales and orders the x-features of a fitted network in place; predictions do not change."""
     with torch.no_grad():
         values = srae.encode(features)
         lengths = values.square().mean(0).sqrt().clamp(min=TINY)
@@ -159,7 +159,7 @@ def settle(srae: SRAE, features: Tensor) -> None:
 
 
 def independent_rotation(values: Tensor) -> Tensor:
-    """Returns the rotation (n, n) after which the columns of values (images, n) are the least normally distributed."""
+    """Returns the rotation (n, n) after which the columns of values (images, n) are least normally distributed."""
     rotation = torch.eye(values.shape[1]).to(values)
     turned = values.clone()
     for _ in range(SWEEPS):
@@ -178,7 +178,7 @@ def independent_rotation(values: Tensor) -> Tensor:
 
 
 def _best_angle(first: Tensor, second: Tensor) -> float:
-    """Returns the angle in [0, pi / 2) that makes a pair of columns the least normal together."""
+    """Returns the angle in [0, pi / 2) that makes a pair of columns least normally distributed."""
     angles = torch.arange(ANGLES).to(first) * (math.pi / 2 / ANGLES)
     cosine, sine = torch.cos(angles).unsqueeze(1), torch.sin(angles).unsqueeze(1)
     distance = _distance(cosine * first + sine * second) + _distance(cosine * second - sine * first)
@@ -186,17 +186,17 @@ def _best_angle(first: Tensor, second: Tensor) -> float:
 
 
 def _distance(lines: Tensor) -> Tensor:
-    """Returns how far each line (lines, images) is from a normal distribution: an approximation of negentropy."""
+    """Returns the distance of each line (lines, images) from a normal distribution: an approximate negentropy."""
     centred = lines - lines.mean(1, keepdim=True)
     standard = centred / centred.square().mean(1, keepdim=True).sqrt().clamp(min=TINY)
     skew = standard.pow(3).mean(1)
-    # log cosh, written so that it cannot overflow
+    # log cosh, in a form that cannot overflow
     peaked = (standard.abs() + torch.log1p(torch.exp(-2 * standard.abs())) - math.log(2)).mean(1) - NORMAL
     return skew.square() / 12 + PEAK_WEIGHT * peaked.square()
 
 
 def _transform(srae: SRAE, matrix: Tensor) -> None:
-    """Replaces the x-features x by `matrix @ x`, and undoes it behind them."""
+    """Replaces the x-features x by `matrix @ x`, and applies the inverse after them."""
     inverse = torch.linalg.inv(matrix)
     for weight in (srae.encoder.direct.weight, srae.encoder.direct.bias, srae.encoder.bent.weight):
         weight.copy_(matrix @ weight)
@@ -205,12 +205,12 @@ def _transform(srae: SRAE, matrix: Tensor) -> None:
     srae.readout.copy_(inverse.T @ srae.readout)
 
 
-# What is asked of a fit: the weights of equation (1), its size, its seed.
+# Settings of a fit: the weights of equation (1), the size and the seed.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitSettings:
-    """Settings of a fit; out of bounds, they raise InvalidParameter."""
+    """Settings of a fit; values out of bounds raise InvalidParameter."""
 
     concepts: int = parameter(5, "Number of x-features", minimum=1, maximum=32)
     beta: float = parameter(1.0, "Weight of the reconstruction term", minimum=0, maximum=1e6)
@@ -218,8 +218,8 @@ class FitSettings:
     eta: float = parameter(1.0, "Weight of the pull-away term", minimum=0, maximum=1e6)
     epochs: int = parameter(300, "Passes over the images", minimum=1, maximum=100_000)
     hidden: int = parameter(64, "Width of the hidden layers of encoder and decoder", minimum=1, maximum=4096)
-    views: int = parameter(0, "Random crops of each image that are fitted too", minimum=0, maximum=64)
-    seeds: int = parameter(2, "Fits from different seeds, of which the first is kept", minimum=1, maximum=8)
+    views: int = parameter(0, "Random crops of each image that are also fitted", minimum=0, maximum=64)
+    seeds: int = parameter(2, "Number of fits from different seeds; the first is kept", minimum=1, maximum=8)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -227,25 +227,25 @@ class FitSettings:
 
 
 STEP = 0.002
-"""Size of Adam's first steps."""
+"""Step size of Adam at the start."""
 
 SLICE = 0.1
-"""Time that a slice of the fit takes at most, one epoch at least, in seconds."""
+"""Maximum time of a slice of the fit, in seconds; a slice runs at least one epoch."""
 
 SLICE_ROWS = 4
-"""Masked images that a slice counts as, when turns are given: about what takes as long on a CPU."""
+"""Cost of a slice in masked images, for scheduling: they take about as long on a CPU."""
 
 _MEAN_DECAY, _SQUARE_DECAY, _EPSILON = 0.9, 0.999, 1e-8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examples:
-    """Images as the model's layer sees them."""
+    """Features and outputs of images."""
 
     features: Tensor
     """Float32 of shape (images, features)."""
     outputs: Tensor
-    """Float32 of shape (images, targets): what the model says of each, before softmax where it has one."""
+    """Float32 of shape (images, targets): the model's outputs, before softmax if it has one."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -257,10 +257,10 @@ class Examples:
 
 
 class Fit:
-    """A fit that can be stopped and taken up again after any epoch."""
+    """A fit that can be stopped and resumed after any epoch."""
 
     def __init__(self, data: Examples, settings: FitSettings, seed: int, restored: Mapping[str, Tensor]) -> None:
-        """Begins, or goes on from the state of an earlier attempt."""
+        """Starts, or resumes from the state of an earlier attempt."""
         self._data = data
         self._settings = settings
         features, outputs = data.features.shape[1], data.outputs.shape[1]
@@ -272,29 +272,29 @@ class Fit:
         self._weights = restored.get("weights", start)
         self._mean = restored.get("mean", torch.zeros_like(start))
         self._square = restored.get("square", torch.zeros_like(start))
-        # a copy, since parameters become views of what they are set to, and are settled in place
+        # a copy, because parameters become views of their values, and are settled in place
         vector_to_parameters(self._weights.clone(), self.srae.parameters())
         self.terms: Terms | None = None
-        """Of the last epoch."""
+        """Terms of the last epoch."""
 
     @property
     def state(self) -> Mapping[str, Tensor]:
-        """All that the epochs to come depend on."""
+        """Everything that later epochs depend on."""
         adam = {"weights": self._weights, "mean": self._mean, "square": self._square}
         return {"epoch": torch.tensor(self.epoch), **adam}
 
     @property
     def result(self) -> Mapping[str, Tensor]:
-        """What is left of the state when the fit is done."""
+        """The remaining state when the fit is done."""
         return {"epoch": torch.tensor(self.epoch), "weights": self._weights}
 
     @property
     def done(self) -> bool:
-        """Whether all epochs are over."""
+        """Whether all epochs are done."""
         return self.epoch >= self._settings.epochs
 
     def run(self, seconds: float) -> None:
-        """Runs epochs for so long, one at least."""
+        """Runs epochs for this time, at least one."""
         until = time.monotonic() + seconds
         while not self.done:
             self._step()
@@ -302,7 +302,7 @@ class Fit:
                 return
 
     def objective(self) -> float:
-        """Returns the loss of the last epoch, its terms weighted."""
+        """Returns the weighted loss of the last epoch."""
         return float(self._loss(self.terms)) if self.terms else math.nan
 
     def _loss(self, terms: Terms) -> Tensor:
@@ -329,7 +329,7 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The part of the whole job's progress that some steps are."""
+    """A range of the whole job's progress."""
 
     begin: float
     end: float
@@ -352,12 +352,12 @@ def train(
     """Yields slices, progress with the three terms, and checkpoints; returns the fitted network, settled.
 
     Args:
-        data: What to fit.
-        settings: How.
-        seed: Of the first weights.
-        subject: Any, for the requests.
-        states: State of the fits of this job, each under its name: where this one begins, and where it leaves its own.
-        share: The part of the whole's progress that this fit is.
+        data: Features and outputs to fit.
+        settings: Settings of the fit.
+        seed: Seed of the first weights.
+        subject: Any subject, for the requests.
+        states: States of this job's fits by name: this fit resumes from its state, and stores it here.
+        share: This fit's range of the job's progress.
         part: Name of this fit's state in checkpoints.
     """
     fit = Fit(data, settings, seed, within(states, part))

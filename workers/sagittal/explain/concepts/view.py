@@ -1,4 +1,4 @@
-"""The global view of each x-feature: what excites it, where it looks there, what it adds, whether it is one thing."""
+"""The global view of each x-feature: exciting images, heatmaps, contribution, and whether it mixes two concepts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,44 +16,44 @@ from sagittal.explain.events import Progress, Warning
 from sagittal.explain.problem import derive_seed
 from sagittal.explain.steps import Steps, ask
 
-# Finds x-features that stand for several unrelated things: "A or B".
+# Detection of x-features that mix unrelated concepts: "A or B".
 #
-# Equation (1) has nothing against it: two natural features that never occur together can share an x-feature,
-# orthogonal to the others and faithful. What gives it away is that the images that excite it fall into groups in the
-# model's feature space. Any points can be cut in two, so the cut is compared with the cuts of points from one normal
-# distribution of the same spread in each direction: only a cut that is deeper than theirs, and deep enough, counts.
+# Equation (1) does not exclude them: two natural features that never occur together can share an x-feature that is
+# orthogonal to the others and faithful. Their sign is that the exciting images form groups in the model's feature
+# space. Any points can be cut in two. The cut is therefore compared with cuts of points from one normal distribution of
+# the same spread in each direction: it counts only if it is deeper than these, and deep enough.
 
 
 EXCITING = 0.3
 """Share of the images that count as exciting an x-feature, those with the highest values."""
 
 FEWEST = 8
-"""Least number of exciting images; with fewer images than that, nothing can be said."""
+"""Minimum number of exciting images; with fewer, mixtures are not detected."""
 
 SMALLEST_GROUP = 0.15
-"""Share of the exciting images that the smaller group must have."""
+"""Minimum share of the exciting images in the smaller group."""
 
 DEEPEST_DIRECTIONS = 5
-"""Directions of the feature space that are looked at, the strongest among the exciting images."""
+"""Number of directions of the feature space that are considered, the strongest among the exciting images."""
 
 DEPTH = 0.4
-"""Least mean silhouette of a cut into two groups, from -1 to 1."""
+"""Minimum mean silhouette of a cut into two groups, from -1 to 1."""
 
 DRAWS = 50
-"""Sets of normally distributed points that the cut is compared with; it must be deeper than all of them."""
+"""Number of sets of normally distributed points that the cut is compared with; it must be deeper than all of them."""
 
 ROUNDS = 20
-"""Most rounds of 2-means."""
+"""Maximum number of rounds of 2-means."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mixture:
-    """What is found of an x-feature's exciting images."""
+    """Groups among an x-feature's exciting images."""
 
     exciting: Tensor
     """Int64: indices of the exciting images, most exciting first."""
     groups: Tensor
-    """Int64 of the same length: 0 or 1; all 0 where there is one group."""
+    """Int64 of the same length: 0 or 1; all 0 if there is one group."""
     depth: float
     """Mean silhouette of the best cut."""
     mixed: bool
@@ -61,12 +61,12 @@ class Mixture:
 
 
 def find_mixture(values: Tensor, features: Tensor, *, seed: int = 0) -> Mixture:
-    """Looks for groups among the images that excite an x-feature.
+    """Searches for groups among the images that excite an x-feature.
 
     Args:
-        values: Of the x-feature, of shape (images,).
-        features: Of the images, of shape (images, features).
-        seed: Of the comparison.
+        values: Values of the x-feature, of shape (images,).
+        features: Features of the images, of shape (images, features).
+        seed: Seed of the comparison.
     """
     count = min(len(values), max(FEWEST, round(EXCITING * len(values))))
     exciting = values.argsort(descending=True)[:count]
@@ -84,7 +84,7 @@ def find_mixture(values: Tensor, features: Tensor, *, seed: int = 0) -> Mixture:
 
 
 def agreement(features: Tensor) -> float:
-    """Returns how alike images (n, features) are: the mean cosine between features that are centred already."""
+    """Returns the similarity of images (n, features): the mean cosine between centred features."""
     if len(features) < 2:
         return 1.0
     directions = torch.nn.functional.normalize(features, dim=1)
@@ -103,7 +103,7 @@ def _strongest_directions(points: Tensor) -> Tensor:
 
 
 def _cut(points: Tensor) -> tuple[Tensor, float]:
-    """Returns the best of the 2-means cuts that begin along each direction, as groups (n,), and its mean silhouette."""
+    """Returns the best of the 2-means cuts that start along each direction, as groups (n,), and its mean silhouette."""
     best, depth = torch.zeros(len(points), dtype=torch.int64), -1.0
     for direction in range(points.shape[1]):
         groups = (points[:, direction] > points[:, direction].median()).long()
@@ -145,7 +145,7 @@ def _chance(points: Tensor, seed: int) -> float:
 
 
 SHOWN = 6
-"""Images shown of each x-feature, in each of its groups where it is mixed."""
+"""Number of images shown of each x-feature, in each of its groups if it is mixed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -153,14 +153,14 @@ class Shown:
     """An image that excites an x-feature."""
 
     index: int
-    """Its place in the set."""
+    """Its index in the set."""
     value: float
     group: int
-    """Which group of images it belongs to; 0 unless the x-feature is mixed."""
+    """The group of the image; 0 unless the x-feature is mixed."""
     image: Tensor
-    """As the model takes it."""
+    """The model's input."""
     heatmap: Tensor | None
-    """Where the x-feature looks; None where excitation backpropagation cannot tell."""
+    """Heatmap of the x-feature; None if excitation backpropagation is not defined."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -168,16 +168,16 @@ class XFeature:
     """The global view of an x-feature."""
 
     mean_contribution: float
-    """To the output of the target that it moves most, over all images."""
+    """Contribution to the output of the target that it affects most, over all images."""
     contribution_spread: float
-    """Standard deviation of it."""
+    """Standard deviation of the contribution."""
     target: int
-    """That target, by its place among the targets."""
+    """That target, by its index among the targets."""
     mean: float
     spread: float
-    """Of its value over all images."""
+    """Standard deviation of its value over all images."""
     agreement: float
-    """How alike its exciting images are in feature space, -1 to 1."""
+    """Similarity of its exciting images in feature space, -1 to 1."""
     mixed: bool
     shown: Sequence[Shown]
 
@@ -190,11 +190,11 @@ def view_x_features(
     Args:
         images: The set.
         fitted: The explanation network.
-        data: What the layer and the model say of the images.
-        kept: The place of each of them in the set.
-        seed: Of what x-features are compared with to find out mixed ones.
-        share: The part of the job's progress that this is.
-        subject: Any, for the requests.
+        data: Features and outputs of the images.
+        kept: Index of each of them in the set.
+        seed: Seed of the comparison that detects mixed x-features.
+        share: The range of the job's progress that this is.
+        subject: Any subject, for the requests.
     """
     values = fitted.srae.encode(data.features)
     x_features: list[XFeature] = []
@@ -244,7 +244,7 @@ def _chosen(exciting: Tensor, groups: Tensor, *, mixed: bool) -> Sequence[tuple[
 def _show(
     images: ImageSet, fitted: FittedConcepts, index: int, shown: Shown, subject: Subject, missing: list[str]
 ) -> Steps[Shown]:
-    """Returns an example with its image and where the x-feature looks in it."""
+    """Returns an example with its image and the heatmap of the x-feature."""
 
     def call(view: ModelView) -> Shown:
         image = images.read(shown.index).image
@@ -264,6 +264,6 @@ def _mixed_warning(index: int, groups: Tensor) -> Warning:
     first, second = int((groups == 0).sum()), int((groups == 1).sum())
     return Warning(
         "CONCEPT_MIXED",
-        f"x{index + 1} may stand for two unrelated things: the images that excite it most fall into two groups "
-        f"({first} and {second} images), which are shown apart. Read it as one or the other.",
+        f"x{index + 1} may mix two unrelated concepts: the images that excite it most form two groups ({first} and "
+        f"{second} images), which are shown apart. Interpret it as one or the other.",
     )

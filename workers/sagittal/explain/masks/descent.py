@@ -1,4 +1,4 @@
-"""Descent on masks: normalised steps that fit any scale of gradient, and random points of a path."""
+"""Descent on masks: steps normalised to any scale of gradient, and random points of a path."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -15,22 +15,22 @@ _MOMENTUM, _MEMORY = 0.9, 0.99
 _EPSILON = 1e-12
 
 AVERAGED = 0.5
-"""Share of the iterations, the last ones, whose masks are averaged: it cancels the noise of single steps."""
+"""Share of the iterations, the last ones, whose masks are averaged. Averaging cancels the noise of single steps."""
 
 SETTLED_STEPS = 4
-"""Steps that are to change little before a descent counts as settled: terms are taken in turn, and steps are noisy."""
+"""Consecutive steps of little change after which a descent has converged: terms alternate, and steps are noisy."""
 
 ARMIJO, DECAY = 1e-4, 0.2
-"""Of the line search: share of the linear decrease that a step must reach, and what shortens a step that does not."""
+"""Line search: the share of the linear decrease that a step must reach, and the factor that shortens other steps."""
 
 FIRST_TRIAL, MAX_TRIALS = 10.0, 6
-"""Of the line search: its first step over `step_size`, and the most trials of one iteration."""
+"""Line search: the first step over `step_size`, and the maximum number of trials per iteration."""
 
 COARSE = 28
-"""Side of a mask whose gradient is taken as it is."""
+"""Side, in cells, up to which the gradient of a mask is not blurred."""
 
 SMOOTHED = 56
-"""Steps are blurred by one part in so many of the mask's side (half a cell of 28): single cells are adversarial."""
+"""Steps are blurred by the mask's side over this number (half a cell at 28): single cells are adversarial."""
 
 
 class Trial(Protocol):
@@ -42,31 +42,31 @@ class Trial(Protocol):
 
 
 class Optimiser(Protocol):
-    """How masks move against the gradient. Steps are in units of the mask, so that no model's scale matters.
+    """Moves masks against the gradient. Steps are in units of the mask, independent of the scale of the model.
 
-    One that is made with the `state` of another goes on where that one stopped.
+    An optimiser that is constructed with the `state` of another one resumes from it.
     """
 
     @property
     def state(self) -> State:
-        """What the next step depends on beyond its arguments."""
+        """Everything that the next step depends on, except its arguments."""
         ...
 
     def step(self, masks: Tensor, gradient: Tensor, objective: float, trial: Trial, share: float) -> Steps[Tensor]:
-        """Returns the new masks, in [0, 1]; yields requests only where it must try several.
+        """Returns the new masks, in [0, 1]; yields requests only to try several steps.
 
         Args:
             masks: Of shape (variables, size, size).
-            gradient: Of the objective, of the masks' shape.
-            objective: At these masks.
-            trial: Evaluates the objective elsewhere.
-            share: Of the iterations that are done, from 0 up to 1.
+            gradient: Gradient of the objective, of the masks' shape.
+            objective: Value at these masks.
+            trial: Evaluates the objective at other masks.
+            share: Completed share of the iterations, from 0 up to 1.
         """
         ...
 
 
 class Adam:
-    """Adam with smoothed steps that decay to zero. Asks for no evaluations."""
+    """Adam with smoothed steps that decay to zero. It requests no evaluations."""
 
     def __init__(self, step_size: float, state: State = MappingProxyType({})) -> None:
         self._step_size = step_size
@@ -76,7 +76,7 @@ class Adam:
 
     @property
     def state(self) -> State:
-        """Both moments, and the steps taken."""
+        """Both moments, and the number of steps."""
         return {"mean": self._mean, "square": self._square, "steps": torch.tensor(self._steps)}
 
     def step(self, masks: Tensor, gradient: Tensor, objective: float, trial: Trial, share: float) -> Steps[Tensor]:
@@ -93,9 +93,9 @@ class Adam:
 
 
 class Nesterov:
-    """Nesterov's accelerated gradient (Khorram et al., BMVC 2023), the gradient scaled to its largest value.
+    """Nesterov's accelerated gradient (Khorram et al., BMVC 2023), with the gradient scaled to its largest value.
 
-    The published step of 1000 on the raw gradient diverges on models whose gradients are larger.
+    The published step of 1000 on the unscaled gradient diverges on models with larger gradients.
     """
 
     def __init__(self, step_size: float, state: State = MappingProxyType({})) -> None:
@@ -105,7 +105,7 @@ class Nesterov:
 
     @property
     def state(self) -> State:
-        """The masks before momentum, and the steps taken."""
+        """The masks before momentum, and the number of steps."""
         previous = {} if self._previous is None else {"previous": self._previous}
         return {**previous, "steps": torch.tensor(self._steps)}
 
@@ -121,14 +121,14 @@ class Nesterov:
 
 
 class LineSearch:
-    """Armijo backtracking along the gradient; a step that finds no decrease leaves the masks as they are."""
+    """Armijo backtracking along the gradient; a search that finds no decrease leaves the masks unchanged."""
 
     def __init__(self, step_size: float, state: State = MappingProxyType({})) -> None:
         self._first = step_size * FIRST_TRIAL
 
     @property
     def state(self) -> State:
-        """Nothing: each step is a search of its own."""
+        """Empty: each step is an independent search."""
         return {}
 
     def step(self, masks: Tensor, gradient: Tensor, objective: float, trial: Trial, share: float) -> Steps[Tensor]:
@@ -150,30 +150,30 @@ OPTIMISERS: Mapping[str, Callable[[float, State], Optimiser]] = {
     "line-search": LineSearch,
     "nesterov": Nesterov,
 }
-"""Optimisers by name, made from the size of the first step."""
+"""Constructors of optimisers by name; the argument is the size of the first step."""
 
 
 class Average:
-    """The mean of the masks over the last iterations; the newest masks before those."""
+    """The mean of the masks over the last iterations; until those, the newest masks."""
 
     def __init__(self, masks: Tensor, state: State = MappingProxyType({}), *, share: float = AVERAGED) -> None:
-        """Starts with the first masks, or where another average with this state stopped.
+        """Starts with the first masks, or resumes from the state of another average.
 
         Args:
             masks: The first masks.
-            state: Of another average.
-            share: Of the iterations, the last ones, whose masks are averaged; 0 keeps the newest masks.
+            state: State of another average.
+            share: Share of the iterations, the last ones, whose masks are averaged; 0 keeps the newest masks.
         """
         self._share = share
         self._sum, self._count = state.get("sum", masks), int(state.get("count", 0))
         self._changes = state.get("changes", torch.full((SETTLED_STEPS,), torch.inf))
 
         self.untouched = not state
-        """Whether nothing was added yet."""
+        """Whether no masks were added yet."""
 
     @property
     def state(self) -> State:
-        """The sum, how many masks it is of, and what the last ones changed."""
+        """The sum, its number of masks, and the changes in the last steps."""
         return {"sum": self._sum, "count": torch.tensor(self._count), "changes": self._changes}
 
     @property
@@ -182,7 +182,7 @@ class Average:
         return self._sum / max(self._count, 1)
 
     def add(self, masks: Tensor, share: float) -> None:
-        """Adds the masks of an iteration, done when `share` of all were done."""
+        """Adds the masks of an iteration; `share` is the completed share of the iterations."""
         self.untouched = False
         before = self.masks
         counts = share >= 1 - self._share and self._share > 0
@@ -192,25 +192,25 @@ class Average:
         self._changes = torch.cat([self._changes[1:], change.to(self._changes)])
 
     def settled(self, tolerance: float) -> bool:
-        """Whether each of the last masks changed the mean by less than a tolerance, cell by cell in the mean."""
+        """Returns whether each of the last steps changed the mean by less than a tolerance, averaged over cells."""
         return bool((self._changes < tolerance).all())
 
 
 def _smoothing(masks: Tensor) -> float:
-    """Returns the width of the blur of a step, in cells."""
+    """Returns the width of a step's blur, in cells."""
     return masks.shape[-1] / SMOOTHED
 
 
 def _fineness(masks: Tensor) -> float:
-    """Returns the width of the blur of a gradient, in cells; 0 up to masks of `COARSE` cells a side.
+    """Returns the width of a gradient's blur, in cells; 0 for masks of up to `COARSE` cells a side.
 
-    Each cell of a finer mask has less to say and the more noise: steps that only follow the signs of it form no mask.
+    A cell of a finer mask has a weaker and noisier gradient. Steps that follow only its signs form no mask.
     """
     return max(0.0, masks.shape[-1] / COARSE - 1) / 2
 
 
 def smoothed(values: Tensor, sigma: float) -> Tensor:
-    """Blurs (n, h, w) with a Gaussian of `sigma` cells; 0 leaves it as it is."""
+    """Blurs (n, h, w) with a Gaussian of `sigma` cells; 0 leaves the values unchanged."""
     if sigma <= 0:
         return values
     rows, columns = (_blurring(cells, sigma).to(values) for cells in values.shape[-2:])
@@ -219,7 +219,7 @@ def smoothed(values: Tensor, sigma: float) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _blurring(cells: int, sigma: float) -> Tensor:
-    """Returns what each cell of a line adds to each of the blurred ones, of shape (cells, cells); ends are repeated."""
+    """Returns the contribution of each cell of a line to each blurred cell, (cells, cells); ends are repeated."""
     radius = int(3 * sigma + 0.5)
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
     kernel = torch.exp(-(offsets**2) / (2 * sigma**2))

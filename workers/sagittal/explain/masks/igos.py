@@ -3,8 +3,8 @@
 I-GOS: Qi, Khorram, Li: Visualizing Deep Networks by Optimizing with Integrated Gradients (AAAI 2020). iGOS+ and iGOS++:
 Khorram, Lawson, Li: iGOS++: Integrated Gradient Optimized Saliency by Bilateral Perturbations (CHIL 2021).
 
-The defaults are ours. `IGOS().published()`, or `protocol="published"`, is the method as its paper has it; the test
-`test_published_methods.py` holds it to a transcription of the paper.
+The defaults are ours. `IGOS().published()`, or `protocol="published"`, is the method of the paper;
+`test_published_methods.py` compares it with a transcription of the paper.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,17 +31,17 @@ AS_PUBLISHED: Mapping[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IGOS(MaskOptimisation):
-    """The mask that hides what the model relies on.
+    """The mask that hides the part of the image that the prediction relies on.
 
     As published it minimises `f_c(Phi(I, I0, M)) + L1 * |1 - M| + TV * tv(M)` along integrated gradients. With our
-    defaults the regulariser is `f_c(I) * (L1 * |1 - M| + 1/2 (TV * tv(M) + BTV * btv(M)))`, and `levels` level sets of
-    the saliency, three of four inserted, are scored in each step, which order its cells.
+    defaults the regulariser is `f_c(I) * (L1 * |1 - M| + 1/2 (TV * tv(M) + BTV * btv(M)))`. To order the cells, each
+    step also scores `levels` level sets of the saliency, three of four of them inserted.
 
-    Its one data term deletes, and a descent on it turns adversarial if its gradient is noisy: the score falls on, and
-    the insertion curve with it. So it takes twice the points of its successors.
+    The only data term is the deletion score. A descent on a noisy gradient of it turns adversarial: the deletion score
+    continues to fall, and so does the insertion curve. I-GOS therefore uses twice the points of its successors.
     """
 
-    summary: ClassVar[str] = "A mask that hides what the model relies on, found by integrated gradients"
+    summary: ClassVar[str] = "A mask that hides the part the prediction relies on, found by integrated gradients"
     # Half of the total variation's weight counts: see `regulariser`.
     published_settings: ClassVar[Mapping[str, Any]] = {**AS_PUBLISHED, "tv_weight": 40.0, "btv_weight": 0.0}
 
@@ -61,12 +61,12 @@ class IGOS(MaskOptimisation):
 class IGOSPlus(MaskOptimisation):
     """One mask for `Del(M) - Ins(M)`.
 
-    Deletion alone finds adversarial masks, which break the features that a network uses without covering them.
-    Insertion asks that the covered part alone convinces the network, and so keeps the masked image on the image
-    manifold. Our defaults start half-way, since a confident score is saturated at the image, and take many cheap steps.
+    Deletion alone finds adversarial masks, which break the features of a network without covering them. Insertion
+    requires that the covered part alone convinces the network, which keeps the masked image on the image manifold. By
+    default the mask starts half-way, because a confident score is saturated at the image, and takes many cheap steps.
     """
 
-    summary: ClassVar[str] = "One mask whose part convinces the model alone, and whose absence hides the class"
+    summary: ClassVar[str] = "One mask: its part alone keeps the class, and the image without it loses the class"
     start: ClassVar[float] = 0.5
     published_settings: ClassVar[Mapping[str, Any]] = AS_PUBLISHED
 

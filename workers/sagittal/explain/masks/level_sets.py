@@ -1,8 +1,8 @@
-"""Level sets: the masks that insertion and deletion curves are made of, as terms of an objective.
+"""Level sets: the masks of insertion and deletion curves, as terms of an objective.
 
-A curve inserts the most salient cells first: its masks are level sets of the saliency. A mask optimised by its own
-score alone says which cells matter, but not which come first. Level sets of random areas, softened so that a gradient
-reaches the cells near their edge, ask for that order: what is inserted first should convince the network most.
+A curve inserts the most salient cells first: its masks are level sets of the saliency. A mask that is optimised for its
+own score alone selects cells but does not order them. Level sets of random areas add that order: the cells inserted
+first should raise the score most. Their edges are soft, so that a gradient reaches the cells near them.
 """
 
 import itertools
@@ -19,7 +19,7 @@ SOFTNESS = 0.3
 """Width of a level set's edge, in standard deviations of the saliency."""
 
 AREA_POWER = 2.0
-"""Areas are u to this power, u uniform: small areas, where curves differ, come more often."""
+"""Areas are u to this power, with u uniform. Small areas, at which curves differ, are more frequent."""
 
 _EPSILON = 1e-6
 
@@ -29,7 +29,7 @@ def level_sets(saliency: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         saliency: Of shape (h, w).
-        u: Of shape (n,) in [0, 1]; row i keeps about the share `u[i] ** AREA_POWER` of the cells.
+        u: Of shape (n,), in [0, 1]; row i keeps about the share `u[i] ** AREA_POWER` of the cells.
     """
     threshold = torch.quantile(saliency.flatten(), 1 - u**AREA_POWER).view(-1, 1, 1)
     width = SOFTNESS * saliency.std() + _EPSILON
@@ -38,57 +38,58 @@ def level_sets(saliency: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def level_gradient(gradient: Tensor, slope: Tensor) -> Tensor:
-    """Returns the derivative of the mean level-set score with respect to the saliency, areas held constant.
+    """Returns the derivative of the mean level-set score with respect to the saliency, with constant areas.
 
     Args:
-        gradient: Of each score with respect to its level set, (n, h, w).
-        slope: Of each level set with respect to the saliency, (n, h, w).
+        gradient: Gradient of each score with respect to its level set, (n, h, w).
+        slope: Slope of each level set with respect to the saliency, (n, h, w).
     """
     moved = gradient * slope
-    # Raising all cells alike moves the threshold with them: only what remains changes the order of cells.
+    # Raising all cells alike moves the threshold too: only the remainder changes the order of cells.
     common = moved.sum((-2, -1), keepdim=True) / (slope.sum((-2, -1), keepdim=True) + _EPSILON**2)
     return (moved - slope * common).mean(0)
 
 
-# The saliency that is kept of those that a descent found, and its scale, chosen by their own curves.
+# Choice of the final saliency and its scale, by insertion and deletion.
 #
-# Descent finds cells, and some images are told by them; others by whole regions, of which it leaves ragged parts.
-# Which an image is, the model knows: each saliency is blurred to a few widths, each is inserted and deleted at a few
-# areas, and the one with the largest insertion area less deletion area is kept. The height of the saliency stays.
+# Descent selects single cells. They suffice to explain some images; others are explained by whole regions, of which
+# descent leaves ragged parts. The model decides: each saliency is blurred to several widths, each result is inserted
+# and deleted at several areas, and the one with the largest insertion area minus deletion area is kept. Its peak is
+# unchanged.
 
 
 WIDTHS = (0.0, 1 / 28, 2 / 28, 3 / 28)
 """Standard deviations of the blurs of the first saliency, as shares of the mask's side."""
 
 FURTHER_WIDTHS = WIDTHS[::2]
-"""Those of each further saliency."""
+"""Standard deviations of the blurs of each further saliency."""
 
 AREAS = (0.03, 0.08, 0.16, 0.3, 0.5, 0.75)
-"""Shares of the cells that are inserted, or deleted; of none and of all the scores are known."""
+"""Shares of the cells that are inserted or deleted. The scores at 0 and 1 are already known."""
 
 
 def evaluations(saliencies: int) -> int:
-    """Returns what a choice among so many saliencies takes."""
+    """Returns the number of evaluations of a choice among this many saliencies."""
     return 2 * (len(WIDTHS) + len(FURTHER_WIDTHS) * (saliencies - 1)) * len(AREAS)
 
 
 def chosen_scale(problem: Problem, saliencies: Sequence[Tensor]) -> Steps[Tensor]:
-    """Yields one request; returns the saliency (h, w), of those given, at the scale that its curves are best at."""
+    """Yields one request; returns the saliency (h, w) and scale with the best curves, of those given."""
     first, *others = saliencies
     candidates = [*_scaled(first, WIDTHS), *(each for other in others for each in _scaled(other, FURTHER_WIDTHS))]
     inserted = torch.cat([_most_salient(each) for each in candidates])
     scores = yield from problem.evaluate(torch.cat([inserted, 1 - inserted]))
     insertions, deletions = scores.target.view(2, len(candidates), len(AREAS)).tolist()
     gains = [
-        _area(problem.baseline_score, insertion, problem.full_score)
-        - _area(problem.full_score, deletion, problem.baseline_score)
+        _area(problem.baseline_score, insertion, problem.unmasked_score)
+        - _area(problem.unmasked_score, deletion, problem.baseline_score)
         for insertion, deletion in zip(insertions, deletions, strict=True)
     ]
     return candidates[max(range(len(gains)), key=gains.__getitem__)]
 
 
 def _scaled(saliency: Tensor, widths: Sequence[float]) -> list[Tensor]:
-    """Returns the saliency at each width, of the same height."""
+    """Returns the saliency blurred to each width, with an unchanged peak."""
     side = saliency.shape[-1]
     blurred = [smoothed(saliency.unsqueeze(0), width * side)[0] for width in widths]
     return [each * (saliency.amax() / each.amax().clamp(min=1e-12)) for each in blurred]

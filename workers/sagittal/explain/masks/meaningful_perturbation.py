@@ -1,9 +1,8 @@
 """Meaningful perturbation: the mask objective with a plain gradient (Fong and Vedaldi, ICCV 2017).
 
-It is I-GOS with one point on the path, the masked image itself (u = 1), and no noise; a test holds it to that. The
-paper also shifts the image by a few pixels and upsamples its mask with a blur; here the optimiser, the upsampling and
-the regularisers are those of I-GOS, so that a comparison of the two shows what integrated gradients add and nothing
-else.
+This is I-GOS with a single point on the path, the masked image itself (u = 1), and no noise; a test compares the two.
+The paper also shifts the image by a few pixels and upsamples its mask with a blur. Here the optimiser, the upsampling
+and the regularisers are those of I-GOS, so that a comparison shows the effect of integrated gradients alone.
 """
 
 from dataclasses import dataclass
@@ -19,14 +18,14 @@ from sagittal.explain.problem import Problem
 from sagittal.explain.steps import Steps
 
 START = 0.5
-"""Value that the mask starts with."""
+"""Initial value of the mask."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainGradient(IGOS):
-    """I-GOS whose path is its end: every point is the masked image itself.
+    """I-GOS with a single point on the path: the masked image itself.
 
-    It starts half-way to the baseline: at the image a confident score is saturated, and its plain gradient vanishes.
+    It starts half-way to the baseline, because a confident score is saturated at the image and its gradient vanishes.
     """
 
     start: ClassVar[float] = START
@@ -38,10 +37,10 @@ class PlainGradient(IGOS):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeaningfulPerturbation(Explainer):
-    """The smallest smooth mask whose deletion takes the class away, by plain gradient descent."""
+    """The smallest smooth mask whose deletion removes the class, found by plain gradient descent."""
 
     needs: ClassVar[Needs] = Needs.GRADIENTS
-    summary: ClassVar[str] = "A mask that hides what the model relies on, found by its plain gradient"
+    summary: ClassVar[str] = "A mask that hides the part the prediction relies on, found by its plain gradient"
 
     mask_size: int = parameter(28, "Side of the square mask in cells", minimum=7, maximum=224)
     iterations: int = parameter(100, "Steps of the optimiser", minimum=1, maximum=1000)

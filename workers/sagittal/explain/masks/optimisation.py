@@ -1,24 +1,25 @@
-"""Mask optimisation by integrated gradients: what I-GOS, iGOS+ and iGOS++ have in common.
+"""Mask optimisation by integrated gradients: the common part of I-GOS, iGOS+ and iGOS++.
 
 Qi, Khorram, Li: Visualizing Deep Networks by Optimizing with Integrated Gradients (AAAI 2020); Khorram, Lawson, Li:
-iGOS++ (CHIL 2021). The masks minimise the score when the salient part is deleted, maximise it when only that part is
+iGOS++ (CHIL 2021). The masks minimise the score if the salient part is deleted, maximise it if only that part is
 inserted, and stay small and smooth. The descent direction is an integrated gradient, the mean gradient over a path from
-the baseline (or the image) to the masked image, which sees past local optima.
+the baseline (or the image) to the masked image, which is not trapped in local optima as easily as the plain gradient.
 
-Where our defaults differ from the papers, and why (`Additions` names each, and `protocol="published"` is without them):
-- The points of a path are drawn at random, one from each of `points` equal strata, anew in every iteration: 4 points do
-  then over the iterations what 15 to 20 fixed ones do.
-- All terms of a step are evaluated in one batch, and steps are Adam's, decaying to zero: they need neither a line
-  search (which made up three quarters of the authors' evaluations) nor a step size that fits one model's gradients.
-- iGOS++ takes the terms of the product and those of each mask alone in turn: more steps do more than more terms do.
-- `levels` terms ask for the order of cells that the curves measure (see `level_sets`).
-- The regulariser is relative to the full score, as the data terms are bounded by it: in the papers' objective it
-  outweighs them where the class is seen with little confidence, and the mask vanishes.
-- A descent whose mask has settled ends.
-- A mask finer than 28 cells takes its first steps at 28: cells that small say too little to find a part by themselves.
-  Its level sets are then all inserted: their edges are so sharp that they delete a class without covering it.
-- Steps are smoothed a little, and the result is the mean of the last iterations, at the scale that its curves are best
-  at (see `scales`). Without `levels` it stays as it is.
+Differences from the papers (`Additions` names each; `protocol="published"` turns them off):
+- The points of a path are random, one in each of `points` equal strata, and redrawn in every iteration. Over the
+  iterations, 4 such points achieve the effect of 15 to 20 fixed ones.
+- All terms of a step are evaluated in one batch. Steps are Adam's and decay to zero. They require no line search (three
+  quarters of the evaluations of the reference implementation), and no step size fitted to one model's gradients.
+- iGOS++ alternates between the terms of the product and those of each mask alone: more steps achieve more than more
+  terms.
+- `levels` terms add the order of cells that the curves measure (see `level_sets`).
+- The regulariser is relative to the unmasked score, which bounds the data terms. In the papers' objective the
+  regulariser outweighs them if the class has little confidence, and the mask vanishes.
+- A descent ends when its mask has converged.
+- A mask finer than 28 cells takes its first steps at 28, because the gradients of single small cells are too weak to
+  find a part. All its level sets are inserted: their sharp edges would delete a class without covering it.
+- Steps are slightly smoothed. The result is the mean of the last iterations, at the scale with the best curves (see
+  `level_sets`). Without `levels` its scale is unchanged.
 """
 
 from abc import abstractmethod
@@ -42,34 +43,34 @@ from sagittal.explain.problem import Problem, State, prefixed, within
 from sagittal.explain.steps import Steps
 
 LEVEL_WEIGHT = 3.0
-"""Mean size of the level terms' gradient over that of the others'."""
+"""Mean size of the level terms' gradient, relative to that of the other terms."""
 
 FINE_SHARE = 0.4
 """Share of the steps, the last ones, that a mask finer than `COARSE` takes at its own size."""
 
 LOWERED, LOWERED_GRID = 0.3, 4
-"""What the start of a further mask is lowered to in one cell of a grid of this side, so that it ends elsewhere."""
+"""Value of one cell of a coarse grid in the start of a further mask, and the grid's side: it converges elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Terms:
-    """Masks whose scores make the objective: deletions are to score low, insertions high."""
+    """Masks whose scores form the objective: deletion scores should be low, insertion scores high."""
 
     deletions: Tensor
     """Shape (d, size, size); evaluated from the baseline (u = 0) to the mask (u = 1)."""
     insertions: Tensor
     """Shape (i, size, size); evaluated from the image (u = 0) to the complement of the mask (u = 1)."""
     weight: float = 1.0
-    """Of each term in the objective."""
+    """Weight of each term in the objective."""
 
 
 class _Descent:
-    """Where a descent is: its masks, their average, and the optimiser, all of one size at a time."""
+    """The state of a descent: its masks, their average, and the optimiser, all of one size at a time."""
 
     def __init__(
         self, masks: Tensor, optimiser: Callable[[State], Optimiser], state: State, averaged: float = AVERAGED
     ) -> None:
-        """Starts with the first masks, or where another descent with this state stopped."""
+        """Starts with the first masks, or resumes from the state of another descent."""
         self._make, self._averaged = optimiser, averaged
         self.step = int(state.get("step", 0))
         self.masks = state.get("masks", masks)
@@ -77,19 +78,19 @@ class _Descent:
         self.optimiser = optimiser(within(state, "optimiser"))
 
     def enlarge(self, size: int) -> None:
-        """Goes on with masks of another size, without memory of earlier steps."""
+        """Continues with masks of another size, without the history of earlier steps."""
         if self.masks.shape[-1] != size:
             self.masks = enlarged(self.average.masks, size)
             self.average, self.optimiser = Average(self.masks, share=self._averaged), self._make({})
 
     def move(self, masks: Tensor, share: float) -> None:
-        """Takes in the masks after a step, which was made when `share` of all were done."""
+        """Sets the masks after a step; `share` is the completed share of the steps."""
         self.masks = masks
         self.average.add(masks, share)
         self.step += 1
 
     def checkpoint(self, done: Sequence[Tensor]) -> Checkpoint:
-        """Returns all that the steps to come depend on: what is random follows from the seed and the step."""
+        """Returns everything that later steps depend on: random choices follow from the seed and the step."""
         state = {"step": torch.tensor(self.step), "masks": self.masks}
         state |= prefixed("average", self.average.state) | prefixed("optimiser", self.optimiser.state)
         return Checkpoint(prefixed(f"start-{len(done)}", state) | ({"done": torch.stack([*done])} if done else {}))
@@ -97,22 +98,22 @@ class _Descent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Additions:
-    """What we add to the published methods beside numbers: each by its name, and each of them can be left out."""
+    """Our additions to the published methods, apart from numbers. Each can be turned off."""
 
     relative: bool = True
     """The regulariser is multiplied by the unmasked score."""
     any_size: bool = True
-    """The total variation is weighed by the number of cells, so that its weight means the same at every mask size."""
+    """The total variation is multiplied by the number of cells, so that its weight is independent of the mask size."""
     random_path: bool = True
-    """Points of a path are drawn at random, one in each stratum; they are 1/K, 2/K ... 1 else."""
+    """Points of a path are random, one in each stratum; otherwise they are 1/K, 2/K ... 1."""
     alternating: bool = True
-    """The parts of the objective are taken in turn; each step takes the mean of all else."""
+    """The parts of the objective alternate; otherwise each step uses their mean."""
     half_way: bool = True
-    """Masks start at the explainer's `start`; at 1 else, which hides nothing."""
+    """Masks start at the explainer's `start`; otherwise at 1, which hides nothing."""
     averaged: bool = True
-    """The result is the mean of the last steps; it is the last mask else."""
+    """The result is the mean of the last steps; otherwise it is the last mask."""
     best_scale: bool = True
-    """The result is smoothed to the scale at which its own curves are best, if there are level sets."""
+    """The result is smoothed to the scale with the best curves, if there are level sets."""
     coarse_first: bool = True
     """Masks finer than `COARSE` take their first steps at that size."""
 
@@ -138,61 +139,61 @@ class MaskOptimisation(Explainer):
 
     needs: ClassVar[Needs] = Needs.GRADIENTS
     variables: ClassVar[int] = 1
-    """Masks that are optimised together."""
+    """Number of masks that are optimised together."""
     start: ClassVar[float] = 1.0
-    """Value that all masks start with; 1 hides nothing."""
+    """Initial value of all masks; 1 hides nothing."""
     published_settings: ClassVar[Mapping[str, Any]] = {}
     """Parameters as published."""
     inserted_levels: ClassVar[float] = 0.75
-    """Share of the level terms that insert; the others delete. Of masks finer than `COARSE` all insert."""
+    """Share of the level terms that insert; the others delete. For masks finer than `COARSE`, all insert."""
 
     mask_size: int = parameter(28, "Side of the square mask in cells", minimum=7, maximum=224)
     iterations: int = parameter(20, "Steps of the optimiser", minimum=1, maximum=1000)
     points: int = parameter(4, "Points of the integrated gradient for each term and step", minimum=1, maximum=100)
     levels: int = parameter(4, "Level sets of the saliency evaluated in each step", minimum=0, maximum=100)
-    l1_weight: float = parameter(1.0, "Weight of the masked area (L1), relative to the full score", minimum=0)
+    l1_weight: float = parameter(1.0, "Weight of the masked area (L1), relative to the unmasked score", minimum=0)
     tv_weight: float = parameter(
-        20.0, "Weight of the total variation of the mask, relative to the full score", minimum=0
+        20.0, "Weight of the total variation of the mask, relative to the unmasked score", minimum=0
     )
     btv_weight: float = parameter(20.0, "Weight of the bilateral total variation, at image size", minimum=0)
     noise: float = parameter(0.2, "Standard deviation of the noise on the normalised input", minimum=0, maximum=10)
     step_size: float = parameter(
         0.1, "Size of the first step, in units of the mask", minimum=0, maximum=1, exclusive_minimum=True
     )
-    optimizer: str = parameter("adam", "How the objective is minimised", choices=tuple(OPTIMISERS))
+    optimizer: str = parameter("adam", "Optimiser of the objective", choices=tuple(OPTIMISERS))
     protocol: str = parameter(
         "sagittal",
-        "Whose settings to follow; `published` takes those of the paper but for size, noise and starts",
+        "Source of the settings; `published` uses those of the paper except for mask size, noise and starts",
         choices=PROTOCOLS,
     )
-    starts: int = parameter(1, "Diverse masks, each from another start", minimum=1, maximum=16)
+    starts: int = parameter(1, "Number of diverse masks, each from another start", minimum=1, maximum=16)
     tolerance: float = parameter(
-        1e-3, "Mean change of the mask in a step below which it has settled; 0 takes every step", minimum=0, maximum=1
+        1e-3, "Mean change per step below which the mask has converged; 0 runs all iterations", minimum=0, maximum=1
     )
 
     additions: Additions = Additions()
 
     def published(self) -> Self:
-        """Returns the method as the paper has it, with the mask size, the noise and the starts of this one."""
+        """Returns the method of the paper, with the mask size, the noise and the starts of this one."""
         return replace(self, protocol="sagittal", additions=PUBLISHED, **self.published_settings)
 
     @abstractmethod
     def terms(self, masks: Tensor) -> Sequence[Terms]:
-        """Returns the objective's terms for masks (variables, size, size), in parts that the steps take in turn.
+        """Returns the objective's terms for masks (variables, size, size), in parts that alternate between steps.
 
         The objective is the mean of the parts.
         """
 
     @abstractmethod
     def kept(self, masks: Tensor) -> Tensor:
-        """Returns the one mask (size, size) that the variables stand for."""
+        """Returns the final mask (size, size) for the optimised masks."""
 
     def candidates(self, masks: Tensor) -> Sequence[Tensor]:
-        """Returns the masks (size, size) of which the best is kept in the end; the one that they stand for first."""
+        """Returns the masks (size, size) of which the best becomes the result, beginning with that of `kept`."""
         return [self.kept(masks)]
 
     def path(self, terms: int, generator: torch.Generator) -> Tensor:
-        """Returns where on the path of each term the gradient is taken: (terms, points), from 0 to 1."""
+        """Returns the points on the path of each term, of shape (terms, points), from 0 to 1."""
         if self.additions.random_path:
             return stratified(terms, self.points, generator)
         return (torch.arange(1, self.points + 1) / self.points).expand(terms, -1)
@@ -212,7 +213,7 @@ class MaskOptimisation(Explainer):
             yield SaliencyMask(1 - done[index], index=index)
 
     def _optimise(self, problem: Problem, done: Sequence[Tensor]) -> Steps[Tensor | None]:
-        """Returns the kept mask of the next start; None where a spent budget left it none and others are done."""
+        """Returns the final mask of the next start, or None if the budget ended first and another mask is finished."""
         index, state = len(done), within(problem.restored, f"start-{len(done)}")
         optimiser = partial(OPTIMISERS[self.optimizer], self.step_size)
         averaged = AVERAGED if self.additions.averaged else 0.0
@@ -230,13 +231,13 @@ class MaskOptimisation(Explainer):
         return self._kept(descent)
 
     def _stages(self) -> Sequence[tuple[int, int]]:
-        """Returns the sizes that the masks have in turn, and the step that each ends at: the last has one at least."""
+        """Returns the successive sizes of the masks, and the last step of each; the last size has at least one step."""
         if self.mask_size <= COARSE or not self.additions.coarse_first:
             return [(self.mask_size, self.iterations)]
         return [(COARSE, int((1 - FINE_SHARE) * self.iterations)), (self.mask_size, self.iterations)]
 
     def _stage(self, problem: Problem, descent: _Descent, size: int, end: int, done: Sequence[Tensor]) -> Steps[None]:
-        """Descends on masks of one size to the step at which it ends, or until they have settled."""
+        """Descends on masks of one size until its last step, or until they have converged."""
         if descent.step >= end:
             return
         index = len(done)
@@ -251,11 +252,11 @@ class MaskOptimisation(Explainer):
         descent.step = end
 
     def _kept(self, descent: _Descent) -> Tensor:
-        """Returns the kept mask as it is so far, at the size that was asked for."""
+        """Returns the current mask at the requested size."""
         return enlarged(self.kept(descent.average.masks).unsqueeze(0), self.mask_size)[0]
 
     def _start(self, problem: Problem, index: int) -> Tensor:
-        """Returns the first masks: level for the first start, lowered in one cell of a coarse grid for each other."""
+        """Returns the initial masks: constant for the first start, with one lowered region for each further start."""
         size = self._stages()[0][0]
         masks = problem.full(size, self.start if self.additions.half_way else 1.0).repeat(self.variables, 1, 1)
         if index:
@@ -274,7 +275,7 @@ class MaskOptimisation(Explainer):
             large = problem.enlarged(batch)
             roughness = roughness + self.btv_weight * regularisers.bilateral_total_variation(large, problem.edges)
         penalty = self.l1_weight * regularisers.area(batch)[0] + roughness[0] / 2
-        return problem.full_score * penalty if self.additions.relative else penalty
+        return problem.unmasked_score * penalty if self.additions.relative else penalty
 
     def _descend(
         self, problem: Problem, masks: Tensor, optimiser: Optimiser, place: tuple[int, int]
@@ -308,7 +309,7 @@ class MaskOptimisation(Explainer):
         return moved, objective
 
     def _objective(self, problem: Problem, masks: Tensor, u: Tensor, seed: int, step: int) -> Steps[float]:
-        """Returns the objective at masks, with the same part, points and noise as the gradient of that step."""
+        """Returns the objective at masks, with the part, points and noise of that step's gradient."""
         paths = _Paths(self._part(masks, step), u)
         scores = yield from problem.evaluate(paths.masks.flatten(0, 1), noise=self.noise, noise_seed=seed)
         return paths.objective(scores.target) + float(self.regulariser(self.kept(masks), problem))
@@ -337,14 +338,14 @@ class _Paths:
     def surrogate(self, gradient: Tensor) -> Tensor:
         """Returns a scalar whose gradient is the integrated gradient of the objective.
 
-        The derivative of a score by its term is u times the derivative by the evaluated mask; for insertions, which
-        count negative and are evaluated on the complement, the two signs cancel.
+        The derivative of a score by its term is u times the derivative by the evaluated mask. Insertions count negative
+        and are evaluated on the complement, so that the two signs cancel.
         """
         along = (self._u * gradient.view_as(self.masks)).mean(1)
         return self._terms.weight * (along * torch.cat([self._terms.deletions, self._terms.insertions])).sum()
 
     def objective(self, scores: Tensor) -> float:
-        """Returns the objective without its regulariser: deletion scores less insertion scores."""
+        """Returns the objective without its regulariser: deletion scores minus insertion scores."""
         means = scores.view(self.masks.shape[:2]).mean(1)
         return self._terms.weight * float(means[: self._deleted].sum() - means[self._deleted :].sum())
 
@@ -354,7 +355,7 @@ class _Levels:
 
     def __init__(self, saliency: Tensor, settings: MaskOptimisation, generator: torch.Generator) -> None:
         u = stratified(1, settings.levels, generator)[0].to(saliency.device)
-        # Where cells are small their edges are sharp, and delete by themselves.
+        # The edges of small cells are sharp, and delete by themselves.
         share = settings.inserted_levels if saliency.shape[-1] <= COARSE else 1.0
         inserted = torch.rand(settings.levels, 1, 1, generator=generator).to(u) < share
         keep, self._slope = level_sets(saliency, u) if settings.levels else (saliency[None][:0], saliency[None][:0])
@@ -364,8 +365,8 @@ class _Levels:
     def gradient(self, gradient: Tensor, kept: Tensor, masks: Tensor, data: Tensor) -> Tensor:
         """Returns the gradient of the level terms by the masks, in proportion to that of the other terms.
 
-        A rising saliency raises an inserted level's score, which is wanted, and lowers a deleted one's, which is wanted
-        too: both are descended the same way, and the kept mask is one less the saliency.
+        A higher saliency raises the score of an inserted level and lowers the score of a deleted one. Both are desired,
+        so that both are descended the same way. The kept mask is one minus the saliency.
         """
         by_kept = level_gradient(gradient, self._slope)
         along = torch.autograd.grad(kept, masks, by_kept, retain_graph=True)[0]

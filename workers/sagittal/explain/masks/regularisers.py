@@ -1,7 +1,7 @@
-"""Regularisers of masks: what keeps an explanation small, smooth and on the image manifold.
+"""Regularisers: terms that keep masks small, smooth and aligned with the edges of the image.
 
 All take masks of shape (n, h, w) and return one value for each, of shape (n,). Sums are divided by the number of cells,
-so that weights keep their meaning from one mask size to another.
+so that weights are comparable across mask sizes.
 """
 
 from typing import Any
@@ -23,17 +23,17 @@ def total_variation(masks: Tensor) -> Tensor:
 
 
 def bilateral_total_variation(masks: Tensor, edges: tuple[Tensor, Tensor]) -> Tensor:
-    """Total variation weighted by how alike the neighbouring pixels are: no edge of a mask inside one part.
+    """Total variation weighted by the similarity of neighbouring pixels: mask edges inside uniform parts cost most.
 
     Args:
         masks: Masks at the image's size, (n, height, width).
-        edges: How alike they are, from `sagittal.explain.problem.edge_weights`.
+        edges: The similarities, from `sagittal.explain.problem.edge_weights`.
     """
     return _Weighted.apply(masks, *edges)  # type: ignore[no-any-return]
 
 
 class _Weighted(torch.autograd.Function):
-    """The sum of weighted squares of differences, whose gradient autograd would make of many images' worth of zeros."""
+    """The sum of weighted squared differences; autograd would build its gradient from many images of zeros."""
 
     @staticmethod
     def forward(context: Any, masks: Tensor, row_weight: Tensor, column_weight: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""How good an explanation is: insertion and deletion, pointing game, sanity checks, statistics."""
+"""Measures of explanations: insertion and deletion, pointing game, sanity checks, statistics."""

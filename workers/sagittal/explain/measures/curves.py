@@ -1,8 +1,8 @@
-"""Insertion and deletion curves: the measure of an explanation (Petsiuk et al., BMVC 2018).
+"""Insertion and deletion curves of a heatmap (Petsiuk et al., BMVC 2018).
 
-The most salient cells go first. A cell that is tied with others goes in by the share of all orders of the tied cells in
-which it would be in: the mean over the tied orders, exact for a model that is linear in the mask. Arbitrary order would
-reward whoever sorts the rows from the top.
+The most salient cells come first. A cell that ties with others is inserted by the share of all orders of the tied cells
+in which it would be inserted. This is the mean over the tied orders, and exact for a model that is linear in the mask.
+An arbitrary order would favour heatmaps whose ties happen to be sorted well.
 """
 
 import itertools
@@ -31,14 +31,14 @@ class CurveProtocol(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """What is measured on each final mask."""
+    """Measurements of each final mask."""
 
     curves: bool = True
     protocol: CurveProtocol = CurveProtocol.MASK
     steps: int = 50
-    """Steps of a curve at mask resolution."""
+    """Number of steps of a curve at mask resolution."""
     boxes: Sequence[tuple[int, int, int, int]] = ()
-    """Where the object is, for the pointing game: left, top, right, bottom in pixels."""
+    """Boxes of the object for the pointing game: left, top, right, bottom in pixels."""
 
 
 def measure(problem: Problem, saliency: Tensor, metrics: Metrics, index: int = 0) -> Steps[None]:
@@ -53,27 +53,27 @@ def measure(problem: Problem, saliency: Tensor, metrics: Metrics, index: int = 0
         yield Truncated(spent.limit)
         return
     for kind, part in zip((CurveKind.INSERTION, CurveKind.DELETION), scores.target.chunk(2), strict=True):
-        found = curve(kind, fractions, part.tolist(), problem.full_score, index)
+        found = curve(kind, fractions, part.tolist(), problem.unmasked_score, index)
         yield found
         if index == 0:
             yield Measurement(kind.value, found.auc)
 
 
 def measurements(metrics: Metrics, size: int) -> int:
-    """Returns how many evaluations measuring one mask takes, about, on an image whose side has `size` pixels."""
+    """Returns about how many evaluations it takes to measure a mask, for an image of `size` pixels a side."""
     steps = size if metrics.protocol is CurveProtocol.PIXEL else metrics.steps
     return 2 * (steps + 1) if metrics.curves else 0
 
 
 def _cells(problem: Problem, saliency: Tensor, metrics: Metrics) -> tuple[Tensor, int]:
-    """Returns the saliency at the protocol's resolution, and the cells of a step."""
+    """Returns the saliency at the protocol's resolution, and the number of cells per step."""
     if metrics.protocol is CurveProtocol.PIXEL:
         return upsample(saliency.unsqueeze(0), problem.size)[0, 0], problem.size[1]
     return saliency, max(1, saliency.numel() // metrics.steps)
 
 
 def insertion_masks(saliency: Tensor, step: int) -> tuple[Tensor, tuple[float, ...]]:
-    """Returns masks (k, h, w) that keep ever more of the most salient cells, from none to all, and the shares."""
+    """Returns masks (k, h, w) that keep growing shares of the most salient cells, from 0 to 1, and the shares."""
     cells = saliency.numel()
     counts = torch.tensor([*range(0, cells, step), cells], dtype=torch.float32, device=saliency.device)
     first, size = _tied_ranks(saliency.flatten())
@@ -82,18 +82,18 @@ def insertion_masks(saliency: Tensor, step: int) -> tuple[Tensor, tuple[float, .
 
 
 def _tied_ranks(saliency: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns for each cell the number of cells before its group of equals, and the size of that group."""
+    """Returns, for each cell, the number of cells before its group of equal cells, and the size of that group."""
     _, group, sizes = torch.unique(-saliency, return_inverse=True, return_counts=True)
     first = sizes.cumsum(0) - sizes
     return first[group].to(torch.float32), sizes[group].to(torch.float32)
 
 
 def curve(
-    kind: CurveKind, fractions: Sequence[float], scores: Sequence[float], full_score: float, index: int = 0
+    kind: CurveKind, fractions: Sequence[float], scores: Sequence[float], unmasked_score: float, index: int = 0
 ) -> Curve:
-    """Returns the curve with its area by the trapezoid rule, raw and over the full image's score."""
+    """Returns the curve with its area by the trapezoid rule, raw and relative to the unmasked score."""
     auc = area(fractions, scores)
-    return Curve(kind, tuple(fractions), tuple(scores), auc, auc / max(full_score, 1e-12), index)
+    return Curve(kind, tuple(fractions), tuple(scores), auc, auc / max(unmasked_score, 1e-12), index)
 
 
 def area(fractions: Sequence[float], scores: Sequence[float]) -> float:
@@ -102,18 +102,18 @@ def area(fractions: Sequence[float], scores: Sequence[float]) -> float:
     return sum((right[0] - left[0]) * (right[1] + left[1]) / 2 for left, right in itertools.pairwise(points))
 
 
-# The pointing game: does the peak of the heatmap lie on the object (Zhang et al., ECCV 2016)?
+# The pointing game: whether the peak of the heatmap lies on the object (Zhang et al., ECCV 2016).
 #
-# It measures where a heatmap points, not whether the model looks there: edges of objects win it without any causal
-# link.
+# It measures where a heatmap points, not whether the model relies on that part: an edge detector wins it without any
+# causal link.
 
 
 TOLERANCE = 15
-"""Pixels by which the peak may miss the box."""
+"""Distance in pixels by which the peak may miss the box."""
 
 
 def pointing_game(saliency: Tensor, size: tuple[int, int], boxes: Sequence[tuple[int, int, int, int]]) -> bool:
-    """Whether the peak lies in a box (left, top, right, bottom; pixels), within the tolerance."""
+    """Returns whether the peak lies in a box (left, top, right, bottom; pixels), within the tolerance."""
     heatmap = upsample(saliency.unsqueeze(0), size)[0, 0]
     row, column = divmod(int(heatmap.argmax()), size[1])
     return any(

@@ -1,9 +1,9 @@
-"""The model-randomisation check: a heatmap that stays when the weights go explains nothing.
+"""The model-randomisation check: a heatmap that does not depend on the weights explains nothing.
 
-Adebayo et al.: Sanity Checks for Saliency Maps (NeurIPS 2018). The weights are replaced layer by layer from the
-output down, each state keeping what was replaced before (cascading), and the heatmap of each state is compared with
-that of the trained model by rank correlation. Weights are drawn from a normal distribution with the mean and standard
-deviation of those they replace: the scale of activations stays, and what was learnt goes.
+Adebayo et al.: Sanity Checks for Saliency Maps (NeurIPS 2018). The weights are replaced layer by layer from the output
+down; each state keeps the earlier replacements (cascading). The heatmap of each state is compared with that of the
+trained model by rank correlation. The random weights have the mean and standard deviation of the weights they replace:
+the scale of activations remains, and what was learnt is lost.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,16 +16,16 @@ from sagittal.explain.measures.statistics import spearman
 from sagittal.explain.problem import derive_seed
 
 UNCHANGED = 0.5
-"""A rank correlation with the trained model's heatmap above this, with all weights replaced, fails the check."""
+"""The check fails if the rank correlation with all weights replaced is above this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Randomised:
-    """The heatmap's fate when a layer and all after it have lost their weights."""
+    """Agreement of the heatmap after a layer and all later layers were randomised."""
 
     layer: str
     correlation: float
-    """Spearman's rank correlation with the trained model's heatmap; 0 where one of the two is constant."""
+    """Spearman's rank correlation with the trained model's heatmap; 0 if one of the two is constant."""
 
 
 def randomisation_check(
@@ -35,13 +35,14 @@ def randomisation_check(
     layers: int | None = None,
     seed: int = 0,
 ) -> Iterator[Randomised]:
-    """Yields, from the output down, how far the heatmap still agrees with the trained model's.
+    """Yields the agreement with the trained model's heatmap for each state, from the output down.
 
-    Args: load: Returns the trained model, in evaluation mode; called once, and what it returns is changed. heatmap:
-        Returns the heatmap (height, width) of one image, for one class, of the model it is given. The class must be
-        the trained model's: a random model's own top class is another question.
-        layers: Number of states to look at, evenly spread, the last with all weights replaced; None for every layer.
-        seed: Of the weights.
+    Args:
+        load: Returns the trained model in evaluation mode. It is called once, and its result is modified.
+        heatmap: Returns the heatmap (height, width) of one image and class for the given model. The class must be that
+            of the trained model: the top class of a random model is another question.
+        layers: Number of evenly spread states, the last with all weights replaced; None for every layer.
+        seed: Seed of the weights.
     """
     module = load()
     trained = heatmap(module).detach().cpu().numpy()
@@ -54,14 +55,14 @@ def randomisation_check(
 
 
 def weighted_layers(module: nn.Module) -> tuple[str, ...]:
-    """Returns the names of modules with weights of their own, last first in order of definition."""
+    """Returns the names of modules with weights of their own, in reverse order of definition."""
     names = [name for name, layer in module.named_modules() if any(True for _ in layer.parameters(recurse=False))]
     return tuple(reversed(names))
 
 
 @torch.no_grad()
 def randomise(layer: nn.Module, seed: int) -> None:
-    """Replaces a layer's own weights by random ones of the same mean and standard deviation."""
+    """Replaces a layer's own weights by random weights of the same mean and standard deviation."""
     generator = torch.Generator().manual_seed(seed)
     for weight in layer.parameters(recurse=False):
         noise = torch.randn(weight.shape, generator=generator).to(weight)

@@ -1,6 +1,6 @@
-"""How sure a mean over images is: bootstrap intervals and paired comparisons.
+"""Uncertainty of a mean over images: bootstrap intervals and paired comparisons.
 
-Seeds are given, so that numbers repeat.
+Seeds are arguments, so that results are reproducible.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 RESAMPLES = 10_000
-"""Resamples of a bootstrap."""
+"""Number of resamples of a bootstrap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Interval:
     mean: float
     low: float
     high: float
-    """Both infinite for a single image, which says nothing of others."""
+    """Both bounds are infinite for a single image, which gives no information on others."""
     count: int
 
     def __format__(self, specification: str) -> str:
@@ -34,15 +34,15 @@ class Comparison:
     """One method against another on the same images."""
 
     difference: Interval
-    """Of the first less the second."""
+    """Mean of the first minus the second."""
     first_higher: int
-    """Images on which the first is higher."""
+    """Number of images on which the first is higher."""
     second_higher: int
     ties: int
 
     @property
     def conclusive(self) -> bool:
-        """Whether the interval of the difference leaves out zero."""
+        """Whether the interval of the difference excludes zero."""
         return self.difference.low > 0 or self.difference.high < 0
 
 
@@ -50,8 +50,8 @@ def bootstrap(values: ArrayLike, *, seed: int, level: float = 0.95, resamples: i
     """Returns the mean with its percentile bootstrap interval.
 
     Args:
-        values: One number for each image, finite.
-        seed: Of the resampling.
+        values: One finite number per image.
+        seed: Seed of the resampling.
         level: Share of resampled means inside the interval, in (0, 1).
         resamples: Number of resamples.
     """
@@ -67,10 +67,10 @@ def bootstrap(values: ArrayLike, *, seed: int, level: float = 0.95, resamples: i
 
 
 def compare(first: Sequence[float], second: Sequence[float], *, seed: int, level: float = 0.95) -> Comparison:
-    """Compares two methods image by image: pairing takes out how hard an image is for any method."""
+    """Compares two methods image by image; pairing removes the differences in difficulty between images."""
     one, other = _checked(first), _checked(second)
     if len(one) != len(other):
-        raise ValueError(f"{len(one)} and {len(other)} images; a paired comparison needs the same images in one order")
+        raise ValueError(f"{len(one)} and {len(other)} images; give the same images in the same order for both")
     difference = one - other
     return Comparison(
         bootstrap(difference, seed=seed, level=level),
@@ -81,10 +81,10 @@ def compare(first: Sequence[float], second: Sequence[float], *, seed: int, level
 
 
 def spearman(first: ArrayLike, second: ArrayLike) -> float:
-    """Returns the rank correlation of two arrays of one shape, ties by their mean rank; 0 where one is constant."""
+    """Returns the rank correlation of two arrays of equal shape, ties by their mean rank; 0 if one is constant."""
     one, other = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if one.shape != other.shape or one.size == 0:
-        raise ValueError(f"shapes {one.shape} and {other.shape}; give two arrays of one shape")
+        raise ValueError(f"shapes {one.shape} and {other.shape}; give two arrays of equal shape")
     left, right = _centred_ranks(one.ravel()), _centred_ranks(other.ravel())
     norm = float(np.sqrt((left**2).sum() * (right**2).sum()))
     return float((left * right).sum()) / norm if norm > 0 else 0.0
@@ -93,7 +93,7 @@ def spearman(first: ArrayLike, second: ArrayLike) -> float:
 def _checked(values: ArrayLike) -> NDArray[np.float64]:
     numbers = np.asarray(values, np.float64)
     if numbers.ndim != 1 or len(numbers) == 0 or not np.isfinite(numbers).all():
-        raise ValueError("give at least one number for each image, all of them finite")
+        raise ValueError("values must hold at least one number per image, all of them finite")
     return numbers
 
 

@@ -1,1 +1,1 @@
-"""Sets of patches: minimal sufficient explanations, attention graphs, and scores of regions."""
+"""Sets of patches: minimal sufficient explanations, structured attention graphs, and scores of regions."""

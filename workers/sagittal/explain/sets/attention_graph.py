@@ -1,8 +1,9 @@
-"""Structured attention graphs: how the confidence falls as patches leave each explanation (Shitole et al., 2021).
+"""Structured attention graphs: the fall of the confidence as patches are removed (Shitole et al., NeurIPS 2021).
 
-A directed acyclic graph whose nodes are patch sets, one node a set however it is reached. Roots are diverse minimal
-sufficient sets; an edge removes one patch. Where we differ from the published code: all single removals of every
-expanded node are scored, and those that lower the score most are shown, instead of the first three in row-major order.
+The graph is directed and acyclic. Its nodes are patch sets, one node per set, whatever path leads to it. Its roots are
+diverse minimal sufficient sets; an edge removes one patch. Difference from the reference implementation: all single
+removals of an expanded node are scored, and those that lower the score most are shown, instead of the first three in
+row-major order.
 """
 
 from dataclasses import dataclass
@@ -20,19 +21,19 @@ from sagittal.explain.steps import Steps
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StructuredAttentionGraph(PatchSearch):
-    """A graph from diverse sufficient sets down to the sets that no longer keep the confidence."""
+    """A graph from diverse sufficient sets down to sets that lose the confidence."""
 
-    summary = "Structured attention graph: diverse sufficient sets, and how the score falls as patches leave them"
+    summary = "Structured attention graph: diverse sufficient sets, and how the score falls as patches are removed"
 
     max_roots: int = parameter(3, "Most roots", minimum=1, maximum=20)
     expand_above: float = parameter(
-        0.4, "Nodes are expanded while their score is above this share of the full image's", minimum=0, maximum=1
+        0.4, "Nodes are expanded if their score is above this share of the unmasked score", minimum=0, maximum=1
     )
     children: int = parameter(3, "Children shown for each expanded node", minimum=1, maximum=196)
-    max_nodes: int = parameter(60, "Most nodes of the graph", minimum=1, maximum=1000)
+    max_nodes: int = parameter(60, "Maximum number of nodes", minimum=1, maximum=1000)
 
     def explain(self, problem: Problem) -> Steps[None]:
-        """Yields sufficient sets as they are certified, then nodes, each before its edges."""
+        """Yields each certified sufficient set, then the nodes, each before its edges."""
         yield from warn_of_tiny_score(problem)
         search = self.search(problem, self.max_roots)
         yield from search.run()
@@ -47,13 +48,13 @@ class StructuredAttentionGraph(PatchSearch):
 
 @dataclass(slots=True, kw_only=True)
 class _Graph:
-    """The graph as it forms."""
+    """The graph while it grows."""
 
     settings: StructuredAttentionGraph
     memo: Memo
     nodes: set[int]
     full: bool = False
-    """Whether a node had no room."""
+    """Whether a node was omitted because the graph was full."""
 
     def draw(self, search: SetSearch) -> Steps[None]:
         """Yields nodes and edges, level by level."""
@@ -68,11 +69,11 @@ class _Graph:
             frontier = yield from self._descend(frontier)
         if self.full:
             yield Warning(
-                "NODES_BOUND", f"The graph was cut at {self.settings.max_nodes} nodes; raise max_nodes for more."
+                "NODES_BOUND", f"The graph was cut at {self.settings.max_nodes} nodes; increase max_nodes for more."
             )
 
     def _descend(self, parents: list[int]) -> Steps[list[int]]:
-        """Yields the children shown of each parent, and returns those that are expanded next."""
+        """Yields the shown children of each parent, and returns those to be expanded next."""
         expanded = []
         for parent in parents:
             for child in self._shown(parent):
@@ -91,7 +92,7 @@ class _Graph:
         return sorted(removals(parent), key=lambda child: self.memo[child].score)[: self.settings.children]
 
     def _admit(self, bits: int) -> bool:
-        """Whether a set is in the graph, or there was room to take it in."""
+        """Adds a set if there is room; returns whether it is in the graph."""
         if bits not in self.nodes and len(self.nodes) >= self.settings.max_nodes:
             self.full = True
             return False
@@ -103,4 +104,4 @@ class _Graph:
         return GraphNode(self.memo.grid, members(bits), scored.score, self._relative(bits), root, causal, scored.top)
 
     def _relative(self, bits: int) -> float:
-        return self.memo[bits].score / max(self.memo.problem.full_score, 1e-12)
+        return self.memo[bits].score / max(self.memo.problem.unmasked_score, 1e-12)

@@ -1,13 +1,13 @@
-"""Certificates of minimality: a ladder of claims, each made only after everything that it says was scored.
+"""Certificates of minimality: a ladder of claims. Each claim is made only after all its sets were scored.
 
-- sufficient: the set suffices, scored alone and in full precision;
-- 1-minimal: and no set with one patch less does;
-- subset-minimal: and no proper subset does, the empty one included;
-- minimum-size: and no smaller set of the whole grid does.
+- sufficient: the set is sufficient, scored alone and in full precision;
+- 1-minimal: no set with one patch less is sufficient;
+- subset-minimal: no proper subset is sufficient, including the empty set;
+- minimum-size: no smaller set of the whole grid is sufficient.
 
-Scores are not monotone in the set, so nothing is inferred from supersets or subsets: whatever a claim speaks of was
-scored. Where a subset turns out to suffice, it takes the place of the set that was to be certified. Where a smaller set
-elsewhere does, the claim stays below minimum-size, and that set is another explanation.
+Scores are not monotone in the set. Nothing is therefore inferred from supersets or subsets: every set that a claim
+covers was scored. If a subset is found to be sufficient, it replaces the set to be certified. If a smaller set
+elsewhere is sufficient, the claim stays below minimum-size, and that set is another explanation.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,28 +24,29 @@ SUBSETS_TO = 8
 """Sets of up to this many patches have all their subsets scored: at most 2^8 - 2."""
 
 SMALLER_SETS_BOUND = 160
-"""All smaller sets of the grid are scored where at most this many of them are not known yet."""
+"""All smaller sets of the grid are scored if at most this many of them have no score yet."""
 
 
 @dataclass(slots=True)
 class Claim:
-    """A sufficient set and what was proven of it so far; 0 before any set was confirmed."""
+    """A sufficient set and what was proven about it so far; 0 before any set was confirmed."""
 
     bits: int = 0
     level: CertificateLevel = CertificateLevel.SUFFICIENT
     checked: int = 0
     beaten_by: int = 0
-    """A smaller sufficient set found elsewhere; 0 where there is none."""
+    """A smaller sufficient set found elsewhere; 0 if there is none."""
 
     def certificate(self, memo: Memo) -> Certificate:
-        """Returns the claim as it is stated."""
+        """Returns the certificate of the claim."""
         return Certificate(self.level, self.checked, memo.rule.required_score)
 
 
 def certify(memo: Memo, bits: int, claim: Claim) -> Steps[bool]:
-    """Climbs the ladder from a set, which smaller ones may replace; the claim says at any time what is proven.
+    """Proves as much as it can about a set, or about a smaller sufficient set that replaces it.
 
-    Returns whether there is a claim: full precision may not confirm the set.
+    The claim always states what is proven. Returns whether there is a claim: the set may not be sufficient in full
+    precision.
     """
     candidate: int | None = bits
     while candidate is not None:
@@ -58,7 +59,7 @@ def certify(memo: Memo, bits: int, claim: Claim) -> Steps[bool]:
 
 
 def _climb(memo: Memo, claim: Claim) -> Steps[int | None]:
-    """Proves what can be afforded of the claim; returns a smaller sufficient set where a check finds one."""
+    """Proves the affordable claims; returns a smaller sufficient set if a check finds one."""
     for level, checked, batches in _rungs(memo, claim.bits):
         for batch in batches:
             smaller = yield from _sufficient_among(memo, batch)
@@ -72,7 +73,7 @@ def _climb(memo: Memo, claim: Claim) -> Steps[int | None]:
 
 
 def _rungs(memo: Memo, bits: int) -> Iterator[tuple[CertificateLevel, int, Iterable[list[int]]]]:
-    """Yields each affordable claim, the sets it rests on, and the batches to score for it, likeliest to fail first."""
+    """Yields each affordable claim, its number of sets, and the batches to score for it, likeliest to fail first."""
     size, cells = bits.bit_count(), memo.grid**2
     yield CertificateLevel.ONE_MINIMAL, 1 + size, [removals(bits)]
     if size <= SUBSETS_TO:
@@ -87,7 +88,7 @@ def _all_subsets(bits: int, largest: int) -> Iterator[list[int]]:
 
 
 def _affordable(memo: Memo, size: int) -> bool:
-    """Whether few enough sets smaller than `size` are unknown; counted only where that can change the answer."""
+    """Returns whether few enough sets smaller than `size` have no score; counts only if that can change the answer."""
     total = sum(comb(memo.grid**2, smaller) for smaller in range(size))
     if total - len(memo.scores) > SMALLER_SETS_BOUND:
         return False
@@ -96,7 +97,7 @@ def _affordable(memo: Memo, size: int) -> bool:
 
 
 def _sufficient_among(memo: Memo, sets: list[int]) -> Steps[int | None]:
-    """Returns the best of the sets that suffice, confirmed in full precision; None where none does."""
+    """Returns the best of the sufficient sets, confirmed in full precision; None if none is sufficient."""
     yield from memo.evaluate(sets)
     yield progress(memo, "certify")
     for bits in sorted(sets, key=memo.merit, reverse=True):
@@ -109,7 +110,7 @@ def _sufficient_among(memo: Memo, sets: list[int]) -> Steps[int | None]:
 
 
 def causal_triple(memo: Memo, bits: int) -> Steps[CausalTriple]:
-    """Returns what the model says when only the set is shown, and when only the set is hidden."""
+    """Returns the scores if only the set is shown, and if only the set is hidden."""
     shown = yield from memo.confirm(bits)
     hidden = yield from memo.confirm(memo.all & ~bits)
     return CausalTriple(shown.score, hidden.score, hidden.top)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def bits_of(patches: Iterable[int]) -> int:
-    """Returns the bit set of some patches."""
+    """Returns the bit set of the given patches."""
     bits = 0
     for patch in patches:
         bits |= 1 << patch
@@ -34,7 +34,7 @@ def everything(grid: int) -> int:
 
 
 def removals(bits: int) -> list[int]:
-    """Returns the sets with one patch less, in the order of the patch that is gone."""
+    """Returns the sets with one patch less, in the order of the removed patch."""
     return [bits & ~(1 << patch) for patch in singles(bits)]
 
 
@@ -44,19 +44,19 @@ def subsets(bits: int, size: int) -> Iterator[int]:
 
 
 def overlap(one: int, other: int) -> int:
-    """Returns how many patches two sets share."""
+    """Returns the number of patches that two sets share."""
     return (one & other).bit_count()
 
 
 def packed(sets: Sequence[int], grid: int) -> Tensor:
-    """Returns sets as uint8 of shape (n, bytes), patch 0 in the lowest bit of the first byte."""
+    """Returns sets as uint8 of shape (n, bytes), with patch 0 in the lowest bit of the first byte."""
     width = (grid * grid + 7) // 8
     data = bytearray(b"".join(bits.to_bytes(width, "little") for bits in sets))
     return torch.frombuffer(data, dtype=torch.uint8).view(-1, width)
 
 
 def masks_of(sets: Sequence[int], grid: int, device: torch.device) -> Tensor:
-    """Returns float32 masks of shape (n, grid, grid), 1 where a patch is in the set, expanded on the device."""
+    """Returns float32 masks of shape (n, grid, grid), 1 for patches in the set, expanded on the device."""
     cells = grid * grid
     words = packed(sets, grid).unsqueeze(-1).to(device)
     places = torch.arange(8, dtype=torch.uint8, device=device)

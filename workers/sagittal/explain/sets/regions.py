@@ -1,4 +1,4 @@
-"""What if: scores of regions that a person picks, shown alone or hidden."""
+"""Scores of regions chosen by the caller, each shown alone or hidden."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from sagittal.explain.steps import Steps
 
 @dataclass(frozen=True, slots=True)
 class RegionScore:
-    """What the model says of an image with a region shown alone, or hidden."""
+    """Scores of an image with a region shown alone or hidden."""
 
     score: float
     """Probability of the target."""
@@ -35,7 +35,9 @@ def score_regions(
     """
     cells = everything(grid)
     shown = [_bits(patches, grid) ^ (cells if hide else 0) for patches in sets]
-    memo = Memo(problem=problem, grid=grid, rule=Threshold(required_score=problem.full_score), upsampling=upsampling)
+    memo = Memo(
+        problem=problem, grid=grid, rule=Threshold(required_score=problem.unmasked_score), upsampling=upsampling
+    )
     yield from memo.measure(shown)
     scored = [memo[bits] for bits in shown]
     return [RegionScore(each.score, each.top) for each in scored]
@@ -49,15 +51,15 @@ def ask_regions(
     hide: bool = False,
     upsampling: Upsampling = Upsampling.BOX,
 ) -> Steps[None]:
-    """Yields requests, a Prediction and warnings as `prepare` does, then the RegionScores of the sets in order."""
+    """Yields the requests, Prediction and warnings of `prepare`, then the RegionScores of the sets in order."""
     problem: Problem = yield from prepare(question)
     scored: list[RegionScore] = yield from score_regions(problem, grid, sets, hide=hide, upsampling=upsampling)
-    full = ClassScore(problem.target, problem.full_score)
+    full = ClassScore(problem.target, problem.unmasked_score)
     yield RegionScores(full, tuple(each.score for each in scored), tuple(each.top for each in scored))
 
 
 def _bits(patches: Sequence[int], grid: int) -> int:
     outside = [patch for patch in patches if not 0 <= patch < grid**2]
     if outside:
-        raise InvalidParameter("sets", f"names patch {outside[0]}; a {grid} x {grid} grid has 0 to {grid**2 - 1}")
+        raise InvalidParameter("sets", f"has patch {outside[0]}; a {grid} x {grid} grid has patches 0 to {grid**2 - 1}")
     return bits_of(patches)

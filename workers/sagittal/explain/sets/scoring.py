@@ -1,4 +1,4 @@
-"""Scores of patch sets, each evaluated once: the memo that every structured explanation shares within its job."""
+"""Scores of patch sets, each evaluated once: the memo that a structured explanation uses throughout its job."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,16 +12,16 @@ from sagittal.explain.problem import Problem, State, prefixed, within
 from sagittal.explain.sets.patches import everything, masks_of, packed
 from sagittal.explain.steps import Steps
 
-# What a search asked and was told, in order, so that another attempt can repeat it without the model.
+# The requests and scores of a search, in order, so that another attempt can repeat it without the model.
 #
-# A search is a function of its scores and its seed: one that is told the same scores again does the same again.
+# A search is a function of its scores and its seed: with the same scores it takes the same steps.
 
 
 class Recording:
-    """Scores of patch sets as tensors: one row for each set that was evaluated."""
+    """Scores of patch sets as tensors: one row per evaluated set."""
 
     def __init__(self, grid: int, restored: State) -> None:
-        """Begins with the recording of an earlier attempt, where its checkpoint has one.
+        """Starts with the recording of an earlier attempt, if its checkpoint has one.
 
         Args:
             grid: Side of the grid of patches.
@@ -40,7 +40,7 @@ class Recording:
         return prefixed("scores", self._rows)
 
     def add(self, sets: Sequence[int], scores: Scores, *, exact: bool) -> None:
-        """Takes in the scores of sets."""
+        """Adds the scores of sets."""
         rows = {
             "sets": packed(sets, self._grid),
             "exact": torch.full((len(sets),), exact),
@@ -53,7 +53,7 @@ class Recording:
         self._note(sets, [exact] * len(sets))
 
     def scores(self, sets: Sequence[int], *, exact: bool) -> Scores | None:
-        """Returns the scores of sets; None where one was not evaluated with this precision."""
+        """Returns the scores of sets; None if one was not evaluated in this precision."""
         places = [self._places.get((bits, exact), -1) for bits in sets]
         if -1 in places:
             return None
@@ -65,15 +65,15 @@ class Recording:
 
 
 CHUNK = 256
-"""Most sets in one request: between requests, progress flows and a cancellation bites."""
+"""Maximum number of sets in one request: between requests, progress is reported and a cancellation takes effect."""
 
 DOUBT = 0.005
-"""A score this near to the required one is measured again in full precision before anything is decided on it."""
+"""A score this close to the required one is measured again in full precision before a decision."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What the model says when only a set is shown."""
+    """Scores of the model if only a set is shown."""
 
     score: float
     """Probability of the target."""
@@ -90,51 +90,54 @@ class Scored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threshold:
-    """A set is sufficient when its score reaches a share of the full image's."""
+    """A set is sufficient if its score reaches a share of the unmasked score."""
 
     required_score: float
 
     def holds(self, scored: Scored) -> bool:
-        """Whether the set is sufficient."""
+        """Returns whether the set is sufficient."""
         return scored.score >= self.required_score
 
     def doubtful(self, scored: Scored) -> bool:
-        """Whether the score is too near to the required one to be trusted in reduced precision."""
+        """Returns whether the score is too close to the required one for reduced precision."""
         return not scored.exact and abs(scored.score - self.required_score) <= DOUBT
 
     def shortfall(self, scored: Scored) -> float:
-        """Returns how far the set is from sufficient; at most 0 where it is."""
+        """Returns the difference between the required score and the set's; at most 0 if the set is sufficient."""
         return self.required_score - scored.score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopClass:
-    """A set is sufficient when the target is still the model's top class."""
+    """A set is sufficient if the target is still the model's top class."""
 
     target: int
     required_score: float = 0.0
-    """No score is required: what counts is the rank."""
+    """No score is required: the rank decides."""
 
     def holds(self, scored: Scored) -> bool:
-        """Whether the set is sufficient."""
+        """Returns whether the set is sufficient."""
         return scored.top_class == self.target
 
     def doubtful(self, scored: Scored) -> bool:
-        """Whether full precision could change the top class. A lead over the second is not known: it is doubted."""
+        """Returns whether full precision could change the top class.
+
+        A leading target is always doubtful: its margin over the second class is unknown.
+        """
         return not scored.exact and scored.top_score - scored.score <= DOUBT
 
     def shortfall(self, scored: Scored) -> float:
-        """Returns how far the target is behind the top class; minus its score where it leads."""
+        """Returns the distance of the target behind the top class; minus its score if it leads."""
         return scored.top_score - scored.score if scored.top_class != self.target else -scored.score
 
 
 Rule = Threshold | TopClass
-"""When a set counts as sufficient."""
+"""A rule that decides whether a set is sufficient."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Memo:
-    """Scores by bit set. A set is evaluated once, and once more in full precision where a decision is close."""
+    """Scores by bit set. A set is evaluated once, and again in full precision if a decision is close."""
 
     problem: Problem
     grid: int
@@ -142,9 +145,9 @@ class Memo:
     upsampling: Upsampling = Upsampling.BOX
     scores: dict[int, Scored] = field(default_factory=dict)
     evaluations: int = 0
-    """Sets that were evaluated, by this attempt or one before it, those in full precision counted apart."""
+    """Number of evaluated sets, including earlier attempts; a set that was repeated in full precision counts twice."""
     recording: Recording = field(init=False)
-    """What was evaluated, so that an attempt that goes on from a checkpoint evaluates it no more."""
+    """All evaluated scores, so that an attempt that resumes from a checkpoint does not evaluate them again."""
 
     def __post_init__(self) -> None:
         self.recording = Recording(self.grid, self.problem.restored)
@@ -155,11 +158,11 @@ class Memo:
         return everything(self.grid)
 
     def __getitem__(self, bits: int) -> Scored:
-        """Returns the scores of a set that was evaluated."""
+        """Returns the scores of an evaluated set."""
         return self.scores[bits]
 
     def __contains__(self, bits: int) -> bool:
-        """Whether a set was evaluated."""
+        """Returns whether a set was evaluated."""
         return bits in self.scores
 
     def unseen(self, sets: Iterable[int]) -> list[int]:
@@ -167,30 +170,30 @@ class Memo:
         return [bits for bits in dict.fromkeys(sets) if bits not in self.scores]
 
     def sufficient(self, bits: int) -> bool:
-        """Whether a set that was evaluated is sufficient."""
+        """Returns whether an evaluated set is sufficient."""
         return self.rule.holds(self.scores[bits])
 
     def merit(self, bits: int) -> float:
-        """Returns how far a set that was evaluated is beyond sufficient; negative where it is not."""
+        """Returns the margin by which an evaluated set is sufficient; negative if it is not."""
         return -self.rule.shortfall(self.scores[bits])
 
     def evaluate(self, sets: Iterable[int]) -> Steps[None]:
-        """Sees to it that sets are scored, in full precision where reduced precision leaves a doubt."""
+        """Ensures that sets are scored, in full precision if reduced precision leaves a doubt."""
         wanted = list(dict.fromkeys(sets))
         yield from self._request(self.unseen(wanted), exact=False)
         yield from self._request([bits for bits in wanted if self.rule.doubtful(self.scores[bits])], exact=True)
 
     def confirm(self, bits: int) -> Steps[Scored]:
-        """Returns the scores of a set, measured alone and in full precision: for what is reported.
+        """Returns the scores of a set, measured alone and in full precision, for reporting.
 
-        A measurement: a spent budget does not stop it, so that what was found by then can be reported as it is.
+        This is a measurement: a spent budget does not prevent it, so that results found until then can be reported.
         """
         if bits not in self.scores or not self.scores[bits].exact:
             yield from self._request([bits], exact=True, metric=True, report=True)
         return self.scores[bits]
 
     def measure(self, sets: Iterable[int]) -> Steps[None]:
-        """Sees to it that sets are scored in full precision."""
+        """Ensures that sets are scored in full precision."""
         wanted = dict.fromkeys(sets)
         yield from self._request([b for b in wanted if b not in self.scores or not self.scores[b].exact], exact=True)
 
@@ -208,7 +211,7 @@ class Memo:
             yield Checkpoint(self.recording.state)
 
     def store(self, sets: Sequence[int], scores: Scores, *, exact: bool) -> None:
-        """Takes in the scores of sets."""
+        """Stores the scores of sets."""
         self.evaluations += len(sets)
         rows = zip(scores.target.tolist(), scores.top_class.tolist(), scores.top_score.tolist(), strict=True)
         for bits, (score, top_class, top_score) in zip(sets, rows, strict=True):

@@ -1,13 +1,14 @@
-"""The search for small sufficient sets: proposals learnt from what was scored, swaps in a beam, then elimination.
+"""The search for small sufficient sets: proposals learnt from earlier scores, exchanges in a beam, then elimination.
 
-Refinement starts from a sufficient region and scores sets smaller than the best one, as a surrogate advises that is
-fitted to all scores known so far: some are made from nothing, some are the best one with patches dropped, and some are
-the sets that fall short by least, a beam of them, with patches swapped. The longer nothing is found, the bolder the
-advice. Once few patches are left, a first attempt scores all sets of the most promising ones instead. Elimination drops
-the patches that matter least, as many at a time as stay sufficient. Neither proves anything: see `certificates`.
+Refinement starts from a sufficient region and scores sets smaller than the best one. A surrogate that is fitted to all
+known scores proposes them. Some proposals are made from nothing, some drop patches of the best set, and some exchange
+patches of the sets in a beam: the sets that fall short by least. While no smaller set is found, proposals become more
+random. Once few patches are left, a first attempt scores all sets of the most promising patches instead. Elimination
+drops the patches that matter least, as many at a time as the set stays sufficient. Neither proves anything: see
+`certificates`.
 
-A beam that grows from single patches, as published, gropes in the dark at first: below some size all scores are near
-zero and say little. Measured on photographs, it needs several times the evaluations for sets of the same size.
+The published beam grows from single patches and starts without guidance: below some size all scores are near zero and
+carry little information. Measured on photographs, it takes several times the evaluations for sets of the same size.
 """
 
 import math
@@ -26,26 +27,26 @@ from sagittal.explain.sets.patches import bits_of, masks_of, members, removals, 
 from sagittal.explain.sets.scoring import Memo, Scored
 from sagittal.explain.steps import Steps
 
-# A guess of what each patch adds, from all scores known so far: it proposes sets to score, and decides nothing.
+# The surrogate: an estimate of the effect of each patch, from all known scores. It proposes sets and decides nothing.
 #
-# A ridge regression of the log-odds on the patches shown, in which sets near the size of interest weigh most. Guesses
-# are drawn from the posterior (Thompson sampling): patches of which little is known get their turn, and the surer the
-# regression, the less is tried at random. A guess proposes a set of its best patches, or exchanges the worst patches
-# of a known set for better ones: the regression is linear and the model is not, so what works together is found by
-# exchange.
+# It is a ridge regression of the log-odds on the shown patches, in which sets near the size of interest weigh most.
+# Estimates are drawn from the posterior (Thompson sampling): patches with few observations get explored, and the more
+# certain the regression is, the less random the proposals are. An estimate proposes a set of its best patches, or
+# exchanges the worst patches of a known set for better ones. The regression is linear and the model is not: exchanges
+# find the patches that act together.
 
 
 RIDGE = 1.0
 """Weight of the squared coefficients, in units of one observation."""
 
 FLOOR = 1e-5
-"""Scores are kept this far from 0 and 1 before their log-odds are taken."""
+"""Scores are kept at this distance from 0 and 1 before their log-odds are computed."""
 
 REACH = 8.0
-"""Sets whose size is this many patches off weigh 1/e ..."""
+"""Difference in patches from the size of interest at which a set's weight is 1/e ..."""
 
 LEAST_WEIGHT = 0.02
-"""... and none weighs less than this."""
+"""... and the lowest weight of any set."""
 
 
 def log_odds(score: float) -> float:
@@ -57,15 +58,15 @@ def log_odds(score: float) -> float:
 def guesses(
     scores: Mapping[int, Scored], grid: int, size: float, count: int, noise: float, generator: torch.Generator
 ) -> Tensor:
-    """Returns draws of what each patch adds in log-odds, of shape (count, patches).
+    """Returns draws of the effect of each patch in log-odds, of shape (count, patches).
 
     Args:
-        scores: What is known.
+        scores: Known scores.
         grid: Side of the grid.
-        size: Patches of the sets of interest.
+        size: Number of patches of the sets of interest.
         count: Number of draws.
-        noise: Standard deviation of an observation in log-odds; the larger, the bolder the guesses.
-        generator: Source of the draws.
+        noise: Standard deviation of an observation in log-odds; larger values give more random draws.
+        generator: Random number generator of the draws.
     """
     shown = masks_of(list(scores), grid, torch.device("cpu")).flatten(1).to(torch.float64)
     odds = torch.tensor([log_odds(scored.score) for scored in scores.values()], dtype=torch.float64)
@@ -81,74 +82,74 @@ def guesses(
 
 
 def best_patches(guess: Tensor, region: int, count: int) -> int:
-    """Returns the set of the `count` best patches of a region by a guess."""
+    """Returns the set of the `count` best patches of a region by an estimate."""
     patches = torch.tensor(members(region), dtype=torch.long)
     return bits_of(patches[guess[patches].topk(count).indices].tolist())
 
 
 def exchanged(guess: Tensor, region: int, bits: int, *, out: int, into: int) -> int:
-    """Returns a set of a region with its worst patches by a guess taken out, and the best others taken in."""
+    """Returns a set of a region without its worst patches by an estimate, and with the best others instead."""
     outside = region & ~bits
     kept = bits & ~best_patches(-guess, bits, min(out, bits.bit_count()))
     return kept | best_patches(guess, outside, min(into, outside.bit_count()))
 
 
 DROP_SHARES = (0.75, 0.6, 0.45, 0.3, 0.2, 0.1)
-"""Shares of a region that elimination drops at once, least harmful patches first."""
+"""Shares of a region that elimination drops at once, least important patches first."""
 
 FIRST_NOISE = 0.5
-"""Boldness of the first proposals, in log-odds of one observation."""
+"""Noise of the first proposals, in log-odds of one observation."""
 
 BOLDER = 1.15
-"""Factor of the boldness from round to round while nothing is found."""
+"""Growth factor of the noise per round without success."""
 
 LAST_NOISE = 8.0
-"""Boldness at which proposals are no better than chance: they get no bolder."""
+"""Maximum noise: at this value proposals are no better than chance."""
 
 PATIENCE, LEAST_PATIENCE = 25, 125
-"""Evaluations for each patch of the best set after which, nothing smaller found, refinement ends; at least so many."""
+"""Evaluations without success after which refinement ends: per patch of the best set, and the minimum."""
 
 OPENING = 4
-"""Rounds in which all proposals are made from nothing, of widely different sizes: little is known yet."""
+"""First rounds, whose proposals are all made from nothing, in widely different sizes: few scores are known yet."""
 
 OPENING_SHARE = 0.2
-"""Proposals of those rounds have from this share of the best set's patches to one patch less."""
+"""Smallest proposals of those rounds, as a share of the best set's patches; the largest have one patch less."""
 
 FRESH_SHARE = 0.85
-"""In later rounds one proposal is made from nothing, with this share of the best set's patches."""
+"""Share of the best set's patches in the one proposal of each later round that is made from nothing."""
 
 DROPPED = (0.1, 0.05, 0.0, 0.0, 0.0)
-"""Shares of a large best set that are dropped from it, one patch at least. A small one can spare none."""
+"""Shares of a large best set that are dropped from it, at least one patch. A small set can spare none."""
 
 BEAM = 6
-"""Sets in the beam."""
+"""Number of sets in the beam."""
 
 SHORT_SHARE = 0.8
-"""Sets of the beam have at least this share of the best set's patches."""
+"""Minimum size of sets in the beam, as a share of the best set's patches."""
 
 SWAPS = (2, 1, 3)
-"""Patches that a set of the beam gets in exchange, in turn; where it may grow it gives one less than it gets."""
+"""Patches exchanged into a set of the beam, alternating; a set that may grow loses one patch less than it gains."""
 
 SMALL = 14
-"""Sets of up to this many patches are worth the single removals that eliminate what they can spare."""
+"""Maximum number of patches up to which elimination scores all single removals of a set."""
 
 FEW = 4
-"""Patches of a best set up to which all sets of one patch less are scored that promising patches make."""
+"""Maximum number of patches of a best set for which all sets of promising patches with one patch less are scored."""
 
 FEW_BOUND = 120
-"""Most of these sets: as many patches count as promising as make no more."""
+"""Maximum number of these sets; it limits the number of promising patches."""
 
 TYPICAL = 600
 """Evaluations of a typical job, for progress."""
 
 
 def progress(memo: Memo, phase: str) -> Progress:
-    """Returns how far a search is whose end nobody knows: half at a typical job's evaluations, never quite 1."""
+    """Returns the progress of a search of unknown length: half at a typical job's evaluations, never quite 1."""
     return Progress(memo.evaluations / (memo.evaluations + TYPICAL), phase=phase)
 
 
 def eliminate(memo: Memo, region: int) -> Steps[int]:
-    """Returns a sufficient set within a sufficient region, of which no single patch can go."""
+    """Returns a sufficient set within a sufficient region from which no single patch can be removed."""
     while region:
         yield from memo.evaluate(removals(region))
         smaller = _drops(memo, region)
@@ -162,22 +163,22 @@ def eliminate(memo: Memo, region: int) -> Steps[int]:
 
 
 def _drops(memo: Memo, region: int) -> list[int]:
-    """Returns the region less ever fewer of the patches that matter least to it."""
+    """Returns the region without decreasing numbers of its least important patches."""
     harmless = sorted(members(region), key=lambda patch: -memo.merit(region & ~(1 << patch)))
     counts = (max(1, int(len(harmless) * share)) for share in DROP_SHARES)
     return [region & ~bits_of(harmless[:count]) for count in counts]
 
 
 def refine(memo: Memo, region: int, *, width: int, bound: float, best: int = 0, attempt: int = 0) -> Steps[int]:
-    """Returns a small sufficient set within a sufficient region, of which no single patch can go.
+    """Returns a small sufficient set within a sufficient region from which no single patch can be removed.
 
     Args:
-        memo: Scores known so far; more are added.
+        memo: Known scores; new scores are added.
         region: Patches that may be used.
         width: Proposals scored together in a round.
-        bound: Evaluations after which no round begins.
-        best: The smallest sufficient set within the region that is known; the region itself without one.
-        attempt: Number of this attempt at the region: each draws other proposals.
+        bound: Number of evaluations after which no round starts.
+        best: The smallest known sufficient set within the region; by default the region itself.
+        attempt: Number of this attempt at the region: each attempt draws other proposals.
     """
     best, noise = best or region, FIRST_NOISE
     end, found_at = memo.evaluations + bound, memo.evaluations
@@ -220,7 +221,7 @@ class _Proposer:
     generator: torch.Generator
 
     def proposals(self, memo: Memo, region: int, best: int) -> Iterator[int]:
-        """Yields sets within a region that are smaller than the best one, each by a guess of its own."""
+        """Yields sets within a region that are smaller than the best one, each by another estimate."""
         patches = best.bit_count()
         sizes = _sizes(patches, self.width) if self.opening else [min(patches - 1, round(FRESH_SHARE * patches))]
         advice = iter(guesses(memo.scores, memo.grid, fmean(sizes), self.width, self.noise, self.generator))
@@ -234,7 +235,7 @@ class _Proposer:
 
 
 def _smaller_among_promising(memo: Memo, region: int, best: int, width: int, end: float) -> Steps[int]:
-    """Returns a sufficient set of one patch less than a small best one; 0 where none of the promising ones suffices."""
+    """Returns a sufficient set of promising patches with one patch less than a small best set; 0 if there is none."""
     sets = _promising(memo, region, best.bit_count() - 1)
     for start in range(0, len(sets), width):
         batch = sets[start : start + width]
@@ -249,7 +250,7 @@ def _smaller_among_promising(memo: Memo, region: int, best: int, width: int, end
 
 
 def _promising(memo: Memo, region: int, size: int) -> list[int]:
-    """Returns all sets of a size of the most promising patches of a region, the likeliest to suffice first."""
+    """Returns all sets of a size of the most promising patches of a region, likeliest to be sufficient first."""
     worth = guesses(memo.scores, memo.grid, size, 1, 0.0, torch.Generator())[0].tolist()
     ranked = sorted(members(region), key=worth.__getitem__, reverse=True)
     count = next(count for count in range(len(ranked), 0, -1) if comb(count, size) <= FEW_BOUND)
@@ -258,7 +259,7 @@ def _promising(memo: Memo, region: int, size: int) -> list[int]:
 
 
 def _beam(memo: Memo, region: int, best: int) -> list[int]:
-    """Returns the sets within a region, a little smaller than the best one, that fall short of sufficient by least."""
+    """Returns the sets within a region, slightly smaller than the best one, that fall short by least."""
     sizes = range(ceil(SHORT_SHARE * best.bit_count()), best.bit_count())
     inside = (bits for bits in memo.scores if not bits & ~region and bits.bit_count() in sizes)
     return nlargest(BEAM, (bits for bits in inside if not memo.sufficient(bits)), key=memo.merit)

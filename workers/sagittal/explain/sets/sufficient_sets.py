@@ -1,15 +1,15 @@
 """Minimal sufficient explanations: small sets of patches that alone keep the model's confidence (Shitole et al., 2021).
 
 Shitole, Li, Kahng, Tadepalli, Fern: One Explanation Is Not Enough: Structured Attention Graphs for Image Classification
-(NeurIPS 2021). Where we differ, and why: no set is scored twice; proposals learnt from all scores known so far and
-elimination replace growth from below (see `beam`); what is returned is certified; the overlap is bounded while
-searching.
+(NeurIPS 2021). Differences from the paper: no set is scored twice; proposals learnt from all known scores and
+elimination replace growth from small sets (see `search`); results are certified; the overlap is bounded during the
+search.
 
-Sets are streamed as each is certified. `SufficientSet.diverse` then says whether the set fits with those before it;
-when the search ends, the largest family is computed exactly, and a set whose flag it changes is yielded once more. Of
-two events with the same patches the later one holds.
+Each set is yielded when it is certified. `SufficientSet.diverse` then states whether it overlaps the earlier sets no
+more than allowed. At the end of the search the largest family is computed exactly, and a set whose flag changes is
+yielded again. Of two events with the same patches, the later one is valid.
 
-A job on 7x7 takes about 650 evaluations, certificates with them: see the bounds below.
+A job on 7x7 takes about 650 evaluations, including certificates: see the bounds below.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,21 +29,21 @@ from sagittal.explain.sets.scoring import Memo, Rule, Threshold, TopClass
 from sagittal.explain.sets.search import FIRST_NOISE, guesses, refine
 from sagittal.explain.steps import Steps
 
-# Diverse families: as many sets as possible of which no two share more patches than allowed, exactly.
+# Diverse families: as many sets as possible of which no two share more patches than allowed, computed exactly.
 #
-# Also the regions in which a further set of a family may be looked for.
+# Also the regions in which a further set of a family may be found.
 
 
 def compatible(bits: int, others: Sequence[int], allowed: int) -> bool:
-    """Whether a set shares at most `allowed` patches with each of the others."""
+    """Returns whether a set shares at most `allowed` patches with each of the others."""
     return all(overlap(bits, other) <= allowed for other in others)
 
 
 def diverse_family(scores: Mapping[int, float], allowed: int) -> tuple[int, ...]:
-    """Returns a largest family of sets that share pairwise at most `allowed` patches.
+    """Returns a largest family of sets of which no two share more than `allowed` patches.
 
-    Of the largest families it is one with the fewest patches, and of those one with the highest sum of scores. Exact,
-    by branch and bound over the sets given.
+    Among the largest families it has the fewest patches, and then the highest sum of scores. The result is exact, by
+    branch and bound over the given sets.
     """
     ranked = sorted(scores, key=lambda bits: (bits.bit_count(), -scores[bits], bits))
     best: tuple[int, ...] = ()
@@ -65,13 +65,13 @@ def diverse_family(scores: Mapping[int, float], allowed: int) -> tuple[int, ...]
 
 
 def open_regions(everything: int, family: Sequence[int], allowed: int, orders: Iterable[Sequence[int]]) -> list[int]:
-    """Returns regions whose subsets all fit with the family: first without its patches, then with some of them.
+    """Returns regions whose subsets are all compatible with the family: without its patches, then with some of them.
 
     Args:
         everything: All patches.
-        family: Sets that a further one is to fit with.
-        allowed: Most patches that two sets may share.
-        orders: Patches of the family in the orders in which they are let in again, as far as they fit.
+        family: Sets with which a further set must be compatible.
+        allowed: Maximum number of patches that two sets may share.
+        orders: Orders in which the patches of the family are added again, as far as they are compatible.
     """
     free = everything
     for bits in family:
@@ -80,7 +80,7 @@ def open_regions(everything: int, family: Sequence[int], allowed: int, orders: I
 
 
 def _letting_in(region: int, family: Sequence[int], allowed: int, order: Sequence[int]) -> int:
-    """Returns a region with all further patches that fit, taken in order; never all of a set, which is known."""
+    """Returns a region with all further compatible patches, in order; never all patches of a known set."""
     for patch in order:
         wider = region | 1 << patch
         if all(overlap(wider, bits) <= min(allowed, bits.bit_count() - 1) for bits in family):
@@ -89,41 +89,41 @@ def _letting_in(region: int, family: Sequence[int], allowed: int, order: Sequenc
 
 
 FIRST_BOUND = 12.0
-"""Evaluations for each patch of the grid after which no smaller first set is proposed: 588 on 7x7."""
+"""Evaluations per patch of the grid after which no smaller first set is proposed: 588 on 7x7."""
 
 FURTHER_BOUND = 3.0
 """The same for each later set: 147 on 7x7."""
 
 SEARCH_BOUND = 12.5
-"""The same for the whole search, certificates apart: 612 on 7x7. What further sets leave of it is spent on looking for
-a smaller set than the smallest."""
+"""The same for the whole search without certificates: 612 on 7x7. Further sets leave a rest, which is spent on finding
+a smaller set than the smallest one."""
 
 REGIONS = 24
-"""Regions that are tried when patches of the sets found are let in again."""
+"""Number of regions tried when patches of the found sets are allowed again."""
 
 SMALL_SHARE = 1.5
-"""A set that is known to suffice is the next one where it has at most this times the patches of the smallest found."""
+"""Maximum size of a known sufficient set that is used as the next one, relative to the smallest set found."""
 
 UPSAMPLING = {"box": Upsampling.BOX, "tent": Upsampling.ALIGNED}
 
 
 @dataclass(slots=True, kw_only=True)
 class SetSearch:
-    """A search for diverse minimal sufficient sets; state of one job."""
+    """A search for diverse minimal sufficient sets; the state of one job."""
 
     memo: Memo
     beam_width: int
     max_sets: int
     max_overlap: int
     found: dict[int, SufficientSet] = field(default_factory=dict)
-    """Sets that were certified, as last yielded."""
+    """Certified sets, as last yielded."""
     claims: list[Claim] = field(default_factory=list)
-    """Claims begun; the last one may not be finished."""
+    """Claims started; the last one may be unfinished."""
     truncated: bool = False
     """Whether a budget ended the search."""
 
     def run(self) -> Steps[None]:
-        """Yields requests and sets as they are found. A spent budget is reported, with what was found by then."""
+        """Yields requests, and sets when they are found. A spent budget is reported after the results so far."""
         try:
             degenerate = yield from self._check_ends()
             if not degenerate:
@@ -140,7 +140,7 @@ class SetSearch:
         return diverse_family({bits: each.score for bits, each in self.found.items()}, self.max_overlap)
 
     def _check_ends(self) -> Steps[bool]:
-        """Yields a warning if the empty set suffices or the whole image does not; whether so."""
+        """Yields a warning if the empty set is sufficient or the whole image is not; returns whether it did."""
         yield from self.memo.evaluate([0, self.memo.all])
         if self.memo.sufficient(0):
             yield EMPTY_SET_SUFFICIENT
@@ -166,7 +166,7 @@ class SetSearch:
         return (yield from refine(self.memo, region, width=2 * self.beam_width, bound=bound * self.memo.grid**2))
 
     def _smaller(self, end: int) -> Steps[None]:
-        """Spends what is left up to a bound on attempts at a smaller set than the smallest found, unless none is."""
+        """Spends the evaluations up to a bound on attempts at a set smaller than the smallest one, if one can exist."""
         for attempt in count(1):
             smallest = min(self.found, key=int.bit_count, default=0)
             before = self.memo.evaluations
@@ -189,7 +189,7 @@ class SetSearch:
         return self.found[bits].certificate.level is CertificateLevel.MINIMUM_SIZE
 
     def _report(self, bits: int) -> Steps[None]:
-        """Certifies a set, or one that takes its place, and yields it."""
+        """Certifies a set, or the set that replaces it, and yields it."""
         claim = Claim()
         self.claims.append(claim)
         certified = yield from certify(self.memo, bits, claim)
@@ -200,7 +200,7 @@ class SetSearch:
             yield from self._report(claim.beaten_by)
 
     def _add(self, claim: Claim, causal: CausalTriple | None) -> SufficientSet:
-        """Returns a certified set as an event, and remembers it."""
+        """Returns a certified set as an event, and stores it."""
         diverse = compatible(claim.bits, self.family, self.max_overlap)
         certificate = claim.certificate(self.memo)
         scored = self.memo[claim.bits]
@@ -218,9 +218,9 @@ class SetSearch:
         return found
 
     def _next_region(self) -> Steps[int | None]:
-        """Returns a sufficient region in which a further diverse set can be found; None where none was found.
+        """Returns a sufficient region that can contain a further diverse set; None if none was found.
 
-        A small set that is known to suffice and to fit is a region by itself; the largest region else.
+        A small compatible set that is known to be sufficient is such a region; otherwise it is the largest region.
         """
         family = self.family
         known = [bits for bits in self.memo.scores if compatible(bits, family, self.max_overlap)]
@@ -241,7 +241,7 @@ class SetSearch:
         return bits.bit_count(), -self.memo.merit(bits)
 
     def _orders(self, family: Sequence[int]) -> list[list[int]]:
-        """Returns orders of the patches of a family, promising ones first."""
+        """Returns orders of the patches of a family, promising patches first."""
         taken = members(reduce(or_, family))
         size = min(map(int.bit_count, family))
         generator = self.memo.problem.generator("regions", len(self.found))
@@ -249,13 +249,13 @@ class SetSearch:
         return [sorted(taken, key=guess.__getitem__, reverse=True) for guess in advice.tolist()]
 
     def _contains_found(self, region: int) -> bool:
-        """Whether a set that was found lies in a region, and would be found again."""
+        """Returns whether a region contains a set that was found, which would be found again."""
         return any(bits & ~region == 0 for bits in self.found)
 
     def _salvage(self) -> Steps[None]:
-        """Yields the claim that was being proven, with what was proven of it, else the smallest set known to suffice.
+        """Yields the unfinished claim with what was proven, or else the smallest set known to be sufficient.
 
-        The latter only where nothing was found: beside a set that was, it is a large one that nobody searched.
+        The latter is yielded only if nothing was found: it is large, and no search has reduced it.
         """
         claim = self.claims[-1] if self.claims else Claim()
         if not claim.bits and not self.found:
@@ -271,12 +271,12 @@ class SetSearch:
             yield self._add(claim, causal)
 
     def _smallest_known(self) -> Claim:
-        """Returns the smallest sufficient set in the memo as a claim of its sufficiency."""
+        """Returns the smallest sufficient set in the memo, as a claim of sufficiency."""
         sufficient = [bits for bits in self.memo.scores if bits and self.memo.sufficient(bits)]
         return Claim(min(sufficient, key=lambda bits: (bits.bit_count(), -self.memo.merit(bits)), default=0), checked=1)
 
     def _settle(self) -> Steps[None]:
-        """Yields again each set whose place in the largest family is not as it was said to be."""
+        """Yields again each set whose membership in the largest family has changed."""
         family = self.family
         for bits, each in self.found.items():
             if each.diverse != (bits in family):
@@ -286,19 +286,19 @@ class SetSearch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchSearch(Explainer):
-    """What explainers by patch sets have in common: the grid, and when a set suffices."""
+    """Common part of explainers by patch sets: the grid, and the rule of sufficiency."""
 
     grid: int = parameter(7, "Side of the square grid of patches", minimum=3, maximum=14)
-    sufficiency: str = parameter("threshold", "When a set counts as sufficient", choices=("threshold", "top-class"))
+    sufficiency: str = parameter("threshold", "Rule of sufficiency of a set", choices=("threshold", "top-class"))
     threshold: float = parameter(
         0.9,
-        "Share of the full image's score that a sufficient set keeps",
+        "Share of the unmasked score that a sufficient set keeps",
         minimum=0,
         maximum=1,
         exclusive_minimum=True,
     )
-    beam_width: int = parameter(8, "Breadth of the search: half the sets proposed in a round", minimum=1, maximum=100)
-    max_overlap: int = parameter(1, "Most patches that two diverse sets may share", minimum=0, maximum=196)
+    beam_width: int = parameter(8, "Breadth of the search: half the sets proposed per round", minimum=1, maximum=100)
+    max_overlap: int = parameter(1, "Maximum number of patches that two diverse sets share", minimum=0, maximum=196)
     patch_shape: str = parameter("box", "Shape of a patch: exact rectangles or bilinear tents", choices=("box", "tent"))
 
     def memo(self, problem: Problem) -> Memo:
@@ -310,13 +310,13 @@ class PatchSearch(Explainer):
         return Memo(problem=problem, grid=self.grid, rule=self.rule(problem), upsampling=UPSAMPLING[self.patch_shape])
 
     def rule(self, problem: Problem) -> Rule:
-        """Returns when a set counts as sufficient."""
+        """Returns the rule of sufficiency."""
         if self.sufficiency == "top-class":
             return TopClass(target=problem.target)
-        return Threshold(required_score=self.threshold * problem.full_score)
+        return Threshold(required_score=self.threshold * problem.unmasked_score)
 
     def search(self, problem: Problem, max_sets: int) -> SetSearch:
-        """Returns the search for diverse sets, not begun."""
+        """Returns a new search for diverse sets."""
         return SetSearch(
             memo=self.memo(problem), beam_width=self.beam_width, max_sets=max_sets, max_overlap=self.max_overlap
         )
@@ -328,22 +328,22 @@ class MinimalSufficientExplanations(PatchSearch):
 
     summary = "Minimal sufficient explanations: small sets of patches that alone keep the model's confidence"
 
-    max_sets: int = parameter(10, "Most sets returned", minimum=1, maximum=100)
+    max_sets: int = parameter(10, "Maximum number of sets returned", minimum=1, maximum=100)
 
     def explain(self, problem: Problem) -> Steps[None]:
-        """Yields each set as it is certified."""
+        """Yields each set when it is certified."""
         yield from warn_of_tiny_score(problem)
         yield from self.search(problem, self.max_sets).run()
         yield Progress(1.0, phase="certify")
 
 
 def warn_of_tiny_score(problem: Problem) -> Steps[None]:
-    """Yields a warning if the full score is so small that sufficiency means little."""
-    if problem.full_score < TINY_SCORE:
+    """Yields a warning if the unmasked score is so small that sufficiency means little."""
+    if problem.unmasked_score < TINY_SCORE:
         yield Warning(
             "SUFFICIENCY_UNRELIABLE",
-            f"The target's score on the image is {problem.full_score:.2g}: a share of it is reached by chance, so the "
-            "sets say little. Choose a class that the model sees in the image.",
+            f"The target's score on the image is {problem.unmasked_score:.2g}: a share of it is reached by chance, "
+            "so that the sets mean little. Choose a class that the model recognises in the image.",
         )
 
 
@@ -351,19 +351,19 @@ def _bound_reached(bound: int) -> Warning:
     """Returns the warning that further sets may exist."""
     return Warning(
         "SEARCH_BOUND_REACHED",
-        f"The search stopped at its bound of {bound} evaluations while a part of the image that suffices was still to "
-        "be searched: there may be further diverse sets, and smaller ones.",
+        f"The search stopped at its bound of {bound} evaluations before it had searched every sufficient part of the "
+        "image: there may be further diverse sets, and smaller ones.",
     )
 
 
 EMPTY_SET_SUFFICIENT = Warning(
     "EMPTY_SET_SUFFICIENT",
-    "The baseline alone is sufficient: nothing of the image is needed, so there is no set to report. The model may not "
-    "look at the image for this class, or the baseline may not hide the class; try another baseline.",
+    "The baseline alone is sufficient: no part of the image is needed, so there is no set to report. The model may not "
+    "use the image for this class, or the baseline may not hide the class; try another baseline.",
 )
 
 IMAGE_NOT_SUFFICIENT = Warning(
     "IMAGE_NOT_SUFFICIENT",
     "The target is not the model's top class on the whole image, so no set keeps it the top class. Choose the top "
-    "class, or the sufficiency by threshold.",
+    "class, or sufficiency by threshold.",
 )
