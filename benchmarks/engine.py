@@ -75,7 +75,7 @@ def efficiency(bench: Bench) -> str:
     """An explanation's time over what the bare model needs for its evaluations."""
     jobs = {
         "iGOS++ 28x28": (EXPLAINERS["igos++"].explainer(), None),
-        "MSE search": (EXPLAINERS["mse"].explainer(), 300),
+        "MSE search": (EXPLAINERS["minimal-sufficient-explanations"].explainer(), 300),
         "RISE": (EXPLAINERS["rise"].explainer(), 300),
     }
     rows = [_efficiency(bench, name, explainer, most) for name, (explainer, most) in jobs.items()]
@@ -99,7 +99,7 @@ def _spread(ratios: Sequence[float]) -> str:
 
 def concurrency(bench: Bench) -> str:
     """Jobs that share the device."""
-    methods = ("igos++", "rise", "mse", "occlusion")
+    methods = ("igos++", "rise", "minimal-sufficient-explanations", "occlusion")
     shared, ratios = [], []
     for _ in range(TURNS):
         tasks = [bench.task(EXPLAINERS[method].explainer(), evaluations=32) for method in methods * 2]

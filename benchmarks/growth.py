@@ -96,7 +96,7 @@ def _tasks(loaded: LoadedModel, axis: str, size: int) -> Sequence[Task]:
     if axis == "grid":
         image = torch.randn(3, 224, 224, generator=torch.Generator().manual_seed(0)).to(loaded.device)
         question = Question(image=image, black=black(loaded.entry.preprocessing), seed=0)
-        search = EXPLAINERS["mse"].explainer(grid=size)
+        search = EXPLAINERS["minimal-sufficient-explanations"].explainer(grid=size)
         return [Task(steps=explanation_steps(question, search, Metrics()), budget=Budget(evaluations=SEARCHED))]
     jobs, side, cells = (size if axis == name else usual for name, usual in (("jobs", 1), ("image", 224), ("mask", 28)))
     return [Task(steps=_steps(loaded.device, side, cells)) for _ in range(jobs)]

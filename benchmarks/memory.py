@@ -71,7 +71,10 @@ def write(options: argparse.Namespace) -> None:
         return lambda: explanation_steps(question, EXPLAINERS[method].explainer(), Metrics())
 
     pairs = {
-        "attention graph after sufficient sets": (job("mse"), job("sag")),
+        "attention graph after sufficient sets": (
+            job("minimal-sufficient-explanations"),
+            job("structured-attention-graph"),
+        ),
         "occlusion of another class": (job("occlusion"), job("occlusion", target=282)),
     }
     rows = []

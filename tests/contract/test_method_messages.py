@@ -42,6 +42,7 @@ def test_every_choice_has_an_enum_value(row):
             assert declared.default in names
 
 
-def test_names_and_fields_are_unique():
-    assert len({row.name for row in EXPLAINERS.values()}) == len(EXPLAINERS)
+def test_names_aliases_and_fields_are_unique():
+    names = [name for row in EXPLAINERS.values() for name in (row.name, *row.aliases)]
+    assert len(set(names)) == len(names)
     assert len({row.field for row in TYPED}) == len(TYPED)

@@ -75,7 +75,8 @@ def describe(model: Model) -> list[str]:
 def _methods(model: Model) -> Iterator[str]:
     for method in model.methods:
         missing = f"  (not for this model: {method.unavailable})" if method.unavailable else ""
-        yield from ("", f"  {method.name}{missing}", f"    {method.summary}")
+        also = f" ({', '.join(method.aliases)})" if method.aliases else ""
+        yield from ("", f"  {method.name}{also}{missing}", f"    {method.summary}")
         for parameter in method.parameters:
             yield f"    --set {_parameter(parameter)}"
 

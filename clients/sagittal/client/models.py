@@ -51,7 +51,9 @@ class MethodInfo:
     summary: str
     parameters: tuple[ParameterInfo, ...]
     unavailable: str
-    """Empty where the model admits it; else why not."""
+    """Why the model does not admit the method; empty if it does."""
+    aliases: tuple[str, ...] = ()
+    """Further names that are accepted, such as "mse"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +167,11 @@ def _parameter(message: model_pb2.ParameterDescription) -> ParameterInfo:
 
 
 def by_name(methods: tuple[MethodInfo, ...]) -> Mapping[str, MethodInfo]:
-    """Returns methods by each spelling a caller may use: the name, and the field unless it is shared."""
+    """Returns methods by each accepted spelling: the name, the aliases, and the field unless it is shared."""
     spellings = {method.name.lower(): method for method in methods}
     for method in methods:
+        for alias in method.aliases:
+            spellings.setdefault(alias.lower(), method)
         if method.field != "custom":
             spellings.setdefault(method.field.replace("_", "-"), method)
     return spellings

@@ -673,6 +673,7 @@ class MethodDescription(_message.Message):
     PARAMETERS_FIELD_NUMBER: _builtins.int
     UNAVAILABLE_FIELD_NUMBER: _builtins.int
     STATEFUL_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name for people and the command line, such as "igos++"."""
     field: _builtins.str
@@ -687,6 +688,10 @@ class MethodDescription(_message.Message):
     def parameters(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParameterDescription]:
         """Its parameters."""
 
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Further names that CustomMethod.name accepts for it, such as "mse"."""
+
     def __init__(
         self,
         *,
@@ -696,10 +701,11 @@ class MethodDescription(_message.Message):
         parameters: _abc.Iterable[Global___ParameterDescription] | None = ...,
         unavailable: _builtins.str = ...,
         stateful: _builtins.bool = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "name", b"name", "parameters", b"parameters", "stateful", b"stateful", "summary", b"summary", "unavailable", b"unavailable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "field", b"field", "name", b"name", "parameters", b"parameters", "stateful", b"stateful", "summary", b"summary", "unavailable", b"unavailable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -221,7 +221,7 @@ def enum_name(enum: EnumDescriptor, number: int) -> str | None:
 
 
 def _by_name(custom: method_pb2.CustomMethod, listed: list[model_pb2.MethodDescription], path: Path) -> ResolvedMethod:
-    description = next((entry for entry in listed if entry.name == custom.name), None)
+    description = next((each for each in listed if custom.name in (each.name, *each.aliases)), None)
     if description is None:
         text = f"{path}.name is {shown(custom.name)}; this model's workers serve {_names(listed)}"
         raise InvalidRequest(text, field=f"{path}.name")

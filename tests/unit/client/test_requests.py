@@ -146,7 +146,10 @@ def catalogue() -> model_pb2.Model:
         name="lamp",
         methods=[
             model_pb2.MethodDescription(name="igos++", field="igos_plus_plus"),
-            model_pb2.MethodDescription(name="mse", field="minimal_sufficient_explanations"),
+            model_pb2.MethodDescription(
+                name="minimal-sufficient-explanations", field="minimal_sufficient_explanations", aliases=["mse"]
+            ),
+            model_pb2.MethodDescription(name="sag", field="structured_attention_graph"),  # as earlier workers list it
             model_pb2.MethodDescription(name="new-thing", field="custom", parameters=[number, switch]),
         ],
     )
@@ -161,6 +164,8 @@ def catalogue() -> model_pb2.Model:
         ("igos_plus_plus", "igos_plus_plus"),
         ("mse", "minimal_sufficient_explanations"),
         ("minimal-sufficient-explanations", "minimal_sufficient_explanations"),
+        ("sag", "structured_attention_graph"),
+        ("structured-attention-graph", "structured_attention_graph"),
     ],
 )
 def test_methods_go_by_their_usual_names(client, script, picture, name, field) -> None:
@@ -169,7 +174,22 @@ def test_methods_go_by_their_usual_names(client, script, picture, name, field) -
     assert script.specs[0].method.WhichOneof("method") == field
 
 
-@pytest.mark.parametrize("name", ["igos", "igos+", "igos++", "rise", "grad-cam", "mse", "sag", "occlusion", "xnn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "igos",
+        "igos+",
+        "igos++",
+        "rise",
+        "grad-cam",
+        "mse",
+        "sag",
+        "occlusion",
+        "xnn",
+        "minimal-sufficient-explanations",
+        "structured-attention-graph",
+    ],
+)
 def test_methods_of_the_api_are_known_before_a_worker_is(client, script, picture, name) -> None:
     client.submit(picture, model="lamp", method=name)
     assert script.specs[0].method.WhichOneof("method")

@@ -48,6 +48,14 @@ def catalogue() -> list[model_pb2.MethodDescription]:
     ]
 
 
+@pytest.mark.parametrize("asked", ["igos++", "igos-plus-plus"])
+def test_a_method_by_an_alias_is_the_listed_method(asked: str) -> None:
+    listed = catalogue()
+    listed[0].aliases.append("igos-plus-plus")
+    resolved = resolve(custom(asked, mask_size=7), listed)
+    assert (resolved.name, resolved.field, resolved.parameters["mask_size"]) == ("igos++", "igos_plus_plus", 7)
+
+
 def of(**method: object) -> method_pb2.Method:
     return method_pb2.Method(**method)
 

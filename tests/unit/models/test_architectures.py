@@ -34,8 +34,8 @@ REDUCED = {
     "occlusion": {"grid": 2, "window": 1},
     "score-cam": {"channels": 4},
     "integrated-gradients": {"steps": 2, "mask_size": 8},
-    "mse": {"grid": 3},
-    "sag": {"grid": 3},
+    "minimal-sufficient-explanations": {"grid": 3},
+    "structured-attention-graph": {"grid": 3},
     "evaluate-mask": {"heatmap": torch.rand(4, 4, generator=torch.Generator().manual_seed(0))},
 }
 """Parameters that make a method short."""

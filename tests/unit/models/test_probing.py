@@ -190,7 +190,7 @@ def test_a_model_that_takes_channels_last_gives_the_same_scores(make):
     assert "model.features" in other.found.spatial_layers
 
 
-@pytest.mark.parametrize("method", ["igos++", "rise", "grad-cam", "occlusion", "mse"])
+@pytest.mark.parametrize("method", ["igos++", "rise", "grad-cam", "occlusion", "minimal-sufficient-explanations"])
 @pytest.mark.parametrize(("flaw", "output"), [("", "multi-label-logits"), ("sigmoid", "multi-label-probabilities")])
 def test_independent_labels_are_explained_by_their_own_score(make, method, flaw, output):
     loaded = make(flaw, output=output)
@@ -204,7 +204,9 @@ def test_independent_labels_are_explained_by_their_own_score(make, method, flaw,
     assert ends == [None]
     (told,) = [event for event in events if type(event).__name__ == "Prediction"]
     assert told.target.score == pytest.approx(float(scores[2]), abs=1e-4), "its sigmoid, not its share"
-    assert method == "mse" or any(isinstance(event, SaliencyMask) and event.final for event in events)
+    assert method == "minimal-sufficient-explanations" or any(
+        isinstance(event, SaliencyMask) and event.final for event in events
+    )
 
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])

@@ -106,10 +106,19 @@ def test_what_it_cannot_do_is_known_before_a_job_is_queued(server):
         admitted = row.explainer.needs is Needs.NOTHING
         assert (described[row.name] == "") == admitted
         assert admitted or "these need neither: rise" in described[row.name]
-    assert not any(described[name] for name in ("mse", "sag", "rise", "occlusion", "evaluate-mask"))
+    assert not any(
+        described[name]
+        for name in (
+            "minimal-sufficient-explanations",
+            "structured-attention-graph",
+            "rise",
+            "occlusion",
+            "evaluate-mask",
+        )
+    )
 
 
-@pytest.mark.parametrize("name", ["mse", "sag", "occlusion"])
+@pytest.mark.parametrize("name", ["minimal-sufficient-explanations", "structured-attention-graph", "occlusion"])
 def test_methods_without_gradients_find_the_reason(server, name):
     events, error = run(
         load_remote(server), explanation_steps(Question(image=image(LEFT), target=1), EXPLAINERS[name].explainer())

@@ -1,11 +1,15 @@
 """What a worker publishes is enough for the service to check every method with its defaults."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from sagittal.core.methods import resolve
-from sagittal.explain import EXPLAINERS, parameters
+from sagittal.explain import EXPLAINERS, find_method, parameters
 from sagittal.models.loaded import Found
 from sagittal.v1 import method_pb2
+from sagittal.worker.execution.requests import make_explainer
 from sagittal.worker.hosting.description import describe_method
 
 FOUND = Found(
@@ -46,3 +50,15 @@ def test_a_method_that_the_model_does_not_admit_says_what_works():
     )
     assert "rise" in describe_method(EXPLAINERS["igos++"], blind).unavailable
     assert not describe_method(EXPLAINERS["rise"], blind).unavailable
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"), [("mse", "minimal-sufficient-explanations"), ("sag", "structured-attention-graph")]
+)
+def test_a_method_is_the_same_by_its_alias(alias, name):
+    described = describe_method(EXPLAINERS[name], FOUND)
+    asked = method_pb2.Method(custom=method_pb2.CustomMethod(name=alias))
+    resolved = resolve(asked, [described])
+    assert resolved.name == name
+    assert find_method(alias) is EXPLAINERS[name]
+    assert make_explainer(replace(resolved, name=alias), torch.device("cpu")) == EXPLAINERS[name].explainer()

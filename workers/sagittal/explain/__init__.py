@@ -20,7 +20,7 @@ from sagittal.explain.library import explain
 from sagittal.explain.masks.igos import IGOS, IGOSPlus, IGOSPlusPlus
 from sagittal.explain.masks.meaningful_perturbation import MeaningfulPerturbation
 from sagittal.explain.measures.curves import CurveProtocol, Metrics
-from sagittal.explain.methods import EXPLAINERS, Row
+from sagittal.explain.methods import EXPLAINERS, Row, find_method
 from sagittal.explain.parameters import InvalidParameter, parameter, parameters
 from sagittal.explain.problem import Problem, Question
 from sagittal.explain.sets.attention_graph import StructuredAttentionGraph
@@ -60,6 +60,7 @@ __all__ = [
     "Unsupported",
     "explain",
     "explanation_steps",
+    "find_method",
     "parameter",
     "parameters",
     "score_regions",

@@ -1,4 +1,4 @@
-"""The table of methods: one row makes a method servable, batched, cancellable, metered and drawn."""
+"""The table of methods. One row is enough to serve, batch, cancel, meter and draw a method."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,13 +20,15 @@ from sagittal.explain.sets.sufficient_sets import MinimalSufficientExplanations
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A method as callers name it."""
+    """A method with its public names."""
 
     name: str
-    """For people and the command line, such as `igos++`."""
+    """The listed name, such as `igos++`."""
     field: str
-    """Field of `sagittal.v1.Method` that carries its parameters; `custom` where it has none."""
+    """Field of `sagittal.v1.Method` that carries its parameters; `custom` if it has none."""
     explainer: type[Explainer]
+    aliases: tuple[str, ...] = ()
+    """Further names that are accepted, such as `mse`."""
 
 
 ROWS = (
@@ -40,11 +42,18 @@ ROWS = (
     Row("integrated-gradients", "integrated_gradients", IntegratedGradients),
     Row("excitation-bp", "excitation_backprop", ExcitationBackprop),
     Row("occlusion", "occlusion", Occlusion),
-    Row("mse", "minimal_sufficient_explanations", MinimalSufficientExplanations),
-    Row("sag", "structured_attention_graph", StructuredAttentionGraph),
+    Row("minimal-sufficient-explanations", "minimal_sufficient_explanations", MinimalSufficientExplanations, ("mse",)),
+    Row("structured-attention-graph", "structured_attention_graph", StructuredAttentionGraph, ("sag",)),
     Row("concepts", "concepts", Concepts),
     Row("evaluate-mask", "evaluate_mask", EvaluateMask),
 )
 
 EXPLAINERS: Mapping[str, Row] = {row.name: row for row in ROWS}
-"""Methods by name."""
+"""Methods by listed name."""
+
+_BY_ANY_NAME: Mapping[str, Row] = {name: row for row in ROWS for name in (row.name, *row.aliases)}
+
+
+def find_method(name: str) -> Row:
+    """Returns the method with a listed name or an alias. Raises KeyError if there is none."""
+    return _BY_ANY_NAME[name]

@@ -15,7 +15,6 @@ from sagittal.core.methods import ResolvedMethod, resolve
 from sagittal.core.requests import DEFAULT_CURVE_STEPS, resolve_target
 from sagittal.core.tensors import array_of
 from sagittal.explain import (
-    EXPLAINERS,
     Black,
     Blur,
     CurveProtocol,
@@ -25,6 +24,7 @@ from sagittal.explain import (
     Metrics,
     Noise,
     Question,
+    find_method,
 )
 from sagittal.explain.baselines import Baseline
 from sagittal.explain.parameters import InvalidParameter
@@ -102,7 +102,7 @@ def make_explainer(method: ResolvedMethod, device: torch.device) -> Explainer:
     """Returns the explainer of a resolved method. Raises InvalidRequest where a parameter is out of its bounds."""
     settings = {name: _parameter(value, name, device) for name, value in method.parameters.items()}
     try:
-        return EXPLAINERS[method.name].explainer(**settings)
+        return find_method(method.name).explainer(**settings)
     except InvalidParameter as error:
         field = f"spec.method.{method.field}.{error.name}"
         raise InvalidRequest(f"{field} {error.message}", field=field) from error

@@ -52,6 +52,7 @@ def describe_method(row: Row, found: Found, layers: Layers | None = None) -> mod
         parameters=described,
         unavailable=_unavailable(row, found),
         stateful=issubclass(row.explainer, Concepts),
+        aliases=row.aliases,
     )
 
 
