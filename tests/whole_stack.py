@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import socketserver
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -41,7 +42,10 @@ from sagittal.registry.redis import RedisModelRegistry, RedisWorkerRegistry
 from sagittal.server.service import Service
 from sagittal.server.settings import ServiceSettings
 from sagittal.v1 import explanation_pb2 as pb
+from sagittal.worker import process
 from sagittal.worker.concepts.store import connect_concept_store
+from sagittal.worker.execution import writer
+from sagittal.worker.hosting import models
 from sagittal.worker.hosting.models import HostedModels
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.process import Worker
@@ -96,7 +100,7 @@ class ThreadKiller:
     """Raises in a thread, by name, at the next line of the program's own code that it runs."""
 
     #: Files in whose lines a thread may be ended: the bodies of the threads' loops.
-    FILES = ("worker/worker.py", "worker/writer.py", "worker/models.py", "socketserver.py")
+    FILES = frozenset(module.__file__ for module in (process, writer, models, socketserver))
 
     def __init__(self) -> None:
         self._target = ""
@@ -107,7 +111,7 @@ class ThreadKiller:
 
     def trace(self, frame: FrameType, _event: str, _argument: object) -> Any:
         """Is the trace function of the threads that start while it is set."""
-        return self._trace_line if frame.f_code.co_filename.endswith(self.FILES) else None
+        return self._trace_line if frame.f_code.co_filename in self.FILES else None
 
     def _trace_line(self, _frame: FrameType, event: str, _argument: object) -> Any:
         if event == "line" and self._target and threading.current_thread().name == self._target:

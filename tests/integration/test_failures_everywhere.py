@@ -27,7 +27,7 @@ CHANGES = ("declare", "wish", "remove")
 #: operations are in test_redis_replies.py.
 OF_SERVICE = {
     "calls": {"submit", "get", "read", "cancel", "delete", "list", *(f"registry_{do}" for do in CHANGES)},
-    "readiness": {"PING", "backlog", "registry_read"},
+    "readiness": {"PING", "backlog", "registry_read", "SET", "GET"},
     "sweeper": {"sweep"},
     "log-news": {"SUBSCRIBE"},
 }
@@ -36,7 +36,7 @@ OF_WORKER = {
     "heartbeat": {"heartbeat", "registry_announce"},
     "cancellations": {"SUBSCRIBE"},
     "event-writer": {"append", "checkpoint", "settle"},
-    "models": {"GET", "registry_read"},
+    "models": {"registry_changes", "registry_read"},
 }
 #: Background work that asks Redis for nothing.
 SILENT = {"engine", "metrics"}
@@ -77,6 +77,7 @@ def stack(
 ) -> Iterator[Stack]:
     of_service, of_worker = (proxy.url for proxy in faulty)
     running = Stack(tmp_path_factory.mktemp("stack"), of_service=of_service, of_worker=of_worker, direct=direct)
+    running.use()  # starts what is started when it is first needed
     yield running
     running.close()
 
