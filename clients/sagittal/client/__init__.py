@@ -59,7 +59,7 @@ from sagittal.client.events import (
     Unrecognised,
     Warning,
 )
-from sagittal.client.explained_image import ExplainedImage
+from sagittal.client.explained_image import ExplainedImage, JobImage
 from sagittal.client.explanation import Explanation, Graph, Job, RegionScore, RegionScores
 from sagittal.client.extras import MissingExtra
 from sagittal.client.images import ImageLike, ModelInput
@@ -141,6 +141,7 @@ __all__ = [
     "JobBuried",
     "JobCancelled",
     "JobFailed",
+    "JobImage",
     "LiveDisplay",
     "Mask",
     "MeaningfulPerturbation",

@@ -1,6 +1,6 @@
 """What the sync and the asyncio client share: requests, answers and the connection's settings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from google.protobuf.message import Message
 
@@ -62,6 +62,22 @@ def spec_for(options: ExplainOptions, model: Model | None) -> pb.ExplanationSpec
     elif method is not None:
         packed = pack_method(method)
     return build_spec(packed, **options)
+
+
+#: Kinds of images that a job has.
+IMAGE_KINDS: Mapping[str, int] = {
+    name.removeprefix("JOB_IMAGE_").lower().replace("_", "-"): number
+    for name, number in service_pb.JobImage.items()
+    if number
+}
+
+
+def image_request(job_id: str, kind: str, longest: int, mask: int) -> service_pb.GetExplanationImageRequest:
+    """Returns the request of an image of a job. Raises InvalidRequest for an unknown kind."""
+    if kind not in IMAGE_KINDS:
+        raise InvalidRequest(f"got {kind!r}; expected one of {', '.join(IMAGE_KINDS)}", field="kind")
+    number = IMAGE_KINDS[kind]
+    return build(service_pb.GetExplanationImageRequest, job_id=job_id, image=number, longest=longest, mask=mask)
 
 
 def list_request(

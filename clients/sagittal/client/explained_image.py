@@ -3,15 +3,17 @@
 from dataclasses import dataclass
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
 from sagittal.client.errors import InvalidImage, InvalidRequest
 from sagittal.client.images import ImageLike, UnreadableImage, encode_image, to_array
 from sagittal.client.preprocessing import Preprocessing
-from sagittal.imaging.fitting import Frame, fit_to_input, frame_of
+from sagittal.imaging.fitting import Frame, fit_to_input, frame_of, picture_of_input
+from sagittal.imaging.overlays import to_png
 from sagittal.imaging.reading import read_image
 from sagittal.imaging.view import View, view_of
-from sagittal.v1 import tensor_pb2
+from sagittal.v1 import explanation_service_pb2, tensor_pb2
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -56,6 +58,37 @@ class ExplainedImage:
         return np.asarray(pixels / 255, np.float32)
 
 
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class JobImage:
+    """An image of a stored job."""
+
+    source: tensor_pb2.Image
+    """As the API has it."""
+    exact: bool
+    """Whether it is what was tested, up to rounding; see the API's `GetExplanationImageResponse`."""
+
+    def __repr__(self) -> str:
+        return f"JobImage({self.source.WhichOneof('source')}, {self.source.ByteSize():,} bytes, exact={self.exact})"
+
+    @staticmethod
+    def of(message: explanation_service_pb2.GetExplanationImageResponse) -> "JobImage":
+        """Returns an image that the service sent."""
+        return JobImage(message.image, message.exact)
+
+    @property
+    def encoded(self) -> bytes:
+        """The bytes of the file; empty for an image that was sent as an array."""
+        return self.source.encoded
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The image as uint8 RGB of shape (height, width, 3). Raises InvalidImage for a model's input."""
+        return _pixels(self.source, None)
+
+    def _repr_png_(self) -> bytes:
+        return to_png(PIL.Image.fromarray(self.pixels))
+
+
 def explained_image(
     image: ImageLike | tensor_pb2.Image,
     preprocessing: Preprocessing | None,
@@ -94,12 +127,5 @@ def _pixels(image: tensor_pb2.Image, preprocessing: Preprocessing | None) -> NDA
         scale = 1.0 if image.pixels.dtype == tensor_pb2.DATA_TYPE_UINT8 else 255.0
         return np.asarray(np.rint(array * scale), np.uint8)
     if kind == "model_input" and preprocessing is not None:
-        return _seen_in(to_array(image.model_input), preprocessing)
+        return picture_of_input(to_array(image.model_input), preprocessing)
     raise InvalidImage("a model's input is drawn by its preprocessing, which is not known here", field="preprocessing")
-
-
-def _seen_in(values: NDArray[np.float32], how: Preprocessing) -> NDArray[np.uint8]:
-    """Returns the picture that a model's input (3, height, width) stands for."""
-    mean, std = (np.array(each, np.float32).reshape(3, 1, 1) for each in (how.mean, how.std))
-    scaled = (values * std + mean)[:: -1 if how.channel_order == "BGR" else 1]
-    return np.asarray(np.rint(np.clip(scaled, 0, 1) * 255).transpose(1, 2, 0), np.uint8)

@@ -374,7 +374,8 @@ def _facts(explanation: Explanation) -> Iterable[str]:
     target, method = explanation.target, explanation.method[:_MAX_NAME]
     if target is not None:
         yield f"{(target.label or f'class {target.index}')[:_MAX_NAME]!r} {target.score:.1%}"
-    model = f"{explanation.model[:_MAX_NAME]}@{explanation.model_version[:_MAX_NAME]}".strip("@")
+    version = explanation.model_version[:_MAX_NAME]
+    model = f"{explanation.model[:_MAX_NAME]}@{version}".rstrip("@") if explanation.model else ""
     yield " on ".join(filter(None, (method, model)))
     if explanation.insertion is not None:
         yield f"insertion {explanation.insertion:.3f}"
@@ -467,6 +468,11 @@ def gathering_of(spec: pb.ExplanationSpec | None, job_id: str) -> Gathering:
         return Gathering(job_id=job_id)
     given = spec.baseline.image if spec.baseline.HasField("image") else None
     return Gathering(model=spec.model, job_id=job_id, image=spec.image, baseline=given)
+
+
+def attach_image(found: Explanation, image: tensor_pb2.Image) -> Explanation:
+    """Returns an explanation with the image that it is of, if the worker reported how that became the model's input."""
+    return Gathering(image=image).attached(found)
 
 
 def terminal_error(event: pb.ExplanationEvent) -> SagittalError | None:

@@ -6,6 +6,7 @@ Whatever comes from a service or a model is escaped. Images are embedded, so tha
 import base64
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from html import escape
 
 import numpy as np
@@ -44,7 +45,8 @@ def table_html(columns: Sequence[str], rows: Iterable[Sequence[object]], note: s
     cell = f"padding:3px 10px;text-align:left;border-bottom:1px solid {_RULE}"
     head = "".join(f'<th style="{cell}">{escape(name)}</th>' for name in columns)
     body = "".join(
-        "<tr>" + "".join(f'<td style="{cell}">{escape(_cell(value))}</td>' for value in row) + "</tr>" for row in rows
+        "<tr>" + "".join(f'<td style="{cell}">{escape(cell_text(value))}</td>' for value in row) + "</tr>"
+        for row in rows
     )
     caption = f'<div style="color:{_FAINT}">{escape(note)}</div>' if note else ""
     table = f'<table style="border-collapse:collapse"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
@@ -56,10 +58,16 @@ def percent(share: float) -> str:
     return f"{share:.1%}" if share >= 0.001 or share == 0 else "<0.1%"
 
 
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def cell_text(value: object) -> str:
+    """Returns a value as a table shows it."""
+    match value:
+        case None:
+            return ""
+        case float():
+            return f"{value:.4g}"
+        case datetime():
+            return f"{value:%Y-%m-%d %H:%M:%S}"
+    return str(value)
 
 
 def _heading(explanation: Explanation) -> str:
@@ -67,7 +75,7 @@ def _heading(explanation: Explanation) -> str:
     title = explanation.state
     if target is not None:
         title = f"{target.label or f'class {target.index}'} {percent(target.score)}"
-    model = f"{explanation.model}@{explanation.model_version}".strip("@")
+    model = f"{explanation.model}@{explanation.model_version}".rstrip("@") if explanation.model else ""
     parts = [model, explanation.method, f"{explanation.evaluations:,} evaluations"]
     if explanation.seconds is not None:
         parts.append(f"{explanation.seconds:.1f} s")
@@ -161,7 +169,7 @@ def _caption(lines: Sequence[str]) -> str:
 def _curves(curves: Sequence[Curve]) -> str:
     """Returns both curves as an SVG: the share inserted or deleted from left to right, the probability upwards."""
     width, height, left, bottom = 260, 200, 34, 22
-    across, up = width - left - 8, height - bottom - 8
+    across, up = width - left - 18, height - bottom - 8
     lines = [
         f'<rect x="{left}" y="8" width="{across}" height="{up}" fill="none" stroke="{_RULE}"/>',
         *_ticks(left, across, up),

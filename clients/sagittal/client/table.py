@@ -8,7 +8,7 @@ from sagittal.client.documents import explanation_row
 from sagittal.client.errors import InvalidRequest
 from sagittal.client.explanation import Explanation, Job
 from sagittal.client.extras import import_extra
-from sagittal.client.html import table_html
+from sagittal.client.html import cell_text, table_html
 from sagittal.client.models import Model
 
 #: Rows that are shown; the rest are counted.
@@ -50,7 +50,7 @@ class Table(Sequence[Mapping[str, Any]]):
 
     def __str__(self) -> str:
         """The rows in columns of equal width."""
-        lines = [tuple(self.columns), *(tuple(map(_text, _values(row, self.columns))) for row in self._rows)]
+        lines = [tuple(self.columns), *(tuple(map(cell_text, _values(row, self.columns))) for row in self._rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
@@ -63,12 +63,6 @@ class Table(Sequence[Mapping[str, Any]]):
 
 def _values(row: Mapping[str, Any], columns: Sequence[str]) -> Sequence[Any]:
     return [row.get(name) for name in columns]
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _row(found: object) -> Mapping[str, Any]:

@@ -1,6 +1,6 @@
 """How an image is fitted to a model's square input, and where on the image the input lies."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +34,22 @@ class Fit(Protocol):
     @property
     def fit(self) -> str:
         """Either "crop" or "squash"."""
+
+
+class Scale(Protocol):
+    """The part of a model's preprocessing that concerns values."""
+
+    @property
+    def mean(self) -> Sequence[float]:
+        """Of each channel in the order of `channel_order`, on the 0..1 scale."""
+
+    @property
+    def std(self) -> Sequence[float]:
+        """Of each channel in the order of `channel_order`, on the 0..1 scale."""
+
+    @property
+    def channel_order(self) -> str:
+        """Either "RGB" or "BGR"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +88,13 @@ def fit_to_input(image: NDArray[np.uint8], how: Fit) -> NDArray[np.uint8]:
     size = how.input_size
     picture, box = PIL.Image.fromarray(image), visible_box(image.shape[:2], how)
     return np.asarray(picture.resize((size, size), _RESAMPLING[how.interpolation], box=box))
+
+
+def picture_of_input(values: NDArray[np.float32], how: Scale) -> NDArray[np.uint8]:
+    """Returns what a model's input (3, height, width) stands for: uint8 RGB of shape (height, width, 3), clipped."""
+    mean, std = (np.array(each, np.float32).reshape(3, 1, 1) for each in (how.mean, how.std))
+    scaled = (values * std + mean)[:: -1 if how.channel_order == "BGR" else 1]
+    return np.asarray(np.rint(np.clip(scaled, 0, 1) * 255).transpose(1, 2, 0), np.uint8)
 
 
 def shrink(image: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:

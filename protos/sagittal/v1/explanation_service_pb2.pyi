@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from sagittal.v1 import explanation_pb2 as _explanation_pb2
 from sagittal.v1 import method_pb2 as _method_pb2
 from sagittal.v1 import tensor_pb2 as _tensor_pb2
@@ -20,6 +21,42 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _JobImage:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _JobImageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobImage.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    JOB_IMAGE_UNSPECIFIED: _JobImage.ValueType  # 0
+    """Never sent."""
+    JOB_IMAGE_ORIGINAL: _JobImage.ValueType  # 1
+    """As it was sent: the file, the pixels, or the model's input."""
+    JOB_IMAGE_MODEL_INPUT: _JobImage.ValueType  # 2
+    """What the model saw: fitted to its input, as PNG. Needs the prediction event."""
+    JOB_IMAGE_BASELINE: _JobImage.ValueType  # 3
+    """What replaced the hidden part, at the size of the model's input, as PNG. Needs the prediction event."""
+    JOB_IMAGE_THUMBNAIL: _JobImage.ValueType  # 4
+    """The image, small, as PNG."""
+    JOB_IMAGE_OVERLAY: _JobImage.ValueType  # 5
+    """The image with a final mask painted over it, as PNG. What the model did not see is faint. Needs the mask event."""
+
+class JobImage(_JobImage, metaclass=_JobImageEnumTypeWrapper):
+    """Which image of a job."""
+
+JOB_IMAGE_UNSPECIFIED: JobImage.ValueType  # 0
+"""Never sent."""
+JOB_IMAGE_ORIGINAL: JobImage.ValueType  # 1
+"""As it was sent: the file, the pixels, or the model's input."""
+JOB_IMAGE_MODEL_INPUT: JobImage.ValueType  # 2
+"""What the model saw: fitted to its input, as PNG. Needs the prediction event."""
+JOB_IMAGE_BASELINE: JobImage.ValueType  # 3
+"""What replaced the hidden part, at the size of the model's input, as PNG. Needs the prediction event."""
+JOB_IMAGE_THUMBNAIL: JobImage.ValueType  # 4
+"""The image, small, as PNG."""
+JOB_IMAGE_OVERLAY: JobImage.ValueType  # 5
+"""The image with a final mask painted over it, as PNG. What the model did not see is faint. Needs the mask event."""
+Global___JobImage: _TypeAlias = JobImage  # noqa: Y015
 
 @_typing.final
 class ExplainRequest(_message.Message):
@@ -637,3 +674,115 @@ class RegionScore(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RegionScore: _TypeAlias = RegionScore  # noqa: Y015
+
+@_typing.final
+class GetExplanationSpecRequest(_message.Message):
+    """A job whose request to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job. Required."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetExplanationSpecRequest: _TypeAlias = GetExplanationSpecRequest  # noqa: Y015
+
+@_typing.final
+class GetExplanationSpecResponse(_message.Message):
+    """What was asked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def spec(self) -> _explanation_pb2.ExplanationSpec:
+        """The request with its defaults resolved as when it was accepted, without the bytes of its images."""
+
+    def __init__(
+        self,
+        *,
+        spec: _explanation_pb2.ExplanationSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetExplanationSpecResponse: _TypeAlias = GetExplanationSpecResponse  # noqa: Y015
+
+@_typing.final
+class GetExplanationImageRequest(_message.Message):
+    """An image of a job to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    LONGEST_FIELD_NUMBER: _builtins.int
+    MASK_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job. Required."""
+    image: Global___JobImage.ValueType
+    """Which image. Required."""
+    longest: _builtins.int
+    """For thumbnails and overlays, most pixels of the longer side. 0 means 256 for thumbnails and 1,024 for overlays; at most
+    2,048.
+    """
+    mask: _builtins.int
+    """For overlays, which of several final masks, from 0."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        image: Global___JobImage.ValueType = ...,
+        longest: _builtins.int = ...,
+        mask: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "job_id", b"job_id", "longest", b"longest", "mask", b"mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetExplanationImageRequest: _TypeAlias = GetExplanationImageRequest  # noqa: Y015
+
+@_typing.final
+class GetExplanationImageResponse(_message.Message):
+    """The image."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    exact: _builtins.bool
+    """Whether it is what was tested, up to rounding. False for a baseline of noise, which is other noise than the job's, and
+    for an overlay or thumbnail, which are for people.
+    """
+    @_builtins.property
+    def image(self) -> _tensor_pb2.Image:
+        """As it was sent, or a PNG."""
+
+    def __init__(
+        self,
+        *,
+        image: _tensor_pb2.Image | None = ...,
+        exact: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exact", b"exact", "image", b"image"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetExplanationImageResponse: _TypeAlias = GetExplanationImageResponse  # noqa: Y015

@@ -83,6 +83,16 @@ class ExplanationServiceStub(object):
                 request_serializer=sagittal_dot_v1_dot_explanation__service__pb2.RetryExplanationRequest.SerializeToString,
                 response_deserializer=sagittal_dot_v1_dot_explanation__service__pb2.RetryExplanationResponse.FromString,
                 _registered_method=True)
+        self.GetExplanationSpec = channel.unary_unary(
+                '/sagittal.v1.ExplanationService/GetExplanationSpec',
+                request_serializer=sagittal_dot_v1_dot_explanation__service__pb2.GetExplanationSpecRequest.SerializeToString,
+                response_deserializer=sagittal_dot_v1_dot_explanation__service__pb2.GetExplanationSpecResponse.FromString,
+                _registered_method=True)
+        self.GetExplanationImage = channel.unary_unary(
+                '/sagittal.v1.ExplanationService/GetExplanationImage',
+                request_serializer=sagittal_dot_v1_dot_explanation__service__pb2.GetExplanationImageRequest.SerializeToString,
+                response_deserializer=sagittal_dot_v1_dot_explanation__service__pb2.GetExplanationImageResponse.FromString,
+                _registered_method=True)
         self.ScoreRegions = channel.unary_unary(
                 '/sagittal.v1.ExplanationService/ScoreRegions',
                 request_serializer=sagittal_dot_v1_dot_explanation__service__pb2.ScoreRegionsRequest.SerializeToString,
@@ -161,6 +171,21 @@ class ExplanationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetExplanationSpec(self, request, context):
+        """Returns what a job was asked, without its images. As long as images are kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetExplanationImage(self, request, context):
+        """Returns an image of a job: as sent, as the model saw it, its baseline, a thumbnail, or an overlay. As long as images
+        are kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ScoreRegions(self, request, context):
         """Answers "what if": the score when only some patches are shown, or hidden.
         """
@@ -215,6 +240,16 @@ def add_ExplanationServiceServicer_to_server(servicer, server):
                     servicer.RetryExplanation,
                     request_deserializer=sagittal_dot_v1_dot_explanation__service__pb2.RetryExplanationRequest.FromString,
                     response_serializer=sagittal_dot_v1_dot_explanation__service__pb2.RetryExplanationResponse.SerializeToString,
+            ),
+            'GetExplanationSpec': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetExplanationSpec,
+                    request_deserializer=sagittal_dot_v1_dot_explanation__service__pb2.GetExplanationSpecRequest.FromString,
+                    response_serializer=sagittal_dot_v1_dot_explanation__service__pb2.GetExplanationSpecResponse.SerializeToString,
+            ),
+            'GetExplanationImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetExplanationImage,
+                    request_deserializer=sagittal_dot_v1_dot_explanation__service__pb2.GetExplanationImageRequest.FromString,
+                    response_serializer=sagittal_dot_v1_dot_explanation__service__pb2.GetExplanationImageResponse.SerializeToString,
             ),
             'ScoreRegions': grpc.unary_unary_rpc_method_handler(
                     servicer.ScoreRegions,
@@ -469,6 +504,60 @@ class ExplanationService(object):
             '/sagittal.v1.ExplanationService/RetryExplanation',
             sagittal_dot_v1_dot_explanation__service__pb2.RetryExplanationRequest.SerializeToString,
             sagittal_dot_v1_dot_explanation__service__pb2.RetryExplanationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetExplanationSpec(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sagittal.v1.ExplanationService/GetExplanationSpec',
+            sagittal_dot_v1_dot_explanation__service__pb2.GetExplanationSpecRequest.SerializeToString,
+            sagittal_dot_v1_dot_explanation__service__pb2.GetExplanationSpecResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetExplanationImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sagittal.v1.ExplanationService/GetExplanationImage',
+            sagittal_dot_v1_dot_explanation__service__pb2.GetExplanationImageRequest.SerializeToString,
+            sagittal_dot_v1_dot_explanation__service__pb2.GetExplanationImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,12 @@ class ExplanationServiceStub:
     """Runs a buried job (one that took its workers down) again, as a new job: the buried one has its one terminal event
     and stays as it is. For administrators.
     """
+    GetExplanationSpec: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.GetExplanationSpecRequest, _explanation_service_pb2.GetExplanationSpecResponse]
+    """Returns what a job was asked, without its images. As long as images are kept."""
+    GetExplanationImage: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.GetExplanationImageRequest, _explanation_service_pb2.GetExplanationImageResponse]
+    """Returns an image of a job: as sent, as the model saw it, its baseline, a thumbnail, or an overlay. As long as images
+    are kept.
+    """
     ScoreRegions: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.ScoreRegionsRequest, _explanation_service_pb2.ScoreRegionsResponse]
     """Answers "what if": the score when only some patches are shown, or hidden."""
 
@@ -88,6 +94,12 @@ class ExplanationServiceAsyncStub(ExplanationServiceStub):
     RetryExplanation: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.RetryExplanationRequest, _explanation_service_pb2.RetryExplanationResponse]  # type: ignore[assignment]
     """Runs a buried job (one that took its workers down) again, as a new job: the buried one has its one terminal event
     and stays as it is. For administrators.
+    """
+    GetExplanationSpec: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.GetExplanationSpecRequest, _explanation_service_pb2.GetExplanationSpecResponse]  # type: ignore[assignment]
+    """Returns what a job was asked, without its images. As long as images are kept."""
+    GetExplanationImage: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.GetExplanationImageRequest, _explanation_service_pb2.GetExplanationImageResponse]  # type: ignore[assignment]
+    """Returns an image of a job: as sent, as the model saw it, its baseline, a thumbnail, or an overlay. As long as images
+    are kept.
     """
     ScoreRegions: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.ScoreRegionsRequest, _explanation_service_pb2.ScoreRegionsResponse]  # type: ignore[assignment]
     """Answers "what if": the score when only some patches are shown, or hidden."""
@@ -171,6 +183,24 @@ class ExplanationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_explanation_service_pb2.RetryExplanationResponse, _abc.Awaitable[_explanation_service_pb2.RetryExplanationResponse]]:
         """Runs a buried job (one that took its workers down) again, as a new job: the buried one has its one terminal event
         and stays as it is. For administrators.
+        """
+
+    @_abc_1.abstractmethod
+    def GetExplanationSpec(
+        self,
+        request: _explanation_service_pb2.GetExplanationSpecRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_explanation_service_pb2.GetExplanationSpecResponse, _abc.Awaitable[_explanation_service_pb2.GetExplanationSpecResponse]]:
+        """Returns what a job was asked, without its images. As long as images are kept."""
+
+    @_abc_1.abstractmethod
+    def GetExplanationImage(
+        self,
+        request: _explanation_service_pb2.GetExplanationImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_explanation_service_pb2.GetExplanationImageResponse, _abc.Awaitable[_explanation_service_pb2.GetExplanationImageResponse]]:
+        """Returns an image of a job: as sent, as the model saw it, its baseline, a thumbnail, or an overlay. As long as images
+        are kept.
         """
 
     @_abc_1.abstractmethod

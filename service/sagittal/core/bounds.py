@@ -50,6 +50,8 @@ CHARACTERS: Mapping[str, int] = {
     "sagittal.v1.WatchExplanationRequest.job_id": _NAME,
     "sagittal.v1.GetExplanationRequest.job_id": _NAME,
     "sagittal.v1.GetExplanationRequest.page_token": _TOKEN,
+    "sagittal.v1.GetExplanationSpecRequest.job_id": _NAME,
+    "sagittal.v1.GetExplanationImageRequest.job_id": _NAME,
     "sagittal.v1.CancelExplanationRequest.job_id": _NAME,
     "sagittal.v1.DeleteExplanationRequest.job_id": _NAME,
     "sagittal.v1.RetryExplanationRequest.job_id": _NAME,

@@ -13,6 +13,7 @@ from sagittal.queue.protocol import JobQueue
 from sagittal.queue.settings import MIB
 from sagittal.server.explain_many import Many
 from sagittal.server.intake import Intake
+from sagittal.server.job_images import JobImages
 from sagittal.server.messages import STATES, event, explanation
 from sagittal.server.regions import Regions
 from sagittal.server.relay import Relay, time_left
@@ -94,6 +95,7 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         many: Many,
         retries: Retries,
         regions: Regions,
+        images: JobImages,
         *,
         regions_deadline: float,
     ) -> None:
@@ -103,6 +105,7 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         self._many = many
         self._retries = retries
         self._regions = regions
+        self._images = images
         self._regions_deadline = regions_deadline
 
     async def Explain(
@@ -204,6 +207,19 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         """Runs a buried job of the tenant again, as a new job."""
         job = await self._retries.again(await self._job(request.job_id), current_caller())
         return explanation_service_pb2.RetryExplanationResponse(explanation=explanation(job))
+
+    async def GetExplanationSpec(
+        self, request: explanation_service_pb2.GetExplanationSpecRequest, context: Context
+    ) -> explanation_service_pb2.GetExplanationSpecResponse:
+        """Returns what a job was asked, without its images."""
+        spec = await self._images.spec(await self._job(request.job_id))
+        return explanation_service_pb2.GetExplanationSpecResponse(spec=spec)
+
+    async def GetExplanationImage(
+        self, request: explanation_service_pb2.GetExplanationImageRequest, context: Context
+    ) -> explanation_service_pb2.GetExplanationImageResponse:
+        """Returns an image of a job."""
+        return await self._images.image(await self._job(request.job_id), request)
 
     async def ScoreRegions(
         self, request: explanation_service_pb2.ScoreRegionsRequest, context: Context

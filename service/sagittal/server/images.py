@@ -2,11 +2,14 @@
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sagittal.core.decoding import Decoder, decoders
 from sagittal.core.images import ImageLimits, pixels_to_read
@@ -67,6 +70,8 @@ class Turns:
         return turn, key[1]
 
 
+T = TypeVar("T")
+
 #: Pixels above which images of a request leave a process to others; reading as many takes some 50 ms.
 LARGE_PIXELS = 4_000_000
 
@@ -111,22 +116,44 @@ class Pictures:
             Unavailable: there is no process that could examine it.
         """
         large = sum(pixels_to_read(picture) for _, picture in pictures.values()) > LARGE_PIXELS
-        await self._turns.take(tenant, large=large)
-        examining = asyncio.get_running_loop().run_in_executor(
-            self._pool, self._examine, pictures, input_size, question
-        )
+        return await self._in_turn(tenant, large, lambda: self._examine(pictures, input_size, question))
 
-        def end_turn(ended: asyncio.Future[Examined]) -> None:
+    async def draw(self, source: tensor_pb2.Image, draw: Callable[[NDArray[np.uint8]], T], tenant: str) -> T:
+        """Decodes an image that was admitted before, and returns what is drawn from it.
+
+        Args:
+            source: The image, not as a `model_input`.
+            draw: Takes uint8 RGB of shape (height, width, 3), in a thread.
+            tenant: Whose image it is.
+
+        Raises:
+            InvalidImage: the image is beyond limits that were higher when it was admitted.
+            Unavailable: there is no process that could decode it.
+        """
+        return await self._in_turn(tenant, pixels_to_read(source) > LARGE_PIXELS, lambda: draw(self._decode(source)))
+
+    async def _in_turn(self, tenant: str, large: bool, work: Callable[[], T]) -> T:
+        await self._turns.take(tenant, large=large)
+        working = asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+        def end_turn(ended: asyncio.Future[T]) -> None:
             self._turns.release(large=large)
             if not ended.cancelled():
                 ended.exception()  # a caller that went away does not ask for it
 
-        examining.add_done_callback(end_turn)
-        return await asyncio.shield(examining)  # a turn ends with the work, whether its caller waits or not
+        working.add_done_callback(end_turn)
+        return await asyncio.shield(working)  # a turn ends with the work, whether its caller waits or not
 
     def close(self) -> None:
         """Lets the threads end."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _decode(self, source: tensor_pb2.Image) -> NDArray[np.uint8]:
+        decoder = self._free.get()
+        try:
+            return decoder.decode(source)
+        finally:
+            self._free.put(decoder)
 
     def _examine(
         self, pictures: Mapping[str, tuple[str, tensor_pb2.Image]], input_size: int, question: Mapping[str, Any] | None

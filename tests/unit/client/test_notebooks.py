@@ -191,6 +191,7 @@ def test_everything_is_one_figure_and_the_graph_another(explanation, picture) ->
     assert {"What the model saw", "Overlay", "Saliency", "Is it right? Insertion and deletion"} <= set(titles)
     assert "Sufficient set 1: 2 patches" in titles
     assert len(drawn.plot_graph().axes[0].get_images()) == 2
+    assert drawn.plot()._repr_png_().startswith(b"\x89PNG")
     with pytest.raises(FailedPrecondition, match="has no graph"):
         replace(drawn, graph=None).plot_graph()
 

@@ -20,7 +20,7 @@ from sagittal.client.aio.concurrency import (
     sleep,
 )
 from sagittal.client.aio.streams import AsyncEventStream, Reading, wait_after
-from sagittal.client.base import BaseClient, list_request, spec_for, wanted_name
+from sagittal.client.base import BaseClient, image_request, list_request, spec_for, wanted_name
 from sagittal.client.batch import Batch, Images, Outcome
 from sagittal.client.diagnosis import diagnosed
 from sagittal.client.errors import (
@@ -33,7 +33,16 @@ from sagittal.client.errors import (
     from_rpc_error,
 )
 from sagittal.client.events import ClassScore, Event, PatchSet
-from sagittal.client.explanation import Explanation, Job, RegionScores, parse_explanation, parse_job, parse_regions
+from sagittal.client.explained_image import JobImage
+from sagittal.client.explanation import (
+    Explanation,
+    Job,
+    RegionScores,
+    attach_image,
+    parse_explanation,
+    parse_job,
+    parse_regions,
+)
 from sagittal.client.images import ImageLike, encode_image
 from sagittal.client.models import Model, parse_model
 from sagittal.client.options import TLS, Options
@@ -202,8 +211,13 @@ class AsyncClient(BaseClient):
         cursor = self._cursor(request, job_id=job_id, after_sequence=after_sequence)
         return AsyncEventStream(Reading(cursor, self._watch, self.get))
 
-    async def get(self, job_id: str) -> Explanation:
-        """Returns what is known of a job, whether it has ended or not."""
+    async def get(self, job_id: str, *, with_image: bool = False) -> Explanation:
+        """Returns what is known of a job, whether it has ended or not.
+
+        Args:
+            job_id: The job.
+            with_image: Whether to fetch its image too, while images are kept, so that it can be drawn.
+        """
         request = build(service_pb.GetExplanationRequest, job_id=job_id)
         page = await self._call(self._jobs.GetExplanation, request)
         found = page.explanation
@@ -211,13 +225,31 @@ class AsyncClient(BaseClient):
             request.page_token = page.next_page_token
             page = await self._call(self._jobs.GetExplanation, request)
             found.MergeFrom(page.explanation)  # appends the events; the rest is newer
-        return parse_explanation(found)
+        explanation = parse_explanation(found)
+        return attach_image(explanation, (await self.image(job_id)).source) if with_image else explanation
 
     async def job(self, job_id: str) -> Job:
         """Returns where a job stands."""
         request = build(service_pb.GetExplanationRequest, job_id=job_id, page_size=1)
         response = await self._call(self._jobs.GetExplanation, request)
         return parse_job(response.explanation)
+
+    async def spec(self, job_id: str) -> pb.ExplanationSpec:
+        """Returns what a job was asked, as the API's message without its images, while images are kept."""
+        request = build(service_pb.GetExplanationSpecRequest, job_id=job_id)
+        return (await self._call(self._jobs.GetExplanationSpec, request)).spec
+
+    async def image(self, job_id: str, kind: str = "original", *, longest: int = 0, mask: int = 0) -> JobImage:
+        """Returns an image of a job, while images are kept.
+
+        Args:
+            job_id: The job.
+            kind: "original" (as it was sent), "model-input", "baseline", "thumbnail" or "overlay".
+            longest: Most pixels of the longer side of a thumbnail or overlay; 0 for the service's default.
+            mask: Which final mask an overlay shows.
+        """
+        request = image_request(job_id, kind, longest, mask)
+        return JobImage.of(await self._call(self._jobs.GetExplanationImage, request))
 
     async def list(self, *, model: str = "", states: Sequence[str] | str = (), reason: str = "") -> AsyncIterator[Job]:
         """Yields jobs, newest first, where given of one model, in some states, or that failed for a reason.

@@ -1,5 +1,6 @@
 """How pictures look: colours, type and frames."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,25 @@ DPI = 120
 MAX_PIXELS = 12_000
 
 
+class Drawing(Figure):
+    """A figure that belongs to no global state, and that notebooks show without being set up for it."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
 def figure(width: float, height: float) -> Figure:
-    """Returns a figure of so many inches that belongs to no global state."""
-    return Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER)
+    """Returns a figure of so many inches."""
+    return Drawing(figsize=(width, height), dpi=DPI, facecolor=PAPER)
+
+
+def png(fig: Figure) -> bytes:
+    """Returns a figure as the bytes of a PNG, the same each time."""
+    largest = max(fig.get_size_inches()) * DPI
+    fig.set_dpi(DPI * min(1.0, MAX_PIXELS / largest))
+    buffer = io.BytesIO()
+    FigureCanvasAgg(fig).print_png(buffer, metadata={"Software": "sagittal"})  # type: ignore[no-untyped-call]
+    return buffer.getvalue()
 
 
 def save(fig: Figure, path: Path) -> None:
@@ -45,9 +62,7 @@ def save(fig: Figure, path: Path) -> None:
         with mpl.rc_context({"svg.hashsalt": "sagittal", "svg.fonttype": "path"}):
             FigureCanvasSVG(fig).print_svg(str(path), metadata={"Date": None})  # type: ignore[no-untyped-call]
         return
-    largest = max(fig.get_size_inches()) * DPI
-    fig.set_dpi(DPI * min(1.0, MAX_PIXELS / largest))
-    FigureCanvasAgg(fig).print_png(str(path), metadata={"Software": "sagittal"})  # type: ignore[no-untyped-call]
+    path.write_bytes(png(fig))
 
 
 def show(axes: Axes, picture: Picture, title: str = "", note: str = "") -> None:

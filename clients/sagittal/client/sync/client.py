@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 from google.protobuf.message import Message
 
-from sagittal.client.base import BaseClient, list_request, spec_for, wanted_name
+from sagittal.client.base import BaseClient, image_request, list_request, spec_for, wanted_name
 from sagittal.client.batch import Batch, Images, Outcome
 from sagittal.client.diagnosis import diagnosed
 from sagittal.client.errors import (
@@ -24,7 +24,16 @@ from sagittal.client.errors import (
     from_rpc_error,
 )
 from sagittal.client.events import ClassScore, Event, PatchSet
-from sagittal.client.explanation import Explanation, Job, RegionScores, parse_explanation, parse_job, parse_regions
+from sagittal.client.explained_image import JobImage
+from sagittal.client.explanation import (
+    Explanation,
+    Job,
+    RegionScores,
+    attach_image,
+    parse_explanation,
+    parse_job,
+    parse_regions,
+)
 from sagittal.client.images import ImageLike, encode_image
 from sagittal.client.models import Model, parse_model
 from sagittal.client.options import TLS, Options
@@ -202,8 +211,13 @@ class Client(BaseClient):
         cursor = self._cursor(request, job_id=job_id, after_sequence=after_sequence)
         return EventStream(Reading(cursor, self._watch, self.get))
 
-    def get(self, job_id: str) -> Explanation:
-        """Returns what is known of a job, whether it has ended or not."""
+    def get(self, job_id: str, *, with_image: bool = False) -> Explanation:
+        """Returns what is known of a job, whether it has ended or not.
+
+        Args:
+            job_id: The job.
+            with_image: Whether to fetch its image too, while images are kept, so that it can be drawn.
+        """
         request = build(service_pb.GetExplanationRequest, job_id=job_id)
         page = self._call(self._jobs.GetExplanation, request)
         found = page.explanation
@@ -211,13 +225,31 @@ class Client(BaseClient):
             request.page_token = page.next_page_token
             page = self._call(self._jobs.GetExplanation, request)
             found.MergeFrom(page.explanation)  # appends the events; the rest is newer
-        return parse_explanation(found)
+        explanation = parse_explanation(found)
+        return attach_image(explanation, (self.image(job_id)).source) if with_image else explanation
 
     def job(self, job_id: str) -> Job:
         """Returns where a job stands."""
         request = build(service_pb.GetExplanationRequest, job_id=job_id, page_size=1)
         response = self._call(self._jobs.GetExplanation, request)
         return parse_job(response.explanation)
+
+    def spec(self, job_id: str) -> pb.ExplanationSpec:
+        """Returns what a job was asked, as the API's message without its images, while images are kept."""
+        request = build(service_pb.GetExplanationSpecRequest, job_id=job_id)
+        return (self._call(self._jobs.GetExplanationSpec, request)).spec
+
+    def image(self, job_id: str, kind: str = "original", *, longest: int = 0, mask: int = 0) -> JobImage:
+        """Returns an image of a job, while images are kept.
+
+        Args:
+            job_id: The job.
+            kind: "original" (as it was sent), "model-input", "baseline", "thumbnail" or "overlay".
+            longest: Most pixels of the longer side of a thumbnail or overlay; 0 for the service's default.
+            mask: Which final mask an overlay shows.
+        """
+        request = image_request(job_id, kind, longest, mask)
+        return JobImage.of(self._call(self._jobs.GetExplanationImage, request))
 
     def list(self, *, model: str = "", states: Sequence[str] | str = (), reason: str = "") -> Iterator[Job]:
         """Yields jobs, newest first, where given of one model, in some states, or that failed for a reason.
