@@ -24,7 +24,7 @@ from sagittal.models.preprocessing import to_input
 from sagittal.process.embedded import EmbeddedValkey
 from sagittal.queue.settings import QueueSettings
 from sagittal.registry.redis import RedisWorkerRegistry
-from sagittal.worker.hosting.models import HostedModels
+from sagittal.worker.hosting.reconciler import Reconciler
 from sagittal.worker.metrics import WorkerMetrics
 
 SIDES = {0: 224, 1: 240, 2: 260}
@@ -78,7 +78,7 @@ def served() -> list[LoadedModel]:
         metrics = WorkerMetrics.create(CollectorRegistry())
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         registry = RedisWorkerRegistry(QueueSettings(url=server.url))
-        models = HostedModels(path, registry, metrics, worker="benchmark", device=device)
+        models = Reconciler(path, registry, metrics, worker="benchmark", device=device)
         models.load_all(batch_size=8, stopped=threading.Event())
         registry.close()
     return [hosted.loaded for hosted in models.ready() if hosted.loaded is not None]

@@ -45,8 +45,8 @@ from sagittal.v1 import explanation_pb2 as pb
 from sagittal.worker import process
 from sagittal.worker.concepts.store import connect_concept_store
 from sagittal.worker.execution import writer
-from sagittal.worker.hosting import models
-from sagittal.worker.hosting.models import HostedModels
+from sagittal.worker.hosting import reconciler
+from sagittal.worker.hosting.reconciler import Reconciler
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.process import Worker
 from sagittal.worker.settings import WorkerSettings
@@ -100,7 +100,7 @@ class ThreadKiller:
     """Raises in a thread, by name, at the next line of the program's own code that it runs."""
 
     #: Files in whose lines a thread may be ended: the bodies of the threads' loops.
-    FILES = frozenset(module.__file__ for module in (process, writer, models, socketserver))
+    FILES = frozenset(module.__file__ for module in (process, writer, reconciler, socketserver))
 
     def __init__(self) -> None:
         self._target = ""
@@ -178,7 +178,7 @@ class WorkerThread:
         self._sides = [RedisWorkerQueue(settings, worker="w"), RedisWorkerRegistry(settings)]
         self.registry = CollectorRegistry()
         metrics = WorkerMetrics.create(self.registry)
-        hosted = HostedModels(path, self._sides[1], metrics, worker="w", device=torch.device("cpu"))
+        hosted = Reconciler(path, self._sides[1], metrics, worker="w", device=torch.device("cpu"))
         told = WorkerSettings(
             models_file=path, worker_name="w", batch_size=16, drain=0.0, queue=settings,
             checkpoint_seconds=0.01, announce_seconds=0.2,

@@ -18,7 +18,7 @@ from sagittal.process.embedded import EmbeddedValkey
 from sagittal.queue.failures import REPLIES, UNKNOWN, Reply
 from sagittal.worker import process
 from sagittal.worker.execution import writer
-from sagittal.worker.hosting import models, registry
+from sagittal.worker.hosting import reconciler, registry
 
 #: Changes to models that administrators ask for.
 CHANGES = ("declare", "wish", "remove")
@@ -64,9 +64,9 @@ def faulty(direct: str) -> Iterator[tuple[FaultyRedis, FaultyRedis]]:
 def _quick() -> Iterator[None]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patched:
-        for module in (process, registry, models):
+        for module in (process, registry, reconciler):
             patched.setattr(module, "AWAY_PAUSE", 0.05)
-        patched.setattr(models, "LOOK", 0.1)
+        patched.setattr(reconciler, "LOOK", 0.1)
         patched.setattr(writer, "PAUSE", 0.02)
         yield
 

@@ -24,7 +24,7 @@ from sagittal.registry.redis import RedisWorkerRegistry
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import method_pb2, tensor_pb2
 from sagittal.worker.concepts.store import ConceptSettings, connect_concept_store
-from sagittal.worker.hosting.models import HostedModels
+from sagittal.worker.hosting.reconciler import Reconciler
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.process import Worker
 from sagittal.worker.settings import WorkerSettings
@@ -48,7 +48,7 @@ def working(path: Path, settings: QueueSettings) -> Iterator[tuple[Worker, Colle
     metrics = WorkerMetrics.create(registry)
     queue = RedisWorkerQueue(settings, worker="w")
     announced = RedisWorkerRegistry(settings)
-    hosted = HostedModels(path, announced, metrics, worker="w", device=torch.device("cpu"))
+    hosted = Reconciler(path, announced, metrics, worker="w", device=torch.device("cpu"))
     worker = Worker(
         WorkerSettings(models_file=path, worker_name="w", batch_size=16, drain=0.0, queue=settings),
         queue,

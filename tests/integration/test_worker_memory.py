@@ -17,7 +17,7 @@ from sagittal.registry.redis import RedisWorkerRegistry
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import method_pb2, tensor_pb2
 from sagittal.worker.concepts.store import connect_concept_store
-from sagittal.worker.hosting.models import HostedModels
+from sagittal.worker.hosting.reconciler import Reconciler
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.process import Worker
 from sagittal.worker.settings import WorkerSettings
@@ -40,12 +40,12 @@ async def queue() -> AsyncIterator[Queue]:
 @contextmanager
 def working(
     path: Path, queue: Queue, *, memo_mib: int = 0, counted: CollectorRegistry | None = None
-) -> Iterator[HostedModels]:
+) -> Iterator[Reconciler]:
     """Runs a worker with room for one model."""
     settings = WorkerSettings(models_file=path, worker_name="w", drain=5.0, queue=queue.settings)
     metrics, cpu = WorkerMetrics.create(counted or CollectorRegistry()), torch.device("cpu")
     registry = RedisWorkerRegistry(queue.settings)
-    hosted = HostedModels(path, registry, metrics, worker="w", device=cpu, memo_mib=memo_mib)
+    hosted = Reconciler(path, registry, metrics, worker="w", device=cpu, memo_mib=memo_mib)
     hosted._bound = 1  # the models of tests are smaller than the unit of the setting
     worker = Worker(
         settings, queue.worker("w"), hosted, metrics, concepts=connect_concept_store(settings.concepts, settings.queue)

@@ -18,7 +18,7 @@ from sagittal.registry.protocol import WorkerRegistry
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import method_pb2, tensor_pb2
 from sagittal.worker.concepts.store import connect_concept_store
-from sagittal.worker.hosting.models import HostedModels
+from sagittal.worker.hosting.reconciler import Reconciler
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.process import Worker
 from sagittal.worker.settings import WorkerSettings
@@ -53,7 +53,7 @@ async def test_a_queued_job_of_a_model_that_cannot_be_loaded_fails_fast_and_othe
     queue = Queue(own_settings(heartbeat_seconds=0.05, sweep_seconds=0.05))
     settings = WorkerSettings(models_file=path, worker_name="w", drain=5.0, announce_seconds=0.2)
     metrics = WorkerMetrics.create(CollectorRegistry())
-    hosted = HostedModels(path, worker_registry, metrics, worker="w", device=torch.device("cpu"))
+    hosted = Reconciler(path, worker_registry, metrics, worker="w", device=torch.device("cpu"))
     worker = Worker(
         settings, queue.worker("w"), hosted, metrics, concepts=connect_concept_store(settings.concepts, settings.queue)
     )

@@ -24,7 +24,7 @@ from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import method_pb2, tensor_pb2
 from sagittal.worker.concepts.store import connect_concept_store
 from sagittal.worker.execution.run import JobRun
-from sagittal.worker.hosting.models import HostedModels
+from sagittal.worker.hosting.reconciler import Reconciler
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.process import Worker
 from sagittal.worker.settings import WorkerSettings
@@ -64,7 +64,7 @@ class Site:
             models_file=self.models, worker_name=name, batch_size=16, drain=0.0, checkpoint_seconds=0.0
         )
         metrics = WorkerMetrics.create(CollectorRegistry())
-        hosted = HostedModels(self.models, self.registry, metrics, worker=name, device=torch.device("cpu"))
+        hosted = Reconciler(self.models, self.registry, metrics, worker=name, device=torch.device("cpu"))
         worker = Worker(
             settings,
             self.queue.worker(name),

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from sagittal.core.models import ModelEntry, declaration_of
 from sagittal.models.sources import Access
 from sagittal.v1 import model_pb2
-from sagittal.worker.hosting.models import HostedModels
+from sagittal.worker.hosting.reconciler import Reconciler
 from sagittal.worker.metrics import WorkerMetrics
 
 NETWORK = {"kind": "torchvision", "model": "squeezenet1_1", "classes": 2}
@@ -78,7 +78,7 @@ def shown(tmp_path_factory):
     spoil(directory)
     registry, metrics = Registry(), WorkerMetrics.create(CollectorRegistry())
     access, device = Access(directories=(directory,), factories=("known_models:*",)), torch.device("cpu")
-    worker = HostedModels(None, registry.workers, metrics, worker="w", device=device, access=access)
+    worker = Reconciler(None, registry.workers, metrics, worker="w", device=device, access=access)
     sound = {"source": {"kind": "python", "factory": "known_models:looks_at_left"}}
     sound["preprocessing"] = {"input_size": 56, "fit": "squash"}
     small = {"preprocessing": {"input_size": 64, "fit": "squash"}}

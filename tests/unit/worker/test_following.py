@@ -18,7 +18,7 @@ from sagittal.models.sources import Access
 from sagittal.process.tracing import within
 from sagittal.v1 import model_pb2
 from sagittal.worker.execution.trace import load_span
-from sagittal.worker.hosting.models import HostedModels
+from sagittal.worker.hosting.reconciler import Reconciler
 from sagittal.worker.hosting.registry import Selection
 from sagittal.worker.metrics import WorkerMetrics
 
@@ -67,7 +67,7 @@ class Site:
     def __init__(self, *, file=None, access=LISTED, **options):
         self.registry = Registry()
         self.metrics = CollectorRegistry()
-        self.models = HostedModels(
+        self.models = Reconciler(
             file,
             self.registry.workers,
             WorkerMetrics.create(self.metrics),

@@ -15,7 +15,8 @@ from sagittal.engine import Task
 from sagittal.engine.requests import Evaluate, Subject
 from sagittal.registry.redis import RedisWorkerRegistry
 from sagittal.v1 import model_pb2
-from sagittal.worker.hosting.models import HostedModels
+from sagittal.worker.hosting.model import Goal
+from sagittal.worker.hosting.reconciler import Reconciler
 from sagittal.worker.metrics import WorkerMetrics
 
 MIB = 2**20
@@ -80,10 +81,10 @@ def host(tmp_path, monkeypatch, registry):
         device = torch.device("cpu")
         # A traced copy may stand beside each model, so the room is counted in what one takes.
         with closing(Registry()) as elsewhere:
-            probe = HostedModels(tmp_path / "models.toml", elsewhere, metrics, worker="w", device=device)
+            probe = Reconciler(tmp_path / "models.toml", elsewhere, metrics, worker="w", device=device)
             probe.load_all(batch_size=4, stopped=NEVER)
         each = probe.get((names[0], "1")).weights_bytes // MIB
-        models = HostedModels(
+        models = Reconciler(
             tmp_path / "models.toml",
             registry,
             metrics,
@@ -118,7 +119,7 @@ def start(models, name):
 
 
 def load(models, name):
-    models.get((name, "1")).wanted = True
+    models.get((name, "1")).goal = Goal.LOADED
     models.load(models.get((name, "1")), batch_size=4, stopped=NEVER)
 
 

@@ -4,7 +4,7 @@ import os
 import signal
 from multiprocessing import get_context
 
-from sagittal.worker.processes import Vitals
+from sagittal.worker.vitals import Vitals
 
 
 def die_in_a_step(vitals: Vitals) -> None:

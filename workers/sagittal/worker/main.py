@@ -25,12 +25,13 @@ from sagittal.queue.metrics import QueueMetrics
 from sagittal.registry.redis import RedisWorkerRegistry
 from sagittal.worker.concepts.store import connect_concept_store
 from sagittal.worker.devices import named_devices, watch_memory
-from sagittal.worker.hosting.models import HostedModels, LoadLimits
+from sagittal.worker.hosting.reconciler import LoadLimits, Reconciler
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.process import Worker
-from sagittal.worker.processes import CRASHED, OUTGROWN, USAGE, Watched, run_on_each
+from sagittal.worker.processes import CRASHED, OUTGROWN, USAGE, run_on_each
 from sagittal.worker.processors import usable_processors
 from sagittal.worker.settings import WorkerSettings
+from sagittal.worker.vitals import Watched
 
 log = structlog.get_logger(__name__)
 
@@ -92,7 +93,7 @@ def _make(settings: WorkerSettings, device: torch.device, tracer: Tracer, watche
     for reason, count in watched.restarts.items():
         metrics.restarts.labels(reason).inc(count)
     watch_memory(metrics.device_memory, device)
-    models = HostedModels(
+    models = Reconciler(
         settings.models_file,
         registry,
         metrics,

@@ -21,11 +21,11 @@ from sagittal.worker.execution.run import JobRun, failed_event
 from sagittal.worker.execution.trace import job_log, load_span
 from sagittal.worker.execution.work import read_work
 from sagittal.worker.execution.writer import EventWriter
-from sagittal.worker.hosting.hosted_model import Hosted
-from sagittal.worker.hosting.models import FORGOTTEN_AFTER, HostedModels
+from sagittal.worker.hosting.model import HostedModel
+from sagittal.worker.hosting.reconciler import FORGOTTEN_AFTER, Reconciler
 from sagittal.worker.metrics import WorkerMetrics
-from sagittal.worker.processes import Vitals
 from sagittal.worker.settings import WorkerSettings
+from sagittal.worker.vitals import Vitals
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +55,7 @@ class Worker:
         self,
         settings: WorkerSettings,
         queue: WorkerQueue,
-        models: HostedModels,
+        models: Reconciler,
         metrics: WorkerMetrics,
         tracer: Tracer = NO_TRACER,
         observer: SupervisionObserver | None = None,
@@ -148,7 +148,7 @@ class Worker:
                 self._work_arrived.wait(IDLE)
                 self._forget_ended()
 
-    def _step(self, hosted: Hosted) -> bool:
+    def _step(self, hosted: HostedModel) -> bool:
         engine = hosted.engine
         if engine is None or not engine.running:
             return False
@@ -226,7 +226,7 @@ class Worker:
         self._models.want(hosted, within=lambda: within(load_span(self._tracer, lease)))
         self._return(lease)
 
-    def _begin(self, lease: Lease, hosted: Hosted) -> None:
+    def _begin(self, lease: Lease, hosted: HostedModel) -> None:
         if hosted.loaded is None or hosted.described is None or hosted.engine is None:
             raise RuntimeError(f"leased a job of {hosted.entry.key}, which is not ready")
         job_log(lease).info("job-started", method=lease.job.method, attempt=lease.job.attempt)
@@ -250,7 +250,7 @@ class Worker:
         hosted.engine.submit(run.begin(work))
         self._work_arrived.set()
 
-    def _refuse(self, lease: Lease, hosted: Hosted) -> None:
+    def _refuse(self, lease: Lease, hosted: HostedModel) -> None:
         """Fails a job of a model that no worker can load: it would wait in vain."""
         failure = ModelFailed(f"{hosted.entry.name} cannot be loaded: {hosted.message}", field="spec.model")
         log.info("job-failed", job_id=lease.job.job_id, reason=failure.reason, error=failure.message)

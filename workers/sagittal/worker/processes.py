@@ -6,16 +6,12 @@ answers scrapes and probes for all of them, open while a process starts again, a
 """
 
 import faulthandler
-import mmap
 import os
 import signal
 import socket
-import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
@@ -28,90 +24,10 @@ from sagittal.process.parent import die_with_parent
 from sagittal.process.probes import listen
 from sagittal.process.starting import STOPPING, end_on_signals
 from sagittal.worker.devices import MIB
-from sagittal.worker.hosting.loading import Rehearsals, Stage
+from sagittal.worker.hosting.rehearsals import RehearsalRunner
 from sagittal.worker.process_metrics import ProcessEndpoint, serve_process_metrics
 from sagittal.worker.settings import WorkerSettings
-
-# What a worker's process and its parent both see: since when it does what, in memory that they share.
-#
-# The parent watches, and no thread of the process itself: compiled code that hangs may hold the interpreter's lock.
-
-
-#: Bytes of an activity and of the names of jobs; longer texts are cut.
-_ACTIVITY, _JOBS = 1024, 8192
-
-_HEAD = struct.Struct("<ddH")
-"""When it began and by when it must have ended, by the monotonic clock of the machine; bytes of the text after it."""
-
-
-class Activity:
-    """Something that must end in time."""
-
-    def __init__(self, page: mmap.mmap, offset: int) -> None:
-        self._page = page
-        self._offset = offset
-
-    def begin(self, doing: str, *, seconds: float) -> None:
-        """Notes that something begins, and how long it may take."""
-        text = doing.encode()[: _ACTIVITY - _HEAD.size]
-        start, now = self._offset + _HEAD.size, time.monotonic()
-        self._page[start : start + len(text)] = text
-        _HEAD.pack_into(self._page, self._offset, now, now + seconds, len(text))
-
-    def end(self) -> None:
-        """Notes that it has ended."""
-        _HEAD.pack_into(self._page, self._offset, 0.0, 0.0, 0)
-
-    @contextmanager
-    def during(self, doing: str, *, seconds: float) -> Iterator[None]:
-        """Notes that something begins, and that it ends."""
-        self.begin(doing, seconds=seconds)
-        try:
-            yield
-        finally:
-            self.end()
-
-    @property
-    def doing(self) -> str:
-        """What is done; empty if nothing."""
-        _, _, length = _HEAD.unpack_from(self._page, self._offset)
-        start = self._offset + _HEAD.size
-        return bytes(self._page[start : start + length]).decode(errors="replace")
-
-    @property
-    def seconds(self) -> float:
-        """Time since it began; 0 if nothing is done."""
-        began, _, _ = _HEAD.unpack_from(self._page, self._offset)
-        return time.monotonic() - began if began else 0.0
-
-    @property
-    def overdue(self) -> bool:
-        """Whether it must have ended."""
-        began, until, _ = _HEAD.unpack_from(self._page, self._offset)
-        return bool(began) and time.monotonic() > until
-
-
-class Vitals:
-    """What one process does. Written by it alone; kept by its parent when it has died."""
-
-    def __init__(self) -> None:
-        self._page = mmap.mmap(-1, 2 * _ACTIVITY + _JOBS)
-        self.step = Activity(self._page, 0)
-        """A step on the device."""
-        self.load = Activity(self._page, _ACTIVITY)
-        """Loading a model."""
-
-    @property
-    def jobs(self) -> list[str]:
-        """The jobs that it runs."""
-        names = bytes(self._page[2 * _ACTIVITY :])
-        return names[: names.index(b"\0")].decode().split()
-
-    @jobs.setter
-    def jobs(self, jobs: Iterable[str]) -> None:
-        names = " ".join(jobs).encode()[: _JOBS - 1]
-        self._page[2 * _ACTIVITY :] = names.ljust(_JOBS, b"\0")
-
+from sagittal.worker.vitals import Vitals, Watched
 
 log = structlog.get_logger(__name__)
 
@@ -143,18 +59,6 @@ LAST_WORDS = 0.5
 STOP_SECONDS = 30.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Watched:
-    """What a process shares with the parent that watches it."""
-
-    vitals: Vitals = field(default_factory=Vitals)
-    rehearsals: Rehearsals = field(default_factory=Rehearsals)
-    restarts: dict[str, int] = field(default_factory=dict)
-    """Processes before it on its device, by why they ended."""
-    listener: socket.socket | None = None
-    """Where it answers scrapes and probes, if the parent opened that for it."""
-
-
 Work = Callable[[WorkerSettings, Watched], None]
 """What a process does. It ends by returning, or by SystemExit with one of the statuses."""
 
@@ -167,7 +71,7 @@ class DeviceProcess:
         self._settings = settings
         self._listener = listener
         self._work = work
-        self._stage = Stage(settings)
+        self._rehearsals = RehearsalRunner(settings)
         self._restarts = Counter(dict.fromkeys(REASONS, 0))
         self._process: ForkProcess | None = None
         self._vitals = Vitals()
@@ -181,7 +85,7 @@ class DeviceProcess:
     @property
     def sentinels(self) -> Sequence[Connection | int]:
         """What becomes readable when there is something to tend."""
-        return [self._process.sentinel, *self._stage.sentinels] if self._process is not None else []
+        return [self._process.sentinel, *self._rehearsals.sentinels] if self._process is not None else []
 
     @property
     def pid(self) -> int:
@@ -214,7 +118,7 @@ class DeviceProcess:
         self._vitals, self._hung, self._began = Vitals(), False, time.monotonic()
         watched = Watched(
             vitals=self._vitals,
-            rehearsals=self._stage.open(),
+            rehearsals=self._rehearsals.open(),
             restarts=dict(self._restarts),
             listener=self._listener,
         )
@@ -222,7 +126,7 @@ class DeviceProcess:
 
     def _watch(self, process: ForkProcess) -> None:
         pid, now = process.pid or 0, time.monotonic()
-        self._stage.tend(pid)
+        self._rehearsals.tend(pid)
         overdue = [one for one in (self._vitals.step, self._vitals.load) if one.overdue]
         self._overdue = (self._overdue or now) if overdue else 0.0
         if overdue and now - self._overdue > CERTAIN_SECONDS:
@@ -246,14 +150,14 @@ class DeviceProcess:
     def _ended(self, status: int) -> None:
         """Takes note of a process that has ended, and decides whether there is to be another."""
         process, self._process = self._process, None
-        self._stage.close()
+        self._rehearsals.close()
         if self._stop_by or status == USAGE:
             self.status = status
             return
         reason = self._reason(status)
         self._restarts[reason] += 1
         if loading := self._vitals.load.doing:
-            self._stage.count(loading)
+            self._rehearsals.count(loading)
         self._pause = FIRST_PAUSE if time.monotonic() - self._began > HEALTHY_SECONDS else self._pause
         log.error(
             "worker-process-ended",

@@ -1,240 +1,18 @@
-"""Rehearsals: a model is loaded in a process of its own first, which may crash, hang or take all memory.
+"""Loads a worker's models, and says in log and metrics how that went."""
 
-The process of a device asks its parent for them and goes on. The parent forks each, ends one that takes too long or
-too much, and counts the deaths of each registration: those of rehearsals, and those of processes while they loaded it.
-"""
-
-import contextlib
-import json
-import os
-import signal
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkProcess
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import structlog
 import torch
 
-from sagittal.core.models import ModelEntry
 from sagittal.models.loaded import LoadedModel
-from sagittal.models.loading import choose_device, load, rehearse
+from sagittal.models.loading import load
 from sagittal.models.sources import Access, ModelUnavailable
-from sagittal.process.parent import die_with_parent
-from sagittal.worker.devices import MIB, resident_bytes, unshared_bytes
 from sagittal.worker.hosting.description import describe_model
-from sagittal.worker.hosting.hosted_model import Hosted
+from sagittal.worker.hosting.model import HostedModel, InMemory
 from sagittal.worker.metrics import FAILED, READY, WorkerMetrics
-from sagittal.worker.processors import usable_processors
-from sagittal.worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
-
-_fork = get_context("fork")
-
-#: Exit status of a rehearsal that came to its end: one that no library uses, since a model's code may end the process.
-SURVIVED = 86
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What to rehearse."""
-
-    registration: str
-    """Names model, version and what it follows: a changed registration, and LoadModel, begin anew."""
-    entry: Mapping[str, Any]
-    from_file: bool
-    batch_size: int
-    thorough: bool
-    """Whether to go through all stages of loading."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """How a rehearsal ended."""
-
-    registration: str
-    cause: str
-    """What it died of; empty if it survived."""
-    deaths: int
-    """Of this registration so far."""
-
-
-class Rehearsals:
-    """The side of the process that loads models. Belongs to one thread."""
-
-    def __init__(self, connection: Connection | None = None, deaths: Mapping[str, int] | None = None) -> None:
-        """Without a connection, as in a process that no parent watches, nothing is rehearsed."""
-        self._connection = connection
-        self._deaths = dict(deaths or {})
-        self._survived: set[str] = set()
-
-    def deaths(self, registration: str) -> int:
-        """Returns how often loading a registration killed its process."""
-        return self._deaths.get(registration, 0)
-
-    def needed(self, registration: str, *, known: bool) -> bool:
-        """Whether a model is to be rehearsed: nobody has loaded it yet, or loading it killed a process."""
-        if self._connection is None or registration in self._survived:
-            return False
-        return not known or self.deaths(registration) > 0
-
-    def begin(self, registration: str, entry: ModelEntry, *, from_file: bool, batch_size: int) -> None:
-        """Asks for a rehearsal."""
-        request = Request(
-            registration=registration,
-            entry=entry.model_dump(mode="json"),
-            from_file=from_file,
-            batch_size=batch_size,
-            thorough=self.deaths(registration) > 0,
-        )
-        self._send({"rehearse": asdict(request)})
-
-    def verdicts(self) -> Iterator[Verdict]:
-        """Yields what has ended since the last call."""
-        while self._connection is not None and self._connection.poll():
-            verdict = Verdict(**json.loads(self._connection.recv_bytes()))
-            if verdict.cause:
-                self._deaths[verdict.registration] = verdict.deaths
-            else:
-                self._survived.add(verdict.registration)
-            yield verdict
-
-    def forget(self, registration: str) -> None:
-        """Forgets the deaths of a registration that was loaded."""
-        if self._deaths.pop(registration, 0):
-            self._send({"forget": registration})
-
-    def _send(self, message: Mapping[str, Any]) -> None:
-        if self._connection is not None:
-            self._connection.send_bytes(json.dumps(message).encode())
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Running:
-    """A rehearsal that goes on."""
-
-    request: Request
-    process: ForkProcess
-    began: float
-
-
-class Stage:
-    """The parent's side, for the process of one device."""
-
-    def __init__(self, settings: WorkerSettings) -> None:
-        self._settings = settings
-        self._running: list[_Running] = []
-        self._connection: Connection | None = None
-        self.deaths: dict[str, int] = {}
-        """By registration. They outlive the process."""
-
-    @property
-    def sentinels(self) -> Sequence[Connection | int]:
-        """What becomes readable when there is something to tend."""
-        connections = [self._connection] if self._connection is not None else []
-        return [*connections, *(one.process.sentinel for one in self._running)]
-
-    def open(self) -> Rehearsals:
-        """Returns the other side, for a new process."""
-        self._connection, theirs = _fork.Pipe()
-        return Rehearsals(theirs, self.deaths)
-
-    def close(self) -> None:
-        """Ends what goes on: its process has ended."""
-        for one in self._running:
-            one.process.kill()
-            one.process.join()
-        self._running.clear()
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def count(self, registration: str) -> None:
-        """Counts a death of a registration."""
-        self.deaths[registration] = self.deaths.get(registration, 0) + 1
-
-    def tend(self, pid: int) -> None:
-        """Begins what is asked for, and ends what takes too long or too much beside the process of this number."""
-        with contextlib.suppress(EOFError, OSError):  # the process dies, which its sentinel says
-            while self._connection is not None and self._connection.poll():
-                self._follow(json.loads(self._connection.recv_bytes()))
-            for one in list(self._running):
-                self._judge(one, pid)
-
-    def _follow(self, message: Mapping[str, Any]) -> None:
-        if "forget" in message:
-            self.deaths.pop(message["forget"], None)
-            return
-        request = Request(**message["rehearse"])
-        process = _fork.Process(target=_perform, args=(self._settings, request, os.getpid()), daemon=True)
-        process.start()
-        self._running.append(_Running(request, process, time.monotonic()))
-
-    def _judge(self, one: _Running, pid: int) -> None:
-        status = one.process.exitcode
-        cause = self._excess(one, pid) if status is None else _cause(status)
-        if status is None and not cause:
-            return
-        one.process.kill()
-        one.process.join()
-        self._running.remove(one)
-        registration = one.request.registration
-        if cause:
-            self.count(registration)
-            log.error("rehearsal-died", registration=registration, cause=cause, deaths=self.deaths[registration])
-        verdict = Verdict(registration=registration, cause=cause, deaths=self.deaths.get(registration, 0))
-        if self._connection is not None:
-            self._connection.send_bytes(json.dumps(asdict(verdict)).encode())
-
-    def _excess(self, one: _Running, pid: int) -> str:
-        """Returns why a rehearsal must end; empty if it need not."""
-        if time.monotonic() - one.began > self._settings.load_seconds:
-            return f"it did not end within {self._settings.load_seconds:g} s (SAGITTAL_LOAD_SECONDS)"
-        ceiling, beside = self._settings.memory_ceiling_bytes(), resident_bytes(pid)
-        took = unshared_bytes(one.process.pid or 0)
-        if took + beside > ceiling:
-            return (
-                f"it took {took // MIB} MiB of memory beside the worker's {beside // MIB} MiB, with a ceiling of "
-                f"{ceiling // MIB} MiB (SAGITTAL_MEMORY_CEILING_MIB)"
-            )
-        return ""
-
-
-def _cause(status: int) -> str:
-    """Returns what a process with an exit status died of; empty if it survived."""
-    if status == SURVIVED:
-        return ""
-    return f"it died of {signal.Signals(-status).name}" if status < 0 else f"it ended its process with status {status}"
-
-
-def _perform(settings: WorkerSettings, request: Request, parent: int) -> None:
-    """Is the process of a rehearsal. An error is no death: the load that follows raises it again, and reports it."""
-    die_with_parent(signal.SIGKILL, parent)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
-    with contextlib.suppress(OSError):  # should memory run out, this process goes first
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    torch.set_num_threads(settings.threads or usable_processors())
-    access = settings.access()
-    with contextlib.suppress(Exception):
-        rehearse(
-            ModelEntry.model_validate(request.entry),
-            choose_device(settings.device),
-            batch_size=request.batch_size,
-            access=access if request.from_file else access.for_registrations(),
-            thorough=request.thorough,
-        )
-    sys.stderr.flush()
-    os._exit(SURVIVED)
-
-
-# Loads a worker's models, and says in log and metrics how that went.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -246,29 +24,28 @@ class Loader:
     access: Access
     """What models may be loaded from; those that were registered over the API, within narrower bounds."""
     memo_bytes: int = 0
-    """Memory for the scores that jobs on the same picture share, for each model; 0 for none."""
+    """Memory for the scores that jobs on the same image share, for each model; 0 for none."""
 
-    def load(self, hosted: Hosted, *, batch_size: int) -> str:
+    def load(self, hosted: HostedModel, *, batch_size: int) -> str:
         """Loads a model and gives it an engine; returns why that could not be done, empty where it was."""
         entry = hosted.entry
         log.info("model-loading", model=entry.name, version=entry.version, device=str(self.device))
         try:
-            if hosted.refused:
-                raise ModelUnavailable(hosted.refused)
-            access = self.access if hosted.from_file else self.access.for_registrations()
+            if hosted.desired.refused:
+                raise ModelUnavailable(hosted.desired.refused)
+            access = self.access if hosted.desired.from_file else self.access.for_registrations()
             loaded = load(entry, self.device, batch_size=batch_size, access=access)
         except ModelUnavailable as unavailable:
             return self._failed(hosted, str(unavailable))
         except Exception as error:
             log.error("model-crashed", model=entry.name, version=entry.version, exc_info=error)
             return self._failed(hosted, f"{type(error).__name__}: {error}")
-        hosted.loaded, hosted.described = loaded, describe_model(loaded)
-        hosted.engine = loaded.engine(memo_bytes=self.memo_bytes)
-        hosted.weights_bytes, hosted.activation_bytes = loaded.memory_bytes, loaded.activation_bytes
+        hosted.memory = InMemory(loaded, loaded.engine(memo_bytes=self.memo_bytes))
+        hosted.described = describe_model(loaded)
         self._report(loaded)
         return ""
 
-    def _failed(self, hosted: Hosted, message: str) -> str:
+    def _failed(self, hosted: HostedModel, message: str) -> str:
         self.metrics.loads.labels(*hosted.key, FAILED).inc()
         log.error("model-failed", model=hosted.entry.name, version=hosted.entry.version, error=message)
         return message
