@@ -19,11 +19,12 @@ import click
 from sagittal.client import InvalidRequest, NotFound, Overloaded, SagittalError, Unauthenticated, Unavailable
 from sagittal.core.text import printable
 
-# What commands print: names, labels and messages come from the service, and must not drive the terminal.
-
 
 def echo(text: str, *, err: bool = False, file: IO[Any] | None = None) -> None:
-    """Prints lines with control characters escaped; to standard error with `err`."""
+    """Prints lines with control characters escaped; to standard error with `err`.
+
+    Names, labels and messages come from the service, and must not drive the terminal.
+    """
     click.echo(printable(text), err=err, file=file)
 
 

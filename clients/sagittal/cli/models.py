@@ -15,9 +15,6 @@ from sagittal.client import Client, Model, ParameterInfo
 from sagittal.client.documents import class_document
 from sagittal.client.registration import ModelTable
 
-# Models as lines for people.
-
-
 #: Bytes.
 MIB = 2**20
 

@@ -25,9 +25,6 @@ from sagittal.client import Client, Model, SagittalError, WorkerState
 from sagittal.core.errors import SagittalError as RuntimeFailure
 from sagittal.process.embedded import EmbeddedValkey
 
-# Programs of ours as child processes, each with its log; one that dies may be started again, so often and no more.
-
-
 #: Time that a process has to end after SIGTERM, in seconds, before it is killed.
 GRACE_SECONDS = 8.0
 #: Lines of a log that are shown when its process died.

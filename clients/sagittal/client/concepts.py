@@ -161,13 +161,6 @@ def _x_feature(message: pb.Concept) -> XFeature:
     )
 
 
-# A fit of a concept set as its caller sees it: what is sent, how it goes, and going on after a lost connection.
-#
-# The events of a fit are those of a job like any other. A call that breaks once the job is known is followed by
-# `WatchExplanation`; before, the question is put again under the same `request_id`, which gives the same job, as long
-# as its images can be taken a second time.
-
-
 @dataclass(frozen=True, slots=True)
 class FitProgress:
     """How a fit goes."""
@@ -219,7 +212,12 @@ _BESIDE = (*_SETTINGS, "model_version", "deadline", "request_id", "parts")
 
 
 class Fitting:
-    """A fit that is asked for."""
+    """A fit that is asked for.
+
+    The events of a fit are those of a job like any other. A call that breaks once the job is known is followed by
+    `WatchExplanation`; before, the question is put again under the same `request_id`, which gives the same job, as long
+    as its images can be taken a second time.
+    """
 
     def __init__(
         self,

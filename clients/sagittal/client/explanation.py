@@ -503,9 +503,6 @@ def parse_explanation(message: pb.Explanation) -> Explanation:
     return gathering.explanation(parse_job(message).state, error)
 
 
-# Answers to "what if only these patches were shown".
-
-
 @dataclass(frozen=True, slots=True)
 class RegionScore:
     """The score of one set of patches."""

@@ -14,9 +14,6 @@ from numpy.typing import NDArray
 from sagittal.client.errors import InvalidImage
 from sagittal.v1 import tensor_pb2
 
-# Tensors of the API as numpy arrays, and back.
-
-
 _DTYPES: Mapping[int, np.dtype[np.generic]] = {
     tensor_pb2.DATA_TYPE_FLOAT16: np.dtype("<f2"),
     tensor_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),

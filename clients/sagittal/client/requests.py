@@ -16,9 +16,6 @@ from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import explanation_service_pb2 as service_pb
 from sagittal.v1 import method_pb2, tensor_pb2
 
-# Checks of what a caller gives, and the API's messages made of it: every fault names its field.
-
-
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
 

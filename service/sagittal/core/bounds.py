@@ -13,7 +13,8 @@ from google.protobuf.message import Message
 
 from sagittal.core.errors import InvalidRequest
 from sagittal.core.models import MAX_LABELS
-from sagittal.core.requests import MAX_BOXES, MAX_GRID, MAX_NAME, MAX_PARTS, MAX_REQUEST_ID, MAX_SETS
+from sagittal.core.patch_sets import MAX_GRID, MAX_SETS
+from sagittal.core.requests import MAX_BOXES, MAX_NAME, MAX_PARTS, MAX_REQUEST_ID
 from sagittal.core.tensors import MAX_DIMENSIONS
 
 #: Names of models, versions, methods and concept sets; tokens issued by the service; file names and layers.

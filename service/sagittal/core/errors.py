@@ -191,9 +191,6 @@ class JobBuried(JobFailed):
     reason = "JOB_BURIED"
 
 
-# Errors to `google.rpc.Status` and back: for gRPC, and for the `failed` events that workers write.
-
-
 #: `ErrorInfo.domain` of every error of this service.
 DOMAIN = "sagittal"
 

@@ -203,9 +203,6 @@ class Backlog:
     """How long the oldest queued execution has waited, in seconds; 0 if none waits."""
 
 
-# The identity of a job: its id, and the key that equal jobs share.
-
-
 #: Version of the answers. Increase it if the same request would get a different answer, so that stored ones expire.
 ANSWER_VERSION = 1
 
@@ -234,14 +231,6 @@ def _digest(value: object) -> str:
     raise TypeError(f"{type(value).__name__} cannot be part of a content key; give JSON values or bytes")
 
 
-# The cost of a job, learned from ended jobs: model evaluations and seconds, by model, method and setting.
-#
-# A *setting* is the part of a request that determines its cost: the method's plain parameters, the budget and the
-# curves. The estimate for a known setting is its observed cost. For an unknown setting, a line is fitted through the
-# logarithms of the known settings of the same method, because most costs are products of the requested numbers
-# (iterations times points). Ridge regression keeps the line flat in directions without data.
-
-
 #: Most model evaluations that a request may ask for and that an estimate may return.
 MAX_EVALUATIONS = 1_000_000_000
 
@@ -257,7 +246,13 @@ FURTHEST = 100.0
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Cost of one job."""
+    """Cost of one job: model evaluations and seconds. Costs of jobs to come are learned from ended jobs.
+
+    A *setting* is the part of a request that determines its cost: the method's plain parameters, the budget and the
+    curves. The estimate for a known setting is its observed cost. For an unknown setting, a line is fitted through the
+    logarithms of the known settings of the same method, because most costs are products of the requested numbers
+    (iterations times points). Ridge regression keeps the line flat in directions without data.
+    """
 
     evaluations: float
     """Model evaluations, including those for metrics."""

@@ -20,9 +20,6 @@ from sagittal.core.tensors import array_of
 from sagittal.core.text import shown
 from sagittal.v1 import method_pb2, model_pb2, tensor_pb2
 
-# Checks one parameter against its description: type, range, choices and default.
-
-
 Path = NewType("Path", str)
 """Path of a message in the request, such as `spec.method.igos_plus_plus`; errors name it."""
 

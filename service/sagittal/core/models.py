@@ -137,9 +137,6 @@ class ModelEntry(_Strict):
         return self.name, self.version
 
 
-# Label sets: names of classes by index.
-
-
 IMAGENET = "imagenet-1k"
 """The 1,000 classes of ImageNet, as torchvision names them."""
 
@@ -149,9 +146,6 @@ def read_labels(source: str) -> list[str]:
     if source == IMAGENET:
         return (resources.files(__package__) / "data" / "imagenet-1k.txt").read_text().splitlines()
     return Path(source).read_text().splitlines()
-
-
-# Model entries to messages and back: for the API, and for the registry.
 
 
 OUTPUTS: Mapping[Output, "model_pb2.OutputKind.ValueType"] = {
@@ -295,28 +289,28 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, list) else value
 
 
-# Model files: model entries (`ModelEntry`) in TOML.
-#
-# [[models]]
-# name = "efficientnet-lite0"
-# version = "1"
-# source = { kind = "efficientnet-lite", variant = 0 }
-# labels = "imagenet-1k"
-#
-# [models.preprocessing]
-# input_size = 224
-# fit = "squash"
-# interpolation = "bicubic"
-# mean = [0.498, 0.498, 0.498]
-# std = [0.502, 0.502, 0.502]
-
-
 class InvalidModelFile(Exception):
     """The model file cannot be read or has a wrong entry; the message names the field."""
 
 
 def read_entries(path: Path) -> list[ModelEntry]:
-    """Reads a model file. Raises InvalidModelFile."""
+    """Reads the model entries of a TOML file. Raises InvalidModelFile.
+
+    For example::
+
+        [[models]]
+        name = "efficientnet-lite0"
+        version = "1"
+        source = { kind = "efficientnet-lite", variant = 0 }
+        labels = "imagenet-1k"
+
+        [models.preprocessing]
+        input_size = 224
+        fit = "squash"
+        interpolation = "bicubic"
+        mean = [0.498, 0.498, 0.498]
+        std = [0.502, 0.502, 0.502]
+    """
     try:
         document = tomllib.loads(path.read_text())
     except OSError as error:

@@ -300,9 +300,6 @@ class AsyncRunner:
         return await self.run(operation, name=script.name)
 
 
-# What is wrong with a Redis server for a queue that must lose nothing.
-
-
 #: Oldest version of Redis, or of the Redis that Valkey says it is.
 OLDEST = (7, 0)
 

@@ -228,9 +228,6 @@ class WorkerQueue(Protocol):
         ...
 
 
-# What callers hear past an admission bound: which one, and when there will be room.
-
-
 #: Shortest and longest wait that is asked for, in seconds: a computed one may be of no time, or of a day.
 SHORTEST_WAIT, LONGEST_WAIT = 0.5, 300.0
 

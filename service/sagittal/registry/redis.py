@@ -16,9 +16,6 @@ from sagittal.queue.settings import QueueSettings
 from sagittal.registry.protocol import Registration, Wish
 from sagittal.v1 import model_pb2
 
-# What every registry does with models before it keeps them and after it reads them, whatever it keeps them in.
-
-
 ORIGINS: Mapping[str, "model_pb2.ModelOrigin.ValueType"] = {
     "file": model_pb2.MODEL_ORIGIN_FILE,
     "api": model_pb2.MODEL_ORIGIN_API,

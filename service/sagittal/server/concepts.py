@@ -30,9 +30,6 @@ from sagittal.server.rpc.layers import Context
 from sagittal.server.settings import ConceptLimits
 from sagittal.v1 import concept_pb2, concept_service_pb2, concept_service_pb2_grpc, explanation_pb2, model_pb2
 
-# Fits of concept sets: the images of a call are stored one by one, and the job that uses them comes after the last.
-
-
 #: Name of a set.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 
@@ -45,7 +42,10 @@ Requests = AsyncIterator[concept_service_pb2.FitConceptsRequest]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """A fit that a call asks for."""
+    """A fit that a call asks for.
+
+    The images of a call are stored one by one, and the job that uses them comes after the last.
+    """
 
     job: NewJob
     settings: concept_service_pb2.FitConceptsSettings

@@ -21,14 +21,11 @@ from sagittal.server.rpc.access import Caller, current_caller
 from sagittal.server.rpc.layers import Context
 from sagittal.v1 import explanation_pb2, explanation_service_pb2, explanation_service_pb2_grpc
 
-# Buried jobs, run again: each as a new job, since a job has one terminal event.
-
-
 _log = structlog.get_logger(__name__)
 
 
 class Retries:
-    """Submits buried jobs anew."""
+    """Runs dead-lettered jobs again, each as a new job, since a job has one terminal event."""
 
     def __init__(self, queue: JobQueue, intake: Intake, relay: Relay) -> None:
         self._queue = queue

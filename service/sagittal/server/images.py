@@ -16,8 +16,6 @@ from sagittal.core.images import ImageLimits, pixels_to_read
 from sagittal.core.jobs import content_key
 from sagittal.v1 import tensor_pb2
 
-# Turns at a few processes, shared fairly: no tenant waits for all that another has sent.
-
 
 class Turns:
     """Gives free processes to the tenants that wait, in rotation.

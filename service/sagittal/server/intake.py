@@ -21,9 +21,6 @@ from sagittal.server.rpc.access import Caller
 from sagittal.server.settings import JobSettings
 from sagittal.v1 import explanation_pb2, model_pb2, model_service_pb2
 
-# What a job will cost, before it is queued.
-
-
 #: Age up to which learned costs are used without asking the queue, in seconds.
 REFRESH = 5.0
 

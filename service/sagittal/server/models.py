@@ -17,9 +17,6 @@ from sagittal.server.rpc.access import current_caller
 from sagittal.server.rpc.layers import Context
 from sagittal.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
 
-# Registering models over the API: what is declared is checked here, and whatever workers find out comes from them.
-
-
 #: Queued jobs that are cancelled before looking for more, when their model goes.
 _PAGE = 100
 
@@ -30,7 +27,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Registration:
-    """Changes the registry for administrators."""
+    """Changes the registry for administrators: what they declare is checked here, what is found comes from workers."""
 
     def __init__(self, registry: ModelRegistry, catalogue: Catalogue, queue: JobQueue) -> None:
         self._registry = registry

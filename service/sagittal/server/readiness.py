@@ -15,14 +15,11 @@ from sagittal.registry.protocol import ModelRegistry
 from sagittal.server.metrics import ServiceMetrics
 from sagittal.v1 import model_pb2
 
-# Watches that the registry keeps its models: registers those of model files, and reports what a lost registry held.
-
-
 _log = structlog.get_logger(__name__)
 
 
 class RegistryWatch:
-    """Looks whether the registry is the one that it was."""
+    """Registers the models of model files again, and reports what was lost, when the registry lost its data."""
 
     def __init__(self, registry: ModelRegistry, entries: Sequence[ModelEntry], metrics: ServiceMetrics) -> None:
         """Looks at nothing yet.

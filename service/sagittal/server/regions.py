@@ -8,18 +8,16 @@ import structlog
 from sagittal.core.errors import FailedPrecondition, InvalidRequest, UnknownModel
 from sagittal.core.jobs import Job, JobKind
 from sagittal.core.methods import resolve
-from sagittal.core.requests import (
+from sagittal.core.patch_sets import (
     Known,
     bits_of,
-    check_baseline,
-    check_image_set,
     check_patch_shape,
     check_sets,
     known_sets,
     region_score,
-    resolve_target,
     unmasked_score,
 )
+from sagittal.core.requests import check_baseline, check_image_set, resolve_target
 from sagittal.queue.protocol import JobQueue
 from sagittal.queue.settings import MIB
 from sagittal.server.catalogue import Catalogue, check_loadable

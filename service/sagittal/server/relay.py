@@ -22,14 +22,14 @@ from sagittal.server.rpc.layers import Context
 from sagittal.server.rpc.streams import stream_is_moving
 from sagittal.v1 import explanation_pb2, model_pb2
 
-# Work that outlives the call that began it, such as cancelling the job of a caller who went away.
-
-
 _log = structlog.get_logger(__name__)
 
 
-class Aftermath:
-    """Runs such work to its end, and waits for it when the service stops."""
+class BackgroundTasks:
+    """Runs background tasks that outlive their RPC, such as cancelling the job of a caller who went away.
+
+    They run to their end, and are waited for when the service stops.
+    """
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
@@ -50,9 +50,9 @@ class Aftermath:
         try:
             await work
         except SagittalError as error:
-            _log.warning("aftermath-failed", doing=doing, job_id=job_id, reason=error.reason, error=error.message)
+            _log.warning("background-failed", doing=doing, job_id=job_id, reason=error.reason, error=error.message)
         except Exception as error:  # noqa: BLE001 - nobody else would report it
-            self._supervisor.note(f"aftermath-{doing}", error)
+            self._supervisor.note(f"background-{doing}", error)
 
 
 _TERMINAL = frozenset({"completed", "failed", "cancelled"})
@@ -69,9 +69,9 @@ MAX_SEQUENCE = 2**53 - 1
 class Relay:
     """Finds jobs and streams their events."""
 
-    def __init__(self, queue: JobQueue, aftermath: Aftermath, metrics: ServiceMetrics) -> None:
+    def __init__(self, queue: JobQueue, background: BackgroundTasks, metrics: ServiceMetrics) -> None:
         self._queue = queue
-        self._aftermath = aftermath
+        self._background = background
         self._metrics = metrics
 
     async def job(self, job_id: str, caller: Caller) -> Job:
@@ -116,7 +116,7 @@ class Relay:
 
     def abandon(self, accepting: asyncio.Task[tuple[Job, bool]], *, rpc: str, drop: bool) -> None:
         """Lets a job be accepted that nobody waits for any more, and then cancels it where `drop` says so."""
-        self._aftermath.run(self._end_accepting(accepting, rpc, drop=drop), doing="accept")
+        self._background.run(self._end_accepting(accepting, rpc, drop=drop), doing="accept")
 
     async def owned_events(self, job: Job, *, rpc: str) -> AsyncGenerator[explanation_pb2.ExplanationEvent, None]:
         """Yields a job's events; cancels the job when the caller goes away before the end."""
@@ -138,7 +138,7 @@ class Relay:
             return
         self._metrics.jobs_dropped.labels(rpc).inc()
         cancelling = self._queue.cancel(job.job_id, "caller went away")
-        self._aftermath.run(cancelling, doing="cancel", job_id=job.job_id)
+        self._background.run(cancelling, doing="cancel", job_id=job.job_id)
 
     async def _end_accepting(self, accepting: asyncio.Task[tuple[Job, bool]], rpc: str, *, drop: bool) -> None:
         job, is_new = await accepting
@@ -168,9 +168,6 @@ async def _closing(log: AsyncIterator[StoredEvent]) -> AsyncGenerator[AsyncItera
     finally:
         if isinstance(log, AsyncGenerator):
             await log.aclose()
-
-
-# Inquiries: short jobs that one call waits for, such as predictions and scores of regions.
 
 
 #: Time that a worker has beyond the deadline to say that it passed, in seconds.

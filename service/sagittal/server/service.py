@@ -31,7 +31,7 @@ from sagittal.server.metrics import ServiceMetrics
 from sagittal.server.models import ModelServicer, Registration
 from sagittal.server.readiness import READY_SERVICES, Readiness, RegistryWatch
 from sagittal.server.regions import Regions
-from sagittal.server.relay import Aftermath, Relay
+from sagittal.server.relay import BackgroundTasks, Relay
 from sagittal.server.rpc.access import Access, FailedLogins
 from sagittal.server.rpc.endpoint import bind, open_addresses, server_options
 from sagittal.server.rpc.failures import answer_failures
@@ -41,16 +41,13 @@ from sagittal.server.rpc.tracing import Tracing
 from sagittal.server.settings import ServiceSettings, TlsSettings
 from sagittal.v1 import concept_service_pb2_grpc, explanation_service_pb2_grpc, model_service_pb2_grpc
 
-# A second listener for whoever runs the service: health without TLS, and channelz, which tells of every connection.
-
-
 _SERVICES = ("grpc.health.v1.Health", "grpc.channelz.v1.Channelz", reflection.SERVICE_NAME)
 
 _log = structlog.get_logger(__name__)
 
 
 class Admin:
-    """Serves health and channelz in the clear and without tokens; nothing of the API."""
+    """A second listener for operators: health and channelz in the clear and without tokens; nothing of the API."""
 
     def __init__(self, health: health_aio.HealthServicer) -> None:
         self._health = health
@@ -125,7 +122,7 @@ class Service:
         self._queue = queue
         self._metrics = ServiceMetrics(metrics)
         self._streams = Streams(settings.connections.max_stream_seconds)
-        self._aftermath = Aftermath(self._supervisor)
+        self._background = BackgroundTasks(self._supervisor)
         self._registry = registry
         self._entries = tuple(entries)
         self._concepts = concepts
@@ -209,7 +206,7 @@ class Service:
         for task in self._tasks:
             await self._supervisor.stop_task(task)
         await self._admin.stop()
-        await self._aftermath.wait()
+        await self._background.wait()
         self._pictures.close()
         await self._concepts.close()
         await self._queue.close()
@@ -218,7 +215,7 @@ class Service:
     def _add_services(self, server: grpc.aio.Server) -> None:
         jobs = self._settings.jobs
         intake = Intake(self._queue, self._catalogue, self._pictures, jobs, self._metrics)
-        relay = Relay(self._queue, self._aftermath, self._metrics)
+        relay = Relay(self._queue, self._background, self._metrics)
         many = Many(intake, relay, jobs.max_in_flight)
         regions = Regions(self._queue, self._catalogue, self._pictures, intake, relay)
         images = JobImages(self._queue, self._pictures)

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from sagittal.core.errors import InvalidRequest
-from sagittal.core.requests import Known, check_patch_shape, check_sets, known_sets, region_score, unmasked_score
+from sagittal.core.patch_sets import Known, check_patch_shape, check_sets, known_sets, region_score, unmasked_score
 from sagittal.v1 import explanation_pb2 as api
 
 

@@ -14,14 +14,6 @@ from torch import Tensor
 from sagittal.engine.masking import upsample
 from sagittal.engine.requests import Evaluate, Subject, Upsampling
 
-# Gaussian noise from a table: a row's noise depends on its seed alone, and costs a copy instead of a generator.
-#
-# Drawing a picture's worth of normal numbers costs a few percent of a small network's forward pass. Rows are windows
-# of one long table instead, at offsets that a hash of the seed gives. Windows that overlap are shifted against each
-# other, so at any one pixel the noise of two rows is as independent as the table's entries. The table is drawn on the
-# CPU: rows are the same on every device.
-
-
 OFFSETS = 2**20
 """Number of different windows."""
 
@@ -29,7 +21,13 @@ _MASK = 2**64 - 1
 
 
 class NoiseTable:
-    """Standard normal noise by seed, on one device."""
+    """Standard normal noise by seed, on one device: a copy from a table instead of a generator.
+
+    Drawing a picture's worth of normal numbers costs a few percent of a small network's forward pass. Rows are windows
+    of one long table instead, at offsets that a hash of the seed gives. Windows that overlap are shifted against each
+    other, so at any one pixel the noise of two rows is as independent as the table's entries. The table is drawn on the
+    CPU: rows are the same on every device.
+    """
 
     def __init__(self, device: torch.device) -> None:
         """Draws nothing yet."""
@@ -75,13 +73,6 @@ def _hash(seed: int) -> int:
     return value ^ (value >> 31)
 
 
-# Upsampling of masks as what it is: a linear map along each axis.
-#
-# Two small matrix products take a mask to the image's size, and their transposes take a gradient back. On a CPU that is
-# several times as fast as interpolation and its backward pass; on CUDA it is deterministic, which the backward pass of
-# interpolation is not, since that adds in whatever order its threads arrive.
-
-
 ALIGNED = 16
 """Sizes are padded to multiples of this many numbers, a cache line: kernels round differently where a row of a batch
 begins elsewhere in one, and a row should not depend on its place."""
@@ -89,7 +80,12 @@ begins elsewhere in one, and a row should not depend on its place."""
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stretch:
-    """Brings masks of one size to images of another, and gradients back."""
+    """Brings masks of one size to images of another, and gradients back.
+
+    Two small matrix products take a mask to the image's size, and their transposes take a gradient back. On a CPU that
+    is several times as fast as interpolation and its backward pass; on CUDA it is deterministic, which the backward
+    pass of interpolation is not, since that adds in whatever order its threads arrive.
+    """
 
     rows: Tensor
     """Float32 of shape (height, mask height), both padded with zeros."""

@@ -180,9 +180,6 @@ class TorchEvaluator:
         return scores
 
 
-# Models that only answer: they run elsewhere, or in a runtime that shows neither gradients nor layers.
-
-
 Images = NDArray[np.float32]
 """Of shape (n, 3, height, width), normalised as the model takes them."""
 

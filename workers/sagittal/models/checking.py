@@ -147,9 +147,6 @@ def _off_one(probabilities: Tensor) -> float:
     return float((probabilities.sum(-1) - 1).abs().max())
 
 
-# What tells a model from others: digests over its weights, whatever file they came in.
-
-
 def model_digest(module: nn.Module, entry: ModelEntry) -> str:
     """Returns SHA-256 over names, shapes and values of all weights, and over preprocessing and output."""
     digest = hashlib.sha256(f"{entry.preprocessing.model_dump_json()} {entry.output} {type(module)}".encode())
@@ -170,9 +167,6 @@ def _digest_weights(digest: Any, module: nn.Module) -> None:
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-
-
-# Whether what was registered is true of the model that was loaded: its weights, its layers, its labels.
 
 
 LISTED = 24

@@ -126,9 +126,6 @@ def _warm(variant: Variant, image: Tensor, sizes: Sequence[int]) -> None:
             variant.backward(inputs)
 
 
-# What stands between the engine, which hands over images channels first, and a model that wants them otherwise.
-
-
 class ChannelsLastInput(nn.Module):
     """A model that takes (n, height, width, 3), for images of (n, 3, height, width)."""
 

@@ -135,13 +135,6 @@ def _fills_memory(device: torch.device) -> bool:
     return 2 * torch.cuda.max_memory_allocated(device) > MEMORY_SHARE * total
 
 
-# How batches of a model are cut, kept on disk so that a worker that starts again need not measure it anew.
-#
-# What is found holds for one model, made faster in one way, on one kind of device with so many threads, one release of
-# torch and one set of settings for its kernels. All of that names the file: what was found under other circumstances is
-# never read.
-
-
 log = structlog.get_logger(__name__)
 
 
@@ -173,7 +166,12 @@ class BatchPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptPlan:
-    """A file with the plan of a model under certain circumstances."""
+    """A file with the plan of a model under certain circumstances.
+
+    What is found holds for one model, made faster in one way, on one kind of device with so many threads, one release
+    of torch and one set of settings for its kernels. All of that names the file: what was found under other
+    circumstances is never read.
+    """
 
     directory: Path
     circumstances: Mapping[str, Any]

@@ -44,9 +44,6 @@ def _tell_gpus(connection: Connection) -> None:
     connection.send_bytes(str(torch.cuda.device_count()).encode())
 
 
-# Memory of processes and of the device that a worker runs on.
-
-
 MIB = 2**20
 """Bytes."""
 

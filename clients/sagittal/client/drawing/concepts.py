@@ -81,9 +81,6 @@ def _draw_concept(axes: Axes, concept: ConceptContribution, seen: View) -> None:
     canvas.show(axes, seen.painted(concept.heatmap), title_of(concept), note)
 
 
-# A contact sheet: the images that excite a concept most, each with where it looks, group by group.
-
-
 #: Width of a picture in inches, and resolution in dots an inch.
 CELL, DPI = 1.5, 120
 

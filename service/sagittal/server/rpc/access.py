@@ -18,13 +18,6 @@ from sagittal.process.tracing import current_span
 from sagittal.server.rpc.layers import Call, Proceed
 from sagittal.server.settings import LoginSettings, Role, Token
 
-# Unknown tokens, limited for each address: a caller that guesses gets a few tries, and then has to wait.
-#
-# A right token never waits: the limit is asked only about unknown ones. So nobody is locked out by others behind the
-# same proxy, and what stands against guessing is the length of a token. The limit keeps a misconfigured or hostile
-# caller from filling the log, and tells its operator.
-
-
 #: Bits of an IPv6 address that count: one customer of a network has all the rest.
 _IPV6_PREFIX = 64
 
@@ -42,7 +35,12 @@ class _Peer:
 
 
 class FailedLogins:
-    """A bucket of tries for each address, of a bounded number of addresses."""
+    """A bucket of tries for each address, of a bounded number of addresses.
+
+    A right token never waits: the limit is asked only about unknown ones. So nobody is locked out by others behind the
+    same proxy, and what stands against guessing is the length of a token. The limit keeps a misconfigured or hostile
+    caller from filling the log, and tells its operator.
+    """
 
     def __init__(self, settings: LoginSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings

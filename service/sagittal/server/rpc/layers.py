@@ -17,8 +17,6 @@ from grpc.aio import ServerInterceptor, ServicerContext
 from sagittal.core.bounds import check_bounds
 from sagittal.core.errors import InvalidRequest, PermissionDenied
 
-# Requests that are refused before they are read: bytes that are no message, and fields that are too long.
-
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:

@@ -183,15 +183,12 @@ def _listed(layers: Sequence[SpatialLayer]) -> str:
     return ("..., " if len(layers) > LISTED else "") + ", ".join(names)
 
 
-# From evidence in the units of a method to a heatmap in [0, 1].
-#
-# A heatmap stretched to its own extremes makes an empty explanation look like a full one. Here the shape of a heatmap
-# is relative to its peak, and the peak is the strength of the evidence: a share that each method defines, from 0 for no
-# evidence to 1 if the evidence accounts for the whole score.
-
-
 def heatmap(evidence: Tensor, strength: float) -> Tensor:
     """Returns the positive part of `evidence`, scaled so that its peak is `strength`, cut to [0, 1].
+
+    A heatmap stretched to its own extremes makes an empty explanation look like a full one. Here the shape of a heatmap
+    is relative to its peak, and the peak is the strength of the evidence: a share that each method defines, from 0 for
+    no evidence to 1 if the evidence accounts for the whole score.
 
     Args:
         evidence: Shape (height, width), any units; negative evidence is not shown.

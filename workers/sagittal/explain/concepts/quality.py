@@ -105,14 +105,6 @@ def _standard(columns: Tensor) -> Tensor:
     return torch.where(spread > TINY, centred / spread.clamp(min=TINY), 0)
 
 
-# Locality: the number of annotated parts that an x-feature covers.
-#
-# On each annotated held-out image, the heatmap of the x-feature is divided among the parts. The mean of the shares over
-# the images shows which parts the x-feature covers, and their entropy how many: `exp(entropy)` is 1 for an x-feature on
-# a single part, and the number of parts for an even distribution (Qi, Khorram, Li; the x-features of the paper cover 7
-# of the 15 parts of CUB's birds). Evidence outside every part does not count.
-
-
 MOST_IMAGES = 100
 """Maximum number of annotated images that it is measured on, the first of those held out."""
 
@@ -125,7 +117,13 @@ Shares = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Locality:
-    """Distribution of x-features over annotated parts."""
+    """Distribution of x-features over annotated parts.
+
+    On each annotated held-out image, the heatmap of the x-feature is divided among the parts. The mean of the shares
+    over the images shows which parts the x-feature covers, and their entropy how many: `exp(entropy)` is 1 for an
+    x-feature on a single part, and the number of parts for an even distribution (Qi, Khorram, Li; the x-features of the
+    paper cover 7 of the 15 parts of CUB's birds). Evidence outside every part does not count.
+    """
 
     images: int = 0
     """Number of annotated images it was measured on."""

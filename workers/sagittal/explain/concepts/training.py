@@ -19,14 +19,6 @@ from sagittal.explain.parameters import check, parameter
 from sagittal.explain.problem import derive_seed, prefixed, within
 from sagittal.explain.steps import Steps
 
-# Initialisation: a linear explanation network that is already faithful.
-#
-# From random weights, descent finds one of many networks that agree with the model on the given images, but not on
-# others. The best linear prediction of the outputs generalises. The x-features therefore start as that prediction and
-# the strongest other directions of the features (principal components), in a random rotation. Descent adds the
-# remaining terms of equation (1), in the linear and the nonlinear part.
-
-
 RIDGE = 1e-3
 """Weight of the squared coefficients, relative to the mean squared length of the features."""
 
@@ -38,7 +30,13 @@ TINY_SPREAD = 1e-12
 
 
 def initialise(srae: SRAE, features: Tensor, outputs: Tensor, generator: torch.Generator) -> None:
-    """Sets all weights, and the units, from features (images, features) and outputs (images, outputs)."""
+    """Sets all weights, and the units, from features (images, features) and outputs (images, outputs).
+
+    From random weights, descent finds one of many networks that agree with the model on the given images, but not on
+    others. The best linear prediction of the outputs generalises. The x-features therefore start as that prediction and
+    the strongest other directions of the features (principal components), in a random rotation. Descent adds the
+    remaining terms of equation (1), in the linear and the nonlinear part.
+    """
     with torch.no_grad():
         srae.feature_mean.copy_(features.mean(0))
         srae.feature_scale.copy_((features - srae.feature_mean).square().mean().sqrt())
@@ -119,15 +117,6 @@ def _rotation(count: int, generator: torch.Generator) -> Tensor:
     return rotation
 
 
-# Choice among solutions that equation (1) does not distinguish.
-#
-# Faithfulness and reconstruction depend on linear maps of the x-features, and orthogonal x-features of equal length
-# remain orthogonal under rotation. The loss thus leaves a rotation free, which determines how concepts are mixed. The
-# rotation is chosen to make the x-features as independent as possible, by independent component analysis: mixtures of
-# independent causes are closer to a normal distribution than the causes. Then signs and order are fixed: a larger
-# x-feature increases the class, and the x-feature with the largest effect on the prediction comes first.
-
-
 ANGLES = 90
 """Number of angles tried for each pair of x-features, from 0 to a quarter turn."""
 
@@ -142,7 +131,14 @@ PEAK_WEIGHT = 33.67
 
 
 def settle(srae: SRAE, features: Tensor) -> None:
-    """Rotates, flips, scales and orders the x-features of a fitted network in place; predictions do not change."""
+    """Rotates, flips, scales and orders the x-features of a fitted network in place; predictions do not change.
+
+    Faithfulness and reconstruction depend on linear maps of the x-features, and orthogonal x-features of equal length
+    remain orthogonal under rotation. The loss thus leaves a rotation free, which determines how concepts are mixed. The
+    rotation is chosen to make the x-features as independent as possible, by independent component analysis: mixtures of
+    independent causes are closer to a normal distribution than the causes. Then signs and order are fixed: a larger
+    x-feature increases the class, and the x-feature with the largest effect on the prediction comes first.
+    """
     with torch.no_grad():
         values = srae.encode(features)
         lengths = values.square().mean(0).sqrt().clamp(min=TINY)
@@ -203,9 +199,6 @@ def _transform(srae: SRAE, matrix: Tensor) -> None:
     for weight in (srae.decoder.direct.weight, srae.decoder.hidden.weight):
         weight.copy_(weight @ inverse)
     srae.readout.copy_(inverse.T @ srae.readout)
-
-
-# Settings of a fit: the weights of equation (1), the size and the seed.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,14 +16,6 @@ from sagittal.explain.events import Progress, Warning
 from sagittal.explain.problem import derive_seed
 from sagittal.explain.steps import Steps, ask
 
-# Detection of x-features that mix unrelated concepts: "A or B".
-#
-# Equation (1) does not exclude them: two natural features that never occur together can share an x-feature that is
-# orthogonal to the others and faithful. Their sign is that the exciting images form groups in the model's feature
-# space. Any points can be cut in two. The cut is therefore compared with cuts of points from one normal distribution of
-# the same spread in each direction: it counts only if it is deeper than these, and deep enough.
-
-
 EXCITING = 0.3
 """Share of the images that count as exciting an x-feature, those with the highest values."""
 
@@ -48,7 +40,13 @@ ROUNDS = 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mixture:
-    """Groups among an x-feature's exciting images."""
+    """Whether an x-feature mixes unrelated concepts ("A or B"): groups among its exciting images.
+
+    Equation (1) does not exclude them: two natural features that never occur together can share an x-feature that is
+    orthogonal to the others and faithful. Their sign is that the exciting images form groups in the model's feature
+    space. Any points can be cut in two. The cut is therefore compared with cuts of points from one normal distribution
+    of the same spread in each direction: it counts only if it is deeper than these, and deep enough.
+    """
 
     exciting: Tensor
     """Int64: indices of the exciting images, most exciting first."""

@@ -50,14 +50,6 @@ def level_gradient(gradient: Tensor, slope: Tensor) -> Tensor:
     return (moved - slope * common).mean(0)
 
 
-# Choice of the final saliency and its scale, by insertion and deletion.
-#
-# Descent selects single cells. They suffice to explain some images; others are explained by whole regions, of which
-# descent leaves ragged parts. The model decides: each saliency is blurred to several widths, each result is inserted
-# and deleted at several areas, and the one with the largest insertion area minus deletion area is kept. Its peak is
-# unchanged.
-
-
 WIDTHS = (0.0, 1 / 28, 2 / 28, 3 / 28)
 """Standard deviations of the blurs of the first saliency, as shares of the mask's side."""
 
@@ -74,7 +66,13 @@ def evaluations(saliencies: int) -> int:
 
 
 def chosen_scale(problem: Problem, saliencies: Sequence[Tensor]) -> Steps[Tensor]:
-    """Yields one request; returns the saliency (h, w) and scale with the best curves, of those given."""
+    """Yields one request; returns the saliency (h, w) and scale with the best curves, of those given.
+
+    Descent selects single cells. They suffice to explain some images; others are explained by whole regions, of which
+    descent leaves ragged parts. The model decides: each saliency is blurred to several widths, each result is inserted
+    and deleted at several areas, and the one with the largest insertion area minus deletion area is kept. Its peak is
+    unchanged.
+    """
     first, *others = saliencies
     candidates = [*_scaled(first, WIDTHS), *(each for other in others for each in _scaled(other, FURTHER_WIDTHS))]
     inserted = torch.cat([_most_salient(each) for each in candidates])

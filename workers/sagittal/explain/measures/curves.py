@@ -102,18 +102,16 @@ def area(fractions: Sequence[float], scores: Sequence[float]) -> float:
     return sum((right[0] - left[0]) * (right[1] + left[1]) / 2 for left, right in itertools.pairwise(points))
 
 
-# The pointing game: whether the peak of the heatmap lies on the object (Zhang et al., ECCV 2016).
-#
-# It measures where a heatmap points, not whether the model relies on that part: an edge detector wins it without any
-# causal link.
-
-
 TOLERANCE = 15
 """Distance in pixels by which the peak may miss the box."""
 
 
 def pointing_game(saliency: Tensor, size: tuple[int, int], boxes: Sequence[tuple[int, int, int, int]]) -> bool:
-    """Returns whether the peak lies in a box (left, top, right, bottom; pixels), within the tolerance."""
+    """Returns whether the peak lies in a box (left, top, right, bottom; pixels), within the tolerance.
+
+    It measures where a heatmap points, not whether the model relies on that part: an edge detector wins it without any
+    causal link.
+    """
     heatmap = upsample(saliency.unsqueeze(0), size)[0, 0]
     row, column = divmod(int(heatmap.argmax()), size[1])
     return any(

@@ -12,13 +12,12 @@ from sagittal.explain.problem import Problem, State, prefixed, within
 from sagittal.explain.sets.patches import everything, masks_of, packed
 from sagittal.explain.steps import Steps
 
-# The requests and scores of a search, in order, so that another attempt can repeat it without the model.
-#
-# A search is a function of its scores and its seed: with the same scores it takes the same steps.
-
 
 class Recording:
-    """Scores of patch sets as tensors: one row per evaluated set."""
+    """Scores of patch sets as tensors: one row per evaluated set.
+
+    A search is a function of its scores and its seed: with the same scores it takes the same steps.
+    """
 
     def __init__(self, grid: int, restored: State) -> None:
         """Starts with the recording of an earlier attempt, if its checkpoint has one.

@@ -27,15 +27,6 @@ from sagittal.explain.sets.patches import bits_of, masks_of, members, removals, 
 from sagittal.explain.sets.scoring import Memo, Scored
 from sagittal.explain.steps import Steps
 
-# The surrogate: an estimate of the effect of each patch, from all known scores. It proposes sets and decides nothing.
-#
-# It is a ridge regression of the log-odds on the shown patches, in which sets near the size of interest weigh most.
-# Estimates are drawn from the posterior (Thompson sampling): patches with few observations get explored, and the more
-# certain the regression is, the less random the proposals are. An estimate proposes a set of its best patches, or
-# exchanges the worst patches of a known set for better ones. The regression is linear and the model is not: exchanges
-# find the patches that act together.
-
-
 RIDGE = 1.0
 """Weight of the squared coefficients, in units of one observation."""
 
@@ -59,6 +50,12 @@ def guesses(
     scores: Mapping[int, Scored], grid: int, size: float, count: int, noise: float, generator: torch.Generator
 ) -> Tensor:
     """Returns draws of the effect of each patch in log-odds, of shape (count, patches).
+
+    It is a ridge regression of the log-odds on the shown patches, in which sets near the size of interest weigh most.
+    Estimates are drawn from the posterior (Thompson sampling): patches with few observations get explored, and the more
+    certain the regression is, the less random the proposals are. An estimate proposes a set of its best patches, or
+    exchanges the worst patches of a known set for better ones. The regression is linear and the model is not: exchanges
+    find the patches that act together.
 
     Args:
         scores: Known scores.

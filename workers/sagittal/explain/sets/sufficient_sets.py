@@ -29,10 +29,6 @@ from sagittal.explain.sets.scoring import Memo, Rule, Threshold, TopClass
 from sagittal.explain.sets.search import FIRST_NOISE, guesses, refine
 from sagittal.explain.steps import Steps
 
-# Diverse families: as many sets as possible of which no two share more patches than allowed, computed exactly.
-#
-# Also the regions in which a further set of a family may be found.
-
 
 def compatible(bits: int, others: Sequence[int], allowed: int) -> bool:
     """Returns whether a set shares at most `allowed` patches with each of the others."""

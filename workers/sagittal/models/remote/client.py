@@ -16,9 +16,6 @@ from sagittal.inference.v2 import inference_pb2 as pb
 from sagittal.models.sources.access import MIB, Server
 from sagittal.models.sources.source import ModelUnavailable
 
-# The connection to a model server: TLS, metadata, and sizes of messages.
-
-
 Metadata = tuple[tuple[str, str | bytes], ...]
 """As gRPC takes it."""
 
@@ -61,9 +58,6 @@ def metadata_of(server: Server) -> Metadata:
     """Returns the metadata of a call, files read anew. Raises OSError."""
     from_files = {name: path.read_text().strip() for name, path in server.metadata_files.items()}
     return tuple((server.metadata | from_files).items())
-
-
-# When a call to a model server is attempted again: a few times, later each time, and never past the budget.
 
 
 FIRST_PAUSE = 0.1

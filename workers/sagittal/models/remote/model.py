@@ -16,9 +16,6 @@ from sagittal.engine.evaluator import BlackBox, EvaluationFailed, Images, Output
 from sagittal.inference.v2 import inference_pb2 as pb
 from sagittal.models.remote.client import InferenceClient
 
-# Images as a server takes them, and scores as it gives them.
-
-
 _OUTPUT_TYPES: Mapping[str, str] = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
 
 _LARGEST_BYTE = 255

@@ -14,8 +14,6 @@ from torch import nn
 from sagittal.engine.optimise import Step
 from sagittal.models.sources.access import Access
 
-# What goes wrong when a model is loaded.
-
 
 class ModelUnavailable(Exception):
     """A model cannot be loaded; the message says why and what to do."""

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from sagittal.core.errors import JobFailed
 from sagittal.core.images import ImageLimits
 from sagittal.core.jobs import JobKind, Lease
-from sagittal.core.requests import check_patch_shape, check_sets
+from sagittal.core.patch_sets import check_patch_shape, check_sets
 from sagittal.engine.requests import Upsampling
 from sagittal.engine.task import Usage
 from sagittal.explain import Concepts, explanation_steps
