@@ -245,20 +245,20 @@ def test_a_fit_can_be_cancelled(client: Client):
 WRONG = {
     "a layer that does not exist": ({"layer": "head"}, InvalidRequest, "settings.layer", "give one of conv"),
     "a name that is no name": ({"name": "a/b"}, InvalidRequest, "settings.name", "letters, digits"),
-    "a class that does not exist": ({"targets": ["blue"]}, InvalidRequest, "settings.targets[0].label", "no label"),
+    "a class that does not exist": ({"targets": ["blue"]}, InvalidRequest, "settings.targets[0].label", "not a label"),
     "no class": ({"targets": []}, InvalidRequest, "settings.targets", "empty"),
     "too many x-features": ({"concepts": 33}, InvalidRequest, "settings.fit.concepts", "1 to 32"),
     "a model that does not exist": ({"model": "none"}, NotFound, "settings.model", "no model 'none'"),
     "no images": ({"images": []}, InvalidRequest, "image", "no image came"),
     "fewer images than x-features": ({"images": PICTURES[:3]}, InvalidRequest, "image", "there are 3 images"),
-    "constant features": ({"images": PICTURES[:1] * 20}, InvalidRequest, "image", "the same of every image"),
+    "constant features": ({"images": PICTURES[:1] * 20}, InvalidRequest, "image", "the same for every image"),
     "too many images": ({"images": PICTURES[:1] * 51}, InvalidRequest, "image", "more than 50 images"),
     "a dataset that does not exist": (
         {"images": [], "dataset": "none"}, InvalidRequest, "settings.dataset", "this worker has colours",
     ),
     "a part that is not within its image": (
         {"parts": [{"eye": (0.5, 0.0, 0.4, 1.0)}] * 40}, InvalidRequest, "annotated_parts[0].left",
-        "of image 0 reaches from left 0.5 to right 0.4",
+        "of image 0 has left 0.5 and right 0.4",
     ),
     "parts of other images": ({"parts": [{}]}, InvalidRequest, "parts", "parts of 1 images; 40 came"),
     "a name that is taken": ({"name": "fitted"}, AlreadyExists, "settings.name", "set `replace`"),

@@ -10,16 +10,19 @@ import hashlib
 import itertools
 import logging
 import queue
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
 import redis
 import structlog
+from concept_support import Concepts, a_set
 from embedded_queue import Queue, own_settings
 from google.protobuf import struct_pb2
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
@@ -197,10 +200,14 @@ def served() -> Iterator[Server]:
     tokens = {
         hashlib.sha256(name.encode()).hexdigest(): {"tenant": name, "roles": roles} for name, roles in tenants.items()
     }
+    temporary = tempfile.TemporaryDirectory()
+    directory = Path(temporary.name)
 
     async def serve() -> None:
         queue = Queue(own_settings(max_stored_bytes=STORED_BYTES, image_retention_seconds=10, retention_seconds=60))
-        async with running(quick_settings(tokens=tokens, model_refresh=0.05), queue) as stack:
+        Concepts(queue.settings, directory).seed("fuzzer", a_set("set", "lamp"))
+        found = quick_settings(tokens=tokens, model_refresh=0.05, concepts={"directory": directory})
+        async with running(found, queue) as stack:
             _register(stack)
             ids = await _jobs(stack)
             measuring = asyncio.create_task(meter.run())
@@ -234,6 +241,7 @@ def served() -> Iterator[Server]:
         loop.call_soon_threadsafe(done.set)
         thread.join(60)
         loop.close()
+        temporary.cleanup()
 
 
 def _failures(stack: Stack) -> float:
@@ -290,7 +298,7 @@ def _words(job_ids: list[str]) -> Words:
     return {
         "job_id": st.sampled_from(job_ids),
         "model": st.just("lamp"),
-        "name": st.sampled_from(["lamp", "igos++", "mse", "rise", "1", "on"]),
+        "name": st.sampled_from(["lamp", "igos++", "mse", "rise", "1", "on", "set"]),
         "model_version": st.just("1"),
         "version": st.just("1"),
         "label": st.sampled_from(["on", "off"]),

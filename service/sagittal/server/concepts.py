@@ -82,9 +82,9 @@ class ConceptFits:
 
     async def _read(self, requests: Requests, caller: Caller) -> Asked:
         with self._intake.counting_refusals():
-            self._files.check("service")
             settings = await _first(requests)
             model = await self._check(settings)
+            self._files.check("service")
             job_id = new_job_id()
             await self._attach(requests, settings, job_id, caller)
             settings.model_version = model.version

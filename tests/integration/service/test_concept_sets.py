@@ -18,7 +18,7 @@ from grpc_status import rpc_status
 from sagittal.queue.scripts import root_key
 from sagittal.server.settings import Token
 from sagittal.v1 import concept_service_pb2 as pb
-from sagittal.v1 import concept_service_pb2_grpc
+from sagittal.v1 import concept_service_pb2_grpc, explanation_pb2
 
 from .support import Stack, eventually, quick_settings, running
 
@@ -198,8 +198,9 @@ async def test_a_service_without_their_files_lists_and_deletes_and_names_the_set
         assert await site.names() == ["set"]
         with pytest.raises(grpc.aio.AioRpcError, match=r"this service has no place .*SAGITTAL_CONCEPTS__DIRECTORY"):
             await site.get()
+        fit = pb.FitConceptsSettings(name="new", model="lamp", targets=[explanation_pb2.Target(index=0)])
         with pytest.raises(grpc.aio.AioRpcError, match="this service has no place"):
-            async for _ in site.stub.FitConcepts(iter([pb.FitConceptsRequest()])):
+            async for _ in site.stub.FitConcepts(iter([pb.FitConceptsRequest(settings=fit)])):
                 pass
         await site.stub.DeleteConceptSet(pb.DeleteConceptSetRequest(model="lamp", name="set"))
         assert await site.names() == []
