@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
+from sagittal.process.decoder_metrics import DecoderMetrics
 from sagittal.process.supervision import SupervisionMetrics
 from sagittal.queue.failures import REPLIES, UNKNOWN, UNREACHABLE
 from sagittal.queue.metrics import QueueMetrics
@@ -69,6 +70,7 @@ def worker_registry() -> CollectorRegistry:
     """Returns a registry with a worker's metrics."""
     registry = CollectorRegistry()
     WorkerMetrics.create(registry)
+    DecoderMetrics(registry)
     QueueMetrics(registry)
     SupervisionMetrics(registry)
     process_up(registry)

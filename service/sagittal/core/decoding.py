@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -41,7 +42,25 @@ _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20
 
 _LENGTH = struct.Struct("<Q")
 
+#: Why a process of this program ended while it decoded: it took too long and was killed, or it died.
+KILLED, DIED = ENDINGS = ("killed", "died")
+
 _log = structlog.get_logger(__name__)
+
+
+_ended: Counter[str] = Counter()
+_counting = Lock()
+
+
+def ended_decoders() -> Mapping[str, int]:
+    """Returns how many processes ended while they decoded for this program, by each of `ENDINGS`."""
+    with _counting:
+        return {ending: _ended[ending] for ending in ENDINGS}
+
+
+def _count(ending: str) -> None:
+    with _counting:
+        _ended[ending] += 1
 
 
 class Decoder:
@@ -84,11 +103,13 @@ class Decoder:
                 return process.ask(task, data, path, self._limits.seconds)
             except TimeoutError as error:
                 self._end()
+                _count(KILLED)
                 _log.warning("image-decoder-killed", seconds=self._limits.seconds, bytes=len(data), field=path)
                 text = f"{path} takes longer than {self._limits.seconds:g} s to decode: send a smaller image"
                 raise InvalidImage(text, field=path) from error
             except (OSError, EOFError):
                 why = self._end()
+                _count(DIED)
                 _log.warning("image-decoder-ended", why=why, bytes=len(data), field=path)
                 if not again:
                     break

@@ -5,6 +5,7 @@ import inspect
 import random
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ from sagittal.queue.failures import FAILURES, Meaning, classify, translate
 from sagittal.queue.metrics import UNOBSERVED, QueueObserver, timed
 from sagittal.queue.scripts import Script, root_key
 from sagittal.queue.settings import QueueSettings
+from sagittal.queue.turns import TenantTurns
 
 Result = TypeVar("Result")
 
@@ -249,27 +251,24 @@ class AsyncRunner:
         self._observer = observer
         self._settings = settings
         self._root = root
-        self._turns = asyncio.Semaphore(settings.max_connections)
+        self._turns = TenantTurns(settings.max_connections, settings.max_connections_per_tenant)
 
     async def run(self, operation: Callable[[], Awaitable[Result]], *, name: str = "command") -> Result:
         """Runs an idempotent operation, again where its answer was lost; `name` is what metrics call it.
 
-        Waiting for a turn is no sign that Redis is away, so it does not count as time of the operation: a burst of
-        calls waits as long as an operation may take, and only then is refused.
+        Tenants have turns in rotation. Waiting for one is no sign that Redis is away, so it does not count as time of
+        the operation: a burst of calls waits as long as an operation may take, and only then is refused.
         """
-        try:
-            async with asyncio.timeout(self._settings.operation_timeout):
-                await self._turns.acquire()
-        except TimeoutError as error:
-            raise Unavailable(
-                f"more is asked of the queue at once than it answers in {self._settings.operation_timeout:g} s: try "
-                "again, or run more replicas",
-                retry_after=self._settings.retry_after,
-            ) from error
-        try:
+        async with AsyncExitStack() as turn:
+            try:
+                await turn.enter_async_context(self._turns.turn(self._settings.operation_timeout))
+            except TimeoutError as error:
+                raise Unavailable(
+                    f"more is asked of the queue at once than it answers in {self._settings.operation_timeout:g} s: "
+                    "try again, or run more replicas",
+                    retry_after=self._settings.retry_after,
+                ) from error
             return await self._run(operation, name)
-        finally:
-            self._turns.release()
 
     async def _run(self, operation: Callable[[], Awaitable[Result]], name: str) -> Result:
         attempts = Attempts(self._settings, self._observer, name, most=SERVICE_ATTEMPTS, accepted=False)

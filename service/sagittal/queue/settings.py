@@ -37,6 +37,9 @@ class QueueSettings(BaseModel):
     """What callers are told to wait when Redis is away, in seconds."""
     max_connections: Count = 64
     """Connections of one process to Redis, one more for its subscriptions not counted."""
+    max_connections_per_tenant: Count = 8
+    """Connections that one tenant's calls may use at the same time in a process of the service; further operations of
+    the tenant wait for their turn, and other tenants' do not."""
 
     lease_seconds: Seconds = 15.0
     """Time without a heartbeat after which a run is taken from its worker, in seconds."""

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from sagittal.core.errors import Overloaded, SagittalError, StreamMoved, Unavailable
 from sagittal.core.jobs import Backlog, Job, Lane, NewJob
+from sagittal.process.decoder_metrics import DecoderMetrics
 from sagittal.server.rpc.layers import Call, Proceed
 
 #: Upper bounds of an RPC's duration, in seconds: from a lookup to a long explanation.
@@ -35,6 +36,12 @@ class ServiceMetrics:
         self.rpc_seconds = Histogram(
             "sagittal_rpc_seconds", "Duration of RPCs to their end.", ["rpc"], buckets=_RPC_SECONDS, registry=registry
         )
+        self.calls_refused = Counter(
+            "sagittal_calls_refused",
+            "Calls that were refused since too many were open, by the setting that bounds them.",
+            ["reason"],
+            registry=registry,
+        )
         self.streams = Gauge("sagittal_streams_in_flight", "Streams that are open.", ["rpc"], registry=registry)
         self.jobs_accepted = Counter(
             "sagittal_jobs_accepted", "Jobs that were queued.", ["model", "method", "lane"], registry=registry
@@ -53,6 +60,7 @@ class ServiceMetrics:
             registry=registry,
         )
         self.queue = QueueGauges(registry)
+        self.decoders = DecoderMetrics(registry)
         self.queue_up = Gauge("sagittal_queue_up", "1 while Redis answers, else 0.", registry=registry)
         self.queue_errors = Counter(
             "sagittal_queue_errors", "Calls to the queue that failed, by call.", ["call"], registry=registry

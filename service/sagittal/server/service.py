@@ -33,6 +33,7 @@ from sagittal.server.readiness import READY_SERVICES, Readiness, RegistryWatch
 from sagittal.server.regions import Regions
 from sagittal.server.relay import BackgroundTasks, Relay
 from sagittal.server.rpc.access import Access, FailedLogins
+from sagittal.server.rpc.calls import Calls
 from sagittal.server.rpc.endpoint import bind, open_addresses, server_options
 from sagittal.server.rpc.failures import answer_failures
 from sagittal.server.rpc.layers import Layers
@@ -150,11 +151,14 @@ class Service:
             Tracing(self._tracer),
             self._metrics,
             access,
+            Calls(self._settings.calls, self._metrics.calls_refused),
             self._streams,
         )
         self._server = grpc.aio.server(
-            interceptors=[Layers(layers, access.admits)],
-            options=server_options(self._settings.connections, channelz=bool(self._settings.admin_listen)),
+            interceptors=[Layers(layers)],
+            options=server_options(
+                self._settings.connections, self._settings.calls, channelz=bool(self._settings.admin_listen)
+            ),
         )
         self._add_services(self._server)
         ports = bind(self._server, self._settings.listen, self._settings.tls)

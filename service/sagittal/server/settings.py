@@ -153,6 +153,11 @@ class ConnectionSettings(BaseModel):
     """Largest metadata of a call, in bytes."""
     max_streams: Annotated[int, Field(ge=1)] = 1_000
     """Calls at the same time on one connection."""
+    max_connections: Annotated[int, Field(ge=1)] = 4_096
+    """Connections at the same time to each address; further ones are closed at once. Keep it below the limit of open
+    files of the process."""
+    max_idle: Positive = 300.0
+    """Time after which a connection without a call is closed, in seconds; a client connects anew with its next call."""
     handshake_timeout: Positive = 20.0
     """Time that a new connection has for its handshakes, TLS and HTTP/2, in seconds."""
     max_age: Positive = 1_800.0
@@ -170,6 +175,23 @@ class ConnectionSettings(BaseModel):
     def max_stream_seconds(self) -> float:
         """Age at which a stream is moved: before the connection's grace can cut it off."""
         return 0.9 * self.max_age_grace
+
+
+class CallSettings(BaseModel):
+    """How many calls may be open at the same time, in each replica."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    max_per_tenant: Annotated[int, Field(ge=1)] = 512
+    """Calls of one tenant, streams included, over all its connections. Further ones are refused with
+    RESOURCE_EXHAUSTED, before their messages are read. Whoever needs no tokens is one tenant."""
+    max_open_watches: Annotated[int, Field(ge=1)] = 64
+    """Streams of the health service, which need no token."""
+    max_pending: Annotated[int, Field(ge=1000)] = 20_000
+    """Calls that have arrived and that the service has not looked at yet. Past it, gRPC resets calls of everybody."""
+    refusal_delay: Annotated[float, Field(ge=0, le=60)] = 1.0
+    """Time for which the refusal of a call past `max_per_tenant` is held back, in seconds, so that whoever tries again
+    at once takes no processor time from others."""
 
 
 class ServiceSettings(BaseSettings):
@@ -203,6 +225,8 @@ class ServiceSettings(BaseSettings):
     """Where concept sets are."""
     connections: ConnectionSettings = ConnectionSettings()
     """What a connection may do."""
+    calls: CallSettings = CallSettings()
+    """How many calls may be open at the same time."""
     tls: TlsSettings = TlsSettings()
     """TLS of the gRPC endpoint."""
     tokens: dict[str, Token] = {}

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as Pillow
+from prometheus_client import CollectorRegistry
 
 from sagittal.core import images
 from sagittal.core.decoding import Decoder
 from sagittal.core.errors import InvalidImage, InvalidRequest
 from sagittal.core.images import ImageLimits, decode
 from sagittal.core.tensors import tensor_of
+from sagittal.process.decoder_metrics import DecoderMetrics
 from sagittal.v1 import tensor_pb2
 
 MEBI = 2**20
@@ -92,6 +94,25 @@ def test_a_process_that_takes_too_long_is_killed_and_its_image_refused() -> None
     assert not Path(f"/proc/{stopped}").exists()
     assert number_of(decoder) != stopped
     decoder.close()
+
+
+def test_a_process_that_ends_is_counted_by_its_reason(decoder: Decoder) -> None:
+    registry = CollectorRegistry()
+    DecoderMetrics(registry)
+
+    def ended(reason: str) -> float:
+        return registry.get_sample_value("sagittal_image_decoders_ended_total", {"reason": reason}) or 0.0
+
+    killed, died = ended("killed"), ended("died")
+    os.kill(number_of(decoder), signal.SIGKILL)
+    decoder.check(encoded(noise(), "PNG"))
+    assert (ended("killed"), ended("died")) == (killed, died + 1)
+    slow = Decoder(ImageLimits(seconds=0.2))
+    os.kill(number_of(slow), signal.SIGSTOP)
+    with pytest.raises(InvalidImage):
+        slow.check(encoded(noise(), "PNG"))
+    assert (ended("killed"), ended("died")) == (killed + 1, died + 1)
+    slow.close()
 
 
 def test_a_process_ends_with_its_decoder() -> None:

@@ -14,6 +14,7 @@ from sagittal.core.models import InvalidModelFile
 from sagittal.engine.cpu.memory import keep_freed_memory
 from sagittal.models.loading import choose_device
 from sagittal.models.sources import ModelUnavailable
+from sagittal.process.decoder_metrics import DecoderMetrics
 from sagittal.process.logs import configure_logging
 from sagittal.process.probes import LIVE, READY, serve_metrics, start_metrics_server
 from sagittal.process.settings import UnusableSettings, read_settings
@@ -88,6 +89,7 @@ def _settle_memory(device: torch.device) -> None:
 def _make(settings: WorkerSettings, device: torch.device, tracer: Tracer, watched: Watched) -> Worker:
     torch.set_num_threads(settings.threads or usable_processors())
     metrics = WorkerMetrics.create(REGISTRY)
+    DecoderMetrics(REGISTRY)
     observer = QueueMetrics(REGISTRY)
     registry = RedisWorkerRegistry(settings.queue, observer)
     for reason, count in watched.restarts.items():

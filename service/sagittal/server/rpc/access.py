@@ -15,6 +15,7 @@ import structlog
 from sagittal.core.errors import PermissionDenied, Unauthenticated
 from sagittal.process.logs import new_trace_context, trace_context, trace_id
 from sagittal.process.tracing import current_span
+from sagittal.queue.turns import ON_BEHALF_OF
 from sagittal.server.rpc.layers import Call, Proceed
 from sagittal.server.settings import LoginSettings, Role, Token
 
@@ -145,15 +146,10 @@ class Access:
         trace = current_span().context or trace_context(metadata) or new_trace_context()
         structlog.contextvars.bind_contextvars(rpc=call.method.rpartition("/")[2], trace_id=trace_id(trace))
         if not call.method.startswith(OPEN_SERVICES):
-            _CALLER.set(self._admit(call, metadata.get("authorization", ""), trace))
+            caller = self._admit(call, metadata.get("authorization", ""), trace)
+            _CALLER.set(caller)
+            ON_BEHALF_OF.set(caller.tenant)
         return await proceed()
-
-    def admits(self, method: str, metadata: Mapping[str, str]) -> bool:
-        """Whether a call will be admitted, as far as its metadata tell."""
-        if not self._tokens or method.startswith(OPEN_SERVICES):
-            return True
-        token = self._tokens.get(_digest(metadata.get("authorization", "")))
-        return token is not None and _needed(method) in token.roles
 
     def _admit(self, call: Call, authorization: str, trace: str) -> Caller:
         if not self._tokens:

@@ -5,7 +5,7 @@ from pathlib import Path
 import grpc
 import structlog
 
-from sagittal.server.settings import ConnectionSettings, TlsSettings
+from sagittal.server.settings import CallSettings, ConnectionSettings, TlsSettings
 
 _LOCAL = ("127.", "localhost:", "[::1]:", "unix:")
 
@@ -18,9 +18,17 @@ class CannotListen(Exception):
     """An address cannot be had."""
 
 
-def server_options(settings: ConnectionSettings, *, channelz: bool = False) -> list[Option]:
+def server_options(
+    settings: ConnectionSettings, calls: CallSettings | None = None, *, channelz: bool = False
+) -> list[Option]:
     """Returns gRPC's options for these settings; with `channelz` it keeps count of every connection."""
+    pending = (calls or CallSettings()).max_pending
     return [
+        # gRPC resets arriving calls at random above the first, whosever they are, and all of them above the second
+        ("grpc.server.max_pending_requests", pending),
+        ("grpc.server.max_pending_requests_hard_limit", pending),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.max_connection_idle_ms", _milliseconds(settings.max_idle)),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
         ("grpc.max_metadata_size", settings.max_metadata_bytes),

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc.aio import ServerInterceptor, ServicerContext
 
 from sagittal.core.bounds import check_bounds
-from sagittal.core.errors import InvalidRequest, PermissionDenied
+from sagittal.core.errors import InvalidRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,13 @@ def tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return read
 
 
-def readable(request: Any) -> Any:
+async def only_readable(requests: AsyncIterable[Any]) -> Any:
     """Returns the one request of a call. Raises InvalidRequest if it could not be read, or a field is too long."""
-    if isinstance(parsed(request), Message):
-        check_bounds(request)
-    return request
+    async for request in requests:
+        if isinstance(parsed(request), Message):
+            check_bounds(request)
+        return request
+    raise InvalidRequest("the call ended without a request; send the message that this RPC takes")
 
 
 def parsed(request: Any) -> Any:
@@ -63,7 +65,6 @@ async def all_readable(requests: AsyncIterable[Any]) -> AsyncGenerator[Any, None
 Context = ServicerContext[Any, Any]
 Behaviour = Callable[[Any, Context], Awaitable[Any]]
 Proceed = Callable[[], Awaitable[Any]]
-Admits = Callable[[str, Mapping[str, str]], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,20 +100,14 @@ class Layers(ServerInterceptor):
     """Runs every RPC within the layers, the first outermost.
 
     Every handler becomes a coroutine that writes its own stream, so that a call that ends early ends the generators
-    below it at once, in order, in the call's own task. The request of a call that is not admitted is never read.
+    below it at once, in order, in the call's own task. It reads its own messages, too: those of a call that a layer
+    refuses are never read.
     """
 
-    def __init__(self, layers: Sequence[Layer], admits: Admits = lambda _method, _metadata: True) -> None:
-        """Wraps no RPC yet.
-
-        Args:
-            layers: What surrounds each call; one of them refuses the calls that are not admitted.
-            admits: Whether a call of this RPC with these metadata will be admitted.
-        """
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        """Wraps no RPC yet; `layers` are what surrounds each call."""
         self._layers = tuple(layers)
-        self._admits = admits
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-        self._refusals: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
         self,
@@ -121,49 +116,36 @@ class Layers(ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Returns the handler within the layers, made once for each RPC; None for an RPC that does not exist."""
         method = handler_call_details.method
-        admitted = self._admits(method, text_metadata(handler_call_details.invocation_metadata))
-        made, make = (self._handlers, self._within_layers) if admitted else (self._refusals, self._refusing)
-        if (known := made.get(method)) is not None:
+        if (known := self._handlers.get(method)) is not None:
             return known
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        return made.setdefault(method, make(handler, method))
+        return self._handlers.setdefault(method, self._within_layers(handler, method))
 
     def _within_layers(self, handler: grpc.RpcMethodHandler[Any, Any], method: str) -> grpc.RpcMethodHandler[Any, Any]:
         kind = _KINDS[handler.request_streaming, handler.response_streaming]
         behaviour = _as_coroutine(getattr(handler, kind))
-        read = all_readable if handler.request_streaming else readable
 
-        async def read_and_proceed(request: Any, context: Context) -> Any:
-            return await behaviour(read(request), context)
+        async def read_and_proceed(requests: AsyncIterable[Any], context: Context) -> Any:
+            request = all_readable(requests) if handler.request_streaming else await only_readable(requests)
+            return await behaviour(request, context)
 
-        async def call_through_layers(request: Any, context: Context) -> Any:
+        async def call_through_layers(requests: AsyncIterable[Any], context: Context) -> Any:
             call = Call(method, handler.response_streaming, context)
-            return await self._surrounded(call, partial(read_and_proceed, request, context))
+            return await self._surrounded(call, partial(read_and_proceed, requests, context))
 
-        factory = getattr(grpc, f"{kind}_rpc_method_handler")
+        # gRPC reads the message of an RPC that takes one before it is called, and a stream's when it is asked to
+        factory = getattr(grpc, f"{_KINDS[True, handler.response_streaming]}_rpc_method_handler")
         rewrapped: grpc.RpcMethodHandler[Any, Any] = factory(
             call_through_layers, tolerant(handler.request_deserializer or bytes), handler.response_serializer
         )
         return rewrapped
 
-    def _refusing(self, handler: grpc.RpcMethodHandler[Any, Any], method: str) -> grpc.RpcMethodHandler[Any, Any]:
-        """Returns a handler of a stream, whatever the RPC takes: gRPC reads no message before it is called."""
-
-        async def refuse(_unread: Any, context: Context) -> None:
-            await self._surrounded(Call(method, handler.response_streaming, context), _not_reached)
-
-        return grpc.stream_stream_rpc_method_handler(refuse)
-
     async def _surrounded(self, call: Call, proceed: Proceed) -> Any:
         for layer in reversed(self._layers):
             proceed = partial(layer, call, proceed)
         return await proceed()
-
-
-async def _not_reached() -> None:
-    raise PermissionDenied("this call is not admitted")
 
 
 _KINDS: Mapping[tuple[bool, bool], str] = {

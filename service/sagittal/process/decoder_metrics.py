@@ -1,0 +1,34 @@
+"""How many processes that decode images have ended, as a metric of the service and of the worker."""
+
+from collections.abc import Iterable
+from threading import Lock
+
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from sagittal.core.decoding import ENDINGS, ended_decoders
+
+
+class DecoderMetrics(Collector):
+    """Shows what `core.decoding` counts for the whole program, by why a process ended."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._ended = Counter(
+            "sagittal_image_decoders_ended",
+            "Processes that ended while they decoded an image: killed after decode_seconds, or died by themselves.",
+            ["reason"],
+            registry=None,
+        )
+        self._shown = dict.fromkeys(ENDINGS, 0)
+        self._lock = Lock()
+        self.metrics = (self._ended,)
+        registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        """Returns the counter as it is now."""
+        with self._lock:
+            for reason, total in ended_decoders().items():
+                self._ended.labels(reason).inc(total - self._shown[reason])
+                self._shown[reason] = total
+            return list(self._ended.collect())

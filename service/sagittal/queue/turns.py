@@ -1,0 +1,72 @@
+"""Turns at Redis, shared fairly by tenants: no tenant waits for all that another has asked."""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+
+#: Tenant for whom the running task works; empty for the service's own work.
+ON_BEHALF_OF: ContextVar[str] = ContextVar("on_behalf_of", default="")
+
+
+class TenantTurns:
+    """Gives `count` turns to the tenants that wait, in rotation, and at most `per_tenant` of them to one tenant.
+
+    The second bound also shares the event loop: what runs between two turns is a tenant's use of it. The service's own
+    work waits like a tenant's, and may take all turns.
+    """
+
+    def __init__(self, count: int, per_tenant: int) -> None:
+        self._free = count
+        self._per_tenant = per_tenant
+        self._held: dict[str, int] = {}
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        """By tenant; the one whose turn it is comes first."""
+
+    @asynccontextmanager
+    async def turn(self, seconds: float) -> AsyncIterator[None]:
+        """Holds a turn of the tenant for whom this task works. Raises TimeoutError if none comes in time."""
+        tenant = ON_BEHALF_OF.get()
+        await self._take(tenant, seconds)
+        try:
+            yield
+        finally:
+            self._release(tenant)
+
+    async def _take(self, tenant: str, seconds: float) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(tenant, deque()).append(turn)
+        self._grant()
+        if turn.done():
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await turn
+        except (TimeoutError, asyncio.CancelledError):
+            if turn.done() and not turn.cancelled():  # it was granted at the same moment
+                self._release(tenant)
+            raise
+
+    def _release(self, tenant: str) -> None:
+        self._free += 1
+        self._held[tenant] -= 1
+        if not self._held[tenant]:
+            del self._held[tenant]
+        self._grant()
+
+    def _grant(self) -> None:
+        while self._free and (tenant := self._next()) is not None:
+            waiting = self._waiting[tenant]
+            turn = waiting.popleft()
+            self._waiting.move_to_end(tenant)
+            if not waiting:
+                del self._waiting[tenant]
+            if not turn.done():  # else whoever waited went away
+                self._free -= 1
+                self._held[tenant] = self._held.get(tenant, 0) + 1
+                turn.set_result(None)
+
+    def _next(self) -> str | None:
+        """Returns the next tenant that waits and may have another turn."""
+        return next((each for each in self._waiting if not each or self._held.get(each, 0) < self._per_tenant), None)

@@ -1,0 +1,66 @@
+"""How many calls a tenant may have open: past it the tenant is refused, and others go on."""
+
+import asyncio
+from collections import Counter as Counts
+from typing import Any
+
+from prometheus_client import Counter
+
+from sagittal.core.errors import Overloaded
+from sagittal.server.rpc.access import OPEN_SERVICES, current_caller
+from sagittal.server.rpc.layers import Call, Proceed
+from sagittal.server.settings import CallSettings
+
+#: Bounds that calls are refused by, as the metric names them.
+TENANT, OPEN = ("max_per_tenant", "max_open_watches")
+
+
+class Calls:
+    """The layer that refuses a tenant's calls beyond the bound, before their messages are read.
+
+    A refusal is held back for a while, as many at a time as there may be calls: whoever tries again at once then takes
+    little processor time from others.
+    """
+
+    def __init__(self, settings: CallSettings, refused: Counter) -> None:
+        self._settings = settings
+        self._refused = refused
+        self._open: Counts[str] = Counts()
+        self._held: Counts[str] = Counts()
+        for bound in (TENANT, OPEN):
+            refused.labels(bound)  # shown as 0 before the first
+
+    async def __call__(self, call: Call, proceed: Proceed) -> Any:
+        """Counts a call while it is open."""
+        if not call.method.startswith(OPEN_SERVICES):
+            tenant, bound, most = current_caller().tenant, TENANT, self._settings.max_per_tenant
+        elif call.streams:
+            tenant, bound, most = "", OPEN, self._settings.max_open_watches
+        else:
+            return await proceed()  # it ends at once: a probe is answered whoever floods
+        if self._open[tenant] >= most:
+            await self._refuse(tenant, bound, most)
+        self._open[tenant] += 1
+        try:
+            return await proceed()
+        finally:
+            _take_one(self._open, tenant)
+
+    async def _refuse(self, tenant: str, bound: str, most: int) -> None:
+        self._refused.labels(bound).inc()
+        delay = self._settings.refusal_delay
+        if self._held[tenant] < most:
+            self._held[tenant] += 1
+            try:
+                await asyncio.sleep(delay)
+            finally:
+                _take_one(self._held, tenant)
+        whose = "without a token" if bound == OPEN else "of this tenant"
+        text = f"{most:,} calls {whose} are open (SAGITTAL_CALLS__{bound.upper()}): end some, or try again later"
+        raise Overloaded(text, retry_after=max(1.0, delay))
+
+
+def _take_one(counts: "Counts[str]", tenant: str) -> None:
+    counts[tenant] -= 1
+    if not counts[tenant]:
+        del counts[tenant]
