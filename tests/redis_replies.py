@@ -50,7 +50,11 @@ SAMPLES: Mapping[str, Sequence[str]] = {
         "configuration is correct?",
         "ERR Client sent AUTH, but no password is set",
     ],
-    "NOAUTH": ["NOAUTH Authentication required."],
+    "NOAUTH": [
+        "NOAUTH Authentication required.",
+        "Protocol error: unauthenticated multibulk length",
+        "Protocol error: unauthenticated bulk length",
+    ],
     "WRONGPASS": ["WRONGPASS invalid username-password pair or user is disabled.", "ERR invalid password"],
     "NOPERM": [
         "NOPERM User ann has no permissions to run the 'eval' command",

@@ -104,7 +104,7 @@ REPLIES: tuple[Reply, ...] = (
     ),
     Reply(
         "NOAUTH",
-        r"^(NOAUTH )?Authentication required",
+        r"^(NOAUTH )?Authentication required|unauthenticated (multi)?bulk length",
         FAIL,
         "it wants credentials and was given none; set SAGITTAL_QUEUE__PASSWORD, and SAGITTAL_QUEUE__USERNAME for a "
         "user of its ACL",

@@ -4,6 +4,8 @@ import asyncio
 import itertools
 import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -27,6 +29,10 @@ Requests = Iterator[concept_service_pb2.FitConceptsRequest]
 def small_queue() -> Queue:
     """Returns a queue that stores one MiB of a tenant's uploads."""
     return Queue(own_settings(max_stored_bytes=8 * MIB, upload_share=0.25, tenant_share=0.5))
+
+
+def serving(directory: Path, queue: Queue | None = None, **settings: Any) -> AbstractAsyncContextManager[Stack]:
+    return running(quick_settings(concepts={"directory": directory}, **settings), queue=queue)
 
 
 def upload(model: str, images: int | None) -> Requests:
@@ -54,12 +60,14 @@ async def refusal_of(stack: Stack, requests: AsyncIterator[Any]) -> grpc.aio.Aio
         ("none", grpc.StatusCode.NOT_FOUND, "UNKNOWN_MODEL"),
     ],
 )
-async def test_a_caller_that_goes_on_sending_gets_the_reason_of_the_refusal(model, code, reason) -> None:
+async def test_a_caller_that_goes_on_sending_gets_the_reason_of_the_refusal(
+    model, code, reason, tmp_path: Path
+) -> None:
     async def sent() -> AsyncIterator[Any]:
         for request in upload(model, images=40):
             yield request
 
-    async with running(queue=small_queue()) as stack:
+    async with serving(tmp_path, small_queue()) as stack:
         for _ in range(5):
             error = await refusal_of(stack, sent())
             assert error.code() is code, error.details()
@@ -68,10 +76,10 @@ async def test_a_caller_that_goes_on_sending_gets_the_reason_of_the_refusal(mode
             assert from_status(status).reason == reason
 
 
-async def test_both_clients_raise_the_reason_of_the_refusal() -> None:
+async def test_both_clients_raise_the_reason_of_the_refusal(tmp_path: Path) -> None:
     images = [os.urandom(PART) for _ in range(40)]
     asked = {"name": "set", "model": "lamp", "targets": [1]}
-    async with running(queue=small_queue()) as stack:
+    async with serving(tmp_path, small_queue()) as stack:
         address = f"127.0.0.1:{stack.port}"
         async with AsyncClient(address) as client:
             with pytest.raises(Overloaded, match="bytes of uploads"):
@@ -80,7 +88,7 @@ async def test_both_clients_raise_the_reason_of_the_refusal() -> None:
             await asyncio.to_thread(client.concepts.fit, images, **asked)
 
 
-async def test_a_caller_that_pauses_is_answered_while_its_call_is_open() -> None:
+async def test_a_caller_that_pauses_is_answered_while_its_call_is_open(tmp_path: Path) -> None:
     answered = asyncio.Event()
 
     async def sent() -> AsyncIterator[Any]:
@@ -88,13 +96,13 @@ async def test_a_caller_that_pauses_is_answered_while_its_call_is_open() -> None
             yield request
         await answered.wait()
 
-    async with running() as stack:
+    async with serving(tmp_path) as stack:
         error = await asyncio.wait_for(refusal_of(stack, sent()), 60)
         answered.set()
         assert error.code() is grpc.StatusCode.NOT_FOUND, error.details()
 
 
-async def test_no_more_of_a_refused_call_is_read_than_a_fit_may_have() -> None:
+async def test_no_more_of_a_refused_call_is_read_than_a_fit_may_have(tmp_path: Path) -> None:
     count = 0
 
     async def sent() -> AsyncIterator[Any]:
@@ -103,6 +111,6 @@ async def test_no_more_of_a_refused_call_is_read_than_a_fit_may_have() -> None:
             count += 1
             yield request
 
-    async with running(quick_settings(fits=ConceptLimits(max_bytes=8 * MIB))) as stack:
+    async with serving(tmp_path, fits=ConceptLimits(max_bytes=8 * MIB)) as stack:
         await refusal_of(stack, sent())  # with its own status, or with gRPC's about a message that could not be sent
         assert count * PART < 32 * MIB

@@ -34,7 +34,7 @@ LIST = "/sagittal.v1.ExplanationService/ListExplanations"
 CROWD = 200
 
 #: Time within which something must have happened, in seconds, however slow the machine is.
-PATIENCE = 60
+PATIENCE = 150
 
 
 def impatient(**connections: Any) -> Any:
