@@ -130,7 +130,7 @@ def test_a_dropped_stream_is_marked_as_cancelled_all_the_way_down(client: Client
     attempt = one(collector, "attempt igos++", sagittal_job_id=job)
     submit = one(collector, "submit", sagittal_job_id=job)
     assert attempt.attributes["sagittal.job.state"] == "cancelled"
-    assert attempt.notes["cancellation heard"]["sagittal.cancelled.reason"] in ("caller went away", "requested")
+    assert attempt.notes["cancellation received"]["sagittal.cancelled.reason"] in ("caller went away", "requested")
     assert not attempt.failed
     wait_until(lambda: [s for s in collector.named(EXPLAIN) if s.id == submit.parent], "the service's span")
     (served,) = [span for span in collector.named(EXPLAIN) if span.id == submit.parent]

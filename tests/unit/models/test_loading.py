@@ -93,7 +93,7 @@ def test_a_model_that_gives_no_gradients_is_found_out_and_still_scores(tiny):
     [
         pytest.param({"fault": "raise"}, "fails on an input of 32x32 pixels", id="raises"),
         pytest.param({"fault": "tuple"}, "returns tuple; expected a tensor", id="returns a tuple"),
-        pytest.param({"labels": ["one", "two"]}, "2 labels for 5 classes", id="labels"),
+        pytest.param({"labels": ["one", "two"]}, "there are 2 for 5 classes", id="labels"),
     ],
 )
 def test_a_model_that_cannot_be_served_says_why(tiny, entry, said):
@@ -122,7 +122,7 @@ def test_the_digest_is_of_the_model_as_it_came_not_as_it_was_optimised(tiny):
 
 
 def test_a_device_that_is_not_there_is_refused():
-    with pytest.raises(ModelUnavailable, match="'cuda:99' is not there"):
+    with pytest.raises(ModelUnavailable, match="'cuda:99' does not exist"):
         choose_device("cuda:99")
 
 

@@ -139,7 +139,7 @@ def test_what_is_odd_but_can_be_served_is_shown(make, flaw, output, failed):
 
 
 def test_a_model_of_one_size_says_which_it_takes(make):
-    with pytest.raises(ModelUnavailable, match="takes inputs of 64 pixels"):
+    with pytest.raises(ModelUnavailable, match="accepts inputs of 64 pixels"):
         make("one size", size=32)
     assert make("one size", size=64).found.input_limits == (64, 64)
 
@@ -237,7 +237,7 @@ def test_the_preset_of_torchvision_weights_is_what_torchvision_does():
 
 def test_a_wish_for_a_device_is_granted_or_refused():
     entry, modest = (ModelEntry(name="a", source={"kind": "x"}, device={"kind": kind}) for kind in ("cuda", "cpu"))
-    with pytest.raises(ModelUnavailable, match="wishes to run on cuda, and this worker runs on cpu"):
+    with pytest.raises(ModelUnavailable, match="requires cuda, and this worker runs on cpu"):
         choose_place(entry, CPU)
     assert choose_place(modest, CPU) == CPU
 

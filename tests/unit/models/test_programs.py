@@ -97,7 +97,7 @@ def test_torchscript_has_no_layers_and_says_why_it_is_not_made_faster(tmp_path, 
 @pytest.mark.parametrize("kind", ["torchscript", "torch-export"])
 def test_code_is_loaded_from_its_own_directories_alone(tmp_path, kind):
     SAVED[kind](str(tmp_path / "model"))
-    with pytest.raises(ModelUnavailable, match="SAGITTAL_SOURCES__CODE_DIRECTORIES names no directory"):
+    with pytest.raises(ModelUnavailable, match="SAGITTAL_SOURCES__CODE_DIRECTORIES lists no directory"):
         load_source({"kind": kind, "file": "model"}, Access(directories=(tmp_path,)))
 
 
@@ -106,7 +106,7 @@ def test_code_is_loaded_from_its_own_directories_alone(tmp_path, kind):
     [
         ("torchscript", "cannot be loaded as TorchScript"),
         ("torch-export", "cannot be loaded as a torch.export archive"),
-        ("onnx", "is no ONNX model, or a damaged one"),
+        ("onnx", "is no ONNX model, or is damaged"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, sourced, kind, said):
@@ -275,7 +275,7 @@ def test_what_a_model_says_in_fields_that_onnx_does_not_know_reaches_no_other_li
 def test_the_output_is_named_where_there_are_several(tmp_path, sourced):
     nodes = [helper.make_node("Flatten", ["images"], ["scores"]), helper.make_node("Neg", ["scores"], ["other"])]
     onnx_of(tmp_path, nodes, outputs=("scores", "other"))
-    with pytest.raises(ModelUnavailable, match="has the outputs scores, other: name one"):
+    with pytest.raises(ModelUnavailable, match="has the outputs scores, other: set one of these"):
         sourced("onnx")
     for runtime in ("torch", "onnxruntime"):
         module = sourced("onnx", output="other", runtime=runtime).module

@@ -168,7 +168,7 @@ def test_answers_as_numbers_are_read_too(server):
         pytest.param({}, {"server": "other"}, "no server 'other'; .*SERVERS lists: triton", id="server"),
         pytest.param({}, {"address": "localhost:1"}, "source.address: Extra inputs", id="an address of one's own"),
         pytest.param({"ready": False}, {}, "its model left is not ready", id="not ready"),
-        pytest.param({"takes": []}, {}, "does not tell of its inputs: give", id="no metadata"),
+        pytest.param({"takes": []}, {}, "does not report its inputs: give", id="no metadata"),
         pytest.param({}, {"input": "pixels"}, "has the inputs image: give one", id="input"),
         pytest.param({}, {"output": "logits"}, "has the outputs scores: give one", id="output"),
         pytest.param({"takes": [Tensor(name="a"), Tensor(name="b")]}, {}, "has the inputs a, b", id="two inputs"),
@@ -211,9 +211,9 @@ def replaced(_request, response):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        pytest.param(cut, "without whole values", id="cut off"),
+        pytest.param(cut, "with an incomplete value", id="cut off"),
         pytest.param(fewer, r"of shape \(4, 2\) with 6 values for 3 images", id="too few"),
-        pytest.param(renamed, "the outputs other; source.output says scores", id="another output"),
+        pytest.param(renamed, "the outputs other; source.output is scores", id="another output"),
         pytest.param(integers, "as INT64; expected FP16, FP32, FP64", id="another type"),
         pytest.param(replaced, "version 8 answers now instead of 7: load the model again", id="another version"),
     ],
@@ -338,7 +338,7 @@ def test_metadata_comes_from_settings_and_from_files_as_they_are_now(server, tmp
 
 @pytest.mark.parametrize("name", ["Authorization", "grpc-timeout"])
 def test_metadata_with_a_name_that_grpc_refuses_is_refused_at_start(name):
-    with pytest.raises(ValueError, match="is no name for metadata"):
+    with pytest.raises(ValueError, match="is no metadata name"):
         Server(address="a:1", metadata={name: "x"})
 
 

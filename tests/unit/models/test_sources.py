@@ -80,13 +80,13 @@ def test_a_pickle_that_runs_code_is_refused_before_it_runs(tmp_path, fit, wrap):
         pytest.param(lambda state: state.pop("3.bias"), r"lack the tensor 3.bias, of shape \(2,\)", id="missing"),
         pytest.param(
             lambda state: state.update({"0.weight": torch.zeros(1)}),
-            r"hold 0.weight of shape \(1,\), the architecture wants \(4, 3, 3, 3\)",
+            r"have 0.weight of shape \(1,\), the architecture requires \(4, 3, 3, 3\)",
             id="shape",
         ),
         pytest.param(lambda state: state.update({"0.bias": 3}), "lack the tensor 0.bias", id="no tensor"),
         pytest.param(
             lambda state: state.update({"head.bias": torch.zeros(7)}),
-            r"hold head.bias of shape \(7,\), which the architecture has not",
+            r"have head.bias of shape \(7,\), which the architecture lacks",
             id="too many",
         ),
     ],
@@ -138,7 +138,7 @@ def test_a_file_that_is_garbage_cut_off_or_one_tensor_is_refused(tmp_path, fit):
         ),
         pytest.param(
             {"kind": "torchvision", "model": "resnet18", "preset": "IMAGENET1K_V1"},
-            "needs its file, which lies at https://download.pytorch.org/.*resnet18-f37072fd.pth",
+            "requires its file; download it from https://download.pytorch.org/.*resnet18-f37072fd.pth",
             id="a preset without its file",
         ),
         pytest.param({"kind": "timm", "model": "hf-hub:someone/model"}, "timm has no model", id="a hub"),

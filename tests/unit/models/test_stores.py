@@ -99,14 +99,14 @@ def test_a_file_that_is_too_large_is_given_up(site, access):
     ("reference", "said"),
     [
         pytest.param(weights(store="theirs"), "no store 'theirs'; SAGITTAL_SOURCES__STORES lists: ours", id="store"),
-        pytest.param(weights(), "needs its sha256", id="no checksum"),
-        pytest.param(weights("../a"), "no path in a store", id="up"),
-        pytest.param(weights("a/../../b"), "no path in a store", id="up and down"),
-        pytest.param(weights("/etc/passwd"), "no path in a store", id="absolute"),
-        pytest.param(weights("file:///etc/passwd"), "no path in a store", id="URL"),
-        pytest.param(weights("a::file:///etc/passwd"), "no path in a store", id="chain"),
-        pytest.param(weights("a?b"), "no path in a store", id="query"),
-        pytest.param(weights("a b"), "no path in a store", id="space"),
+        pytest.param(weights(), "requires sha256", id="no checksum"),
+        pytest.param(weights("../a"), "is invalid in a store", id="up"),
+        pytest.param(weights("a/../../b"), "is invalid in a store", id="up and down"),
+        pytest.param(weights("/etc/passwd"), "is invalid in a store", id="absolute"),
+        pytest.param(weights("file:///etc/passwd"), "is invalid in a store", id="URL"),
+        pytest.param(weights("a::file:///etc/passwd"), "is invalid in a store", id="chain"),
+        pytest.param(weights("a?b"), "is invalid in a store", id="query"),
+        pytest.param(weights("a b"), "is invalid in a store", id="space"),
     ],
 )
 def test_what_may_not_be_asked_for_is_not_asked_for(site, access, reference, said):
@@ -126,7 +126,7 @@ def test_a_store_that_has_it_not_or_is_away_says_so(site, access):
 def test_a_cache_that_others_can_write_is_not_used(site, access):
     access.cache_directory.mkdir(mode=0o777)
     access.cache_directory.chmod(0o777)
-    with pytest.raises(ModelUnavailable, match="can be written by others; set SAGITTAL_SOURCES__CACHE"):
+    with pytest.raises(ModelUnavailable, match="is writable by other users; set SAGITTAL_SOURCES__CACHE"):
         open_weights(weights(sha256="0" * 64), access)
 
 
@@ -140,5 +140,5 @@ def test_code_comes_from_a_store_only_where_the_cache_is_a_directory_for_code(si
 
 @pytest.mark.parametrize("url", ["file:///etc", "memory://a", "simplecache::http://a", "/etc", "ftp://a"])
 def test_a_store_is_s3_or_http(url):
-    with pytest.raises(ValueError, match="the URL of a store begins with one of s3://, http://, https://"):
+    with pytest.raises(ValueError, match="the URL of a store must begin with one of s3://, http://, https://"):
         Store(url=url)

@@ -33,11 +33,11 @@ BAD = {
     "cut-state-dict": (weights("cut.pt"), "cut.pt cannot be read"),
     "wrong-checksum": (weights("whole.safetensors", sha256="0" * 64), f"expected {'0' * 64}; it is another file"),
     "zip-bomb": (weights("bomb.pt"), "for 16777216; PyTorch stores tensors as they are, so this archive is not its"),
-    "outside": (weights("../outside.pt"), "../outside.pt lies outside the directories that may be read"),
-    "link-to-outside": (weights("link.pt"), "link.pt lies outside the directories that may be read"),
-    "absolute": (weights("/etc/passwd"), "/etc/passwd lies outside the directories that may be read"),
+    "outside": (weights("../outside.pt"), "../outside.pt is outside the allowed directories"),
+    "link-to-outside": (weights("link.pt"), "link.pt is outside the allowed directories"),
+    "absolute": (weights("/etc/passwd"), "/etc/passwd is outside the allowed directories"),
     "absent-labels": ({"source": NETWORK, "labels": "absent.txt"}, "the file absent.txt does not exist in"),
-    "few-labels": ({"source": NETWORK, "labels": ["cat"]}, "there are 1 labels for 2 classes; give one for each"),
+    "few-labels": ({"source": NETWORK, "labels": ["cat"]}, "there are 1 for 2 classes; give one for each"),
     "refused-input": (
         {"source": NETWORK, "preprocessing": {"input_size": 16, "fit": "squash"}},
         "fails on an input of 16x16 pixels",
@@ -48,7 +48,7 @@ BAD = {
     ),
     "program": (
         {"source": {"kind": "torchscript", "file": "cut.pt"}},
-        "cut.pt may not be loaded: SAGITTAL_SOURCES__CODE_DIRECTORIES names no directory",
+        "cut.pt may not be loaded: SAGITTAL_SOURCES__CODE_DIRECTORIES lists no directory",
     ),
     "no-such-kind": ({"source": {"kind": "pickle"}}, "source.kind is 'pickle'; give one of efficientnet-lite, onnx"),
 }
@@ -100,7 +100,7 @@ def test_what_is_wrong_with_a_model_is_told_in_full(shown, name):
 
 
 def test_an_input_size_that_the_model_refuses_comes_with_those_that_it_takes(shown):
-    assert "it takes inputs of 32, 64, 96" in shown("refused-input").workers[0].message
+    assert "it accepts inputs of 32, 64, 96" in shown("refused-input").workers[0].message
 
 
 def test_a_worker_goes_on_with_its_other_models(shown):

@@ -63,13 +63,13 @@ def write_all(writer: EventWriter) -> None:
     writer.stop(timeout=20)
 
 
-def test_a_checkpoint_comes_after_the_events_before_it_and_before_the_job_is_handed_back(writer, queue, lease) -> None:
+def test_a_checkpoint_comes_after_the_events_before_it_and_before_the_job_is_released(writer, queue, lease) -> None:
     outbox = writer.open(lease)
     writer.put(outbox, b"one")
     writer.checkpoint(outbox, b"old")
     writer.put(outbox, b"two")
     writer.checkpoint(outbox, b"new")
-    writer.hand_back(outbox)
+    writer.release(outbox)
     write_all(writer)
     assert queue.written == [("append", (b"one", b"two")), ("checkpoint", b"new"), ("release", None)]
 

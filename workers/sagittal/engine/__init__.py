@@ -1,4 +1,4 @@
-"""The engine: evaluates what explainers ask, in batches shared by all that run."""
+"""The engine: evaluates the requests of explainers in batches that all running tasks share."""
 
 from sagittal.engine.engine import Engine
 from sagittal.engine.evaluator import (

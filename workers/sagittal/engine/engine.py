@@ -1,8 +1,8 @@
 """The engine: continuous batching for explanations.
 
-Each step gathers what the running tasks ask of the model into one batch that fits the device, runs it, and hands each
-task its part. A task that starts or ends changes the next batch, never the current one. The task that was served least,
-for its weight, goes first: tasks with someone waiting weigh more, and none starves.
+Each step gathers requests of the running tasks into one batch that fits the device, runs it, and returns each task its
+part. A task that starts or ends changes the next batch, never the current one. The task with the least service relative
+to its weight goes first. Interactive tasks have a larger weight, and no task starves.
 """
 
 import threading
@@ -20,21 +20,21 @@ from sagittal.engine.requests import Evaluate, Inspect, Scores
 from sagittal.engine.task import Task, TaskCancelled, join
 
 NOTHING_READY = 0.005
-"""Pause before another look where every task waits for something else than the device, in seconds."""
+"""Pause before the next check if every task waits for something other than the device, in seconds."""
 
 RECALL_SECONDS = 0.01
-"""Time of a step for answers from memory, after which the device gets its next batch, in seconds."""
+"""Time per step for answers from memory, before the device gets its next batch, in seconds."""
 
 
 @dataclass(slots=True)
 class EngineCounters:
-    """What the engine has done since it was made."""
+    """Counters of an engine since its construction."""
 
     batches: int = 0
     rows: int = 0
     """Masked images evaluated."""
     out_of_memory: int = 0
-    """Batches that were cut in half and run again."""
+    """Batches that were halved and run again."""
 
 
 class Engine:
@@ -49,16 +49,16 @@ class Engine:
         reduced: bool = False,
         memo: ScoreMemo | None = None,
     ) -> None:
-        """Makes an engine.
+        """Constructs an engine.
 
         Args:
             evaluator: The model to run.
-            batch_size: Most masked images in a batch, but for a request whose last rows would make a small one.
-            unit: Rows that share a batch come in multiples of this; what a request has beyond that runs alone. So each
-                row is always computed in the same way, whoever else is there, without padding.
-            reduced: Whether the model runs in reduced precision if a request is not exact. Exact requests then share no
-                batch with others.
-            memo: What it remembers of masked images that were evaluated; None for nothing. It is the evaluator's alone.
+            batch_size: Maximum number of masked images in a batch. A request may exceed it to avoid a small last batch.
+            unit: Rows that share a batch come in multiples of this; the rest of a request runs alone. Each row is thus
+                always computed in the same way, whatever other tasks run, without padding.
+            reduced: Whether the model runs in reduced precision for requests that are not exact. Exact requests then
+                share no batch with others.
+            memo: Memory of evaluated masked images, for this evaluator only; None for none.
         """
         self.evaluator = evaluator
         self.batch_size = batch_size
@@ -81,14 +81,14 @@ class Engine:
         self._wake.set()
 
     def wait(self, timeout: float) -> bool:
-        """Waits up to `timeout` seconds for a task when there is none; whether there is one."""
+        """Waits up to `timeout` seconds for a task if there is none; returns whether there is one."""
         if self.running == 0:
             self._wake.wait(timeout)
         self._wake.clear()
         return self.running > 0
 
     def step(self) -> bool:
-        """Runs one batch or one inspection; whether there was anything to do."""
+        """Runs one batch or one inspection; returns whether there was work."""
         self._admit()
         self._drop()
         for task in self._tasks:
@@ -103,13 +103,13 @@ class Engine:
         return bool(order)
 
     def run(self, task: Task) -> None:
-        """Runs until a task has ended, others with it: for callers without a thread of their own."""
+        """Runs steps until the task has ended, along with other tasks; for callers without an engine thread."""
         self.submit(task)
         while not task.ended:
             self.step()
 
     def _admit(self) -> None:
-        """Starts the tasks that arrived. They begin level with those that run: neither behind nor ahead."""
+        """Starts the tasks that arrived. They start level with running tasks: neither behind nor ahead."""
         level = min((task.served for task in self._tasks), default=0.0)
         while self._arrived:
             task = self._arrived.popleft()
@@ -125,7 +125,7 @@ class Engine:
         self._tasks = [task for task in self._tasks if not task.ended]
 
     def _recall(self) -> None:
-        """Looks up what tasks ask for, and answers what is known, for a bounded time."""
+        """Looks up requests in memory and answers known ones, for a bounded time."""
         if self.memo is None:
             return
         until = time.perf_counter() + RECALL_SECONDS
@@ -145,7 +145,7 @@ class Engine:
             self._evaluate(self._batch(order))
 
     def _batch(self, order: Sequence[Task]) -> list[tuple[Task, Part]]:
-        """Fills a batch with rows of one mode: with gradient or without, exact or not, as the first task asks."""
+        """Fills a batch with rows of the first task's mode: with or without gradient, exact or not."""
         first, part = order[0], order[0].first_part(self.batch_size, self._unit)
         batch, room = [(first, part)], self.batch_size - part.rows
         if part.rows % self._unit:
@@ -160,7 +160,7 @@ class Engine:
 
     @property
     def _unit(self) -> int:
-        """The unit, where a batch has room for one: out-of-memory may have made batches smaller."""
+        """The unit, if a batch has room for one: out-of-memory may have reduced the batch size."""
         return self.unit if self.unit <= self.batch_size else 1
 
     def _same_mode(self, first: object, other: object) -> bool:
@@ -172,7 +172,7 @@ class Engine:
         request, begun = task.pending, time.perf_counter()
         try:
             result = self.evaluator.inspect(request)  # type: ignore[arg-type]
-        except Exception as error:  # noqa: BLE001 - a method that fails fails its task, not the engine
+        except Exception as error:  # noqa: BLE001 - an error of a method fails its task, not the engine
             task.charge(time.perf_counter() - begun)
             task.fail(error)
         else:
@@ -195,14 +195,14 @@ class Engine:
                 task.answer(part, answer)  # type: ignore[arg-type]
 
     def _run(self, batch: Sequence[tuple[Task, Part]]) -> list[Scores | Exception]:
-        """Evaluates a batch; where it fails, each part alone, so that a task fails by its own fault only."""
+        """Evaluates a batch. If it fails, evaluates each part alone, so that a task fails only by its own fault."""
         parts = [part for _, part in batch]
         try:
             return list(self.evaluator.evaluate(parts))
         except torch.cuda.OutOfMemoryError:
             return self._run_halves(batch)
         except ModelUnreachable as away:
-            # No part is at fault, and each alone would wait as long again.
+            # No part is at fault, and each part alone would time out again.
             return [away for _ in batch]
         except Exception as error:  # noqa: BLE001 - a model may raise anything; the tasks that caused it fail
             if len(batch) == 1:
@@ -210,7 +210,7 @@ class Engine:
             return [answer for pair in batch for answer in self._run([pair])]
 
     def _run_halves(self, batch: Sequence[tuple[Task, Part]]) -> list[Scores | Exception]:
-        """Halves the batch size for good after out-of-memory, and runs the batch in smaller pieces."""
+        """Halves the batch size permanently after out-of-memory, and runs the batch in smaller pieces."""
         self.counters.out_of_memory += 1
         torch.cuda.empty_cache()
         rows = sum(part.rows for _, part in batch)
@@ -223,7 +223,7 @@ class Engine:
         pieces: list[Scores] = []
         start = part.start
         while start < part.stop:
-            # Smaller pieces may run out of memory too, and halve the batch size again.
+            # Smaller pieces may also run out of memory, and halve the batch size again.
             piece = Part(part.request, start, min(part.stop, start + self.batch_size))
             answer = self._run([(task, piece)])[0]
             if isinstance(answer, Exception):
@@ -234,7 +234,7 @@ class Engine:
 
 
 def _all_sound(answers: Sequence[Scores | Exception]) -> bool:
-    """Whether no score or gradient is NaN or infinite: looked at once a batch, since the device must be waited for."""
+    """Returns whether all scores and gradients are finite. Checked once per batch, because it waits for the device."""
     scores = [answer for answer in answers if isinstance(answer, Scores)]
     sums = [answer.target.sum() for answer in scores]
     sums += [answer.gradient.sum() for answer in scores if answer.gradient is not None]
@@ -242,7 +242,7 @@ def _all_sound(answers: Sequence[Scores | Exception]) -> bool:
 
 
 def _fault(scores: Scores) -> EvaluationFailed | None:
-    """Names what makes scores unusable; None where they are sound."""
+    """Returns the error of unusable scores; None if they are usable."""
     if not bool(torch.isfinite(scores.target).all()):
         return EvaluationFailed("the model returned NaN or infinity")
     if scores.gradient is not None and not bool(torch.isfinite(scores.gradient).all()):

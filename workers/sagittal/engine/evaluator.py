@@ -1,4 +1,4 @@
-"""Evaluates masked images on one model and device: compose them, run the model, score, and bring the gradient back."""
+"""Evaluates masked images on one model and device: composition, forward pass, scores and gradients."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -16,14 +16,14 @@ from sagittal.engine.requests import Inspect, ModelView, Scores
 
 
 class Output(Enum):
-    """What the numbers that leave a model mean."""
+    """Meaning of a model's output."""
 
     LOGITS = "logits"
-    """One class out of many: the score is the softmax."""
+    """One class out of many: the score is the softmax of logits."""
     PROBABILITIES = "probabilities"
     """Probabilities that sum to one."""
     MULTI_LABEL_LOGITS = "multi-label-logits"
-    """Independent labels: the score is the sigmoid."""
+    """Independent labels: the score is the sigmoid of each logit."""
     MULTI_LABEL_PROBABILITIES = "multi-label-probabilities"
     """Independent labels, each between zero and one."""
 
@@ -37,11 +37,11 @@ PROBABILITIES: dict[Output, Callable[[Tensor], Tensor]] = {
 
 
 class EvaluationFailed(Exception):
-    """The model raised, or returned what is no score: the job that asked fails, others go on."""
+    """The model raised an exception or returned invalid scores: the requesting job fails, others continue."""
 
 
 class Evaluator(Protocol):
-    """Whatever can score masked images."""
+    """Scores masked images."""
 
     supports_gradients: bool
 
@@ -58,31 +58,31 @@ class Evaluator(Protocol):
 class TorchEvaluator:
     """A PyTorch model on a device.
 
-    Every row of a request gets the same noise wherever it is evaluated, so a result depends neither on how its rows
-    were cut into batches nor, beyond rounding, on its neighbours.
+    Every row of a request has the same noise in every evaluation. A result depends neither on how its rows were divided
+    into batches nor, beyond rounding, on the other rows.
     """
 
     module: nn.Module
-    """Maps (n, 3, height, width) to (n, classes); in evaluation mode, parameters frozen, on the device."""
+    """Maps (n, 3, height, width) to (n, classes); in evaluation mode, with frozen parameters, on the device."""
     device: torch.device
     output: Output = Output.LOGITS
     inspected: nn.Module | None = None
     """The model with its own layers, for `Inspect`; None for the same module."""
     channels_last: bool = False
     autocast: torch.dtype | None = None
-    """Type of reduced precision for requests that are not exact, on CUDA only; None for full precision."""
+    """Reduced precision of requests that are not exact, on CUDA only; None for full precision."""
     supports_gradients: bool = True
     classes: int = 0
-    """Number of classes; 0 leaves it unchecked."""
+    """Number of classes; 0 skips the check."""
     quantum: int = 1
-    """Batches are padded to a multiple of this. Kernels sum in another order for other batch sizes; if a quantum is
-    found at which they do not on this machine (see `sagittal.models.row_equality`), a result is the same to the last
-    bit whoever shares its batches."""
+    """Batches are padded to a multiple of this. Kernels sum in another order for other batch sizes. If a quantum is
+    found at which they do not on this machine (see `sagittal.models.row_equality`), a result is bit-identical in every
+    batch."""
     pads_small: bool = True
-    """Whether batches smaller than the quantum are padded too. Where they are not, they must hold one request each: an
-    engine whose `unit` is the quantum sees to that."""
+    """Whether batches smaller than the quantum are also padded. If not, each must hold a single request; an engine
+    whose `unit` is the quantum guarantees this."""
     buckets: tuple[int, ...] = ()
-    """Sizes to which batches are padded beyond that, for models that are compiled for each size; none for others."""
+    """Sizes to which batches are further padded, for models that are compiled for each size; empty for others."""
 
     _composer: Composer = field(init=False)
 
@@ -91,7 +91,7 @@ class TorchEvaluator:
 
     @property
     def unit(self) -> int:
-        """What rows that share a batch must come in multiples of; see `Engine`."""
+        """The multiple in which rows must share a batch; see `Engine`."""
         return 1 if self.pads_small else self.quantum
 
     @property
@@ -117,7 +117,7 @@ class TorchEvaluator:
             return request.call(ModelView(module, PROBABILITIES[self.output], request.subject))
 
     def _compose(self, parts: Sequence[Part]) -> tuple[Tensor, list[Composed]]:
-        """Returns the inputs of all parts as one batch, padded to the quantum, in the layout that the model wants."""
+        """Returns the inputs of all parts as one batch, padded to the quantum, in the model's memory layout."""
         rows, size = sum(part.rows for part in parts), parts[0].request.subject.image.shape
         inputs = torch.empty((self._padded(rows), *size), device=self.device, memory_format=self._layout)
         composed, row = [], 0
@@ -128,7 +128,7 @@ class TorchEvaluator:
         return inputs, composed
 
     def _padded(self, rows: int) -> int:
-        """Returns the size of the batch that is run for so many rows."""
+        """Returns the size of the batch that is run for a number of rows."""
         if self.buckets:
             return padded_size(rows, self.buckets)
         return rows if rows < self.quantum and not self.pads_small else rows + -rows % self.quantum
@@ -181,24 +181,24 @@ class TorchEvaluator:
 
 
 Images = NDArray[np.float32]
-"""Of shape (n, 3, height, width), normalised as the model takes them."""
+"""Of shape (n, 3, height, width), normalised for the model."""
 
 Outputs = NDArray[np.float32]
 """Of shape (n, classes)."""
 
 
 class ModelUnreachable(EvaluationFailed):
-    """The model runs elsewhere and cannot be reached now: the same request may succeed later."""
+    """A remote model is unreachable now; the same request may succeed later."""
 
 
 class BlackBox(nn.Module, ABC):
-    """A model that maps images to outputs and shows nothing else.
+    """A model that maps images to outputs, without gradients or layers.
 
     Attributes:
-        where: Where it runs, for people, such as `on server triton`.
-        identity: What tells it from other models, for its digest.
-        batch_size: Images in a batch that suit it; 0 lets the worker find out.
-        in_process: Whether it runs in this process, for this caller alone, so that what is measured of it stays so.
+        where: Location for messages, such as `on server triton`.
+        identity: Identifies the model in its digest.
+        batch_size: Recommended number of images in a batch; 0 lets the worker measure it.
+        in_process: Whether it runs in this process for this caller alone, so that measurements of it stay valid.
     """
 
     def __init__(self, *, where: str, identity: str, batch_size: int = 0, in_process: bool = False) -> None:
@@ -220,13 +220,13 @@ class BlackBox(nn.Module, ABC):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class BlackBoxEvaluator(TorchEvaluator):
-    """Composes, batches and scores as for any model, and lets a black box answer."""
+    """Composes, batches and scores like any evaluator; a black box computes the outputs."""
 
     supports_gradients: bool = False
 
     def inspect(self, request: Inspect[object]) -> object:
-        """Raises EvaluationFailed: there are no layers to look into."""
-        raise EvaluationFailed("the model only answers: its layers cannot be looked into")
+        """Raises EvaluationFailed: there are no layers to inspect."""
+        raise EvaluationFailed("the model returns only outputs: its layers cannot be inspected")
 
 
 def bucket_sizes(batch_size: int, stretched: float) -> tuple[int, ...]:
@@ -240,5 +240,5 @@ def bucket_sizes(batch_size: int, stretched: float) -> tuple[int, ...]:
 
 
 def padded_size(rows: int, buckets: Iterable[int]) -> int:
-    """Returns the smallest bucket that holds the rows; the rows themselves where none does."""
+    """Returns the smallest bucket that holds the rows, or the number of rows if none does."""
     return min((size for size in buckets if size >= rows), default=rows)

@@ -1,4 +1,4 @@
-"""Masks, patches and baselines: how parts of an image are hidden."""
+"""Composition of an image, its baseline and masks."""
 
 import math
 
@@ -25,12 +25,12 @@ def enlarged(masks: Tensor, size: int) -> Tensor:
 
 
 def stretched_units(cells: int, pixels: int, device: torch.device | None = None) -> Tensor:
-    """Returns what each cell of a line adds to each of its pixels, stretched linearly, of shape (pixels, cells)."""
+    """Returns the contribution of each cell of a line to each of its pixels, by linear upsampling: (pixels, cells)."""
     return F.interpolate(torch.eye(cells, device=device).unsqueeze(0), size=pixels, mode="linear")[0].T.contiguous()
 
 
 def _boxes(cells: Tensor, size: tuple[int, int]) -> Tensor:
-    """Each pixel takes the cell that its centre lies in, so that cells differ by at most one pixel in size."""
+    """Assigns each pixel to the cell that contains its centre, so that cells differ by at most one pixel in size."""
     rows = _cell_of_pixel(cells.shape[-2], size[0], cells.device)
     columns = _cell_of_pixel(cells.shape[-1], size[1], cells.device)
     return cells.index_select(-2, rows).index_select(-1, columns)
@@ -47,9 +47,10 @@ def compose(image: Tensor, baseline: Tensor, masks: Tensor) -> Tensor:
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """Blurs (3, height, width) with a Gaussian of `sigma` pixels, cut at about one sigma as the authors do (51 for 50).
+    """Blurs (3, height, width) with a Gaussian of `sigma` pixels.
 
-    The kernel is at most as wide as reflection allows on the image.
+    As in the reference implementation, the kernel is cut at about one sigma (51 pixels for 50). It is at most as wide
+    as reflection at the border allows.
     """
     for axis in (-2, -1):
         image = _blur_axis(image, sigma, axis)
@@ -66,7 +67,7 @@ def _blur_axis(image: Tensor, sigma: float, axis: int) -> Tensor:
     kernel = kernel / kernel.sum()
     lines = image.movedim(axis, -1).contiguous()
     padded = F.pad(lines.flatten(0, -2).unsqueeze(1), (radius, radius), mode="reflect").squeeze(1)
-    # A product with the kernel along the diagonal: convolutions of a single channel are slow on CPUs.
+    # A product with a banded matrix: single-channel convolutions are slow on CPUs.
     band = torch.zeros(padded.shape[-1], length, device=image.device, dtype=image.dtype)
     band.as_strided((length, len(kernel)), (length + 1, length)).copy_(kernel.expand(length, -1))
     blurred = padded @ band

@@ -1,13 +1,14 @@
-"""Scores of masked images that an engine has evaluated before, whichever job asked.
+"""Scores of masked images that an engine has evaluated before, for any job.
 
-A search that is repeated on the same picture and baseline, for an attention graph after sufficient sets or for another
-class, asks for many of the same masked images. All classes' probabilities are kept, so that the target is free.
+A search that is repeated on the same image and baseline requests many of the same masked images: an attention graph
+after sufficient sets, or a search for another class. The probabilities of all classes are stored, so that the target
+does not matter.
 
-What is remembered is what the model would return again: to the last bit if its rows are equal in every batch on this
-machine (see `sagittal.models.row_equality`), else within the rounding of its kernels. These may round otherwise in
-batches of other sizes, so a row is known by how it is computed too: rows that share batches in whole units (see
-`Engine.unit`) one by one, and the rows beyond them, which run as one small batch, all together. Rows are never left
-over by what others knew.
+A stored result is the result that the model would return again. It is bit-identical if the model's rows are equal in
+every batch on this machine (see `sagittal.models.row_equality`); otherwise it agrees within rounding. Kernels may round
+differently in batches of other sizes, so the key of a row includes how it is computed: rows that share batches in whole
+units (see `Engine.unit`) have keys of their own; the rows beyond them, which run as one small batch, have one joint
+key. Known rows never leave such a rest.
 """
 
 import hashlib
@@ -22,29 +23,29 @@ from torch import Tensor
 from sagittal.engine.requests import Evaluate, Scores, Subject
 
 MOST_CELLS = 64 * 64
-"""Cells of the largest masks that are remembered: larger ones cost more to recognise, and hardly come again."""
+"""Maximum number of cells of stored masks: larger masks are expensive to hash and rarely recur."""
 
-PICTURES_KNOWN = 256
-"""Tensors of images and baselines whose digests are kept, not they themselves."""
+IMAGES_KNOWN = 256
+"""Number of images and baselines whose digests are kept; the tensors themselves are not."""
 
 ROW_OVERHEAD = 256
-"""Bytes that a row takes beside its probabilities, about."""
+"""Approximate memory of a row in addition to its probabilities, in bytes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recollection:
-    """A request, with what is known of its answer."""
+    """A request with the known part of its answer."""
 
     request: Evaluate
     keys: Sequence[bytes]
-    """Of each row."""
+    """Key of each row."""
     known: Mapping[int, Tensor]
-    """Probabilities (classes,) of the rows that need not be evaluated, by row."""
+    """Probabilities (classes,) of the known rows, by row index."""
     rest: Evaluate | None
-    """The rows that must be evaluated, in order, with all probabilities; None where there are none."""
+    """The rows that must be evaluated, in order, with all probabilities; None if there are none."""
 
     def complete(self, scores: Scores | None) -> Scores:
-        """Returns the answer to the whole request, given that to the rest."""
+        """Returns the answer to the whole request, given the scores of the rest."""
         if not self.known and scores is not None:
             return scores if self.request.probabilities else replace(scores, probabilities=None)
         evaluated = iter(() if scores is None else _rows_of(scores))
@@ -58,24 +59,24 @@ class Recollection:
 
 
 class ScoreMemo:
-    """Probabilities by masked image, the least recently used forgotten first. It belongs to one model on one device."""
+    """Probabilities by masked image, for one model on one device; the least recently used are evicted first."""
 
     def __init__(self, most_bytes: int, *, reduced: bool = False) -> None:
-        """Remembers nothing yet.
+        """Constructs an empty memo.
 
         Args:
-            most_bytes: Most memory that it takes, about.
-            reduced: Whether the model runs in reduced precision where a request is not exact.
+            most_bytes: Approximate maximum of memory.
+            reduced: Whether the model runs in reduced precision for requests that are not exact.
         """
         self._most = most_bytes
         self._reduced = reduced
         self._rows: OrderedDict[bytes, Tensor] = OrderedDict()
         self._digests: OrderedDict[int, tuple[weakref.ref[Tensor], bytes]] = OrderedDict()
         self.bytes = 0
-        """What the rows take."""
+        """Memory of the stored rows."""
 
     def recall(self, request: Evaluate, unit: int) -> Recollection | None:
-        """Returns what is known of a request; None where it is none that is remembered."""
+        """Returns the known part of a request; None if requests of its kind are not stored."""
         if request.gradient or request.noise > 0 or request.masks[0].numel() > MOST_CELLS:
             return None
         keys, whole = self._keys(request, unit), len(request.masks) - len(request.masks) % unit
@@ -90,10 +91,10 @@ class ScoreMemo:
         )
 
     def remember(self, recollection: Recollection, scores: Scores) -> None:
-        """Keeps what was evaluated of a request."""
+        """Stores the evaluated part of a request."""
         for key, probabilities in recollection.evaluated(scores).items():
             if key not in self._rows:
-                # A copy: a row of a batch would keep all of it.
+                # A copy: a row of a batch would keep the whole batch alive.
                 self._rows[key] = probabilities.clone()
                 self.bytes += _size(probabilities)
         while self.bytes > self._most:
@@ -101,7 +102,7 @@ class ScoreMemo:
             self.bytes -= _size(forgotten)
 
     def _keys(self, request: Evaluate, unit: int) -> Sequence[bytes]:
-        """Returns what tells each row's evaluation from any other that is computed in another way."""
+        """Returns keys that distinguish the evaluation of each row from evaluations that are computed differently."""
         masks = request.masks.detach().to("cpu", torch.float32).contiguous()
         said = (tuple(masks.shape[1:]), request.upsampling.value, request.exact or not self._reduced, unit)
         common = repr(said).encode() + self._of_subject(request.subject)
@@ -112,24 +113,24 @@ class ScoreMemo:
         return [hashlib.blake2b(common + row, digest_size=32).digest() for row in rows[:whole] + beyond]
 
     def _of_subject(self, subject: Subject) -> bytes:
-        """Returns a digest of what masks are applied to. The target is no part of it."""
-        return self._of_picture(subject.image) + self._of_picture(subject.baseline)
+        """Returns a digest of the image and the baseline. The target is not part of it."""
+        return self._of_image(subject.image) + self._of_image(subject.baseline)
 
-    def _of_picture(self, picture: Tensor) -> bytes:
-        of, known = self._digests.get(id(picture), (None, b""))
-        if of is not None and of() is picture:
+    def _of_image(self, image: Tensor) -> bytes:
+        of, known = self._digests.get(id(image), (None, b""))
+        if of is not None and of() is image:
             return known
-        content = picture.detach().to("cpu", torch.float32).contiguous()
+        content = image.detach().to("cpu", torch.float32).contiguous()
         digest = hashlib.blake2b(repr(tuple(content.shape)).encode(), digest_size=32)
         digest.update(content.numpy().tobytes())
-        self._digests[id(picture)] = (weakref.ref(picture), digest.digest())
-        while len(self._digests) > PICTURES_KNOWN:
+        self._digests[id(image)] = (weakref.ref(image), digest.digest())
+        while len(self._digests) > IMAGES_KNOWN:
             self._digests.popitem(last=False)
         return digest.digest()
 
 
 def _in_units(known: dict[int, Tensor], whole: int, rows: int, unit: int) -> dict[int, Tensor]:
-    """Returns the known rows less those that are evaluated again, so that what is evaluated comes in whole units."""
+    """Returns the known rows without those that are evaluated again, so that whole units are evaluated."""
     tail = range(whole, rows)
     kept = {row: each for row, each in known.items() if row < whole or all(beyond in known for beyond in tail)}
     missing = whole - sum(row < whole for row in kept)
@@ -139,12 +140,12 @@ def _in_units(known: dict[int, Tensor], whole: int, rows: int, unit: int) -> dic
 
 def _rows_of(scores: Scores) -> Sequence[Tensor]:
     if scores.probabilities is None:
-        raise ValueError("the scores have no probabilities: the rest of a request asks for them")
+        raise ValueError("the scores have no probabilities; the rest of a request must ask for them")
     return scores.probabilities.cpu().unbind(0)
 
 
 def _scores(probabilities: Tensor, request: Evaluate) -> Scores:
-    """Returns what an evaluator says of these probabilities (n, classes)."""
+    """Returns the scores that an evaluator would return for these probabilities (n, classes)."""
     top_scores, top_classes = probabilities.max(-1)
     target = request.subject.target
     of_target = probabilities.amax(-1) if target is None else probabilities[:, target]

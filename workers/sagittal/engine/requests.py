@@ -1,8 +1,8 @@
-"""What the engine can be asked, and what it answers.
+"""Requests to the engine, and their answers.
 
-A task is a generator that yields requests: `Evaluate`, for masked images to score, answered with `Scores`; and
-`Inspect`, a call with the model itself, answered with the call's result. The engine gathers the requests of all running
-tasks into batches. It throws `OutOfBudget` into a task whose budget is spent.
+A task is a generator that yields requests: `Evaluate` scores masked images and is answered with `Scores`; `Inspect`
+calls the model itself and is answered with the result of the call. The engine gathers the requests of all running tasks
+into batches. It raises `OutOfBudget` in a task whose budget is spent.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class OutOfBudget(Exception):
-    """The job may evaluate no more; `limit` is `evaluations` or `deadline`."""
+    """The job's budget is spent; `limit` is `evaluations` or `deadline`."""
 
     def __init__(self, limit: str) -> None:
         super().__init__(f"the budget of {limit} is spent")
@@ -24,24 +24,24 @@ class OutOfBudget(Exception):
 
 
 class Upsampling(Enum):
-    """How a mask of cells becomes a mask of pixels."""
+    """Upsampling of a mask of cells to a mask of pixels."""
 
     BILINEAR = "bilinear"
-    """Smooth: hard edges are features to a network."""
+    """Smooth: a network detects hard edges as features."""
     BOX = "box"
-    """Exact rectangles, for patches: a drawing that shows a set's cells shows exactly the pixels that the model saw."""
+    """Exact rectangles, for patches: a drawing of a set shows exactly the pixels that the model saw."""
     ALIGNED = "aligned"
-    """Bilinear with aligned corners, as the authors' code does it: cells at the border cover less than others."""
+    """Bilinear with aligned corners, as in the reference implementation: cells at the border cover less than others."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
-    """What masks are applied to, and the class whose score counts."""
+    """The image and baseline that masks are applied to, and the class whose score is computed."""
 
     image: Tensor
-    """Float32 of shape (3, height, width), normalised as the model takes it."""
+    """Float32 of shape (3, height, width), normalised for the model."""
     baseline: Tensor
-    """What replaces the hidden part, of the image's shape."""
+    """Replaces the hidden part, of the image's shape."""
     target: int | None
     """Index of the class; None for the top class of each masked image."""
 
@@ -54,20 +54,20 @@ class Evaluate:
     masks: Tensor
     """Float32 of shape (n, height, width) in [0, 1]: 1 keeps the image. Any n of at least 1, any size."""
     gradient: bool = False
-    """Asks for the gradient of each score with respect to its mask."""
+    """Requests the gradient of each score with respect to its mask."""
     noise: float = 0.0
     """Standard deviation of Gaussian noise on the masked image, in units of the normalised input."""
     noise_seed: int = 0
-    """Seed of that noise: row i of the masks gets the same noise wherever and whenever it is evaluated."""
+    """Seed of that noise: row i of the masks has the same noise in every evaluation."""
     upsampling: Upsampling = Upsampling.BILINEAR
     exact: bool = False
-    """Asks for full precision: for scores that are reported or decided on."""
+    """Requests full precision, for scores that are reported or that decide."""
     metric: bool = False
-    """Counts as measurement, not against the budget of evaluations."""
+    """Counts as a measurement, not towards the budget of evaluations."""
     report: bool = False
-    """Is needed to report what was found: a deadline does not refuse it."""
+    """Required to report results: a deadline does not refuse it."""
     probabilities: bool = False
-    """Asks for the probabilities of all classes."""
+    """Requests the probabilities of all classes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,44 +87,44 @@ class Scores:
 
 
 def gradient_of(scores: Scores) -> Tensor:
-    """Returns the gradient of scores that were asked for with one."""
+    """Returns the gradient of scores that were requested with one."""
     if scores.gradient is None:
-        raise ValueError("the scores have no gradient: ask with gradient=True")
+        raise ValueError("the scores have no gradient; request them with gradient=True")
     return scores.gradient
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelView:
-    """The model as a method sees it that looks into its layers."""
+    """Access to the model for methods that inspect its layers."""
 
     module: nn.Module
-    """The model with its own layers and names, in evaluation mode, parameters frozen. It maps (n, 3, height, width) to
-    (n, classes)."""
+    """The model with its own layers and names, in evaluation mode, with frozen parameters. It maps (n, 3, height,
+    width) to (n, classes)."""
     probabilities: Callable[[Tensor], Tensor]
-    """Turns its output into probabilities of shape (n, classes)."""
+    """Converts its output to probabilities of shape (n, classes)."""
     subject: Subject
 
 
 def always() -> bool:
-    """Is ready now."""
+    """Returns True."""
     return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Inspect(Generic[T]):
-    """A call with the model, run alone between batches; answered with what it returns."""
+    """A call with the model, run alone between batches and answered with its result."""
 
     subject: Subject
     call: Callable[[ModelView], T]
     evaluations: int = 0
-    """Model evaluations that the call makes, those with gradient included."""
+    """Model evaluations of the call, including those with gradient."""
     gradient_evaluations: int = 0
     exact: bool = True
     rows: int = 0
-    """Masked images that it takes as long as, beside its evaluations, when turns are given; no budget counts them."""
+    """Further cost of the call, in masked images that take as long. It counts for scheduling, not for budgets."""
     ready: Callable[[], bool] = always
-    """Whether it can run now: what it waits for, such as images that are being read, holds up nobody else."""
+    """Returns whether the call can run now. While it waits, for example for images to be read, other tasks run."""
 
 
 Request = Evaluate | Inspect[Any]
-"""What a task may ask."""
+"""Any request of a task."""

@@ -14,39 +14,39 @@ from sagittal.engine.memo import Recollection, ScoreMemo
 from sagittal.engine.requests import Evaluate, Inspect, OutOfBudget, Scores
 
 INTERACTIVE_WEIGHT = 32.0
-"""Share of the device that a task with someone waiting gets, relative to a batch task's 1."""
+"""Weight of an interactive task; a batch task has weight 1."""
 
 MEASURING_SHARE = 0.2
-"""Largest share of the time to a deadline that the search leaves for measurements."""
+"""Maximum share of the time to a deadline that the search leaves for measurements."""
 
 STRETCHED = 1.5
-"""How much larger than usual a batch may be if it then holds all that a request has left: a small last batch costs more
-for each row."""
+"""Factor by which a batch may exceed its size if it then holds the rest of a request: a small last batch costs more
+per row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What a task may use."""
+    """Limits of a task."""
 
     evaluations: int | None = None
-    """Model evaluations, measurements not counted; None for no bound."""
+    """Maximum number of model evaluations without measurements; None for no limit."""
     deadline: float | None = None
-    """Time of `time.monotonic()` by which search and measurements must end; None for no bound."""
+    """Value of `time.monotonic()` by which search and measurements must end; None for no limit."""
     measurements: int = 0
-    """Evaluations that measuring the result will take; the search leaves time for them before the deadline."""
+    """Evaluations needed to measure the result; the search leaves time for them before the deadline."""
 
 
 @dataclass(slots=True)
 class Usage:
-    """What a task has used."""
+    """Resources that a task has used."""
 
     evaluations: int = 0
-    """Model evaluations, those with gradient and those for metrics included."""
+    """Model evaluations, including those with gradient and those for metrics."""
     gradient_evaluations: int = 0
     metric_evaluations: int = 0
     remembered: int = 0
-    """Of all evaluations, those that were answered from memory. Budgets count them like others, so that what a search
-    finds does not depend on what was asked before."""
+    """Evaluations that were answered from memory. They count towards budgets like others, so that the result of a
+    search does not depend on earlier requests."""
 
 
 class TaskCancelled(Exception):
@@ -55,33 +55,33 @@ class TaskCancelled(Exception):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Task:
-    """A generator of requests and events, with what the engine knows of it."""
+    """A generator of requests and events, with its state in the engine."""
 
     steps: Generator[Any, Any, Any]
-    """Requests are answered; whatever else is yielded is an event, for `on_event`."""
+    """Requests are answered; every other yielded value is an event, for `on_event`."""
     on_event: Callable[[Any], None] = lambda _event: None
     """Called on the engine's thread with each event."""
     on_end: Callable[[BaseException | None], None] = lambda _error: None
     """Called once on the engine's thread: None for success, TaskCancelled, or the error that ended the task."""
     budget: Budget = field(default_factory=Budget)
     weight: float = 1.0
-    """Share of the device relative to other tasks; see INTERACTIVE_WEIGHT."""
+    """Service relative to other tasks; see INTERACTIVE_WEIGHT."""
     usage: Usage = field(default_factory=Usage)
     pending: Evaluate | Inspect[Any] | None = None
-    """The request that waits to be run."""
+    """The request to be run."""
     batches: int = 0
-    """Batches that had a part of it, and calls with the model."""
+    """Batches with rows of this task, and calls with the model."""
     device_seconds: float = 0.0
-    """Its share of the time that they took, by rows."""
+    """Share of the time of those batches and calls, by rows, in seconds."""
     asked: int = 0
-    """Rows of it that are already in a batch."""
+    """Rows of the request that are already in a batch."""
     answers: list[Scores] = field(default_factory=list)
     served: float = 0.0
-    """Rows served over the weight: the task with the least goes first."""
+    """Served rows divided by the weight: the task with the smallest value goes first."""
     ended: bool = False
     clock: Callable[[], float] = time.monotonic
     recollection: Recollection | None = None
-    """What is known of the pending request, which is then the rest of what was asked for."""
+    """The known part of the original request; the pending request is then the rest."""
     _memo: ScoreMemo | None = None
     _cancelled: threading.Event = field(default_factory=threading.Event)
     _began: float = 0.0
@@ -94,7 +94,7 @@ class Task:
 
     @property
     def cancelled(self) -> bool:
-        """Whether cancellation was asked for."""
+        """Whether cancellation was requested."""
         return self._cancelled.is_set()
 
     @property
@@ -104,7 +104,7 @@ class Task:
         return request is not None and (isinstance(request, Evaluate) or request.ready())
 
     def start(self) -> None:
-        """Runs to the first request."""
+        """Runs the generator to its first request."""
         self._began, self._used_before = self.clock(), self.usage.evaluations
         self._advance(lambda: next(self.steps))
 
@@ -114,37 +114,37 @@ class Task:
         return self.recollection is not None and self.recollection.rest is None
 
     def stop_overdue(self) -> None:
-        """Ends the pending request if its time is over, whatever was evaluated of it."""
+        """Ends the pending request if its deadline has passed, even if parts were evaluated."""
         request = self.pending
         if isinstance(request, Evaluate) and self._is_overdue(request):
             self.answers = []
             self._advance(lambda: self.steps.throw(OutOfBudget("deadline")))
 
     def look_up(self, memo: ScoreMemo, unit: int) -> None:
-        """Looks what is known of the pending request, once; what is then pending is the rest of it."""
+        """Looks up the pending request, once; the rest of it is then pending."""
         if self._memo is None and isinstance(self.pending, Evaluate):
             self._memo, self.recollection = memo, memo.recall(self.pending, unit)
             if self.recollection is not None and self.recollection.rest is not None:
                 self.pending = self.recollection.rest
 
     def answer_remembered(self) -> None:
-        """Goes on with an answer from memory alone."""
+        """Resumes with an answer from memory alone."""
         self._complete(None)
 
     def first_part(self, room: int, unit: int = 1) -> Part:
-        """Takes rows of the pending request into an empty batch: whole units, or what is left where that is less."""
+        """Moves rows of the pending request into an empty batch: whole units, or the rest if it is smaller."""
         left = self._left
         most = left if left <= STRETCHED * room else room
         return self._take(most - most % unit or left)
 
     def next_part(self, room: int, unit: int = 1) -> Part | None:
-        """Takes up to `room` rows of the pending request into a batch that has some: whole units, or nothing."""
+        """Moves up to `room` rows of the pending request into a non-empty batch: whole units, or none."""
         rows = min(self._left, room)
         return self._take(rows - rows % unit) if rows >= unit else None
 
     @property
     def _left(self) -> int:
-        """Rows of the pending request that are in no batch yet."""
+        """Number of rows of the pending request that are in no batch yet."""
         return len(self.pending.masks) - self.asked if isinstance(self.pending, Evaluate) else 0
 
     def _take(self, rows: int) -> Part:
@@ -155,7 +155,7 @@ class Task:
         return part
 
     def answer(self, part: Part, scores: Scores) -> None:
-        """Takes the scores of a part; with the last one the generator goes on."""
+        """Stores the scores of a part; with the last part the generator resumes."""
         self._count(part.rows, part.rows if part.request.gradient else 0, part.rows if part.request.metric else 0)
         self.answers.append(scores)
         if part.stop == len(part.request.masks):
@@ -164,7 +164,7 @@ class Task:
             self._complete(whole)
 
     def _complete(self, scores: Scores | None) -> None:
-        """Goes on with the answer to what was asked, given that to what was evaluated of it."""
+        """Resumes with the answer to the original request, given the scores of its evaluated rest."""
         recollection, whole = self.recollection, scores
         if recollection is not None:
             known = len(recollection.known)
@@ -177,7 +177,7 @@ class Task:
         self._advance(lambda: self.steps.send(whole))
 
     def answer_inspection(self, result: object) -> None:
-        """Takes the result of a call with the model."""
+        """Resumes with the result of a call with the model."""
         request = self.pending
         if isinstance(request, Inspect):
             self._count(request.evaluations, request.gradient_evaluations, 0)
@@ -191,7 +191,7 @@ class Task:
             self._end(error)
 
     def charge(self, seconds: float) -> None:
-        """Takes note of a batch or a call with the model, and of its part of the time."""
+        """Records a batch or a call with the model, and the task's share of its time."""
         self.batches += 1
         self.device_seconds += seconds
 
@@ -210,7 +210,7 @@ class Task:
                 item = self._respond(item)
         except StopIteration:
             self._end(None)
-        except Exception as error:  # noqa: BLE001 - whatever an explainer raises is the task's end, not the engine's
+        except Exception as error:  # noqa: BLE001 - an error of an explainer ends its task, not the engine
             self._end(error)
         else:
             self.pending = item
@@ -225,7 +225,7 @@ class Task:
         return not self._exceeded(request)
 
     def _exceeded(self, request: Evaluate | Inspect[Any]) -> str:
-        """Names the limit that the request would break; empty where none."""
+        """Returns the name of the limit that the request would exceed; empty if there is none."""
         if self._is_overdue(request):
             return "deadline"
         if isinstance(request, Evaluate) and request.metric:
@@ -237,7 +237,7 @@ class Task:
         return ""
 
     def _is_overdue(self, request: Evaluate | Inspect[Any]) -> bool:
-        """Whether a deadline leaves a request no time."""
+        """Returns whether a deadline leaves no time for a request."""
         deadline = self.budget.deadline
         if deadline is None or (isinstance(request, Evaluate) and request.report):
             return False
@@ -245,7 +245,7 @@ class Task:
         return self.clock() >= (deadline if measures else deadline - self._measuring_seconds(deadline))
 
     def _measuring_seconds(self, deadline: float) -> float:
-        """Returns the time that measurements are expected to take, at the pace of the task so far."""
+        """Returns the expected time of the measurements, at the task's pace so far."""
         evaluated = self.usage.evaluations - self._used_before
         if not evaluated:
             return 0.0

@@ -1,4 +1,4 @@
-"""How long a model takes, measured briefly when it is loaded: to choose between two ways, not to publish."""
+"""Brief time measurements of a model at load, to choose between variants; not for publication."""
 
 import math
 import time
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 ROUNDS = 5
-"""Most repetitions of a comparison."""
+"""Maximum number of repetitions of a comparison."""
 
 PATIENCE = 1.5
-"""Time after which a comparison is repeated no more, in seconds."""
+"""Time after which a comparison is not repeated, in seconds."""
 
 Clock = Callable[[], float]
-"""Says a time in seconds."""
+"""Returns a time in seconds."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,10 +23,10 @@ class Variant:
     """A way to run a model."""
 
     module: nn.Module
-    """Maps (n, 3, height, width) to (n, classes); parameters frozen."""
+    """Maps (n, 3, height, width) to (n, classes); with frozen parameters."""
     channels_last: bool = False
     gradient: bool = True
-    """Whether explanations ask for gradients, so that the backward pass counts too."""
+    """Whether explanations use gradients, so that the backward pass counts too."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the outputs without a gradient."""
@@ -34,7 +34,7 @@ class Variant:
             return self.module(self._laid_out(inputs))  # type: ignore[no-any-return]
 
     def backward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the outputs, and the gradient of each image's largest one with respect to the image."""
+        """Returns the outputs, and the gradient of each image's largest output with respect to the image."""
         with torch.enable_grad():
             leaf = self._laid_out(inputs).detach().requires_grad_()
             outputs = self.module(leaf)
@@ -46,14 +46,14 @@ class Variant:
 
 
 def pass_seconds(variant: Variant, inputs: Tensor) -> float:
-    """Returns the time of one forward pass, and of one with gradient where there is one, by the wall's clock."""
+    """Returns the wall-clock time of a forward pass, and of a pass with gradient if there is one."""
     return _pass(variant, inputs, time.perf_counter)
 
 
 def computing_seconds(variant: Variant, inputs: Tensor) -> float:
-    """Returns the same by the processors' clock where the model runs on a CPU.
+    """Returns the same in processor time if the model runs on a CPU.
 
-    It is the one for comparisons: a busy machine takes the processors away, and by the wall's clock from either side.
+    Processor time is for comparisons: on a busy machine, wall-clock time includes time in which other processes run.
     """
     return _pass(variant, inputs, time.process_time if inputs.device.type == "cpu" else time.perf_counter)
 
@@ -64,7 +64,7 @@ def _pass(variant: Variant, inputs: Tensor, clock: Clock) -> float:
 
 
 def measure_speedup(before: Variant, after: Variant, inputs: Tensor) -> float:
-    """Returns how many times as fast `after` is, both run in turn so that a busy machine slows both."""
+    """Returns the speed of `after` relative to `before`. Both run alternately, so that a busy machine slows both."""
     for variant in (before, after):
         pass_seconds(variant, inputs)  # warms up: a compiled model compiles
     fastest = [math.inf, math.inf]

@@ -1,1 +1,1 @@
-"""Models: what an operator registers, how it is loaded, and how an image becomes its input."""
+"""Models: their registration, loading, and the preprocessing of images."""

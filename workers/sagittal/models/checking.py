@@ -1,4 +1,4 @@
-"""The self-check of a model when it is loaded: is what was registered true of what it does?"""
+"""The self-check of a model at load: compares its registration with its behaviour."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -18,26 +18,26 @@ from sagittal.models.sources import Access, ModelUnavailable
 from sagittal.models.sources.files import find_inside
 
 TOLERANCE = 1e-3
-"""Largest difference of a probability that is rounding."""
+"""Largest difference of a probability that counts as rounding."""
 
 PICTURE = (300, 400)
-"""Height and width of the picture on which preprocessing is tried, in pixels."""
+"""Height and width of the image for the check of the preprocessing, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     passed: bool
     detail: str
-    """What was found, and what to do where it is not as it should be."""
+    """The result, and the remedy if the check failed."""
     required: bool = True
-    """Whether a model that does not pass is refused."""
+    """Whether a model that fails the check is refused."""
 
 
 def check_model(module: nn.Module, entry: ModelEntry, probe: Tensor) -> Sequence[Check]:
-    """Looks at a model with images of noise of shape (n, 3, height, width); n is more than one."""
+    """Checks a model with images of noise of shape (n, 3, height, width); n is more than one."""
     with torch.inference_mode():
         outputs = module(probe).float()
         again = module(probe).float()
@@ -54,12 +54,12 @@ def check_model(module: nn.Module, entry: ModelEntry, probe: Tensor) -> Sequence
 
 
 def check_preprocessing(preprocessing: Preprocessing) -> Check:
-    """Checks that the model's input still holds the picture: what is taken from it and added to it comes back."""
+    """Checks that the preprocessing is reversible: the image can be recovered from the model's input."""
     generator = np.random.default_rng(0)
     picture = generator.integers(0, 256, (*PICTURE, 3), dtype=np.uint8)
     returned = to_picture(to_input(picture, preprocessing), preprocessing)
     difference = int(np.abs(returned.astype(int) - fit_to_input(picture, preprocessing).astype(int)).max())
-    detail = f"a picture comes back from the model's input to within {difference} of 255"
+    detail = f"an image is recovered from the model's input to within {difference} of 255"
     return Check("preprocessing-returns", difference <= 1, detail, required=False)
 
 
@@ -71,7 +71,7 @@ def _finite(outputs: Tensor) -> Check:
 
 def _logits(outputs: Tensor) -> Check:
     if _within(outputs) and _off_one(outputs) < TOLERANCE:
-        detail = 'the outputs sum to one already: output = "probabilities" says so, and keeps the scores as they are'
+        detail = 'the outputs sum to one already: set output = "probabilities" to keep the scores as they are'
         return Check("scores", False, detail, required=False)
     off = _off_one(PROBABILITIES[Output.LOGITS](outputs))
     return Check("scores", off < TOLERANCE, f"the softmax sums to one within {off:.1g}")
@@ -83,15 +83,17 @@ def _probabilities(outputs: Tensor) -> Check:
     detail = f"the outputs sum to one within {off:.1g}"
     if not passed:
         detail = (
-            f"the outputs lie between {float(outputs.min()):.3g} and {float(outputs.max()):.3g} and miss a sum of one "
-            f'by {off:.3g}: they are no probabilities; output = "logits" or "multi-label-logits" may be meant'
+            f"the outputs lie between {float(outputs.min()):.3g} and {float(outputs.max()):.3g} and their sum differs "
+            f'from one by {off:.3g}: they are no probabilities; set output = "logits" or "multi-label-logits"'
         )
     return Check("scores", passed, detail)
 
 
 def _label_logits(outputs: Tensor) -> Check:
     if _within(outputs):
-        detail = 'all outputs lie between zero and one: output = "multi-label-probabilities" may be meant'
+        detail = (
+            'all outputs lie between zero and one: set output = "multi-label-probabilities" if that is what they are'
+        )
         return Check("scores", False, detail, required=False)
     return Check("scores", True, "each label has a score of its own, the sigmoid of its output")
 
@@ -100,7 +102,7 @@ def _label_probabilities(outputs: Tensor) -> Check:
     low, high = float(outputs.min()), float(outputs.max())
     detail = f"the outputs lie between {low:.3g} and {high:.3g}"
     if not _within(outputs):
-        detail += ': they are no probabilities; output = "multi-label-logits" may be meant'
+        detail += ': they are no probabilities; set output = "multi-label-logits"'
     return Check("scores", _within(outputs), detail)
 
 
@@ -110,7 +112,7 @@ SCORES: dict[str, Callable[[Tensor], Check]] = {
     "multi-label-logits": _label_logits,
     "multi-label-probabilities": _label_probabilities,
 }
-"""What the outputs must be like, by what they are said to mean."""
+"""Checks of the outputs, by their registered meaning."""
 
 
 def _batch_agrees(together: Tensor, apart: Tensor) -> Check:
@@ -118,8 +120,8 @@ def _batch_agrees(together: Tensor, apart: Tensor) -> Check:
     detail = f"a batch and single images agree within {difference:.1g}"
     if difference > TOLERANCE:
         detail = (
-            f"an image's probabilities change by up to {difference:.3g} with its neighbours in a batch: batch norm "
-            "that is not in evaluation mode, or a layer that mixes images"
+            f"an image's probabilities change by up to {difference:.3g} with its neighbours in a batch: use batch norm "
+            "in evaluation mode, and no layer that mixes images"
         )
     return Check("batch-agrees", difference <= TOLERANCE, detail)
 
@@ -148,14 +150,14 @@ def _off_one(probabilities: Tensor) -> float:
 
 
 def model_digest(module: nn.Module, entry: ModelEntry) -> str:
-    """Returns SHA-256 over names, shapes and values of all weights, and over preprocessing and output."""
+    """Returns the SHA-256 of names, shapes and values of all weights, of the preprocessing and of the output type."""
     digest = hashlib.sha256(f"{entry.preprocessing.model_dump_json()} {entry.output} {type(module)}".encode())
     _digest_weights(digest, module)
     return digest.hexdigest()
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Returns SHA-256 over names, shapes, types and values of all weights, whatever file they came in."""
+    """Returns the SHA-256 of names, shapes, types and values of all weights, in any file format."""
     digest = hashlib.sha256()
     _digest_weights(digest, module)
     return digest.hexdigest()
@@ -170,22 +172,22 @@ def _digest_weights(digest: Any, module: nn.Module) -> None:
 
 
 LISTED = 24
-"""Most layers named in an error, the last ones."""
+"""Maximum number of layers that an error lists, the last ones."""
 
 
 def check_weights(module: nn.Module, entry: ModelEntry) -> str:
-    """Returns the digest of the weights. Raises ModelUnavailable where it is not the one that was registered."""
+    """Returns the digest of the weights. Raises ModelUnavailable if it is not the registered one."""
     found = weights_digest(module)
     if entry.weights_digest not in ("", found):
         raise ModelUnavailable(
-            f"weights_digest: the weights have SHA-256 {found}, and {entry.weights_digest} was registered: they are "
-            "others, or damaged"
+            f"weights_digest: the weights have SHA-256 {found}, and {entry.weights_digest} was registered: the file is "
+            "another one, or damaged; restore it, or correct the registration"
         )
     return found
 
 
 def check_layers(wanted: Layers, seen: SeenLayers) -> None:
-    """Raises ModelUnavailable for a layer that was registered and is not there."""
+    """Raises ModelUnavailable if a registered layer does not exist."""
     for field_name, name, known in (
         ("spatial", wanted.spatial, seen.spatial),
         ("features", wanted.features, (*seen.spatial, *seen.flat)),
@@ -198,19 +200,19 @@ def check_layers(wanted: Layers, seen: SeenLayers) -> None:
 
 
 def labels_of(entry: ModelEntry, classes: int, access: Access) -> Sequence[str]:
-    """Returns the labels of a model, one for each class or none. Raises ModelUnavailable."""
+    """Returns the labels of a model: one per class, or none. Raises ModelUnavailable."""
     if isinstance(entry.labels, list):
         labels: Sequence[str] = entry.labels
     else:
         try:
             labels = read_labels(_labels_source(entry.labels, access))
         except OSError as error:
-            raise ModelUnavailable(f"the labels {entry.labels} cannot be read: {error.strerror}") from error
+            raise ModelUnavailable(f"labels: the file {entry.labels} cannot be read: {error.strerror}") from error
     if labels and len(labels) != classes:
-        raise ModelUnavailable(f"there are {len(labels)} labels for {classes} classes; give one for each, or none")
+        raise ModelUnavailable(f"labels: there are {len(labels)} for {classes} classes; give one for each, or none")
     return labels
 
 
 def _labels_source(name: str, access: Access) -> str:
-    """Returns what names the labels; files lie where weights may."""
+    """Returns the path of the labels; files must lie in the directories of weights."""
     return name if name == IMAGENET else str(find_inside(name, access.directories, "SAGITTAL_SOURCES__DIRECTORIES"))

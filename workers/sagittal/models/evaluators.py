@@ -1,4 +1,4 @@
-"""What runs a model for the engine: the model made faster, with the batches that suit it."""
+"""Construction of a model's evaluator: optimisation, and the choice of the batch size."""
 
 import importlib
 from collections.abc import Sequence
@@ -17,22 +17,22 @@ from sagittal.models.row_equality import RowEquality, find_equality, whole_quant
 from sagittal.models.sources import ModelUnavailable
 
 COMPILED = RowEquality(
-    equal=False, detail="each size of batch is compiled by itself: results agree to a tolerance, not to the last bit"
+    equal=False, detail="each batch size is compiled separately: results agree to a tolerance, not to the last bit"
 )
-"""Of models that are compiled, whose rows are not compared."""
+"""Row equality of compiled models, whose rows are not compared."""
 
 
 def make_evaluator(
     module: nn.Module, entry: ModelEntry, probe: Tensor, *, classes: int, gradients: bool
 ) -> tuple[TorchEvaluator, Sequence[Step]]:
-    """Returns what runs a model that is on its device, made faster where that can be, and what was done.
+    """Returns the evaluator of a model on its device, optimised if possible, and the optimisation steps.
 
     Args:
         module: The model in evaluation mode.
-        entry: What was registered.
-        probe: Images of noise on which changes are checked.
+        entry: Its registration.
+        probe: Images of noise for the checks of the steps.
         classes: Number of its classes.
-        gradients: Whether it gives them.
+        gradients: Whether it returns gradients.
     """
     if isinstance(module, BlackBox):
         return _black_box_evaluator(module, entry, probe.device, classes)
@@ -67,21 +67,21 @@ def _reduced_precision(device: torch.device) -> torch.dtype | None:
 
 
 def variant_of(evaluator: TorchEvaluator) -> Variant:
-    """Returns the model as it will run, for measurements."""
+    """Returns the model as the evaluator runs it, for measurements."""
     return Variant(evaluator.module, channels_last=evaluator.channels_last, gradient=evaluator.supports_gradients)
 
 
 def suit_batches(
     evaluator: TorchEvaluator, probe: Tensor, *, compiled: bool, batch_size: int, kept: KeptPlan | None = None
 ) -> BatchPlan:
-    """Says to the evaluator how batches are padded, and returns the size that suits the model, with the throughput.
+    """Configures the evaluator's batches, and returns the best batch size with the throughput.
 
     Args:
-        evaluator: What runs the model.
+        evaluator: The model's evaluator.
         probe: Images of noise.
-        compiled: Whether the model was compiled, and so wants batches of few sizes.
-        batch_size: Most images in a batch; 0 finds out.
-        kept: Where it is kept from one start to the next; None for nowhere.
+        compiled: Whether the model was compiled, which requires few batch sizes.
+        batch_size: Maximum number of images in a batch; 0 measures the best.
+        kept: The file that keeps the result between starts; None for none.
     """
     plan = kept.read() if kept is not None else None
     if plan is None:
@@ -97,7 +97,7 @@ def suit_batches(
 
 def _measured(evaluator: TorchEvaluator, probe: Tensor, *, compiled: bool, batch_size: int) -> BatchPlan:
     variant, sizes = variant_of(evaluator), batch_sizes(probe.device)
-    # A size that is given is not measured at, however large it is.
+    # A given size is not measured at its full size, which may be large.
     throughput = find_throughput(variant, probe[:1], [min(batch_size, sizes[0])] if batch_size else sizes)
     batch_size = batch_size or throughput.batch_size
     equality = COMPILED if compiled else find_equality(evaluator, probe, replace(throughput, batch_size=batch_size))
@@ -113,12 +113,12 @@ def _measured(evaluator: TorchEvaluator, probe: Tensor, *, compiled: bool, batch
 
 
 def is_compiled(steps: Sequence[Step]) -> bool:
-    """Whether compiling the model was among the steps that made it faster."""
+    """Returns whether the applied steps include compilation."""
     return any(step.name == COMPILE and step.applied for step in steps)
 
 
 def _warm(variant: Variant, image: Tensor, sizes: Sequence[int]) -> None:
-    """Runs a batch of each size, so that it is compiled before a job waits for it."""
+    """Runs a batch of each size, so that it is compiled before the first job."""
     for size in sizes:
         inputs = image.repeat(size, 1, 1, 1)
         variant.forward(inputs)
@@ -127,28 +127,28 @@ def _warm(variant: Variant, image: Tensor, sizes: Sequence[int]) -> None:
 
 
 class ChannelsLastInput(nn.Module):
-    """A model that takes (n, height, width, 3), for images of (n, 3, height, width)."""
+    """A model with input (n, height, width, 3), wrapped for images of (n, 3, height, width)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns what the model says of images, (n, classes)."""
+        """Returns the model's outputs for images, (n, classes)."""
         return self.model(images.permute(0, 2, 3, 1))  # type: ignore[no-any-return]
 
 
 def adapt(module: nn.Module, preprocessing: Preprocessing) -> nn.Module:
-    """Returns a module that takes channels first; where that takes a wrapper, layers are named `model.` and so on."""
+    """Returns a module that accepts channels first; a wrapper prefixes the names of layers with `model.`."""
     if preprocessing.layout == "NCHW":
         return module
     if isinstance(module, BlackBox):
-        raise ModelUnavailable("preprocessing.layout: a model that only answers takes NCHW; say NHWC in its source")
+        raise ModelUnavailable("preprocessing.layout: a remote or ONNX model takes NCHW; set NHWC in its source")
     return ChannelsLastInput(module)
 
 
 def resolve_preset(preprocessing: Preprocessing) -> Preprocessing:
-    """Returns preprocessing with what its preset says of size, cropping and scale. Raises ModelUnavailable."""
+    """Returns the preprocessing with size, cropping and scale of its preset. Raises ModelUnavailable."""
     if not preprocessing.preset:
         return preprocessing
     models = importlib.import_module("torchvision.models")
@@ -170,9 +170,9 @@ def resolve_preset(preprocessing: Preprocessing) -> Preprocessing:
 
 
 def choose_place(entry: ModelEntry, device: torch.device) -> torch.device:
-    """Returns where a model runs on a worker with this device. Raises ModelUnavailable for a wish it cannot grant."""
+    """Returns the device of a model on a worker with this device. Raises ModelUnavailable if they are incompatible."""
     if entry.device.kind == "cpu":
         return torch.device("cpu")
     if entry.device.kind == "cuda" and device.type != "cuda":
-        raise ModelUnavailable(f"the model wishes to run on cuda, and this worker runs on {device}; serve it elsewhere")
+        raise ModelUnavailable(f"the model requires cuda, and this worker runs on {device}; serve it on another worker")
     return device

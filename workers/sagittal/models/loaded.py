@@ -1,4 +1,4 @@
-"""A model that was loaded: ready for the engine, with what was found about it."""
+"""A loaded model, ready for the engine, with its measured properties."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,27 +16,27 @@ from sagittal.models.row_equality import EQUAL_ROWS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What was found about a model when it was loaded."""
+    """Properties of a model that were found at load."""
 
     classes: int
     supports_gradients: bool
     spatial_layers: tuple[str, ...]
-    """Layers whose output keeps the places of the image apart, in order of execution."""
+    """Layers whose output has spatial positions, in order of execution."""
     feature_layers: tuple[str, ...]
     """Layers whose output is (n, features), in order of execution."""
     steps: tuple[Step, ...]
-    """What was done to make it faster, and whether rows are equal in every batch."""
+    """Steps that optimised it, and whether rows are equal in every batch."""
     batch_size: int
     evaluations_per_second: float
     gradient_evaluations_per_second: float
     refused: Mapping[str, str] = field(default_factory=dict)
-    """Methods that are not defined for this model although it has what they need, with the reason."""
+    """Methods that are not defined for this model although it meets their needs, with the reason."""
     patch_grid: tuple[int, int] | None = None
     """Rows and columns of a transformer's patches."""
     input_limits: tuple[int, int] = (0, 0)
-    """Smallest and largest side of inputs that it was seen to take, in pixels."""
+    """Smallest and largest side of inputs that the model accepted in tests, in pixels."""
     checks: tuple[Check, ...] = ()
-    """What the self-check looked at."""
+    """Results of the self-check."""
     weights_digest: str = ""
     """SHA-256 over its weights, in hexadecimal."""
 
@@ -47,7 +47,7 @@ class Found:
 
     @property
     def equal_rows(self) -> bool:
-        """Whether a masked image has the same score and gradient in every batch, to the last bit, as measured here."""
+        """Whether a masked image has bit-identical scores and gradients in every batch, as measured on this machine."""
         return any(step.applied for step in self.steps if step.name == EQUAL_ROWS)
 
 
@@ -63,19 +63,20 @@ class LoadedModel:
     found: Found
     load_seconds: float = field(default=0.0)
     activation_bytes: int = 0
-    """Bytes that a batch takes at its peak beside the weights."""
+    """Peak memory of a batch in addition to the weights, in bytes."""
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The device it runs on."""
         return self.evaluator.device
 
     def engine(self, *, memo_bytes: int = 0) -> Engine:
-        """Returns a new engine on it, with batches as they were found to suit it.
+        """Returns a new engine for the model, with the batch size found for it.
 
         Args:
-            memo_bytes: Memory for scores that tasks on the same picture share; 0 for none. A model that says something
-                else of the same input is not remembered.
+            memo_bytes: Memory for scores that tasks on the same image share; 0 for none. It is not used for a model
+            whose
+                outputs vary for the same input.
         """
         reduced = self.evaluator.autocast is not None
         memo = ScoreMemo(memo_bytes, reduced=reduced) if memo_bytes and self.found.deterministic else None
@@ -84,9 +85,9 @@ class LoadedModel:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of all weights on the device, those of the model as it came and of the optimised one."""
+        """Memory of all weights on the device, in bytes: of the original model and of the optimised one."""
         modules = {self.evaluator.module, self.evaluator.inspected or self.evaluator.module}
         tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-        # Layers that keep their weights in a second layout say how much that takes.
+        # Layers that keep a second layout of their weights report its size.
         laid_out = sum(getattr(layer, "laid_out_bytes", 0) for layer in self.evaluator.module.modules())
         return laid_out + sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())

@@ -1,4 +1,4 @@
-"""Loading a model in stages: from an entry to something that the engine can run, with what was found out about it."""
+"""Loads a model in stages: from its entry to a model that the engine can run, with its properties."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,21 +29,21 @@ from sagittal.models.row_equality import RowEquality
 from sagittal.models.sources import EVERYTHING, Access, ModelUnavailable, load_source
 
 PROBE_IMAGES = 4
-"""Images of noise on which optimisations are checked."""
+"""Number of images of noise for the checks of optimisations."""
 
 
 @dataclass(slots=True, eq=False)
 class Loading:
-    """A model on its way: what is known so far. Each stage sets what the later ones need."""
+    """A model while it loads. Each stage sets what later stages need."""
 
     entry: ModelEntry
     device: torch.device
     batch_size: int
-    """Most masked images in a batch; 0 finds one."""
+    """Maximum number of masked images in a batch; 0 measures the best."""
     access: Access
     started: float = field(default_factory=time.monotonic)
     notes: tuple[Step, ...] = ()
-    """What its source did to it."""
+    """Steps that its source took."""
     module: nn.Module = field(init=False)
     probe: Tensor = field(init=False)
     """Images of noise."""
@@ -55,47 +55,47 @@ class Loading:
     gradients: bool = field(init=False)
     evaluator: TorchEvaluator = field(init=False)
     steps: Sequence[Step] = field(init=False)
-    """What was done to make it faster."""
+    """Steps that optimised it."""
     seen: SeenLayers = field(init=False)
     refused: Mapping[str, str] = field(init=False)
     input_limits: tuple[int, int] = field(init=False)
     plan: BatchPlan = field(init=False)
 
     def read(self) -> None:
-        """Reads it from its source."""
+        """Reads the model from its source."""
         sourced = load_source(self.entry.source, self.access)
         self.module, self.notes = sourced.module.eval().requires_grad_(False), sourced.notes
         self.weights_digest, self.digest = check_weights(self.module, self.entry), model_digest(self.module, self.entry)
 
     def place(self) -> None:
-        """Brings it to the device."""
+        """Moves the model to the device."""
         if isinstance(self.module, BlackBox):
             self.batch_size = self.batch_size or self.module.batch_size
         self.module = adapt(self.module, self.entry.preprocessing).to(self.device)
         self.probe = _probe(self.entry, self.device)
 
     def check(self) -> None:
-        """Checks that it is the classifier that was registered."""
+        """Checks that the model is the registered classifier."""
         self.classes = _classes(self.module, self.probe)
         self.labels = labels_of(self.entry, self.classes, self.access)
         self.checks = _checked(self.module, self.entry, self.probe)
         self.gradients = _gradients_flow(self.module, self.probe)
 
     def optimise(self) -> None:
-        """Makes it faster."""
+        """Optimises the model."""
         self.evaluator, self.steps = make_evaluator(
             self.module, self.entry, self.probe, classes=self.classes, gradients=self.gradients
         )
 
     def look(self) -> None:
-        """Finds out which methods it admits."""
+        """Finds the methods that the model admits."""
         self.seen = see_layers(self.module, self.probe)
         check_layers(self.entry.layers, self.seen)
         self.refused = _refused(self.module, self.entry, self.probe, self.seen) if self.gradients else {}
         self.input_limits = _limits(self.module, self.probe, self.classes, self.seen)
 
     def measure(self) -> None:
-        """Finds the batch size that suits it."""
+        """Finds the best batch size."""
         kept = _kept_plan(self)
         compiled = is_compiled(self.steps)
         self.plan = suit_batches(self.evaluator, self.probe, compiled=compiled, batch_size=self.batch_size, kept=kept)
@@ -130,23 +130,23 @@ class Loading:
 
 
 OPENING = (Loading.read, Loading.place, Loading.check)
-"""The stages in which files are read and the model's own code runs for the first time, in order."""
+"""Stages in which files are read and the model's own code first runs, in order."""
 
 STAGES = (*OPENING, Loading.optimise, Loading.look, Loading.measure)
 """All stages, in order."""
 
 
 def load(entry: ModelEntry, device: torch.device, *, batch_size: int = 0, access: Access = EVERYTHING) -> LoadedModel:
-    """Loads a model, makes it faster and finds out what it can do.
+    """Loads and optimises a model, and finds its properties.
 
     Args:
-        entry: What to load.
-        device: Where to run it.
-        batch_size: Most masked images in a batch; 0 finds one.
-        access: What it may be loaded from.
+        entry: Registration of the model.
+        device: Device to run it on.
+        batch_size: Maximum number of masked images in a batch; 0 measures the best.
+        access: Sources that it may be loaded from.
 
     Raises:
-        ModelUnavailable: it cannot be loaded, or does not classify images of the size that its preprocessing makes.
+        ModelUnavailable: it cannot be loaded, or does not classify images of its preprocessing's size.
     """
     return _run(STAGES, entry, device, batch_size, access).loaded()
 
@@ -159,14 +159,14 @@ def rehearse(
     access: Access = EVERYTHING,
     thorough: bool = False,
 ) -> None:
-    """Does what `load` begins with, to see whether the process survives it. Raises ModelUnavailable.
+    """Runs the first stages of `load`, to find out whether the process survives them. Raises ModelUnavailable.
 
     Args:
-        entry: What to load.
-        device: Where to run it.
-        batch_size: Most masked images in a batch; 0 finds one.
-        access: What it may be loaded from.
-        thorough: Whether to go through all stages; else what takes long and runs our code is left out.
+        entry: Registration of the model.
+        device: Device to run it on.
+        batch_size: Maximum number of masked images in a batch; 0 measures the best.
+        access: Sources that it may be loaded from.
+        thorough: Whether to run all stages; otherwise the slow ones that run only our own code are omitted.
     """
     _run(STAGES if thorough else OPENING, entry, device, batch_size, access)
 
@@ -186,7 +186,7 @@ def _run(
 
 
 def _kept_plan(loading: Loading) -> KeptPlan | None:
-    """Returns where the model's batches are kept; None if there is no directory for it."""
+    """Returns the file that keeps the model's batch plan; None if there is no directory for it."""
     if loading.access.cache is None:
         return None
     circumstances = {
@@ -213,7 +213,7 @@ def _refused(module: nn.Module, entry: ModelEntry, probe: Tensor, seen: SeenLaye
 
 
 def _checked(module: nn.Module, entry: ModelEntry, probe: Tensor) -> Sequence[Check]:
-    """Returns the self-check. Raises ModelUnavailable where something that is required is not so."""
+    """Returns the self-check. Raises ModelUnavailable if a required check fails."""
     checks = check_model(module, entry, probe)
     for check in checks:
         if check.required and not check.passed:
@@ -222,7 +222,7 @@ def _checked(module: nn.Module, entry: ModelEntry, probe: Tensor) -> Sequence[Ch
 
 
 def _limits(module: nn.Module, probe: Tensor, classes: int, seen: SeenLayers) -> tuple[int, int]:
-    """Returns the smallest and the largest side of inputs; a model without layers to see is not tried with others."""
+    """Returns the smallest and the largest side of inputs; other sides are not tried on a model without hooks."""
     if seen.spatial or seen.flat:
         return input_limits(module, probe, classes)
     own = int(probe.shape[-1])
@@ -230,14 +230,14 @@ def _limits(module: nn.Module, probe: Tensor, classes: int, seen: SeenLayers) ->
 
 
 def choose_device(wish: str = "") -> torch.device:
-    """Returns the device that is wished for, or the best there is. Raises ModelUnavailable where it is not there."""
+    """Returns the requested device, or the best one. Raises ModelUnavailable if it does not exist."""
     if not wish:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(wish)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ModelUnavailable(f"the device {wish!r} is not there: {str(error).splitlines()[0]}") from error
+        raise ModelUnavailable(f"the device {wish!r} does not exist: {str(error).splitlines()[0]}") from error
     return device
 
 
@@ -254,7 +254,7 @@ def _classes(module: nn.Module, probe: Tensor) -> int:
     except Exception as error:
         side = probe.shape[-1]
         taken = ", ".join(map(str, sides_taken(module, probe.device)))
-        remedy = f"; it takes inputs of {taken} pixels: set preprocessing.input_size to one" if taken else ""
+        remedy = f"; it accepts inputs of {taken} pixels: set preprocessing.input_size to one" if taken else ""
         raise ModelUnavailable(f"the model fails on an input of {side}x{side} pixels: {error}{remedy}") from error
     if not isinstance(outputs, Tensor) or outputs.ndim != 2:
         raise ModelUnavailable(f"the model returns {type(outputs).__name__}; expected a tensor (images, classes)")
@@ -262,7 +262,7 @@ def _classes(module: nn.Module, probe: Tensor) -> int:
 
 
 def _gradients_flow(module: nn.Module, probe: Tensor) -> bool:
-    """Whether the score has a finite gradient with respect to the input."""
+    """Returns whether the score has a finite gradient with respect to the input."""
     try:
         _, gradient = Variant(module).backward(probe[:1])
     except RuntimeError:

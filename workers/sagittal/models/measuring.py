@@ -1,4 +1,4 @@
-"""The batch size that suits a model, measured when it is loaded, and whether padding small batches is waste."""
+"""Measures the best batch size of a model at load, and whether small batches should be padded."""
 
 import hashlib
 import json
@@ -19,37 +19,37 @@ from torch import Tensor
 from sagittal.engine.timing import Variant, computing_seconds, pass_seconds
 
 CPU_SIZES = (16, 8, 32)
-"""Batch sizes that are tried on a CPU, the most likely first: larger ones fall out of its caches, and in smaller ones a
-step's own cost shows."""
+"""Batch sizes tried on a CPU, the likeliest first: larger batches exceed its caches, and smaller ones are dominated by
+the fixed cost of a step."""
 
 GPU_SIZES = (8, 16, 32, 64, 128, 256, 512)
-"""Batch sizes that are tried on a GPU, as far as memory goes: the smallest that is fast wins, since cancellation and
-turns wait for a batch."""
+"""Batch sizes tried on a GPU, up to its memory. The smallest fast size is chosen, because cancellation and scheduling
+wait for a batch."""
 
 CLOSE = 0.96
-"""Share of the best throughput that is as good."""
+"""Share of the best throughput that counts as equally fast."""
 
 PATIENCE = 4.0
-"""Time for trying batch sizes, in seconds; a size that would take longer is not tried."""
+"""Time for trying batch sizes, in seconds; sizes that would take longer are not tried."""
 
 ROUNDS = 3
-"""Most times that every size is tried: on a busy machine the fastest of a few says more than one."""
+"""Maximum number of trials of every size: the fastest of several is more reliable on a busy machine."""
 
 CHEAP = 0.5
-"""Share of the time of a whole quantum, below which a single image is better run unpadded."""
+"""A single image runs unpadded if it takes less than this share of the time of a whole quantum."""
 
 MEMORY_SHARE = 0.5
-"""Share of a GPU's memory that a batch may take, other models beside it."""
+"""Share of a GPU's memory that a batch may use, beside other models."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """Images a second at the batch size that was chosen."""
+    """Images per second at the chosen batch size."""
 
     batch_size: int
     forward: float
     backward: float
-    """With gradient; 0 where the model gives none."""
+    """With gradient; 0 if the model returns none."""
 
 
 def find_throughput(
@@ -60,13 +60,13 @@ def find_throughput(
     seconds: Callable[[Variant, Tensor], float] = pass_seconds,
     patience: float = PATIENCE,
 ) -> Throughput:
-    """Returns the first batch size that is about as fast as any, and the throughput there.
+    """Returns the first batch size that is about as fast as any other, and its throughput.
 
     Args:
         variant: The model as it will run.
         image: An input (1, 3, height, width).
-        sizes: Batch sizes to try, the one to be preferred first. The first is tried in any case.
-        seconds: Measures a pass.
+        sizes: Batch sizes to try, in order of preference. The first is always tried.
+        seconds: Measures a pass, in seconds.
         patience: Time to spend, in seconds.
     """
     started = time.perf_counter()
@@ -94,14 +94,14 @@ def find_throughput(
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Seconds for an image at a batch size."""
+    """Seconds per image at a batch size."""
 
     forward: float
     whole: float
-    """A forward pass, and one with gradient where the model gives one: what sizes are compared by."""
+    """Sum of a forward pass, and of a pass with gradient if there is one; sizes are compared by it."""
 
     def faster(self, other: "Trial | None") -> "Trial":
-        """Returns the best of both."""
+        """Returns the best times of both."""
         return self if other is None else Trial(min(self.forward, other.forward), min(self.whole, other.whole))
 
 
@@ -119,7 +119,7 @@ def batch_sizes(device: torch.device) -> Sequence[int]:
 def runs_small_cheaply(
     variant: Variant, image: Tensor, quantum: int, *, seconds: Callable[[Variant, Tensor], float] = computing_seconds
 ) -> bool:
-    """Whether one image alone takes much less time than a whole quantum, so that padding it would be waste."""
+    """Returns whether one image takes much less time than a whole quantum, so that padding it would be wasteful."""
     if quantum == 1:
         return False
     alone, padded = image, image.repeat(quantum, 1, 1, 1)
@@ -128,7 +128,7 @@ def runs_small_cheaply(
 
 
 def _fills_memory(device: torch.device) -> bool:
-    """Whether twice the batch would take more than its share of a GPU's memory."""
+    """Returns whether twice the batch would exceed its share of a GPU's memory."""
     if device.type != "cuda":
         return False
     total = torch.cuda.get_device_properties(device).total_memory
@@ -140,25 +140,25 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPlan:
-    """What was measured of a model for its batches."""
+    """Measurements of a model that determine its batches."""
 
     batch_size: int
     quantum: int
     """Batches come in multiples of this; see `TorchEvaluator.quantum`."""
     pads_small: bool
-    """Whether smaller ones are padded to it."""
+    """Whether smaller batches are padded to it."""
     equal_rows: bool
-    """Whether a row is then the same to the last bit in every batch; see `RowEquality`."""
+    """Whether a row is then bit-identical in every batch; see `RowEquality`."""
     equality: str
-    """What was found about that."""
+    """Details of the comparison of rows."""
     forward: float
-    """Images a second."""
+    """Images per second."""
     backward: float
-    """With gradient; 0 where the model gives none."""
+    """With gradient; 0 if the model returns none."""
 
     @property
     def sound(self) -> bool:
-        """Whether it can be one that was measured."""
+        """Returns whether its values are plausible measurements."""
         counted = all(isinstance(each, int) for each in (self.batch_size, self.quantum))
         whole = counted and 1 <= self.quantum <= self.batch_size and self.batch_size % self.quantum == 0
         return whole and self.forward > 0 and self.backward >= 0
@@ -166,31 +166,31 @@ class BatchPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptPlan:
-    """A file with the plan of a model under certain circumstances.
+    """A file with the plan of a model under certain conditions.
 
-    What is found holds for one model, made faster in one way, on one kind of device with so many threads, one release
-    of torch and one set of settings for its kernels. All of that names the file: what was found under other
-    circumstances is never read.
+    A plan is valid for one model, optimised in one way, on one kind of device and number of threads, with one release
+    of torch and one set of kernel settings. The file name is a digest of all of these, so that a plan from other
+    conditions is never read.
     """
 
     directory: Path
     circumstances: Mapping[str, Any]
-    """All that the plan depends on, as JSON has it."""
+    """Everything that the plan depends on, as JSON values."""
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
+        """Path of the file."""
         text = json.dumps(self.circumstances, sort_keys=True)
         return self.directory / f"batches-{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
     def read(self) -> BatchPlan | None:
-        """Returns the plan; None where there is none, or none that can be used."""
+        """Returns the plan; None if there is none, or it is unusable."""
         try:
             document = json.loads(self.path.read_bytes())
             plan = BatchPlan(**document["plan"])
             if document["circumstances"] == json.loads(json.dumps(self.circumstances)) and plan.sound:
                 return plan
-            error = "it is of another model, or holds what cannot be"
+            error = "it belongs to another model, or has invalid values"
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as unreadable:
@@ -199,7 +199,7 @@ class KeptPlan:
         return None
 
     def write(self, plan: BatchPlan) -> None:
-        """Keeps a plan, whole or not at all; where it cannot, the next start measures again."""
+        """Stores a plan atomically; if that fails, the next start measures again."""
         document = json.dumps({"circumstances": self.circumstances, "plan": asdict(plan)}, indent=1, sort_keys=True)
         try:
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -208,7 +208,7 @@ class KeptPlan:
             log.warning("batch-plan-not-kept", path=str(self.path), error=str(error), doing="measuring at each start")
 
     def _replace(self, document: str) -> None:
-        """Puts a document in the file's place; where that fails, as on a full disk, nothing of it stays."""
+        """Replaces the file with a document; a failure, such as a full disk, leaves no partial file."""
         handle, partial = tempfile.mkstemp(dir=self.directory, suffix=".partial")
         try:
             with open(handle, "w") as file:
@@ -219,7 +219,7 @@ class KeptPlan:
 
 
 def device_name(device: torch.device) -> str:
-    """Returns what kind of device it is: the same name for the same kernels at the same speed."""
+    """Returns the kind of a device: equal names have the same kernels at the same speed."""
     if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)
         libraries = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]
@@ -228,16 +228,16 @@ def device_name(device: torch.device) -> str:
 
 
 KERNEL_SETTINGS = re.compile("(ATEN|BLIS|CUBLAS|CUDA|CUDNN|DNNL|GOMP|KMP|MKL|NVIDIA|OMP|ONEDNN|OPENBLAS|TORCH)_.*")
-"""Environment variables by which libraries choose their kernels."""
+"""Environment variables that select the kernels of libraries."""
 
 
 def kernel_settings() -> Mapping[str, str]:
-    """Returns what the environment says to the libraries whose kernels run the model."""
+    """Returns the environment variables that affect the kernels of the model."""
     return {name: value for name, value in os.environ.items() if KERNEL_SETTINGS.fullmatch(name)}
 
 
 def _processor() -> str:
-    """Returns the name of the processor and a digest of its instructions, which hypervisors hide in part."""
+    """Returns the name of the processor and a digest of its instruction set, which hypervisors partly hide."""
     try:
         text = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     except OSError:  # not Linux

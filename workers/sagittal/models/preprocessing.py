@@ -1,4 +1,4 @@
-"""From a decoded picture to a model's input."""
+"""Preprocessing: from a decoded image to a model's input, and back."""
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ def normalised(values: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def to_picture(values: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Returns the RGB picture (size, size, 3), uint8, of an input (3, size, size): what `to_input` was given to see."""
+    """Returns the RGB image (size, size, 3), uint8, of an input (3, size, size); it inverts `to_input`."""
     scaled = values.cpu() * _channels(preprocessing.std) + _channels(preprocessing.mean)
     if preprocessing.channel_order == "BGR":
         scaled = scaled.flip(0)
@@ -32,7 +32,7 @@ def to_picture(values: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint8
 
 
 def black(preprocessing: Preprocessing) -> Tensor:
-    """Returns black as the model takes it, of shape (3, 1, 1)."""
+    """Returns the normalised value of black, of shape (3, 1, 1)."""
     return (0 - _channels(preprocessing.mean)) / _channels(preprocessing.std)
 
 

@@ -1,4 +1,4 @@
-"""What a model can do, found by trying it: which layers it has, which inputs it takes, what it needs of memory."""
+"""Properties of a model found by trying it: its layers, its input sizes, its memory."""
 
 import weakref
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from sagittal.explain import EXPLAINERS, Needs, parameters
 from sagittal.explain.attribution.layers import Layout, Unsupported, layout_of
 
 SIDES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 480, 512, 600)
-"""Sides of inputs that networks are commonly made for, in pixels."""
+"""Common sides of inputs of networks, in pixels."""
 
 REACH = 2
 """Largest side that is tried, as a multiple of the model's own."""
@@ -27,15 +27,15 @@ class SeenLayers:
     """Layers of a model, in order of execution."""
 
     spatial: tuple[str, ...] = ()
-    """Those whose output keeps the places of the image apart."""
+    """Layers whose output has spatial positions."""
     flat: tuple[str, ...] = ()
-    """Those below the output whose own output is one list of features: (n, features), or (n, features, 1, 1)."""
+    """Layers below the output whose own output is a list of features: (n, features), or (n, features, 1, 1)."""
     patch_grid: tuple[int, int] | None = None
     """Rows and columns of a transformer's patches; None for other models."""
 
 
 def see_layers(module: nn.Module, probe: Tensor) -> SeenLayers:
-    """Returns the layers of a model whose outputs say something to methods."""
+    """Returns the layers of a model whose outputs methods can use."""
     shapes: dict[str, torch.Size] = {}
     flat: dict[str, Tensor] = {}
 
@@ -48,7 +48,7 @@ def see_layers(module: nn.Module, probe: Tensor) -> SeenLayers:
 
         return hook
 
-    # TorchScript admits no hooks, so its layers cannot be seen.
+    # TorchScript accepts no hooks, so that its layers are not accessible.
     named = [
         (name, layer)
         for name, layer in module.named_modules()
@@ -75,7 +75,7 @@ def _is_flat(output: Tensor) -> bool:
 
 
 def _is_same(output: Tensor, result: object) -> bool:
-    """Whether a layer's output is the model's own, in whatever shape."""
+    """Returns whether a layer's output is the model's own, in any shape."""
     return isinstance(result, Tensor) and output.untyped_storage().data_ptr() == result.untyped_storage().data_ptr()
 
 
@@ -87,7 +87,7 @@ def _patch_grid(module: nn.Module, layouts: Mapping[str, Layout]) -> tuple[int, 
 
 
 def input_limits(module: nn.Module, probe: Tensor, classes: int) -> tuple[int, int]:
-    """Returns the smallest and the largest side of inputs that the model was seen to take, in pixels.
+    """Returns the smallest and the largest side of inputs that the model accepts, in pixels.
 
     Sides are tried outwards from the model's own, up to `REACH` times it, until one is refused.
     """
@@ -98,7 +98,7 @@ def input_limits(module: nn.Module, probe: Tensor, classes: int) -> tuple[int, i
 
 
 def sides_taken(module: nn.Module, device: torch.device) -> list[int]:
-    """Returns the common sides of inputs that a model takes, for one that refused its own."""
+    """Returns the common sides that a model accepts, for a model that refused its own."""
     return [side for side in SIDES if takes(module, torch.zeros(1, 3, side, side, device=device)) > 0]
 
 
@@ -112,11 +112,11 @@ def _reach(module: nn.Module, probe: Tensor, classes: int, sides: list[int]) -> 
 
 
 def takes(module: nn.Module, images: Tensor) -> int:
-    """Returns the number of classes that the model tells of images, 0 where it refuses them."""
+    """Returns the number of classes that the model returns for images; 0 if it refuses them."""
     try:
         with torch.inference_mode():
             outputs = module(images)
-    except Exception:  # noqa: BLE001 - a model may refuse in any way; that it did is the answer
+    except Exception:  # noqa: BLE001 - a model may refuse with any exception
         return 0
     return int(outputs.shape[1]) if isinstance(outputs, Tensor) and outputs.ndim == 2 else 0
 
@@ -125,8 +125,8 @@ def refusals(view: ModelView, layer: str) -> Mapping[str, str]:
     """Returns the methods that read layers but are not defined for this model, with the reason.
 
     Args:
-        view: The model with its own layers, with an image and a target to try on.
-        layer: The layer to read; empty for the one that each method chooses.
+        view: The model with its own layers, an image and a target.
+        layer: The layer to read; empty for the choice of each method.
     """
     refused = {}
     for row in EXPLAINERS.values():
@@ -136,7 +136,7 @@ def refusals(view: ModelView, layer: str) -> Mapping[str, str]:
                 row.explainer(**({"layer": layer} if layer and takes_layer else {})).try_on(view)
             except Unsupported as error:
                 refused[row.name] = str(error)
-            except Exception as error:  # noqa: BLE001 - hooks on foreign code may raise anything; the reason is kept
+            except Exception as error:  # noqa: BLE001 - hooks on foreign code may raise anything; the reason is reported
                 refused[row.name] = f"it fails on this model: {type(error).__name__}: {str(error).splitlines()[0]}"
     return refused
 
@@ -149,7 +149,7 @@ def view_of(module: nn.Module, probabilities: Any, probe: Tensor) -> ModelView:
 
 
 def batch_bytes(variant: Variant, probe: Tensor) -> int:
-    """Returns the memory that one image of a batch takes at its peak beside the weights, in bytes."""
+    """Returns the peak memory per image of a batch in addition to the weights, in bytes."""
     work = variant.backward if variant.gradient else variant.forward
     if probe.device.type == "cuda":
         torch.cuda.synchronize(probe.device)
@@ -163,17 +163,17 @@ def batch_bytes(variant: Variant, probe: Tensor) -> int:
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Counts the bytes of all tensors that are made within it and still live; a CPU's allocator does not tell."""
+    """Counts the bytes of all tensors made within it that still live; the allocator of a CPU does not report them."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
-        """Most bytes that lived at one time."""
+        """Peak of the live bytes."""
         self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs an operation and counts what it made."""
+        """Runs an operation and counts the tensors it made."""
         made = func(*args, **(kwargs or {}))
         given = {storage.data_ptr() for storage in _storages((args, kwargs))}
         for storage in _storages(made):
@@ -194,6 +194,6 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
 
 
 def _storages(tree: Any) -> Sequence[torch.UntypedStorage]:
-    """Returns what tensors lie in; weights that oneDNN has laid out do not show theirs."""
+    """Returns the storages of tensors; weights in oneDNN's layout do not expose theirs."""
     tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
     return [tensor.untyped_storage() for tensor in tensors if not tensor.is_mkldnn]

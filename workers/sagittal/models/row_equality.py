@@ -1,7 +1,7 @@
-"""Whether a row's result depends on the batch that it is computed in: measured on this machine when a model is loaded.
+"""Row equality: whether a row's result depends on its batch, measured on this machine at load.
 
-Libraries choose kernels by the processor, its settings and the size of the batch, and kernels sum in different orders.
-So nothing is assumed of them: rows in every size of batch that the engine runs are compared with the same rows alone.
+Libraries choose kernels by the processor, its settings and the batch size, and kernels sum in different orders. Nothing
+is therefore assumed: rows in every batch size that the engine runs are compared with the same rows alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,35 +18,35 @@ from sagittal.engine.task import STRETCHED, join
 from sagittal.models.measuring import Throughput
 
 EQUAL_ROWS = "equal-rows"
-"""Name of the step that reports what was found."""
+"""Name of the step that reports the result."""
 
 QUANTA = (1, 2, 4, 8)
-"""Multiples of which batches may have to be for rows to be equal, the one to be preferred first."""
+"""Multiples of the batch size at which rows may be equal, in order of preference."""
 
 PATIENCE = 5.0
-"""Longest time that a comparison of all sizes of batch may take, in seconds: then a larger quantum is tried."""
+"""Maximum time of a comparison of all batch sizes, in seconds; beyond it, a larger quantum is tried."""
 
 LAST_PATIENCE = 30.0
-"""The same for the largest quantum, of which fewest batches are multiples."""
+"""The same for the largest quantum, which has the fewest batch sizes."""
 
 MASK_SIDES = (7, 28)
-"""Sides of the masks that are compared: of searches, which ask without gradient, and of descents, which ask with it."""
+"""Sides of the compared masks: of searches, without gradient, and of descents, with gradient."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowEquality:
-    """What was found."""
+    """The result of the comparison."""
 
     equal: bool
-    """Whether a row's scores and gradient are the same to the last bit in every batch that the engine runs."""
+    """Whether a row's scores and gradient are bit-identical in every batch that the engine runs."""
     quantum: int = 1
     """Batches are multiples of this many rows; see `TorchEvaluator.quantum`."""
     detail: str
-    """What was compared, and by how much rows differ where they do."""
+    """The compared sizes, and the difference of rows if there is any."""
 
     @property
     def step(self) -> Step:
-        """The report, beside the steps that made the model faster."""
+        """The result as a step, reported beside the optimisation steps."""
         return Step(EQUAL_ROWS, self.equal, self.detail)
 
 
@@ -56,14 +56,14 @@ def find_equality(
     """Returns the smallest quantum at which rows are equal in every batch, or that none was found.
 
     Args:
-        evaluator: What runs the model; it pads no batches yet.
+        evaluator: The model's evaluator; it does not pad batches yet.
         probe: At least two images of noise (n, 3, height, width).
-        throughput: Rows of a batch, the engine's larger last batches of a request aside, and how fast they are.
-        patience: Longest time for a quantum but the largest, in seconds.
+        throughput: Rows per batch, except for larger last batches of a request, and their speed.
+        patience: Maximum time for each quantum except the largest, in seconds.
     """
     module = evaluator.module
     if isinstance(module, BlackBox) and not module.in_process:
-        return _tolerance(f"rows are not compared, since the model runs {module.where}")
+        return _tolerance(f"rows are not compared, because the model runs {module.where}")
     largest = 0.0
     quanta = [each for each in QUANTA if each <= throughput.batch_size]
     for quantum in quanta:
@@ -73,12 +73,12 @@ def find_equality(
         try:
             difference = _difference(evaluator, probe, sizes)
         except Exception as error:  # noqa: BLE001 - a model may refuse a size in any way; the engine runs parts alone then
-            return _tolerance(f"rows are not compared, since a batch failed with {type(error).__name__}")
+            return _tolerance(f"rows are not compared, because a batch failed with {type(error).__name__}")
         if difference == 0:
             return RowEquality(equal=True, quantum=quantum, detail=_described(sizes))
         largest = max(largest, difference)
     if not largest:
-        return _tolerance(f"rows are not compared, since that would take more than {LAST_PATIENCE:g} seconds")
+        return _tolerance(f"rows are not compared, because that would take more than {LAST_PATIENCE:g} seconds")
     return _tolerance(f"rows differ between batches by up to {largest:.1g} of the largest value")
 
 
@@ -94,30 +94,30 @@ def _described(sizes: Sequence[int]) -> str:
 
 
 def _seconds(throughput: Throughput, sizes: Sequence[int]) -> float:
-    """Returns the time that a comparison takes, about: every size once, and the rows of the largest alone."""
+    """Returns the approximate time of a comparison: every size once, and the rows of the largest alone."""
     rows = sum(sizes) + sizes[-1]
     return rows / throughput.forward + (rows / throughput.backward if throughput.backward else 0.0)
 
 
 def sizes_run(batch_size: int, quantum: int) -> Sequence[int]:
-    """Returns the sizes of batches that the engine runs, ascending: multiples of the quantum up to a stretched one."""
+    """Returns the batch sizes that the engine runs, ascending: multiples of the quantum up to a stretched batch."""
     whole = whole_quanta(batch_size, quantum)
     most = -(-int(whole * STRETCHED) // quantum) * quantum
     return range(quantum, most + 1, quantum)
 
 
 def whole_quanta(batch_size: int, quantum: int) -> int:
-    """Returns the multiple of the quantum that is at most the batch size, since batches are padded to one."""
+    """Returns the largest multiple of the quantum up to the batch size, because batches are padded to one."""
     return max(quantum, batch_size - batch_size % quantum)
 
 
 def _difference(evaluator: TorchEvaluator, probe: Tensor, sizes: Sequence[int]) -> float:
-    """Returns the first difference that is found between rows alone and among others; 0 if there is none."""
+    """Returns the first difference found between rows alone and rows in a batch; 0 if there is none."""
     quantum, most = sizes[0], sizes[-1]
     for request in _requests(evaluator, probe, most):
         whole = _evaluated(evaluator, request, 0, most)
         alone = [(start, start + quantum) for start in range(0, most, quantum)]
-        # The last rows of the whole, so that a row's place is another in each size.
+        # The last rows of the whole, so that the position of a row differs between sizes.
         among_others = [(most - size, most) for size in sizes[1:-1]]
         for start, stop in (*alone, *among_others):
             if difference := _off(whole, start, _evaluated(evaluator, request, start, stop)):
@@ -126,7 +126,7 @@ def _difference(evaluator: TorchEvaluator, probe: Tensor, sizes: Sequence[int]) 
 
 
 def _requests(evaluator: TorchEvaluator, probe: Tensor, rows: int) -> Iterator[Evaluate]:
-    """Yields requests of as many rows, in all the ways in which a model is asked."""
+    """Yields requests with this number of rows, in all modes in which a model is evaluated."""
     generator = torch.Generator().manual_seed(0)
     subject = Subject(probe[0], probe[1], _top_class(evaluator, probe))
     for exact in (True, False) if evaluator.autocast is not None else (False,):
@@ -138,13 +138,13 @@ def _requests(evaluator: TorchEvaluator, probe: Tensor, rows: int) -> Iterator[E
 
 
 def _top_class(evaluator: TorchEvaluator, probe: Tensor) -> int:
-    """Returns the class of an image of noise, whose score has a gradient that is not lost in rounding."""
+    """Returns the top class on an image of noise: its score has a gradient that rounding does not hide."""
     request = Evaluate(subject=Subject(probe[0], probe[1], None), masks=torch.ones(1, 1, 1))
     return int(evaluator.evaluate([Part(request, 0, 1)])[0].top_class)
 
 
 def _evaluated(evaluator: TorchEvaluator, request: Evaluate, start: int, stop: int) -> Sequence[Tensor]:
-    """Returns the answer for some rows, which come in unequal parts as those of several jobs do."""
+    """Returns the answer for some rows, in unequal parts like those of several jobs."""
     parts, size = [], 1
     while start < stop:
         parts.append(Part(request, start, min(start + size, stop)))

@@ -1,4 +1,4 @@
-"""The devices that a worker is to run on."""
+"""The devices that a worker runs on, and their memory."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -12,21 +12,21 @@ from prometheus_client import Gauge
 from sagittal.models.sources import ModelUnavailable
 
 EVERY_GPU = "cuda:*"
-"""Stands for each GPU that this process may use."""
+"""Name for all GPUs that this process may use."""
 
 
 def named_devices(wish: str) -> Sequence[str]:
-    """Returns the devices of a comma-separated wish. Raises ModelUnavailable if it stands for none."""
+    """Returns the devices of a comma-separated setting. Raises ModelUnavailable if there are none."""
     names = [name.strip() for name in wish.split(",") if name.strip()]
     if EVERY_GPU not in names:
         return names
     if not (count := _count_gpus()):
-        raise ModelUnavailable(f"the device {EVERY_GPU!r} stands for each GPU, and there is none")
+        raise ModelUnavailable(f"the device {EVERY_GPU!r} selects every GPU, and there is none; set SAGITTAL_DEVICE")
     return [f"cuda:{index}" for index in range(count)]
 
 
 def _count_gpus() -> int:
-    """Counts GPUs in a process of its own: one that has asked CUDA anything cannot be forked."""
+    """Counts GPUs in a separate process: a process that has used CUDA cannot be forked."""
     fork = get_context("fork")
     ours, theirs = fork.Pipe(duplex=False)
     process = fork.Process(target=_tell_gpus, args=(theirs,))
@@ -35,7 +35,7 @@ def _count_gpus() -> int:
     try:
         return int(ours.recv_bytes())
     except EOFError:
-        raise ModelUnavailable("the GPUs cannot be counted: CUDA ended the process that asked; see the log") from None
+        raise ModelUnavailable("the GPUs cannot be counted: CUDA ended the counting process; see the log") from None
     finally:
         process.join()
 
@@ -48,12 +48,12 @@ MIB = 2**20
 """Bytes."""
 
 _PROC = Path("/proc")
-#: Where a container's bound on memory is; the first is that of cgroup 2.
+#: Files with a container's memory limit; the first is that of cgroup 2.
 _BOUNDS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def watch_memory(gauge: Gauge, device: torch.device) -> None:
-    """Lets a gauge with the labels device and kind show the memory that is used, and that there is, in bytes."""
+    """Sets a gauge with the labels device and kind to the used and the total memory, in bytes, at each scrape."""
     for kind, read in _readers(device).items():
         gauge.labels(str(device), kind).set_function(read)
 
@@ -67,13 +67,13 @@ def _readers(device: torch.device) -> Mapping[str, Callable[[], float]]:
 
 
 def _cuda(device: torch.device) -> tuple[int, int]:
-    """Returns free and total bytes of a GPU, other processes' use included."""
+    """Returns free and total bytes of a GPU, including the use of other processes."""
     free, total = torch.cuda.mem_get_info(device)
     return free, total
 
 
 def resident_bytes(pid: int | str = "self") -> int:
-    """Returns the bytes that a process holds in memory; 0 if nothing is known of it."""
+    """Returns the resident memory of a process in bytes; 0 if it is unknown."""
     try:
         pages = int((_PROC / str(pid) / "statm").read_text().split()[1])
     except (OSError, IndexError):
@@ -82,7 +82,7 @@ def resident_bytes(pid: int | str = "self") -> int:
 
 
 def unshared_bytes(pid: int) -> int:
-    """Returns the bytes that a process holds in memory, those shared with others by parts; 0 if nothing is known."""
+    """Returns the memory of a process in bytes, with shared memory in proportion; 0 if it is unknown."""
     try:
         lines = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines()
     except OSError:
@@ -91,7 +91,7 @@ def unshared_bytes(pid: int) -> int:
 
 
 def usable_bytes() -> int:
-    """Returns the bytes that this process may use: those of the machine, or fewer in a container."""
+    """Returns the memory that this process may use, in bytes: that of the machine, or of its container."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     bounds = (path.read_text().strip() for path in _BOUNDS if path.exists())
     return min([machine, *(int(bound) for bound in bounds if bound.isdigit())])

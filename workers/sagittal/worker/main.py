@@ -53,11 +53,11 @@ def main() -> None:
 
 
 def work(settings: WorkerSettings, watched: Watched | None = None) -> None:
-    """Runs the process of one device until SIGTERM or SIGINT, or until it has to start again.
+    """Runs the process of one device until SIGTERM or SIGINT, or until it must restart.
 
     Args:
-        settings: Of this process.
-        watched: What it shares with the parent that watches it; None if none does.
+        settings: Settings of this process.
+        watched: State shared with the parent that watches the process; None if there is no parent.
     """
     try:
         device = choose_device(settings.device)
@@ -81,7 +81,7 @@ def work(settings: WorkerSettings, watched: Watched | None = None) -> None:
 
 
 def _settle_memory(device: torch.device) -> None:
-    """Settles how memory is kept, on a CPU; before the first thread, as it must be."""
+    """Configures the allocator, on a CPU; it must be called before the first thread starts."""
     if device.type == "cpu" and not keep_freed_memory():
         log.info("allocator-left-alone", reason="the C library has no mallopt")
 

@@ -1,4 +1,4 @@
-"""Prometheus metrics of a worker. Labels come from registered models and the table of methods: they are bounded."""
+"""Prometheus metrics of a worker. Labels are registered models and listed methods, so that their number is bounded."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 _SHARES = tuple(step / 20 for step in range(1, 21))
 _STEP_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
-#: How loading a model may end.
+#: Outcomes of loading a model.
 READY, FAILED, DIED, QUARANTINED = OUTCOMES = ("ready", "failed", "died", "quarantined")
 
 _MODEL = ("model",)
@@ -23,7 +23,7 @@ _VERSION = (*_MODEL, "version")
 
 @dataclass(frozen=True, slots=True)
 class WorkerMetrics:
-    """What a worker counts."""
+    """Metrics of a worker."""
 
     jobs: Counter
     running: Gauge
@@ -54,7 +54,7 @@ class WorkerMetrics:
         return cls(quality=QualityMetrics.create(registry), **made)
 
     def expect(self, model: str, methods: Iterable[str]) -> None:
-        """Shows the counters that alerts watch as 0 before a model's first job, so that its first failure counts."""
+        """Sets the counters that alerts use to 0 before a model's first job, so that its first failure is visible."""
         self.retries.labels(model)
         for method in methods:
             self.quality.baseline_confident.labels(model, method)
@@ -63,7 +63,7 @@ class WorkerMetrics:
                     self.jobs.labels(model, method, state.value)
 
     def forget(self, model: str, version: str) -> None:
-        """Shows a version no more that is no longer registered: versions come and go while a worker lives."""
+        """Removes the series of a version that is no longer registered: versions change while a worker runs."""
         for gauge in (self.loaded, self.load_seconds, self.model_memory):
             gauge.remove(model, version)
         for outcome in OUTCOMES:
@@ -72,7 +72,7 @@ class WorkerMetrics:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """How a metric is declared."""
+    """Declaration of a metric."""
 
     kind: type[Counter | Gauge | Histogram]
     name: str
@@ -82,15 +82,15 @@ class _Row:
     """Upper bounds of a histogram."""
 
     def register(self, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
-        """Returns the metric, which the registry shows from now on."""
+        """Registers and returns the metric."""
         bounds: Mapping[str, Any] = {"buckets": self.buckets} if self.buckets else {}
         return self.kind(self.name, self.text, self.labels, registry=registry, **bounds)
 
 
-#: Each field of `WorkerMetrics`, but the quality's.
+#: Each field of `WorkerMetrics` except the quality metrics.
 _METRICS: Mapping[str, _Row] = {
     "jobs": _Row(Counter, "sagittal_jobs", "Jobs ended, by state.", (*_METHOD, "state")),
-    "running": _Row(Gauge, "sagittal_jobs_running", "Jobs that run now.", _MODEL),
+    "running": _Row(Gauge, "sagittal_jobs_running", "Jobs that are running.", _MODEL),
     "wait": _Row(
         Histogram, "sagittal_queue_wait_seconds", "Time from acceptance to start.", (*_MODEL, "lane"), _SECONDS
     ),
@@ -101,7 +101,7 @@ _METRICS: Mapping[str, _Row] = {
     "remembered": _Row(
         Counter,
         "sagittal_remembered_evaluations",
-        "Evaluations that were spared, since a job on the same picture and baseline had asked for the same.",
+        "Evaluations answered from memory, because a job on the same image and baseline had requested them.",
         _METHOD,
     ),
     "batch_fill": _Row(
@@ -116,37 +116,37 @@ _METRICS: Mapping[str, _Row] = {
         _STEP_SECONDS,
     ),
     "device_seconds": _Row(
-        Counter, "sagittal_device_seconds", "Device time of jobs: of each batch, their share by rows.", _METHOD
+        Counter, "sagittal_device_seconds", "Device time of jobs: their share of each batch, by rows.", _METHOD
     ),
     "retries": _Row(Counter, "sagittal_retries", "Attempts after a job's first.", _MODEL),
-    "leases_lost": _Row(Counter, "sagittal_leases_lost", "Leases taken from this worker."),
+    "leases_lost": _Row(Counter, "sagittal_leases_lost", "Leases that this worker lost."),
     "cancel_to_idle": _Row(
         Histogram,
         "sagittal_cancel_to_idle_seconds",
-        "Time from when a cancellation was accepted to the end of the job's last step.",
+        "Time from the acceptance of a cancellation to the end of the job's last step.",
         (),
         _STEP_SECONDS,
     ),
-    "loaded": _Row(Gauge, "sagittal_model_ready", "1 where the model is ready.", _VERSION),
-    "load_seconds": _Row(Gauge, "sagittal_model_load_seconds", "Time that loading took.", _VERSION),
+    "loaded": _Row(Gauge, "sagittal_model_ready", "1 if the model is ready.", _VERSION),
+    "load_seconds": _Row(Gauge, "sagittal_model_load_seconds", "Time to load the model.", _VERSION),
     "loads": _Row(
         Counter,
         "sagittal_model_loads",
-        "Times that a model was loaded, by outcome: ready, failed, died (its process did, or hung), or quarantined.",
+        "Loads of a model, by outcome: ready, failed, died (the process died or hung), or quarantined.",
         (*_VERSION, "outcome"),
     ),
     "model_memory": _Row(Gauge, "sagittal_model_memory_bytes", "Memory of a loaded model's weights.", _VERSION),
     "device_memory": _Row(
         Gauge,
         "sagittal_device_memory_bytes",
-        "Memory of the device, by kind: used and total. On the CPU, that of this process.",
+        "Memory of the device, by kind: used and total. On a CPU, that of this process.",
         ("device", "kind"),
     ),
     "restarts": _Row(
         Counter,
         "sagittal_worker_restarts",
-        "Restarts of this worker's process, by why the one before ended: crashed, killed, hung or memory.",
+        "Restarts of this worker's process, by the reason: crashed, killed, hung or memory.",
         ("reason",),
     ),
-    "queue_errors": _Row(Counter, "sagittal_queue_errors", "Calls to the queue that failed, by call.", ("call",)),
+    "queue_errors": _Row(Counter, "sagittal_queue_errors", "Failed calls to the queue, by call.", ("call",)),
 }

@@ -1,7 +1,6 @@
-"""A worker: leases jobs for the models that it has ready, runs them on its engines, and keeps their leases alive.
+"""A worker: leases jobs for its ready models, runs them on its engines, and renews their leases.
 
-Its threads hold up none of each other: the engine's steps, leasing and decoding, heartbeats, listening for
-cancellations, and writing events.
+Its threads do not block each other: engine steps, leasing and decoding, heartbeats, cancellations, and writing events.
 """
 
 import threading
@@ -32,24 +31,24 @@ log = structlog.get_logger(__name__)
 #: Longest time that a call for a job blocks, in seconds.
 LEASE_BLOCK = 1.0
 
-#: Threads without which no running job can come to its end.
+#: Threads that running jobs need to complete.
 ENDING = ("engine", "event-writer")
 
-#: Longest time that one call for word of a cancellation blocks, in seconds.
+#: Longest time that a call for cancellations blocks, in seconds.
 LISTEN_BLOCK = 1.0
 
-#: Time that an idle engine sleeps before it looks again, in seconds; an arriving job wakes it.
+#: Pause of an idle engine before its next check, in seconds; an arriving job ends it.
 IDLE = 0.5
 
-#: Time after which a step on the device is so long that no jobs are leased beside it, in seconds.
+#: Duration of a step on the device beyond which no jobs are leased beside it, in seconds.
 LONG_STEP = 10.0
 
-#: Pause after the queue was away, in seconds.
+#: Pause after the queue was unavailable, in seconds.
 AWAY_PAUSE = 1.0
 
 
 class Worker:
-    """Everything between the queue and the device."""
+    """The process between the queue and the device."""
 
     def __init__(
         self,
@@ -63,9 +62,9 @@ class Worker:
         *,
         concepts: ConceptStore,
     ) -> None:
-        """Starts nothing yet; see `run`."""
+        """Constructs the worker; `run` starts it."""
         self.supervisor = Supervisor(observer, on_given_up=self._end)
-        """Of the threads."""
+        """Supervisor of the threads."""
         self._settings = settings
         self._queue = queue
         self._models = models
@@ -82,23 +81,23 @@ class Worker:
         self._room = threading.Event()
         self._beat_soon = threading.Event()
         self.crashed = ""
-        """The thread that failed so often that the worker ends, if one did."""
+        """The thread whose repeated failures end the worker, if any."""
         self.outgrown = False
-        """Whether the worker ends since its memory reached the ceiling."""
+        """Whether the worker ends because its memory reached the ceiling."""
 
     def drain(self) -> None:
-        """Takes no more jobs; `run` returns when the running ones have ended or were handed back. Safe in a signal."""
+        """Stops leasing; `run` returns when running jobs have ended or were released. Safe in a signal handler."""
         self._draining.set()
         self._room.set()
 
     def live(self) -> str:
-        """Says why the process must be restarted; empty where it need not. Safe from any thread."""
+        """Returns why the process must be restarted; empty if it need not be. Thread-safe."""
         if self._vitals.step.overdue:
             return f"{self._vitals.step.doing} has not ended for {self._vitals.step.seconds:.0f} s"
         return self.supervisor.failed()
 
     def ready(self) -> str:
-        """Says why the worker takes no jobs; empty where it does. Safe from any thread."""
+        """Returns why the worker leases no jobs; empty if it does. Thread-safe."""
         if self._draining.is_set():
             return "it drains"
         if self._hangs():
@@ -106,7 +105,7 @@ class Worker:
         return self.supervisor.ailing() or ("" if self._models.ready() else "no model is ready")
 
     def run(self) -> None:
-        """Works until drained."""
+        """Runs until drained."""
         while not self._shelf.store.import_older() and not self._draining.wait(AWAY_PAUSE):
             continue
         self._writer.start()
@@ -115,10 +114,10 @@ class Worker:
             self.supervisor.start_thread(name, loop, may_end=may_end, failures_allowed=failures_allowed)
             for name, loop, may_end, failures_allowed in (
                 ("models", self._load_models, drains, THREAD_FAILURES),
-                ("engine", self._step_engines, stops, 0),  # a failed step may leave jobs half done
+                ("engine", self._step_engines, stops, 0),  # a failed step may leave jobs in an undefined state
                 ("leasing", self._lease_jobs, drains, THREAD_FAILURES),
                 ("heartbeat", self._keep_leases, stops, THREAD_FAILURES),
-                ("cancellations", self._hear_cancellations, stops, THREAD_FAILURES),
+                ("cancellations", self._watch_cancellations, stops, THREAD_FAILURES),
             )
         ]
         self._draining.wait()
@@ -132,7 +131,7 @@ class Worker:
         self._writer.stop(timeout=5)
 
     def _end(self, given_up: Supervised) -> None:
-        """Ends the worker when a thread is given up: half a worker would hold jobs that nobody runs."""
+        """Ends the worker if a thread is given up: otherwise it would hold jobs that nothing runs."""
         self.crashed = given_up.name
         log.error("worker-thread-crashed", thread=self.crashed, doing="ending the worker")
         self.drain()
@@ -192,16 +191,16 @@ class Worker:
         return not full
 
     def _busy(self) -> bool:
-        """Whether anything runs beside which a job would not be alone."""
+        """Returns whether anything runs, so that a job would not run alone."""
         with self._runs_lock:
             return bool(self._runs) or self._models.loading
 
     def _hangs(self) -> bool:
-        """Whether the device has been in one step for so long that others should take the jobs."""
+        """Returns whether a step on the device takes so long that other workers should lease the jobs."""
         return self._vitals.step.seconds > LONG_STEP
 
     def _note_runs(self) -> None:
-        """Keeps where it can be seen what runs, and whether it must run alone. Called with the lock."""
+        """Publishes to the parent which jobs run, and whether one must run alone. Called with the lock."""
         self._vitals.jobs = [job_id for job_id, _ in self._runs]
         if any(run.lease.alone for run in self._runs.values()):
             self._models.undisturbed.set()
@@ -210,7 +209,7 @@ class Worker:
             self._models.wake()
 
     def _take(self, lease: Lease) -> None:
-        """Begins a leased job; whatever is wrong with it ends the job, not the worker."""
+        """Starts a leased job; an error ends the job, not the worker."""
         hosted = self._models.get((lease.job.model, lease.job.version))
         if self._draining.is_set() or hosted is None:
             self._return(lease)
@@ -222,7 +221,7 @@ class Worker:
             if ready:
                 self._begin(lease, hosted)
                 return
-        # Not loaded: another worker may have it ready, so the job waits in the queue while it is.
+        # Not loaded: another worker may have the model ready, so the job waits in the queue meanwhile.
         self._models.want(hosted, within=lambda: within(load_span(self._tracer, lease)))
         self._return(lease)
 
@@ -244,14 +243,14 @@ class Worker:
             self._note_runs()
         try:
             work = read_work(lease, hosted.loaded, hosted.described, self._settings.image_limits(), self._shelf)
-        except Exception as error:  # noqa: BLE001 - JobRun tells expected errors from bugs
+        except Exception as error:  # noqa: BLE001 - JobRun distinguishes expected errors from bugs
             run.fail(error)
             return
         hosted.engine.submit(run.begin(work))
         self._work_arrived.set()
 
     def _refuse(self, lease: Lease, hosted: HostedModel) -> None:
-        """Fails a job of a model that no worker can load: it would wait in vain."""
+        """Fails a job of a model that no worker can load: it would never run."""
         failure = ModelFailed(f"{hosted.entry.name} cannot be loaded: {hosted.message}", field="spec.model")
         log.info("job-failed", job_id=lease.job.job_id, reason=failure.reason, error=failure.message)
         self._metrics.jobs.labels(lease.job.model, lease.job.method, JobState.FAILED.value).inc()
@@ -284,7 +283,7 @@ class Worker:
                 self._away("heartbeat", away)
 
     def _check_memory(self) -> None:
-        """Ends this process before the kernel does, where its memory has reached the ceiling."""
+        """Ends this process before the kernel does, if its memory has reached the ceiling."""
         used, ceiling = resident_bytes(), self._settings.memory_ceiling_bytes()
         if used <= ceiling or self._draining.is_set():
             return
@@ -293,8 +292,8 @@ class Worker:
             used_mib=used // MIB,
             ceiling_mib=ceiling // MIB,
             models=[hosted.entry.name for hosted in self._models.ready()],
-            doing="handing the jobs back and starting again",
-            remedy="a model may leak; or raise SAGITTAL_MEMORY_CEILING_MIB, or bound SAGITTAL_MODEL_MEMORY_MIB",
+            doing="releasing the jobs and restarting",
+            remedy="check the model for a leak, raise SAGITTAL_MEMORY_CEILING_MIB, or set SAGITTAL_MODEL_MEMORY_MIB",
         )
         self.outgrown = True
         self.drain()
@@ -314,8 +313,8 @@ class Worker:
             else:
                 run.cancel(each.reason, age=each.age)
 
-    def _hear_cancellations(self) -> None:
-        """Beats at once on word of a cancellation, so that none waits for the next heartbeat."""
+    def _watch_cancellations(self) -> None:
+        """Sends a heartbeat when notified of a cancellation, so that it does not wait for the next one."""
         while not self._stopped.is_set():
             try:
                 if self._queue.listen(block_seconds=LISTEN_BLOCK):
@@ -344,10 +343,11 @@ class Worker:
             self._room.set()
 
     def _finish(self) -> None:
-        """Lets running jobs end within the grace period, then hands the rest back."""
+        """Lets running jobs end within the grace period, then releases the rest."""
         self._models.withdraw()
         if self.crashed in ENDING:
-            # The jobs are not handed back, which would be no attempt: one that crashes its workers must be buried.
+            # The jobs are not released, because that counts no attempt: a job that crashes its workers must be
+            # dead-lettered.
             log.error("leases-left-to-expire", running=len(self._runs), thread=self.crashed)
             return
         log.info("draining", running=len(self._runs), seconds=self._settings.drain)
@@ -357,7 +357,7 @@ class Worker:
             left = list(self._runs.values())
         log.info("handing-back", jobs=len(left))
         for run in left:
-            run.hand_back()
+            run.release()
         self._work_arrived.set()
         self._wait_for_runs(5.0)
 

@@ -1,4 +1,4 @@
-"""One endpoint for the worker processes of several devices: all their metrics, and probes that each of them answers."""
+"""One endpoint for the worker processes of several devices: merged metrics, and probes that each process answers."""
 
 import http.client
 import json
@@ -18,27 +18,27 @@ from sagittal.process.probes import LIVE, READY, MetricsServer, serve_metrics
 
 T = TypeVar("T")
 
-#: Time that a process has to answer, in seconds: less than the time that the chart gives a probe.
+#: Timeout of a process's answer, in seconds; shorter than the probe timeout in the chart.
 PATIENCE = 4.0
 
-#: The label that tells the series of the processes apart: their number, from 0.
+#: Label that distinguishes the series of the processes: their index, from 0.
 PROCESS = "process"
 
 
 class NoAnswer(Exception):
-    """A process did not answer, or not as it should; the message says what it does."""
+    """A process did not answer, or answered with an error; the message describes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessEndpoint:
-    """Where one process answers scrapes and probes, on this machine."""
+    """Local endpoint of one process for scrapes and probes."""
 
     index: int
     device: str
     port: int
 
     def get(self, path: str) -> str:
-        """Returns what the process answers. Raises NoAnswer."""
+        """Returns the answer of the process. Raises NoAnswer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
             connection.request("GET", path)
@@ -55,7 +55,7 @@ class ProcessEndpoint:
         return text
 
     def check(self, path: str) -> str:
-        """Returns what is wrong with the process by one of its checks; empty if nothing is."""
+        """Returns the fault of the process that a check reports; empty if there is none."""
         try:
             wrong = str(json.loads(self.get(path))["reason"])
         except NoAnswer as error:
@@ -63,7 +63,7 @@ class ProcessEndpoint:
         return f"process {self.index} on {self.device}: {wrong}" if wrong else ""
 
     def families(self) -> Sequence[Metric]:
-        """Returns the metrics of the process, each series with its number. Raises NoAnswer."""
+        """Returns the metrics of the process, each series with its index. Raises NoAnswer."""
         families = list(text_string_to_metric_families(self.get("/metrics")))
         for family in families:
             numbered = [s._replace(labels={**s.labels, PROCESS: str(self.index)}) for s in family.samples]
@@ -72,15 +72,15 @@ class ProcessEndpoint:
 
 
 class ProcessMetrics(Collector):
-    """Collects the metrics of all processes when it is scraped, and whether each of them answered."""
+    """Collects the metrics of all processes at each scrape, and whether each of them answered."""
 
     def __init__(self, registry: CollectorRegistry, endpoints: Sequence[ProcessEndpoint]) -> None:
         self._endpoints = endpoints
         registry.register(self)
-        self._up = process_up(registry)  # after the collector, so that a scrape shows what it has just found
+        self._up = process_up(registry)  # registered after the collector, so that a scrape shows its new values
 
     def describe(self) -> Sequence[Metric]:
-        """Returns nothing: what the processes show is known when they are asked."""
+        """Returns nothing: the metrics are known only when the processes are scraped."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
@@ -96,12 +96,12 @@ class ProcessMetrics(Collector):
 
 def process_up(registry: CollectorRegistry) -> Gauge:
     """Registers the metric that shows which processes answer."""
-    text = "1 while a process of a worker with several devices answers, else 0."
+    text = "1 while a process of a worker with several devices answers, otherwise 0."
     return Gauge("sagittal_process_up", text, [PROCESS, "device"], registry=registry)
 
 
 def serve_process_metrics(listener: socket.socket, endpoints: Sequence[ProcessEndpoint]) -> MetricsServer:
-    """Serves the metrics and the checks of all processes: live, or ready, if each of them is."""
+    """Serves the metrics of all processes, and the checks `live` and `ready`, which pass if all processes pass."""
     registry = CollectorRegistry()
     ProcessMetrics(registry, endpoints)
 
@@ -112,7 +112,7 @@ def serve_process_metrics(listener: socket.socket, endpoints: Sequence[ProcessEn
 
 
 def ask_all(endpoints: Sequence[ProcessEndpoint], ask: Callable[[ProcessEndpoint], T]) -> Sequence[T]:
-    """Asks all processes at the same time, so that those that do not answer cost the time of one."""
+    """Queries all processes concurrently, so that the timeouts of several take the time of one."""
     with ThreadPoolExecutor(max(1, len(endpoints))) as pool:
         return list(pool.map(ask, endpoints))
 

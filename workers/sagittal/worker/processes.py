@@ -1,8 +1,8 @@
-"""The processes of a worker: one for each device, started again when it dies, and ended when it hangs.
+"""The processes of a worker: one per device, restarted when it dies, and killed when it hangs.
 
-They are forked from this one, which imports what they need and starts no thread and no device of its own: one that
-starts again is back at once. Its jobs are safe: their leases run out. To the outside they are one program: one port
-answers scrapes and probes for all of them, open while a process starts again, and one SIGTERM drains all.
+They are forked from this process, which imports their modules and uses no thread and no device, so that a restart is
+fast. Their jobs are safe: their leases expire. Externally they are one program: one port answers scrapes and probes for
+all of them, even while a process restarts, and one SIGTERM drains all.
 """
 
 import faulthandler
@@ -33,26 +33,25 @@ log = structlog.get_logger(__name__)
 
 _fork = get_context("fork")
 
-#: Exit statuses of a process: it was stopped, it ended by an error of its own, its settings cannot be used, and its
-#: memory reached the ceiling.
+#: Exit statuses of a process: stopped, failed by an error of its own, unusable settings, and memory at the ceiling.
 STOPPED, CRASHED, USAGE, OUTGROWN = 0, 1, 2, 3
 
-#: Why a process was started again.
+#: Reasons of a restart.
 REASONS = ("crashed", "killed", "hung", "memory")
 
-#: Time between two looks at the processes, in seconds.
+#: Interval between checks of the processes, in seconds.
 LOOK = 0.2
 
-#: First and longest pause before a process starts again, in seconds; it doubles.
+#: First and longest pause before a restart, in seconds; it doubles.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0
 
-#: Time that a process must live until earlier deaths no longer lengthen the pause, in seconds.
+#: Uptime after which earlier deaths no longer lengthen the pause, in seconds.
 HEALTHY_SECONDS = 60.0
 
-#: Time for which something must be seen to be overdue, in seconds: all processes may have been stopped together.
+#: Time for which an activity must be observed as overdue, in seconds: all processes may have been stopped together.
 CERTAIN_SECONDS = 1.0
 
-#: Time that a process that hangs has to write down where, in seconds.
+#: Time for a hanging process to log its stacks, in seconds.
 LAST_WORDS = 0.5
 
 #: Time beyond `drain` that a process has to stop, in seconds.
@@ -60,14 +59,14 @@ STOP_SECONDS = 30.0
 
 
 Work = Callable[[WorkerSettings, Watched], None]
-"""What a process does. It ends by returning, or by SystemExit with one of the statuses."""
+"""The main function of a process. It ends by returning, or by SystemExit with one of the statuses."""
 
 
 class DeviceProcess:
-    """The process of one device, from one life to the next."""
+    """The process of one device, across restarts."""
 
     def __init__(self, settings: WorkerSettings, work: Work, listener: socket.socket | None) -> None:
-        """Starts nothing yet."""
+        """Constructs it without starting a process."""
         self._settings = settings
         self._listener = listener
         self._work = work
@@ -80,7 +79,7 @@ class DeviceProcess:
         self._hung = False
         self._stop_by = 0.0
         self.status: int | None = None
-        """How it ended, if it is not to be started again."""
+        """Final exit status, if it is not to be restarted."""
 
     @property
     def sentinels(self) -> Sequence[Connection | int]:
@@ -89,11 +88,11 @@ class DeviceProcess:
 
     @property
     def pid(self) -> int:
-        """Its process; 0 if none runs."""
+        """Process identifier; 0 if none runs."""
         return (self._process.pid or 0) if self._process is not None else 0
 
     def drain(self) -> None:
-        """Lets it end, and starts it no more. Once: Python dies of a second SIGTERM that comes while it exits."""
+        """Drains the process and prevents restarts. Signals once: a second SIGTERM kills Python while it exits."""
         if self._stop_by:
             return
         self._stop_by = time.monotonic() + self._settings.drain + STOP_SECONDS
@@ -103,7 +102,7 @@ class DeviceProcess:
             self.status = STOPPED
 
     def tend(self) -> None:
-        """Does what is due."""
+        """Starts, restarts or kills the process as needed."""
         if self.status is not None:
             return
         if self._process is None:
@@ -138,7 +137,7 @@ class DeviceProcess:
                 doing=[one.doing for one in overdue],
                 seconds=round(overdue[0].seconds, 1),
                 jobs=self._vitals.jobs,
-                remedy="its threads' stacks follow; see SAGITTAL_STALL_SECONDS and SAGITTAL_LOAD_SECONDS",
+                remedy="see the stacks of its threads below, SAGITTAL_STALL_SECONDS and SAGITTAL_LOAD_SECONDS",
             )
             os.kill(pid, signal.SIGUSR1)
             time.sleep(LAST_WORDS)
@@ -148,7 +147,7 @@ class DeviceProcess:
             process.kill()
 
     def _ended(self, status: int) -> None:
-        """Takes note of a process that has ended, and decides whether there is to be another."""
+        """Records the end of a process, and decides whether to restart it."""
         process, self._process = self._process, None
         self._rehearsals.close()
         if self._stop_by or status == USAGE:
@@ -181,21 +180,21 @@ class DeviceProcess:
 
 
 class Endpoint:
-    """The process that answers scrapes and probes for several devices: it has threads, which the parent must not."""
+    """The process that answers scrapes and probes for several devices: it uses threads, which the parent must not."""
 
     def __init__(self, listener: socket.socket, endpoints: Sequence[ProcessEndpoint]) -> None:
-        """Starts nothing yet."""
+        """Constructs it without starting a process."""
         self._listener = listener
         self._endpoints = endpoints
         self._process: ForkProcess | None = None
 
     def tend(self) -> None:
-        """Starts it, again where it died."""
+        """Starts the process, or restarts it if it died."""
         if self._process is None or self._process.exitcode is not None:
             self._process = _start(_answer, self._listener, self._endpoints)
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the process."""
         if self._process is not None:
             self._process.kill()
             self._process.join()
@@ -237,7 +236,7 @@ def run_on_each(devices: Sequence[str], settings: WorkerSettings, work: Work) ->
 def _prepare(
     devices: Sequence[str], settings: WorkerSettings, work: Work
 ) -> tuple[Sequence[DeviceProcess], Endpoint | None]:
-    """Returns the processes, none started, with sockets for scrapes and probes where they are asked for."""
+    """Returns the processes, none started, with sockets for scrapes and probes if they are enabled."""
     each = settings_of_each(devices, settings)
     if not settings.metrics_port:
         return [DeviceProcess(own, work, None) for own in each], None
@@ -254,7 +253,7 @@ def _prepare(
 
 
 def settings_of_each(devices: Sequence[str], settings: WorkerSettings) -> Sequence[WorkerSettings]:
-    """Returns the settings of each device's process: with several, name and share of the memory are its own."""
+    """Returns the settings of each device's process: with several, each has its own name and share of the memory."""
     if len(devices) < 2:
         return [settings.model_copy(update={"device": next(iter(devices), "")})]
     return [
@@ -270,7 +269,7 @@ def settings_of_each(devices: Sequence[str], settings: WorkerSettings) -> Sequen
 
 
 def _start(target: Callable[..., None], *arguments: Any) -> ForkProcess:
-    """Forks a process. A signal that comes before it has handlers of its own waits."""
+    """Forks a process. Signals are blocked until it has installed its handlers."""
     process = _fork.Process(target=_begin, args=(target, os.getpid(), *arguments))
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
@@ -282,7 +281,7 @@ def _start(target: Callable[..., None], *arguments: Any) -> ForkProcess:
 
 def _begin(target: Callable[..., None], parent: int, *arguments: Any) -> None:
     die_with_parent(signal.SIGKILL, parent)
-    os.setpgrp()  # Ctrl-C reaches the parent alone, which drains each process once
+    os.setpgrp()  # Ctrl-C reaches only the parent, which drains each process once
     faulthandler.register(signal.SIGUSR1)
     end_on_signals()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
@@ -290,7 +289,7 @@ def _begin(target: Callable[..., None], parent: int, *arguments: Any) -> None:
 
 
 def _answer(listener: socket.socket, endpoints: Sequence[ProcessEndpoint]) -> None:
-    """Is the process that answers for all."""
+    """Runs the process that answers for all."""
     thread = serve_process_metrics(listener, endpoints).serving.thread
     if thread is not None:
         thread.join()

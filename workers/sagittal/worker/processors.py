@@ -1,7 +1,7 @@
-"""How many processors this process may use: those that it may run on, within the quota of its control groups.
+"""The number of processors that this process may use: those of its affinity, within the quota of its control groups.
 
-A container with a limit of two processors on a machine of 64 sees all 64. With a thread for each, all of them use the
-quota up at once and then wait, all of them, for the next period: much slower than two threads.
+A container with a limit of two processors on a machine of 64 sees all 64. With 64 threads, all of them consume the
+quota at once and then wait for the next period, which is much slower than two threads.
 """
 
 import math
@@ -10,31 +10,31 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-#: Where the kernel tells of this process.
+#: The kernel's directory of this process.
 PROC = Path("/proc/self")
 
 
 @dataclass(frozen=True, slots=True)
 class _Hierarchy:
-    """A hierarchy of control groups that bounds processors, as it is mounted."""
+    """A mounted hierarchy of control groups that limits processors."""
 
     mounted: Path
     root: PurePosixPath
-    """The group that is seen at `mounted`: a container may see its own alone."""
+    """The group that is visible at `mounted`: a container may see only its own."""
     version: int
 
 
 def usable_processors(proc: Path = PROC) -> int:
-    """Returns how many threads can compute at once: at least 1, a part of a processor being counted as one."""
+    """Returns how many threads can compute at once: at least 1; fractions are rounded up."""
     allowed = len(os.sched_getaffinity(0))
     return max(1, math.ceil(min(allowed, _quota(proc))))
 
 
 def _quota(proc: Path) -> float:
-    """Returns the processors that the tightest control group allows; infinite where none bounds them."""
+    """Returns the quota of the tightest control group in processors; infinite if there is none."""
     try:
         mounts, groups = (proc / "mountinfo").read_text(), (proc / "cgroup").read_text()
-    except OSError:  # not Linux, or /proc is hidden: nothing is known of a quota
+    except OSError:  # not Linux, or /proc is hidden: the quota is unknown
         return math.inf
     bounds = (
         _bound(group, hierarchy.version)
@@ -66,7 +66,7 @@ def _own_group(groups: str, version: int) -> PurePosixPath:
 
 
 def _lineage(hierarchy: _Hierarchy, group: PurePosixPath) -> Iterator[Path]:
-    """Yields the directories of a group and of all above it that can be seen: each may have a quota."""
+    """Yields the visible directories of a group and its ancestors: each may have a quota."""
     seen = group.is_relative_to(hierarchy.root) and ".." not in group.parts
     below = group.relative_to(hierarchy.root) if seen else PurePosixPath()
     for part in (below, *below.parents):
@@ -74,13 +74,13 @@ def _lineage(hierarchy: _Hierarchy, group: PurePosixPath) -> Iterator[Path]:
 
 
 def _bound(group: Path, version: int) -> float:
-    """Returns the processors that a group is allowed: quota by period, both in microseconds."""
+    """Returns the quota of a group in processors: quota by period, both in microseconds."""
     try:
         if version == 1:
             quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
         else:
             quota, period = (group / "cpu.max").read_text().split()
-    except OSError:  # the group at the top has no such file
+    except OSError:  # the root group has no such file
         return math.inf
-    # Without a bound version 2 says "max", and version 1 a quota of -1.
+    # Without a limit, version 2 has "max", and version 1 a quota of -1.
     return math.inf if quota == "max" or int(quota) <= 0 else int(quota) / int(period)

@@ -1,4 +1,4 @@
-"""How faithful the answers are that a worker serves, by model and method: observed once a job is completed."""
+"""Quality metrics of the explanations that a worker serves, by model and method; observed when a job completes."""
 
 from dataclasses import dataclass, field
 from typing import Self
@@ -12,7 +12,7 @@ _SHARES = tuple(step / 20 for step in range(1, 21))
 _AREAS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _RATIOS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
-#: Share of the full image's score that an area must bring back to count as sufficient, as for sufficient sets.
+#: Share of the unmasked score that an area must recover to count as sufficient, as for sufficient sets.
 SUFFICIENT_SHARE = 0.9
 
 
@@ -37,11 +37,11 @@ class QualityMetrics:
             insertion=histogram("sagittal_insertion_auc", "Insertion AUC served.", _SHARES),
             deletion=histogram("sagittal_deletion_auc", "Deletion AUC served.", _SHARES),
             sufficient_area=histogram(
-                "sagittal_sufficient_area_ratio", "Smallest share of the image found to suffice for the class.", _AREAS
+                "sagittal_sufficient_area_ratio", "Smallest sufficient share of the image for the class.", _AREAS
             ),
             baseline_score=histogram(
                 "sagittal_baseline_score_ratio",
-                "Score of the class on the baseline over that on the image: low where the baseline hides it.",
+                "Score of the class on the baseline over that on the image; low if the baseline hides the class.",
                 _RATIOS,
             ),
             baseline_confident=Counter(
@@ -55,17 +55,17 @@ class QualityMetrics:
 
 @dataclass(slots=True)
 class Quality:
-    """What a job's events say of how far its answer can be trusted."""
+    """The quality of a job's result, collected from its events."""
 
     insertion: float | None = None
     deletion: float | None = None
     areas: list[float] = field(default_factory=list)
-    """Shares of the image that were found to suffice."""
+    """Shares of the image that were found to be sufficient."""
     baseline_ratio: float | None = None
     baseline_confident: bool = False
 
     def note(self, event: events.Event) -> None:
-        """Takes note of an event."""
+        """Adds an event."""
         match event:
             case events.Curve(kind=events.CurveKind.INSERTION, mask_index=0):
                 self.insertion = event.auc
@@ -80,7 +80,7 @@ class Quality:
                 self.baseline_confident = True
 
     def observe(self, metrics: QualityMetrics, job: Job) -> None:
-        """Counts it as served."""
+        """Observes the metrics of a completed job."""
         labels = (job.model, job.method)
         for histogram, value in (
             (metrics.insertion, self.insertion),
@@ -94,7 +94,7 @@ class Quality:
 
 
 def sufficient_area(insertion: events.Curve) -> float:
-    """Returns the smallest share of the image along an insertion curve that brings back 90 % of the full score."""
+    """Returns the smallest share of the image along an insertion curve that recovers 90 % of the unmasked score."""
     enough = SUFFICIENT_SHARE * insertion.scores[-1]
     reached = zip(insertion.fractions, insertion.scores, strict=True)
     return next((fraction for fraction, score in reached if score >= enough), 1.0)

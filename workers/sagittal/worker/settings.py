@@ -16,7 +16,7 @@ from sagittal.worker.devices import MIB, usable_bytes
 from sagittal.worker.hosting.registry import Selection
 
 CEILING_SHARE = 0.9
-"""Share of the memory that there is, which a worker takes where no ceiling is set."""
+"""Share of the available memory that a worker uses if no ceiling is set."""
 
 Names = Annotated[tuple[str, ...], NoDecode]
 Tags = Annotated[dict[str, str], NoDecode]
@@ -30,38 +30,37 @@ class WorkerSettings(BaseSettings):
     )
 
     models_file: Path | None = Path("models.toml")
-    """TOML file with models to register. Empty: none, so that this worker serves what others registered."""
+    """TOML file with models to register. Empty: this worker registers none and serves models that others registered."""
     serve: Names = ()
-    """Registered models to serve, comma separated: names or NAME@VERSION, `*` for any part. Empty: those of
+    """Registered models to serve, comma separated: names or NAME@VERSION, with `*` as a wildcard. Empty: those of
     `models_file` and those registered over the API."""
     serve_tags: Tags = {}
-    """Tags that a model must have to be served, as `key=value`, comma separated."""
+    """Tags that served models must have, as `key=value`, comma separated."""
     worker_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$", default_factory=own_name)]
-    """Name of this worker, unique among those that run. Not set: host and process."""
+    """Name of this worker, unique among running workers. By default host and process."""
     device: str = ""
-    """Device to run on, such as `cpu` or `cuda:1`. Several, comma separated, or `cuda:*` for each GPU: a process
-    runs for each, and one port of metrics and probes answers for all. Empty: CUDA where there is one."""
+    """Device, such as `cpu` or `cuda:1`. Several, comma separated, or `cuda:*` for every GPU: each has its own process,
+    and one port serves metrics and probes for all. Empty: CUDA if available."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """Threads that PyTorch computes with on the CPU. 0: one for each processor that this process may use, by
-    its affinity and by the CPU quota of its control groups (a container's limit), rounded up."""
+    """Number of PyTorch's CPU threads. 0: the number of processors that this process may use, by its affinity and by
+    the CPU quota of its control groups (a container's limit), rounded up."""
     batch_size: Annotated[int, Field(ge=0)] = 0
-    """Most masked images in a batch. 0: chosen for the device."""
+    """Maximum number of masked images in a batch. 0: chosen for the device."""
     model_memory_mib: Annotated[int, Field(ge=0)] = 0
-    """Most memory of all loaded models' weights and of the largest batch, in MiB: past it, the least recently used idle
-    model is unloaded until a job asks for it. A model that no worker has loaded yet comes on top for a moment. 0: no
-    bound."""
+    """Maximum memory of all loaded models' weights and of the largest batch, in MiB. Beyond it, the least recently used
+    idle model is unloaded until a job needs it. A model that no worker has loaded yet may exceed it briefly. 0: no
+    limit."""
     score_memo_mib: Annotated[int, Field(ge=0)] = 64
-    """Memory for the scores of masked images that jobs on the same picture and baseline share, in MiB for each loaded
-    model. Results depend on it by rounding at most, and not at all for a model whose `equal-rows` is applied. 0: none
-    is shared."""
+    """Memory for the scores of masked images that jobs on the same image and baseline share, in MiB per loaded model.
+    Results differ at most by rounding, and not at all for a model whose `equal-rows` is applied. 0: disabled."""
     max_jobs: Annotated[int, Field(ge=1)] = 8
-    """Jobs that run at the same time."""
+    """Maximum number of concurrent jobs."""
     sources: Access = Access()
-    """What models may be loaded from."""
+    """Sources that models may be loaded from."""
     metrics_host: str = "127.0.0.1"
-    """Address that `/metrics` listens on."""
+    """Listen address of `/metrics`."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9091
-    """Port of `/metrics`. 0 switches it off."""
+    """Port of `/metrics`. 0 disables it."""
     log_format: LogFormat = "console"
     """`console` for people, `json` for machines."""
     log_level: LogLevel = "info"
@@ -69,31 +68,31 @@ class WorkerSettings(BaseSettings):
     queue: QueueSettings = QueueSettings()
     """The queue on Redis."""
     tracing: TracingSettings = TracingSettings()
-    """Where traces go."""
+    """Export of traces."""
     max_image_pixels: Annotated[int, Field(gt=0)] = 64_000_000
-    """Width times height of the largest picture."""
+    """Maximum number of pixels of an image, width times height."""
     max_image_memory: Annotated[int, Field(ge=32 * 2**20)] = 256 * 2**20
-    """Bytes that decoding one image may take, in a process of its own; see the service's `images.decode_memory`."""
+    """Memory limit of the process that decodes an image, in bytes; see the service's `images.decode_memory`."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 5.0
-    """Least time between two checkpoints of a job, from which another worker can go on, in seconds."""
+    """Minimum time between two checkpoints of a job, from which another worker can resume, in seconds."""
     concepts: ConceptSettings = ConceptSettings()
     """Concept sets."""
     announce_seconds: Annotated[float, Field(gt=0)] = 2.0
-    """Time between two announcements that this worker is there, in seconds; it is forgotten after five of them."""
+    """Interval of this worker's announcements, in seconds; it is removed after five missed ones."""
     stall_seconds: Annotated[float, Field(gt=0)] = 120.0
-    """Time that a step on the device may take, in seconds. The process of one that takes longer hangs: it is killed and
-    started again, and its jobs go to other workers."""
+    """Maximum time of a step on the device, in seconds. A process whose step takes longer hangs: it is killed and
+    restarted, and its jobs go to other workers."""
     load_seconds: Annotated[float, Field(gt=0)] = 600.0
-    """Time that loading a model may take, in seconds. A process that takes longer is killed."""
+    """Maximum time to load a model, in seconds. A process that takes longer is killed."""
     load_attempts: Annotated[int, Field(ge=1)] = 3
-    """Times that loading a version of a model may kill its process, or hang, before the version is quarantined:
-    `GetModel` says so, and it is not loaded until `LoadModel` or `UpdateModel` asks for it."""
+    """Number of loads of a model's version that may kill its process, or hang, before the version is quarantined.
+    `GetModel` reports it, and it is not loaded again until `LoadModel` or `UpdateModel` is called."""
     memory_ceiling_mib: Annotated[int, Field(ge=0)] = 0
-    """Memory of this worker's processes, in MiB, at which a process hands its jobs back and starts again, before the
-    kernel kills it. Those of several devices share it. 0: nine tenths of the control group's limit, or of the memory of
-    the machine."""
+    """Memory of this worker's processes, in MiB, at which a process releases its jobs and restarts, before the kernel
+    kills it. The processes of several devices share it. 0: nine tenths of the control group's limit, or of the
+    machine's memory."""
     drain: Annotated[float, Field(ge=0)] = 20.0
-    """Time that running jobs have to end after SIGTERM before they are handed back, in seconds."""
+    """Time for running jobs to end after SIGTERM before they are released, in seconds."""
 
     @field_validator("models_file", mode="before")
     @classmethod
@@ -123,11 +122,11 @@ class WorkerSettings(BaseSettings):
         return self.memory_ceiling_mib * MIB or int(usable_bytes() * CEILING_SHARE)
 
     def image_limits(self) -> ImageLimits:
-        """Returns the limits of pictures."""
+        """Returns the limits of images."""
         return ImageLimits(max_pixels=self.max_image_pixels, memory=self.max_image_memory)
 
     def access(self) -> Access:
-        """Returns what models may be loaded from: the directory of the model file where none is set."""
+        """Returns the sources that models may be loaded from, by default the directory of the model file."""
         if self.sources.directories or self.models_file is None:
             return self.sources
         return self.sources.model_copy(update={"directories": (self.models_file.absolute().parent,)})

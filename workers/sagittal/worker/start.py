@@ -1,11 +1,11 @@
-"""The program `sagittal-worker` from its first moment; see `sagittal.process.starting`."""
+"""Entry point of `sagittal-worker`, with handlers of early signals; see `sagittal.process.starting`."""
 
 import os
 
 from sagittal.process.starting import end_on_signals, naming_extra
 
-#: How OpenMP's threads wait for each other. By default they spin for a while, as if each had a processor of its own:
-#: where others compute too, or a quota is used up, they spend there what the work needs (`benchmarks/waiting.py`).
+#: OpenMP's wait policy. By default its threads spin for a while, as if each had its own processor. If other processes
+#: compute too, or a quota is exhausted, spinning consumes the time that the work needs (`benchmarks/waiting.py`).
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -13,9 +13,9 @@ def main() -> None:
     """Runs a worker until SIGTERM or SIGINT."""
     end_on_signals()
     for name, value in WAITING.items():
-        os.environ.setdefault(name, value)  # OpenMP reads it when torch is imported, and not again
+        os.environ.setdefault(name, value)  # OpenMP reads it only when torch is imported
     with naming_extra("sagittal-worker", "worker"):
-        from sagittal.worker.main import main as work  # noqa: PLC0415 - takes its time, and can be stopped meanwhile
+        from sagittal.worker.main import main as work  # noqa: PLC0415 - a slow import, during which signals must work
 
     work()
 

@@ -1,6 +1,6 @@
-"""What a worker's process and its parent both see: since when it does what, in memory that they share.
+"""Memory that a worker's process shares with its parent: the current activities and when they began.
 
-The parent watches, and no thread of the process itself: compiled code that hangs may hold the interpreter's lock.
+The parent watches, not a thread of the process: compiled code that hangs may hold the interpreter's lock.
 """
 
 import mmap
@@ -13,34 +13,34 @@ from dataclasses import dataclass, field
 
 from sagittal.worker.hosting.rehearsals import Rehearsals
 
-#: Bytes of an activity and of the names of jobs; longer texts are cut.
+#: Bytes of an activity's text and of the names of jobs; longer texts are cut.
 _ACTIVITY, _JOBS = 1024, 8192
 
 _HEAD = struct.Struct("<ddH")
-"""When it began and by when it must have ended, by the monotonic clock of the machine; bytes of the text after it."""
+"""Start and deadline by the machine's monotonic clock; then the length of the text in bytes."""
 
 
 class Activity:
-    """Something that must end in time."""
+    """An activity with a deadline."""
 
     def __init__(self, page: mmap.mmap, offset: int) -> None:
         self._page = page
         self._offset = offset
 
     def begin(self, doing: str, *, seconds: float) -> None:
-        """Notes that something begins, and how long it may take."""
+        """Records the start of an activity, and its maximum duration."""
         text = doing.encode()[: _ACTIVITY - _HEAD.size]
         start, now = self._offset + _HEAD.size, time.monotonic()
         self._page[start : start + len(text)] = text
         _HEAD.pack_into(self._page, self._offset, now, now + seconds, len(text))
 
     def end(self) -> None:
-        """Notes that it has ended."""
+        """Records its end."""
         _HEAD.pack_into(self._page, self._offset, 0.0, 0.0, 0)
 
     @contextmanager
     def during(self, doing: str, *, seconds: float) -> Iterator[None]:
-        """Notes that something begins, and that it ends."""
+        """Records the start and the end of an activity around a block."""
         self.begin(doing, seconds=seconds)
         try:
             yield
@@ -49,26 +49,26 @@ class Activity:
 
     @property
     def doing(self) -> str:
-        """What is done; empty if nothing."""
+        """Description of the activity; empty if there is none."""
         _, _, length = _HEAD.unpack_from(self._page, self._offset)
         start = self._offset + _HEAD.size
         return bytes(self._page[start : start + length]).decode(errors="replace")
 
     @property
     def seconds(self) -> float:
-        """Time since it began; 0 if nothing is done."""
+        """Time since it began; 0 if there is none."""
         began, _, _ = _HEAD.unpack_from(self._page, self._offset)
         return time.monotonic() - began if began else 0.0
 
     @property
     def overdue(self) -> bool:
-        """Whether it must have ended."""
+        """Whether its deadline has passed."""
         began, until, _ = _HEAD.unpack_from(self._page, self._offset)
         return bool(began) and time.monotonic() > until
 
 
 class Vitals:
-    """What one process does. Written by it alone; kept by its parent when it has died."""
+    """The activities of one process. Only the process writes; the parent keeps them after its death."""
 
     def __init__(self) -> None:
         self._page = mmap.mmap(-1, 2 * _ACTIVITY + _JOBS)
@@ -79,7 +79,7 @@ class Vitals:
 
     @property
     def jobs(self) -> list[str]:
-        """The jobs that it runs."""
+        """The running jobs."""
         names = bytes(self._page[2 * _ACTIVITY :])
         return names[: names.index(b"\0")].decode().split()
 
@@ -91,11 +91,11 @@ class Vitals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watched:
-    """What a process shares with the parent that watches it."""
+    """State that a process shares with its watching parent."""
 
     vitals: Vitals = field(default_factory=Vitals)
     rehearsals: Rehearsals = field(default_factory=Rehearsals)
     restarts: dict[str, int] = field(default_factory=dict)
-    """Processes before it on its device, by why they ended."""
+    """Earlier processes of its device, by the reason they ended."""
     listener: socket.socket | None = None
-    """Where it answers scrapes and probes, if the parent opened that for it."""
+    """Its address for scrapes and probes, if the parent opened one."""

@@ -1,1 +1,1 @@
-"""Models that run elsewhere: asked over gRPC in the Open Inference Protocol v2."""
+"""Remote models: called over gRPC in the Open Inference Protocol v2."""

@@ -1,4 +1,4 @@
-"""Calls to a model server in the Open Inference Protocol v2, attempted again where that may help."""
+"""Client of a model server in the Open Inference Protocol v2, with bounded retries."""
 
 import random
 import threading
@@ -17,24 +17,24 @@ from sagittal.models.sources.access import MIB, Server
 from sagittal.models.sources.source import ModelUnavailable
 
 Metadata = tuple[tuple[str, str | bytes], ...]
-"""As gRPC takes it."""
+"""Call metadata in gRPC's form."""
 
 MESSAGE_BYTES = 256 * MIB
-"""Largest message that is sent or taken."""
+"""Maximum size of a sent or received message, in bytes."""
 
 _OPTIONS = (
     ("grpc.max_send_message_length", MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
-    # gRPC waits up to two minutes before it connects again; a restarted server is back sooner.
+    # gRPC waits up to two minutes before it reconnects; a restarted server is back sooner.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
-    # Retries are ours alone.
+    # Retries are made here, not by gRPC.
     ("grpc.enable_retries", 0),
 )
 
 
 def open_channel(server: Server) -> grpc.Channel:
-    """Returns a channel; it connects with the first call. Raises ModelUnavailable where a file cannot be read."""
+    """Returns a channel that connects with the first call. Raises ModelUnavailable if a file cannot be read."""
     if not server.tls:
         return grpc.insecure_channel(server.address, options=_OPTIONS)
     credentials = grpc.ssl_channel_credentials(
@@ -55,30 +55,30 @@ def _read(path: Path | None) -> bytes | None:
 
 
 def metadata_of(server: Server) -> Metadata:
-    """Returns the metadata of a call, files read anew. Raises OSError."""
+    """Returns the metadata of a call, with files read again. Raises OSError."""
     from_files = {name: path.read_text().strip() for name, path in server.metadata_files.items()}
     return tuple((server.metadata | from_files).items())
 
 
 FIRST_PAUSE = 0.1
-"""Longest pause before the second attempt, in seconds; it doubles with each."""
+"""Maximum pause before the second attempt, in seconds; it doubles with each attempt."""
 
 LONGEST_PAUSE = 2.0
-"""Longest pause at all, in seconds."""
+"""Maximum pause, in seconds."""
 
 EARNED = 0.1
-"""What a success gives back."""
+"""Amount that a success returns to the budget; a failure takes 1."""
 
 
 @dataclass(slots=True)
 class RetryBudget:
-    """What failures use up and successes give back. Safe from any thread.
+    """A budget that failures consume and successes refill. Thread-safe.
 
-    While it is empty nothing is attempted again, so that a server in trouble gets no more calls than without retries.
+    While it is empty nothing is retried, so that a failing server gets no more calls than without retries.
     """
 
     most: float
-    """Failures in a row that empty it."""
+    """Number of consecutive failures that empty it."""
     _left: float = field(init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -86,12 +86,12 @@ class RetryBudget:
         self._left = self.most
 
     def succeed(self) -> None:
-        """Gives back a tenth."""
+        """Returns a tenth to the budget."""
         with self._lock:
             self._left = min(self.most, self._left + EARNED)
 
     def fail(self) -> bool:
-        """Takes one away; whether another attempt may be made."""
+        """Takes one from the budget; returns whether another attempt is allowed."""
         with self._lock:
             allowed = self._left >= 1
             self._left = max(0.0, self._left - 1)
@@ -99,7 +99,7 @@ class RetryBudget:
 
 
 def pause_before(attempt: int) -> float:
-    """Returns how long to wait before an attempt, in seconds: at random, so that callers do not come back together."""
+    """Returns the pause before an attempt, in seconds; it is random, so that callers do not retry at the same time."""
     return random.uniform(0.5, 1.0) * min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (attempt - 2))  # noqa: S311 - no secret
 
 
@@ -108,14 +108,14 @@ log = structlog.get_logger(__name__)
 _SERVICE = "/inference.GRPCInferenceService/"
 
 _AWAY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED})
-"""What another attempt may cure. A call that took too long is not repeated: it would take as long again."""
+"""Codes for which a retry may help. A call that timed out is not retried: it would time out again."""
 
 
 class InferenceClient:
-    """Asks one server. Safe from any thread."""
+    """Client of one server. Thread-safe."""
 
     def __init__(self, name: str, server: Server, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Connects with the first call. Raises ModelUnavailable where a certificate cannot be read."""
+        """Connects with the first call. Raises ModelUnavailable if a certificate cannot be read."""
         self._name = name
         self._server = server
         self._sleep = sleep
@@ -134,18 +134,18 @@ class InferenceClient:
         return method
 
     def is_ready(self, model: str, version: str) -> bool:
-        """Whether a model is ready. Raises EvaluationFailed."""
+        """Returns whether a model is ready. Raises EvaluationFailed."""
         return bool(self._call(self._ready, pb.ModelReadyRequest(name=model, version=version)).ready)
 
     def describe(self, model: str, version: str) -> pb.ModelMetadataResponse:
-        """Returns what a model takes and gives. Raises EvaluationFailed."""
+        """Returns the inputs and outputs of a model. Raises EvaluationFailed."""
         response: pb.ModelMetadataResponse = self._call(
             self._metadata, pb.ModelMetadataRequest(name=model, version=version)
         )
         return response
 
     def infer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
-        """Asks a model. Raises EvaluationFailed, ModelUnreachable where the server is away."""
+        """Returns a model's response. Raises EvaluationFailed, or ModelUnreachable if the server is unavailable."""
         response: pb.ModelInferResponse = self._call(self._infer, request)
         return response
 
@@ -195,5 +195,5 @@ def _is_away(error: grpc.RpcError) -> bool:
 
 
 def _is_too_large(error: grpc.RpcError) -> bool:
-    """Whether a message was larger than a side takes, which has the same code as a server without room."""
+    """Returns whether a message exceeded a size limit, which has the same code as an overloaded server."""
     return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in (error.details() or "")

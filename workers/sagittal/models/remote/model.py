@@ -1,4 +1,4 @@
-"""A deployed model as the engine sees it: a batch goes out as several calls at once, and comes back in order."""
+"""A remote model for the engine: a batch is sent in several concurrent calls, and returned in order."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ _LARGEST_BYTE = 255
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """How images travel."""
+    """Encoding of images in a call."""
 
     name: str
     """Name of the input."""
@@ -32,10 +32,10 @@ class Form:
     channels_last: bool
     """Whether the shape is (n, height, width, 3)."""
     scale: float
-    """What the normalised values are multiplied with."""
+    """Factor of the normalised values."""
 
     def request(self, images: Images, *, model: str, version: str, output: str) -> pb.ModelInferRequest:
-        """Returns the call that asks for the outputs of images."""
+        """Returns the call that requests the outputs of images."""
         values = images.transpose(0, 2, 3, 1) if self.channels_last else images
         request = pb.ModelInferRequest(model_name=model, model_version=version)
         request.inputs.add(name=self.name, datatype=self.datatype, shape=values.shape)
@@ -52,7 +52,7 @@ class Form:
 
 
 def read_outputs(response: pb.ModelInferResponse, *, output: str, images: int) -> Outputs:
-    """Returns the scores (images, classes) of a response. Raises EvaluationFailed where it has none."""
+    """Returns the scores (images, classes) of a response. Raises EvaluationFailed if it has none."""
     index = _index(response, output)
     tensor = response.outputs[index]
     values = _values(response, index)
@@ -73,7 +73,7 @@ def _index(response: pb.ModelInferResponse, output: str) -> int:
         return names.index(output)
     if output or len(names) != 1:
         raise EvaluationFailed(
-            f"the server returned the outputs {', '.join(names) or 'none'}; source.output says {output or 'nothing'}"
+            f"the server returned the outputs {', '.join(names) or 'none'}; source.output is {output or 'not set'}"
         )
     return 0
 
@@ -88,7 +88,7 @@ def _values(response: pb.ModelInferResponse, index: int) -> NDArray[Any]:
         return np.array(tensor.contents.fp32_contents or tensor.contents.fp64_contents, dtype=np.float64)
     kind = np.dtype(_OUTPUT_TYPES[tensor.datatype])
     if index >= len(response.raw_output_contents) or len(response.raw_output_contents[index]) % kind.itemsize:
-        raise EvaluationFailed(f"the server returned {tensor.name} without whole values of type {tensor.datatype}")
+        raise EvaluationFailed(f"the server returned {tensor.name} with an incomplete value of type {tensor.datatype}")
     return np.frombuffer(response.raw_output_contents[index], kind)
 
 
@@ -97,30 +97,30 @@ class Deployment:
     """A model on a server."""
 
     server: str
-    """Name of the server, as the operator's settings have it."""
+    """Name of the server in the operator's settings."""
     model: str
     version: str
-    """Empty lets the server choose."""
+    """Version; empty lets the server choose."""
     output: str
-    """Name of the output with the scores; empty for the only one."""
+    """Name of the output with the scores; empty for the only output."""
     form: Form
     max_batch: int
-    """Most images in a call."""
+    """Maximum number of images per call."""
     fixed_batch: bool
-    """Whether a call must have exactly so many."""
+    """Whether a call must have exactly that number."""
 
 
 class RemoteModel(BlackBox):
-    """Asks a deployed model, with a bounded number of calls in flight."""
+    """A model on a server, called with a bounded number of concurrent calls."""
 
     def __init__(self, deployment: Deployment, client: InferenceClient, *, concurrency: int, described: bytes) -> None:
-        """Asks nothing yet.
+        """Constructs the model without calling the server.
 
         Args:
             deployment: The model.
-            client: Connection to its server; closed when this model goes.
-            concurrency: Most calls in flight.
-            described: What the server says of the model, for its digest.
+            client: Client of its server; closed with this model.
+            concurrency: Maximum number of concurrent calls.
+            described: The server's description of the model, for its digest.
         """
         known = json.dumps(asdict(deployment), sort_keys=True).encode()
         super().__init__(
@@ -140,7 +140,7 @@ class RemoteModel(BlackBox):
         pieces = [images[start : start + step] for start in range(0, len(images), step)]
         if len(pieces) == 1:
             return self._ask(pieces[0])
-        # map starts all calls, and the first failure is raised once those before it are back
+        # map starts all calls, and raises the first failure after the calls before it have returned
         return np.concatenate(list(self._calls.map(self._ask, pieces)))
 
     def _ask(self, images: Images) -> Outputs:
@@ -155,7 +155,7 @@ class RemoteModel(BlackBox):
         return read_outputs(response, output=deployment.output, images=len(images))[:count]
 
     def _check_version(self, version: str) -> None:
-        """Refuses answers of another version than the one that was loaded: an explanation is of one model."""
+        """Raises EvaluationFailed if another version answers than the loaded one: an explanation is of one model."""
         if version and not self._answered_by:
             self._answered_by = version
         if version and version != self._answered_by:

@@ -1,7 +1,7 @@
-"""Sources of models: a table of kinds, each with its settings and a way to a module.
+"""Sources of models: a table of kinds, each with settings and a loader.
 
-The operator's settings bound what any of them may touch (see `access`): a model file or a registration names things
-inside these bounds. Nothing is ever unpickled, and no caller of an explanation names any of it.
+The operator's settings limit what a source may access (see `access`); a model file or a registration names things
+within these limits. Nothing is ever unpickled, and callers of explanations cannot name sources.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ SOURCES: Mapping[str, type[Source]] = {
     "torchscript": TorchScript,
     "torchvision": Torchvision,
 }
-"""Settings of each kind, by the name that model files give as `kind`."""
+"""Settings of each kind, by the `kind` in model files."""
 
 
 def load_source(source: Mapping[str, Any], access: Access = EVERYTHING) -> Sourced:
@@ -40,7 +40,7 @@ def load_source(source: Mapping[str, Any], access: Access = EVERYTHING) -> Sourc
 
 
 def read_source(source: Mapping[str, Any]) -> Source:
-    """Returns the settings of a source, checked. Raises ModelUnavailable, naming the field."""
+    """Returns the checked settings of a source. Raises ModelUnavailable with the name of the field."""
     settings = dict(source)
     kind = settings.pop("kind", None)
     if kind not in SOURCES:

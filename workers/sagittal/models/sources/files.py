@@ -1,4 +1,4 @@
-"""Files that models are made of: inside the operator's bounds, of bounded size, with the right checksum."""
+"""Model files: within the operator's directories, of limited size, with the expected checksum."""
 
 import hashlib
 import stat
@@ -14,24 +14,24 @@ from sagittal.models.sources.source import ModelUnavailable
 from sagittal.models.sources.stores import fetch
 
 _CHUNK = MIB
-"""Bytes that are read at once."""
+"""Bytes per read."""
 
 
 class FileReference(BaseModel):
-    """A file as a model file names it: a path alone, or a table with `path`, `store` and `sha256`."""
+    """A file as a model file names it: a path, or a table with `path`, `store` and `sha256`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str = Field(min_length=1)
-    """In a store, or on this machine: absolute, or relative to one of the operator's directories."""
+    """Path in a store, or on this machine: absolute, or relative to one of the operator's directories."""
     store: str = ""
-    """Name of the store that it is fetched from; empty for a file on this machine."""
+    """Name of the store; empty for a file on this machine."""
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     """SHA-256 of the file in hexadecimal. Required with a store."""
 
 
 def path_alone(value: object) -> object:
-    """Returns a path that stands alone as the table that it is short for."""
+    """Returns the table that a plain path stands for."""
     return {"path": value} if isinstance(value, str) else value
 
 
@@ -40,15 +40,15 @@ Reference = Annotated[FileReference, BeforeValidator(path_alone)]
 
 
 def open_weights(reference: FileReference, access: Access) -> Path:
-    """Returns where a file of weights lies on this machine, fetched and checked. Raises ModelUnavailable."""
+    """Returns the local path of a file of weights, fetched and checked. Raises ModelUnavailable."""
     return _checked(reference, access, access.directories, "SAGITTAL_SOURCES__DIRECTORIES")
 
 
 def open_code(reference: FileReference, access: Access) -> Path:
-    """Returns where a file lies that can run code when it is loaded. Raises ModelUnavailable.
+    """Returns the local path of a file that can run code when it is loaded. Raises ModelUnavailable.
 
-    It comes from the directories for such files, or from a store with its checksum where the operator lists the cache
-    among those directories.
+    It must be in a directory for such files, or come from a store with a checksum if the operator lists the cache among
+    those directories.
     """
     return _checked(reference, access, access.code_directories, "SAGITTAL_SOURCES__CODE_DIRECTORIES")
 
@@ -67,30 +67,30 @@ def _checked(reference: FileReference, access: Access, directories: Sequence[Pat
 
 
 def find_inside(name: str, directories: Sequence[Path], setting: str) -> Path:
-    """Returns the regular file of a name, links resolved, if it lies in one of the directories.
+    """Returns the regular file of a name, with links resolved, if it is in one of the directories.
 
-    Whether a file exists elsewhere is not told.
+    The errors do not reveal whether a file exists elsewhere.
     """
     roots = [directory.resolve() for directory in directories]
     for root in roots:
         try:
             path = (root / name).resolve()
         except (OSError, RuntimeError, ValueError) as error:
-            raise ModelUnavailable(f"the path {name!r} cannot be followed: {error}") from error
+            raise ModelUnavailable(f"the path {name!r} cannot be resolved: {error}") from error
         if path.is_relative_to(root) and path.exists():
             if not stat.S_ISREG(path.stat().st_mode):
-                raise ModelUnavailable(f"{name} is no regular file")
+                raise ModelUnavailable(f"{name} is not a regular file")
             return path
     if not roots:
-        raise ModelUnavailable(f"{name} may not be loaded: {setting} names no directory")
+        raise ModelUnavailable(f"{name} may not be loaded: {setting} lists no directory")
     listed = ", ".join(map(str, directories))
     if any((root / name).resolve().is_relative_to(root) for root in roots):
         raise ModelUnavailable(f"the file {name} does not exist in {listed}")
-    raise ModelUnavailable(f"{name} lies outside the directories that may be read, {listed}; {setting} lists them")
+    raise ModelUnavailable(f"{name} is outside the allowed directories, {listed}; {setting} lists them")
 
 
 def check_size(path: Path, access: Access) -> None:
-    """Raises ModelUnavailable where a file is larger than allowed."""
+    """Raises ModelUnavailable if a file is larger than allowed."""
     size = path.stat().st_size
     if size > access.max_bytes:
         raise ModelUnavailable(
@@ -99,7 +99,7 @@ def check_size(path: Path, access: Access) -> None:
 
 
 def check_sum(path: Path, expected: str) -> None:
-    """Raises ModelUnavailable where the SHA-256 of a file does not begin with what is expected."""
+    """Raises ModelUnavailable if the SHA-256 of a file does not begin with the expected digits."""
     found = file_digest(path)
     if not found.startswith(expected):
         raise ModelUnavailable(
@@ -117,13 +117,13 @@ def file_digest(path: Path) -> str:
 
 
 def check_archive(path: Path, *, code_bytes: int = 0) -> None:
-    """Raises ModelUnavailable where a zip archive would unpack to more than itself.
+    """Raises ModelUnavailable if a zip archive would unpack to more than its size.
 
-    PyTorch stores tensors as they are, so what is compressed, or counted twice, is there to exhaust memory.
+    PyTorch stores tensors uncompressed. Compressed or overlapping members are an attempt to exhaust memory.
 
     Args:
-        path: The file; one that is no archive passes.
-        code_bytes: Most bytes that compressed members may unpack to: TorchScript compresses its code.
+        path: The file; a file that is no archive passes.
+        code_bytes: Maximum unpacked size of compressed members: TorchScript compresses its code.
     """
     if not zipfile.is_zipfile(path):
         return
@@ -136,9 +136,9 @@ def check_archive(path: Path, *, code_bytes: int = 0) -> None:
     if sum(member.file_size for member in compressed) > code_bytes:
         first = max(compressed, key=lambda member: member.file_size)
         raise ModelUnavailable(
-            f"{path} holds {first.filename} compressed, {first.compress_size} bytes for {first.file_size}; "
-            "PyTorch stores tensors as they are, so this archive is not its work"
+            f"{path} has the compressed member {first.filename}, {first.compress_size} bytes for {first.file_size}; "
+            "PyTorch stores tensors uncompressed, so that it did not write this archive"
         )
     stored = sum(member.file_size for member in members) - sum(member.file_size for member in compressed)
     if stored > path.stat().st_size:
-        raise ModelUnavailable(f"{path} would unpack to {stored} bytes, more than it has: it is made to fill memory")
+        raise ModelUnavailable(f"{path} would unpack to {stored} bytes, more than its size: it would exhaust memory")

@@ -1,10 +1,10 @@
-"""ONNX models (extra `onnx`): converted to PyTorch, with gradients, where that gives the same; else onnxruntime.
+"""ONNX models (extra `onnx`): converted to PyTorch with gradients if the results agree, otherwise run in onnxruntime.
 
-A conversion writes Python code with names from the file in it. So nodes get names of our own before, and a file whose
-tensors have names that could be more than names is not converted.
+A conversion writes Python code with names from the file. Nodes are therefore renamed first, and a file is not converted
+if names of tensors could be code.
 
-Libraries follow what a tensor says of other files, relative to the working directory. So no tensor anywhere in a file
-may, and the libraries get the model as it was read and checked, never the file.
+Libraries follow references of tensors to other files, relative to the working directory. Such references are refused
+anywhere in a file, and the libraries get the model as it was read and checked, never the file.
 """
 
 import re
@@ -25,16 +25,16 @@ from sagittal.models.sources.source import ModelUnavailable, Source, Sourced, ne
 EXTRA = "onnx"
 
 PROBE_IMAGES = 3
-"""Images of noise on which a conversion is checked: no multiple of a batch size that files have fixed."""
+"""Number of images of noise that check a conversion; it is no multiple of the fixed batch sizes of common files."""
 
 PROBE_SIDE = 224
-"""Side of the probe in pixels where the model leaves it open."""
+"""Side of the probe in pixels if the model does not fix it."""
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-4
-"""How far outputs of a conversion may be from those of onnxruntime."""
+"""Tolerance between the outputs of a conversion and those of onnxruntime."""
 
 _NAME = re.compile(r"[A-Za-z0-9_./:+-]*")
-"""Names of tensors that are no more than names in Python code."""
+"""Names of tensors that are plain names in Python code."""
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 
@@ -43,11 +43,11 @@ class Onnx(Source):
     """An ONNX file: a classifier with one image input (n, 3, height, width)."""
 
     file: Reference
-    """The file, in one piece: tensors beside it are not read."""
+    """The file, in one piece: tensors in other files are not read."""
     output: str = ""
-    """Name of the output with the scores. Empty: the only one."""
+    """Name of the output with the scores. Empty for the only output."""
     runtime: Literal["auto", "torch", "onnxruntime"] = "auto"
-    """`torch` insists on the conversion, `onnxruntime` goes without; `auto` converts where that gives the same."""
+    """`torch` requires the conversion, `onnxruntime` skips it; `auto` converts if the results agree."""
 
     def load(self, access: Access) -> Sourced:
         """Returns the model. Raises ModelUnavailable."""
@@ -66,19 +66,19 @@ class Onnx(Source):
 
 
 class NotConverted(Exception):
-    """A model cannot be converted to PyTorch; the message says why."""
+    """A model cannot be converted to PyTorch; the message states why."""
 
 
 class OnnxModel(BlackBox):
     """A model in onnxruntime."""
 
     def __init__(self, serialized: bytes, path: Path, output: str) -> None:
-        """Raises ModelUnavailable if onnxruntime cannot run it, or if it has not one image input.
+        """Raises ModelUnavailable if onnxruntime cannot run the model, or if it does not have a single image input.
 
         Args:
-            serialized: The model, as `read_model` checked it.
-            path: The file that it comes from.
-            output: Name of the output with the scores; empty for the only one.
+            serialized: The model, as checked by `read_model`.
+            path: The file that it was read from.
+            output: Name of the output with the scores; empty for the only output.
         """
         runtime: Any = need("onnxruntime", extra=EXTRA)
         super().__init__(where="in onnxruntime", identity=f"{file_digest(path)} {output}", in_process=True)
@@ -89,7 +89,7 @@ class OnnxModel(BlackBox):
         providers = [one for one in wished if one in runtime.get_available_providers()]
         try:
             self._session = runtime.InferenceSession(serialized, options, providers=providers)
-        except Exception as error:  # onnxruntime's errors have no base of their own
+        except Exception as error:  # onnxruntime's errors share no base class
             raise ModelUnavailable(f"{path}: onnxruntime cannot run it: {_first_line(error)}") from error
         self._input = _image_input(self._session, path)
         self.output = _score_output(self._session, output, path)
@@ -98,7 +98,7 @@ class OnnxModel(BlackBox):
 
     @property
     def probe(self) -> Images:
-        """Noise that the model takes."""
+        """Images of noise in the model's input shape."""
         height, width = (side if isinstance(side, int) else PROBE_SIDE for side in self._input.shape[2:])
         return np.random.default_rng(0).standard_normal((PROBE_IMAGES, 3, height, width), dtype=np.float32)
 
@@ -136,16 +136,18 @@ def _score_output(session: Any, name: str, path: Path) -> str:
     if name in names:
         return name
     if name or len(names) != 1:
-        raise ModelUnavailable(f"source.output is {name!r}, and {path} has the outputs {', '.join(names)}: name one")
+        raise ModelUnavailable(
+            f"source.output is {name!r}, and {path} has the outputs {', '.join(names)}: set one of these"
+        )
     return str(names[0])
 
 
 def read_model(path: Path) -> Any:
-    """Returns the model of a file, checked and without unknown fields. Raises ModelUnavailable."""
+    """Returns the checked model of a file, without unknown fields. Raises ModelUnavailable."""
     onnx: Any = need("onnx", extra=EXTRA)
     try:
         model = onnx.load_model_from_string(path.read_bytes())
-        model.DiscardUnknownFields()  # another library may know what they mean
+        model.DiscardUnknownFields()  # another library may interpret them
         if elsewhere := next((tensor for tensor in _tensors(model) if _lies_elsewhere(tensor)), None):
             raise ModelUnavailable(
                 f"{path} keeps tensors in other files, such as {elsewhere.name or 'a constant without a name'!r}; "
@@ -154,13 +156,13 @@ def read_model(path: Path) -> Any:
         onnx.checker.check_model(model)
     except ModelUnavailable:
         raise
-    except Exception as error:  # protobuf's and onnx's errors share no base
-        raise ModelUnavailable(f"{path} is no ONNX model, or a damaged one: {_first_line(error)}") from error
+    except Exception as error:  # protobuf's and onnx's errors share no base class
+        raise ModelUnavailable(f"{path} is no ONNX model, or is damaged: {_first_line(error)}") from error
     return model
 
 
 def _tensors(message: Any) -> Iterator[Any]:
-    """Yields every tensor anywhere in a message: initializers, constants, sparse ones, subgraphs, functions."""
+    """Yields every tensor anywhere in a message: initializers, constants, sparse tensors, subgraphs, functions."""
     if message.DESCRIPTOR.name == "TensorProto":
         yield message
     for field, value in message.ListFields():
@@ -174,7 +176,7 @@ def _lies_elsewhere(tensor: Any) -> bool:
 
 
 def convert(model: Any, running: OnnxModel) -> tuple[nn.Module, str]:
-    """Returns a model as PyTorch runs it, and how close it is. Raises NotConverted."""
+    """Returns a model converted to PyTorch, and a description of its accuracy. Raises NotConverted."""
     onnx2torch: Any = need("onnx2torch", extra=EXTRA)
     _make_names_harmless(model, running.output)
     try:
@@ -182,11 +184,11 @@ def convert(model: Any, running: OnnxModel) -> tuple[nn.Module, str]:
         probe = running.probe
         with torch.inference_mode():
             outputs = module(torch.from_numpy(probe)).numpy()
-    except Exception as error:  # converting foreign graphs may raise anything
+    except Exception as error:  # the conversion of foreign graphs may raise anything
         raise NotConverted(f"onnx2torch: {type(error).__name__}: {_first_line(error)}") from error
     expected = running.answer(probe)
     if outputs.shape != expected.shape or not np.allclose(outputs, expected, RELATIVE, ABSOLUTE):
-        raise NotConverted("onnx2torch gives other outputs than onnxruntime")
+        raise NotConverted("the outputs of onnx2torch differ from those of onnxruntime")
     difference = float(np.abs(outputs - expected).max())
     return module, f"converted to PyTorch; outputs within {difference:.1e} of onnxruntime"
 
@@ -200,11 +202,11 @@ def _make_names_harmless(model: Any, output: str) -> None:
     names = [name for node in graph.node for name in (*node.input, *node.output)]
     names += [tensor.name for tensor in (*graph.initializer, *graph.input, *graph.output)]
     if unfit := [name for name in names if not _NAME.fullmatch(name)]:
-        raise NotConverted(f"a tensor is called {unfit[0]!r}, which is more than a name")
+        raise NotConverted(f"the tensor name {unfit[0]!r} is not a plain name")
     for index, node in enumerate(graph.node):
         node.name = f"node_{index}"
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
-            raise NotConverted(f"its {node.op_type} holds a graph of its own")
+            raise NotConverted(f"its {node.op_type} contains a subgraph")
 
 
 def _first_line(error: Exception) -> str:

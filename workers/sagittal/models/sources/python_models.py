@@ -1,4 +1,4 @@
-"""Models that a Python function makes, which the operator installed."""
+"""Models constructed by Python functions that the operator installed."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -13,19 +13,19 @@ from sagittal.models.sources.source import ModelUnavailable, Source, Sourced
 from sagittal.models.sources.weights import Weights, load_weights
 
 GROUP = "sagittal.models"
-"""Group of the entry points by which an installed package offers models."""
+"""Group of entry points through which installed packages provide models."""
 
 
 class Python(Source):
-    """A module that an installed function makes, with weights from a file where one is named."""
+    """A module constructed by an installed function, with weights from a file if one is named."""
 
     factory: str
-    """Name of an entry point of the group `sagittal.models`, or `package.module:function` where the operator's settings
+    """Name of an entry point of the group `sagittal.models`, or `package.module:function` if the operator's settings
     list it."""
     arguments: Mapping[str, Any] = Field(default_factory=dict)
-    """What the function is called with."""
+    """Arguments of the function."""
     weights: Weights | None = None
-    """File of weights. Not set: those that the function gives."""
+    """File of weights. By default those of the function's module."""
 
     def load(self, access: Access) -> Sourced:
         """Returns the model. Raises ModelUnavailable."""
@@ -41,7 +41,7 @@ class Python(Source):
 
 
 def find_factory(name: str, access: Access) -> Callable[..., object]:
-    """Returns the function of a name that may make models. Raises ModelUnavailable before it imports any other."""
+    """Returns the allowed function of a name. Raises ModelUnavailable before it imports any other."""
     module_name, colon, attribute = name.partition(":")
     try:
         if not colon:

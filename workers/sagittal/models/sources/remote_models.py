@@ -1,4 +1,4 @@
-"""Models that run elsewhere, on a server that speaks the Open Inference Protocol v2 over gRPC."""
+"""Remote models, on a server of the Open Inference Protocol v2 over gRPC."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -16,10 +16,10 @@ from sagittal.models.sources.source import ModelUnavailable, Source, Sourced
 Tensors = Sequence[pb.ModelMetadataResponse.TensorMetadata]
 
 DATATYPES = ("FP32", "FP16", "UINT8")
-"""Types in which images can travel."""
+"""Encodings of images."""
 
 DEFAULT_BATCH = 4
-"""Images in a call where nothing says more: 2.3 MiB at 224 pixels, within the 4 MiB that servers take by default."""
+"""Default number of images per call: 2.3 MiB at 224 pixels, within the common server limit of 4 MiB."""
 
 _SCALES = {"UINT8": 255.0}
 
@@ -30,24 +30,24 @@ class Remote(Source):
     server: str
     """Name of the server in the operator's settings."""
     model: str
-    """Name of the model on it."""
+    """Name of the model on the server."""
     version: str = ""
-    """Version of the model on it. Empty lets the server choose."""
+    """Version of the model on the server. Empty lets the server choose."""
     input: str = ""
-    """Name of the input. Empty: the only one that the server tells of."""
+    """Name of the input. Empty for the only input that the server reports."""
     output: str = ""
-    """Name of the output with the scores. Empty: the only one."""
+    """Name of the output with the scores. Empty for the only output."""
     datatype: Literal["", "FP32", "FP16", "UINT8"] = ""
-    """Type in which images travel. Empty: what the server tells, else FP32."""
+    """Encoding of images. Empty for the type that the server reports, or else FP32."""
     layout: Literal["", "NCHW", "NHWC"] = ""
-    """Order of the input's dimensions. Empty: by where the server tells of 3 channels, else NCHW."""
+    """Order of the input's dimensions. Empty for the order in which the server reports 3 channels, or else NCHW."""
     scale: float | None = None
-    """What the preprocessed values are multiplied with. Not set: 255 for UINT8, else 1."""
+    """Factor of the preprocessed values. By default 255 for UINT8, and 1 otherwise."""
     max_batch: int = Field(default=0, ge=0, le=4096)
-    """Most images in a call. 0: 4, or what the server's shape fixes."""
+    """Maximum number of images per call. 0 for the size that the server's shape fixes, or else 4."""
 
     def load(self, access: Access) -> Sourced:
-        """Returns the model, once its server says that it is ready. Raises ModelUnavailable."""
+        """Returns the model if its server reports it as ready. Raises ModelUnavailable."""
         server = access.servers.get(self.server)
         if server is None:
             known = ", ".join(sorted(access.servers)) or "none"
@@ -74,7 +74,7 @@ class Remote(Source):
 
     def _describe(self, client: InferenceClient) -> pb.ModelMetadataResponse:
         if not client.is_ready(self.model, self.version):
-            raise ModelUnavailable(f"server {self.server} says that its model {self.model} is not ready")
+            raise ModelUnavailable(f"server {self.server} reports that its model {self.model} is not ready")
         return client.describe(self.model, self.version)
 
     def _deployment(self, described: pb.ModelMetadataResponse) -> Deployment:
@@ -84,7 +84,7 @@ class Remote(Source):
             raise ModelUnavailable(f"the model takes {self.input or 'input'} of shape {shape}; expected 4 dimensions")
         datatype = self.datatype or (told.datatype if told is not None else "") or "FP32"
         if datatype not in DATATYPES:
-            raise ModelUnavailable(f"the model takes {datatype}; images travel as {', '.join(DATATYPES)}")
+            raise ModelUnavailable(f"the model takes {datatype}; images are sent as {', '.join(DATATYPES)}")
         output = _pick(described.outputs, self.output, "output", needed=False)
         fixed = shape[0] if shape and shape[0] > 0 else 0
         return Deployment(
@@ -108,20 +108,20 @@ class Remote(Source):
         return Step(
             "remote",
             True,
-            f"asks {deployment.model} on {deployment.server}: {form.name} as {form.datatype} {layout}, "
-            f"{deployment.max_batch} images in a call, {concurrency} calls at once",
+            f"calls {deployment.model} on {deployment.server}: {form.name} as {form.datatype} {layout}, "
+            f"{deployment.max_batch} images per call, {concurrency} concurrent calls",
         )
 
 
 def _pick(tensors: Tensors, name: str, what: str, *, needed: bool) -> pb.ModelMetadataResponse.TensorMetadata | None:
-    """Returns the tensor of a name, or the only one; None where the server tells of none."""
+    """Returns the tensor of a name, or the only tensor; None if the server reports none."""
     names = [tensor.name for tensor in tensors]
     if name in names:
         return tensors[names.index(name)]
     if not names and (name or not needed):
         return None
     if name or len(names) != 1:
-        told = f"has the {what}s {', '.join(names)}" if names else f"does not tell of its {what}s"
+        told = f"has the {what}s {', '.join(names)}" if names else f"does not report its {what}s"
         raise ModelUnavailable(f"source.{what} is {name!r}, and the model {told}: give one of its names")
     return tensors[0]
 

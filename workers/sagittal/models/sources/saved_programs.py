@@ -1,6 +1,6 @@
-"""Models that were saved with their code, TorchScript and `torch.export`: loading them can run it.
+"""Models saved with their code: TorchScript and `torch.export`. Loading them can run that code.
 
-They come from the directories that the operator lists for such files, and from nowhere else.
+They are loaded only from the directories that the operator lists for such files.
 """
 
 import warnings
@@ -16,23 +16,23 @@ from sagittal.models.sources.files import Reference, check_archive, open_code
 from sagittal.models.sources.source import ModelUnavailable, Source, Sourced
 
 CODE_BYTES = 64 * MIB
-"""Most bytes of code in an archive."""
+"""Maximum size of the code in an archive, in bytes."""
 
 
 class SavedProgram(nn.Module):
-    """A program that was saved in evaluation mode, which it may not be able to change."""
+    """A program saved in evaluation mode, which it may be unable to change."""
 
     def __init__(self, program: nn.Module) -> None:
         super().__init__()
         self.program = program
 
     def train(self, mode: bool = True) -> "SavedProgram":
-        """Leaves the program as it was saved."""
+        """Does nothing: the program keeps its saved mode."""
         self.training = mode
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns what the program makes of images (n, 3, height, width)."""
+        """Returns the program's outputs for images (n, 3, height, width)."""
         outputs: Tensor = self.program(images)
         return outputs
 
@@ -41,7 +41,7 @@ class TorchScript(Source):
     """A TorchScript file, with gradients and without layers."""
 
     file: Reference
-    """The file, under a directory for files that can run code."""
+    """The file, in a directory for files that can run code."""
 
     def load(self, access: Access) -> Sourced:
         """Returns the model. Raises ModelUnavailable."""
@@ -52,7 +52,7 @@ class TorchExport(Source):
     """A `torch.export` archive (.pt2), with gradients and without layers."""
 
     file: Reference
-    """The file, under a directory for files that can run code."""
+    """The file, in a directory for files that can run code."""
 
     def load(self, access: Access) -> Sourced:
         """Returns the model. Raises ModelUnavailable."""
@@ -63,16 +63,17 @@ def _loaded(path: Path, what: str, loader: Callable[[Path], nn.Module]) -> nn.Mo
     check_archive(path, code_bytes=CODE_BYTES)
     try:
         return loader(path)
-    except Exception as error:  # the loaders raise whatever the file makes them
+    except Exception as error:  # the loaders may raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
         raise ModelUnavailable(
-            f"{path} cannot be loaded as {what}: {type(error).__name__}: {reason}; is it damaged, or of another kind?"
+            f"{path} cannot be loaded as {what}: {type(error).__name__}: {reason}; check that it is undamaged and of "
+            "this kind"
         ) from error
 
 
 def _load_script(path: Path) -> nn.Module:
     with warnings.catch_warnings():
-        # PyTorch advises to export anew, which is not for the one who serves the model to do.
+        # PyTorch's advice to export the model again is not for the operator who serves it.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         module: nn.Module = torch.jit.load(path, map_location="cpu").eval()  # type: ignore[no-untyped-call]

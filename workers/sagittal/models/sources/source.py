@@ -1,4 +1,4 @@
-"""What every source is: settings, and a way from them to a model."""
+"""The base class of sources: settings, and a loader."""
 
 import importlib
 from abc import ABC, abstractmethod
@@ -16,21 +16,21 @@ from sagittal.models.sources.access import Access
 
 
 class ModelUnavailable(Exception):
-    """A model cannot be loaded; the message says why and what to do."""
+    """A model cannot be loaded; the message states the reason and the remedy."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sourced:
-    """What a source gave."""
+    """The result of a source."""
 
     module: nn.Module
-    """Maps (n, 3, height, width) to (n, classes). An `BlackBox` one gives neither gradients nor layers."""
+    """Maps (n, 3, height, width) to (n, classes). A `BlackBox` has neither gradients nor layers."""
     notes: tuple[Step, ...] = ()
-    """What was done on the way, for `GetModel`: such as a conversion, or why it was left out."""
+    """Steps of the source, such as a conversion, or why it was skipped; shown by `GetModel`."""
 
 
 class Source(BaseModel, ABC):
-    """The settings of one kind of source, which model files give beside `kind`."""
+    """The settings of one kind of source, given in model files beside `kind`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -40,16 +40,16 @@ class Source(BaseModel, ABC):
 
 
 def need(module: str, *, extra: str) -> ModuleType:
-    """Imports a module of an optional extra. Raises ModelUnavailable, naming the extra."""
+    """Imports a module of an optional extra. Raises ModelUnavailable with the name of the extra."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ModelUnavailable(f"{error.name} is not installed: pip install 'sagittal[{extra}]'") from error
+        raise ModelUnavailable(f"{error.name} is not installed; run pip install 'sagittal[{extra}]'") from error
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Makes random weights come from a seed alone."""
+    """Makes random weights depend on a seed only."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

@@ -1,4 +1,4 @@
-"""Weights from the operator's stores, through fsspec: fetched once, checked, and kept under their checksum."""
+"""Weights from the operator's stores, through fsspec: fetched once, checked, and cached by their checksum."""
 
 import hashlib
 import os
@@ -15,24 +15,22 @@ from sagittal.models.sources.source import ModelUnavailable, need
 log = structlog.get_logger(__name__)
 
 _PATH = re.compile(r"[A-Za-z0-9._=+@-]+(/[A-Za-z0-9._=+@-]+)*")
-"""Paths in a store: nothing that a URL or a file system would read as more than a name."""
+"""Valid paths in a store: plain names that neither URLs nor file systems interpret."""
 
 _CHUNK = MIB
-"""Bytes that are read at once."""
+"""Bytes per read."""
 
 
 def fetch(name: str, path: str, sha256: str, access: Access) -> Path:
-    """Returns where a file of a store lies in the cache, fetched where it is not there yet. Raises ModelUnavailable."""
+    """Returns the cached path of a file in a store, and fetches it if necessary. Raises ModelUnavailable."""
     store = access.stores.get(name)
     if store is None:
         known = ", ".join(sorted(access.stores)) or "none"
         raise ModelUnavailable(f"there is no store {name!r}; SAGITTAL_SOURCES__STORES lists: {known}")
     if not _PATH.fullmatch(path) or ".." in path.split("/"):
-        raise ModelUnavailable(f"the path {path!r} is no path in a store: give names separated by /, such as a/b.pt")
+        raise ModelUnavailable(f"the path {path!r} is invalid in a store: give names separated by /, such as a/b.pt")
     if not sha256:
-        raise ModelUnavailable(
-            f"the file {path} of store {name} needs its sha256: what comes over a network is checked"
-        )
+        raise ModelUnavailable(f"the file {path} of store {name} requires sha256: files from a network are checked")
     _own_directory(access.cache_directory)
     kept = access.cache_directory / f"{sha256}{Path(path).suffix}"
     if kept.is_file() and _digest(kept) == sha256:
@@ -42,17 +40,17 @@ def fetch(name: str, path: str, sha256: str, access: Access) -> Path:
 
 
 def _own_directory(directory: Path) -> None:
-    """Makes the cache, and refuses one that another user may write to."""
+    """Creates the cache, and raises ModelUnavailable if other users may write to it."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.stat()
     except OSError as error:
         raise ModelUnavailable(
-            f"the cache {directory} cannot be made: {error.strerror}; set SAGITTAL_SOURCES__CACHE"
+            f"the cache {directory} cannot be created: {error.strerror}; set SAGITTAL_SOURCES__CACHE"
         ) from error
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise ModelUnavailable(
-            f"the cache {directory} can be written by others; set SAGITTAL_SOURCES__CACHE to your own"
+            f"the cache {directory} is writable by other users; set SAGITTAL_SOURCES__CACHE to a directory of your own"
         )
 
 
@@ -69,7 +67,7 @@ def _download(store: Store, name: str, path: str, sha256: str, kept: Path, acces
         log.info("weights-fetched", store=name, path=path, bytes=size)
     except ModelUnavailable:
         raise
-    except Exception as error:  # each file system raises errors of its own
+    except Exception as error:  # each file system raises its own errors
         raise ModelUnavailable(
             f"the file {path} of store {name} cannot be fetched: {type(error).__name__}: {_first_line(error)}"
         ) from error
@@ -82,13 +80,13 @@ def _open(store: Store, name: str, path: str) -> IO[bytes]:
     try:
         system: Any = fsspec.filesystem(store.url.partition("://")[0], **store.options)
     except ImportError as error:
-        raise ModelUnavailable(f"store {name} cannot be opened: {error}; pip install 'sagittal[stores]'") from error
+        raise ModelUnavailable(f"store {name} cannot be opened: {error}; run pip install 'sagittal[stores]'") from error
     file: IO[bytes] = system.open(f"{store.url}/{path}", "rb")
     return file
 
 
 def _copy(source: IO[bytes], target: IO[bytes], what: str, access: Access) -> tuple[str, int]:
-    """Returns the checksum and the size of what was copied."""
+    """Returns the checksum and the size of the copied data."""
     digest, size = hashlib.sha256(), 0
     while chunk := source.read(_CHUNK):
         size += len(chunk)

@@ -12,15 +12,15 @@ from sagittal.models.sources.weights import Weights, load_weights
 
 
 class Torchvision(Source):
-    """A torchvision architecture with weights from a file, or random ones from a seed where none is named."""
+    """A torchvision architecture with weights from a file, or random weights from a seed if no file is named."""
 
     model: str
-    """As `torchvision.models.list_models` has it, such as `resnet50`."""
+    """Name in `torchvision.models.list_models`, such as `resnet50`."""
     weights: Weights | None = None
-    """File of weights. Not set: random ones."""
+    """File of weights. By default random weights."""
     preset: str = ""
-    """Name of torchvision's weights that the file must be, such as `IMAGENET1K_V2`: it is checked against torchvision's
-    own checksum. Nothing is downloaded."""
+    """Name of torchvision's weights that the file must contain, such as `IMAGENET1K_V2`; it is checked against
+    torchvision's own checksum. Nothing is downloaded."""
     seed: int = Field(default=0, ge=0)
     """Seed of random weights."""
     classes: int = Field(default=1000, ge=1)
@@ -50,6 +50,6 @@ class Torchvision(Source):
             )
         url = known[self.preset].url
         if self.weights is None:
-            raise ModelUnavailable(f"source.weights: preset {self.preset} needs its file, which lies at {url}")
-        # The name of a file of torchvision ends with the first digits of its SHA-256.
+            raise ModelUnavailable(f"source.weights: preset {self.preset} requires its file; download it from {url}")
+        # The name of a torchvision file ends with the first digits of its SHA-256.
         check_sum(open_weights(self.weights, access), url.rpartition("-")[2].partition(".")[0])

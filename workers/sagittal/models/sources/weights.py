@@ -1,4 +1,4 @@
-"""Weights into an architecture: tensors alone are read, and each must fit."""
+"""Loads weights into an architecture: only tensors are read, and each must fit."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,28 +15,28 @@ from sagittal.models.sources.files import FileReference, check_archive, open_wei
 from sagittal.models.sources.source import ModelUnavailable
 
 COUNTERS = "num_batches_tracked"
-"""What a tensor may be called that has no say in evaluation mode, and that older files lack."""
+"""Endings of tensor names that do not matter in evaluation mode, and that older files lack."""
 
 
 class WeightsReference(FileReference):
-    """A file of weights, and where in it the tensors are."""
+    """A file of weights, and the location of the tensors in it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str = ""
-    """Key under which a training checkpoint keeps the tensors, such as `state_dict`."""
+    """Key of the tensors in a training checkpoint, such as `state_dict`."""
     prefix: str = ""
-    """What each tensor's name begins with beyond the architecture's, such as `module.`; tensors without are left."""
+    """Prefix of the tensor names beyond the architecture's, such as `module.`; other tensors are ignored."""
 
 
 def load_weights(module: nn.Module, reference: WeightsReference, access: Access) -> None:
-    """Loads a module's weights. Raises ModelUnavailable, naming the first tensor that does not fit."""
+    """Loads a module's weights. Raises ModelUnavailable with the name of the first tensor that does not fit."""
     path = open_weights(reference, access)
     fit_tensors(module, _select(read_tensors(path), reference, path), path)
 
 
 def read_tensors(path: Path) -> Mapping[str, object]:
-    """Returns what a file of weights holds, by name; nothing in it is run."""
+    """Returns the content of a file of weights by name, without running code in it."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -47,10 +47,10 @@ def read_tensors(path: Path) -> Mapping[str, object]:
     except ModelUnavailable:
         raise
     except Exception as error:
-        # What PyTorch says of a pickle that is refused advises to trust it.
+        # PyTorch's message about a refused pickle advises to trust it.
         raise ModelUnavailable(
-            f"the weights {path} cannot be read: {type(error).__name__}; expected safetensors, or a state dict with "
-            "nothing but tensors as torch.save writes it"
+            f"the weights {path} cannot be read: {type(error).__name__}; expected safetensors, or a state dict of "
+            "tensors written by torch.save"
         ) from error
     if not isinstance(state, Mapping):
         raise ModelUnavailable(f"the weights {path} hold {type(state).__name__}; expected tensors by name")
@@ -68,7 +68,7 @@ def _select(state: Mapping[str, object], reference: WeightsReference, path: Path
 
 
 def fit_tensors(module: nn.Module, state: Mapping[str, object], path: Path) -> None:
-    """Copies tensors into a module. Raises ModelUnavailable, naming the first that does not fit, with both shapes."""
+    """Copies tensors into a module. Raises ModelUnavailable with the first that does not fit, and both shapes."""
     expected = module.state_dict()
     for name, wanted in expected.items():
         _check_tensor(name, wanted, state, path)
@@ -76,7 +76,7 @@ def fit_tensors(module: nn.Module, state: Mapping[str, object], path: Path) -> N
         if name not in expected and not name.endswith(COUNTERS):
             shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ModelUnavailable(
-                f"the weights {path} hold {name} of shape {shape}, which the architecture has not: is it the right one?"
+                f"the weights {path} have {name} of shape {shape}, which the architecture lacks; check the architecture"
             )
     module.load_state_dict({name: state[name] for name in expected if name in state}, strict=False)
 
@@ -88,12 +88,12 @@ def _check_tensor(name: str, wanted: Tensor, state: Mapping[str, object], path: 
     if not isinstance(found, Tensor):
         raise ModelUnavailable(
             f"the weights {path} lack the tensor {name}, of shape {tuple(wanted.shape)}: they have {_some(state)}. "
-            "Is it the right architecture? See `key` and `prefix` for tensors under another name."
+            "Check the architecture, or set `key` and `prefix` if the tensors have other names."
         )
     if found.shape != wanted.shape:
         raise ModelUnavailable(
-            f"the weights {path} hold {name} of shape {tuple(found.shape)}, the architecture wants "
-            f"{tuple(wanted.shape)}: is it the right architecture, with the right number of classes?"
+            f"the weights {path} have {name} of shape {tuple(found.shape)}, the architecture requires "
+            f"{tuple(wanted.shape)}; check the architecture and its number of classes"
         )
 
 
@@ -103,4 +103,4 @@ def _some(state: Mapping[str, object]) -> str:
 
 
 Weights = Annotated[WeightsReference, BeforeValidator(path_alone)]
-"""The type of a setting that names weights: a path alone, or a table."""
+"""The type of a setting that names weights: a path, or a table."""

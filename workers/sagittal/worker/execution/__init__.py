@@ -1,1 +1,1 @@
-"""A job on this worker, from its lease to its last event."""
+"""Execution of a job on this worker, from its lease to its last event."""

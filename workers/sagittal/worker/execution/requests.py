@@ -1,4 +1,4 @@
-"""From a job's request to what the library understands: an image, a method, metrics."""
+"""Converts a job's request to the library's types: image, method, metrics."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,27 +35,27 @@ from sagittal.v1 import explanation_pb2, explanation_service_pb2, model_pb2, ten
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Request:
-    """An explanation that is asked for, decoded and checked."""
+    """A requested explanation, decoded and checked."""
 
     question: Question
     method: ResolvedMethod
     explainer: Explainer
     metrics: Metrics
     max_evaluations: int | None
-    """Budget of the search; None for no bound."""
+    """Budget of the search; None for no limit."""
     progress_seconds: float
-    """Least time between two progress events."""
+    """Minimum time between two progress events."""
     partial_masks: bool
 
 
-#: Time between two progress events where the request names none, in seconds.
+#: Default time between two progress events, in seconds.
 PROGRESS_SECONDS = 0.25
 
 
 def read_request(
     payload: bytes, images: Mapping[str, bytes], loaded: LoadedModel, described: model_pb2.Model, limits: ImageLimits
 ) -> Request:
-    """Decodes an explanation's request. Raises InvalidRequest and its kin, as the service would have."""
+    """Decodes the request of an explanation. Raises the errors that the service would have raised."""
     spec = explanation_pb2.ExplanationSpec.FromString(payload)
     method = resolve(spec.method, described.methods, field="spec.method")
     return Request(
@@ -88,7 +88,7 @@ def read_question(
 
 
 def read_image(payload: bytes, loaded: LoadedModel, limits: ImageLimits, field: str) -> Tensor:
-    """Returns a picture as the model takes it, float32 of shape (3, size, size), on the model's device."""
+    """Returns an image as the model's input, float32 of shape (3, size, size), on the model's device."""
     image = tensor_pb2.Image.FromString(payload)
     size = loaded.entry.preprocessing.input_size
     if image.WhichOneof("source") == "model_input":
@@ -99,7 +99,7 @@ def read_image(payload: bytes, loaded: LoadedModel, limits: ImageLimits, field: 
 
 
 def make_explainer(method: ResolvedMethod, device: torch.device) -> Explainer:
-    """Returns the explainer of a resolved method. Raises InvalidRequest where a parameter is out of its bounds."""
+    """Returns the explainer of a resolved method. Raises InvalidRequest if a parameter is out of bounds."""
     settings = {name: _parameter(value, name, device) for name, value in method.parameters.items()}
     try:
         return find_method(method.name).explainer(**settings)
@@ -109,7 +109,7 @@ def make_explainer(method: ResolvedMethod, device: torch.device) -> Explainer:
 
 
 def _parameter(value: Any, name: str, device: torch.device) -> Any:
-    """Returns a parameter's value; tensors, which travel serialized, as tensors on the device."""
+    """Returns the value of a parameter; serialized tensors become tensors on the device."""
     if not isinstance(value, bytes):
         return value
     array = array_of(tensor_pb2.Tensor.FromString(value), f"spec.method.{name}", dtypes=("FLOAT16", "FLOAT32"))

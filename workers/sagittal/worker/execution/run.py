@@ -55,7 +55,7 @@ class JobRun:
         checkpoint_seconds: float,
         tracer: Tracer = NO_TRACER,
     ) -> None:
-        """Opens the job's outbox and says that it started."""
+        """Opens the job's outbox and sends the event that it started."""
         self.lease = lease
         self._loaded = loaded
         self._writer = writer
@@ -83,7 +83,7 @@ class JobRun:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will be written for this lease."""
+        """Whether no more events will be written for this lease."""
         return self._outbox.closed.is_set()
 
     @property
@@ -122,25 +122,25 @@ class JobRun:
             self.task.cancel()
 
     def expire(self) -> None:
-        """Fails the job before the engine's next step, since its deadline passed. Safe from any thread."""
+        """Fails the job before the engine's next step, because its deadline passed. Thread-safe."""
         self._expired = True
         if self.task is not None:
             self.task.cancel()
 
     def drop(self) -> None:
-        """Stops the job without another word to the queue: its lease is lost."""
+        """Stops the job without further calls to the queue: its lease is lost."""
         self._writer.drop(self._outbox)
         if self.task is not None:
             self.task.cancel()
 
-    def hand_back(self) -> None:
-        """Stops the job and gives it back to the queue."""
+    def release(self) -> None:
+        """Stops the job and releases it to the queue."""
         self._handing_back = True
         if self.task is not None:
             self.task.cancel()
 
     def fail(self, error: BaseException) -> None:
-        """Ends the job with an error before the engine has seen it."""
+        """Ends the job with an error before it reaches the engine."""
         self._on_end(error)
 
     def _on_event(self, event: events.Event) -> None:
@@ -156,13 +156,13 @@ class JobRun:
             self._send(message)
 
     def _due(self, event: events.Event) -> bool:
-        """Whether a progress event or a partial mask may be sent now: in its time, or the first of a phase."""
+        """Returns whether a progress event or intermediate mask is due: after its interval, or the first of a phase."""
         work = self._work
         if work is None or (isinstance(event, events.SaliencyMask) and not work.partial_masks):
             return False
         now = time.monotonic()
         if isinstance(event, events.SaliencyMask):
-            return now - self._last_sent < work.progress_seconds  # goes with the progress event just sent
+            return now - self._last_sent < work.progress_seconds  # accompanies the progress event just sent
         begun = isinstance(event, events.Progress) and event.phase != self._last_phase
         if now - self._last_sent < work.progress_seconds and not begun:
             return False
@@ -171,18 +171,18 @@ class JobRun:
         return True
 
     def _on_end(self, error: BaseException | None) -> None:
-        """Writes the one terminal event, or hands the job back."""
+        """Writes the one terminal event, or releases the job."""
         if isinstance(error, LeaseLost):
             self._writer.drop(self._outbox)
         if self.lost:
             self._trace.end("lost", self.task)
             return
-        # A queue that is away while a job's parts are read ends no job: another attempt reads them.
+        # If the queue is unavailable while a job's parts are read, the job does not end: another attempt reads them.
         away = isinstance(error, Unavailable) and not isinstance(error, QueueFailed)
         if away or (isinstance(error, TaskCancelled) and self._handing_back):
-            self._trace.end("handed-back", self.task)
+            self._trace.end("released", self.task)
             self._checkpoints.store_newest()
-            self._writer.hand_back(self._outbox)
+            self._writer.release(self._outbox)
             return
         if isinstance(error, TaskCancelled) and self._expired and not self._cancelled_at:
             error = Expired("the deadline passed while it ran; allow more time")
@@ -213,7 +213,7 @@ class JobRun:
         )
 
     def _status(self, error: BaseException) -> status_pb2.Status:
-        """Returns what the caller is told of an error; what is a bug stays in the log under an identifier."""
+        """Returns the status for the caller; details of a bug stay in the log, under an identifier."""
         expected = translate(error, self._work.method_field if self._work else "")
         if expected is not None:
             self._log.info("job-failed", reason=expected.reason, error=expected.message)
@@ -247,13 +247,13 @@ class JobRun:
 
 
 def failed_event(lease: Lease, error: SagittalError) -> bytes:
-    """Returns the terminal event of a job that fails before it is run."""
+    """Returns the terminal event of a job that fails before it runs."""
     event = pb.ExplanationEvent(job_id=lease.job.job_id, request_id=lease.job.request_id, failed=to_status(error))
     event.time.GetCurrentTime()
     return event.SerializeToString()
 
 
-#: When to try again where a model that runs elsewhere is away, in seconds.
+#: Retry delay while a remote model is unavailable, in seconds.
 MODEL_AWAY_SECONDS = 5.0
 
 TRANSLATIONS: Mapping[type[BaseException], Callable[[Any], SagittalError]] = {
@@ -263,11 +263,11 @@ TRANSLATIONS: Mapping[type[BaseException], Callable[[Any], SagittalError]] = {
     Unsupported: lambda error: FailedPrecondition(str(error), field="spec.method"),
     torch.cuda.OutOfMemoryError: lambda _error: ModelFailed("the device has not enough memory for this method"),
 }
-"""What the library's errors are to a caller."""
+"""Errors of the library, and the errors that callers get."""
 
 
 def translate(error: BaseException, method_field: str = "") -> SagittalError | None:
-    """Returns the error to tell the caller; None for a bug. `method_field` is the method's field in the request."""
+    """Returns the error for the caller; None for a bug. `method_field` is the method's field in the request."""
     if isinstance(error, SagittalError):
         return error
     if isinstance(error, OutOfBudget):
@@ -285,13 +285,13 @@ def _out_of_budget(error: OutOfBudget) -> SagittalError:
     if error.limit == "deadline":
         return Expired("the deadline passed before there was a first result; allow more time, or fewer iterations")
     return FailedPrecondition(
-        "max_evaluations is too small for a first result of this method; allow more, or take a cheaper method",
+        "max_evaluations is too small for a first result of this method; increase it, or choose a cheaper method",
         field="spec.max_evaluations",
     )
 
 
 def software_versions() -> dict[str, str]:
-    """Returns the versions of software that results depend on."""
+    """Returns the versions of the software that results depend on."""
     return {"sagittal": metadata.version("sagittal"), "torch": torch.__version__}
 
 

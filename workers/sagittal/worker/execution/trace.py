@@ -1,4 +1,4 @@
-"""The spans of a job on this worker: its wait in the queue, the attempt, and what the engine did, summed up."""
+"""The spans of a job on this worker: its wait in the queue, the attempt, and a summary of the engine."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,15 +15,15 @@ log = structlog.get_logger(__name__)
 
 
 def job_log(lease: Lease) -> Any:
-    """Returns a logger whose lines carry the job and its trace."""
+    """Returns a logger whose lines have the job id and the trace id."""
     return log.bind(job_id=lease.job.job_id, trace_id=trace_id(lease.trace_context))
 
 
 class JobTrace:
-    """The spans of one lease. They are children of the span that submitted the job."""
+    """The spans of one lease, as children of the span that submitted the job."""
 
     def __init__(self, tracer: Tracer, lease: Lease, worker: str) -> None:
-        """Begins the attempt, and tells of the wait before it."""
+        """Starts the span of the attempt, and records the span of the wait before it."""
         job, parent = lease.job, lease.trace_context
         about: dict[str, str | int] = {JOB_ID: job.job_id, "sagittal.model": job.model, "sagittal.lane": job.lane.value}
         if job.attempt == 1:
@@ -45,22 +45,22 @@ class JobTrace:
         self._engine: Span | None = None
 
     def enter_engine(self, *, batch_size: int) -> None:
-        """Begins the span of the engine."""
+        """Starts the span of the engine."""
         self._engine = self._attempt.child("engine", attributes={"sagittal.engine.batch_size": batch_size})
 
     def note(self, event: events.Event) -> None:
-        """Adds an event of the job that lasts; progress and forming masks are left out."""
+        """Adds an event of the job to the trace, except progress and intermediate masks."""
         describe = NOTED.get(type(event))
         if describe is not None and not (isinstance(event, events.SaliencyMask) and not event.final):
             name, attributes = describe(event)
             self._attempt.note(name, attributes)
 
     def cancel(self, reason: str) -> None:
-        """Tells that the cancellation reached this worker, and why it was asked for."""
-        self._attempt.note("cancellation heard", {"sagittal.cancelled.reason": reason})
+        """Records that the cancellation reached this worker, and its reason."""
+        self._attempt.note("cancellation received", {"sagittal.cancelled.reason": reason})
 
     def end(self, outcome: str, task: Task | None, *, error: str = "") -> None:
-        """Ends the spans. `outcome` is the job's state, `lost` or `handed-back`."""
+        """Ends the spans. `outcome` is the job's state, `lost` or `released`."""
         if self._engine is not None and task is not None:
             self._engine.set(_summary(task))
             self._engine.end()
@@ -119,10 +119,10 @@ NOTED: Mapping[type, Any] = {
     events.Truncated: _truncated,
     events.Checkpoint: _checkpoint,
 }
-"""Events that a trace tells of."""
+"""Events that a trace records."""
 
 
 def load_span(tracer: Tracer, lease: Lease) -> Span:
-    """Begins the span of loading the model that a job waits for."""
+    """Starts the span of loading the model that a job waits for."""
     attributes = {"sagittal.model": lease.job.model, "sagittal.model.version": lease.job.version}
     return tracer.span("load model", parent=lease.trace_context, attributes={JOB_ID: lease.job.job_id, **attributes})

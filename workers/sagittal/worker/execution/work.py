@@ -1,4 +1,4 @@
-"""From a leased job to steps for the engine: a table by kind of job."""
+"""Converts a leased job to steps for the engine, by a table of job kinds."""
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,27 +22,27 @@ from sagittal.worker.concepts.jobs import ConceptShelf, fit_steps, with_concepts
 from sagittal.worker.execution.checkpoints import unpack
 from sagittal.worker.execution.requests import PROGRESS_SECONDS, read_image, read_question, read_request
 
-#: Classes that a prediction returns where the request names no number.
+#: Default number of classes in a prediction.
 DEFAULT_TOP = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Work:
-    """Steps for the engine, and what the job's events say of them."""
+    """Steps for the engine, with the data that the job's events need."""
 
     steps: Generator[Any, Any, Any]
     method: str = ""
     method_field: str = ""
-    """Field of `Method` that carries the method; empty for jobs that are no explanations."""
+    """Field of `Method` that contains the method; empty for jobs that are no explanations."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     max_evaluations: int | None = None
     measurements: int = 0
-    """Evaluations that measuring the result takes, about."""
+    """Approximate number of evaluations that measure the result."""
     used: Usage = field(default_factory=Usage)
-    """What the search of an earlier attempt used, from which this one goes on."""
+    """Usage of an earlier attempt's search, from which this one resumes."""
     ran: float = 0.0
-    """How long that attempt ran, in seconds, those before it included."""
+    """Run time of that attempt in seconds, including earlier ones."""
     progress_seconds: float = PROGRESS_SECONDS
     partial_masks: bool = False
 
@@ -57,8 +57,8 @@ def read_work(
     """Decodes a job.
 
     Raises:
-        InvalidRequest and its kin: the request cannot be carried out.
-        JobFailed: what the queue stored is not what the service wrote.
+        InvalidRequest or a related error: the request cannot be executed.
+        JobFailed: the stored request is damaged.
     """
     try:
         if lease.job.kind is JobKind.FIT:
@@ -66,7 +66,7 @@ def read_work(
             return Work(steps=fit_steps(lease, loaded, limits, shelf), used=restored.usage, ran=restored.seconds)
         return _KINDS[lease.job.kind](lease, loaded, described, limits, shelf)
     except DecodeError as error:
-        text = f"the request of this job was damaged while it was stored ({error}): submit it again"
+        text = f"the stored request of this job is damaged ({error}): submit it again"
         raise JobFailed(text) from error
 
 

@@ -1,4 +1,4 @@
-"""Writes the events of running jobs to the queue, on a thread of its own: a slow Redis never holds up the device."""
+"""Writes the events of running jobs to the queue, on its own thread, so that a slow Redis never blocks the device."""
 
 import threading
 from collections import deque
@@ -15,64 +15,64 @@ from sagittal.worker.execution.trace import job_log
 
 log = structlog.get_logger(__name__)
 
-#: Most events of a job that are appended in one call.
+#: Maximum number of events of a job that are appended in one call.
 BATCH = 64
 
-#: First and longest pause before writing again when the queue is away, in seconds.
+#: First and longest pause before the next attempt while the queue is unavailable, in seconds.
 PAUSE, LONGEST_PAUSE = 0.1, 5.0
 
-#: Failures of the queue in a row, by a bug or damaged data, after which a job is given up.
+#: Consecutive failures of the queue, by a bug or damaged data, after which a job is given up.
 FAILURES_IN_A_ROW = 5
 
 
 @dataclass(slots=True, eq=False)
 class Outbox:
-    """The events of one lease that are still to be written."""
+    """The events of one lease that are not written yet."""
 
     lease: Lease
     events: deque[bytes] = field(default_factory=deque)
     ending: tuple[bytes, JobState] | None = None
-    """The terminal event with the state that it ends in."""
-    handed_back: bool = False
+    """The terminal event with the final state."""
+    released: bool = False
     checkpoint: bytes | None = None
-    """The newest checkpoint, where it is still to be written."""
+    """The newest checkpoint, if it is not written yet."""
     closed: threading.Event = field(default_factory=threading.Event)
-    """Set when there is nothing more to write: settled, handed back, or lost."""
+    """Set when there is nothing more to write: the job is settled, released, or lost."""
     unsure: int = 0
-    """Events at the front that were sent without an answer: they are sent again just so, and count once."""
+    """Number of first events that were sent without an answer: they are sent again unchanged, and count once."""
     failures: int = 0
-    """Times in a row that the queue failed to write it."""
+    """Consecutive failures of the queue to write it."""
     lost: bool = False
     full: bool = False
-    """Whether the queue takes no more events of this job but its last."""
+    """Whether the queue accepts only the last event of this job."""
 
     @property
     def waits(self) -> bool:
         """Whether there is something to write."""
-        return bool(self.events or self.ending or self.handed_back or self.checkpoint)
+        return bool(self.events or self.ending or self.released or self.checkpoint)
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What of an outbox is written next, as of one moment: nothing that comes later may overtake what came before."""
+    """The next part of an outbox to write, as of one moment, so that later items cannot overtake earlier ones."""
 
     events: Sequence[bytes]
     checkpoint: bytes | None = None
-    """Of after these events; None also where there are more events before it."""
+    """Follows these events; also None if there are more events before it."""
     ending: tuple[bytes, JobState] | None = None
-    """Set where these are the last events: one round trip writes both."""
-    handed_back: bool = False
+    """Set if these are the last events: one round trip writes both."""
+    released: bool = False
 
 
 class EventWriter:
-    """One thread that writes for all jobs, each job's events in order."""
+    """A thread that writes for all jobs, each job's events in order."""
 
     def __init__(self, queue: WorkerQueue, supervisor: Supervisor) -> None:
-        """Starts nothing yet; see `start`.
+        """Constructs the writer; `start` starts its thread.
 
         Args:
-            queue: Where the events go.
-            supervisor: Starts the thread again if it fails.
+            queue: Destination of the events.
+            supervisor: Restarts the thread if it fails.
         """
         self._queue = queue
         self._supervisor = supervisor
@@ -93,38 +93,38 @@ class EventWriter:
         return outbox
 
     def put(self, outbox: Outbox, event: bytes) -> None:
-        """Adds an event, which is written soon."""
+        """Adds an event, to be written soon."""
         with self._changed:
             if not outbox.full:
                 outbox.events.append(event)
                 self._changed.notify()
 
     def checkpoint(self, outbox: Outbox, state: bytes) -> None:
-        """Stores a checkpoint once the events before it are written, in place of one that waits."""
+        """Stores a checkpoint after the events before it are written, in place of a waiting one."""
         with self._changed:
             outbox.checkpoint = state
             self._changed.notify()
 
     def settle(self, outbox: Outbox, event: bytes, state: JobState) -> None:
-        """Ends the job once all its events are written."""
+        """Ends the job after all its events are written."""
         with self._changed:
             outbox.ending = (event, state)
             self._changed.notify()
 
-    def hand_back(self, outbox: Outbox) -> None:
-        """Gives the job back to the queue once all its events and its checkpoint are written."""
+    def release(self, outbox: Outbox) -> None:
+        """Releases the job to the queue after all its events and its checkpoint are written."""
         with self._changed:
-            outbox.handed_back = True
+            outbox.released = True
             self._changed.notify()
 
     def drop(self, outbox: Outbox) -> None:
-        """Forgets a job whose lease is lost: nothing of it may be written."""
+        """Discards a job whose lease is lost: none of its events may be written."""
         with self._changed:
             outbox.lost = True
             self._close(outbox)
 
     def stop(self, timeout: float) -> None:
-        """Stops once everything is written, or after `timeout` seconds."""
+        """Stops after everything is written, or after `timeout` seconds."""
         with self._changed:
             self._stopped = True
             self._changed.notify()
@@ -149,7 +149,7 @@ class EventWriter:
                 pause = min(2 * pause, LONGEST_PAUSE)
 
     def _next(self) -> Sequence[Outbox] | None:
-        """Waits for outboxes with something to write; None when stopped and all is written."""
+        """Waits for outboxes with something to write; None when stopped and everything is written."""
         with self._changed:
             while True:
                 ready = [box for box in self._outboxes.values() if box.waits]
@@ -160,7 +160,7 @@ class EventWriter:
                 self._changed.wait()
 
     def _write(self, outbox: Outbox) -> bool:
-        """Writes what waits; returns whether the queue could. Raises Unavailable."""
+        """Writes the next parts; returns whether the queue was available. Raises Unavailable."""
         try:
             while self._write_part(outbox, self._part(outbox)):
                 pass
@@ -179,7 +179,7 @@ class EventWriter:
         return True
 
     def _note_failure(self, outbox: Outbox, failed: QueueFailed) -> None:
-        """Gives a job up that the queue fails for again and again: its lease expires, and neighbours are written."""
+        """Gives up a job for which the queue fails repeatedly: its lease expires, and other jobs are written."""
         outbox.failures += 1
         given_up = outbox.failures >= FAILURES_IN_A_ROW
         doing = "leaving its lease to expire" if given_up else "writing it again"
@@ -193,7 +193,7 @@ class EventWriter:
             events = [outbox.events[index] for index in range(count)]
             if len(outbox.events) > count or outbox.unsure:
                 return _Part(events)
-            return _Part(events, outbox.checkpoint, outbox.ending, outbox.handed_back)
+            return _Part(events, outbox.checkpoint, outbox.ending, outbox.released)
 
     def _write_part(self, outbox: Outbox, part: _Part) -> bool:
         """Writes a part; returns whether there may be more."""
@@ -210,7 +210,7 @@ class EventWriter:
             with self._changed:
                 if outbox.checkpoint is part.checkpoint:
                     outbox.checkpoint = None
-        if part.handed_back:
+        if part.released:
             self._queue.release(outbox.lease)
             return self._closed(outbox)
         return bool(part.events or part.checkpoint is not None)
@@ -230,5 +230,5 @@ class EventWriter:
         self._outboxes.pop((outbox.lease.job.job_id, outbox.lease.token), None)
         outbox.events.clear()
         outbox.unsure = 0
-        outbox.ending, outbox.handed_back, outbox.checkpoint = None, False, None
+        outbox.ending, outbox.released, outbox.checkpoint = None, False, None
         outbox.closed.set()
