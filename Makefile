@@ -6,7 +6,7 @@ IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: demo test test-architectures test-kernels chaos check protos client bench bench-engine bench-service bench-peers soak bench-quality bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan peers
+.PHONY: page demo test test-architectures test-kernels chaos check protos client bench bench-engine bench-service bench-peers soak bench-quality bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan peers
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -64,6 +64,7 @@ check: $(VENV)/.installed-dev ## Runs every static check; with STRICT=yes what c
 	@if git rev-parse --quiet --verify main > /dev/null; then echo buf breaking; $(BIN)/buf breaking --against '.git#branch=main'; fi
 	scripts/protos.sh --check $(BIN)
 	$(BIN)/python scripts/sync_client.py --check
+	$(BIN)/python scripts/page.py --check $(if $(filter yes,$(STRICT)),--strict)
 	$(BIN)/python scripts/chart_docs.py --check
 	$(BIN)/python scripts/reference_docs.py --check
 	$(BIN)/python scripts/api_docs.py --check
@@ -71,6 +72,9 @@ check: $(VENV)/.installed-dev ## Runs every static check; with STRICT=yes what c
 	$(BIN)/python scripts/helm.py lint --strict --quiet helm/sagittal
 	$(BIN)/python scripts/audit.py $(if $(filter yes,$(STRICT)),--strict)
 	$(MAKE) scan STRICT=$(STRICT)
+
+page: $(VENV)/.installed-dev ## Builds the page that sagittal-page serves; Node comes with the environment.
+	$(BIN)/python scripts/page.py
 
 protos: $(VENV)/.installed-dev ## Generates the modules beside the .proto files: the only way it is done.
 	scripts/protos.sh $(BIN)

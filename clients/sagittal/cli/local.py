@@ -30,6 +30,13 @@ LOOK_SECONDS = 0.5
     help="Port of the service's metrics; the worker's is the next. 0 switches both off.",
 )
 @click.option(
+    "--page-port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="Port of the page on 127.0.0.1. 0 switches it off.",
+)
+@click.option(
     "--models",
     "models_file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -40,7 +47,7 @@ LOOK_SECONDS = 0.5
     type=click.Path(file_okay=False, path_type=Path),
     help="Directory in which jobs and logs survive.  [default: a temporary one]",
 )
-def up(listen: str, metrics_port: int, models_file: Path | None, state: Path | None) -> None:
+def up(listen: str, metrics_port: int, page_port: int, models_file: Path | None, state: Path | None) -> None:
     """Runs Valkey, the service and a worker on this machine until Ctrl-C.
 
     A service or worker that dies is started again, and what it worked on goes on, up to five times within a minute.
@@ -51,6 +58,7 @@ def up(listen: str, metrics_port: int, models_file: Path | None, state: Path | N
         listen=listen,
         service_metrics=metrics_port,
         worker_metrics=metrics_port and metrics_port + 1,
+        page=page_port,
         models_file=models_file or MODELS_FILE,
         state=state,
     )
@@ -61,6 +69,8 @@ def up(listen: str, metrics_port: int, models_file: Path | None, state: Path | N
         echo(f"logs     {stack.directory}")
         if metrics_port:
             echo(f"metrics  http://127.0.0.1:{metrics_port}/metrics (service), :{metrics_port + 1} (worker)")
+        if page_port:
+            echo(f"page     http://127.0.0.1:{page_port}")
         stack.wait_for_models(client, echo)
         echo("ready; Ctrl-C stops everything")
         while True:

@@ -124,6 +124,8 @@ class Plan:
     """Port of the service's metrics; 0 for none."""
     worker_metrics: int
     """Port of the worker's metrics; 0 for none."""
+    page: int = 0
+    """Port of the page; 0 for none."""
     models_file: Path
     state: Path | None = None
     """Directory in which jobs and logs survive; None for a temporary one."""
@@ -233,6 +235,8 @@ class LocalStack:
         }
         self._spawn("service", "sagittal.server.main", common | service_environment(self.plan))
         self._spawn("worker", "sagittal.worker.start", common | worker_environment(self.plan))
+        if self.plan.page:
+            self._spawn("page", "sagittal.page.start", page_environment(self.plan))
 
     def _spawn(self, name: str, module: str, environment: Mapping[str, str]) -> None:
         child = Child(name, module, environment, self.directory / f"{name}.log")
@@ -247,6 +251,15 @@ def service_environment(plan: Plan) -> dict[str, str]:
         "SAGITTAL_LISTEN": plan.listen,
         "SAGITTAL_METRICS_PORT": str(plan.service_metrics),
         "SAGITTAL_DRAIN": "0.5",
+    }
+
+
+def page_environment(plan: Plan) -> dict[str, str]:
+    """Returns the settings of the page."""
+    return {
+        "SAGITTAL_PAGE_LISTEN_PORT": str(plan.page),
+        "SAGITTAL_PAGE_ADDRESS": plan.listen,
+        "SAGITTAL_PAGE_DRAIN": "0",
     }
 
 
@@ -288,6 +301,7 @@ def _check_free(plan: Plan) -> None:
         ("--listen", int(port)),
         ("--metrics-port", plan.service_metrics),
         ("--metrics-port", plan.worker_metrics),
+        ("--page-port", plan.page),
     )
     for option, number in wanted:
         with socket.socket() as probe:

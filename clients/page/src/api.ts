@@ -1,0 +1,101 @@
+/** The API of the service, as this page calls it. */
+
+import { Code, ConnectError, createClient, type Interceptor } from "@connectrpc/connect";
+import { createConnectTransport } from "@connectrpc/connect-web";
+import { ExplanationService } from "../gen/sagittal/v1/explanation_service_pb";
+import { ModelService } from "../gen/sagittal/v1/model_service_pb";
+import type { ExplanationEvent } from "../gen/sagittal/v1/explanation_pb";
+
+const TOKEN = "sagittal-token";
+
+/** First and longest pause before a broken stream is watched again, in milliseconds. */
+const FIRST_PAUSE = 250;
+const LONGEST_PAUSE = 5000;
+
+export const token = {
+  get: () => sessionStorage.getItem(TOKEN) ?? "",
+  set: (value: string) => sessionStorage.setItem(TOKEN, value),
+};
+
+const authorize: Interceptor = (next) => (request) => {
+  if (token.get()) request.header.set("Authorization", `Bearer ${token.get()}`);
+  return next(request);
+};
+
+const transport = createConnectTransport({
+  baseUrl: window.location.origin,
+  useBinaryFormat: true,
+  interceptors: [authorize],
+});
+
+export const explanations = createClient(ExplanationService, transport);
+export const models = createClient(ModelService, transport);
+
+/** Whether the caller must send another token. */
+export function isUnauthenticated(error: unknown): boolean {
+  return ConnectError.from(error).code === Code.Unauthenticated;
+}
+
+/** Whether the same call may succeed later; a call that this page did not cancel was cut off by a server that stops. */
+export function isAway(error: unknown): boolean {
+  const codes = [Code.Unavailable, Code.DeadlineExceeded, Code.Unknown, Code.Canceled];
+  return codes.includes(ConnectError.from(error).code);
+}
+
+/** Makes a call that may be made twice, again and again while the service is away. */
+export async function patiently<T>(call: () => Promise<T>, signal?: AbortSignal): Promise<T> {
+  for (let pause = FIRST_PAUSE; ; pause = Math.min(2 * pause, LONGEST_PAUSE)) {
+    try {
+      return await call();
+    } catch (error) {
+      if (signal?.aborted || !isAway(error)) throw error;
+    }
+    await wait(pause);
+  }
+}
+
+/** Returns an identifier that no other request has. */
+export function uniqueId(): string {
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+function wait(milliseconds: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds));
+}
+
+/** Returns what an error says, without its code. */
+export function messageOf(error: unknown): string {
+  return ConnectError.from(error).rawMessage;
+}
+
+/** Yields the events of a job to its end. A broken stream is watched again from where it broke. */
+export async function* watch(
+  jobId: string,
+  signal: AbortSignal,
+  onBreak: (broken: boolean) => void,
+): AsyncGenerator<ExplanationEvent> {
+  let after = 0n;
+  let pause = FIRST_PAUSE;
+  while (!signal.aborted) {
+    try {
+      for await (const { event } of explanations.watchExplanation({ jobId, afterSequence: after }, { signal })) {
+        if (!event) continue;
+        onBreak(false);
+        pause = FIRST_PAUSE;
+        after = event.sequence;
+        yield event;
+        if (isTerminal(event)) return;
+      }
+    } catch (error) {
+      if (signal.aborted) return;
+      if (!isAway(error)) throw error;
+    }
+    onBreak(true);
+    await wait(pause);
+    pause = Math.min(2 * pause, LONGEST_PAUSE);
+  }
+}
+
+function isTerminal(event: ExplanationEvent): boolean {
+  return ["completed", "failed", "cancelled"].includes(event.event.case ?? "");
+}

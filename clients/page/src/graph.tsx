@@ -1,0 +1,130 @@
+/** The attention graph: roots are sufficient sets, each edge removes a patch; a node marks its patches everywhere. */
+
+import { useMemo, useState } from "preact/hooks";
+import type { GraphNode } from "../gen/sagittal/v1/explanation_pb";
+import { nameOf, type Explanation } from "./explanation";
+import { covered, SIDE } from "./image";
+import { Status } from "./picture";
+import { texts } from "./texts";
+
+const NODE = 116;
+const GAP = { across: 28, down: 64 };
+const CAPTION = 34;
+
+interface Place {
+  node: GraphNode;
+  x: number;
+  y: number;
+}
+
+export function GraphView(props: { found: Explanation; view: HTMLCanvasElement }) {
+  const { nodes, edges } = props.found;
+  const [marked, setMarked] = useState<GraphNode>();
+  const [scale, setScale] = useState(1);
+  const places = useMemo(() => arrange(nodes), [nodes]);
+  const pictures = useMemo(() => {
+    const drawn = new Map<string, string>();
+    for (const node of nodes) {
+      const kept = new Set(node.patches?.patches);
+      const grid = node.patches?.grid ?? 7;
+      const small = document.createElement("canvas");
+      small.width = small.height = 2 * NODE;
+      const whole = covered(props.view, (row, column) => kept.has(row * grid + column), grid);
+      small.getContext("2d")!.drawImage(whole, 0, 0, SIDE, SIDE, 0, 0, 2 * NODE, 2 * NODE);
+      drawn.set(node.id, small.toDataURL("image/png"));
+    }
+    return drawn;
+  }, [nodes, props.view]);
+  if (!nodes.length) return <Status>{texts.graph.none}</Status>;
+  const width = Math.max(...places.map((place) => place.x)) + NODE + 8;
+  const height = Math.max(...places.map((place) => place.y)) + NODE + CAPTION + 8;
+  const at = new Map(places.map((place) => [place.node.id, place]));
+  const markedPatches = new Set(marked?.patches?.patches);
+  return (
+    <>
+      <p class="faint">
+        {texts.graph.roots} {texts.graph.hover}
+      </p>
+      <div class="zoom">
+        <button type="button" aria-label="zoom out" onClick={() => setScale(Math.max(0.4, scale / 1.25))}>−</button>
+        <button type="button" aria-label="zoom in" onClick={() => setScale(Math.min(2.5, scale * 1.25))}>+</button>
+      </div>
+      <div class="graph" tabIndex={0} role="group" aria-label={texts.views.graph}>
+        <svg viewBox={`0 0 ${width} ${height}`} width={width * scale} height={height * scale}>
+          {edges.map((edge) => {
+            const [parent, child] = [at.get(edge.parent), at.get(edge.child)];
+            if (!parent || !child) return null;
+            const live = marked && (edge.parent === marked.id || edge.child === marked.id);
+            return (
+              <line
+                key={`${edge.parent} ${edge.child}`}
+                class={live ? "edge live" : "edge"}
+                x1={parent.x + NODE / 2}
+                y1={parent.y + NODE + CAPTION}
+                x2={child.x + NODE / 2}
+                y2={child.y}
+              />
+            );
+          })}
+          {places.map(({ node, x, y }) => {
+            const grid = node.patches?.grid ?? 7;
+            const side = NODE / grid;
+            const label = `${texts.percent(node.score)} ${nameOf(node.top)}, ${texts.graph.keeps(texts.percent(node.relativeScore))}`;
+            return (
+              <g
+                key={node.id}
+                transform={`translate(${x} ${y})`}
+                class={node.root ? "node root" : "node"}
+                tabIndex={0}
+                role="img"
+                aria-label={label}
+                onPointerEnter={() => setMarked(node)}
+                onPointerLeave={() => setMarked(undefined)}
+                onFocus={() => setMarked(node)}
+                onBlur={() => setMarked(undefined)}
+              >
+                <title>{label}</title>
+                <image href={pictures.get(node.id)} width={NODE} height={NODE} />
+                {(node.patches?.patches ?? [])
+                  .filter((patch) => markedPatches.has(patch))
+                  .map((patch) => (
+                    <rect
+                      key={patch}
+                      class="mark"
+                      x={(patch % grid) * side}
+                      y={Math.floor(patch / grid) * side}
+                      width={side}
+                      height={side}
+                    />
+                  ))}
+                <rect class="frame" width={NODE} height={NODE} />
+                <rect class="confidence" y={NODE + 4} width={NODE * Math.min(1, node.relativeScore)} height={4} />
+                <text y={NODE + 24}>
+                  {texts.percent(node.score)}
+                </text>
+              </g>
+            );
+          })}
+        </svg>
+      </div>
+    </>
+  );
+}
+
+/** Returns where nodes go: those with as many patches in one row, the most at the top, below their parents' order. */
+function arrange(nodes: GraphNode[]): Place[] {
+  const sizes = [...new Set(nodes.map(size))].sort((a, b) => b - a);
+  const rows = sizes.map((each) => nodes.filter((node) => size(node) === each));
+  const most = Math.max(...rows.map((row) => row.length));
+  return rows.flatMap((row, down) =>
+    row.map((node, across) => ({
+      node,
+      x: 4 + (across + (most - row.length) / 2) * (NODE + GAP.across),
+      y: 4 + down * (NODE + CAPTION + GAP.down),
+    })),
+  );
+}
+
+function size(node: GraphNode): number {
+  return node.patches?.patches.length ?? 0;
+}

@@ -1,0 +1,108 @@
+/** Images as the model sees them, and what is painted over them. */
+
+import type { Preprocessing } from "../gen/sagittal/v1/model_pb";
+import type { Heatmap } from "./explanation";
+
+/** Side of the pictures that are drawn, in pixels. */
+export const SIDE = 448;
+
+/** Blur of what is hidden, as a share of the side: the baseline's 50 of 224 pixels. */
+const BLUR = 50 / 224;
+
+/** Returns what the model sees of an image: resized, and cropped or squashed to a square. */
+export function modelView(image: ImageBitmap, preprocessing: Preprocessing | undefined): HTMLCanvasElement {
+  const [canvas, paint] = square();
+  const input = preprocessing?.inputSize || 224;
+  if (preprocessing?.fit === "squash") {
+    paint.drawImage(image, 0, 0, SIDE, SIDE);
+    return canvas;
+  }
+  // The shorter side becomes `resize` pixels, of which the middle `input` are kept.
+  const kept = (Math.min(image.width, image.height) * input) / Math.max(preprocessing?.resize || input, input);
+  paint.drawImage(image, (image.width - kept) / 2, (image.height - kept) / 2, kept, kept, 0, 0, SIDE, SIDE);
+  return canvas;
+}
+
+/** Returns a view with saliency painted over it, 0 leaving it as it is. */
+export function overlaid(view: HTMLCanvasElement, heatmap: Heatmap, opacity: number): HTMLCanvasElement {
+  const [canvas, paint] = square();
+  paint.drawImage(view, 0, 0);
+  paint.globalAlpha = opacity;
+  paint.drawImage(coloured(heatmap), 0, 0, SIDE, SIDE);
+  return canvas;
+}
+
+/** Returns a view of which only the cells are kept for which `keep` is true; a blur stands for the baseline. */
+export function covered(view: HTMLCanvasElement, keep: (row: number, column: number) => boolean, rows: number) {
+  const [canvas, paint] = square();
+  paint.drawImage(blurred(view), 0, 0);
+  paint.beginPath();
+  const side = SIDE / rows;
+  for (let row = 0; row < rows; row++)
+    for (let column = 0; column < rows; column++)
+      if (keep(row, column)) paint.rect(column * side, row * side, side, side);
+  paint.clip();
+  paint.drawImage(view, 0, 0);
+  return canvas;
+}
+
+const blurs = new WeakMap<HTMLCanvasElement, HTMLCanvasElement>();
+
+function blurred(view: HTMLCanvasElement): HTMLCanvasElement {
+  const known = blurs.get(view);
+  if (known) return known;
+  const [canvas, paint] = square();
+  const edge = 2 * BLUR * SIDE;
+  paint.filter = `blur(${BLUR * SIDE}px)`;
+  // The edge is repeated, so that the blur does not fade to transparent there.
+  paint.drawImage(view, -edge, -edge, SIDE + 2 * edge, SIDE + 2 * edge);
+  paint.drawImage(view, 0, 0);
+  blurs.set(view, canvas);
+  return canvas;
+}
+
+/** Returns the cells of a heatmap that make up its most salient share. */
+export function mostSalient(heatmap: Heatmap, share: number): Set<number> {
+  const order = [...heatmap.values.keys()].sort((a, b) => heatmap.values[b]! - heatmap.values[a]!);
+  return new Set(order.slice(0, Math.round(share * order.length)));
+}
+
+function coloured(heatmap: Heatmap): HTMLCanvasElement {
+  const canvas = document.createElement("canvas");
+  canvas.width = heatmap.columns;
+  canvas.height = heatmap.rows;
+  const pixels = new ImageData(heatmap.columns, heatmap.rows);
+  heatmap.values.forEach((value, cell) => {
+    const strength = Math.min(1, Math.abs(value));
+    const [red, green, blue] = value < 0 ? [0.13, 0.4, 0.67] : inferno(strength);
+    pixels.data.set([255 * red!, 255 * green!, 255 * blue!, 255 * strength ** 0.7], 4 * cell);
+  });
+  canvas.getContext("2d")!.putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+const INFERNO = [
+  [0.00021894, 0.001651, -0.0194809],
+  [0.1065134, 0.5639564, 3.9327124],
+  [11.6024931, -3.972854, -15.9423941],
+  [-41.7039961, 17.4363989, 44.3541452],
+  [77.1629357, -33.4023589, -81.8073093],
+  [-71.3194282, 32.6260643, 73.2095199],
+  [25.1311262, -12.242669, -23.070325],
+];
+
+/** Returns a colour of the map "inferno" (dark to bright, equal steps for all eyes), by the polynomial of M. Zucker. */
+export function inferno(t: number): number[] {
+  return [0, 1, 2].map((channel) => {
+    const value = INFERNO.reduceRight((sum, term) => sum * t + term[channel]!, 0);
+    return Math.min(1, Math.max(0, value));
+  });
+}
+
+function square(): [HTMLCanvasElement, CanvasRenderingContext2D] {
+  const canvas = document.createElement("canvas");
+  canvas.width = canvas.height = SIDE;
+  const paint = canvas.getContext("2d")!;
+  paint.imageSmoothingQuality = "high";
+  return [canvas, paint];
+}

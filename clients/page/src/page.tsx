@@ -1,0 +1,110 @@
+/** The page: its frame, its views by the address's hash, and the token where the service asks for one. */
+
+import { render } from "preact";
+import { useEffect, useState } from "preact/hooks";
+import type { Model } from "../gen/sagittal/v1/model_pb";
+import { isUnauthenticated, messageOf, models as modelService, token } from "./api";
+import { ExplainView } from "./explain";
+import { JobsView } from "./jobs";
+import { ModelsView } from "./models";
+import { Status } from "./picture";
+import { texts } from "./texts";
+
+/** Time between two looks at the models, in milliseconds. */
+const LOOK = 5000;
+
+function Page() {
+  const [route, setRoute] = useState(location.hash);
+  const [models, setModels] = useState<Model[]>();
+  const [problem, setProblem] = useState("");
+  const [asksToken, setAsksToken] = useState(false);
+  const [turn, setTurn] = useState(0);
+  useEffect(() => {
+    const changed = () => setRoute(location.hash);
+    window.addEventListener("hashchange", changed);
+    return () => window.removeEventListener("hashchange", changed);
+  }, []);
+  useEffect(() => {
+    const stop = new AbortController();
+    const look = () =>
+      allModels(stop.signal)
+        .then((found) => {
+          setModels(found);
+          setProblem("");
+          setAsksToken(false);
+        })
+        .catch((error) => {
+          if (stop.signal.aborted) return;
+          if (isUnauthenticated(error)) setAsksToken(true);
+          else setProblem(messageOf(error));
+        });
+    void look();
+    const timer = setInterval(look, LOOK);
+    return () => {
+      stop.abort();
+      clearInterval(timer);
+    };
+  }, [turn]);
+  const [, view = "explain", id = ""] = route.split("/");
+  const onToken = () => setAsksToken(true);
+  return (
+    <>
+      <a class="skip" href="#content">{texts.skip}</a>
+      <header>
+        <a class="name" href="#/explain">{texts.name}</a>
+        <nav>
+          {(["explain", "jobs", "models"] as const).map((each) => (
+            <a key={each} href={`#/${each}`} aria-current={each === view || (view === "job" && each === "explain") ? "page" : undefined}>
+              {texts.pages[each]}
+            </a>
+          ))}
+        </nav>
+      </header>
+      <main id="content">
+        {asksToken && <TokenForm wrong={token.get() !== ""} onToken={() => setTurn(turn + 1)} />}
+        {problem && <Status tone="bad">{texts.state.offline} {problem}</Status>}
+        {!asksToken && !models && !problem && <Status>{texts.state.loading}</Status>}
+        {models?.length === 0 && view !== "jobs" && <Status>{texts.state.noModels}</Status>}
+        {!asksToken && models && models.length > 0 && (view === "explain" || view === "job") && (
+          <ExplainView key={view === "job" ? id : "new"} models={models} jobId={view === "job" ? id : ""} onToken={onToken} />
+        )}
+        {!asksToken && view === "jobs" && <JobsView onToken={onToken} />}
+        {!asksToken && view === "models" && models && models.length > 0 && <ModelsView models={models} />}
+      </main>
+    </>
+  );
+}
+
+/** Returns all models with their methods: the list names them, and each says the rest. */
+async function allModels(signal: AbortSignal): Promise<Model[]> {
+  const { models } = await modelService.listModels({}, { signal });
+  const whole = await Promise.all(
+    models.map(({ name, version }) => modelService.getModel({ name, version }, { signal })),
+  );
+  return whole.map((answer) => answer.model).filter((model): model is Model => model !== undefined);
+}
+
+function TokenForm(props: { wrong: boolean; onToken: () => void }) {
+  const [value, setValue] = useState("");
+  return (
+    <form
+      class="token"
+      onSubmit={(event) => {
+        event.preventDefault();
+        token.set(value.trim());
+        props.onToken();
+      }}
+    >
+      <h1>{texts.token.title}</h1>
+      {props.wrong && <Status tone="bad">{texts.token.wrong}</Status>}
+      <label>
+        {texts.token.label}
+        <input type="password" autocomplete="off" value={value} onInput={(event) => setValue(event.currentTarget.value)} />
+      </label>
+      <p class="faint">{texts.token.kept}</p>
+      <button type="submit" class="primary">{texts.token.use}</button>
+    </form>
+  );
+}
+
+render(<Page />, document.body);

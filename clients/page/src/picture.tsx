@@ -1,0 +1,45 @@
+/** Small parts that several views are made of. */
+
+import { useEffect, useRef } from "preact/hooks";
+import type { ComponentChildren } from "preact";
+import { texts } from "./texts";
+
+/** Shows a canvas, with a caption under it. */
+export function Picture(props: { canvas: HTMLCanvasElement; label: string; children?: ComponentChildren }) {
+  const place = useRef<HTMLCanvasElement>(null);
+  useEffect(() => {
+    const shown = place.current!;
+    shown.width = props.canvas.width;
+    shown.height = props.canvas.height;
+    shown.getContext("2d")!.drawImage(props.canvas, 0, 0);
+  }, [props.canvas]);
+  return (
+    <figure class="picture">
+      <canvas ref={place} role="img" aria-label={props.label} />
+      <figcaption>
+        <span>{props.label}</span>
+        {props.children}
+      </figcaption>
+    </figure>
+  );
+}
+
+/** A probability as a number and a bar. */
+export function Share(props: { value: number | undefined; tone?: "kept" | "removed" }) {
+  if (props.value === undefined) return null;
+  return (
+    <strong class={`share ${props.tone ?? ""}`}>
+      <meter min={0} max={1} value={props.value} aria-hidden="true" />
+      {texts.percent(props.value)}
+    </strong>
+  );
+}
+
+/** A message that is read out when it changes. */
+export function Status(props: { tone?: "bad" | "warn"; children: ComponentChildren }) {
+  return (
+    <p class={`status ${props.tone ?? ""}`} role={props.tone === "bad" ? "alert" : "status"}>
+      {props.children}
+    </p>
+  );
+}

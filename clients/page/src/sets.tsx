@@ -1,0 +1,56 @@
+/** Minimal sufficient sets: each shown alone, with what the model says without it and what was proven. */
+
+import { useMemo } from "preact/hooks";
+import type { SufficientSet } from "../gen/sagittal/v1/explanation_pb";
+import { nameOf, type Explanation } from "./explanation";
+import { covered } from "./image";
+import { Picture, Share, Status } from "./picture";
+import { texts } from "./texts";
+
+export function SetsView(props: {
+  found: Explanation;
+  view: HTMLCanvasElement;
+  onTry: (grid: number, patches: number[]) => void;
+}) {
+  const sets = [...props.found.sets].sort((a, b) => Number(b.diverse) - Number(a.diverse));
+  if (!sets.length) return <Status>{texts.sets.none}</Status>;
+  return (
+    <ul class="cards">
+      {sets.map((set) => (
+        <SetCard key={`${set.patches?.patches}`} set={set} view={props.view} onTry={props.onTry} />
+      ))}
+    </ul>
+  );
+}
+
+function SetCard(props: {
+  set: SufficientSet;
+  view: HTMLCanvasElement;
+  onTry: (grid: number, patches: number[]) => void;
+}) {
+  const { set, view } = props;
+  const { grid = 7, patches = [] } = set.patches ?? {};
+  const canvas = useMemo(() => {
+    const kept = new Set(patches);
+    return covered(view, (row, column) => kept.has(row * grid + column), grid);
+  }, [set, view]);
+  return (
+    <li class="card">
+      <Picture canvas={canvas} label={texts.sets.only}>
+        <Share value={set.score} tone="kept" />
+      </Picture>
+      {set.causal && (
+        <p>
+          {texts.sets.without}: <Share value={set.causal.without} tone="removed" /> → {nameOf(set.causal.topWithout)}
+        </p>
+      )}
+      {set.certificate && (
+        <p title={texts.sets.checked(Number(set.certificate.checked))}>{texts.sets.levels[set.certificate.level]}</p>
+      )}
+      {!set.diverse && <p class="faint">{texts.sets.shares}</p>}
+      <button type="button" onClick={() => props.onTry(grid, patches)}>
+        {texts.sets.tryIt}
+      </button>
+    </li>
+  );
+}

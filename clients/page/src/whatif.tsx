@@ -1,0 +1,194 @@
+/** What if: hide patches and see at once what the model says then. */
+
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import type { ClassScore } from "../gen/sagittal/v1/explanation_pb";
+import type { RegionScore } from "../gen/sagittal/v1/explanation_service_pb";
+import { explanations, messageOf } from "./api";
+import { nameOf } from "./explanation";
+import { covered } from "./image";
+import { Picture, Share, Status } from "./picture";
+import { texts } from "./texts";
+
+/** Most patches that "smallest change" hides before it gives up. */
+const MOST = 16;
+
+interface Try {
+  hidden: number[];
+  score: number;
+  top?: ClassScore;
+}
+
+export function WhatIfView(props: { jobId: string; view: HTMLCanvasElement; grid: number; start: number[] }) {
+  const { jobId, view, grid } = props;
+  const [hidden, setHidden] = useState<ReadonlySet<number>>(new Set(props.start));
+  const [now, setNow] = useState<Try>();
+  const [full, setFull] = useState<ClassScore>();
+  const [history, setHistory] = useState<Try[]>([]);
+  const [note, setNote] = useState("");
+  const [focus, setFocus] = useState(0);
+  const painting = useRef<boolean>();
+  const board = useRef<HTMLDivElement>(null);
+  const all = grid * grid;
+
+  useEffect(() => setHidden(new Set(props.start)), [props.start]);
+  useEffect(() => {
+    const stop = new AbortController();
+    const patches = [...hidden].sort((a, b) => a - b);
+    score(jobId, grid, [patches], stop.signal)
+      .then(({ scores: [found], full }) => {
+        if (!found) return;
+        const tried = { hidden: patches, score: found.score, top: found.top };
+        setFull(full);
+        setNow(tried);
+        setHistory((known) => [tried, ...known.filter((each) => `${each.hidden}` !== `${patches}`)].slice(0, 12));
+      })
+      .catch((error) => !stop.signal.aborted && setNote(messageOf(error)));
+    return () => stop.abort();
+  }, [hidden, jobId, grid]);
+
+  const canvas = useMemo(() => covered(view, (row, column) => !hidden.has(row * grid + column), grid), [view, hidden]);
+  const set = (patch: number, hide: boolean) =>
+    setHidden((known) => {
+      const next = new Set(known);
+      if (hide) next.add(patch);
+      else next.delete(patch);
+      return next;
+    });
+  const change = (patches: Iterable<number>) => {
+    setNote("");
+    setHidden(new Set(patches));
+  };
+  const patchAt = (event: PointerEvent) => {
+    const box = board.current!.getBoundingClientRect();
+    const [across, down] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+    const inside = across >= 0 && across < 1 && down >= 0 && down < 1;
+    return inside ? Math.floor(down * grid) * grid + Math.floor(across * grid) : undefined;
+  };
+  const flip = async () => {
+    setNote(texts.whatIf.flipping);
+    try {
+      const { found, label } = await smallestFlip(jobId, grid, change);
+      setNote(label ? texts.whatIf.flipped(found.length, label) : texts.whatIf.notFlipped(found.length));
+    } catch (error) {
+      setNote(messageOf(error));
+    }
+  };
+  const move = (event: KeyboardEvent) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -grid, ArrowDown: grid }[event.key];
+    if (step !== undefined) setFocus((focus + step + all) % all);
+    else if (event.key === " " || event.key === "Enter") set(focus, !hidden.has(focus));
+    else return;
+    event.preventDefault();
+  };
+  const difference = now && full ? now.score - full.score : 0;
+  return (
+    <div class="what-if">
+      <div>
+        <p class="faint">{texts.whatIf.help}</p>
+        <div
+          ref={board}
+          class="board"
+          role="application"
+          tabIndex={0}
+          aria-label={texts.whatIf.help}
+          onKeyDown={move}
+          onPointerDown={(event) => {
+            const patch = patchAt(event);
+            if (patch === undefined) return;
+            board.current!.setPointerCapture(event.pointerId);
+            painting.current = !hidden.has(patch);
+            set(patch, painting.current);
+          }}
+          onPointerMove={(event) => {
+            const patch = patchAt(event);
+            if (painting.current !== undefined && patch !== undefined) set(patch, painting.current);
+          }}
+          onPointerUp={() => (painting.current = undefined)}
+          onPointerCancel={() => (painting.current = undefined)}
+        >
+          <Picture canvas={canvas} label={texts.whatIf.patches(hidden.size)} />
+          <svg viewBox={`0 0 ${grid} ${grid}`} aria-hidden="true">
+            {Array.from({ length: all }, (_, patch) => (
+              <rect
+                key={patch}
+                class={patch === focus ? "patch focus" : "patch"}
+                x={patch % grid}
+                y={Math.floor(patch / grid)}
+                width={1}
+                height={1}
+              />
+            ))}
+          </svg>
+        </div>
+        <div class="buttons">
+          <button type="button" onClick={() => change([])}>{texts.whatIf.clear}</button>
+          <button type="button" onClick={() => change(Array.from({ length: all }, (_, patch) => patch).filter((patch) => !hidden.has(patch)))}>
+            {texts.whatIf.invert}
+          </button>
+          <button type="button" onClick={flip}>{texts.whatIf.flip}</button>
+        </div>
+      </div>
+      <div aria-live="polite">
+        {now && full && (
+          <p class="now">
+            <Share value={now.score} tone={difference < 0 ? "removed" : "kept"} />
+            <span>
+              {nameOf(full)} ({difference >= 0 ? "+" : "−"}
+              {texts.percent(Math.abs(difference))})
+            </span>
+            {now.top && now.top.index !== full.index && (
+              <span>
+                → {nameOf(now.top)} {texts.percent(now.top.score)}
+              </span>
+            )}
+          </p>
+        )}
+        {note && <Status>{note}</Status>}
+        <h3>{texts.whatIf.history}</h3>
+        <ol class="tries">
+          {history.map((each) => (
+            <li key={`${each.hidden}`}>
+              <button type="button" title={texts.whatIf.undo} onClick={() => change(each.hidden)}>
+                {each.hidden.length ? texts.whatIf.patches(each.hidden.length) : texts.whatIf.whole}
+              </button>
+              <Share value={each.score} />
+              <span>{nameOf(each.top)}</span>
+            </li>
+          ))}
+        </ol>
+      </div>
+    </div>
+  );
+}
+
+/** Hides, one by one, the patch that lowers the class most, until the model says another. */
+async function smallestFlip(jobId: string, grid: number, show: (hidden: number[]) => void) {
+  const found: number[] = [];
+  while (found.length < MOST) {
+    const rest = Array.from({ length: grid * grid }, (_, patch) => patch).filter((patch) => !found.includes(patch));
+    const { scores, full } = await score(jobId, grid, rest.map((patch) => [...found, patch].sort((a, b) => a - b)));
+    let best = 0;
+    scores.forEach((each, index) => (best = each.score < scores[best]!.score ? index : best));
+    found.push(rest[best]!);
+    show(found);
+    const top = scores[best]!.top;
+    if (top && full && top.index !== full.index) return { found, label: nameOf(top) };
+  }
+  return { found, label: "" };
+}
+
+/** Returns what the model says when each of some sets of patches is hidden. */
+async function score(
+  jobId: string,
+  grid: number,
+  sets: number[][],
+  signal?: AbortSignal,
+): Promise<{ scores: RegionScore[]; full?: ClassScore }> {
+  const request = {
+    subject: { case: "jobId" as const, value: jobId },
+    sets: sets.map((patches) => ({ grid, patches })),
+    hide: true,
+  };
+  const { scores, full } = await explanations.scoreRegions(request, { signal });
+  return { scores, full };
+}

