@@ -2,6 +2,7 @@
 
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { ClassScore } from "../gen/sagittal/v1/explanation_pb";
+import { JobImage } from "../gen/sagittal/v1/explanation_service_pb";
 import type { Model } from "../gen/sagittal/v1/model_pb";
 import { explanations, isUnauthenticated, messageOf, models as modelService, patiently, uniqueId, watch } from "./api";
 import { AskForm, type Asked } from "./ask";
@@ -51,6 +52,14 @@ export function ExplainView(props: { models: Model[]; jobId: string; onToken: ()
     follow(jobId, stop.signal, setFound, setBroken).catch(failed);
     return () => stop.abort();
   }, [jobId]);
+
+  useEffect(() => {
+    if (!props.jobId) return;
+    imageOf(props.jobId).then(
+      (sent) => sent && setShown((known) => known ?? sent),
+      () => setProblem(texts.views.imageGone),
+    );
+  }, []);
 
   useEffect(() => {
     if (!shown || !asked.model) return;
@@ -176,6 +185,14 @@ async function follow(
   onBreak: (broken: boolean) => void,
 ) {
   for await (const event of watch(jobId, signal, onBreak)) onFound((known) => withEvent(known ?? nothing(), event));
+}
+
+/** Returns the image of a job as it was sent; the service keeps it for a while. */
+async function imageOf(jobId: string): Promise<Shown | undefined> {
+  const { image } = await explanations.getExplanationImage({ jobId, image: JobImage.ORIGINAL });
+  if (image?.source.case !== "encoded") return undefined;
+  const bytes = image.source.value;
+  return { bytes, bitmap: await createImageBitmap(new Blob([bytes.slice()])), name: jobId };
 }
 
 /** Returns the tab that shows what a method gives. */

@@ -66,6 +66,7 @@ export const texts = {
       "The map is empty: no part of the image was found to matter for this class. The model may not look at the image, or its reasons are spread too thinly.",
     faint: (peak: string) => `The strongest value is ${peak} of 1: read it as weak evidence.`,
     cell: (row: number, column: number, value: string) => `row ${row + 1}, column ${column + 1}: ${value}`,
+    imageGone: "The image of this job is no longer kept; drop it here again to see it under the answer.",
     noHeatmap: "This method gives no heatmap.",
   },
   figures: {

@@ -153,6 +153,7 @@ async def test_a_job_opens_by_its_link_and_shows_in_the_list(serve, page, image)
         await page.goto("about:blank")
         await page.goto(link)
         await expect(page.locator(".progress")).to_contain_text("Done: 550 model evaluations")
+        await expect(page.locator(".top li")).to_have_count(2)  # its image came back with it
 
 
 async def test_a_stream_that_breaks_is_resumed(page, image):
