@@ -207,8 +207,13 @@ function unseen(): HTMLCanvasElement {
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = SIDE;
   const paint = canvas.getContext("2d")!;
-  paint.fillStyle = "#808488";
-  paint.fillRect(0, 0, SIDE, SIDE);
+  // Checks, of which a blur leaves nothing: what is hidden differs from what is kept here too.
+  const check = SIDE / 28;
+  for (let row = 0; row < 28; row++)
+    for (let column = 0; column < 28; column++) {
+      paint.fillStyle = (row + column) % 2 ? "#b9bec4" : "#e4e6e9";
+      paint.fillRect(column * check, row * check, check, check);
+    }
   return canvas;
 }
 

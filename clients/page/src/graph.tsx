@@ -1,7 +1,7 @@
 /** The attention graph: roots are sufficient sets, each edge removes a patch; a node marks its patches everywhere. */
 
 import { useMemo, useState } from "preact/hooks";
-import type { GraphNode } from "../gen/sagittal/v1/explanation_pb";
+import type { GraphEdge, GraphNode } from "../gen/sagittal/v1/explanation_pb";
 import { nameOf, type Explanation } from "./explanation";
 import { covered, SIDE } from "./image";
 import { Status } from "./picture";
@@ -21,7 +21,7 @@ export function GraphView(props: { found: Explanation; view: HTMLCanvasElement }
   const { nodes, edges } = props.found;
   const [marked, setMarked] = useState<GraphNode>();
   const [scale, setScale] = useState(1);
-  const places = useMemo(() => arrange(nodes), [nodes]);
+  const places = useMemo(() => arrange(nodes, edges), [nodes, edges]);
   const pictures = useMemo(() => {
     const drawn = new Map<string, string>();
     for (const node of nodes) {
@@ -111,20 +111,34 @@ export function GraphView(props: { found: Explanation; view: HTMLCanvasElement }
   );
 }
 
-/** Returns where nodes go: those with as many patches in one row, the most at the top, below their parents' order. */
-function arrange(nodes: GraphNode[]): Place[] {
-  const sizes = [...new Set(nodes.map(size))].sort((a, b) => b - a);
-  const rows = sizes.map((each) => nodes.filter((node) => size(node) === each));
+/** Returns where nodes go: roots in the first row, every other node below its parents and near the middle of them. */
+function arrange(nodes: GraphNode[], edges: GraphEdge[]): Place[] {
+  const parents = new Map<string, string[]>();
+  for (const { parent, child } of edges) parents.set(child, [...(parents.get(child) ?? []), parent]);
+  const depths = new Map<string, number>();
+  const depth = (id: string): number => {
+    const known = depths.get(id);
+    if (known !== undefined) return known;
+    depths.set(id, 0); // an edge that leads back, which no graph of removals has, ends here
+    const found = Math.max(-1, ...(parents.get(id) ?? []).map(depth)) + 1;
+    depths.set(id, found);
+    return found;
+  };
+  const rows: GraphNode[][] = [];
+  for (const node of nodes) (rows[depth(node.id)] ??= []).push(node);
   const most = Math.max(...rows.map((row) => row.length));
-  return rows.flatMap((row, down) =>
-    row.map((node, across) => ({
-      node,
-      x: 4 + (across + (most - row.length) / 2) * (NODE + GAP.across),
-      y: 4 + down * (NODE + CAPTION + GAP.down),
-    })),
-  );
-}
-
-function size(node: GraphNode): number {
-  return node.patches?.patches.length ?? 0;
+  const places = new Map<string, Place>();
+  rows.forEach((row, down) => {
+    const middle = ({ id }: GraphNode) => {
+      const above = (parents.get(id) ?? []).map((parent) => places.get(parent)?.x ?? 0);
+      return above.reduce((sum, x) => sum + x, 0) / (above.length || 1);
+    };
+    [...row]
+      .sort((a, b) => middle(a) - middle(b))
+      .forEach((node, across) => {
+        const x = 4 + (across + (most - row.length) / 2) * (NODE + GAP.across);
+        places.set(node.id, { node, x, y: 4 + down * (NODE + CAPTION + GAP.down) });
+      });
+  });
+  return [...places.values()];
 }
