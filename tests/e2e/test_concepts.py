@@ -260,7 +260,7 @@ WRONG = {
         {"parts": [{"eye": (0.5, 0.0, 0.4, 1.0)}] * 40}, InvalidRequest, "annotated_parts[0].left",
         "of image 0 has left 0.5 and right 0.4",
     ),
-    "parts of other images": ({"parts": [{}]}, InvalidRequest, "parts", "parts of 1 images; 40 came"),
+    "parts of other images": ({"parts": [{}]}, InvalidRequest, "parts", "parts of 1 images for 40 images"),
     "a name that is taken": ({"name": "fitted"}, AlreadyExists, "settings.name", "set `replace`"),
 }  # fmt: skip
 

@@ -12,8 +12,8 @@ from sagittal.cli.local import demo, up
 from sagittal.cli.models import models, predict
 
 EPILOG = """
-Exit codes: 0 done; 1 the job failed or was refused; 2 the command or request is wrong; 3 the service cannot be
-reached; 4 an extra of the package is not installed; 130 interrupted.
+Exit codes: 0 success; 1 the job failed or was refused; 2 the command or request is wrong; 3 the service is
+unreachable; 4 an extra of the package is not installed; 130 interrupted.
 """
 
 
@@ -22,7 +22,7 @@ reached; 4 an extra of the package is not installed; 130 interrupted.
 )
 @click.version_option(version("sagittal"), prog_name="sagittal")
 def app() -> None:
-    """Explains what image classifiers see."""
+    """Explains the predictions of image classifiers."""
 
 
 for command in (up, demo, explain, predict, models, concepts, watch, get, list_jobs, cancel, delete, retry):

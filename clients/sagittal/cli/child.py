@@ -1,6 +1,6 @@
 """Runs a program as a child that dies with its parent: `python -m sagittal.cli.child PARENT_PID MODULE`.
 
-Nothing needs draining when the parent was killed outright: the queue that the child worked on is gone as well.
+If the parent is killed, the child need not drain: the queue that it worked on is gone as well.
 """
 
 import runpy
@@ -11,7 +11,7 @@ from sagittal.process.parent import die_with_parent
 
 
 def main() -> None:
-    """Binds this process to its parent and becomes the module."""
+    """Binds this process to its parent and runs the module."""
     parent, module = int(sys.argv[1]), sys.argv[2]
     die_with_parent(signal.SIGKILL, parent)
     sys.argv = [module]

@@ -14,7 +14,7 @@ from sagittal.cli.failures import USAGE, Failure, echo
 from sagittal.cli.report import dump
 from sagittal.client import Client, ConceptSet, FitProgress, XFeature
 
-#: Share of the whole after which a fit is heard of again.
+#: Progress of a fit between two printed lines, as a share of the whole.
 STRIDE = 0.05
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
@@ -24,16 +24,16 @@ MODEL = click.option("--model", default=DEFAULT_MODEL, show_default=True, help="
 
 @click.group()
 def concepts() -> None:
-    """What a model looks for, in a few concepts (XNN)."""
+    """Concept sets: a few concepts that predict a model's outputs (XNN)."""
 
 
 @concepts.command()
 @click.argument("name")
 @click.argument("images", nargs=-1, type=click.Path(exists=True, path_type=Path))
 @MODEL
-@click.option("--target", "targets", multiple=True, required=True, help="Index or label of a class; repeat it.")
-@click.option("--dataset", default="", help="Directory of pictures that the workers know by this name.")
-@click.option("--layer", default="", help="Layer to read.  [default: the last flat one below the output]")
+@click.option("--target", "targets", multiple=True, required=True, help="Index or label of a class; repeatable.")
+@click.option("--dataset", default="", help="Name of a dataset of images in the workers' settings.")
+@click.option("--layer", default="", help="Layer to read.  [default: the last one with flat output below the output]")
 @click.option("-n", "--concepts", "count", type=click.IntRange(1, 32), default=5, show_default=True)
 @click.option("--beta", type=click.FloatRange(0), help="Weight of the reconstruction.")
 @click.option("--q", type=click.FloatRange(0), help="Sharpness of the log-sparse reconstruction.")
@@ -43,10 +43,10 @@ def concepts() -> None:
 @click.option(
     "--parts",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help='JSON file with annotated parts of pictures, to measure locality: {"a.jpg": {"beak": [left, top, right, '
+    help='JSON file with annotated parts of images, to measure locality: {"a.jpg": {"beak": [left, top, right, '
     "bottom]}}, edges from 0 to 1.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all random choices.")
 @click.option("--replace", is_flag=True, help="Replaces a set of the same name.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Directory for contact sheets.")
 @connected
@@ -54,12 +54,12 @@ def fit(
     client: Client, *, name: str, images: Sequence[Path], model: str, targets: Sequence[str], dataset: str, layer: str,
     count: int, parts: Path | None, output: Path | None, **settings: Any,
 ) -> None:  # fmt: skip
-    """Fits the concept set NAME to IMAGES: files, or directories of pictures."""
+    """Fits the concept set NAME to IMAGES: files, or directories of images."""
     files = _files(images)
     if bool(files) == bool(dataset):
-        raise Failure("give pictures, or the --dataset of the workers, and not both", USAGE)
+        raise Failure("give either images, or a dataset with --dataset", USAGE)
     if parts is not None and dataset:
-        raise Failure("--parts goes with pictures; the parts of a dataset lie in it, as parts.json", USAGE)
+        raise Failure("--parts requires images; the parts of a dataset are in its parts.json", USAGE)
     given = {key: value for key, value in settings.items() if value is not None}
     if parts is not None:
         given["parts"] = read_parts(parts, list(files.values()))
@@ -104,7 +104,7 @@ def list_sets(client: Client, *, model: str, as_json: bool) -> None:
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Directory for contact sheets.")
 @connected
 def show(client: Client, *, name: str, model: str, as_json: bool, output: Path | None) -> None:
-    """Shows the concept set NAME; with --output, a contact sheet of each x-feature."""
+    """Shows the concept set NAME; with --output, writes a contact sheet of each x-feature."""
     found = client.concepts.get(name, model=model)
     echo(dump(_json(found)) if as_json else "\n".join(_described(found)))
     _write_sheets(found, output)
@@ -116,15 +116,15 @@ def show(client: Client, *, name: str, model: str, as_json: bool, output: Path |
 @click.argument("title", required=False)
 @MODEL
 @click.option(
-    "--merge-into", type=click.IntRange(1), help="Shows it together with this x-feature; its own number undoes."
+    "--merge-into", type=click.IntRange(1), help="Shows it together with this x-feature; its own number reverts."
 )
-@click.option("--mixed/--pure", default=None, help="Marks it as standing for several things, or for one.")
+@click.option("--mixed/--pure", default=None, help="Marks it as mixing several concepts, or as a single one.")
 @connected
 def name(
     client: Client, *, name: str, x_feature: int, title: str | None, model: str, merge_into: int | None,
     mixed: bool | None,
 ) -> None:  # fmt: skip
-    """Gives X_FEATURE (1, 2, ...) of the concept set NAME a TITLE, merges it, or marks it."""
+    """Names X_FEATURE (1, 2, ...) of the concept set NAME with TITLE, merges it, or marks it."""
     index = x_feature - 1
     if title is None and merge_into is None and mixed is None:
         raise Failure("give a title, --merge-into, or --mixed or --pure", USAGE)
@@ -149,7 +149,7 @@ def delete(client: Client, *, name: str, model: str) -> None:
 
 
 def _files(images: Sequence[Path]) -> dict[Path, str]:
-    """Returns the pictures that are given, those of directories by name, with what each is called in annotations."""
+    """Returns the given images, those of directories by name, with their names in annotations."""
     found: dict[Path, str] = {}
     for path in images:
         if not path.is_dir():
@@ -161,16 +161,16 @@ def _files(images: Sequence[Path]) -> dict[Path, str]:
 
 
 def read_parts(path: Path, names: Sequence[str]) -> list[dict[str, tuple[float, float, float, float]]]:
-    """Returns the annotated parts of each picture. Raises Failure where the file makes no sense."""
+    """Returns the annotated parts of each image. Raises Failure for an invalid file."""
     try:
         listed = json.loads(path.read_text())
     except ValueError as error:
-        raise Failure(f"--parts {path} is no JSON: {error}", USAGE) from error
+        raise Failure(f"--parts {path} is not JSON: {error}", USAGE) from error
     if not isinstance(listed, dict) or not all(isinstance(parts, dict) for parts in listed.values()):
-        raise Failure(f"--parts {path} must hold an object with the parts of each picture by its file", USAGE)
+        raise Failure(f"--parts {path} must be an object that maps each image's file to its parts", USAGE)
     unknown = sorted(set(listed) - set(names))
     if unknown:
-        raise Failure(f"--parts {path} names {unknown[0]!r}, which is none of the pictures", USAGE)
+        raise Failure(f"--parts {path} names {unknown[0]!r}, which is not one of the images", USAGE)
     for name, parts in listed.items():
         for part, box in parts.items():
             if not (isinstance(box, list) and len(box) == 4 and all(isinstance(edge, int | float) for edge in box)):
@@ -180,13 +180,13 @@ def read_parts(path: Path, names: Sequence[str]) -> list[dict[str, tuple[float, 
 
 
 class Teller:
-    """Says how a fit goes: each phase as it begins, and every few percent of it."""
+    """Prints the progress of a fit: each phase at its start, then every few percent."""
 
     def __init__(self) -> None:
         self._said = ("", 0.0)
 
     def say(self, progress: FitProgress) -> None:
-        """Says it, unless as much was said before."""
+        """Prints the progress, unless it has hardly changed."""
         phase, fraction = self._said
         if progress.phase != phase or progress.fraction >= min(fraction + STRIDE, 1.0):
             self._said = progress.phase, progress.fraction
@@ -234,7 +234,7 @@ def _line(concept: XFeature) -> str:
 
 
 def _looks_at(concept: XFeature) -> str:
-    """Says which annotated parts an x-feature looks at most; nothing without annotations."""
+    """Returns the annotated parts that an x-feature covers most; empty without annotations."""
     largest = ", ".join(f"{name} {share:.0%}" for name, share in concept.parts[:3])
     return f"  looks at {largest}" if largest else ""
 

@@ -1,4 +1,4 @@
-"""The options that say which service a command talks to."""
+"""Command-line options that select the service."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -16,13 +16,13 @@ DEFAULT_ADDRESS = "localhost:50051"
 _OPTIONS = (
     click.option(
         "--address", default=DEFAULT_ADDRESS, envvar="SAGITTAL_ADDRESS", show_default=True, show_envvar=True,
-        help="Where the service listens: host:port, or unix:PATH.",
+        help="Address of the service: host:port, or unix:PATH.",
     ),
     click.option("--token", default="", envvar="SAGITTAL_TOKEN", show_envvar=True, help="Bearer token."),
     click.option("--tls/--no-tls", default=False, envvar="SAGITTAL_TLS", help="Encrypts the connection."),
     click.option(
         "--tls-ca", type=click.Path(path_type=Path), envvar="SAGITTAL_TLS_CA", show_envvar=True,
-        help="PEM file of the authorities to trust; implies --tls.",
+        help="PEM file of trusted authorities; implies --tls.",
     ),
     click.option(
         "--tls-cert", type=click.Path(path_type=Path), envvar="SAGITTAL_TLS_CERT",
@@ -35,7 +35,7 @@ _OPTIONS = (
 
 
 def connected(command: Command) -> Command:
-    """Gives a command the connection's options, and a `Client` as its first argument."""
+    """Adds the connection's options to a command, and passes a `Client` as its first argument."""
 
     @wraps(command)
     def run(

@@ -1,4 +1,4 @@
-"""`sagittal explain`, and what it shares with `sagittal demo`."""
+"""`sagittal explain`, and its common parts with `sagittal demo`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ BaselineName = Literal["blur", "black", "mean", "noise"]
 DEFAULT_MODEL = "efficientnet-lite0"
 Reporter = LiveReporter | PlainReporter
 
-#: The service admits the image or not: these limits only guard this process.
+#: Limits that guard this process; the service has its own for admission.
 _LIMITS = ImageLimits(max_bytes=256 * 2**20, max_pixels=256_000_000, memory=8 * 2**30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What a person asks on the command line."""
+    """The request on the command line."""
 
     image: Path
     model: str
@@ -45,30 +45,30 @@ class Question:
 @click.command()
 @click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Name of a registered model.")
-@click.option(
-    "--method", default="igos++", show_default=True, help="How to explain; 'sagittal models show' lists them."
-)
+@click.option("--method", default="igos++", show_default=True, help="Method; 'sagittal models show' lists them.")
 @click.option("--target", help="Index or label of the class to explain.  [default: the model's top class]")
 @click.option("--mask-size", type=int, help="Side of the square mask in cells; short for --set mask_size=N.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all random choices.")
 @click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="A parameter of the method; repeat it. @FILE.npy gives an array.",
+    help="A parameter of the method; repeatable. @FILE.npy gives an array.",
 )
 @click.option(
     "--baseline", default="blur", show_default=True, help="blur, black, mean, noise, or the file of an image."
 )
-@click.option("--max-evaluations", type=click.IntRange(0), default=0, help="Most model evaluations of the search.")
-@click.option("--deadline", type=click.FloatRange(0, min_open=True), help="Seconds the job may take, waiting included.")
+@click.option(
+    "--max-evaluations", type=click.IntRange(0), default=0, help="Maximum number of model evaluations; 0 for no limit."
+)
+@click.option("--deadline", type=click.FloatRange(0, min_open=True), help="Maximum time of the job, in seconds.")
 @click.option(
     "--cache",
     type=click.Choice(["use", "refresh", "bypass"]),
     default="use",
     show_default=True,
-    help="Whether a stored answer may be given.",
+    help="Whether a cached result may be returned.",
 )
 @click.option(
     "--curves",
@@ -83,9 +83,9 @@ class Question:
     "--output",
     "directory",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Directory for the pictures and data.",
+    help="Directory for images and data.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Prints explanation.json, and nothing else, to standard output.")
+@click.option("--json", "as_json", is_flag=True, help="Prints only explanation.json to standard output.")
 @connected
 def explain(
     client: Client,
@@ -96,7 +96,7 @@ def explain(
     settings: Sequence[str],
     **asked: Any,
 ) -> None:
-    """Explains why a model sees what it sees in IMAGE."""
+    """Explains a model's prediction on IMAGE."""
     parameters = parse_settings(settings) | ({"mask_size": mask_size} if mask_size is not None else {})
     question = Question(parameters=parameters, **asked)
     check_readable(question.image)
@@ -110,7 +110,7 @@ def explain(
 
 
 def ask(client: Client, question: Question, reporter: Reporter) -> Explanation:
-    """Explains an image, telling a person how it goes. Ctrl-C cancels the job."""
+    """Explains an image and reports the progress. Ctrl-C cancels the job."""
     return client.explain(
         question.image,
         on_event=reporter.take,
@@ -128,7 +128,7 @@ def ask(client: Client, question: Question, reporter: Reporter) -> Explanation:
 
 
 def draw(client: Client, question: Question, explanation: Explanation, directory: Path) -> Mapping[str, str]:
-    """Writes the pictures and data of an explanation; returns the files' names by what they are."""
+    """Writes the images and data of an explanation; returns the file names by content."""
     from sagittal.cli.files import write_files  # noqa: PLC0415 - matplotlib is slow to load
 
     if explanation.prediction is None:
@@ -141,7 +141,7 @@ def draw(client: Client, question: Question, explanation: Explanation, directory
 
 
 def tell(explanation: Explanation, directory: Path | None, files: Mapping[str, str]) -> None:
-    """Says the result in a few lines on standard output."""
+    """Prints a summary of the result to standard output."""
     target, completed = explanation.target, explanation.completed
     name = (target.label or f"class {target.index}") if target else "the image"
     how = f"{explanation.method} on {explanation.model}"
@@ -160,13 +160,13 @@ def tell(explanation: Explanation, directory: Path | None, files: Mapping[str, s
     for warning in explanation.warnings:
         echo(f"warning: {warning.message} ({warning.reason})")
     if directory:
-        echo(f"pictures in {directory}: {', '.join(dict.fromkeys(files.values()))}")
+        echo(f"files in {directory}: {', '.join(dict.fromkeys(files.values()))}")
     else:
-        echo(f"job {explanation.job_id}; give -o DIR for pictures")
+        echo(f"job {explanation.job_id}; give -o DIR to write images")
 
 
 def areas(explanation: Explanation) -> Iterator[str]:
-    """Yields a line for each curve: its area, raw and over the unmasked score."""
+    """Yields a line for each curve: its area, raw and relative to the unmasked score."""
     for name, area, relative, good in (
         ("insertion", explanation.insertion, explanation.relative_insertion, "high"),
         ("deletion", explanation.deletion, explanation.relative_deletion, "low"),
@@ -177,7 +177,7 @@ def areas(explanation: Explanation) -> Iterator[str]:
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """Returns KEY=VALUE pairs; the service types them, except for arrays, which are read here."""
+    """Returns KEY=VALUE pairs as text, which the service converts, except for arrays, which are read here."""
     parameters: dict[str, Any] = {}
     for setting in settings:
         key, sign, value = setting.partition("=")
@@ -188,7 +188,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def check_readable(image: Path) -> None:
-    """Raises a Failure for a file that is no picture, before anything is sent."""
+    """Raises a Failure for a file that is not an image, before anything is sent."""
     try:
         check(tensor_pb2.Image(encoded=image.read_bytes()), _LIMITS)
     except CoreError as error:

@@ -1,9 +1,9 @@
-"""Failures as a line or two for people, and exit codes for scripts.
+"""Errors as one or two lines of text, and exit codes for scripts.
 
-0    done
+0    success
 1    the job failed, was cancelled, or the service refused it
 2    the command or the request is wrong: option, image, method, parameter, model
-3    the service cannot be reached, or is not ready
+3    the service is unreachable or not ready
 4    an extra of the package is not installed
 130  interrupted (Ctrl-C); 143 and 129 after SIGTERM and SIGHUP
 """
@@ -23,21 +23,21 @@ from sagittal.core.text import printable
 def echo(text: str, *, err: bool = False, file: IO[Any] | None = None) -> None:
     """Prints lines with control characters escaped; to standard error with `err`.
 
-    Names, labels and messages come from the service, and must not drive the terminal.
+    Names, labels and messages come from the service, and must not control the terminal.
     """
     click.echo(printable(text), err=err, file=file)
 
 
 FAILED, USAGE, UNREACHABLE, EXTRA_MISSING, INTERRUPTED = 1, 2, 3, 4, 130
 
-#: What to do, where the message does not say it.
+#: Remedies for errors whose message has none.
 _REMEDIES: tuple[tuple[type[SagittalError], str], ...] = (
     (Unavailable, "Start one on this machine with 'sagittal up', or name another with --address."),
     (Unauthenticated, "Give the token with --token or SAGITTAL_TOKEN."),
     (Overloaded, "Try again later."),
 )
 
-#: The exit code of each class of error; the first that fits counts.
+#: Exit code of each class of error; the first match applies.
 _CODES: tuple[tuple[type[SagittalError], int], ...] = (
     (InvalidRequest, USAGE),
     (NotFound, USAGE),
@@ -47,7 +47,7 @@ _CODES: tuple[tuple[type[SagittalError], int], ...] = (
 
 
 class Failure(click.ClickException):
-    """An expected failure: a message without a traceback, and an exit code."""
+    """An expected error: a message without a traceback, and an exit code."""
 
     def __init__(self, message: str, exit_code: int = FAILED) -> None:
         super().__init__(message)
@@ -59,7 +59,7 @@ class Failure(click.ClickException):
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked this program to end."""
+    """A signal ended this program."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -67,10 +67,10 @@ class Stopped(KeyboardInterrupt):
 
 
 class Group(click.Group):
-    """Commands whose expected failures are readable."""
+    """Commands whose expected errors are printed as messages."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs a command; turns what it raises into a message and an exit code."""
+        """Runs a command; converts its errors to a message and an exit code."""
         try:
             return super().invoke(ctx)
         except SagittalError as error:
@@ -80,10 +80,10 @@ class Group(click.Group):
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] == "sagittal":
                 raise
-            message = f"this command needs {error.name}: pip install 'sagittal[demo]'"
+            message = f"this command requires {error.name}; run pip install 'sagittal[demo]'"
             raise Failure(message, EXTRA_MISSING) from error
         except BrokenPipeError as error:
-            raise Failure("the reader of the output went away") from error
+            raise Failure("the output was closed by its reader") from error
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             raise Failure(f"{where}{error.strerror or error}", USAGE) from error
@@ -100,10 +100,10 @@ def readable(error: SagittalError) -> Failure:
 
 @contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """Lets SIGINT, SIGTERM and SIGHUP end the block as Ctrl-C does, so that what it started is stopped.
+    """Makes SIGINT, SIGTERM and SIGHUP end the block like Ctrl-C, so that the processes it started are stopped.
 
-    A shell lets what it starts in the background ignore SIGINT, and whoever sends it means it. A SIGHUP that is ignored
-    stays so: that is what `nohup` is for.
+    A shell starts background programs with SIGINT ignored; an explicit SIGINT must work nevertheless. An ignored SIGHUP
+    stays ignored, as `nohup` intends.
     """
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -122,7 +122,7 @@ def stopping_on_signals() -> Iterator[None]:
 
 @contextmanager
 def ignoring_signals() -> Iterator[None]:
-    """Lets nothing interrupt the block: for stopping what must not be left behind, which takes bounded time."""
+    """Ignores signals in the block, which stops other processes in bounded time."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:

@@ -1,6 +1,6 @@
-"""The files that an explanation leaves in a directory: each renderer looks at what the explanation holds.
+"""The files of an explanation in a directory: one renderer for each kind of content.
 
-Importing this takes matplotlib, which is slow to load: commands do it when they draw.
+Importing this module loads matplotlib, which is slow: commands import it when they draw.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +19,7 @@ from sagittal.imaging.view import View
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """An explanation, the picture it is of, and where its files go."""
+    """An explanation, its image, and the directory of its files."""
 
     explanation: Explanation
     seen: View
@@ -27,11 +27,11 @@ class Results:
 
 
 Written = Iterator[tuple[str, str]]
-"""What was written, and the name of its file."""
+"""The content, and the name of its file."""
 
 
 def write_files(explanation: Explanation, directory: Path) -> Mapping[str, str]:
-    """Writes everything into a directory, `explanation.json` last; returns the files' names by what they are."""
+    """Writes all files into a directory, `explanation.json` last; returns the file names by content."""
     results = Results(explanation, explanation.view(), directory)
     directory.mkdir(parents=True, exist_ok=True)
     files: dict[str, str] = {}
@@ -97,7 +97,7 @@ def _concepts(results: Results) -> Written:
             yield f"concept-x{each.index + 1}", name
 
 
-#: What may be written, in this order.
+#: Renderers, in this order.
 WRITERS: tuple[Callable[[Results], Written], ...] = (
     _summary,
     _baseline,

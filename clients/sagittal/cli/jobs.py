@@ -1,4 +1,4 @@
-"""`sagittal watch`, `get`, `list`, `cancel`, `delete` and `retry`: jobs that were submitted before."""
+"""`sagittal watch`, `get`, `list`, `cancel`, `delete` and `retry`: commands on submitted jobs."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -16,10 +16,10 @@ STATES = ("queued", "running", "completed", "failed", "cancelled")
 
 @click.command()
 @click.argument("job")
-@click.option("--after", "after_sequence", type=click.IntRange(0), default=0, help="Begin after this event.")
+@click.option("--after", "after_sequence", type=click.IntRange(0), default=0, help="Start after this event.")
 @connected
 def watch(client: Client, *, job: str, after_sequence: int) -> None:
-    """Shows how JOB goes, to its end. Ctrl-C leaves the job alone."""
+    """Shows the progress of JOB, to its end. Ctrl-C does not cancel the job."""
     with make_reporter("") as reporter, client.watch(job, after_sequence=after_sequence) as events:
         for event in events:
             reporter.take(event)
@@ -29,16 +29,18 @@ def watch(client: Client, *, job: str, after_sequence: int) -> None:
 @click.argument("job")
 @connected
 def get(client: Client, *, job: str) -> None:
-    """Prints what is known of JOB as JSON."""
+    """Prints the explanation of JOB so far as JSON."""
     explanation = client.get(job)
     echo(dump(explanation.to_dict() | {"files": {}}))
 
 
 @click.command("list")
 @click.option("--model", default="", help="Only jobs of this model.")
-@click.option("--state", "states", type=click.Choice(STATES), multiple=True, help="Only jobs in this state; repeat it.")
+@click.option(
+    "--state", "states", type=click.Choice(STATES), multiple=True, help="Only jobs in this state; repeatable."
+)
 @click.option("--reason", default="", help="Only jobs that failed for this reason, such as JOB_BURIED.")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Most jobs to show.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Maximum number of jobs.")
 @click.option("--json", "as_json", is_flag=True, help="Prints JSON.")
 @connected
 def list_jobs(client: Client, *, model: str, states: Sequence[str], reason: str, limit: int, as_json: bool) -> None:
@@ -58,7 +60,7 @@ def list_jobs(client: Client, *, model: str, states: Sequence[str], reason: str,
 @click.argument("job")
 @connected
 def cancel(client: Client, *, job: str) -> None:
-    """Cancels JOB; one that has ended stays as it is."""
+    """Cancels JOB; a job that has ended is unchanged."""
     state = client.cancel(job).state
     echo(f"job {job}: {'will be cancelled at its next step' if state == 'running' else state}")
 
@@ -76,5 +78,5 @@ def delete(client: Client, *, job: str) -> None:
 @click.argument("job")
 @connected
 def retry(client: Client, *, job: str) -> None:
-    """Runs JOB again, which must have been buried, as a new job. Needs the role `admin`."""
+    """Runs JOB, which must be dead-lettered, again as a new job. Needs the role `admin`."""
     echo(f"job {job}: runs again as {client.retry(job).job_id}")

@@ -1,4 +1,4 @@
-"""`sagittal up` and `sagittal demo`: everything on this machine."""
+"""`sagittal up` and `sagittal demo`: the whole system on this machine."""
 
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from sagittal.client import Client
 if TYPE_CHECKING:
     from sagittal.cli.stack import LocalStack, Plan
 
-#: Time between two looks whether every process still runs, in seconds.
+#: Interval of checks whether every process runs, in seconds.
 LOOK_SECONDS = 0.5
 
 
@@ -27,7 +27,7 @@ LOOK_SECONDS = 0.5
     type=click.IntRange(0, 65534),
     default=9090,
     show_default=True,
-    help="Port of the service's metrics; the worker's is the next. 0 switches both off.",
+    help="Port of the service's metrics; the worker's is the next. 0 disables both.",
 )
 @click.option(
     "--page-port",
@@ -45,12 +45,12 @@ LOOK_SECONDS = 0.5
 @click.option(
     "--state",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Directory in which jobs and logs survive.  [default: a temporary one]",
+    help="Directory that keeps jobs and logs.  [default: a temporary one]",
 )
 def up(listen: str, metrics_port: int, page_port: int, models_file: Path | None, state: Path | None) -> None:
     """Runs Valkey, the service and a worker on this machine until Ctrl-C.
 
-    A service or worker that dies is started again, and what it worked on goes on, up to five times within a minute.
+    A service or worker that dies is restarted and resumes its work, up to five times within a minute.
     """
     from sagittal.cli.stack import MODELS_FILE, Plan  # noqa: PLC0415 - needs the extra `demo`
 
@@ -87,11 +87,11 @@ def up(listen: str, metrics_port: int, page_port: int, models_file: Path | None,
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("out"),
     show_default=True,
-    help="Directory for the pictures and data.",
+    help="Directory for images and data.",
 )
-@click.option("--method", default="igos++", show_default=True, help="How to explain.")
+@click.option("--method", default="igos++", show_default=True, help="Method of the explanation.")
 def demo(image: Path, directory: Path, method: str) -> None:
-    """Explains IMAGE with everything on this machine, then stops it all."""
+    """Explains IMAGE with a temporary system on this machine, then stops it."""
     check_readable(image)
     from sagittal.cli.stack import MODELS_FILE, Plan, free_ports  # noqa: PLC0415 - needs the extra `demo`
 
@@ -118,7 +118,7 @@ def demo(image: Path, directory: Path, method: str) -> None:
 
 @contextmanager
 def running(plan: "Plan") -> "Iterator[LocalStack]":
-    """Runs the three processes for the length of the block."""
+    """Runs the three processes while the block runs."""
     from sagittal.cli.stack import LocalStack  # noqa: PLC0415 - needs the extra `demo`
 
     with LocalStack(plan) as stack:

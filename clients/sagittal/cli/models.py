@@ -1,4 +1,4 @@
-"""`sagittal models` with what it takes to show, check and register them, and `sagittal predict`."""
+"""`sagittal models`, with commands to show, check and register models, and `sagittal predict`."""
 
 import tomllib
 from collections import Counter
@@ -26,16 +26,16 @@ def listed(model: Model) -> str:
 
 
 def standing(model: Model) -> str:
-    """Says how workers stand to a model, and where to read why one could not load it."""
+    """Returns the states of a model's workers, and the command that shows why one could not load it."""
     states = Counter(worker.state for worker in model.workers)
     if not states:
-        return "no worker has it yet"
+        return "no worker has loaded it yet"
     said = ", ".join(f"{count} worker{'' if count == 1 else 's'} {state}" for state, count in states.items())
     return f"{said}: see sagittal models show {model.name}" if states["failed"] else said
 
 
 def checked(model: Model) -> list[str]:
-    """Returns what is known of a model's soundness."""
+    """Returns the results of a model's self-check."""
     lines = [_title(model)]
     if model.classes:
         lines += [
@@ -107,7 +107,7 @@ def _parameter(parameter: ParameterInfo) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Prints JSON.")
 @connected
 def models(client: Client, *, as_json: bool) -> None:
-    """Lists the models that can be explained."""
+    """Lists the registered models."""
     if click.get_current_context().invoked_subcommand is not None:
         return
     found = list(client.models())
@@ -137,9 +137,9 @@ def show(client: Client, *, name: str, version: str, as_json: bool) -> None:
 @click.option("--version", default="", help="Version of the model.  [default: the latest]")
 @connected
 def check(client: Client, *, name: str, image: Path | None, version: str) -> None:
-    """Shows what the self-check of the model NAME found, and the five classes that it sees in IMAGE.
+    """Shows the self-check of the model NAME, and its five most probable classes for IMAGE.
 
-    Exits with 1 where no worker has it ready, or a check did not pass.
+    Exits with 1 if no worker has it ready, or if a check failed.
     """
     model = client.model(name, version=version)
     for line in checked(model):
@@ -151,14 +151,14 @@ def check(client: Client, *, name: str, image: Path | None, version: str) -> Non
         for each in client.predict(image, model=name, model_version=model.version, top=5):
             echo(f"  {each.score:7.2%}  {each.label or f'class {each.index}'}")
     if model.failures or not all(each.passed for each in model.checks):
-        raise Failure("; ".join(model.failures) or "not every check passed")
+        raise Failure("; ".join(model.failures) or "a check failed")
 
 
 @models.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @connected
 def register(client: Client, *, file: Path) -> None:
-    """Registers the models of FILE, a models file, with every worker that serves what is registered."""
+    """Registers the models of FILE, a models file, for all workers that serve registered models."""
     for table in read_tables(file):
         model = client.register_model(table)
         echo(f"registered {model.name} version {model.version}; see: sagittal models check {model.name}")
@@ -166,10 +166,10 @@ def register(client: Client, *, file: Path) -> None:
 
 @models.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--field", "fields", multiple=True, help="Changes this field alone, such as 'latest'; repeat it.")
+@click.option("--field", "fields", multiple=True, help="Changes only this field, such as 'latest'; repeatable.")
 @connected
 def update(client: Client, *, file: Path, fields: tuple[str, ...]) -> None:
-    """Changes registered models into what FILE says; running jobs finish on what they began with."""
+    """Updates registered models to the content of FILE; running jobs complete with the previous settings."""
     for table in read_tables(file):
         model = client.update_model(table, fields=fields)
         echo(f"updated {model.name} version {model.version}")
@@ -190,9 +190,9 @@ def unregister(client: Client, *, name: str, version: str) -> None:
 @click.option("--version", default="", help="Version of the model.  [default: the latest]")
 @connected
 def load(client: Client, *, name: str, version: str) -> None:
-    """Asks workers to load the model NAME, those too that could not load it before."""
+    """Asks workers to load the model NAME, including workers that failed to load it before."""
     client.load_model(name, version=version)
-    echo(f"asked for {name} to be loaded; see: sagittal models check {name}")
+    echo(f"requested loading of {name}; see: sagittal models check {name}")
 
 
 @models.command()
@@ -202,7 +202,7 @@ def load(client: Client, *, name: str, version: str) -> None:
 def unload(client: Client, *, name: str, version: str) -> None:
     """Asks workers to unload the model NAME when no job runs on it; a later job loads it again."""
     client.unload_model(name, version=version)
-    echo(f"asked for {name} to be unloaded")
+    echo(f"requested unloading of {name}")
 
 
 @click.command()
@@ -212,7 +212,7 @@ def unload(client: Client, *, name: str, version: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Prints JSON.")
 @connected
 def predict(client: Client, *, image: Path, model: str, top: int, as_json: bool) -> None:
-    """Shows what a model sees in IMAGE."""
+    """Shows a model's most probable classes for IMAGE."""
     scores = client.predict(image, model=model, top=top)
     if as_json:
         echo(dump([class_document(each) | {"score": each.score} for each in scores]))
@@ -222,7 +222,7 @@ def predict(client: Client, *, image: Path, model: str, top: int, as_json: bool)
 
 
 def read_tables(path: Path) -> Sequence[ModelTable]:
-    """Returns the tables of a models file. Raises a Failure where it is none."""
+    """Returns the tables of a models file. Raises a Failure if it is invalid."""
     try:
         tables = tomllib.loads(path.read_text()).get("models")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

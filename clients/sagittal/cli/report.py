@@ -1,4 +1,4 @@
-"""An explanation as JSON, for people who script."""
+"""Jobs and models as JSON, for scripts."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ from sagittal.client import Job, Model
 
 
 def job_json(job: Job) -> dict[str, Any]:
-    """Returns where a job stands."""
+    """Returns the state of a job."""
     return {
         "job_id": job.job_id,
         "state": job.state,
@@ -67,5 +67,5 @@ def model_json(model: Model) -> dict[str, Any]:
 
 
 def dump(document: object) -> str:
-    """Returns JSON for people and programs alike."""
+    """Returns formatted JSON."""
     return json.dumps(document, indent=2, ensure_ascii=False)

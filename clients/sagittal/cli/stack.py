@@ -1,4 +1,4 @@
-"""Valkey, the service and a worker as three processes on this machine, which are gone when this one is."""
+"""Valkey, the service and a worker as three child processes of this one."""
 
 import os
 import signal
@@ -25,22 +25,22 @@ from sagittal.client import Client, Model, SagittalError, WorkerState
 from sagittal.core.errors import SagittalError as RuntimeFailure
 from sagittal.process.embedded import EmbeddedValkey
 
-#: Time that a process has to end after SIGTERM, in seconds, before it is killed.
+#: Time for a process to end after SIGTERM, in seconds, before it is killed.
 GRACE_SECONDS = 8.0
-#: Lines of a log that are shown when its process died.
+#: Number of log lines shown when a process died.
 TAIL_LINES = 12
-#: How often something may be started again within `RESTART_SECONDS`: more often, and it will not do.
+#: Maximum number of restarts within `RESTART_SECONDS`; beyond it, the stack fails.
 RESTARTS, RESTART_SECONDS = 5, 60.0
 
 
 @dataclass(slots=True)
 class Restarts:
-    """When something was started again."""
+    """Times of restarts."""
 
     times: deque[float] = field(default_factory=deque)
 
     def allow(self) -> bool:
-        """Whether it may be started once more now, which then counts."""
+        """Returns whether another restart is allowed, and counts it."""
         now = time.monotonic()
         while self.times and now - self.times[0] > RESTART_SECONDS:
             self.times.popleft()
@@ -52,7 +52,7 @@ class Restarts:
 
 @dataclass(slots=True)
 class Child:
-    """A program of ours that dies with this process."""
+    """One of our programs, which dies with this process."""
 
     name: str
     module: str
@@ -62,7 +62,7 @@ class Child:
     _process: "subprocess.Popen[bytes] | None" = None
 
     def start(self) -> None:
-        """Starts the program; its log begins anew with the first start, and goes on with the others."""
+        """Starts the program; its log is truncated at the first start, and appended to at the others."""
         with self.log.open("wb" if self._process is None else "ab") as output:
             self._process = subprocess.Popen(  # noqa: S603 - our own program, with arguments of our own
                 [sys.executable, "-m", "sagittal.cli.child", str(os.getpid()), self.module],
@@ -75,14 +75,14 @@ class Child:
 
     @property
     def ending(self) -> str:
-        """How the program ended, as a person says it; empty while it runs."""
+        """How the program ended, in words; empty while it runs."""
         status = None if self._process is None else self._process.poll()
         if status is None:
             return ""
         return f"ended with status {status}" if status >= 0 else f"was killed by {signal.Signals(-status).name}"
 
     def stop(self) -> None:
-        """Asks the process to end; kills it where it does not in time."""
+        """Terminates the process; kills it if it does not end in time."""
         if self._process is None:
             return
         if self._process.poll() is None:
@@ -104,11 +104,11 @@ def tail(log: Path) -> str:
     return "\n".join(f"  {line}" for line in lines) or "  (its log is empty)"
 
 
-#: The models that are served where no other file is named.
+#: Default models file.
 MODELS_FILE = Path(__file__).with_name("models.toml")
-#: Time that the service and the models may take to be ready, in seconds: importing torch from a cold disk is slow.
+#: Timeout until the service and the models are ready, in seconds: importing torch from a cold disk is slow.
 READY_SECONDS = 180.0
-#: Time between two looks whether something is ready, in seconds.
+#: Interval of readiness checks, in seconds.
 LOOK_SECONDS = 0.1
 
 SERVICE = "sagittal.v1.ExplanationService"
@@ -116,7 +116,7 @@ SERVICE = "sagittal.v1.ExplanationService"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to start, and where."""
+    """The processes to start, with their addresses."""
 
     listen: str
     """Address of the service, host:port."""
@@ -128,7 +128,7 @@ class Plan:
     """Port of the page; 0 for none."""
     models_file: Path
     state: Path | None = None
-    """Directory in which jobs and logs survive; None for a temporary one."""
+    """Directory that keeps jobs and logs; None for a temporary one."""
 
 
 @dataclass(slots=True)
@@ -138,14 +138,14 @@ class LocalStack:
     plan: Plan
     children: list[Child] = field(default_factory=list)
     directory: Path = Path()
-    """Where the logs are, while the stack runs."""
+    """Directory of the logs, while the stack runs."""
     _closing: ExitStack = field(default_factory=ExitStack)
     _valkey: EmbeddedValkey | None = None
     _valkey_restarts: Restarts = field(default_factory=Restarts)
 
     @property
     def queue_url(self) -> str:
-        """Where Valkey listens."""
+        """Address of Valkey."""
         return self._valkey.url if self._valkey else ""
 
     def __enter__(self) -> Self:
@@ -165,23 +165,23 @@ class LocalStack:
         self.stop()
 
     def stop(self) -> None:
-        """Stops everything; returns when it is gone."""
+        """Stops everything; returns when all processes have ended."""
         with ignoring_signals():
             self._closing.close()
 
     def check(self) -> None:
-        """Raises a Failure with the end of its log where a process died."""
+        """Raises a Failure with the end of the log of a process that died."""
         self._check_valkey()
         for child in self.children:
             if child.ending:
                 raise Failure(f"the {child.name} {child.ending}; its log ends:\n{child.tail()}")
 
     def tend(self, say: Callable[[str], None]) -> None:
-        """Starts again what died, and says so. Raises a Failure where that was too often within a minute."""
+        """Restarts processes that died, and reports it. Raises a Failure if that was too often within a minute."""
         self._tend_valkey(say)
         for child in self.children:
             if child.ending and child.restarts.allow():
-                say(f"the {child.name} {child.ending}; starting it again")
+                say(f"the {child.name} {child.ending}; restarting it")
                 child.start()
         self.check()
 
@@ -189,7 +189,7 @@ class LocalStack:
         valkey = self._valkey
         if valkey is None or valkey.running or self.plan.state is None or not self._valkey_restarts.allow():
             return
-        say("Valkey ended; starting it again on what it had written")
+        say("Valkey ended; restarting it on its stored data")
         try:
             valkey.stop()
             valkey.start()
@@ -199,17 +199,17 @@ class LocalStack:
     def _check_valkey(self) -> None:
         if self._valkey is None or self._valkey.running:
             return
-        lost = "" if self.plan.state is not None else ", and all jobs with it: give --state for what must survive"
+        lost = "" if self.plan.state is not None else ", and all jobs are lost: give --state DIR to keep them"
         raise Failure(f"Valkey ended{lost}; its log ends:\n{tail(self._valkey.log_file)}")
 
     def wait_for_service(self) -> None:
-        """Returns when the service can take requests."""
+        """Returns when the service accepts requests."""
         with grpc.insecure_channel(self.plan.listen) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             self._wait(lambda: _serving(stub), "the service is not ready")
 
     def wait_for_models(self, client: Client, say: Callable[[str], None]) -> None:
-        """Returns when every model of the file is ready; says what it waits for."""
+        """Returns when every model of the file is ready; reports what it waits for."""
         for name in model_names(self.plan.models_file):
             say(f"loading model {name}")
             self._wait(lambda name=name: _loaded(client, name), f"model {name} is not loaded")  # type: ignore[misc]
@@ -246,7 +246,7 @@ class LocalStack:
 
 
 def service_environment(plan: Plan) -> dict[str, str]:
-    """Returns the settings of the service. Alone on its machine, it need not drain for long."""
+    """Returns the settings of the service. It drains briefly, because it is alone on its machine."""
     return {
         "SAGITTAL_LISTEN": plan.listen,
         "SAGITTAL_METRICS_PORT": str(plan.service_metrics),
@@ -273,7 +273,7 @@ def worker_environment(plan: Plan) -> dict[str, str]:
 
 
 def free_ports(number: int) -> Sequence[int]:
-    """Returns ports of 127.0.0.1 that nothing listens on, all different."""
+    """Returns unused ports of 127.0.0.1, all different."""
     with ExitStack() as held:
         probes = [held.enter_context(socket.socket()) for _ in range(number)]
         for probe in probes:
@@ -282,7 +282,7 @@ def free_ports(number: int) -> Sequence[int]:
 
 
 def model_names(path: Path) -> Sequence[str]:
-    """Returns the names in a models file. Raises a Failure where it cannot be read."""
+    """Returns the names in a models file. Raises a Failure if it cannot be read."""
     try:
         tables = tomllib.loads(path.read_text()).get("models", [])
         return list(dict.fromkeys(str(table["name"]) for table in tables))
@@ -293,7 +293,7 @@ def model_names(path: Path) -> Sequence[str]:
 
 
 def _check_free(plan: Plan) -> None:
-    """Raises a Failure for a port that something listens on already, which says more than a log would."""
+    """Raises a Failure for a port that is in use, which is clearer than the log of a failed start."""
     _, _, port = plan.listen.rpartition(":")
     if not port.isdigit():
         raise click.BadParameter(f"{plan.listen!r} is no address; give host:port", param_hint="--listen")
@@ -309,7 +309,7 @@ def _check_free(plan: Plan) -> None:
             try:
                 probe.bind(("127.0.0.1", number))
             except OSError as error:
-                text = f"port {number} is in use: does Sagittal run already? Else choose another with {option}"
+                text = f"port {number} is in use: Sagittal may already run; otherwise choose another with {option}"
                 raise Failure(text, USAGE) from error
 
 
@@ -322,7 +322,7 @@ def _serving(stub: health_pb2_grpc.HealthStub) -> bool:
 
 
 def _loaded(client: Client, name: str) -> bool:
-    """Whether a worker is ready; raises a Failure where it could not load the model."""
+    """Returns whether a worker is ready; raises a Failure if it could not load the model."""
     for worker in _workers(client, name):
         if worker.state == "failed":
             raise Failure(f"model {name} cannot be loaded: {worker.message}")
@@ -335,5 +335,5 @@ def _workers(client: Client, name: str) -> Iterator[WorkerState]:
     try:
         model: Model = client.model(name)
     except SagittalError:
-        return  # no worker has said anything of it yet
+        return  # no worker has reported the model yet
     yield from model.workers

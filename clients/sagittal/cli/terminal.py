@@ -1,4 +1,4 @@
-"""What people see while a job runs: a live bar on a terminal, plain lines elsewhere. All of it on standard error."""
+"""Progress of a job on standard error: a live bar on a terminal, plain lines elsewhere."""
 
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -20,7 +20,7 @@ from sagittal.client import (
 from sagittal.client import Progress as Progressed
 from sagittal.core.text import printable
 
-#: Least share of the way between two plain lines.
+#: Minimum progress between two plain lines.
 PLAIN_STEP = 0.25
 
 
@@ -30,9 +30,9 @@ def make_reporter(
     """Returns the reporter that suits standard error.
 
     Args:
-        model: Name of the model, for people.
-        to_the_end: Whether it also tells the result and its warnings; else the caller does.
-        console: Where to write; None for standard error.
+        model: Name of the model, for messages.
+        to_the_end: Whether it also prints the result and its warnings; otherwise the caller does.
+        console: The output; None for standard error.
     """
     console = console or Console(stderr=True, highlight=False)
     left_out = () if to_the_end else (Warning, Completed)
@@ -41,7 +41,7 @@ def make_reporter(
 
 
 class PlainReporter:
-    """Plain lines, few enough for a log."""
+    """Prints plain lines, few enough for a log."""
 
     def __init__(self, console: Console, model: str, left_out: tuple[type[Event], ...] = ()) -> None:
         self._console = console
@@ -58,11 +58,11 @@ class PlainReporter:
         return None
 
     def say(self, text: str) -> None:
-        """Says what is waited for."""
+        """Prints what the program waits for."""
         self._line(text)
 
     def take(self, event: Event) -> None:
-        """Tells of an event."""
+        """Prints an event."""
         if isinstance(event, Progressed):
             if event.fraction >= self._told + PLAIN_STEP:
                 self._told = event.fraction
@@ -76,7 +76,7 @@ class PlainReporter:
 
 
 class LiveReporter:
-    """A progress bar with the objective falling, and lines above it."""
+    """A progress bar with the current objective, and lines above it."""
 
     def __init__(self, console: Console, model: str, left_out: tuple[type[Event], ...] = ()) -> None:
         self._console = console
@@ -103,11 +103,11 @@ class LiveReporter:
         self._progress.stop()
 
     def say(self, text: str) -> None:
-        """Says what is waited for."""
+        """Prints what the program waits for."""
         self._progress.update(self._task, description=printable(text))
 
     def take(self, event: Event) -> None:
-        """Tells of an event."""
+        """Prints an event."""
         if isinstance(event, Progressed):
             self._progress.update(self._task, completed=event.fraction, description=describe_progress(event))
             return
@@ -116,7 +116,7 @@ class LiveReporter:
 
 
 def describe(event: Event, model: str) -> list[str]:
-    """Returns the lines that tell of an event; none for one that people need not see."""
+    """Returns the lines that describe an event; empty for events that are not shown."""
     if isinstance(event, Accepted):
         return _accepted(event, model)
     teller = _TELLERS.get(type(event))
@@ -124,7 +124,7 @@ def describe(event: Event, model: str) -> list[str]:
 
 
 def describe_progress(event: Progressed) -> str:
-    """Returns how far a job is."""
+    """Returns the progress of a job."""
     objective = f"  objective {event.objective:.4f}" if event.objective is not None else ""
     return printable(f"{event.phase}  {event.evaluations:,} evaluations{objective}")
 
@@ -169,7 +169,7 @@ def _completed(event: Completed) -> str:
 
 
 def effort(event: Completed) -> str:
-    """Says what an answer took, and why it may be less than was asked for."""
+    """Returns the cost of a result, and why it may be incomplete."""
     early = f", ended early by its budget of {event.truncated_by}" if event.truncated else ""
     cached = (
         f", answered from the cache ({event.cache_age_seconds:.0f} s old)"

@@ -1,10 +1,10 @@
-"""The client of Sagittal: `Client` for ordinary code, `AsyncClient` for asyncio.
+"""The client of Sagittal: `Client` for synchronous code, `AsyncClient` for asyncio.
 
     from sagittal.client import Client, IGOSPlusPlus
 
     explanation = Client("localhost:50051").explain("cat.jpg", model="efficientnet-lite0", method=IGOSPlusPlus())
 
-It knows the API and nothing else: no torch, no Redis.
+It depends only on the API: neither torch nor Redis is required.
 """
 
 from sagittal.client.aio import AsyncClient, AsyncEventStream

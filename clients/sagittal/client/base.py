@@ -1,4 +1,4 @@
-"""What the sync and the asyncio client share: requests, answers and the connection's settings."""
+"""Common parts of the synchronous and the asyncio client: requests, answers and the connection's settings."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,12 +15,12 @@ from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import explanation_service_pb2 as service_pb
 from sagittal.v1 import method_pb2
 
-#: Jobs on a page of a list.
+#: Jobs per page of a list.
 PAGE = 100
 
 
 class BaseClient:
-    """The settings of one connection; nothing here talks to the service."""
+    """The settings of a connection; nothing here calls the service."""
 
     def __init__(self, address: str, *, token: str, tls: TLS | None, options: Options | None) -> None:
         self.address = full_address(address)
@@ -40,20 +40,20 @@ class BaseClient:
     def _cursor(
         self, request: Message, *, job_id: str = "", after_sequence: int = 0, timeout: float | None = None
     ) -> Cursor:
-        # Before anything came through, an address where nothing listens fails as soon as for any other call.
+        # Before the first event, an address where nothing listens fails as fast as for any other call.
         patience, span = self._call_patience(), self._span(request)
         return Cursor(patience, self.address, job_id, after_sequence, span=span, tls=self._tls, timeout=timeout)
 
 
 def wanted_name(method: MethodLike | None) -> Method | None:
-    """Returns the method to look up in the model's catalogue, or None where it is a typed message."""
+    """Returns the method to look up in the model's catalogue, or None for a typed message."""
     if isinstance(method, str):
         return Method(method)
     return method if isinstance(method, Method) else None
 
 
 def spec_for(options: ExplainOptions, model: Model | None) -> pb.ExplanationSpec:
-    """Returns the request without its image; `model` is the catalogue's entry if the method is given by name."""
+    """Returns the request without its image; `model` is the model's description if the method is given by name."""
     method = options.get("method")
     name = wanted_name(method)
     packed: method_pb2.Method | None = None
@@ -64,7 +64,7 @@ def spec_for(options: ExplainOptions, model: Model | None) -> pb.ExplanationSpec
     return build_spec(packed, **options)
 
 
-#: Kinds of images that a job has.
+#: Kinds of images of a job.
 IMAGE_KINDS: Mapping[str, int] = {
     name.removeprefix("JOB_IMAGE_").lower().replace("_", "-"): number
     for name, number in service_pb.JobImage.items()
@@ -73,7 +73,7 @@ IMAGE_KINDS: Mapping[str, int] = {
 
 
 def image_request(job_id: str, kind: str, longest: int, mask: int) -> service_pb.GetExplanationImageRequest:
-    """Returns the request of an image of a job. Raises InvalidRequest for an unknown kind."""
+    """Returns the request for an image of a job. Raises InvalidRequest for an unknown kind."""
     if kind not in IMAGE_KINDS:
         raise InvalidRequest(f"got {kind!r}; expected one of {', '.join(IMAGE_KINDS)}", field="kind")
     number = IMAGE_KINDS[kind]
@@ -83,7 +83,7 @@ def image_request(job_id: str, kind: str, longest: int, mask: int) -> service_pb
 def list_request(
     model: str, states: Sequence[str] | str, reason: str, page_token: str
 ) -> service_pb.ListExplanationsRequest:
-    """Returns the request of one page of jobs."""
+    """Returns the request for one page of jobs."""
     name, version = split_model(model, "")
     if version:
         text = f"got {model!r}; expected the name alone: jobs are listed for all versions of a model"

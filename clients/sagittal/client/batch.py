@@ -1,4 +1,4 @@
-"""Many images over one call: what is in flight, and what came of each."""
+"""Many images over one call: images in flight, and the outcome of each."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,12 +15,12 @@ from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import explanation_service_pb2 as service_pb
 
 Images = Iterable[ImageLike] | Mapping[str, ImageLike]
-"""Images, or images by key. Without keys they are known by their position: "0", "1" and so on."""
+"""Images, or images by key. Without keys, their positions are the keys: "0", "1" and so on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of one of many images: an explanation, or the error that was meant."""
+    """The outcome of one of many images: an explanation or an error."""
 
     key: str
     """The caller's key of the image, or its position."""
@@ -35,15 +35,15 @@ class _Entry:
     gathering: Gathering
     patience: Patience
     due: float = 0.0
-    """Time of the clock at which it may be sent again."""
+    """Clock time after which it may be sent again."""
 
 
 class Batch:
     """The state of one `explain_many`.
 
-    A broken call drops its jobs on the service's side, so what had not ended is put again under a new request_id;
-    whatever the service has finished of it comes from its cache. What the service has no room for is put again when
-    it said; until then no further image is sent.
+    If the call breaks, the service cancels its jobs. Unfinished images are sent again with a new request_id; results
+    that the service has completed come from its cache. Images for which the service has no room are sent again after
+    the delay it gave; until then no further image is sent.
     """
 
     def __init__(
@@ -73,23 +73,23 @@ class Batch:
 
     @property
     def done(self) -> bool:
-        """Whether every image has its outcome."""
+        """Whether every image has an outcome."""
         return self.exhausted and not self._entries and not self._postponed
 
     @property
     def pause(self) -> float:
-        """Time to wait before anything can be sent, in seconds; 0 while answers are to come."""
+        """Time until something can be sent, in seconds; 0 while answers are pending."""
         if self._entries or not self._postponed:
             return 0.0
         return max(0.0, min(entry.due for entry in self._postponed) - self._clock())
 
     @property
     def has_postponed(self) -> bool:
-        """Whether the service had no room for some."""
+        """Whether the service had no room for some images."""
         return bool(self._postponed)
 
     def fill(self) -> tuple[Sequence[service_pb.ExplainManyRequest], Sequence[Outcome]]:
-        """Returns requests to send so that enough are in flight, and the outcomes of images that cannot be sent."""
+        """Returns the requests to send to fill the window, and the outcomes of images that cannot be sent."""
         due = [entry for entry in self._postponed if entry.due <= self._clock()]
         self._postponed = [entry for entry in self._postponed if entry not in due]
         ready = [self._enter(entry) for entry in due]
@@ -107,12 +107,12 @@ class Batch:
         return ready, refused
 
     def reopen(self) -> Sequence[service_pb.ExplainManyRequest]:
-        """Returns the requests to send over a new call, after one that broke."""
+        """Returns the requests to send over a new call, after a broken one."""
         entries, self._entries = list(self._entries.values()), {}
         return [self._enter(self._entry(each.key, each.spec)) for each in entries]
 
     def admit(self, event: pb.ExplanationEvent) -> Outcome | None:
-        """Takes an event in; returns the outcome if it was a job's last."""
+        """Processes an event; returns the outcome if it was the last event of a job."""
         entry = self._entries.get(event.request_id)
         if entry is None:
             return None
@@ -131,7 +131,7 @@ class Batch:
         return Outcome(key=entry.key, explanation=entry.gathering.explanation())
 
     def _postpone(self, entry: _Entry, failure: Overloaded) -> Outcome | None:
-        """Keeps an image until the service may have room; returns its outcome if it never had in all the time."""
+        """Postpones an image until the service may have room; returns its outcome if the time for retries is over."""
         try:
             entry.due = self._clock() + entry.patience.wait_after(failure)
         except Overloaded as error:

@@ -1,4 +1,4 @@
-"""Concept sets (XNN): what a model looks for, in a few concepts that predict what it predicts."""
+"""Concept sets (XNN): a few concepts of a model that together predict its outputs."""
 
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ from sagittal.v1 import explanation_service_pb2 as jobs_pb
 Names = dict[int, str]
 """Names of x-features by index."""
 
-#: Sets on a page.
+#: Sets per page.
 PAGE = 100
 
 
@@ -45,13 +45,13 @@ class ConceptExample:
     """A small JPEG."""
     value: float
     heatmap: NDArray[np.float32] | None
-    """Where the concept looks, 0 to 1; None where that could not be found."""
+    """Heatmap of the concept, 0 to 1; None if there is none."""
     group: int
-    """Which group of images it belongs to; 0 unless the concept is mixed."""
+    """Group of the image; 0 unless the concept is mixed."""
     index: int
-    """Its place in the set of images."""
+    """Its index in the set of images."""
     name: str
-    """Its file; empty for images that were sent."""
+    """Its file; empty for uploaded images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +63,22 @@ class XFeature:
     mean_contribution: float
     contribution_spread: float
     agreement: float
-    """How alike the images that excite it are in the model's feature space, -1 to 1."""
+    """Similarity of the images that excite it in the model's feature space, -1 to 1."""
     mixed: bool
-    """Whether it seems to stand for several unrelated things ("A or B")."""
+    """Whether it appears to mix several unrelated concepts ("A or B")."""
     merged_into: int | None
     weights: tuple[float, ...]
-    """What one unit of it adds to the output of each target."""
+    """Contribution of one unit of it to the output of each target."""
     examples: tuple[ConceptExample, ...]
     parts: tuple[tuple[str, float], ...]
-    """How its heatmaps spread over annotated parts, the largest share first; empty without annotations."""
+    """Shares of its heatmaps by annotated part, the largest first; empty without annotations."""
     locality: float | None
     """Entropy of these shares in nats; None without annotations."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConceptQuality:
-    """How good a set is, on images that were held out of the fit."""
+    """Quality of a set, on images that were held out of the fit."""
 
     faithfulness_correlation: float
     faithfulness_error: float
@@ -92,7 +92,7 @@ class ConceptQuality:
     parts_covered: float | None
     """Mean number of parts that an x-feature covers; None without annotations."""
     annotated: int
-    """Held-out images whose annotations were used."""
+    """Number of held-out images whose annotations were used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +112,13 @@ class ConceptSet:
     """Reason and message of each."""
     images: int
     skipped: tuple[tuple[int, str, str], ...]
-    """Images that could not be read, the first hundred: place in the set, file, reason."""
+    """Unreadable images, the first hundred: index in the set, file, reason."""
     skipped_count: Annotated[int, From("skipped")]
     created: Annotated[datetime, From("create_time")]
 
 
 def page_request(model: str, token: str) -> service_pb.ListConceptSetsRequest:
-    """Returns the request of a page of sets."""
+    """Returns the request for a page of sets."""
     return service_pb.ListConceptSetsRequest(model=model, page_size=PAGE, page_token=token)
 
 
@@ -133,7 +133,7 @@ def update_request(
 def changes(
     *, rename: Names | None = None, merge: dict[int, int] | None = None, mixed: dict[int, bool] | None = None
 ) -> Sequence[service_pb.ConceptChange]:
-    """Returns changes to x-features by index: names, what each is shown together with, whether it is mixed."""
+    """Returns changes to x-features by index: names, the x-features they are shown with, whether they are mixed."""
     made = [service_pb.ConceptChange(index=index, rename=name) for index, name in (rename or {}).items()]
     made += [service_pb.ConceptChange(index=index, merge_into=head) for index, head in (merge or {}).items()]
     made += [service_pb.ConceptChange(index=index, mixed=flag) for index, flag in (mixed or {}).items()]
@@ -163,14 +163,14 @@ def _x_feature(message: pb.Concept) -> XFeature:
 
 @dataclass(frozen=True, slots=True)
 class FitProgress:
-    """How a fit goes."""
+    """Progress of a fit."""
 
     job_id: str
     phase: str
-    """"features", "fit", "refit-1" and so on, "examples"; "queued" and "started" before."""
+    """"queued", "started", then "features", "fit", "refit-1" and so on, "examples"."""
     fraction: float
     epoch: int
-    """0 where no loss is told."""
+    """0 if no loss is reported."""
     faithfulness: float
     reconstruction: float
     pull_away: float
@@ -181,7 +181,7 @@ Box = tuple[float, float, float, float]
 
 
 class FitOptions(TypedDict, total=False):
-    """What may be said of a fit; what is left out takes the service's default."""
+    """Options of a fit; omitted options have the service's defaults."""
 
     layer: str
     concepts: int
@@ -200,9 +200,9 @@ class FitOptions(TypedDict, total=False):
     deadline: float
     """Time from acceptance to the end, in seconds."""
     request_id: str
-    """Gives the same job to the same question asked again; one is made up where it is left out."""
+    """Idempotency key: the same request with the same key returns the same job. Generated if omitted."""
     parts: Sequence[Mapping[str, Box]]
-    """Annotated parts of each image by name, in the order of the images; an empty mapping where there are none."""
+    """Annotated parts of each image by name, in the order of the images; an empty mapping for images without."""
 
 
 OnProgress = Callable[[FitProgress], None]
@@ -212,11 +212,11 @@ _BESIDE = (*_SETTINGS, "model_version", "deadline", "request_id", "parts")
 
 
 class Fitting:
-    """A fit that is asked for.
+    """A requested fit.
 
-    The events of a fit are those of a job like any other. A call that breaks once the job is known is followed by
-    `WatchExplanation`; before, the question is put again under the same `request_id`, which gives the same job, as long
-    as its images can be taken a second time.
+    The events of a fit are those of a job. If the call breaks after the job is known, `WatchExplanation` continues it.
+    Before that, the request is sent again with the same `request_id`, which returns the same job, provided that its
+    images can be read a second time.
     """
 
     def __init__(
@@ -234,19 +234,19 @@ class Fitting:
         check_several(images, "images", f"each {ACCEPTED}")
         self.settings = _settings(name, model, targets, options)
         self.fault: Exception | None = None
-        """What went wrong while the images were taken."""
+        """Error that occurred while the images were read."""
         self._images = images
         self._parts = options.get("parts")
         self._on_progress = on_progress
 
     def requests(self) -> Iterator[service_pb.FitConceptsRequest]:
-        """Yields the messages of a call: the settings, then the images as they are taken."""
+        """Yields the messages of a call: the settings, then the images as they are read."""
         yield service_pb.FitConceptsRequest(settings=self.settings)
         try:
             yield from self._pictures()
-        except Exception as error:  # noqa: BLE001 - images come from anywhere; raised again where the call is read
+        except Exception as error:  # noqa: BLE001 - image sources may raise anything; raised again where the call is read
             self.fault = error
-            # An end would begin the fit; an empty message is refused.
+            # Ending the requests would start the fit; an empty message is refused.
             yield service_pb.FitConceptsRequest()
 
     def owns_job(self, cursor: Cursor) -> bool:
@@ -266,7 +266,7 @@ class Fitting:
             self._on_progress(progress)
 
     def check_repeatable(self, cursor: Cursor, error: grpc.RpcError | Unavailable) -> None:
-        """Raises what ended a call if the fit cannot be taken up again."""
+        """Raises the error that ended a call if the fit cannot be resumed."""
         if self.fault is not None:
             raise self.fault
         if isinstance(error, grpc.RpcError) and not cursor.job_id and isinstance(self._images, Iterator):
@@ -279,10 +279,12 @@ class Fitting:
             try:
                 encoded = encode_image(image, field=f"image {number}")
             except UnreadableImage:
-                encoded = tensor_pb2.Image(encoded=b"")  # so that the set lists it as skipped, at its place
+                encoded = tensor_pb2.Image(encoded=b"")  # so that the set lists it as skipped, at its index
             yield service_pb.FitConceptsRequest(image=encoded, annotated_parts=self._annotated(number))
         if self._parts is not None and len(self._parts) != count:
-            raise InvalidRequest(f"there are parts of {len(self._parts)} images; {count} came", field="parts")
+            raise InvalidRequest(
+                f"got parts of {len(self._parts)} images for {count} images; give one per image", field="parts"
+            )
 
     def _annotated(self, number: int) -> Sequence[service_pb.AnnotatedPart]:
         if self._parts is None or number >= len(self._parts):
@@ -317,7 +319,7 @@ def _settings(
 
 
 def parse_progress(event: explanation_pb2.ExplanationEvent) -> FitProgress | None:
-    """Returns what an event says of the progress; None where it says nothing."""
+    """Returns the progress that an event reports; None for other events."""
     match event.WhichOneof("event"):
         case "accepted":
             return FitProgress(event.job_id, "queued", 0.0, 0, 0.0, 0.0, 0.0)

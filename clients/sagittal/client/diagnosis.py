@@ -1,4 +1,4 @@
-"""Why a connection could not be made, found by a look at the address: gRPC reports TLS on one side only as refused."""
+"""Diagnosis of failed connections by probing the address: gRPC reports a one-sided TLS configuration as refused."""
 
 import socket
 import ssl
@@ -6,15 +6,15 @@ import ssl
 from sagittal.client.errors import ConnectionFailed
 from sagittal.client.options import TLS
 
-#: Longest time for each step of the look, in seconds: it follows calls that failed for as long.
+#: Timeout of each probing step, in seconds; short, because it follows calls that already failed.
 _LOOK_SECONDS = 5.0
 
 
 def diagnosed(error: ConnectionFailed, address: str, tls: TLS | None) -> ConnectionFailed:
-    """Returns an error that says whether TLS was the reason; the same one if it was not."""
+    """Returns an error that names TLS as the cause, or the same error if it is not."""
     host, _, port = address.removeprefix("dns:///").rpartition(":")
     if not port.isdecimal() or (":" in host and not host.startswith("[")):
-        return error  # a path, or a scheme that names no host
+        return error  # a path, or a scheme without a host
     try:
         text = _reason(host.strip("[]"), int(port), address, tls)
     except OSError:
@@ -29,16 +29,16 @@ def _reason(host: str, port: int, address: str, tls: TLS | None) -> str:
     if tls is None:
         return ""
     if not encrypted:
-        return f"the service at {address} does not speak TLS, and the client does: leave tls out, or set TLS up there"
+        return f"the service at {address} does not use TLS, and the client does: omit tls, or enable TLS on the service"
     fault = _handshake(tls.server_name or host, port, ssl.CERT_REQUIRED, tls, connect_to=host)
     return (
         f"the TLS handshake with {address} failed: {fault or 'the service did not accept it'}; check "
-        "TLS(root_certificates=...) and server_name, and certificate and private_key if the service asks for them"
+        "TLS(root_certificates=...) and server_name, and certificate and private_key if the service requires them"
     )
 
 
 def _handshake(name: str, port: int, verify: ssl.VerifyMode, tls: TLS | None, connect_to: str = "") -> str | None:
-    """Returns what went wrong in a handshake, None if nothing did. Raises OSError if nothing answers."""
+    """Returns the fault of a handshake, None if it succeeded. Raises OSError if nothing answers."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = verify is ssl.CERT_REQUIRED
     context.verify_mode = verify

@@ -8,7 +8,7 @@ from sagittal.client.explanation import Explanation, Graph
 
 
 def explanation_document(explanation: Explanation) -> dict[str, Any]:
-    """Returns what an explanation says, without its arrays: masks by their shape, curves by their areas."""
+    """Returns the content of an explanation without its arrays: masks by their shape, curves by their areas."""
     completed = explanation.completed
     document = {
         "job_id": explanation.job_id,
@@ -90,7 +90,7 @@ def class_document(score: ClassScore) -> dict[str, Any]:
 
 
 def _found(explanation: Explanation) -> Iterator[tuple[str, Any]]:
-    """Yields what only some explanations hold, by its name."""
+    """Yields the parts that only some explanations have, by name."""
     completed, said = explanation.completed, explanation.concept_prediction
     if completed and completed.pointing_game_hit is not None:
         yield "pointing_game_hit", completed.pointing_game_hit

@@ -1,34 +1,34 @@
-"""Every failure that the client raises on purpose: the class that the service meant.
+"""Every error that the client raises intentionally, as the class that the service reported.
 
     SagittalError
     ├── InvalidRequest        INVALID_ARGUMENT      `field` names the part of the request at fault
     │   ├── InvalidImage
-    │   ├── ArgumentRefused                         a value that the queue does not take
-    │   └── MessageTooLarge   RESOURCE_EXHAUSTED    past the limit on the size of one message
+    │   ├── ArgumentRefused                         a value that the queue does not accept
+    │   └── MessageTooLarge   RESOURCE_EXHAUSTED    over the size limit of one message
     ├── NotFound              NOT_FOUND
     │   ├── UnknownModel
     │   ├── UnknownJob
-    │   └── EventsExpired                           read so slowly that the rest is no longer kept
-    ├── AlreadyExists         ALREADY_EXISTS        a request_id used again with another content
-    │   └── ModelExists                             a model's version registered again with another content
-    ├── FailedPrecondition    FAILED_PRECONDITION   the model or job cannot do what is asked
+    │   └── EventsExpired                           a reader fell behind the retention of events
+    ├── AlreadyExists         ALREADY_EXISTS        a request_id was used with other content
+    │   └── ModelExists                             a model's version is registered with other content
+    ├── FailedPrecondition    FAILED_PRECONDITION   the model or job does not support the request
     ├── NotServed             UNIMPLEMENTED         a part of the API that nothing serves
-    ├── Overloaded            RESOURCE_EXHAUSTED    past an admission bound: `retry_after` seconds
-    ├── Unavailable           UNAVAILABLE           the service or its queue is away: try again
+    ├── Overloaded            RESOURCE_EXHAUSTED    an admission limit is exceeded: retry after `retry_after` seconds
+    ├── Unavailable           UNAVAILABLE           the service or its queue is unavailable: try again
     │   ├── ConnectionFailed  UNAVAILABLE           nothing answers at the address
-    │   └── StreamMoved       UNAVAILABLE           watch the job again, on any replica: streams do it by themselves
+    │   └── StreamMoved       UNAVAILABLE           watch the job again, on any replica; streams do so automatically
     ├── Expired               DEADLINE_EXCEEDED     a deadline passed before there was a result
     ├── Unauthenticated       UNAUTHENTICATED       no token, or an unknown one
     ├── PermissionDenied      PERMISSION_DENIED     the token lacks a role
     ├── JobCancelled          CANCELLED             the job was cancelled before it had a result
     └── JobFailed             INTERNAL              the model or its worker failed
         ├── ModelFailed
-        ├── JobBuried
-        └── InternalError                           a fault of the service; its message carries an id for the log
-            └── QueueFailed                         a fault of its queue; its log says which
+        ├── JobBuried                               dead-lettered: it ended too many workers
+        └── InternalError                           a fault of the service; its message has an identifier for the log
+            └── QueueFailed                         a fault of its queue; see the service's log
 
-A class is found by the stable reason in `google.rpc.ErrorInfo`; a reason that this version does not know falls back on
-the class of the gRPC code. `failed` events in a stream raise the same classes.
+The stable reason in `google.rpc.ErrorInfo` selects the class. A reason that this version does not know selects the
+class of the gRPC code. `failed` events in a stream raise the same classes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,14 +42,14 @@ DOMAIN = "sagittal"
 
 
 class SagittalError(Exception):
-    """A failure that is expected.
+    """An expected error.
 
     Attributes:
         message: What was wrong, what was expected, and what to do.
         reason: Stable identifier in capitals, for programs.
-        field: The request's field at fault, as a path such as `spec.target.index`; empty where none is.
-        retry_after: Seconds after which trying again makes sense; None where it does not.
-        job_id: The job that failed; empty where there was none.
+        field: The request's field at fault, as a path such as `spec.target.index`; empty if there is none.
+        retry_after: Seconds after which a retry may succeed; None if it will not.
+        job_id: The job that failed; empty if there is none.
     """
 
     reason: str = "INTERNAL"
@@ -79,38 +79,38 @@ class SagittalError(Exception):
         return hash((type(self), self.message, self.job_id))
 
     def __str__(self) -> str:
-        """The message, with the field at fault where the message does not name it."""
+        """The message, preceded by the field at fault if the message does not name it."""
         return f"{self.field}: {self.message}" if self.field and self.field not in self.message else self.message
 
 
 class InvalidRequest(SagittalError):
-    """The request is wrong; `field` names the part at fault."""
+    """The request is invalid; `field` names the part at fault."""
 
     reason = "INVALID_REQUEST"
     code = code_pb2.INVALID_ARGUMENT
 
 
 class InvalidImage(InvalidRequest):
-    """The image cannot be read, or is beyond the limits."""
+    """The image cannot be read, or exceeds the limits."""
 
     reason = "INVALID_IMAGE"
 
 
 class ArgumentRefused(InvalidRequest):
-    """The queue does not take a value that the request led to; nothing was stored."""
+    """The queue does not accept a value of the request; nothing was stored."""
 
     reason = "ARGUMENT_REFUSED"
 
 
 class MessageTooLarge(InvalidRequest):
-    """A message is larger than the service or this client admits."""
+    """A message is larger than the service or this client accepts."""
 
     reason = "MESSAGE_TOO_LARGE"
     code = code_pb2.RESOURCE_EXHAUSTED
 
 
 class NotFound(SagittalError):
-    """Something that was named does not exist."""
+    """A named object does not exist."""
 
     reason = "NOT_FOUND"
     code = code_pb2.NOT_FOUND
@@ -129,26 +129,26 @@ class UnknownJob(NotFound):
 
 
 class EventsExpired(NotFound):
-    """The stream was read so slowly that what was still to come is no longer kept."""
+    """The reader of the stream fell behind the retention of events."""
 
     reason = "EVENTS_EXPIRED"
 
 
 class AlreadyExists(SagittalError):
-    """A request_id that was used with another content."""
+    """The request_id was used with other content."""
 
     reason = "REQUEST_ID_REUSED"
     code = code_pb2.ALREADY_EXISTS
 
 
 class ModelExists(AlreadyExists):
-    """A model's version that is registered with another content."""
+    """The model's version is registered with other content."""
 
     reason = "MODEL_EXISTS"
 
 
 class FailedPrecondition(SagittalError):
-    """The model or the job cannot do what is asked; the message says what works."""
+    """The model or the job does not support the request; the message names alternatives."""
 
     reason = "UNSUPPORTED"
     code = code_pb2.FAILED_PRECONDITION
@@ -162,27 +162,27 @@ class NotServed(SagittalError):
 
 
 class Overloaded(SagittalError):
-    """Past an admission bound; `retry_after` says when to try again."""
+    """An admission limit is exceeded; `retry_after` is the time until a retry may succeed."""
 
     reason = "QUEUE_FULL"
     code = code_pb2.RESOURCE_EXHAUSTED
 
 
 class Unavailable(SagittalError):
-    """The service, or its queue, is away for now."""
+    """The service or its queue is unavailable."""
 
     reason = "QUEUE_UNAVAILABLE"
     code = code_pb2.UNAVAILABLE
 
 
 class ConnectionFailed(Unavailable):
-    """Nothing answers at the address, or the connection was lost and did not come back."""
+    """Nothing answers at the address, or the connection was lost and not restored."""
 
     reason = "CONNECTION_FAILED"
 
 
 class StreamMoved(Unavailable):
-    """This replica hands its streams over. The client's streams go on by themselves."""
+    """This replica ends its streams because it shuts down. The client's streams continue automatically."""
 
     reason = "STREAM_MOVED"
 
@@ -216,32 +216,32 @@ class JobCancelled(SagittalError):
 
 
 class JobFailed(SagittalError):
-    """The job ended in a failure that is not the caller's."""
+    """The job ended with a failure that the caller did not cause."""
 
     reason = "JOB_FAILED"
     code = code_pb2.INTERNAL
 
 
 class ModelFailed(JobFailed):
-    """The model could not be loaded, raised, or returned what is no score."""
+    """The model could not be loaded, raised an exception, or returned invalid scores."""
 
     reason = "MODEL_FAILED"
 
 
 class JobBuried(JobFailed):
-    """The job took down as many workers as it may."""
+    """The job was dead-lettered: it ended the maximum number of workers."""
 
     reason = "JOB_BURIED"
 
 
 class InternalError(JobFailed):
-    """A fault of the service; the message carries an identifier to look for in its log."""
+    """A fault of the service; the message has an identifier that its log contains."""
 
     reason = "INTERNAL"
 
 
 class QueueFailed(InternalError):
-    """The service's queue answered with an error that trying again does not mend; the service's log says which."""
+    """The service's queue returned an error that a retry does not fix; see the service's log."""
 
     reason = "QUEUE_FAILED"
 
@@ -250,7 +250,7 @@ def _by_reason(classes: Iterable[type[SagittalError]]) -> Mapping[str, type[Sagi
     return {cls.reason: cls for cls in classes}
 
 
-#: The class of each reason that the service sends.
+#: Class of each reason that the service sends.
 REASONS: Mapping[str, type[SagittalError]] = _by_reason(
     (
         InvalidRequest, InvalidImage, ArgumentRefused, MessageTooLarge, NotFound, UnknownModel, UnknownJob,
@@ -260,7 +260,7 @@ REASONS: Mapping[str, type[SagittalError]] = _by_reason(
     )
 )  # fmt: skip
 
-#: The class of each gRPC code, for a reason that is missing or not known.
+#: Class of each gRPC code, for a missing or unknown reason.
 CODES: Mapping[int, type[SagittalError]] = {
     code_pb2.CANCELLED: JobCancelled,
     code_pb2.UNKNOWN: InternalError,
@@ -282,7 +282,7 @@ CODES: Mapping[int, type[SagittalError]] = {
 
 
 def from_status(status: status_pb2.Status, *, job_id: str = "") -> SagittalError:
-    """Returns the error that a `google.rpc.Status` stands for, of a `failed` event for instance."""
+    """Returns the error of a `google.rpc.Status`, such as that of a `failed` event."""
     reason, field, retry_after = "", "", None
     for detail in status.details:
         info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
@@ -297,7 +297,7 @@ def from_status(status: status_pb2.Status, *, job_id: str = "") -> SagittalError
 
 
 def from_rpc_error(error: grpc.RpcError, *, address: str = "") -> SagittalError:
-    """Returns the error that a failed call stands for."""
+    """Returns the error of a failed call."""
     code, text = error.code(), error.details() or ""
     number = int(code.value[0])
     status = _attached_status(error)
@@ -317,6 +317,6 @@ def _attached_status(error: grpc.RpcError) -> status_pb2.Status | None:
 
 
 def trailing_metadata(error: grpc.RpcError) -> Sequence[tuple[str, str | bytes]]:
-    """Returns what the service attached to the end of a call."""
+    """Returns the metadata that the service sent at the end of a call."""
     pairs: Any = error.trailing_metadata() or ()
     return [(key, value) for key, value in pairs]

@@ -1,7 +1,7 @@
-"""Events of a job as they come: one frozen dataclass for each, masks as numpy arrays.
+"""Events of a job: one frozen dataclass for each, with masks as numpy arrays.
 
-A class has the name of the API's message and a field has the name of its field, so that `parsing` needs no word about
-either; `From` names a field that is called otherwise.
+A class has the name of the API's message, and its fields have the names of the message's fields, so that `parsing` is
+generic; `From` names a field with another name.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class ClassScore:
 
     index: int
     label: str
-    """Empty where the model has none."""
+    """Empty if the model has no labels."""
     score: float
     """Probability, 0 to 1."""
 
@@ -50,7 +50,7 @@ class PatchSet:
 
 @dataclass(frozen=True, slots=True)
 class CausalTriple:
-    """What the model says when only the set is shown, and when only the set is hidden."""
+    """Scores of a set: shown alone, and hidden."""
 
     sufficiency: float
     without: float
@@ -59,20 +59,20 @@ class CausalTriple:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """How a claim of minimality was checked."""
+    """A claim of minimality, and the checks behind it."""
 
     level: str
-    """"sufficient", "one-minimal", "subset-minimal" or "minimum-size", each containing the ones before it."""
+    """"sufficient", "one-minimal", "subset-minimal" or "minimum-size"; each includes those before it."""
     checked: int
-    """Sets that were scored to prove it."""
+    """Number of sets that were scored to prove it."""
     required_score: float
-    """The score a set must reach to be sufficient."""
+    """The score that a sufficient set must reach."""
     model_digest: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Event:
-    """One fact about a job. Events are equal if all that they say is, arrays included."""
+    """One fact about a job. Events are equal if all their fields are, including arrays."""
 
     job_id: str
     sequence: int
@@ -90,12 +90,12 @@ class Event:
         return hash((type(self), self.job_id, self.sequence))
 
     def __repr__(self) -> str:
-        """The fields of this kind, arrays by their shape."""
+        """The fields of this kind, with arrays by their shape."""
         own = [each.name for each in fields(self) if each.name not in COMMON_FIELDS]
         return f"{type(self).__name__}({', '.join(f'{name}={_short(getattr(self, name))}' for name in own)})"
 
 
-#: Fields that every event has, by which a reader tells none from another.
+#: Fields of every event, which do not describe its content.
 COMMON_FIELDS = frozenset(each.name for each in fields(Event))
 
 
@@ -115,16 +115,16 @@ class Accepted(Event):
 
     queue_position: int
     estimated_evaluations: int
-    """Model evaluations it is expected to take; 0 where not known."""
+    """Expected number of model evaluations; 0 if unknown."""
     ready_workers: int
-    """Workers that have the model ready; 0 means that the job waits until one comes."""
+    """Number of workers with the model ready; 0 means that the job waits for one."""
     estimated_seconds: Annotated[float | None, From("estimated_run_time")] = None
-    """Time that it is expected to run once begun; None where not known."""
+    """Expected run time; None if unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Started(Event):
-    """A worker began, or began again."""
+    """A worker started the job, or restarted it."""
 
     worker: str
     attempt: int
@@ -133,43 +133,43 @@ class Started(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Prediction(Event):
-    """What the model says of the image."""
+    """Probabilities that the model gives on the image and on the baseline."""
 
     target: ClassScore
-    """The class that is explained."""
+    """The explained class."""
     top: tuple[ClassScore, ...]
     baseline_score: float
-    """The target's probability on the baseline, which should be near 0; 0 where there is none."""
+    """The target's probability on the baseline, which should be near 0; 0 if there is no baseline."""
     baseline: str
-    """"blur", "black", "mean", "noise" or "image"; empty where nothing was hidden: a method that only looks into the
-    model's layers, without curves."""
+    """"blur", "black", "mean", "noise" or "image"; empty if nothing was hidden: a method that only reads the model's
+    layers, without curves."""
     blur_sigma: float
-    """For a blurred baseline, in pixels of the model's input; else 0."""
+    """Standard deviation of a blurred baseline, in pixels of the model's input; otherwise 0."""
     preprocessing: Preprocessing | None = None
-    """How an image becomes the model's input; None if the worker did not report it."""
+    """Conversion of an image to the model's input; None if the worker did not report it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Progress(Event):
-    """How far the job is."""
+    """Progress of the job."""
 
     fraction: float
     evaluations: int
     objective: float | None
     phase: str
     terms: Mapping[str, float] = field(default_factory=dict)
-    """Terms of the objective by name, without their weights, and the "epoch" they are of; empty for other methods."""
+    """Unweighted terms of the objective by name, and their "epoch"; empty for other methods."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Mask(Event):
-    """A saliency mask, forming or final."""
+    """A saliency mask, intermediate or final."""
 
     saliency: NDArray[np.float32]
     """Shape (size, size), 0 to 1 unless `signed`; 1 is most salient; not normalised per image."""
     final: bool
     index: int
-    """Which of several diverse masks this is."""
+    """Index of this mask among several diverse masks."""
     signed: bool
 
 
@@ -179,13 +179,13 @@ class SufficientSet(Event):
 
     patches: PatchSet
     score: float
-    """The target's probability when only they are shown."""
+    """The target's probability if only they are shown."""
     certificate: Certificate
     causal: CausalTriple | None
     evaluations: int
     diverse: bool
     top: ClassScore | None = None
-    """The top class when only the patches are shown."""
+    """The top class if only the patches are shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -199,12 +199,12 @@ class GraphNode(Event):
     root: bool
     causal: CausalTriple | None
     top: ClassScore | None = None
-    """The top class when only the patches are shown."""
+    """The top class if only the patches are shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class GraphEdge(Event):
-    """An edge of the graph: the child is its parent less one patch."""
+    """An edge of the graph: the child is its parent without one patch."""
 
     parent: str
     child: str
@@ -213,7 +213,7 @@ class GraphEdge(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Curve(Event):
-    """How the score follows the share of the image inserted or deleted."""
+    """The score as a function of the share of the image that is inserted or deleted."""
 
     kind: str
     """"insertion" or "deletion"."""
@@ -226,7 +226,7 @@ class Curve(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ConceptContribution(Event):
-    """The part of one concept in the prediction."""
+    """The contribution of one concept to the prediction."""
 
     index: int
     name: str
@@ -237,13 +237,13 @@ class ConceptContribution(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ConceptPrediction(Event):
-    """What a concept set predicts of the image: the sum of its concepts' contributions."""
+    """Prediction of a concept set for the image: the sum of its concepts' contributions."""
 
     target: ClassScore
     predicted: float
-    """In units of the model's output, before softmax where it has one."""
+    """In units of the model's output, before softmax if it has one."""
     output: float
-    """What the model says."""
+    """The output of the model itself."""
     gap: float
     usual_error: float
     """Mean absolute gap on the images that were held out of the fit."""
@@ -251,7 +251,7 @@ class ConceptPrediction(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Warning(Event):
-    """Something that limits how far the answer can be trusted."""
+    """A limit on how far the result can be trusted."""
 
     reason: str
     message: str
@@ -259,7 +259,7 @@ class Warning(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Completed(Event):
-    """Terminal: the explanation is whole."""
+    """Terminal event: the explanation is complete."""
 
     insertion: float | None
     deletion: float | None
@@ -267,7 +267,7 @@ class Completed(Event):
     gradient_evaluations: int
     metric_evaluations: int
     cache_hits: int
-    """Of the evaluations, those that the worker answered from memory."""
+    """Evaluations that the worker answered from memory; they are included in `evaluations`."""
     run_seconds: Annotated[float, From("run_time")]
     wait_seconds: Annotated[float, From("wait_time")]
     model_digest: str
@@ -284,4 +284,4 @@ class Completed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Unrecognised(Event):
-    """An event of a kind that this version does not know: a newer service sent it."""
+    """An event of a kind that this version does not know, sent by a newer service."""

@@ -1,4 +1,4 @@
-"""The image that an explanation is of, and where a mask lies on it."""
+"""The image of an explanation, and the position of a mask on it."""
 
 from dataclasses import dataclass
 
@@ -18,14 +18,14 @@ from sagittal.v1 import explanation_service_pb2, tensor_pb2
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ExplainedImage:
-    """An image as it was sent, and how it became the model's input."""
+    """An image as it was sent, and its conversion to the model's input."""
 
     source: tensor_pb2.Image
-    """The image as the API has it: a file, pixels, or a model's input."""
+    """The image as the API's message: a file, pixels, or a model's input."""
     preprocessing: Preprocessing | None = None
-    """None if the image is what the model saw, whole."""
+    """None if the image is exactly what the model saw."""
     baseline: tensor_pb2.Image | None = None
-    """The baseline that was given, for the kind "image"."""
+    """The given baseline, for the kind "image"."""
 
     def __repr__(self) -> str:
         return f"ExplainedImage({self.source.WhichOneof('source')}, {self.source.ByteSize():,} bytes)"
@@ -47,7 +47,7 @@ class ExplainedImage:
         return frame_of(self.pixels.shape[:2], self.preprocessing)
 
     def view(self, kind: str, blur_sigma: float) -> View:
-        """Returns what the model saw, at its input's size, with the baseline of a kind that a job reported."""
+        """Returns what the model saw, at its input size, with a baseline of the kind that a job reported."""
         given = None if self.baseline is None else self._fitted(self.baseline)
         return view_of(self._fitted(self.source), kind, blur_sigma, given)
 
@@ -63,7 +63,7 @@ class JobImage:
     """An image of a stored job."""
 
     source: tensor_pb2.Image
-    """As the API has it."""
+    """The image as the API's message."""
     exact: bool
     """Whether it is what was tested, up to rounding; see the API's `GetExplanationImageResponse`."""
 
@@ -94,11 +94,11 @@ def explained_image(
     preprocessing: Preprocessing | None,
     baseline: ImageLike | tensor_pb2.Image | None = None,
 ) -> ExplainedImage:
-    """Returns an image to be drawn on.
+    """Returns an image to draw on.
 
     Raises:
         InvalidImage: it is no image, or cannot be read.
-        InvalidRequest: it is not square, and nobody said how it became the model's input.
+        InvalidRequest: it is not square, and its conversion to the model's input is unknown.
     """
     source = image if isinstance(image, tensor_pb2.Image) else encode_image(image, field="image")
     if baseline is not None and not isinstance(baseline, tensor_pb2.Image):
@@ -108,7 +108,7 @@ def explained_image(
         height, width = found.pixels.shape[:2]
         if height != width:
             text = (
-                f"the image has {width} x {height} pixels and nothing says which part of it the model saw: give "
+                f"the image has {width} x {height} pixels, and the part that the model saw is unknown: give "
                 "preprocessing=Preprocessing(...), or the square image that the model saw"
             )
             raise InvalidRequest(text, field="preprocessing")
@@ -128,4 +128,4 @@ def _pixels(image: tensor_pb2.Image, preprocessing: Preprocessing | None) -> NDA
         return np.asarray(np.rint(array * scale), np.uint8)
     if kind == "model_input" and preprocessing is not None:
         return picture_of_input(to_array(image.model_input), preprocessing)
-    raise InvalidImage("a model's input is drawn by its preprocessing, which is not known here", field="preprocessing")
+    raise InvalidImage("drawing a model's input requires its preprocessing, which is unknown", field="preprocessing")

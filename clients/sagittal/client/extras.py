@@ -1,4 +1,4 @@
-"""Packages that only some of the client needs, imported when they are used."""
+"""Optional packages, imported when they are used."""
 
 from importlib import import_module
 from typing import Any
@@ -7,16 +7,16 @@ from sagittal.client.errors import SagittalError
 
 
 class MissingExtra(SagittalError, ImportError):
-    """A package is not installed that what was asked for needs."""
+    """A required optional package is not installed."""
 
     reason = "MISSING_EXTRA"
 
 
 def import_extra(module: str, extra: str = "notebook") -> Any:
-    """Returns a module of an optional package. Raises MissingExtra, which names the extra that brings it."""
+    """Returns a module of an optional package. Raises MissingExtra, which names its extra."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
         package = module.partition(".")[0]
-        text = f"this needs {package}, which is not installed: pip install 'sagittal[{extra}]'"
+        text = f"this requires {package}, which is not installed; run pip install 'sagittal[{extra}]'"
         raise MissingExtra(text) from error

@@ -1,6 +1,6 @@
-"""An explanation as HTML for notebooks: its image, overlay, curves, sets with their certificates, and warnings.
+"""An explanation as HTML for notebooks: image, overlay, curves, sets with their certificates, and warnings.
 
-Whatever comes from a service or a model is escaped. Images are embedded, so that a stored notebook shows them.
+All text from a service or a model is escaped. Images are embedded, so that a stored notebook shows them.
 """
 
 import base64
@@ -18,10 +18,10 @@ from sagittal.client.explanation import Explanation
 from sagittal.imaging.fitting import shrink
 from sagittal.imaging.overlays import heatmap, to_image
 
-#: Longer side of an image in pixels, and of a set's.
+#: Longer side of an image, and of a set's image, in pixels.
 _SIDE, _SMALL = 240, 150
 
-#: Most sufficient sets and concepts that are shown; the rest are counted.
+#: Maximum number of sufficient sets and concepts shown; the rest are counted.
 _MAX_SETS, _MAX_CONCEPTS = 6, 8
 
 _INK, _FAINT, _RULE, _WARN = "#1f2328", "#6e7781", "#d0d7de", "#9a6700"

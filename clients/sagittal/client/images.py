@@ -1,4 +1,4 @@
-"""Pictures as the API takes them: a path, a file's bytes, a PIL image or an array."""
+"""Images in the forms that the API accepts: a path, a file's bytes, a PIL image or an array."""
 
 import io
 import os
@@ -22,7 +22,7 @@ _DTYPES: Mapping[int, np.dtype[np.generic]] = {
 
 
 def to_array(tensor: tensor_pb2.Tensor) -> NDArray[np.float32]:
-    """Returns the numbers of a tensor as a float32 array of its shape that is the caller's own."""
+    """Returns a tensor as a float32 array of its shape, as a copy."""
     dtype = _DTYPES.get(tensor.dtype)
     if dtype is None:
         raise ValueError(f"the service sent a tensor of an unknown type ({tensor.dtype}): update this client")
@@ -30,7 +30,7 @@ def to_array(tensor: tensor_pb2.Tensor) -> NDArray[np.float32]:
 
 
 def to_tensor(array: NDArray[np.generic]) -> tensor_pb2.Tensor:
-    """Returns an array as a tensor: uint8 and float16 as they are, every other number as float32."""
+    """Returns an array as a tensor: uint8 and float16 unchanged, all other numbers as float32."""
     numbers = {dtype: number for number, dtype in _DTYPES.items()}
     number = numbers.get(array.dtype, tensor_pb2.DATA_TYPE_FLOAT32)
     dtype = _DTYPES[number]
@@ -39,28 +39,28 @@ def to_tensor(array: NDArray[np.generic]) -> tensor_pb2.Tensor:
 
 
 class UnreadableImage(InvalidImage):
-    """A file that is not there or cannot be read, or a picture whose own data is broken."""
+    """A file does not exist or cannot be read, or its data is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInput:
-    """An input as the model takes it: it skips preprocessing."""
+    """A model's own input, which skips preprocessing."""
 
     array: NDArray[np.floating]
     """Shape (3, height, width), already normalised, finite."""
 
 
-#: For messages.
+#: Description of the accepted forms, for messages.
 ACCEPTED = "a path, the bytes of a JPEG, PNG or WebP file, a PIL image, an array (height, width, 3), or a ModelInput"
 
 ImageLike = str | os.PathLike[str] | bytes | bytearray | memoryview | PIL.Image.Image | NDArray[np.generic] | ModelInput
-"""What is accepted as a picture. Arrays are RGB of shape (height, width, 3): uint8 in 0..255, or floats in 0..1."""
+"""Accepted forms of an image. Arrays are RGB of shape (height, width, 3): uint8 in 0..255, or floats in 0..1."""
 
 
 def encode_image(image: ImageLike, *, field: str = "spec.image") -> tensor_pb2.Image:
-    """Returns a picture as the API's message.
+    """Returns an image as the API's message.
 
-    Files travel as they are. Raises InvalidImage for what is no picture, and UnreadableImage if it cannot be read.
+    Files are sent unchanged. Raises InvalidImage if it is no image, and UnreadableImage if it cannot be read.
     """
     try:
         return _encode(image, field)
@@ -84,7 +84,7 @@ def _encode(image: object, field: str) -> tensor_pb2.Image:
 
 
 def _png(image: PIL.Image.Image) -> bytes:
-    """Keeps every pixel and the alpha channel, and applies the EXIF orientation that PNG would lose."""
+    """Keeps every pixel and the alpha channel, and applies the EXIF orientation, which PNG lacks."""
     upright = PIL.ImageOps.exif_transpose(image)
     mode = "RGBA" if upright.has_transparency_data else "RGB"
     buffer = io.BytesIO()
@@ -114,5 +114,5 @@ def _checked_input(array: object, field: str) -> NDArray[np.floating]:
             field=field,
         )
     if not np.isfinite(array).all():
-        raise InvalidImage("the model input holds NaN or infinity; every value must be finite", field=field)
+        raise InvalidImage("the model input has NaN or infinite values; give finite numbers", field=field)
     return array

@@ -1,4 +1,4 @@
-"""An explanation that is drawn in a notebook while it forms."""
+"""Draws an explanation in a notebook while it forms."""
 
 import time
 from dataclasses import replace
@@ -11,20 +11,19 @@ from sagittal.client.images import ImageLike
 
 
 class LiveDisplay:
-    """Draws the events that it is called with in the output of a notebook's cell, in place of what was there.
+    """Draws the events that it is called with in the output of a notebook cell, replacing the previous drawing.
 
         client.explain("cat.jpg", model="efficientnet-lite0", partial_masks=True, on_event=LiveDisplay("cat.jpg"))
 
-    It is called with each event: by `explain(on_event=...)` of the client and of `sagittal.explain`, or by the code
-    that reads a stream.
+    Pass it as `on_event` to the client's or `sagittal.explain`'s `explain`, or call it with each event of a stream.
     """
 
     def __init__(self, image: ImageLike | None = None, *, interval: float = 0.5) -> None:
-        """Shows nothing yet.
+        """Constructs the display; the first event draws it.
 
         Args:
-            image: What is explained; None shows masks alone.
-            interval: Least time between two drawings, in seconds.
+            image: The explained image; None shows only masks.
+            interval: Minimum time between two drawings, in seconds.
 
         Raises:
             MissingExtra: IPython is not installed.
@@ -39,7 +38,7 @@ class LiveDisplay:
 
     @property
     def explanation(self) -> Explanation:
-        """What is known so far, a mask that is still forming included."""
+        """The explanation so far, including an intermediate mask."""
         found = self._gathering.explanation("completed" if self._gathering.completed else "running")
         if self._partial is not None and not found.masks:
             found = replace(found, masks=(self._partial,))
@@ -48,7 +47,7 @@ class LiveDisplay:
         return found
 
     def __call__(self, event: Event) -> None:
-        """Takes an event in, and draws what is known unless it was drawn just now."""
+        """Adds an event, and draws the explanation unless the last drawing was within the interval."""
         self._gathering.add(event)
         if isinstance(event, Mask) and not event.final:
             self._partial = event

@@ -1,7 +1,7 @@
-"""How to explain: the typed messages of `sagittal.v1.method_pb2`, or a method by name.
+"""Methods: the typed messages of `sagittal.v1.method_pb2`, or a method by name.
 
-A typed message is checked by the type checker; a name is looked up in the model's catalogue, so that a method that a
-worker gained yesterday works today without a new client.
+The type checker checks a typed message. A name is looked up in the model's catalogue, so that a method added by a
+worker works without a new client.
 """
 
 from collections.abc import Mapping
@@ -60,7 +60,7 @@ __all__ = [
     "resolve_method",
 ]
 
-#: Usual names of methods whose field is spelt otherwise; a model's catalogue comes before this table.
+#: Common names of methods whose field has another name; a model's catalogue takes precedence.
 ALIASES: Mapping[str, str] = {
     "i-gos": "igos",
     "igos+": "igos_plus",
@@ -117,7 +117,7 @@ MethodLike = (
     | type[Message]
     | str
 )
-"""What is accepted as a method; the class of a message stands for its defaults."""
+"""Accepted forms of a method; the class of a message selects its defaults."""
 
 
 def pack_method(method: object) -> method_pb2.Method:
@@ -141,13 +141,13 @@ def pack_method(method: object) -> method_pb2.Method:
 
 
 def resolve_method(method: Method, catalogue: tuple[MethodInfo, ...]) -> method_pb2.Method:
-    """Returns a named method as the API's `Method`, its parameters typed.
+    """Returns a named method as the API's `Method`, with typed parameters.
 
-    The catalogue is empty until a worker has loaded the model; then the API's own methods are known, and no others.
+    The catalogue is empty until a worker has loaded the model; until then only the API's own methods are known.
 
     Raises:
-        InvalidRequest: there is no such method or parameter; the message names those that there are.
-        FailedPrecondition: a worker may know the method, and none has loaded the model.
+        InvalidRequest: there is no such method or parameter; the message lists those that exist.
+        FailedPrecondition: a worker may know the method, but none has loaded the model.
     """
     if not isinstance(method.name, str):
         raise InvalidRequest(f"got {method.name!r}; expected the name of a method", field="spec.method")
@@ -169,12 +169,12 @@ def _unknown_method(name: str, catalogue: tuple[MethodInfo, ...]) -> SagittalErr
     names = ", ".join(sorted({*ALIASES, *(field.replace("_", "-") for field in _FIELDS if field != "custom")}))
     text = (
         f"the API has no method {name!r}, and no worker has loaded the model, which might add it: try again later, or "
-        f"take one of: {names}"
+        f"use one of: {names}"
     )
     return FailedPrecondition(text, field="spec.method", retry_after=LOADING_SECONDS)
 
 
-#: When to ask again for a model that no worker has loaded, in seconds.
+#: Retry delay for a model that no worker has loaded, in seconds.
 LOADING_SECONDS = 5.0
 
 

@@ -1,4 +1,4 @@
-"""Models that can be explained, and the methods they admit."""
+"""Registered models, and the methods they admit."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,16 +13,16 @@ from sagittal.v1 import model_pb2
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """How a worker stands to a model."""
+    """State of a model on a worker."""
 
     worker: str
     state: str
     """"unloaded", "loading", "ready" or "failed"."""
     message: str
-    """Why loading failed; else empty."""
+    """Why loading failed; otherwise empty."""
     device: str
     memory_bytes: int = 0
-    """Memory that the model takes there while it is loaded; else 0."""
+    """Memory of the model on the worker while it is loaded; otherwise 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class MethodInfo:
 
     name: str
     field: str
-    """Field of the API's `Method` that carries it; "custom" where it has none."""
+    """Field of the API's `Method` that carries it; "custom" if it has none."""
     summary: str
     parameters: tuple[ParameterInfo, ...]
     unavailable: str
@@ -58,26 +58,26 @@ class MethodInfo:
 
 @dataclass(frozen=True, slots=True)
 class Optimization:
-    """One step of making the model faster, as it went on the worker that loaded it last."""
+    """A step that optimised the model, on the worker that loaded it last."""
 
     name: str
     applied: bool
     detail: str
-    """What it did, or why it was not applied."""
+    """Its effect, or why it was not applied."""
     largest_difference: float
-    """Of a probability, from the untouched model on probe images."""
+    """Largest difference of a probability from the original model on probe images."""
 
 
 @dataclass(frozen=True, slots=True)
 class SelfCheck:
-    """One thing that was looked at when the model was loaded."""
+    """The result of one check when the model was loaded."""
 
     name: str
     passed: bool
     detail: str
-    """What was found, and what to do where it is not as it should be."""
+    """The result, and the remedy if the check failed."""
     required: bool
-    """Whether a model that does not pass is not served."""
+    """Whether a model that fails the check is not served."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,30 +103,30 @@ class Model:
     gradient_evaluations_per_second: float
     optimizations: tuple[Optimization, ...] = ()
     checks: tuple[SelfCheck, ...] = ()
-    """What the self-check found; empty until a worker has loaded it."""
+    """Results of the self-check; empty until a worker has loaded the model."""
     patch_grid: tuple[int, int] | None = None
     """Rows and columns of a transformer's patches."""
     min_input_size: int = 0
     max_input_size: int = 0
-    """Sides of inputs that it was seen to take, in pixels."""
+    """Smallest and largest side of inputs that it accepted in tests, in pixels."""
     deterministic: bool = False
     weights_bytes: int = 0
     activation_bytes: int = 0
-    """Memory of its weights, and of a batch at its peak, in bytes."""
+    """Memory of its weights, and peak memory of a batch, in bytes."""
     weights_digest: str = ""
-    """SHA-256 of its weights, whatever file they came in."""
+    """SHA-256 of its weights, independent of their file format."""
     tags: Mapping[str, str] = field(default_factory=dict)
     origin: str = ""
-    """"file" or "api": who registered it."""
+    """"file" or "api": the source of its registration."""
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Why workers could not load it."""
+        """Errors of the workers that could not load it."""
         return tuple(f"{each.worker}: {each.message}" for each in self.workers if each.state == "failed")
 
     @property
     def ready_workers(self) -> int:
-        """Workers that can run its jobs now."""
+        """Number of workers that can run its jobs now."""
         return sum(worker.state == "ready" for worker in self.workers)
 
 

@@ -1,4 +1,4 @@
-"""How a client connects: limits, retries and credentials."""
+"""Connection settings: limits, retries and credentials."""
 
 import os
 import random
@@ -11,13 +11,13 @@ import grpc
 from sagittal.client.errors import InvalidRequest
 from sagittal.client.requests import check_kind, check_seconds
 
-#: Largest message in bytes, either way, which is what the service takes unless it is set otherwise there.
+#: Default maximum of a message in bytes, sent or received; the same as the service's default.
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 
-#: Port of a service whose address names none.
+#: Default port.
 DEFAULT_PORT = 50051
 
-#: How gRPC's own addresses begin, which are taken as they are.
+#: Prefixes of gRPC's own addresses, which are used unchanged.
 _SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:", "vsock:", "xds:", "passthrough:")
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -25,45 +25,45 @@ _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """How long a client tries again when the service is away. The waits double and are spread at random."""
+    """Retries while the service is unavailable. Pauses double and are randomised."""
 
     call_seconds: float = 5.0
-    """Time in which a call that is not a stream is tried again, in seconds; 0 never tries again."""
+    """Time for retries of a unary call, in seconds; 0 disables them."""
     stream_seconds: float = 60.0
-    """Time in which a broken stream is taken up again, counted from its last event, in seconds."""
+    """Time to resume a broken stream, from its last event, in seconds."""
     first_wait: float = 0.1
-    """Wait before the second try, in seconds."""
+    """Pause before the second attempt, in seconds."""
     longest_wait: float = 5.0
-    """Longest wait between two tries, in seconds."""
+    """Longest pause between two attempts, in seconds."""
 
     def __post_init__(self) -> None:
         """Checks the times."""
         check_seconds(self, ("call_seconds", "stream_seconds", "first_wait", "longest_wait"), "retry")
 
     def wait(self, attempt: int) -> float:
-        """Returns the wait after a failed attempt (from 1) in seconds: half of it is chance."""
+        """Returns the pause after a failed attempt (from 1) in seconds; half of it is random."""
         bound = min(self.longest_wait, self.first_wait * 2.0 ** min(attempt - 1, 30))
         return bound * (0.5 + random.random() / 2)  # noqa: S311 - spreads load, keeps no secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TLS:
-    """Encrypts the connection; with a certificate of its own the client proves who it is (mTLS)."""
+    """TLS settings; with a client certificate the connection is mutually authenticated (mTLS)."""
 
     root_certificates: str | os.PathLike[str] | None = None
-    """PEM file of the authorities to trust; None trusts those that gRPC trusts."""
+    """PEM file of trusted authorities; None for those that gRPC trusts."""
     certificate: str | os.PathLike[str] | None = None
     """PEM file of the client's certificate chain, for mTLS."""
     private_key: str | os.PathLike[str] | None = None
     """PEM file of the client's key, for mTLS."""
     server_name: str = ""
-    """Name expected in the server's certificate; empty expects the address's host."""
+    """Expected name in the server's certificate; empty for the address's host."""
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Reads the files. Raises InvalidRequest if one cannot be read, and for half a pair."""
+        """Reads the files. Raises InvalidRequest if one cannot be read, or if one of certificate and key is missing."""
         if (self.certificate is None) != (self.private_key is None):
             missing = "certificate" if self.certificate is None else "private_key"
-            raise InvalidRequest("mTLS needs both certificate and private_key", field=f"tls.{missing}")
+            raise InvalidRequest("mTLS requires both certificate and private_key", field=f"tls.{missing}")
         return grpc.ssl_channel_credentials(
             root_certificates=self._read("root_certificates"),
             private_key=self._read("private_key"),
@@ -80,17 +80,17 @@ class TLS:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Everything about the connection that has a sensible default."""
+    """Connection options with defaults."""
 
     timeout: float = 30.0
-    """Time one call that is not a stream may take, in seconds."""
+    """Timeout of a unary call, in seconds."""
     max_message_bytes: int = MAX_MESSAGE_BYTES
-    """Largest message in bytes, either way."""
+    """Maximum size of a message in bytes, sent or received."""
     keepalive_seconds: float = 60.0
-    """Time without traffic after which a running call is checked by a ping; a dead peer is found 20 s later."""
+    """Time without traffic after which a running call is checked by a ping; a dead peer is detected 20 s later."""
     retry: Retry = field(default_factory=Retry)
     allow_plaintext_token: bool = False
-    """Lets a token travel unencrypted to another machine, inside a mesh that encrypts for instance."""
+    """Allows a token to be sent unencrypted to another machine, for example inside a mesh that encrypts."""
 
     def __post_init__(self) -> None:
         """Checks the limits."""
@@ -102,9 +102,9 @@ class Options:
             )
 
     def channel_arguments(self, tls: TLS | None) -> Sequence[tuple[str, str | int]]:
-        """Returns gRPC's names for these options."""
+        """Returns the options as gRPC channel arguments."""
         arguments: list[tuple[str, str | int]] = [
-            # A name may have several addresses, as a headless Service has one for each replica: calls take turns.
+            # A name may have several addresses, such as a headless Service with one per replica: calls alternate.
             ("grpc.lb_policy_name", "round_robin"),
             ("grpc.max_send_message_length", self.max_message_bytes),
             ("grpc.max_receive_message_length", self.max_message_bytes),
@@ -120,7 +120,7 @@ class Options:
 
 
 def full_address(address: str) -> str:
-    """Returns an address with its port. Raises InvalidRequest for one that gRPC could not connect to."""
+    """Returns an address with its port. Raises InvalidRequest for an address that gRPC cannot use."""
     if not isinstance(address, str) or not address.strip() or ("/" in address and not address.startswith(_SCHEMES)):
         text = f"got {address!r}; expected host:port without a scheme (TLS is tls=TLS(...)), or a unix: path"
         raise InvalidRequest(text, field="address")
@@ -137,15 +137,15 @@ def full_address(address: str) -> str:
 
 
 def call_metadata(address: str, token: str, tls: TLS | None, options: Options) -> tuple[tuple[str, str | bytes], ...]:
-    """Returns the metadata of every call. Raises InvalidRequest if a token would travel in the clear."""
+    """Returns the metadata of every call. Raises InvalidRequest if a token would be sent unencrypted."""
     if not token:
         return ()
     if not (isinstance(token, str) and token.isascii() and token.isprintable()):
-        raise InvalidRequest("the token has characters that no header may carry; strip line ends", field="token")
+        raise InvalidRequest("the token has characters that are invalid in a header; strip line ends", field="token")
     local = address.startswith(("unix:", "unix-abstract:")) or address.rpartition(":")[0] in _LOOPBACK
     if tls is None and not local and not options.allow_plaintext_token:
         raise InvalidRequest(
-            f"a token would travel unencrypted to {address}: give tls=TLS(...), "
+            f"the token would be sent unencrypted to {address}: give tls=TLS(...), "
             "or Options(allow_plaintext_token=True) if the network encrypts",
             field="token",
         )

@@ -1,4 +1,4 @@
-"""Messages of the API as dataclasses: each field by its name, as its annotation has it."""
+"""Converts messages of the API to dataclasses: each field by its name and annotation."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from sagittal.v1 import tensor_pb2
 
 T = TypeVar("T")
 
-#: The dataclass of each field of `ExplanationEvent` that holds an event; those without one are errors or answers.
+#: Dataclass of each field of `ExplanationEvent` that holds an event; the other fields are errors or answers.
 KINDS: Mapping[str, type[Event]] = {
     field.name: kind
     for field in pb.ExplanationEvent.DESCRIPTOR.oneofs_by_name["event"].fields
@@ -29,10 +29,10 @@ KINDS: Mapping[str, type[Event]] = {
 
 
 def parse_event(event: pb.ExplanationEvent) -> Event:
-    """Returns a non-failing event as its dataclass; `failed` and `cancelled` are errors and not parsed here.
+    """Returns an event as its dataclass; `failed` and `cancelled` are errors and not parsed here.
 
     Raises:
-        InternalError: the event makes no sense, such as a mask whose bytes do not fill its shape.
+        InternalError: the event is invalid, such as a mask whose bytes do not match its shape.
     """
     kind = event.WhichOneof("event") or ""
     try:
@@ -44,10 +44,10 @@ def parse_event(event: pb.ExplanationEvent) -> Event:
 
 
 def parse(kind: type[T], message: Message, **given: Any) -> T:
-    """Returns a message as a dataclass, the `given` fields as they are.
+    """Returns a message as a dataclass, with the `given` fields unchanged.
 
     Raises:
-        InternalError: a field makes no sense, such as a mask whose bytes do not fill its shape.
+        InternalError: a field is invalid, such as a mask whose bytes do not match its shape.
     """
     return kind(**values_of(kind, message, *given), **given)
 
@@ -65,7 +65,7 @@ class Target(NamedTuple):
 
 @cache
 def targets_of(kind: type) -> tuple[Target, ...]:
-    """Returns the fields of a dataclass with what they come from."""
+    """Returns the fields of a dataclass with their source fields."""
     found = []
     hints = get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
@@ -79,7 +79,7 @@ def targets_of(kind: type) -> tuple[Target, ...]:
 
 
 def values_of(kind: Any, message: Message, *given: str) -> dict[str, Any]:
-    """Returns the fields of a dataclass that a message has, without those that are given."""
+    """Returns the fields of a dataclass that a message has, except the given ones."""
     fields: Mapping[str, Any] = message.DESCRIPTOR.fields_by_name
     return {
         target.name: _value(message, fields[target.source], target)
@@ -133,7 +133,7 @@ def enum_name(enum: EnumDescriptor, value: int) -> str:
     return known.name.removeprefix(prefix).lower().replace("_", "-") if known else str(value)
 
 
-#: Messages that are no dataclass here.
+#: Messages without a dataclass of their own.
 _CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
     timestamp_pb2.Timestamp.DESCRIPTOR.full_name: to_datetime,
     duration_pb2.Duration.DESCRIPTOR.full_name: to_seconds,

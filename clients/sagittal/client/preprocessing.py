@@ -1,4 +1,4 @@
-"""How an image becomes the model's input."""
+"""Conversion of an image to the model's input."""
 
 from dataclasses import dataclass
 
@@ -19,6 +19,6 @@ class Preprocessing:
     fit: str = "crop"
     """"crop": resize the shorter side and crop the centre; "squash": resize both sides to the input size."""
     layout: str = "NCHW"
-    """"NCHW": the model takes channels first; "NHWC": channels last."""
+    """"NCHW": channels first; "NHWC": channels last."""
     preset: str = ""
-    """Weights of torchvision whose preprocessing it is; empty for none."""
+    """Name of torchvision weights with this preprocessing; empty for none."""

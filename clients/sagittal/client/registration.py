@@ -1,4 +1,4 @@
-"""From a table as model files have it to the messages that register a model; the service checks what it says."""
+"""Converts a `[[models]]` table to the messages that register a model; the service validates it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ OUTPUTS = ("logits", "probabilities", "multi-label-logits", "multi-label-probabi
 LOADS = ("preload", "on-demand")
 
 _FIELDS = {"load": "load_policy"}
-"""Keys of a table that the API calls otherwise."""
+"""Keys of a table that have another name in the API."""
 
 
 def model_message(table: ModelTable) -> model_pb2.Model:
@@ -35,13 +35,11 @@ def model_message(table: ModelTable) -> model_pb2.Model:
     try:
         return json_format.ParseDict(said, model_pb2.Model())
     except json_format.ParseError as error:
-        raise InvalidRequest(
-            f"{error}; give what a [[models]] table of a model file may have", field="model"
-        ) from error
+        raise InvalidRequest(f"{error}; give the keys of a [[models]] table in a model file", field="model") from error
 
 
 def update_request(table: ModelTable, fields: Sequence[str]) -> models_pb.UpdateModelRequest:
-    """Returns the request that changes the named fields of a model; none for all."""
+    """Returns the request that changes the named fields of a model; all fields if none are named."""
     model = model_message(table)
     request = models_pb.UpdateModelRequest(model=model)
     for name in check_several(fields, "fields", "names such as 'latest'"):
@@ -51,7 +49,7 @@ def update_request(table: ModelTable, fields: Sequence[str]) -> models_pb.Update
 
 
 def _name_enum(said: dict[str, Any], field: str, prefix: str, admitted: Sequence[str]) -> None:
-    """Puts the API's name of a value in the place of the one that model files have."""
+    """Replaces the name of a value in model files by the API's name."""
     if field not in said:
         return
     if said[field] not in admitted:

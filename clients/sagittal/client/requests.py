@@ -1,4 +1,4 @@
-"""What a caller asks, as the API's messages."""
+"""Builds the API's requests from the caller's arguments."""
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ from sagittal.v1 import method_pb2, tensor_pb2
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
 
-#: What a field takes, for people.
+#: Descriptions of field types, for messages.
 _EXPECTED: Mapping[int, str] = {
     FieldDescriptor.TYPE_STRING: "text",
     FieldDescriptor.TYPE_BOOL: "True or False",
@@ -32,10 +32,10 @@ _EXPECTED: Mapping[int, str] = {
 
 
 def build(kind: type[M], path: str = "", /, **fields: Any) -> M:
-    """Returns a message with these fields, None for those that are not set.
+    """Returns a message with these fields; None leaves a field unset.
 
     Raises:
-        InvalidRequest: a field does not take its value; `path` is where the message stands in the request.
+        InvalidRequest: a field has an invalid value; `path` is the position of the message in the request.
     """
     message = kind()
     for name, value in fields.items():
@@ -52,24 +52,24 @@ def build(kind: type[M], path: str = "", /, **fields: Any) -> M:
 
 
 def check_names(options: Mapping[str, Any], known: Iterable[str], required: Iterable[str] = ()) -> None:
-    """Raises InvalidRequest for an option that there is not, and for one that must be given."""
+    """Raises InvalidRequest for an unknown option, and for a missing required one."""
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise InvalidRequest(f"no option {unknown[0]!r}; there are: {', '.join(sorted(known))}", field=unknown[0])
     missing = sorted(set(required) - set(options))
     if missing:
-        raise InvalidRequest(f"{missing[0]} is not given", field=missing[0])
+        raise InvalidRequest(f"{missing[0]} is missing; give it", field=missing[0])
 
 
 def check_kind(value: object, kind: type[T], field: str, expected: str) -> T:
-    """Returns a value that is of a type. Raises InvalidRequest for any other."""
+    """Returns a value of a type. Raises InvalidRequest for a value of another type."""
     if not isinstance(value, kind):
         raise InvalidRequest(f"got {shown(value)}; expected {expected}", field=field)
     return value
 
 
 def check_seconds(settings: object, names: Iterable[str], path: str) -> None:
-    """Raises InvalidRequest for a setting that is no time in seconds."""
+    """Raises InvalidRequest for a setting that is not a time in seconds."""
     for name in names:
         seconds = getattr(settings, name)
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < MAX_SECONDS:
@@ -77,13 +77,13 @@ def check_seconds(settings: object, names: Iterable[str], path: str) -> None:
 
 
 def check_listener(listener: object, field: str) -> None:
-    """Raises InvalidRequest for what cannot be called with an event; None is called with none."""
+    """Raises InvalidRequest for a listener that is neither callable nor None."""
     if listener is not None and not callable(listener):
         raise InvalidRequest(f"got {shown(listener)}; expected a function that takes an event", field=field)
 
 
 def check_several(values: Iterable[T], field: str, expected: str) -> Iterable[T]:
-    """Returns several values. Raises InvalidRequest for a text or another single value, whose parts nobody means."""
+    """Returns several values. Raises InvalidRequest for a string or another single value."""
     single = isinstance(values, str | bytes | bytearray | memoryview) or hasattr(values, "__array__")
     if single or not isinstance(values, Iterable):
         raise InvalidRequest(f"got {shown(values)}; expected several: {expected}", field=field)
@@ -91,7 +91,7 @@ def check_several(values: Iterable[T], field: str, expected: str) -> Iterable[T]
 
 
 def split_model(model: object, version: object, path: str = "") -> tuple[str, str]:
-    """Returns name and version of a model, whose name may be given as lists print it: "name@version"."""
+    """Returns name and version of a model, whose name may be "name@version" as in lists."""
     place = f"{path}.model" if path else "model"
     name = check_kind(model, str, place, "the name of a registered model")
     given = check_kind(version, str, f"{place}_version", "a version, or nothing for the latest")
@@ -102,20 +102,20 @@ def split_model(model: object, version: object, path: str = "") -> tuple[str, st
 
 
 def named(model: object, version: object) -> Mapping[str, str]:
-    """Returns the fields of a request that is about a model."""
+    """Returns the fields of a request about a model."""
     name, version = split_model(model, version)
     return {"name": name, "version": version}
 
 
 def checked_timeout(seconds: T) -> T:
-    """Returns a time in seconds, or None for no bound. Raises InvalidRequest for what is neither."""
+    """Returns a time in seconds, or None for no limit. Raises InvalidRequest for anything else."""
     if seconds is None or (isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds > 0):
         return seconds
     raise InvalidRequest(f"got {shown(seconds)}; expected seconds, more than 0", field="timeout")
 
 
 def build_durations(message: Message, path: str, durations: Mapping[str, object]) -> None:
-    """Sets fields that are given in seconds; None and 0 leave them as they are."""
+    """Sets fields given in seconds; None and 0 leave them unset."""
     for name, seconds in durations.items():
         if seconds is None:
             continue
@@ -125,12 +125,12 @@ def build_durations(message: Message, path: str, durations: Mapping[str, object]
             getattr(message, name).FromNanoseconds(round(seconds * 1e9))
 
 
-#: Longest time that can be asked for, in seconds: what a duration of nanoseconds in 64 bits holds.
+#: Maximum time in a request, in seconds: the range of nanoseconds in 64 bits.
 MAX_SECONDS = 2**63 / 1e9
 
 
 def enum_value(wrapper: Any, prefix: str, name: object, field: str) -> Any:
-    """Returns the API's number of a value by its short name, such as "batch" of `LANE_BATCH`."""
+    """Returns the API's number of a value by its short name, such as "batch" for `LANE_BATCH`."""
     full = f"{prefix}{name}".upper().replace("-", "_")
     known: Sequence[str] = [each for each in wrapper.keys() if not each.endswith("_UNSPECIFIED")]  # noqa: SIM118
     if not isinstance(name, str) or full not in known:
@@ -140,12 +140,12 @@ def enum_value(wrapper: Any, prefix: str, name: object, field: str) -> Any:
 
 
 def shown(value: object) -> str:
-    """Returns a value for a message, cut where it is long."""
+    """Returns a value for a message, cut if it is long."""
     text = repr(value)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
-#: Characters of a value in a message.
+#: Maximum number of characters of a value in a message.
 MAX_SHOWN = 80
 
 
@@ -156,18 +156,18 @@ BaselineName = Literal["blur", "black", "mean", "noise"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """What replaces the hidden part of the image. A name alone is enough for most: `baseline="black"`."""
+    """The baseline: it replaces the hidden part of the image. A name alone suffices for most: `baseline="black"`."""
 
     kind: Literal["blur", "black", "mean", "noise", "image"] = "blur"
     image: ImageLike | None = None
-    """For the kind "image", what replaces the hidden part: an image of another class, for instance."""
+    """The baseline image, for the kind "image"; for example an image of another class."""
     blur_sigma: float = 0.0
-    """For the kind "blur", in pixels of the model's input; 0 means one chosen for its size."""
+    """Standard deviation for the kind "blur", in pixels of the model's input; 0 selects one for its size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Where the object is, in pixels of the model's input: left and top inclusive, right and bottom exclusive."""
+    """Box of the object, in pixels of the model's input: left and top inclusive, right and bottom exclusive."""
 
     left: int
     top: int
@@ -177,25 +177,25 @@ class Box:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """What is measured on the result."""
+    """Measurements of the result."""
 
     curves: bool = True
     """Measures insertion and deletion."""
     protocol: Literal["mask", "pixel"] = "mask"
     """Resolution of the curves: cells of the mask, or pixels of the upsampled mask (RISE)."""
     curve_steps: int = 0
-    """Steps of each curve at mask resolution; 0 means 50."""
+    """Number of steps of each curve at mask resolution; 0 means 50."""
     boxes: Sequence[Box] = ()
-    """Where the object is: the pointing game is played when there is at least one."""
+    """Boxes of the object, for the pointing game; none skips it."""
 
 
 class BatchOptions(TypedDict, total=False):
-    """What is asked of each of many images."""
+    """Options of each of many images."""
 
     model: Required[str]
     """Name of a registered model, or "name@version"."""
     model_version: str
-    """Empty means the latest."""
+    """Empty means the latest version."""
     method: MethodLike | None
     """None means iGOS++ with its defaults."""
     target: int | str | None
@@ -206,26 +206,26 @@ class BatchOptions(TypedDict, total=False):
     lane: LaneName
     """"interactive" (a person waits) or "batch"."""
     deadline: float | None
-    """Seconds that the job may take from its acceptance, waiting included; None means the service's limit."""
+    """Maximum time of the job from its acceptance, waiting included, in seconds; None means the service's limit."""
     max_evaluations: int
-    """Most model evaluations of the search; the best result so far is returned, marked. 0 means no bound,
-    and 1,000,000,000 is the most that a service takes."""
+    """Maximum number of model evaluations of the search; the best result so far is returned and marked. 0 means no
+    limit; a service accepts at most 1,000,000,000."""
     cache: CacheName
     partial_masks: bool
-    """Streams the mask as it forms."""
+    """Streams intermediate masks."""
     progress_interval: float
-    """Least time between two progress events in seconds."""
+    """Minimum time between two progress events, in seconds."""
 
 
 class ExplainOptions(BatchOptions, total=False):
-    """What is asked besides the image."""
+    """Options of an explanation, beside its image."""
 
     request_id: str
-    """Key of the caller's: the same key and content give the same job."""
+    """Idempotency key: the same request with the same key returns the same job."""
 
 
 def checked_options(options: ExplainOptions) -> ExplainOptions:
-    """Returns options whose model is split from its version. Raises InvalidRequest for one that there is not."""
+    """Returns options with the model split into name and version. Raises InvalidRequest for an unknown option."""
     known = ExplainOptions.__required_keys__ | ExplainOptions.__optional_keys__
     check_names(options, known, ExplainOptions.__required_keys__)
     model, version = split_model(options["model"], options.get("model_version", ""), "spec")
@@ -250,7 +250,7 @@ def build_spec(
     partial_masks: bool = False,
     progress_interval: float = 0.0,
 ) -> pb.ExplanationSpec:
-    """Returns the request of one explanation, without its image. Raises InvalidRequest, naming the field."""
+    """Returns the request of one explanation, without its image. Raises InvalidRequest with the name of the field."""
     spec = build(
         pb.ExplanationSpec,
         "spec",
@@ -287,7 +287,7 @@ def build_target(target: int | str, path: str) -> pb.Target:
 
 
 class RegionOptions(TypedDict, total=False):
-    """What the patches belong to: a job, or an image with its model."""
+    """The subject of the patches: a job, or an image with its model."""
 
     job_id: str
     image: ImageLike | None
@@ -323,7 +323,7 @@ def build_regions(sets: Sequence[PatchSet], **options: Unpack[RegionOptions]) ->
 
 
 def build_states(states: Sequence[str] | str) -> Sequence[pb.JobState.ValueType]:
-    """Returns states by name, such as "running"; one name stands for itself."""
+    """Returns states by name, such as "running"; a single name is accepted."""
     names = [states] if isinstance(states, str) else check_several(states, "states", "names such as 'running'")
     return [enum_value(pb.JobState, "JOB_STATE_", name, "states") for name in names]
 

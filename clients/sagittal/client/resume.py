@@ -1,8 +1,8 @@
-"""What lets a stream go on after a lost connection, missing and repeating nothing.
+"""Resumption of a stream after a lost connection, without missing or repeated events.
 
-The cursor knows the job and the last sequence number that was handed on. A broken call is followed by
-`WatchExplanation(job_id, after_sequence)`; before the first event the question is put again under the same
-`request_id`, which gives the same job.
+The cursor knows the job and the last sequence number that was yielded. After a broken call, `WatchExplanation(job_id,
+after_sequence)` continues it. Before the first event, the request is sent again under the same `request_id`, which
+returns the same job.
 """
 
 import time
@@ -27,7 +27,7 @@ from sagittal.client.parsing import parse_event
 from sagittal.client.tracing import CallSpan
 from sagittal.v1 import explanation_pb2 as pb
 
-#: Codes with which gRPC itself ends a call whose connection broke, where the service attached nothing.
+#: Codes with which gRPC itself ends a call whose connection broke, without metadata of the service.
 _BROKEN_CODES = (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
 _BROKEN_TEXTS = (
     "RST_STREAM",
@@ -42,7 +42,7 @@ TERMINAL = ("completed", "failed", "cancelled")
 
 
 def broken(error: grpc.RpcError) -> bool:
-    """Returns whether a call ended because the connection or the service went away, not because of what was asked."""
+    """Returns whether a call ended because the connection or the service failed, not because of the request."""
     code, text = error.code(), error.details() or ""
     if code is grpc.StatusCode.UNAVAILABLE:
         return True
@@ -52,7 +52,7 @@ def broken(error: grpc.RpcError) -> bool:
 
 @dataclass(slots=True)
 class Patience:
-    """Waits between tries that grow, until the time for them is up."""
+    """Growing pauses between attempts, until the time for retries is over."""
 
     retry: Retry
     seconds: float
@@ -61,12 +61,12 @@ class Patience:
     began: float = 0.0
 
     def renew(self, seconds: float) -> None:
-        """Forgets the failures, since something came through; the next ones may take this long."""
+        """Resets the failures after a success; the next failures may take this long, in seconds."""
         self.attempts = 0
         self.seconds = seconds
 
     def wait_after(self, error: SagittalError) -> float:
-        """Returns how long to wait before the next try in seconds; raises the error when the time is up."""
+        """Returns the pause before the next attempt in seconds; raises the error when the time is over."""
         if self.attempts == 0:
             self.began = self.clock()
         self.attempts += 1
@@ -78,30 +78,30 @@ class Patience:
 
 @dataclass(slots=True)
 class Cursor:
-    """Where a stream of events stands."""
+    """The position in a stream of events."""
 
     patience: Patience
     address: str
     job_id: str = ""
     sequence: int = 0
-    """Sequence number of the last event handed on."""
+    """Sequence number of the last event that was yielded."""
     ended: bool = field(default=False)
     span: CallSpan = field(default_factory=CallSpan)
     """The operation in the caller's traces; every call of the stream is part of it."""
     tls: TLS | None = None
     timeout: float | None = None
-    """Time for the whole stream, in seconds; None for no bound."""
+    """Timeout of the whole stream, in seconds; None for no limit."""
     retries_overload: bool = False
-    """Whether a service that has no room is asked again."""
+    """Whether a request is retried when the service has no room."""
     began: float = field(default_factory=time.monotonic)
 
     @property
     def remaining(self) -> float | None:
-        """What is left of the timeout, in seconds."""
+        """Remaining time until the timeout, in seconds."""
         return None if self.timeout is None else max(0.0, self.began + self.timeout - time.monotonic())
 
     def admit(self, event: pb.ExplanationEvent) -> bool:
-        """Takes note of an event; returns whether it is new and to be handed on."""
+        """Records an event; returns whether it is new and is to be yielded."""
         self.job_id = event.job_id or self.job_id
         self.patience.renew(self.patience.retry.stream_seconds)
         if event.sequence <= self.sequence:
@@ -115,12 +115,12 @@ class Cursor:
         return True
 
     def wait_after(self, error: grpc.RpcError | Unavailable | None) -> float:
-        """Returns the wait before the stream is taken up again; raises what cannot be mended.
+        """Returns the pause before the stream is resumed; raises errors that a retry does not fix.
 
-        None stands for a call that ended in good order before the job did, as on a service that shuts down.
+        None stands for a call that ended normally before the job did, such as on a service that shuts down.
         """
         if self.ended and isinstance(error, Unavailable):
-            raise error  # how the job itself ended
+            raise error  # the error with which the job itself ended
         if error is None:
             text = f"the service{f' at {self.address}' if self.address else ''} ended the stream before the job did"
             return self.patience.wait_after(ConnectionFailed(text, job_id=self.job_id))
@@ -141,7 +141,7 @@ class Cursor:
 
 
 def take_event(cursor: Cursor, gathering: Gathering, message: pb.ExplanationEvent) -> Event | None:
-    """Returns an event to hand on, or None for one that was seen; raises the error that ends a job."""
+    """Returns an event to yield, or None for a known one; raises the error that ends a job."""
     if not cursor.admit(message):
         return None
     failure = terminal_error(message)

@@ -1,6 +1,6 @@
 """Explanations as files: a zip archive of JSON, arrays and the image as it was sent. Nothing in it is ever executed.
 
-The document is the tree of dataclasses as they are, so that a new field is stored without a word here.
+The JSON document is the tree of dataclasses, so that new fields are stored automatically.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ from sagittal.client.explained_image import ExplainedImage
 from sagittal.client.explanation import Explanation
 from sagittal.v1 import tensor_pb2
 
-#: Version of the format; a reader refuses a later one.
+#: Version of the format; a reader refuses later versions.
 FORMAT = 1
 
 _DOCUMENT, _IMAGE, _BASELINE = "explanation.json", "image.pb", "baseline.pb"
 
-#: Most bytes of one part when it is unpacked.
+#: Maximum unpacked size of one part, in bytes.
 _MAX_PART = 512 * 2**20
 
 
@@ -81,7 +81,7 @@ def _array_name(number: int) -> str:
 
 
 def _encoded(value: Any, arrays: list[np.ndarray]) -> Any:
-    """Returns what JSON has for a value; arrays are added to `arrays`, whose position stands for them."""
+    """Returns the JSON form of a value; arrays are appended to `arrays` and represented by their position."""
     match value:
         case np.ndarray():
             arrays.append(value)
@@ -121,7 +121,7 @@ class _Reader:
             raise ValueError(f"it has format {document['format']}, and this client reads {FORMAT}: update it")
         found = self._decoded(Explanation, document["explanation"])
         if not isinstance(found, Explanation):
-            raise TypeError("it holds no explanation")
+            raise TypeError("it has no explanation")
         return found
 
     def _part(self, name: str) -> bytes:
@@ -160,7 +160,7 @@ class _Reader:
 
 
 def _error(value: Mapping[str, Any]) -> SagittalError:
-    """Returns an error of the class that was stored, or of the root if this version does not know it."""
+    """Returns an error of the stored class, or of the base class if this version does not know it."""
     found = getattr(errors, value["class"], SagittalError)
     kind = found if isinstance(found, type) and issubclass(found, SagittalError) else SagittalError
     error = kind(value["message"])

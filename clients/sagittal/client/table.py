@@ -11,19 +11,19 @@ from sagittal.client.extras import import_extra
 from sagittal.client.html import cell_text, table_html
 from sagittal.client.models import Model
 
-#: Rows that are shown; the rest are counted.
+#: Maximum number of rows shown; the rest are counted.
 SHOWN = 50
 
 
 class Table(Sequence[Mapping[str, Any]]):
-    """Rows of figures, one for each job, model, explanation or outcome that it was made of.
+    """Rows of figures, one for each job, model, explanation or outcome.
 
     Table(client.models())
     Table(client.list(states="failed")).to_pandas()
     """
 
     def __init__(self, found: Iterable[Job | Model | Explanation | Outcome]) -> None:
-        """Reads everything that `found` yields, such as what `list()` and `models()` return.
+        """Reads everything from `found`, such as the results of `list()` and `models()`.
 
         Raises:
             InvalidRequest: it yields something else.

@@ -1,7 +1,7 @@
 """Spans of the client, in the caller's own traces.
 
-They are made through OpenTelemetry's API, so that they go wherever the application sends its traces: nowhere where it
-has set up no tracer provider, and none are made where `opentelemetry` is not installed (extra `tracing`).
+They use OpenTelemetry's API and go to the application's tracer provider. Without a provider they are discarded, and
+without `opentelemetry` (extra `tracing`) none are made.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 class CallSpan:
-    """The span of one operation: from its first RPC to its last, broken connections included.
+    """The span of one operation: from its first RPC to its last, including broken connections.
 
-    As a context manager it ends with the context, by the error that leaves it.
+    As a context manager it ends with the context, with the error raised in it.
     """
 
-    #: gRPC metadata by which the service's spans become its children.
+    #: gRPC metadata that makes the service's spans its children.
     metadata: Metadata = ()
 
     def end(self, error: BaseException | None = None) -> None:
-        """Ends the span, once; leaving an operation before its end counts as cancelling it."""
+        """Ends the span, once; leaving an operation before its end counts as cancellation."""
 
     def __enter__(self) -> Self:
         return self
@@ -43,7 +43,7 @@ class CallSpan:
 
 
 class _OpenSpan(CallSpan):
-    """A span of OpenTelemetry's."""
+    """A span of OpenTelemetry."""
 
     def __init__(self, span: trace.Span, carrier: Mapping[str, str]) -> None:
         self.metadata = tuple(carrier.items())
@@ -65,7 +65,7 @@ class _OpenSpan(CallSpan):
 
 
 def begin_call(rpc: str, address: str) -> CallSpan:
-    """Begins the span of an operation that starts with this RPC, named as `service/method`."""
+    """Starts the span of an operation whose first RPC this is, named `service/method`."""
     try:
         from opentelemetry import trace  # noqa: PLC0415 - optional
         from opentelemetry.trace.propagation import tracecontext  # noqa: PLC0415
@@ -80,7 +80,7 @@ def begin_call(rpc: str, address: str) -> CallSpan:
 
 
 def rpc_of(request: Message) -> str:
-    """Returns the RPC that takes a message: each takes its own."""
+    """Returns the RPC that takes a message; each RPC has its own message type."""
     described = request.DESCRIPTOR
     for service in described.file.services_by_name.values():
         for method in service.methods:

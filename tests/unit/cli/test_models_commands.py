@@ -104,7 +104,7 @@ def test_a_list_says_how_workers_stand_to_each_model(run, script) -> None:
     assert "the weights do not exist" in run("models", "show", "lamp", "--json").stdout
     assert "0.0 MiB" not in run("models", "check", "lamp").stdout
     script.model.ClearField("workers")
-    assert "no worker has it yet" in run("models").stdout
+    assert "no worker has loaded it yet" in run("models").stdout
 
 
 def test_what_was_done_to_a_model_when_it_was_loaded_is_shown(run, script) -> None:

@@ -149,7 +149,7 @@ def test_what_dies_is_started_again_while_a_caller_sees_a_pause_and_nothing_outl
             kill(process, module)
             method = Occlusion(window=1, grid=2)
             assert client.explain(picture, model="tiny", method=method, cache="bypass").completed is not None
-            assert f"the {name} was killed by SIGKILL; starting it again" in output.read_text()
+            assert f"the {name} was killed by SIGKILL; restarting it" in output.read_text()
     assert process.poll() is None
     children = descendants(process.pid)
     process.kill()
@@ -167,7 +167,7 @@ def test_a_valkey_that_dies_takes_the_jobs_along_where_no_state_is_kept(plan, tm
         stack.check()
         os.kill(server.pid, signal.SIGKILL)
         assert wait_until(lambda: not server.running)
-        with pytest.raises(Failure, match="Valkey ended, and all jobs with it: give --state for what must survive"):
+        with pytest.raises(Failure, match="Valkey ended, and all jobs are lost: give --state DIR to keep them"):
             stack.tend(print)
 
 
@@ -179,7 +179,7 @@ def test_a_valkey_that_dies_is_started_again_on_what_it_had_written(plan, tmp_pa
         assert wait_until(lambda: not server.running)
         stack.tend(said.append)
         assert client.get("what") == b"was written"
-        assert said == ["Valkey ended; starting it again on what it had written"]
+        assert said == ["Valkey ended; restarting it on its stored data"]
 
 
 def test_what_dies_too_often_is_given_up_with_the_end_of_its_log(plan, tmp_path) -> None:
@@ -192,7 +192,7 @@ def test_what_dies_too_often_is_given_up_with_the_end_of_its_log(plan, tmp_path)
     assert wait_until(lambda: child.ending)
     with pytest.raises(Failure, match=r"(?s)the worker ended with status 1; its log ends:.*no_such_module"):
         stack.tend(said.append)
-    assert said == ["the worker ended with status 1; starting it again"] * 5
+    assert said == ["the worker ended with status 1; restarting it"] * 5
 
 
 def test_a_port_in_use_is_said(tmp_path) -> None:

@@ -59,7 +59,7 @@ def test_parts_go_with_their_images_and_must_be_as_many(client, script) -> None:
     assert [len(each.annotated_parts) for each in sent] == [0, 1, 0]
     (part,) = sent[1].annotated_parts
     assert (part.name, part.left, part.top, part.right, part.bottom) == ("beak", *box)
-    with pytest.raises(InvalidRequest, match="parts of 1 images; 3 came"):
+    with pytest.raises(InvalidRequest, match="parts of 1 images for 3 images"):
         client.concepts.fit(PICTURES, parts=[{}], **ASKED)
 
 

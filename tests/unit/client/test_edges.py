@@ -345,7 +345,7 @@ async def test_the_asynchronous_client_tells_it_too(authority, tmp_path) -> None
 def test_tls_to_a_service_in_plain_text_is_told(address) -> None:
     with (
         Client(address, tls=TLS(), options=BRIEF) as client,
-        pytest.raises(ConnectionFailed, match="not speak TLS"),
+        pytest.raises(ConnectionFailed, match="not use TLS"),
     ):
         client.get("job")
 

@@ -268,7 +268,7 @@ def test_a_missing_package_is_named_with_its_extra(explanation, monkeypatch) -> 
         (explanation.graph.to_networkx, "networkx"),
         (LiveDisplay, "IPython"),
     ):
-        with pytest.raises(MissingExtra, match=rf"needs {package}.*sagittal\[notebook\]"):
+        with pytest.raises(MissingExtra, match=rf"requires {package}.*sagittal\[notebook\]"):
             call()
 
 

@@ -1,4 +1,4 @@
-"""One connection to Sagittal and every call over it."""
+"""A connection to Sagittal, with all calls of the API."""
 
 import contextlib
 import time
@@ -71,16 +71,16 @@ from sagittal.v1 import model_service_pb2_grpc as models_grpc
 
 Answer = TypeVar("Answer")
 
-#: Time between two looks whether a model is ready, in seconds.
+#: Interval of checks whether a model is ready, in seconds.
 POLL_SECONDS = 0.25
 
 
 class AsyncClient(BaseClient):
     """A connection to Sagittal; close it, or use it in an `async with` statement.
 
-    An asyncio client belongs to one event loop. A client for threads is safe to use from several.
+    An asyncio client belongs to one event loop. A synchronous client is thread-safe.
 
-    Every method raises `errors.SagittalError`, by the class that the service meant.
+    Every method raises `errors.SagittalError`, as the class that the service reported.
     """
 
     def __init__(
@@ -91,12 +91,12 @@ class AsyncClient(BaseClient):
         tls: TLS | None = None,
         options: Options | None = None,
     ) -> None:
-        """Prepares a connection, which is made when it is first needed.
+        """Prepares a connection, which is opened when it is first needed.
 
         Args:
-            address: Host and port (50051 if it names none), or a `unix:` path.
+            address: Host and port (50051 by default), or a `unix:` path.
             token: Bearer token; empty sends none.
-            tls: Encrypts the connection; None does not.
+            tls: TLS settings; None for an unencrypted connection.
             options: Limits and retries.
         """
         super().__init__(address, token=token, tls=tls, options=options)
@@ -112,13 +112,13 @@ class AsyncClient(BaseClient):
         timeout: float | None = None,
         **options: Unpack[ExplainOptions],
     ) -> Explanation:
-        """Explains an image and returns the whole explanation.
+        """Explains an image and returns the complete explanation.
 
         Args:
-            image: What to explain.
-            on_event: Called with each event as it comes.
-            timeout: Time to wait for the answer, in seconds; then the job is cancelled and `Expired` raised. An
-                option `deadline` bounds the job itself, which then gives the best answer that it has.
+            image: The image to explain.
+            on_event: Called with each event when it arrives.
+            timeout: Time to wait for the result, in seconds; then the job is cancelled and `Expired` raised. The option
+                `deadline` limits the job itself, which then returns its best result so far.
             options: See `ExplainOptions`.
         """
         check_listener(on_event, "on_event")
@@ -136,7 +136,7 @@ class AsyncClient(BaseClient):
         timeout: float | None = None,
         **options: Unpack[ExplainOptions],
     ) -> AsyncEventStream:
-        """Explains an image and yields events as they come; closing the stream cancels the job unless `detach`."""
+        """Explains an image and yields events as they arrive; closing the stream cancels the job unless `detach`."""
         began, timeout = time.monotonic(), checked_timeout(timeout)
         spec = await self._spec(image, options)
         request = build(service_pb.ExplainRequest, spec=spec, detach=detach)
@@ -155,14 +155,14 @@ class AsyncClient(BaseClient):
     async def explain_many(
         self, images: Images, *, in_flight: int = 32, **options: Unpack[BatchOptions]
     ) -> AsyncIterator[Outcome]:
-        """Explains many images over one call and yields the outcome of each as it ends, in whatever order.
+        """Explains many images over one call and yields the outcome of each when it ends, in any order.
 
-        An image that fails has its error in its outcome and does not stop the others; what is wrong with every image,
-        such as an unknown model, is raised. Images are read as they are needed, at most `in_flight` ahead. Jobs go to
-        the batch lane unless told otherwise. While the service has no room, the images wait.
+        An image that fails has an error in its outcome and does not stop the others. An error that concerns every
+        image, such as an unknown model, is raised. Images are read when needed, at most `in_flight` ahead. Jobs use the
+        batch lane by default. While the service has no room, the images wait.
         """
         if "request_id" in options:
-            raise InvalidRequest("a batch has one job for each image, and no request_id", field="request_id")
+            raise InvalidRequest("a batch has one job per image; omit request_id", field="request_id")
         checked = checked_options({"lane": "batch", "request_id": "", **options})
         model = await self.model(checked["model"], version=checked.get("model_version", ""))
         batch = Batch(images, spec_for(checked, model), in_flight=in_flight, retry=self.options.retry)
@@ -185,7 +185,7 @@ class AsyncClient(BaseClient):
 
         Raises:
             ModelFailed: every worker that tried could not load the model.
-            SagittalError: what was in the way when the time, in seconds, was over.
+                SagittalError: the reason why the service or model was not ready when the time, in seconds, was over.
         """
         ends = time.monotonic() + checked_timeout(timeout)
         while True:
@@ -200,23 +200,23 @@ class AsyncClient(BaseClient):
             await sleep(POLL_SECONDS)
 
     async def submit(self, image: ImageLike, **options: Unpack[ExplainOptions]) -> Job:
-        """Submits a job and returns at once; `watch` or `get` it by its `job_id`."""
+        """Submits a job and returns immediately; `watch` or `get` it by its `job_id`."""
         request = build(service_pb.SubmitExplanationRequest, spec=await self._spec(image, options))
         response = await self._call(self._jobs.SubmitExplanation, request)
         return parse_job(response.explanation)
 
     def watch(self, job_id: str, *, after_sequence: int = 0) -> AsyncEventStream:
-        """Yields the events of a job after a sequence number, to its end. Closing the stream leaves the job alone."""
+        """Yields the events of a job after a sequence number, to its end. Closing the stream leaves the job running."""
         request = build(service_pb.WatchExplanationRequest, job_id=job_id, after_sequence=after_sequence)
         cursor = self._cursor(request, job_id=job_id, after_sequence=after_sequence)
         return AsyncEventStream(Reading(cursor, self._watch, self.get))
 
     async def get(self, job_id: str, *, with_image: bool = False) -> Explanation:
-        """Returns what is known of a job, whether it has ended or not.
+        """Returns the explanation of a job so far, whether it has ended or not.
 
         Args:
             job_id: The job.
-            with_image: Whether to fetch its image too, while images are kept, so that it can be drawn.
+            with_image: Whether to fetch its image, while images are kept, so that the explanation can be drawn.
         """
         request = build(service_pb.GetExplanationRequest, job_id=job_id)
         page = await self._call(self._jobs.GetExplanation, request)
@@ -229,13 +229,13 @@ class AsyncClient(BaseClient):
         return attach_image(explanation, (await self.image(job_id)).source) if with_image else explanation
 
     async def job(self, job_id: str) -> Job:
-        """Returns where a job stands."""
+        """Returns the state of a job."""
         request = build(service_pb.GetExplanationRequest, job_id=job_id, page_size=1)
         response = await self._call(self._jobs.GetExplanation, request)
         return parse_job(response.explanation)
 
     async def spec(self, job_id: str) -> pb.ExplanationSpec:
-        """Returns what a job was asked, as the API's message without its images, while images are kept."""
+        """Returns the request of a job, as the API's message without its images, while images are kept."""
         request = build(service_pb.GetExplanationSpecRequest, job_id=job_id)
         return (await self._call(self._jobs.GetExplanationSpec, request)).spec
 
@@ -245,19 +245,19 @@ class AsyncClient(BaseClient):
         Args:
             job_id: The job.
             kind: "original" (as it was sent), "model-input", "baseline", "thumbnail" or "overlay".
-            longest: Most pixels of the longer side of a thumbnail or overlay; 0 for the service's default.
-            mask: Which final mask an overlay shows.
+            longest: Maximum longer side of a thumbnail or overlay, in pixels; 0 for the service's default.
+            mask: Index of the final mask that an overlay shows.
         """
         request = image_request(job_id, kind, longest, mask)
         return JobImage.of(await self._call(self._jobs.GetExplanationImage, request))
 
     async def list(self, *, model: str = "", states: Sequence[str] | str = (), reason: str = "") -> AsyncIterator[Job]:
-        """Yields jobs, newest first, where given of one model, in some states, or that failed for a reason.
+        """Yields jobs, newest first, optionally of one model, in some states, or that failed for a reason.
 
         Args:
             model: Name of the model; empty for any.
             states: "queued", "running", "completed", "failed", "cancelled"; none for any.
-            reason: Why they failed, such as "JOB_BURIED"; empty for any.
+            reason: Reason of the failure, such as "JOB_BURIED"; empty for any.
         """
         token = ""
         while True:
@@ -269,7 +269,7 @@ class AsyncClient(BaseClient):
                 return
 
     async def cancel(self, job_id: str) -> Job:
-        """Cancels a job. One that has ended stays as it is; one that runs ends at its worker's next step."""
+        """Cancels a job. A job that has ended is unchanged; a running job ends at its worker's next step."""
         request = build(service_pb.CancelExplanationRequest, job_id=job_id)
         response = await self._call(self._jobs.CancelExplanation, request)
         return parse_job(response.explanation)
@@ -279,13 +279,13 @@ class AsyncClient(BaseClient):
         await self._call(self._jobs.DeleteExplanation, build(service_pb.DeleteExplanationRequest, job_id=job_id))
 
     async def retry(self, job_id: str) -> Job:
-        """Runs a buried job again and returns the new job; the buried one stays as it is. For administrators."""
+        """Runs a dead-lettered job again, and returns the new job; the old one is unchanged. Needs the role `admin`."""
         request = build(service_pb.RetryExplanationRequest, job_id=job_id)
         response = await self._call(self._jobs.RetryExplanation, request)
         return parse_job(response.explanation)
 
     async def score_regions(self, sets: Sequence[PatchSet], **options: Unpack[RegionOptions]) -> RegionScores:
-        """Answers "what if": the score when only these patches are shown (or, with `hide`, hidden)."""
+        """Returns the scores if only these patches are shown (or, with `hide`, hidden)."""
         return parse_regions(await self._call(self._jobs.ScoreRegions, build_regions(sets, **options)))
 
     async def models(self) -> AsyncIterator[Model]:
@@ -300,7 +300,7 @@ class AsyncClient(BaseClient):
                 return
 
     async def model(self, name: str, *, version: str = "") -> Model:
-        """Returns a model, whole; an empty version means the latest."""
+        """Returns the complete description of a model; an empty version means the latest."""
         request = build(models_pb.GetModelRequest, **named(name, version))
         response = await self._call(self._models.GetModel, request)
         return parse_model(response.model)
@@ -308,26 +308,26 @@ class AsyncClient(BaseClient):
     async def register_model(self, model: ModelTable) -> Model:
         """Registers a version of a model, given as a `[[models]]` table of a model file; needs the role `admin`.
 
-        Workers load and check it: `model(...)` shows how that went.
+        Workers load and check it: `model(...)` shows the results.
         """
         request = models_pb.RegisterModelRequest(model=model_message(model))
         response = await self._call(self._models.RegisterModel, request)
         return parse_model(response.model)
 
     async def update_model(self, model: ModelTable, *, fields: Sequence[str] = ()) -> Model:
-        """Changes a registered version: the named fields, or all of it where none is named.
+        """Changes a registered version: the named fields, or all fields if none are named.
 
-        `fields=["latest"]` with `latest=True` makes a version the one that requests without a version get.
+        `fields=["latest"]` with `latest=True` makes it the version of requests that name none.
         """
         response = await self._call(self._models.UpdateModel, update_request(model, fields))
         return parse_model(response.model)
 
     async def unregister_model(self, name: str, version: str) -> None:
-        """Removes a version; running jobs finish on it, queued ones are cancelled."""
+        """Removes a version; running jobs complete on it, queued ones are cancelled."""
         await self._call(self._models.UnregisterModel, build(models_pb.UnregisterModelRequest, **named(name, version)))
 
     async def load_model(self, name: str, *, version: str = "") -> None:
-        """Asks workers to load a model, those too that could not load it before."""
+        """Asks workers to load a model, including workers that failed to load it before."""
         await self._call(self._models.LoadModel, build(models_pb.LoadModelRequest, **named(name, version)))
 
     async def unload_model(self, name: str, *, version: str = "") -> None:
@@ -346,7 +346,7 @@ class AsyncClient(BaseClient):
 
     @property
     def concepts(self) -> AsyncConceptCalls:
-        """Concept sets: fitted, listed, named."""
+        """Calls about concept sets: fit, list, get, update, delete."""
         return AsyncConceptCalls(self._channel, self._metadata, self._call, self._cursor)
 
     async def close(self) -> None:
@@ -362,7 +362,7 @@ class AsyncClient(BaseClient):
         await self.close()
 
     async def _call(self, method: UnaryCall[Answer], request: Message, *, patience: Patience | None = None) -> Answer:
-        """Makes a call that may be repeated, and repeats it while the service is away."""
+        """Makes an idempotent call, and retries it while the service is unavailable."""
         with self._span(request) as span:
             metadata = self._metadata + span.metadata
             return await self._repeat(method, request, metadata, patience or self._call_patience())
@@ -389,7 +389,7 @@ class AsyncClient(BaseClient):
             raise await off_the_loop(diagnosed, error, self.address, self._tls) from error.__cause__
 
     async def _missing(self, model: str) -> SagittalError | None:
-        """Returns what is in the way of a job of a model; None if nothing is."""
+        """Returns the reason why a job of a model cannot run; None if it can."""
         once = Patience(self.options.retry, 0.0)
         if not model:
             await self._call(self._models.ListModels, models_pb.ListModelsRequest(page_size=1), patience=once)
@@ -409,7 +409,7 @@ class AsyncClient(BaseClient):
         return self._jobs.WatchExplanation(request, metadata=metadata, timeout=cursor.remaining)
 
     async def _abandon(self, span: CallSpan, job_id: str) -> None:
-        """Cancels a job whose caller went away, in bounded time. The service sees the dropped call anyway."""
+        """Cancels a job whose caller left, in bounded time. The service also notices the dropped call."""
         with contextlib.suppress(grpc.RpcError, ChannelClosed):
             request = service_pb.CancelExplanationRequest(job_id=job_id)
             await self._jobs.CancelExplanation(request, timeout=2.0, metadata=self._metadata + span.metadata)
@@ -448,7 +448,7 @@ class AsyncClient(BaseClient):
             call.cancel()
 
     async def _send(self, batch: Batch, requests: RequestQueue) -> Sequence[Outcome]:
-        """Sends what may go out now; returns outcomes of images that cannot be sent."""
+        """Sends the requests that fit the window; returns outcomes of images that cannot be sent."""
         await sleep(batch.pause)
         ready, refused = await off_the_loop(batch.fill)
         requests.put(ready)

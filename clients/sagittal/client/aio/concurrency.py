@@ -1,4 +1,4 @@
-"""What asyncio does in its own way; `sagittal.client.sync.concurrency` has the same names for threads."""
+"""Primitives of asyncio; `sagittal.client.sync.concurrency` has the same names for threads."""
 
 import asyncio
 import contextlib
@@ -16,17 +16,17 @@ Answer = TypeVar("Answer")
 #: A method of a stub that takes a message and returns one.
 UnaryCall = Callable[..., Awaitable[Answer]]
 
-#: Raised by a call over a channel that is closed.
+#: Errors of a call over a closed channel.
 ChannelClosed = grpc.aio.UsageError
 
-#: Longest wait for the end of a call after its last event, in seconds: it follows at once unless the connection breaks.
+#: Maximum wait for the end of a call after its last event, in seconds; it follows immediately on a sound connection.
 _END_SECONDS = 2.0
 
 sleep = asyncio.sleep
 
 
 class EventCall(Protocol):
-    """A streaming call whose messages carry one event each."""
+    """A streaming call whose messages have one event each."""
 
     def __aiter__(self) -> AsyncIterator[Any]: ...
     def cancel(self) -> Any:
@@ -37,11 +37,11 @@ class EventCall(Protocol):
 
 
 class ClosedWhenDropped:
-    """An object that closes itself when nothing refers to it: not here, where closing must be awaited."""
+    """An object that closes itself when it is garbage collected; not here, because closing must be awaited."""
 
 
 class RequestQueue(AsyncIterator[service_pb.ExplainManyRequest]):
-    """The requests of a call, sent as they are put in."""
+    """The requests of a call, sent when they are added."""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[service_pb.ExplainManyRequest | None] = asyncio.Queue()
@@ -52,7 +52,7 @@ class RequestQueue(AsyncIterator[service_pb.ExplainManyRequest]):
             self._queue.put_nowait(request)
 
     def end(self) -> None:
-        """Ends the requests after those that were put in."""
+        """Ends the requests after the added ones."""
         self._queue.put_nowait(None)
 
     async def __anext__(self) -> service_pb.ExplainManyRequest:
@@ -75,11 +75,11 @@ async def off_the_loop(function: Callable[P, Answer], *args: P.args, **kwargs: P
 
 
 async def to_the_end(function: Callable[..., Awaitable[None]], *args: Any) -> None:
-    """Calls a function that a cancelled task must not cut short."""
+    """Calls a function that must complete even if the task is cancelled."""
     await asyncio.shield(asyncio.ensure_future(function(*args)))
 
 
 async def let_end(call: EventCall) -> None:
-    """Waits until a call whose last event came has ended: dropped before, the service would count it as cancelled."""
+    """Waits for the end of a call after its last event: the service would count a dropped call as cancelled."""
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(call.code(), _END_SECONDS)

@@ -25,7 +25,7 @@ from sagittal.v1 import explanation_pb2 as pb
 
 
 class Reading:
-    """Reads events over one call after another; refers to no iterator that a caller holds."""
+    """Reads events over successive calls; it holds no reference to the caller's iterator."""
 
     def __init__(
         self,
@@ -34,13 +34,13 @@ class Reading:
         get: Callable[[str], Awaitable[Explanation]],
         spec: pb.ExplanationSpec | None = None,
     ) -> None:
-        """Reads nothing yet.
+        """Constructs the reading; `events` starts it.
 
         Args:
-            cursor: Where the events begin.
-            open_call: Makes a call that goes on at the cursor.
-            get: Returns what the service knows of a job.
-            spec: What was asked, if it is known: its model is named and its image drawn.
+            cursor: Position of the first event.
+            open_call: Makes a call that continues at the cursor.
+            get: Returns the stored explanation of a job.
+            spec: The request, if it is known: it names the model and provides the image.
         """
         self.cursor = cursor
         self.closed = False
@@ -76,7 +76,7 @@ class Reading:
                     await sleep(wait)
 
     async def explanation(self) -> Explanation:
-        """Returns everything as one explanation, after the last event; raises the error of a job that has one."""
+        """Returns the explanation after the last event; raises the error with which a job ended."""
         if self._is_whole and self.cursor.ended:
             return self._gathering.explanation()
         found = await self._get(self.cursor.job_id)
@@ -85,7 +85,7 @@ class Reading:
         return self._gathering.attached(found)
 
     def stop(self) -> None:
-        """Drops the call under way."""
+        """Drops the current call."""
         self.closed = True
         if not self.cursor.ended:
             self.cursor.span.end(GeneratorExit())
@@ -93,9 +93,9 @@ class Reading:
             self._call.cancel()
 
     async def _look_for_end(self, before: int) -> bool:
-        """Returns whether the job had ended when a call ended in good order.
+        """Returns whether the job had ended when a call ended normally.
 
-        A call that begins after that and brings no event shows that there are no more.
+        If a later call brings no event, there are no more.
         """
         if self.cursor.sequence > before or not self.cursor.job_id:
             return False
@@ -107,7 +107,7 @@ class Reading:
         return self._job_ended
 
     async def _take(self, message: pb.ExplanationEvent, call: EventCall) -> Event | None:
-        """Returns an event as `take_event` does; after the last one the call has ended too."""
+        """Returns an event as `take_event` does; after the last event it also waits for the end of the call."""
         try:
             return take_event(self.cursor, self._gathering, message)
         finally:
@@ -116,11 +116,11 @@ class Reading:
 
 
 class AsyncEventStream(ClosedWhenDropped, AsyncIterator[Event]):
-    """The events of a job as they come, ending after the last one.
+    """The events of a job as they arrive, up to the last one.
 
-    A lost connection is taken up where it broke. A job that fails or is cancelled raises the error that was meant.
-    Closing the stream before its end (`aclose()`, leaving `async with`, or ending what reads it) cancels the job,
-    unless it was asked for with `detach=True` or is only watched.
+    A lost connection is resumed. A job that fails or is cancelled raises its error. Closing the stream before its end
+    (`aclose()`, leaving `async with`, or cancelling its reader) cancels the job, unless it was requested with
+    `detach=True` or is only watched.
     """
 
     def __init__(self, reading: Reading, cancel_job: Callable[[str], Awaitable[None]] | None = None) -> None:
@@ -135,7 +135,7 @@ class AsyncEventStream(ClosedWhenDropped, AsyncIterator[Event]):
 
     @property
     def last_sequence(self) -> int:
-        """Sequence number of the last event: where another watcher can go on."""
+        """Sequence number of the last event, after which another watcher can continue."""
         return self._reading.cursor.sequence
 
     def __aiter__(self) -> Self:
@@ -145,17 +145,17 @@ class AsyncEventStream(ClosedWhenDropped, AsyncIterator[Event]):
         return await anext(self._events)
 
     async def explanation(self) -> Explanation:
-        """Reads on to the end and returns everything as one explanation."""
+        """Reads to the end and returns the explanation."""
         async for _ in self:
             pass
         return await self._reading.explanation()
 
     async def aclose(self) -> None:
-        """Ends the stream and, unless detached, the job; more than once does no harm."""
+        """Ends the stream and, unless detached, the job; repeated calls have no effect."""
         if self._reading.closed:
             return
         self._reading.stop()
-        # What reads in another thread or task ends by itself, since its call is dropped.
+        # A reader in another thread or task ends by itself, because its call is dropped.
         with contextlib.suppress(ValueError, RuntimeError):
             await self._events.aclose()
         if self._cancel_job is not None and self.job_id and not self._reading.cursor.ended:
@@ -171,7 +171,7 @@ class AsyncEventStream(ClosedWhenDropped, AsyncIterator[Event]):
 
 
 async def wait_after(cursor: Cursor, error: grpc.RpcError | Unavailable | None) -> float:
-    """Returns the wait before a stream is taken up again; raises what cannot be mended, with its reason."""
+    """Returns the pause before a stream is resumed; raises errors that a retry does not fix."""
     try:
         wait = cursor.wait_after(error)
         return wait if cursor.remaining is None else min(wait, cursor.remaining)

@@ -28,7 +28,7 @@ from sagittal.v1 import concept_service_pb2_grpc as service_grpc
 from sagittal.v1 import explanation_service_pb2 as jobs_pb
 from sagittal.v1 import explanation_service_pb2_grpc as jobs_grpc
 
-#: Time for cancelling a job, in seconds.
+#: Timeout of cancelling a job, in seconds.
 _ABANDON_SECONDS = 2.0
 
 
@@ -37,7 +37,7 @@ def _ignore(_progress: object) -> None:
 
 
 class ConceptCalls:
-    """Fits, lists, returns, names and deletes concept sets."""
+    """Fits, lists, returns, updates and deletes concept sets."""
 
     def __init__(
         self,
@@ -49,10 +49,10 @@ class ConceptCalls:
         """Takes the connection.
 
         Args:
-            channel: It.
-            metadata: Goes with every call.
-            call: Makes a call that may be repeated.
-            begin: Begins a stream of events.
+            channel: The channel.
+            metadata: Metadata of every call.
+            call: Makes an idempotent call with retries.
+            begin: Starts a stream of events.
         """
         self._stub: Any = service_grpc.ConceptServiceStub(channel)
         self._jobs: Any = jobs_grpc.ExplanationServiceStub(channel)
@@ -70,13 +70,13 @@ class ConceptCalls:
         on_progress: OnProgress = _ignore,
         **options: Unpack[FitOptions],
     ) -> ConceptSet:
-        """Fits a set and returns it. Interrupting or cancelling what waits cancels the job, unless `detach` is set.
+        """Fits a set and returns it. Interrupting or cancelling the caller cancels the job, unless `detach` is set.
 
-        A lost connection is taken up where it broke.
+        A lost connection is resumed.
 
         Args:
-            images: Sent one by one as they are taken; none with `dataset`.
-            name: Of the set, unique for the model.
+            images: Sent one by one as they are read; none with `dataset`.
+            name: Name of the set, unique for the model.
             model: Name of a registered model.
             targets: Classes, by index or label, whose outputs the concepts predict.
             on_progress: Called with each step.
@@ -105,7 +105,7 @@ class ConceptCalls:
                 return
 
     def get(self, name: str, *, model: str) -> ConceptSet:
-        """Returns a set, whole."""
+        """Returns a complete set."""
         request = service_pb.GetConceptSetRequest(model=model, name=name)
         answer = self._call(self._stub.GetConceptSet, request)
         return parse_concept_set(answer.concept_set)
@@ -129,7 +129,7 @@ class ConceptCalls:
         self._call(self._stub.DeleteConceptSet, service_pb.DeleteConceptSetRequest(model=model, name=name))
 
     def _follow(self, fitting: Fitting, cursor: Cursor) -> float:
-        """Reads one call; returns the wait before the next one in seconds."""
+        """Reads one call; returns the pause before the next one in seconds."""
         try:
             call = self._open(fitting, cursor)
         except ChannelClosed as error:
@@ -148,7 +148,7 @@ class ConceptCalls:
             call.cancel()
 
     def _open(self, fitting: Fitting, cursor: Cursor) -> Any:
-        """Returns a call with the events of a fit: the one that asks for it, or, once its job is known, a watch."""
+        """Returns a call with the events of a fit: its request, or, once its job is known, a watch."""
         metadata = self._metadata + cursor.span.metadata
         if not cursor.job_id:
             return self._stub.FitConcepts(fitting.requests(), metadata=metadata)
@@ -156,7 +156,7 @@ class ConceptCalls:
         return self._jobs.WatchExplanation(request, metadata=metadata)
 
     def _abandon(self, cursor: Cursor) -> None:
-        """Cancels a job whose caller went away, in bounded time."""
+        """Cancels a job whose caller left, in bounded time."""
         request = jobs_pb.CancelExplanationRequest(job_id=cursor.job_id)
         metadata = self._metadata + cursor.span.metadata
         with contextlib.suppress(grpc.RpcError, ChannelClosed):

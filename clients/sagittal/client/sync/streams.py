@@ -26,7 +26,7 @@ from sagittal.v1 import explanation_pb2 as pb
 
 
 class Reading:
-    """Reads events over one call after another; refers to no iterator that a caller holds."""
+    """Reads events over successive calls; it holds no reference to the caller's iterator."""
 
     def __init__(
         self,
@@ -35,13 +35,13 @@ class Reading:
         get: Callable[[str], Explanation],
         spec: pb.ExplanationSpec | None = None,
     ) -> None:
-        """Reads nothing yet.
+        """Constructs the reading; `events` starts it.
 
         Args:
-            cursor: Where the events begin.
-            open_call: Makes a call that goes on at the cursor.
-            get: Returns what the service knows of a job.
-            spec: What was asked, if it is known: its model is named and its image drawn.
+            cursor: Position of the first event.
+            open_call: Makes a call that continues at the cursor.
+            get: Returns the stored explanation of a job.
+            spec: The request, if it is known: it names the model and provides the image.
         """
         self.cursor = cursor
         self.closed = False
@@ -77,7 +77,7 @@ class Reading:
                     sleep(wait)
 
     def explanation(self) -> Explanation:
-        """Returns everything as one explanation, after the last event; raises the error of a job that has one."""
+        """Returns the explanation after the last event; raises the error with which a job ended."""
         if self._is_whole and self.cursor.ended:
             return self._gathering.explanation()
         found = self._get(self.cursor.job_id)
@@ -86,7 +86,7 @@ class Reading:
         return self._gathering.attached(found)
 
     def stop(self) -> None:
-        """Drops the call under way."""
+        """Drops the current call."""
         self.closed = True
         if not self.cursor.ended:
             self.cursor.span.end(GeneratorExit())
@@ -94,9 +94,9 @@ class Reading:
             self._call.cancel()
 
     def _look_for_end(self, before: int) -> bool:
-        """Returns whether the job had ended when a call ended in good order.
+        """Returns whether the job had ended when a call ended normally.
 
-        A call that begins after that and brings no event shows that there are no more.
+        If a later call brings no event, there are no more.
         """
         if self.cursor.sequence > before or not self.cursor.job_id:
             return False
@@ -108,7 +108,7 @@ class Reading:
         return self._job_ended
 
     def _take(self, message: pb.ExplanationEvent, call: EventCall) -> Event | None:
-        """Returns an event as `take_event` does; after the last one the call has ended too."""
+        """Returns an event as `take_event` does; after the last event it also waits for the end of the call."""
         try:
             return take_event(self.cursor, self._gathering, message)
         finally:
@@ -117,11 +117,11 @@ class Reading:
 
 
 class EventStream(ClosedWhenDropped, Iterator[Event]):
-    """The events of a job as they come, ending after the last one.
+    """The events of a job as they arrive, up to the last one.
 
-    A lost connection is taken up where it broke. A job that fails or is cancelled raises the error that was meant.
-    Closing the stream before its end (`close()`, leaving `with`, or ending what reads it) cancels the job,
-    unless it was asked for with `detach=True` or is only watched.
+    A lost connection is resumed. A job that fails or is cancelled raises its error. Closing the stream before its end
+    (`close()`, leaving `with`, or cancelling its reader) cancels the job, unless it was requested with
+    `detach=True` or is only watched.
     """
 
     def __init__(self, reading: Reading, cancel_job: Callable[[str], None] | None = None) -> None:
@@ -136,7 +136,7 @@ class EventStream(ClosedWhenDropped, Iterator[Event]):
 
     @property
     def last_sequence(self) -> int:
-        """Sequence number of the last event: where another watcher can go on."""
+        """Sequence number of the last event, after which another watcher can continue."""
         return self._reading.cursor.sequence
 
     def __iter__(self) -> Self:
@@ -146,17 +146,17 @@ class EventStream(ClosedWhenDropped, Iterator[Event]):
         return next(self._events)
 
     def explanation(self) -> Explanation:
-        """Reads on to the end and returns everything as one explanation."""
+        """Reads to the end and returns the explanation."""
         for _ in self:
             pass
         return self._reading.explanation()
 
     def close(self) -> None:
-        """Ends the stream and, unless detached, the job; more than once does no harm."""
+        """Ends the stream and, unless detached, the job; repeated calls have no effect."""
         if self._reading.closed:
             return
         self._reading.stop()
-        # What reads in another thread or task ends by itself, since its call is dropped.
+        # A reader in another thread or task ends by itself, because its call is dropped.
         with contextlib.suppress(ValueError, RuntimeError):
             self._events.close()
         if self._cancel_job is not None and self.job_id and not self._reading.cursor.ended:
@@ -172,7 +172,7 @@ class EventStream(ClosedWhenDropped, Iterator[Event]):
 
 
 def wait_after(cursor: Cursor, error: grpc.RpcError | Unavailable | None) -> float:
-    """Returns the wait before a stream is taken up again; raises what cannot be mended, with its reason."""
+    """Returns the pause before a stream is resumed; raises errors that a retry does not fix."""
     try:
         wait = cursor.wait_after(error)
         return wait if cursor.remaining is None else min(wait, cursor.remaining)
