@@ -69,7 +69,7 @@ async def test_a_job_that_takes_its_workers_down_is_buried_and_listed(make_queue
     events = [event async for event in queue.jobs.events(job.job_id)]
     failed = explanation_pb2.ExplanationEvent.FromString(events[-1].payload).failed
     assert events[-1].terminal
-    assert "2 times" in failed.message
+    assert "in 2 attempts" in failed.message
     assert "'two'" in failed.message
     buried = (await queue.jobs.list(model="", states=[JobState.FAILED], limit=5, page_token=""))[0]
     assert [(each.job_id, each.attempt, each.worker) for each in buried] == [(job.job_id, 2, "two")]

@@ -47,7 +47,7 @@ async def test_a_request_that_is_no_longer_kept_is_said_to_be_gone(make_queue, n
     await complete(queue)
     await asyncio.sleep(0.06)
     await queue.jobs.sweep()
-    with pytest.raises(FailedPrecondition, match="no longer kept") as gone:
+    with pytest.raises(FailedPrecondition, match="are deleted") as gone:
         await queue.jobs.request_of(job.job_id)
     assert gone.value.field == "job_id"
 

@@ -104,7 +104,7 @@ async def test_a_death_among_others_is_not_enough_to_dead_letter_a_job(make_queu
     assert (alone.job.attempt, alone.alone) == (2, True)
     assert take(queue, "third", seconds=1.5) is None
     events = [event async for event in queue.jobs.events(job_id)]
-    assert "2 times" in explanation_pb2.ExplanationEvent.FromString(events[-1].payload).failed.message
+    assert "in 2 attempts" in explanation_pb2.ExplanationEvent.FromString(events[-1].payload).failed.message
 
 
 async def test_a_suspect_that_is_handed_back_stays_one(make_queue, new_job) -> None:

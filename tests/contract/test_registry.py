@@ -129,7 +129,7 @@ async def test_an_update_of_what_was_changed_meanwhile_is_refused(registry) -> N
     await models.register(lite())
     revision = (await models.model("lite")).revision
     await models.update(resnet(), revision=revision)
-    with pytest.raises(FailedPrecondition, match="meanwhile"):
+    with pytest.raises(FailedPrecondition, match="by another caller"):
         await models.update(lite(tags={"a": "b"}), revision=revision)
 
 
@@ -137,7 +137,7 @@ async def test_the_latest_of_several_cannot_be_removed(registry) -> None:
     models, workers = registry
     await models.register(lite("1"))
     await models.register(lite("2"))
-    with pytest.raises(FailedPrecondition, match="another version the latest"):
+    with pytest.raises(FailedPrecondition, match="another one the latest"):
         await models.unregister("lite", "1")
     changes = workers.changes()
     await models.unregister("lite", "2")

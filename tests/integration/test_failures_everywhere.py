@@ -29,7 +29,7 @@ OF_SERVICE = {
     "calls": {"submit", "get", "read", "cancel", "delete", "list", *(f"registry_{do}" for do in CHANGES)},
     "readiness": {"PING", "backlog", "registry_read", "SET", "GET"},
     "sweeper": {"sweep"},
-    "log-news": {"SUBSCRIBE"},
+    "log-notifications": {"SUBSCRIBE"},
 }
 OF_WORKER = {
     "leasing": {"lease", "BLPOP", "sweep"},
@@ -118,7 +118,9 @@ def test_every_task_and_thread_may_end_and_everything_goes_on(stack: Stack) -> N
     """The table is the supervisors' own: what is supervised later is ended here too."""
     names = [one.name for _, one in stack.background_work()]
     assert len(names) == len(set(names))
-    assert {"sweeper", "readiness", "log-news", "leasing", "heartbeat", "event-writer", "metrics"} <= set(names)
+    assert {"sweeper", "readiness", "log-notifications", "leasing", "heartbeat", "event-writer", "metrics"} <= set(
+        names
+    )
     for name in sorted(set(names) - {"engine"}):
         supervisor, one = next(each for each in stack.background_work() if each[1].name == name)
         before = one.failures

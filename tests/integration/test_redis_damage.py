@@ -324,7 +324,7 @@ async def test_damage_is_counted_logged_and_kept_aside_without_what_the_caller_s
         await site.jobs.sweep()
         await site.jobs.sweep()
     lines = [line for line in logs if line["event"] == "record-quarantined" and line["kind"] == "run"]
-    assert [(line["key"], line["reason"]) for line in lines] == [(f"run:{job_id}", f"{damaged} is no number")]
+    assert [(line["key"], line["reason"]) for line in lines] == [(f"run:{job_id}", f"{damaged} is not a number")]
     assert site.metrics.get_sample_value("sagittal_quarantined_records_total", {"kind": "run"}) == 1
     aside = f"{site.root}quarantine:run:{job_id}"
     assert site.client.hget(aside, damaged) == GARBAGE

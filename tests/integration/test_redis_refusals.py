@@ -66,17 +66,17 @@ ANN = {"username": "ann", "password": SECRET}
 REFUSALS = {
     "protected": (partial(protected, None), "protected mode.*SAGITTAL_QUEUE__PASSWORD"),
     "protected, with a password": (partial(protected, WRONG), "protected mode.*SAGITTAL_QUEUE__PASSWORD"),
-    "none given": (partial(serving, with_password), "given none; set SAGITTAL_QUEUE__PASSWORD"),
-    "wrong": (partial(serving, with_password, password=WRONG), "does not know these credentials"),
-    "unknown user": (partial(serving, with_password, username="bob", password=WRONG), "does not know these"),
-    "none wanted": (partial(serving, lambda _: None, password=WRONG), "given a password and has none"),
+    "none given": (partial(serving, with_password), "received none; set SAGITTAL_QUEUE__PASSWORD"),
+    "wrong": (partial(serving, with_password, password=WRONG), "does not accept these credentials"),
+    "unknown user": (partial(serving, with_password, username="bob", password=WRONG), "does not accept these"),
+    "none wanted": (partial(serving, lambda _: None, password=WRONG), "received a password but has none"),
     "no right": (
         partial(serving, partial(with_user, "+@connection"), **ANN),
-        "user run '.+'; give the user the rights",
+        "user to run '.+'; give the user the rights",
     ),
     "no right in a script": (
         partial(serving, partial(with_user, "+@connection +@scripting"), **ANN),
-        "user run .+; give the user the rights at the end of docs/guarantees.md",
+        "user to run .+; give the user the rights at the end of docs/guarantees.md",
     ),
 }
 
@@ -111,4 +111,4 @@ def test_a_redis_with_too_many_clients_is_said_to_have_them() -> None:
     lost = redis.exceptions.ConnectionError("max number of clients reached")
     translated = translate(lost, QueueSettings())
     assert isinstance(translated, Unavailable)
-    assert "as many clients as its maxclients admits" in translated.message
+    assert "Redis has reached maxclients" in translated.message

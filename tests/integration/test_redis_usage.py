@@ -23,7 +23,7 @@ async def test_every_byte_of_a_job_is_told_by_what_it_is_for(queue_settings, new
     with redis.Redis.from_url(queue_settings.url) as client:
         usage = measure_usage(client, root_key(queue_settings))
     assert usage.jobs == 10
-    runs, logs = usage.parts["runs: requests, images, checkpoints"], usage.parts["logs: events"]
+    runs, logs = usage.parts["executions: requests, images, checkpoints"], usage.parts["logs: events"]
     assert (runs.keys, logs.keys) == (10, 1)
     assert 1_000_000 < runs.bytes < 1_500_000
     assert 50_000 < logs.bytes < 100_000
@@ -41,7 +41,7 @@ async def test_it_runs_as_a_program_on_the_settings_of_the_others(queue_settings
     done = await asyncio.to_thread(
         subprocess.run, command, env=os.environ | variables, capture_output=True, text=True, check=True
     )
-    assert "runs: requests, images, checkpoints" in done.stdout
+    assert "executions: requests, images, checkpoints" in done.stdout
     assert "max_stored_bytes" in done.stdout
     nowhere = variables | {"SAGITTAL_QUEUE__URL": "unix:///nowhere/redis.sock"}
     failed = await asyncio.to_thread(

@@ -165,7 +165,7 @@ async def test_a_redis_that_refuses_it_is_named_with_the_remedy_to_operator_and_
         finally:
             program.process.terminate()
             await program.wait()
-    remedy = "it does not know these credentials; set SAGITTAL_QUEUE__USERNAME and SAGITTAL_QUEUE__PASSWORD right"
+    remedy = "it does not accept these credentials; correct SAGITTAL_QUEUE__USERNAME and SAGITTAL_QUEUE__PASSWORD"
     [away] = [line for line in map(json.loads, program.log.splitlines()) if line["event"] == "queue-away"]
     assert remedy in (error.details() or "")
     assert remedy in away["error"]

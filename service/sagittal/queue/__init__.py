@@ -1,1 +1,1 @@
-"""The queue of jobs on Redis: its promises (`protocol`), both sides of it (`jobs`, `leases`), and its scripts."""
+"""The job queue on Redis: its guarantees (`protocol`), the service's side (`jobs`) and the workers' side (`leases`)."""

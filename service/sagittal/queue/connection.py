@@ -1,4 +1,4 @@
-"""Connections to Redis that fail in bounded time, try again what is safe to try again, and raise our errors."""
+"""Connections to Redis that fail in bounded time, retry idempotent operations, and raise errors of `core.errors`."""
 
 import asyncio
 import inspect
@@ -33,13 +33,14 @@ log = structlog.get_logger(__name__)
 
 #: Share of the operation timeout that one read, write or connect may take.
 SOCKET_SHARE = 0.25
-#: Times the service sends an operation, each being idempotent: callers hear soon that Redis is away. A worker has
-#: nothing better to do than to try until the operation timeout.
+#: Attempts of one operation; all operations are idempotent. The service gives up early, so that callers learn soon that
+#: Redis is unreachable. A worker retries until the operation timeout.
 SERVICE_ATTEMPTS, WORKER_ATTEMPTS = 4, 1000
-#: First and longest pause between two attempts in seconds; it doubles, and is drawn between half and the whole.
+#: First and longest pause between two attempts, in seconds. It doubles; the actual pause is 50 to 100 % of it, at
+#: random.
 FIRST_PAUSE, LAST_PAUSE = 0.05, 0.8
 
-#: What a connection says of itself: nothing, since redis-py overhears the answer, which may be a refusal.
+#: Suppresses CLIENT SETINFO, because redis-py discards its answer, which may be an authentication error.
 _UNNAMED: dict[str, Any] = (
     {"driver_info": None}
     if "driver_info" in inspect.signature(AbstractConnection.__init__).parameters
@@ -48,7 +49,7 @@ _UNNAMED: dict[str, Any] = (
 
 
 def connection_options(settings: QueueSettings) -> dict[str, Any]:
-    """Returns the keyword arguments of every connection. We try again ourselves, so redis-py must not."""
+    """Returns the keyword arguments of every connection. `Attempts` retries, so redis-py must not."""
     share = settings.operation_timeout * SOCKET_SHARE
     options: dict[str, Any] = {
         "socket_timeout": share,
@@ -64,7 +65,7 @@ def connection_options(settings: QueueSettings) -> dict[str, Any]:
 
 
 def connect_sync(settings: QueueSettings) -> "redis.Redis":
-    """Returns a client for threads; nothing is connected yet."""
+    """Returns a client for threads; it connects on first use."""
     options = connection_options(settings) | {"retry": Retry(NoBackoff(), 0), "retry_on_error": []}
     if settings.sentinels:
         target = _target(settings, options)
@@ -81,9 +82,9 @@ def connect_sync(settings: QueueSettings) -> "redis.Redis":
 
 
 def connect_async(settings: QueueSettings) -> "redis.asyncio.Redis":
-    """Returns a client for asyncio; nothing is connected yet."""
-    # Without a socket timeout: redis-py keeps it with asyncio.wait_for, which before Python 3.12 may swallow a
-    # cancellation. AsyncRunner bounds each attempt instead.
+    """Returns a client for asyncio; it connects on first use."""
+    # No socket timeout: redis-py implements it with asyncio.wait_for, which before Python 3.12 may swallow a
+    # cancellation. AsyncRunner limits each attempt instead.
     options = connection_options(settings) | {"retry": AsyncRetry(NoBackoff(), 0), "retry_on_error": []}
     options["socket_timeout"] = None
     if settings.sentinels:
@@ -100,7 +101,7 @@ def connect_async(settings: QueueSettings) -> "redis.asyncio.Redis":
 
 
 class _LeavesDemoted:
-    """A connection that is closed when its server is no longer the primary, so that the address is resolved again."""
+    """A connection that closes if its server is no longer the primary, so that the address is resolved again."""
 
     def read_response(self, *arguments: Any, **options: Any) -> Any:
         connection: Any = super()
@@ -113,7 +114,7 @@ class _LeavesDemoted:
 
 
 class _LeavesDemotedAsync:
-    """As `_LeavesDemoted`, for asyncio."""
+    """The same as `_LeavesDemoted`, for asyncio."""
 
     async def read_response(self, *arguments: Any, **options: Any) -> Any:
         connection: Any = super()
@@ -130,7 +131,7 @@ def _leave_demoted(pool: Any, how: type) -> None:
 
 
 def close_sync(client: "redis.Redis") -> None:
-    """Closes all connections, those to Sentinels included."""
+    """Closes all connections, including those to Sentinels."""
     manager = getattr(client.connection_pool, "sentinel_manager", None)
     for each in (client, *(manager.sentinels if manager else ())):
         each.close()
@@ -138,7 +139,7 @@ def close_sync(client: "redis.Redis") -> None:
 
 
 async def close_async(client: "redis.asyncio.Redis") -> None:
-    """Closes all connections, those to Sentinels included."""
+    """Closes all connections, including those to Sentinels."""
     manager = getattr(client.connection_pool, "sentinel_manager", None)
     for each in (client, *(manager.sentinels if manager else ())):
         await each.aclose()
@@ -151,37 +152,37 @@ def _sentinels(settings: QueueSettings) -> list[tuple[str, int]]:
 
 
 def _sentinel_options(target: dict[str, Any]) -> dict[str, Any]:
-    """Returns the options of the connections to the Sentinels: theirs are encrypted where the primary's are."""
+    """Returns the options of connections to the Sentinels: they use TLS if those to the primary do."""
     common = ("socket_timeout", "socket_connect_timeout", "retry")
     return {name: value for name, value in target.items() if name in common or name.startswith("ssl")}
 
 
 def _target(settings: QueueSettings, options: dict[str, Any]) -> dict[str, Any]:
-    """Returns the options of the primary that Sentinel names, with what the URL says besides its address."""
-    said = {name: value for name, value in parse_url(settings.url).items() if name not in _ADDRESS}  # type: ignore[no-untyped-call]
+    """Returns the options of connections to the primary that Sentinel names: those of the URL except its address."""
+    given = {name: value for name, value in parse_url(settings.url).items() if name not in _ADDRESS}  # type: ignore[no-untyped-call]
     if urlsplit(settings.url).scheme == "rediss":
-        said["ssl"] = True
-    return said | options
+        given["ssl"] = True
+    return given | options
 
 
-#: What a URL says that the Sentinels say instead.
+#: Parts of a URL that the Sentinels replace.
 _ADDRESS = ("host", "port", "path", "connection_class")
 
 
 class Attempts:
-    """How often and until when one operation is tried, and what its failures mean."""
+    """Attempts of one operation: how many are left, until when, and what each failure means."""
 
     def __init__(
         self, settings: QueueSettings, observer: QueueObserver, name: str, *, most: int, accepted: bool
     ) -> None:
-        """Begins now.
+        """Starts the clock.
 
         Args:
-            settings: The queue's.
-            observer: Is told of each failure.
-            name: Of the operation, in metrics and logs.
-            most: Attempts.
-            accepted: Whether the operation is for work that is accepted already.
+            settings: Settings of the queue.
+            observer: Is notified of each failure.
+            name: Name of the operation in metrics and logs.
+            most: Largest number of attempts.
+            accepted: Whether the operation is for work that is already accepted.
         """
         self._settings = settings
         self._observer = observer
@@ -192,13 +193,13 @@ class Attempts:
         self._left = most
 
     def next_pause(self, error: Exception) -> float:
-        """Returns the seconds to wait before the next attempt; raises our error where there is none."""
+        """Returns the seconds to wait before the next attempt; raises one of our errors if there is none."""
         reply = classify(error)
         self._observer.failed(self._name, reply.name, reply.meaning.value)
         self._left -= 1
         self._pause = min(self._pause * 2, LAST_PAUSE)
-        pause = random.uniform(self._pause / 2, self._pause)  # noqa: S311 - spreads load, guards nothing
-        # An attempt may take two shares, to connect and to read.
+        pause = random.uniform(self._pause / 2, self._pause)  # noqa: S311 - spreads load; not for security
+        # An attempt may take two shares: one to connect and one to read.
         room = self._ends - time.monotonic() - pause - 2 * SOCKET_SHARE * self._settings.operation_timeout
         if reply.meaning is Meaning.WAIT and self._left > 0 and room > 0:
             return pause
@@ -209,7 +210,7 @@ class Attempts:
 
 
 class SyncRunner:
-    """Runs operations for threads."""
+    """Runs operations on Redis for threads."""
 
     def __init__(
         self, client: "redis.Redis", settings: QueueSettings, root: str, observer: QueueObserver = UNOBSERVED
@@ -220,7 +221,7 @@ class SyncRunner:
         self._root = root
 
     def run(self, operation: Callable[[], Result], *, name: str = "command") -> Result:
-        """Runs an idempotent operation, again where its answer was lost; `name` is what metrics call it."""
+        """Runs an idempotent operation, and repeats it if its answer is lost; `name` is its name in metrics."""
         attempts = Attempts(self._settings, self._observer, name, most=WORKER_ATTEMPTS, accepted=True)
         while True:
             try:
@@ -230,7 +231,7 @@ class SyncRunner:
                 time.sleep(attempts.next_pause(error))
 
     def script(self, script: Script, *arguments: bytes | str | int | float) -> Any:
-        """Runs a script; a restarted Redis, which knows none, is sent its text."""
+        """Runs a script; sends its text if Redis does not know it, as after a restart."""
 
         def operation() -> Any:
             try:
@@ -242,7 +243,7 @@ class SyncRunner:
 
 
 class AsyncRunner:
-    """Runs operations for asyncio."""
+    """Runs operations on Redis for asyncio."""
 
     def __init__(
         self, client: "redis.asyncio.Redis", settings: QueueSettings, root: str, observer: QueueObserver = UNOBSERVED
@@ -254,18 +255,18 @@ class AsyncRunner:
         self._turns = TenantTurns(settings.max_connections, settings.max_connections_per_tenant)
 
     async def run(self, operation: Callable[[], Awaitable[Result]], *, name: str = "command") -> Result:
-        """Runs an idempotent operation, again where its answer was lost; `name` is what metrics call it.
+        """Runs an idempotent operation, and repeats it if its answer is lost; `name` is its name in metrics.
 
-        Tenants have turns in rotation. Waiting for one is no sign that Redis is away, so it does not count as time of
-        the operation: a burst of calls waits as long as an operation may take, and only then is refused.
+        Tenants take turns. Waiting for a turn does not count as time of the operation, because it does not mean that
+        Redis is unreachable. A call that waits longer than `operation_timeout` for its turn is refused.
         """
         async with AsyncExitStack() as turn:
             try:
                 await turn.enter_async_context(self._turns.turn(self._settings.operation_timeout))
             except TimeoutError as error:
                 raise Unavailable(
-                    f"more is asked of the queue at once than it answers in {self._settings.operation_timeout:g} s: "
-                    "try again, or run more replicas",
+                    f"all connections to the queue were busy for {self._settings.operation_timeout:g} s: try again, or "
+                    "run more replicas",
                     retry_after=self._settings.retry_after,
                 ) from error
             return await self._run(operation, name)
@@ -288,7 +289,7 @@ class AsyncRunner:
             ) from error
 
     async def script(self, script: Script, *arguments: bytes | str | int | float) -> Any:
-        """Runs a script; a restarted Redis, which knows none, is sent its text."""
+        """Runs a script; sends its text if Redis does not know it, as after a restart."""
 
         async def operation() -> Any:
             try:
@@ -299,12 +300,12 @@ class AsyncRunner:
         return await self.run(operation, name=script.name)
 
 
-#: Oldest version of Redis, or of the Redis that Valkey says it is.
+#: Oldest supported version of Redis; Valkey reports the Redis version with which it is compatible.
 OLDEST = (7, 0)
 
 
 def check_server(settings: QueueSettings) -> list[str]:
-    """Returns what an operator should hear of the server, a sentence each; nothing where all is well.
+    """Returns warnings for the operator about the server, one sentence each; empty if there are none.
 
     Raises:
         Unavailable: the server does not answer.
@@ -318,14 +319,14 @@ def check_server(settings: QueueSettings) -> list[str]:
 
 
 def judge(info: dict[str, object]) -> list[str]:
-    """Returns what the server's INFO says against it."""
+    """Returns the warnings for a server with this INFO."""
     warnings = []
     version = tuple(int(part) for part in str(info.get("redis_version", "0")).split(".")[:2])
     if version < OLDEST:
-        warnings.append(f"Redis {info.get('redis_version')} is too old: 7.0 or Valkey 8 is needed")
+        warnings.append(f"Redis {info.get('redis_version')} is too old: use Redis 7.0 or Valkey 8 or later")
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
-        warnings.append(f"maxmemory-policy is {policy}: Redis may throw jobs away; set it to noeviction")
+        warnings.append(f"maxmemory-policy is {policy}: Redis may delete accepted jobs; set it to noeviction")
     if not info.get("aof_enabled"):
-        warnings.append("appendonly is off: accepted jobs are lost when Redis stops; set appendonly yes")
+        warnings.append("appendonly is off: accepted jobs are lost if Redis stops; set appendonly yes")
     return warnings

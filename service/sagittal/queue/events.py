@@ -1,6 +1,6 @@
-"""The events that the queue itself writes, and the one thing that it wants to know of others.
+"""Events that the queue writes itself, and the little that it reads from the events of workers.
 
-They lack the job's identity, which the queue adds for each job that shares the run.
+The queue's own events lack the job's identity; it is added for each job that shares the execution.
 """
 
 from dataclasses import dataclass
@@ -26,27 +26,27 @@ from sagittal.v1 import explanation_pb2
 log = structlog.get_logger(__name__)
 
 TERMINAL, PASSING, LASTING = b"t", b"p", b"e"
-#: A terminal event that the queue made, which lacks the identity of every job.
+#: A terminal event that the queue made, without any job's identity.
 UNSIGNED_TERMINAL = b"T"
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What the queue wants to know of a terminal event that a worker wrote."""
+    """What the queue reads from a worker's terminal event."""
 
     evaluations: int = 0
-    """Model evaluations of a whole explanation; 0 if it was cut short, is none, or took more than a request may ask."""
+    """Model evaluations of a completed explanation; 0 if it was truncated, or exceeded MAX_EVALUATIONS."""
     seconds: float = 0.0
-    """Time from its start to its end on the worker."""
+    """Seconds from start to end on the worker."""
     reason: str = ""
-    """Why it failed, as in `ErrorInfo`; empty where it did not."""
+    """Reason of the failure, as in `ErrorInfo`; empty if it did not fail."""
     may_answer: bool = True
-    """Whether equal requests may be given this answer: not one that a deadline, which is not in it, cut short."""
+    """Whether equal requests may share this answer; not if a deadline truncated it, as that is not part of the key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """A run, or a job of it, that the queue must end because no worker will."""
+    """An execution, or one of its jobs, that the queue must end because no worker will."""
 
     reason: Literal["buried", "cancelled", "expired", "damaged"]
     scope: Literal["run", "job"]
@@ -55,21 +55,21 @@ class Ending:
     attempt: int
     worker: str
     detail: str
-    """Why it was cancelled; else empty."""
+    """Why it was cancelled; empty otherwise."""
 
     @property
     def state(self) -> JobState:
-        """The state that it ends in."""
+        """State in which it ends."""
         return JobState.CANCELLED if self.reason == "cancelled" else JobState.FAILED
 
     @property
     def error_reason(self) -> str:
-        """Why it failed, as in `ErrorInfo`; empty where it was cancelled."""
+        """Reason of the failure, as in `ErrorInfo`; empty if it was cancelled."""
         reasons = {"buried": JobBuried.reason, "expired": Expired.reason, "damaged": JobFailed.reason}
         return reasons.get(self.reason, "")
 
     def log(self, trace_context: bytes) -> None:
-        """Logs that it was ended."""
+        """Logs the ending."""
         log.warning(
             "job-ended-by-queue",
             job_id=self.job_id,
@@ -83,14 +83,14 @@ class Ending:
         if self.reason == "cancelled":
             return cancelled_event(self.detail, now)
         if self.reason == "expired":
-            when = "while it ran, its worker lost or hung" if self.attempt else "before a worker was free"
-            error: SagittalError = Expired(f"the deadline passed {when}; allow more time")
+            when = "during an attempt whose worker was lost or hung" if self.attempt else "before a worker was free"
+            error: SagittalError = Expired(f"the deadline passed {when}; set a later deadline")
         elif self.reason == "damaged":
-            error = JobFailed("the job's record in Redis was damaged, and it cannot be run: send the request again")
+            error = JobFailed("the job's record in Redis was damaged, so it cannot be executed; send the request again")
         else:
             error = JobBuried(
-                f"the job lost its worker {self.attempt} times, the last one was {self.worker!r}: it is not tried "
-                "again; see that worker's log for what it died of"
+                f"the job is dead-lettered: its worker was lost in {self.attempt} attempts, the last one on "
+                f"{self.worker!r}; it is not tried again. See that worker's log for the cause"
             )
         event = _event(now)
         event.failed.CopyFrom(to_status(error))
@@ -105,12 +105,12 @@ def cancelled_event(reason: str, now: float) -> bytes:
 
 
 def read_settled(payload: bytes) -> Settled:
-    """Returns what a terminal event says of the run."""
+    """Returns what the queue needs from a terminal event."""
     event = explanation_pb2.ExplanationEvent()
     try:
         event.ParseFromString(payload)
     except DecodeError:
-        return Settled()  # not ours to judge, as in `classify`
+        return Settled()  # unreadable events are stored as they are, as in `classify`
     completed = event.completed
     learnable = not completed.truncated and completed.evaluations <= MAX_EVALUATIONS
     return Settled(
@@ -122,34 +122,34 @@ def read_settled(payload: bytes) -> Settled:
 
 
 def position(ahead: int) -> bytes:
-    """Returns what is joined to an `accepted` event to say how many runs are ahead; serialized messages merge."""
+    """Returns bytes to append to a serialized `accepted` event to set how many executions are ahead."""
     accepted = explanation_pb2.Accepted(queue_position=ahead)
     return explanation_pb2.ExplanationEvent(accepted=accepted).SerializeToString() if ahead else b""
 
 
 def expired_events(job_id: str, sequence: int) -> EventsExpired:
-    """Returns the error that a job went while its events were read."""
+    """Returns the error for a job that was deleted while its events were read."""
     return EventsExpired(
-        f"job {job_id} was removed when its events up to {sequence} had been read: its retention passed, its room was "
-        "needed, or it was deleted; read faster, or keep jobs longer (retention_seconds, max_stored_bytes)",
+        f"job {job_id} was deleted after its events up to {sequence} were read: its retention passed, its space was "
+        "needed, or a caller deleted it; read faster, or keep jobs longer (retention_seconds, max_stored_bytes)",
         field="job_id",
     )
 
 
 def forgotten_request(job_id: str) -> FailedPrecondition:
-    """Returns the error that the request and the images of a job are gone."""
+    """Returns the error for a job whose request and images are deleted."""
     return FailedPrecondition(
-        f"the request and the images of job {job_id} are no longer kept: send the image again", field="job_id"
+        f"the request and the images of job {job_id} are deleted: send the image again", field="job_id"
     )
 
 
 def classify(payload: bytes) -> bytes:
-    """Returns PASSING for what only matters while the job runs (progress, partial masks), else LASTING."""
+    """Returns PASSING for events that matter only while the job runs (progress, partial masks), else LASTING."""
     event = explanation_pb2.ExplanationEvent()
     try:
         event.ParseFromString(payload)
     except DecodeError:
-        return LASTING  # not ours to judge: kept like everything that counts
+        return LASTING  # unreadable events are kept
     partial = event.HasField("mask") and not event.mask.final
     return PASSING if partial or event.HasField("progress") else LASTING
 

@@ -1,10 +1,11 @@
-"""What each error of Redis means, in one table: wait, refuse, or fail. No addresses, names or secrets reach callers.
+"""Maps each error of Redis to its meaning in one table: wait, refuse or fail. Errors to callers carry no secrets.
 
-*Wait*: it passes by itself, as a failover does. The operation is tried again with a growing pause until its time is
-up, and is then `Unavailable`. *Refuse*: trying again at once does not help; the caller gets `Unavailable`, or
-`Overloaded` if memory is full, with a time to wait, and the operator the remedy. *Fail*: a wrong configuration or a
-bug; the operation fails at once with the remedy. An error that the table does not know fails too, as `QueueFailed`: it
-is counted, and logged in Redis's own words. None of them ends a task or a thread, which see `SagittalError` only.
+*Wait*: the condition passes by itself, as a failover does. The operation is retried with growing pauses until its
+timeout, and then raises `Unavailable`. *Refuse*: an immediate retry does not help. The caller gets `Unavailable`, or
+`Overloaded` if memory is full, with a retry delay; the message tells the operator the remedy. *Fail*: a wrong
+configuration or a bug. The operation fails immediately, with the remedy. An error that is not in the table also fails,
+as `QueueFailed`; it is counted, and logged with Redis's original message. No error ends a task or thread, because these
+only see `SagittalError`.
 """
 
 import enum
@@ -17,12 +18,12 @@ from redis import exceptions as faults
 from sagittal.core.errors import ArgumentRefused, Overloaded, QueueFailed, SagittalError, Unavailable
 from sagittal.queue.settings import QueueSettings
 
-#: What an attempt may fail with.
+#: Exceptions with which an attempt may fail.
 FAILURES = (faults.RedisError, OSError)
 
 
 class Meaning(enum.StrEnum):
-    """What follows from an error of Redis."""
+    """Consequence of an error of Redis."""
 
     WAIT = "wait"
     REFUSE = "refuse"
@@ -31,60 +32,60 @@ class Meaning(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One kind of error that Redis answers with."""
+    """One kind of error reply of Redis."""
 
     name: str
-    """In metrics and logs: Redis's own code, or what stands for it."""
+    """Name in metrics and logs: Redis's error code, or a substitute."""
     pattern: str
-    """Finds it in the error's text, which begins with the code."""
+    """Regular expression for the error's text, which begins with the code."""
     meaning: Meaning
     text: str
-    """What it means, and the remedy."""
+    """Cause and remedy."""
     error: type[SagittalError] = Unavailable
-    """What callers of the service get."""
+    """Error that callers of the service get."""
     reconnects: bool = False
-    """Whether another server may be the primary now: the connection is closed, and its address is resolved again."""
+    """Whether another server may be the primary now. The connection is then closed and its address resolved again."""
 
 
 _CREDENTIALS = "SAGITTAL_QUEUE__USERNAME, SAGITTAL_QUEUE__PASSWORD"
 WAIT, REFUSE, FAIL = Meaning
 
-#: Every error that Redis 7.0 to 8 and Valkey 8 to 9 answer the queue with. The first row that fits counts.
+#: Every error with which Redis 7.0 to 8 and Valkey 8 to 9 may answer the queue. The first matching row applies.
 REPLIES: tuple[Reply, ...] = (
-    Reply("ARGUMENT", r"^ARGUMENT ", FAIL, "a script refuses a value; nothing was written", error=ArgumentRefused),
-    Reply("LOADING", r"^LOADING ", WAIT, "it is reading its data after a start"),
-    Reply("READONLY", r"^READONLY ", WAIT, "a replica answers; another server is the primary now", reconnects=True),
-    Reply("MASTERDOWN", r"^MASTERDOWN ", WAIT, "a replica answers that has lost its primary", reconnects=True),
-    Reply("UNBLOCKED", r"^UNBLOCKED ", WAIT, "it has just become a replica, or a primary", reconnects=True),
+    Reply("ARGUMENT", r"^ARGUMENT ", FAIL, "a script refused a value; nothing was written", error=ArgumentRefused),
+    Reply("LOADING", r"^LOADING ", WAIT, "it is loading its data after a start"),
+    Reply("READONLY", r"^READONLY ", WAIT, "the server is a replica now; another one is the primary", reconnects=True),
+    Reply("MASTERDOWN", r"^MASTERDOWN ", WAIT, "the server is a replica that has lost its primary", reconnects=True),
+    Reply("UNBLOCKED", r"^UNBLOCKED ", WAIT, "the server has just become a replica or a primary", reconnects=True),
     Reply(
         "NOREPLICAS",
         r"^NOREPLICAS ",
         WAIT,
-        "fewer replicas are connected than its min-replicas-to-write asks for; start them, or lower it",
+        "fewer replicas are connected than min-replicas-to-write requires; start replicas, or lower it",
     ),
-    Reply("BUSY", r"^BUSY ", WAIT, "a script has run for longer than its busy-reply-threshold; see SLOWLOG GET"),
-    Reply("TRYAGAIN", r"^TRYAGAIN ", WAIT, "it is moving keys to another node"),
-    Reply("CLUSTERDOWN", r"^CLUSTERDOWN ", WAIT, "its cluster has no majority, or serves not all slots"),
-    Reply("NOSCRIPT", r"^NOSCRIPT ", WAIT, "it has forgotten its scripts, and is sent them again"),
-    Reply("EXECABORT", r"^EXECABORT ", WAIT, "it gave a transaction up"),
+    Reply("BUSY", r"^BUSY ", WAIT, "a script has run longer than busy-reply-threshold; see SLOWLOG GET"),
+    Reply("TRYAGAIN", r"^TRYAGAIN ", WAIT, "its cluster is moving keys to another node"),
+    Reply("CLUSTERDOWN", r"^CLUSTERDOWN ", WAIT, "its cluster has no majority, or does not serve all slots"),
+    Reply("NOSCRIPT", r"^NOSCRIPT ", WAIT, "its script cache is empty; the scripts are sent again"),
+    Reply("EXECABORT", r"^EXECABORT ", WAIT, "it aborted a transaction"),
     Reply(
         "MAXCLIENTS",
         r"max number of clients",
         WAIT,
-        "Redis has as many clients as its maxclients admits; raise it, or lower SAGITTAL_QUEUE__MAX_CONNECTIONS",
+        "Redis has reached maxclients; raise it, or lower SAGITTAL_QUEUE__MAX_CONNECTIONS",
     ),
     Reply(
         "MISCONF",
         r"^MISCONF ",
         REFUSE,
-        "it cannot write its data to disk, and takes no writes until it can; free space on its volume (its log says "
-        "what it cannot do)",
+        "it cannot write its data to disk, so it accepts no writes; free space on its volume (its log names the "
+        "failure)",
     ),
     Reply(
         "OOM",
         r"\bOOM\b",
         REFUSE,
-        "the queue's memory is full: try again later, or give Redis more (maxmemory), or keep less "
+        "the queue's memory is full: try again later, give Redis more memory (maxmemory), or keep jobs for less time "
         "(retention_seconds, max_stored_bytes)",
         error=Overloaded,
     ),
@@ -92,79 +93,79 @@ REPLIES: tuple[Reply, ...] = (
         "DENIED",
         r"^DENIED ",
         FAIL,
-        "it is in protected mode and answers its own machine alone; give it a password or an ACL file, and the "
+        "it is in protected mode and answers only its own machine; give it a password or an ACL file, and give the "
         f"programs the credentials ({_CREDENTIALS})",
     ),
     Reply(
         "NOPASSWORD",
         r"without any password configured|no password is set",
         FAIL,
-        "it was given a password and has none; set one there, or take it out of SAGITTAL_QUEUE__PASSWORD and of "
-        "SAGITTAL_QUEUE__URL",
+        "it received a password but has none configured; configure one there, or remove it from "
+        "SAGITTAL_QUEUE__PASSWORD and SAGITTAL_QUEUE__URL",
     ),
     Reply(
         "NOAUTH",
         r"^(NOAUTH )?Authentication required|unauthenticated (multi)?bulk length",
         FAIL,
-        "it wants credentials and was given none; set SAGITTAL_QUEUE__PASSWORD, and SAGITTAL_QUEUE__USERNAME for a "
+        "it requires credentials and received none; set SAGITTAL_QUEUE__PASSWORD, and SAGITTAL_QUEUE__USERNAME for a "
         "user of its ACL",
     ),
     Reply(
         "WRONGPASS",
         r"^WRONGPASS |invalid (username-password pair|password)",
         FAIL,
-        "it does not know these credentials; set SAGITTAL_QUEUE__USERNAME and SAGITTAL_QUEUE__PASSWORD right, and "
-        "restart what still has old ones",
+        "it does not accept these credentials; correct SAGITTAL_QUEUE__USERNAME and SAGITTAL_QUEUE__PASSWORD, and "
+        "restart programs that have old ones",
     ),
     Reply(
         "NOPERM",
         r"^NOPERM |ACL failure in script|[Nn]o permissions|user executing the script can't",
         FAIL,
-        "its ACL does not let this user {do}; give the user the rights at the end of docs/guarantees.md",
+        "its ACL does not allow this user to {do}; give the user the rights at the end of docs/guarantees.md",
     ),
     Reply(
         "MOVED",
         r"^(MOVED|ASK|REDIRECT|CROSSSLOT) |non local key in a cluster",
         FAIL,
-        "another node of its cluster has the queue's keys; point SAGITTAL_QUEUE__URL at the node that has them (all "
-        "are in one slot)",
+        "another node of its cluster has the queue's keys; set SAGITTAL_QUEUE__URL to that node (all keys are in one "
+        "slot)",
     ),
     Reply(
         "UNKNOWNCOMMAND",
         r"unknown (sub)?command",
         FAIL,
-        "it does not know a command of the queue; run Redis 7.0 or Valkey 8 or later, without renamed commands",
+        "it does not know a command of the queue; use Redis 7.0 or Valkey 8 or later, without renamed commands",
     ),
     Reply(
         "DAMAGED",
         r"^WRONGTYPE |not an integer|not a valid float|would overflow|user_script",
         FAIL,
-        "a key does not hold what the queue wrote there, or a script has a bug; see the log for Redis's own words",
+        "a key has unexpected content, or a script has a bug; see the log for Redis's original message",
         error=QueueFailed,
     ),
 )
 
-#: What a script says of an argument that it does not take (`arguments.lua`); Redis adds where it was raised.
+#: A script's error for a wrong argument (`arguments.lua`); Redis appends where it was raised.
 _ARGUMENT = re.compile(r"^ARGUMENT (?P<name>.+?) is (?P<rest>\".*\"; give .*?)(?:,? script: |$)", re.DOTALL)
 
-#: No answer, or none that can be read.
+#: Redis sent no answer, or none that can be parsed.
 UNREACHABLE = Reply("UNREACHABLE", "", WAIT, "it does not answer")
 
-#: Any other error: it ends nothing, and the log and a metric tell of it.
+#: Any other error. It ends nothing; the log and a metric report it.
 UNKNOWN = Reply(
     "UNKNOWN",
     "",
     FAIL,
-    "it answered with an error that Sagittal does not know; see the log for Redis's own words, and report it",
+    "it answered with an unknown error; see the log for Redis's original message, and report it",
     error=QueueFailed,
 )
 
-#: Credentials or rights that Redis does not name further.
-_REFUSED = Reply("WRONGPASS", "", FAIL, "its log says more")
+#: An authentication error or missing right that Redis does not describe further.
+_REFUSED = Reply("WRONGPASS", "", FAIL, "see the log of Redis for the reason")
 
 _ROWS = tuple((re.compile(reply.pattern), reply) for reply in REPLIES)
 
-#: Codes that redis-py takes off the text of an error, by its class.
+#: Codes that redis-py removes from the text of an error, by exception class.
 _CODES: tuple[tuple[type[Exception], str], ...] = (
     (faults.BusyLoadingError, "LOADING"),
     (faults.ReadOnlyError, "READONLY"),
@@ -182,12 +183,12 @@ _CODES: tuple[tuple[type[Exception], str], ...] = (
 
 
 def classify(error: BaseException) -> Reply:
-    """Returns what an error of Redis, or of the connection to it, means."""
+    """Returns the table row for an error of Redis or of the connection to it."""
     first = _row(error)
     if first is not None:
         return first
     for cause in _causes(error):
-        # redis-py may hide a refusal behind a lost connection.
+        # redis-py may raise a lost connection with the refusal as its cause.
         if (row := _row(cause)) is not None and row.meaning is FAIL:
             return row
     if isinstance(error, (faults.ConnectionError, faults.TimeoutError, faults.InvalidResponse, OSError)):
@@ -196,13 +197,13 @@ def classify(error: BaseException) -> Reply:
 
 
 def translate(error: Exception, settings: QueueSettings, *, accepted: bool = False) -> SagittalError:
-    """Returns our error for one of Redis's.
+    """Returns our error for an error of Redis.
 
     Args:
-        error: What an operation failed with.
-        settings: Say how long callers are to wait.
-        accepted: Whether the work is accepted already, as all of a worker's is: it then waits for room, and a value
-            of it that is refused is a bug of ours.
+        error: The error of an operation.
+        settings: Settings with the retry delays for callers.
+        accepted: Whether the work is already accepted, as all work of workers is. It then waits for memory, and a
+            refused argument is a bug of ours.
     """
     reply = classify(error)
     if not accepted and (refused := _ARGUMENT.match(str(error))):
@@ -210,13 +211,13 @@ def translate(error: Exception, settings: QueueSettings, *, accepted: bool = Fal
     if reply.error is Overloaded and not accepted:
         return Overloaded(reply.text, retry_after=settings.overload_retry_after)
     if reply.error in (QueueFailed, ArgumentRefused):
-        return QueueFailed(f"the queue's Redis failed ({reply.name}): {reply.text}", retry_after=None)
+        return QueueFailed(f"Redis failed ({reply.name}): {reply.text}", retry_after=None)
     if reply is UNREACHABLE:
         text = f"the queue cannot be reached ({type(error).__name__}): try again"
     elif reply.meaning is FAIL:
-        text = f"the queue's Redis refuses us: {reply.text.format(do=_forbidden(str(error)))}"
+        text = f"Redis refuses the connection or command: {reply.text.format(do=_forbidden(str(error)))}"
     else:
-        text = f"the queue's Redis cannot be used now ({reply.name}: {reply.text}): try again"
+        text = f"Redis is not available now ({reply.name}: {reply.text}): try again"
     return Unavailable(text, retry_after=settings.retry_after)
 
 
@@ -232,7 +233,7 @@ def _row(error: BaseException) -> Reply | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yields what an error came from."""
+    """Yields the causes of an error, nearest first."""
     while (cause := error.__cause__ or error.__context__) is not None:
         yield cause
         error = cause

@@ -35,18 +35,18 @@ from sagittal.queue.scripts import (
 )
 from sagittal.queue.settings import MIB, QueueSettings
 from sagittal.queue.sweep import AUDIT_SECONDS, SWEEPS_IN_A_ROW, end_arguments, parse_sweep, sweep_arguments
-from sagittal.queue.watch import LOOK_SECONDS, LogNews
+from sagittal.queue.watch import LOOK_SECONDS, LogNotifications
 
 log = structlog.get_logger(__name__)
 
-#: Events fetched at once, and bytes of them if they are more than one: this bounds what a stream holds in memory.
+#: Events and bytes per read, which bound the memory of a stream; a single event may exceed the bytes.
 EVENTS_AT_ONCE, BYTES_AT_ONCE = 16, 4 * MIB
-#: Jobs that one call of the script `list` looks at.
+#: Jobs that one call of the script `list` reads.
 JOBS_AT_ONCE = 500
-#: Calls of it for one page; the page may then be short.
+#: Calls of `list` for one page; a page that needs more has fewer jobs than its limit.
 MOST_LOOKS = 20
 
-#: Verdicts of `submit` for jobs that cost no run.
+#: Verdicts of `submit` for jobs that need no execution of their own.
 SHARED: Mapping[bytes, Literal["cache", "flight"]] = {b"cached": "cache", b"joined": "flight"}
 
 
@@ -62,17 +62,17 @@ class RedisJobQueue:
         self._root = root_key(settings)
         self._redis = AsyncRunner(connect_async(settings), settings, self._root, observer)
         client = connect_async(settings.model_copy(update={"max_connections": 1}))
-        self._news = LogNews(client, self._root, self._supervisor)
+        self._notifications = LogNotifications(client, self._root, self._supervisor)
         self._next_audit = 0.0
         self._sweeper: Supervised | None = None
 
     async def submit(self, job: NewJob, accepted: bytes) -> tuple[Job, bool]:
-        """Accepts a job, or returns the one that the `request_id` belongs to."""
+        """Accepts a job, or returns the one to which the `request_id` belongs."""
         answer = await self._script("submit", *submit_arguments(job, accepted, self._settings))
         verdict, *rest = answer
         if verdict == b"reused":
             raise AlreadyExists(
-                f"request_id {job.request_id!r} belongs to job {rest[0].decode()}, whose content is another: "
+                f"request_id {job.request_id!r} belongs to job {rest[0].decode()}, which has different content: "
                 "choose a new request_id, or send the same request",
                 field="spec.request_id",
             )
@@ -84,7 +84,7 @@ class RedisJobQueue:
         return parse_job(rest[0]), verdict != b"same"
 
     async def attach(self, job_id: str, name: str, part: bytes, *, tenant: str) -> None:
-        """Stores a large part of a job that will be submitted."""
+        """Stores a large part of a job that is submitted later."""
         verdict, *rest = await self._script("attach", job_id, name, part, tenant, *upload_room(self._settings))
         if verdict == b"full":
             what, bound = (value.decode() for value in rest)
@@ -95,11 +95,11 @@ class RedisJobQueue:
         return _found(await self._script("get", job_id), job_id)
 
     async def events(self, job_id: str, after_sequence: int = 0) -> AsyncIterator[StoredEvent]:
-        """Yields the events after a sequence number as they come, reading at the caller's pace."""
-        with self._news.watch(job_id) as news:
+        """Yields the events after a sequence number as they arrive, at the caller's pace."""
+        with self._notifications.watch(job_id) as grown:
             sequence, begun = after_sequence, False
             while True:
-                news.clear()
+                grown.clear()
                 try:
                     page = await self.page(job_id, sequence, limit=EVENTS_AT_ONCE, max_bytes=BYTES_AT_ONCE)
                 except UnknownJob as error:
@@ -113,22 +113,22 @@ class RedisJobQueue:
                 if page.ended and not page.events:
                     return
                 if page.next_sequence is None:
-                    # Not wait_for, which before Python 3.12 may swallow the cancellation of a stream.
+                    # Not wait_for: before Python 3.12 it may swallow the cancellation of a stream.
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(LOOK_SECONDS):
-                            await news.wait()
+                            await grown.wait()
 
     async def page(
         self, job_id: str, after_sequence: int = 0, *, limit: int, max_bytes: int, lasting: bool = False
     ) -> EventPage:
-        """Returns the events after a sequence number, without waiting."""
+        """Returns the events after a sequence number without waiting."""
         answer = await self._script("read", job_id, after_sequence, limit, max_bytes, "1" if lasting else "")
         if not answer:
             raise _unknown(job_id)
         return parse_events(answer)
 
     async def request_of(self, job_id: str) -> StoredRequest:
-        """Returns what a job was made of."""
+        """Returns a job's request and images."""
         answer = await self._script("request", job_id)
         if answer is None:
             raise _unknown(job_id)
@@ -137,16 +137,16 @@ class RedisJobQueue:
         return parse_request(answer)
 
     async def cancel(self, job_id: str, reason: str) -> Job:
-        """Cancels a job; one that shares its run leaves it to the others."""
+        """Cancels a job; if others share its execution, it continues for them."""
         return _found(await self._script("cancel", job_id, reason, cancelled_event(reason, time.time())), job_id)
 
     async def delete(self, job_id: str) -> None:
-        """Deletes an ended job, its events and its images."""
+        """Deletes an ended job with its events and images."""
         answer = (await self._script("delete", job_id, secrets.token_hex(8))).decode()
         if answer == "unknown":
             raise _unknown(job_id)
         if answer != "ok":
-            raise FailedPrecondition(f"job {job_id} is {answer}: cancel it, and delete it when it has ended")
+            raise FailedPrecondition(f"job {job_id} is {answer}: cancel it, and delete it after it has ended")
 
     async def list(
         self,
@@ -172,11 +172,11 @@ class RedisJobQueue:
         return found, page_token
 
     async def depth(self) -> Mapping[tuple[str, str], int]:
-        """Returns queued and running runs by (model, lane)."""
+        """Returns the queued and running executions by (model, lane)."""
         return {where: backlog.queued + backlog.running for where, backlog in (await self.backlog()).items()}
 
     async def backlog(self) -> Mapping[tuple[str, str], Backlog]:
-        """Returns the work by (model, lane), with the age of the oldest that waits."""
+        """Returns the queued and running executions by (model, lane), with the age of the oldest queued one."""
         flat = await self._script("backlog")
         found = {}
         for where, queued, running, oldest in zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True):
@@ -185,13 +185,13 @@ class RedisJobQueue:
         return found
 
     async def costs(self, model: str, version: str, method: str) -> Mapping[str, Cost]:
-        """Returns what settings of a method cost on a model."""
+        """Returns the cost of each setting of a method on a model."""
         return parse_costs(await self._script("costs", model, version, method))
 
     async def sweep(self) -> int:
-        """Ends what is overdue, requeues what was lost, drops what retention has passed; returns the jobs ended.
+        """Ends overdue jobs, requeues lost executions and deletes expired jobs; returns the number of ended jobs.
 
-        Runs by itself every `sweep_seconds` once anything was asked of this queue.
+        Runs every `sweep_seconds` from the first operation on this queue.
         """
         return await self._sweep()
 
@@ -204,7 +204,7 @@ class RedisJobQueue:
         """Closes all connections."""
         if self._sweeper is not None:
             await self._supervisor.stop_task(self._sweeper)
-        await self._news.close()
+        await self._notifications.close()
         await close_async(self._redis.client)
 
     async def _script(self, name: str, *arguments: bytes | str | int | float) -> Any:
@@ -238,11 +238,11 @@ class RedisJobQueue:
         return ended
 
     async def _end(self, ending: Ending) -> int:
-        """Ends a job or run that a sweep found; returns the number ended."""
+        """Ends a job or execution that a sweep found; returns how many it ended (0 or 1)."""
         try:
             trace_context = await self._redis.script(load_script("end"), *end_arguments(ending, time.time()))
         except (QueueFailed, ArgumentRefused) as error:
-            log.error("end-failed", job_id=ending.job_id, error=error.message)  # it holds up no other
+            log.error("end-failed", job_id=ending.job_id, error=error.message)  # the others still end
             return 0
         if trace_context is None:
             return 0
@@ -258,4 +258,4 @@ def _found(view: Sequence[bytes] | None, job_id: str) -> Job:
 
 
 def _unknown(job_id: str) -> UnknownJob:
-    return UnknownJob(f"no job {job_id!r}: it never was, was deleted, or its retention has passed", field="job_id")
+    return UnknownJob(f"no job {job_id!r}: it never existed, was deleted, or its retention has passed", field="job_id")

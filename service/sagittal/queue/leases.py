@@ -1,4 +1,4 @@
-"""A worker's side of the queue on Redis."""
+"""The workers' side of the queue on Redis."""
 
 import secrets
 import threading
@@ -15,7 +15,7 @@ from sagittal.core.jobs import Cancellation, JobState, Lease
 from sagittal.queue.connection import SOCKET_SHARE, SyncRunner, close_sync, connect_sync
 from sagittal.queue.events import TERMINAL, Ending, classify, read_settled
 from sagittal.queue.metrics import UNOBSERVED, WAIT, QueueObserver
-from sagittal.queue.notifications import WorkerNews
+from sagittal.queue.notifications import WorkerNotifications
 from sagittal.queue.protocol import LeaseLost
 from sagittal.queue.scripts import load_script, model_key, parse_lease, room, root_key
 from sagittal.queue.settings import QueueSettings
@@ -26,12 +26,12 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class _Writer:
-    """Numbers the batches of one lease, so that a batch sent twice counts once."""
+    """Numbers the batches of one lease, so that a batch that is sent twice counts once."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     written: int = 0
     unsure: tuple[bytes, ...] | None = None
-    """The batch whose fate is unknown, since Redis did not answer; sent again, it keeps its number."""
+    """The batch to which Redis did not answer; sent again, it keeps its number."""
 
 
 class RedisWorkerQueue:
@@ -43,13 +43,13 @@ class RedisWorkerQueue:
         self._worker = worker
         self._root = root_key(settings)
         self._redis = SyncRunner(connect_sync(settings), settings, self._root, observer)
-        self._news = WorkerNews(self._redis, f"{self._root}worker:{worker}")
+        self._notifications = WorkerNotifications(self._redis, f"{self._root}worker:{worker}")
         self._writers: dict[tuple[str, int], _Writer] = {}
         self._writers_lock = threading.Lock()
         self._swept = 0.0
 
     def lease(self, models: Sequence[tuple[str, str]], *, block_seconds: float, busy: bool = False) -> Lease | None:
-        """Takes the next run of these models, after requeueing those whose worker was lost."""
+        """Leases the next execution for these models, after requeueing those whose worker was lost."""
         until = time.monotonic() + block_seconds
         names = [model_key(*model) for model in models]
         while True:
@@ -61,7 +61,7 @@ class RedisWorkerQueue:
             self._wait(names, left)
 
     def heartbeat(self, leases: Sequence[Lease]) -> tuple[Sequence[Lease], Sequence[Cancellation]]:
-        """Keeps leases alive, all in one round trip."""
+        """Renews leases, all in one round trip."""
         if not leases:
             return [], []
         flat = [value for lease in leases for value in (lease.job.job_id, lease.token)]
@@ -79,18 +79,18 @@ class RedisWorkerQueue:
         return lost, cancelled
 
     def listen(self, *, block_seconds: float) -> bool:
-        """Waits for word that a run of this worker may have to end."""
-        return self._news.wait(block_seconds)
+        """Waits for a notification that an attempt of this worker may have to end."""
+        return self._notifications.wait(block_seconds)
 
     def attachment(self, job_id: str, name: str) -> bytes | None:
-        """Returns a part that was attached to a job; None where it is no longer kept."""
+        """Returns a part that was attached to a job; None if it is deleted."""
         found = self._script("attachment", job_id, name)
         return found if isinstance(found, bytes) else None
 
     def append(self, lease: Lease, events: Sequence[bytes]) -> None:
-        """Appends events, each batch once, in the order of the calls.
+        """Appends events in the order of the calls; each batch counts once.
 
-        Raises LeaseLost, and Overloaded where the job's log has reached `max_log_bytes`.
+        Raises LeaseLost, or Overloaded if the job's log would exceed `max_log_bytes`.
         """
         batch = tuple(events)
         if not batch:
@@ -109,13 +109,13 @@ class RedisWorkerQueue:
         self._check(lease, answer)
 
     def checkpoint(self, lease: Lease, state: bytes) -> None:
-        """Stores state from which another attempt can go on."""
+        """Stores state from which a later attempt can continue."""
         self._check(lease, self._script("checkpoint", lease.job.job_id, lease.token, state))
 
     def settle(self, lease: Lease, event: bytes, state: JobState, events: Sequence[bytes] = ()) -> None:
-        """Appends the last events and the terminal one, and ends the job, all in one round trip."""
+        """Appends the last events and the terminal one, and ends the job, in one round trip."""
         if not state.ended:
-            raise ValueError(f"a job is settled as completed, failed or cancelled, not {state.value}")
+            raise ValueError(f"state is {state.value}; a job settles as completed, failed or cancelled")
         settled = read_settled(event)
         elements = [classify(each) + each for each in events]
         with self._writer(lease).lock:
@@ -137,7 +137,7 @@ class RedisWorkerQueue:
         self._forget(lease)
 
     def release(self, lease: Lease) -> None:
-        """Hands a job back unfinished; one whose cancellation was asked for ends."""
+        """Returns an unfinished job to the queue, or ends it if its cancellation was requested."""
         verdict, *ending = self._script("release", lease.job.job_id, lease.token)
         self._check(lease, verdict)
         self._end(parse_endings(ending))
@@ -149,14 +149,14 @@ class RedisWorkerQueue:
 
     def close(self) -> None:
         """Closes all connections."""
-        self._news.close()
+        self._notifications.close()
         close_sync(self._redis.client)
 
     def _script(self, name: str, *arguments: bytes | str | int | float) -> Any:
         return self._redis.script(load_script(name), *arguments)
 
     def _take(self, names: Sequence[str], *, busy: bool) -> Lease | None:
-        """Takes a run; those at the head that must end are ended on the way."""
+        """Leases an execution; on the way it ends those at the head that must end."""
         while True:
             nonce = secrets.token_hex(8)
             settings = self._settings
@@ -171,7 +171,7 @@ class RedisWorkerQueue:
                     self._end(parse_endings(answer[1:]))
 
     def _wait(self, names: Sequence[str], left: float) -> None:
-        """Waits for a bell, or until it is time to look again."""
+        """Waits for new work, or until the next sweep is due."""
         socket_timeout = self._settings.operation_timeout * SOCKET_SHARE
         seconds = min(left, self._settings.sweep_seconds, socket_timeout / 2)
         if not names:
@@ -195,7 +195,7 @@ class RedisWorkerQueue:
             try:
                 trace_context = self._script("end", *end_arguments(ending, time.time()))
             except QueueFailed as error:
-                log.error("end-failed", job_id=ending.job_id, error=error.message)  # it holds up no other
+                log.error("end-failed", job_id=ending.job_id, error=error.message)  # the others still end
                 continue
             if trace_context is not None:
                 self._observer.ended(ending.reason)
@@ -207,8 +207,8 @@ class RedisWorkerQueue:
             raise LeaseLost(f"job {lease.job.job_id} was leased again or has ended; token {lease.token} is stale")
         if answer == b"full":
             raise Overloaded(
-                f"the events of job {lease.job.job_id} have reached {self._settings.max_log_bytes} bytes, the most "
-                "they may (max_log_bytes): ask for fewer partial masks"
+                f"the events of job {lease.job.job_id} have reached {self._settings.max_log_bytes} bytes, its limit "
+                "(max_log_bytes): ask for fewer partial masks"
             )
 
     def _writer(self, lease: Lease) -> _Writer:
@@ -221,7 +221,7 @@ class RedisWorkerQueue:
 
     @contextmanager
     def _writing(self, lease: Lease, batch: tuple[bytes, ...]) -> Iterator[int]:
-        """Gives the number of a batch while no other of this lease is on its way."""
+        """Yields the number of a batch, and excludes other batches of this lease meanwhile."""
         writer = self._writer(lease)
         with writer.lock:
             number = writer.written + 1

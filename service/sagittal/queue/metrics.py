@@ -1,4 +1,4 @@
-"""What a program sees of Redis and of the queue's own decisions, as metrics that service and worker both export."""
+"""Metrics of Redis operations and of the queue's decisions, exported by service and workers."""
 
 import time
 from collections.abc import Iterator
@@ -7,43 +7,43 @@ from typing import Literal, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-#: Upper bounds of one operation on Redis, in seconds.
+#: Upper bounds of the histogram of operation times, in seconds.
 _SECONDS = (0.0002, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
-#: Why the queue ends what no worker will.
+#: Reasons for which the queue ends a job that no worker will end. `buried` is the label of dead-lettered jobs.
 ENDINGS = ("buried", "expired", "cancelled", "damaged")
 
-#: The operation that waits for something to come: how long that takes says nothing of Redis.
+#: Name of the operation that waits for work. Its duration is not a latency of Redis.
 WAIT = "wait"
 
 
 class QueueObserver(Protocol):
-    """Hears what the queue does."""
+    """Receives what the queue observes."""
 
     def answered(self, operation: str, seconds: float) -> None:
-        """Redis answered an operation in this time."""
+        """Redis answered an operation within this time."""
         ...
 
     def failed(self, operation: str, reply: str, meaning: str) -> None:
-        """An operation on Redis failed by a reply of this meaning: wait, refuse or fail."""
+        """An operation on Redis failed with a reply of this meaning: wait, refuse or fail."""
         ...
 
     def shared(self, model: str, how: Literal["cache", "flight"]) -> None:
-        """A job took the stored answer of another, or joined its run."""
+        """A job took the stored answer of another, or joined its execution."""
         ...
 
     def ended(self, reason: str) -> None:
-        """The queue ended a run or a job that no worker will: buried, expired, cancelled or damaged."""
+        """The queue ended an execution or job: buried (dead-lettered), expired, cancelled or damaged."""
         ...
 
     def quarantined(self, kind: str) -> None:
-        """A record in Redis was damaged, and was set aside or corrected."""
+        """A damaged record in Redis was moved aside or corrected."""
         ...
 
 
 class NoObserver:
-    """Hears nothing."""
+    """Ignores everything."""
 
     def answered(self, operation: str, seconds: float) -> None:
         """Does nothing."""
@@ -65,51 +65,51 @@ UNOBSERVED: QueueObserver = NoObserver()
 
 
 class QueueMetrics:
-    """A `QueueObserver` that counts."""
+    """A `QueueObserver` that exports Prometheus metrics."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._seconds = Histogram(
             "sagittal_redis_seconds",
-            "Time that Redis took to answer, by script or command.",
+            "Time until Redis answered, by script or command.",
             ["operation"],
             buckets=_SECONDS,
             registry=registry,
         )
         self._failures = Counter(
             "sagittal_redis_failures",
-            "Operations on Redis that failed, each try counted.",
+            "Failed operations on Redis, counting each attempt.",
             ["operation"],
             registry=registry,
         )
         self._replies = Counter(
             "sagittal_redis_error_replies",
-            "Errors that Redis answered with, each try counted, by kind and what it means: wait, refuse or fail.",
+            "Error replies of Redis, counting each attempt, by kind and by meaning: wait, refuse or fail.",
             ["reply", "meaning"],
             registry=registry,
         )
         self._shared = Counter(
             "sagittal_answers_shared",
-            "Jobs that cost no run: from the cache, or by joining a flight.",
+            "Jobs without an execution of their own: answered from the cache, or joined to a running one (flight).",
             ["model", "how"],
             registry=registry,
         )
         self._ended = Counter(
             "sagittal_jobs_ended_by_queue",
-            "Runs and jobs that the queue ended, by reason: buried, expired, cancelled or damaged.",
+            "Executions and jobs ended by the queue, by reason: buried (dead-lettered), expired, cancelled or damaged.",
             ["reason"],
             registry=registry,
         )
         self._quarantined = Counter(
             "sagittal_quarantined_records",
-            "Records in Redis that were damaged, and were set aside or corrected, by kind of key.",
+            "Damaged records in Redis that were moved aside or corrected, by kind of key.",
             ["kind"],
             registry=registry,
         )
         for reason in ENDINGS:
-            self._ended.labels(reason)  # shown as 0 before the first, or an alert on an increase misses it
+            self._ended.labels(reason)  # starts at 0, so that an alert on the increase sees the first one
 
     def answered(self, operation: str, seconds: float) -> None:
-        """Observes the latency."""
+        """Observes the time."""
         self._seconds.labels(operation).observe(seconds)
 
     def failed(self, operation: str, reply: str, meaning: str) -> None:
@@ -118,7 +118,7 @@ class QueueMetrics:
         self._replies.labels(reply, meaning).inc()
 
     def shared(self, model: str, how: Literal["cache", "flight"]) -> None:
-        """Counts an answer that was shared."""
+        """Counts a shared answer."""
         self._shared.labels(model, how).inc()
 
     def ended(self, reason: str) -> None:
@@ -132,7 +132,7 @@ class QueueMetrics:
 
 @contextmanager
 def timed(observer: QueueObserver, operation: str) -> Iterator[None]:
-    """Tells an observer how long the context took; one that raises is not told."""
+    """Reports the duration of its body to an observer, unless the body raises."""
     begun = time.perf_counter()
     yield
     if operation != WAIT:

@@ -1,7 +1,7 @@
-"""Word to one worker, by publish and subscribe: it only says that the next heartbeat has something to tell.
+"""Notifications to one worker by publish and subscribe: each only says that the next heartbeat has something to report.
 
-Word is lost without harm when the connection breaks, since a worker beats in its own time as well; a new subscription
-counts as word, because something may have been said before it held.
+Lost notifications do no harm, because a worker also sends heartbeats at intervals. A new subscription counts as a
+notification, because one may have been published before the subscription took effect.
 """
 
 import time
@@ -15,32 +15,32 @@ from sagittal.queue.connection import SyncRunner
 
 log = structlog.get_logger(__name__)
 
-#: Silence after which the server is asked whether it is still there, and then how long it has to answer, in seconds.
+#: Silence after which the server is pinged, and then the time it has to answer, in seconds.
 SILENCE_SECONDS = 5.0
 
 
-class WorkerNews:
-    """A subscription that is made when it is first needed, and again whenever it must. Belongs to one thread."""
+class WorkerNotifications:
+    """A subscription that connects on first use and reconnects as needed. Use it from one thread only."""
 
     def __init__(self, runner: SyncRunner, channel: str) -> None:
         self._runner = runner
         self._channel = channel
         self._pubsub: PubSub | None = None
-        self._heard = 0.0
-        self._asked = False
+        self._last_message = 0.0
+        self._pinged = False
 
     def wait(self, seconds: float) -> bool:
-        """Waits up to `seconds`; returns whether there was word. Raises Unavailable."""
+        """Waits up to `seconds`; returns whether there was a notification. Raises Unavailable."""
         pubsub = self._pubsub or self._subscribe()
         try:
             message = pubsub.get_message(timeout=seconds)
             if message is None:
-                self._ask_after_silence(pubsub)
+                self._ping_after_silence(pubsub)
                 return False
         except (RedisError, OSError) as error:
             self.close()
-            raise Unavailable(f"word from the queue is cut off ({error}): heartbeats bring it meanwhile") from error
-        self._heard, self._asked = time.monotonic(), False
+            raise Unavailable(f"notifications from the queue are interrupted ({error}); heartbeats go on") from error
+        self._last_message, self._pinged = time.monotonic(), False
         return bool(message["type"] != "pong")
 
     def close(self) -> None:
@@ -56,14 +56,14 @@ class WorkerNews:
         except BaseException:
             pubsub.close()
             raise
-        self._pubsub, self._heard, self._asked = pubsub, time.monotonic(), False
+        self._pubsub, self._last_message, self._pinged = pubsub, time.monotonic(), False
         return pubsub
 
-    def _ask_after_silence(self, pubsub: PubSub) -> None:
-        """A connection may be dead without a sign: then nobody answers."""
-        if time.monotonic() - self._heard < SILENCE_SECONDS:
+    def _ping_after_silence(self, pubsub: PubSub) -> None:
+        """Detects a connection that is dead without an error: its server does not answer a ping."""
+        if time.monotonic() - self._last_message < SILENCE_SECONDS:
             return
-        if self._asked:
-            raise ConnectionError("no answer to a ping")
-        self._heard, self._asked = time.monotonic(), True
+        if self._pinged:
+            raise ConnectionError("Redis did not answer a ping")
+        self._last_message, self._pinged = time.monotonic(), True
         pubsub.ping()

@@ -1,8 +1,8 @@
-"""What the queue promises, as two protocols: one for the service (asyncio), one for workers (threads).
+"""The queue's guarantees, as two protocols: one for the service (asyncio) and one for workers (threads).
 
-Every write to a job checks the lease's fencing token in the same atomic step, so a worker that lost its lease can
-neither append an event nor settle the job. `docs/guarantees.md` states the promises; the contract tests hold every
-implementation to them.
+Every write to a job checks the lease's fencing token in the same atomic step. So a worker that lost its lease can
+neither append an event nor settle the job. `docs/guarantees.md` lists the guarantees, and the contract tests check
+every implementation against them.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -26,35 +26,35 @@ from sagittal.queue.settings import QueueSettings
 
 
 class LeaseLost(Exception):
-    """The lease is no longer the job's newest: nothing was written, and the worker must drop the job."""
+    """The lease is not the job's newest. Nothing was written, and the worker must drop the job."""
 
 
 class JobQueue(Protocol):
-    """The service's side. Every method raises `core.errors.Unavailable` when the store cannot be reached in time."""
+    """The service's side. Every method raises `core.errors.Unavailable` if the store does not answer in time."""
 
     async def submit(self, job: NewJob, accepted: bytes) -> tuple[Job, bool]:
-        """Accepts a job: stores it, appends `accepted` as event 1, and queues it, all or nothing.
+        """Accepts a job atomically: stores it, appends `accepted` as event 1, and queues it.
 
-        The queue adds the job's position to `accepted` where it is not the next.
+        The queue adds the job's position to `accepted` if other executions are ahead of it.
 
-        Returns the job and whether it is new: the same tenant's `request_id` with the same content gives the job that
-        exists. A job whose `content_key` was answered before, or is being answered, shares that answer as its `cache`
-        policy says; it may come back ended. Safe to call again after a lost answer.
+        Returns the job, and whether it is new. A `request_id` of the same tenant with the same content returns the
+        existing job. If the `content_key` has an answer or a running execution, the job shares it as its `cache` policy
+        allows, and may already be completed when it is returned. A repeated call after a lost answer is safe.
 
         Raises:
-            AlreadyExists: the `request_id` belongs to a job with another content.
-            Overloaded: an admission bound is reached.
+            AlreadyExists: the `request_id` belongs to a job with different content.
+            Overloaded: an admission limit is exceeded.
         """
         ...
 
     async def attach(self, job_id: str, name: str, part: bytes, *, tenant: str) -> None:
-        """Stores a large part of a job that will be submitted under this identifier, apart from its request.
+        """Stores a large part of a job before the job is submitted under this identifier.
 
-        Parts go when the job has ended, or by themselves if no job comes within `attachment_seconds`. Safe to call
-        again after a lost answer.
+        The part is deleted when the job ends, or after `attachment_seconds` if no job is submitted. A repeated call
+        after a lost answer is safe.
 
         Raises:
-            Overloaded: there is no room for it (`upload_share` and `tenant_share` of `max_stored_bytes`).
+            Overloaded: it does not fit (`upload_share` and `tenant_share` of `max_stored_bytes`).
         """
         ...
 
@@ -63,46 +63,46 @@ class JobQueue(Protocol):
         ...
 
     def events(self, job_id: str, after_sequence: int = 0) -> AsyncIterator[StoredEvent]:
-        """Yields the events after a sequence number as they come, and ends after the terminal one.
+        """Yields the events after a sequence number as they arrive, and ends after the terminal event.
 
-        It reads at the reader's pace, a few events ahead, and holds no more. Raises UnknownJob, and EventsExpired where
-        the job goes while it is read.
+        It reads at the caller's pace and buffers only a few events. Raises UnknownJob, or EventsExpired if the job is
+        deleted during the iteration.
 
-        A payload is what the worker appended, with the job's own identity where the run is shared. Its `sequence` is
-        not set: it is that of the `StoredEvent`.
+        A payload is the event that the worker appended, with the job's own identity if the execution is shared. Its
+        `sequence` field is not set; the sequence number is that of the `StoredEvent`.
         """
         ...
 
     async def page(
         self, job_id: str, after_sequence: int = 0, *, limit: int, max_bytes: int, lasting: bool = False
     ) -> EventPage:
-        """Returns the events after a sequence number, without waiting. Raises UnknownJob.
+        """Returns the events after a sequence number without waiting. Raises UnknownJob.
 
         Args:
             job_id: The job.
-            after_sequence: Where to go on; 0 for the beginning.
-            limit: Most events to look at.
-            max_bytes: Most bytes of the page, if it has more than one event.
-            lasting: Leaves progress and partial masks out, if the job has ended. A page may then be empty and the log
-                go on.
+            after_sequence: Sequence number after which to continue; 0 for the beginning.
+            limit: Largest number of events to read.
+            max_bytes: Largest size of the page in bytes; a single event may exceed it.
+            lasting: Whether to omit progress and partial masks if the job has ended. A page may then be empty although
+                more events follow.
         """
         ...
 
     async def request_of(self, job_id: str) -> StoredRequest:
-        """Returns what a job was made of; one that was answered from the cache has that of its source.
+        """Returns a job's request and images; for a job answered from the cache, those of its source.
 
         Raises:
-            UnknownJob: there is no such job.
-            FailedPrecondition: request and images are no longer kept (`image_retention_seconds`, `max_stored_bytes`).
+            UnknownJob: the job does not exist.
+            FailedPrecondition: request and images are deleted (`image_retention_seconds`, `max_stored_bytes`).
         """
         ...
 
     async def cancel(self, job_id: str, reason: str) -> Job:
-        """Cancels a job: a queued one ends now, a running one is marked for its worker. Raises UnknownJob."""
+        """Cancels a job: a queued one ends now; a running one is marked for its worker. Raises UnknownJob."""
         ...
 
     async def delete(self, job_id: str) -> None:
-        """Deletes an ended job. Raises UnknownJob, FailedPrecondition while it runs."""
+        """Deletes an ended job. Raises UnknownJob, or FailedPrecondition while the job is queued or running."""
         ...
 
     async def list(
@@ -118,11 +118,11 @@ class JobQueue(Protocol):
     ) -> tuple[Sequence[Job], str]:
         """Returns a page of jobs, newest first, and the token of the next page (empty at the end).
 
-        A page may be short of `limit` with a token to go on: one call looks at a bounded number of jobs.
+        A page may have fewer than `limit` jobs and still a next page, because one call reads a bounded number of jobs.
 
         Args:
-            limit: Most jobs on the page.
-            page_token: Where to go on; empty for the beginning.
+            limit: Largest number of jobs on the page.
+            page_token: Token of the page; empty for the first.
             tenant: Only jobs of this tenant; empty for all.
             kind: Only jobs of this kind; None for all.
             model: Only jobs of this model; empty for all.
@@ -132,21 +132,21 @@ class JobQueue(Protocol):
         ...
 
     async def depth(self) -> Mapping[tuple[str, str], int]:
-        """Returns the number of queued and running runs by (model, lane); jobs that share a run count once."""
+        """Returns the queued and running executions by (model, lane); jobs that share an execution count once."""
         ...
 
     async def backlog(self) -> Mapping[tuple[str, str], Backlog]:
-        """Returns what `depth` does in detail, with the age of the oldest run that waits."""
+        """Returns the queued and running executions by (model, lane), with the age of the oldest queued one."""
         ...
 
     async def costs(self, model: str, version: str, method: str) -> Mapping[str, Cost]:
-        """Returns what settings of a method cost on a model, learned from jobs that were completed whole."""
+        """Returns the cost of each setting of a method on a model, learned from completed jobs."""
         ...
 
     async def sweep(self) -> int:
-        """Ends what is overdue, requeues what was lost, drops what retention has passed; returns the jobs ended.
+        """Ends overdue jobs, requeues lost executions and deletes expired jobs; returns the number of ended jobs.
 
-        Implementations do this by themselves every `sweep_seconds`; it is here for those who cannot wait.
+        Implementations sweep every `sweep_seconds`; call this to sweep immediately.
         """
         ...
 
@@ -162,61 +162,61 @@ class JobQueue(Protocol):
 class WorkerQueue(Protocol):
     """A worker's side: blocking calls, safe to use from several threads.
 
-    Every method raises `core.errors.Unavailable` when the store cannot be reached in time.
+    Every method raises `core.errors.Unavailable` if the store does not answer in time.
     """
 
     def lease(self, models: Sequence[tuple[str, str]], *, block_seconds: float, busy: bool = False) -> Lease | None:
-        """Takes the next job of these (model, version) pairs, interactive lane first, or reclaims one that was lost.
+        """Leases the next execution for these (model, version) pairs, interactive lane first, or one that was lost.
 
-        Returns None when none came within `block_seconds`.
+        Returns None if none arrives within `block_seconds`.
 
         Args:
-            models: The models whose jobs may be taken.
+            models: The models whose jobs may be leased.
             block_seconds: Longest time to wait for a job, in seconds.
-            busy: Whether the worker runs anything. A job whose worker died is a suspect, and goes to one that does not.
-                Where a suspect has waited for `lease_seconds`, one busy worker at a time gets nothing else until it is
-                idle.
+            busy: Whether the worker is executing anything. An execution whose worker died is a suspect, and only idle
+                workers get it. If a suspect has waited for `lease_seconds`, one busy worker at a time gets no other
+                execution until it is idle.
         """
         ...
 
     def heartbeat(self, leases: Sequence[Lease]) -> tuple[Sequence[Lease], Sequence[Cancellation]]:
-        """Keeps leases alive. Returns those that are lost, and those to be cancelled."""
+        """Renews leases. Returns the lost ones, and the cancellations of others."""
         ...
 
     def listen(self, *, block_seconds: float) -> bool:
-        """Waits for word that a run of this worker may have to end, which the next heartbeat then names.
+        """Waits for a notification that an attempt of this worker may have to end; the next heartbeat says which.
 
-        Returns whether there was any. Word may be lost with a connection, and may come without a cause: a worker beats
-        in its own time as well. Belongs to one thread.
+        Returns whether there was one. A notification may be lost with the connection or arrive without a reason, so a
+        worker also sends heartbeats at intervals. Call it from one thread only.
         """
         ...
 
     def attachment(self, job_id: str, name: str) -> bytes | None:
-        """Returns a part that was attached to a job; None where it is no longer kept."""
+        """Returns a part that was attached to a job; None if it is deleted."""
         ...
 
     def append(self, lease: Lease, events: Sequence[bytes]) -> None:
-        """Appends events (serialized, without sequence numbers: the queue gives them).
+        """Appends events: serialized, without sequence numbers, which the queue assigns.
 
-        Raises LeaseLost, and Overloaded where the job has written all that it may (`max_log_bytes`). After Unavailable
-        the same events may be appended again: they count once.
+        Raises LeaseLost, or Overloaded if the job's log would exceed `max_log_bytes`. After Unavailable, append the
+        same events again: they count once.
         """
         ...
 
     def checkpoint(self, lease: Lease, state: bytes) -> None:
-        """Stores state from which another attempt can go on. Raises LeaseLost."""
+        """Stores state from which a later attempt can continue. Raises LeaseLost."""
         ...
 
     def settle(self, lease: Lease, event: bytes, state: JobState, events: Sequence[bytes] = ()) -> None:
-        """Appends `events`, then the terminal `event`, and ends the job, all or nothing.
+        """Appends `events` and then the terminal `event`, and ends the job, in one atomic step.
 
-        Raises LeaseLost, and Overloaded as `append` does: then it is settled without `events`. After Unavailable it may
-        be settled again in the same way.
+        Raises LeaseLost, or Overloaded as `append` does; then settle it without `events`. After Unavailable, settle it
+        again with the same arguments.
         """
         ...
 
     def release(self, lease: Lease) -> None:
-        """Hands a job back unfinished, to be leased again at once; the attempt does not count. Raises LeaseLost."""
+        """Returns an unfinished job to the queue; the attempt does not count. Raises LeaseLost."""
         ...
 
     def ping(self) -> None:
@@ -228,37 +228,37 @@ class WorkerQueue(Protocol):
         ...
 
 
-#: Shortest and longest wait that is asked for, in seconds: a computed one may be of no time, or of a day.
+#: Shortest and longest retry delay that is requested, in seconds; computed delays are clamped to this range.
 SHORTEST_WAIT, LONGEST_WAIT = 0.5, 300.0
 
-#: What is full, with the setting that bounds it.
+#: Message for each exceeded limit, with the setting that defines it.
 FULL = {
-    "lane": "the lane holds {bound:,} waiting jobs, the most it may (max_queued)",
-    "tenant": "you have {bound:,} jobs waiting in this lane, the most you may (max_queued_per_tenant)",
-    "evaluations": "with this job the lane's waiting jobs would need more than {bound:,} model evaluations, the most "
-    "they may (max_queued_evaluations)",
-    "tenant_evaluations": "with this job your waiting jobs in this lane would need more than {bound:,} model "
-    "evaluations, the most they may (max_queued_evaluations_per_tenant)",
-    "absent_lane": "no worker serves the model now, and {bound:,} jobs wait for it in this lane, the most that may "
+    "lane": "the lane has {bound:,} queued jobs, its limit (max_queued)",
+    "tenant": "you have {bound:,} queued jobs in this lane, your limit (max_queued_per_tenant)",
+    "evaluations": "with this job the lane's queued jobs would need more than {bound:,} model evaluations, its limit "
+    "(max_queued_evaluations)",
+    "tenant_evaluations": "with this job your queued jobs in this lane would need more than {bound:,} model "
+    "evaluations, your limit (max_queued_evaluations_per_tenant)",
+    "absent_lane": "no worker serves the model now, and {bound:,} jobs for it are queued in this lane, the limit "
     "(max_queued times absent_share)",
-    "absent_tenant": "no worker serves the model now, and {bound:,} jobs of yours wait for it in this lane, the most "
-    "that may (max_queued_per_tenant times absent_share)",
-    "absent_evaluations": "no worker serves the model now, and with this job those that wait for it in this lane would "
-    "need more than {bound:,} model evaluations, the most they may (max_queued_evaluations times absent_share)",
-    "absent_tenant_evaluations": "no worker serves the model now, and with this job yours that wait for it in this "
-    "lane would need more than {bound:,} model evaluations, the most they may (max_queued_evaluations_per_tenant "
-    "times absent_share)",
-    "bytes": "the queue stores {bound:,} bytes of requests, images and events, the most it may (max_stored_bytes "
-    "without upload_share)",
-    "tenant_bytes": "your jobs store {bound:,} bytes of requests, images and events, the most they may (tenant_share "
-    "of max_stored_bytes)",
-    "uploads": "the queue stores {bound:,} bytes of uploads, the most it may (upload_share of max_stored_bytes)",
-    "tenant_uploads": "you store {bound:,} bytes of uploads, the most you may (tenant_share of upload_share of "
-    "max_stored_bytes); uploads go when their job has ended, or if no job comes",
+    "absent_tenant": "no worker serves the model now, and {bound:,} of your jobs for it are queued in this lane, your "
+    "limit (max_queued_per_tenant times absent_share)",
+    "absent_evaluations": "no worker serves the model now, and with this job the queued jobs for it in this lane would "
+    "need more than {bound:,} model evaluations, the limit (max_queued_evaluations times absent_share)",
+    "absent_tenant_evaluations": "no worker serves the model now, and with this job your queued jobs for it in this "
+    "lane would need more than {bound:,} model evaluations, your limit (max_queued_evaluations_per_tenant times "
+    "absent_share)",
+    "bytes": "the queue stores {bound:,} bytes of requests, images and events, its limit (max_stored_bytes without "
+    "upload_share)",
+    "tenant_bytes": "your jobs store {bound:,} bytes of requests, images and events, your limit (tenant_share of "
+    "max_stored_bytes)",
+    "uploads": "the queue stores {bound:,} bytes of uploads, its limit (upload_share of max_stored_bytes)",
+    "tenant_uploads": "you store {bound:,} bytes of uploads, your limit (tenant_share of upload_share of "
+    "max_stored_bytes); uploads are deleted when their job ends, or after attachment_seconds without a job",
 }
 
 
 def overloaded(what: str, bound: int, seconds: float | None, settings: QueueSettings) -> Overloaded:
-    """Returns the error of a bound; `seconds` is when there will be room, None where it is not known."""
+    """Returns the error for an exceeded limit; `seconds` is the time until there is room, None if unknown."""
     wait = settings.overload_retry_after if seconds is None else min(max(seconds, SHORTEST_WAIT), LONGEST_WAIT)
     return Overloaded(f"{FULL[what].format(bound=bound)}: try again in {wait:.3g} s", retry_after=wait)

@@ -1,8 +1,7 @@
-"""The queue's Lua scripts, what goes into them, and what comes out.
+"""The queue's Lua scripts, their arguments, and the parsers of their answers.
 
-Everything that changes the queue is one script, so it happens wholly or not at all, and each is written so that
-running it twice with the same arguments does no more than running it once: that makes it safe to send again after a
-lost answer.
+Each change of the queue is one script, so it happens completely or not at all. Each script is idempotent: running it
+twice with the same arguments has the same effect as once. So it is safe to send it again after a lost answer.
 """
 
 import functools
@@ -16,19 +15,20 @@ from sagittal.core.jobs import Cost, EventPage, Job, JobKind, JobState, Lane, Le
 from sagittal.queue.events import TERMINAL, UNSIGNED_TERMINAL
 from sagittal.queue.settings import QueueSettings
 
-#: Fields that the script `view` returns for a job.
+#: Number of fields that the script function `view` returns for a job.
 VIEW_FIELDS = 17
 
-#: What stands in front of scripts: two parts for the registry of models, three for the queue, and one more for some.
+#: Parts shared by scripts: two for the registry of models, three for the queue, and one more for `sweep` and
+#: `concepts_*`.
 SHARED = ("arguments", "quarantine", "common", "audit", "concepts")
 
-#: The scripts that a full Redis refuses; the others let what was accepted come to its end.
+#: Scripts that Redis refuses if its memory is full. The others complete jobs that are already accepted.
 REFUSED_WHEN_FULL = frozenset({"submit", "attach", "concepts_update"})
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A Lua script and the digest by which Redis knows it."""
+    """A Lua script, and the SHA-1 digest by which Redis caches it."""
 
     name: str
     text: str
@@ -43,7 +43,7 @@ def script_names() -> Sequence[str]:
 
 @functools.cache
 def load_script(name: str) -> Script:
-    """Returns the script of that name, with what all scripts share in front."""
+    """Returns the script with this name, with its shared parts in front."""
     folder = resources.files("sagittal.queue") / "scripts"
     shebang = "#!lua" if name in REFUSED_WHEN_FULL else "#!lua flags=allow-oom"
     shared = SHARED[: 2 if name.startswith("registry") else 3]
@@ -56,12 +56,12 @@ def load_script(name: str) -> Script:
 
 
 def root_key(settings: QueueSettings) -> str:
-    """Returns what every key begins with; the braces keep all of them in one slot of a cluster."""
+    """Returns the prefix of every key. The braces keep all keys in one slot of a cluster."""
     return f"{{{settings.prefix}}}:"
 
 
 def model_key(model: str, version: str) -> str:
-    """Returns the name of a model's version in keys."""
+    """Returns the name of a model version in keys."""
     return f"{model}@{version}"
 
 
@@ -102,30 +102,30 @@ def submit_arguments(job: NewJob, accepted: bytes, settings: QueueSettings) -> l
 
 
 def room(settings: QueueSettings) -> tuple[int, int]:
-    """Returns how many bytes of requests, images and events are stored at most, of all tenants and of one."""
+    """Returns the limits for stored bytes of requests, images and events: of all tenants, and of one."""
     most = settings.max_stored_bytes - upload_room(settings)[0]
     return most, int(most * settings.tenant_share)
 
 
 def upload_room(settings: QueueSettings) -> tuple[int, int]:
-    """Returns how many bytes of uploads are stored at most, of all tenants and of one."""
+    """Returns the limits for stored bytes of uploads: of all tenants, and of one."""
     most = int(settings.max_stored_bytes * settings.upload_share)
     return most, int(most * settings.tenant_share)
 
 
-#: Stands for no bound where a lane has none.
+#: Limit of a lane for which the settings name none.
 UNBOUNDED = 2**53
 
 
 def parse_costs(flat: Sequence[bytes]) -> Mapping[str, Cost]:
-    """Returns costs by setting, as the script `settle` keeps them, from settings and values in turns."""
+    """Returns costs by setting from an answer of the script `costs`: settings and values in turn."""
     pairs = zip(flat[::2], flat[1::2], strict=True)
     costs = {setting.decode(errors="replace"): _parse_cost(value) for setting, value in pairs}
     return {setting: cost for setting, cost in costs.items() if cost is not None}
 
 
 def _parse_cost(value: bytes) -> Cost | None:
-    """Returns a cost; None for a damaged one, which the next job with this setting replaces."""
+    """Returns a cost; None if it is damaged, since the next job with this setting replaces it."""
     try:
         evaluations, seconds = (float(part) for part in value.split()[:2])
     except ValueError:
@@ -135,7 +135,7 @@ def _parse_cost(value: bytes) -> Cost | None:
 
 
 def parse_job(view: Sequence[bytes]) -> Job:
-    """Returns a job from what the script function `view` gives."""
+    """Returns the job for an answer of the script function `view`."""
     text = [field.decode(errors="replace") for field in view]
     return Job(
         job_id=text[0],
@@ -159,10 +159,10 @@ def parse_job(view: Sequence[bytes]) -> Job:
 
 
 def parse_events(answer: Sequence[bytes]) -> EventPage:
-    """Returns events from the answer of the script `read`, each with the identity of the job that was asked for.
+    """Returns the events in an answer of the script `read`, each with the identity of the requested job.
 
-    A log is kept once for all jobs of a run. Protobuf: the last value of a field wins and nested messages merge, so
-    the identity is appended.
+    All jobs of an execution share one log. The identity is appended to the payload, which works because in Protobuf the
+    last value of a field wins and nested messages merge.
     """
     ended, next_sequence, shared, identity, age, *flat = answer
     events = []
@@ -176,7 +176,7 @@ def parse_events(answer: Sequence[bytes]) -> EventPage:
 
 
 def parse_lease(answer: Sequence[bytes]) -> Lease:
-    """Returns a lease from the answer of the script `lease`."""
+    """Returns the lease in an answer of the script `lease`."""
     view_end = 2 + VIEW_FIELDS
     request, trace, has_checkpoint, checkpoint, alone = answer[view_end : view_end + 5]
     return Lease(
@@ -191,7 +191,7 @@ def parse_lease(answer: Sequence[bytes]) -> Lease:
 
 
 def parse_request(answer: Sequence[bytes]) -> StoredRequest:
-    """Returns what a job was made of from the answer of the script `request`."""
+    """Returns the request and images in an answer of the script `request`."""
     return StoredRequest(request=answer[0], images=dict(_pairs(answer[1:])))
 
 

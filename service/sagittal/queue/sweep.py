@@ -1,4 +1,4 @@
-"""What the service and the workers both look for: lost leases, passed deadlines, spent retention."""
+"""Sweeping, which service and workers both do: finds lost leases, passed deadlines and expired retention."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,46 +12,46 @@ from sagittal.queue.settings import QueueSettings
 
 log = structlog.get_logger(__name__)
 
-#: Entries of each kind that one script handles, so that none holds Redis up.
+#: Entries of each kind that one script handles, so that no script blocks Redis for long.
 SWEEP_LIMIT = 100
 
-#: Scripts in a row of one sweep while retention has passed more: 5,000 jobs each time that the service sweeps.
+#: Scripts per sweep of the service while more jobs have expired: up to 5,000 jobs.
 SWEEPS_IN_A_ROW = 50
 
 
-#: Time between two audits by one service, in seconds; after damage the next sweep makes one anyway.
+#: Time between two audits by one service, in seconds; after damage the next sweep also audits.
 AUDIT_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """A record that a script found damaged, and moved aside or corrected."""
+    """A record that a script found damaged and moved aside or corrected."""
 
     kind: str
-    """What stands before the first colon of its key."""
+    """Kind of the key: the part before its first colon."""
     key: str
-    """Without the prefix; `quarantine:KEY` keeps it as it was."""
+    """Key without the prefix; `quarantine:KEY` keeps the damaged record."""
     reason: str
 
     def report(self, observer: QueueObserver) -> None:
-        """Counts and logs it."""
+        """Counts and logs the record."""
         observer.quarantined(self.kind)
         log.error("record-quarantined", kind=self.kind, key=self.key, reason=self.reason)
 
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What the script `sweep` found."""
+    """Result of the script `sweep`."""
 
     more: bool
-    """Whether retention has passed more than it dropped."""
+    """True if more jobs have expired than it deleted."""
     quarantined: Sequence[Quarantined]
     endings: Sequence[Ending]
-    """What must be ended."""
+    """Jobs and executions that must end."""
 
 
 def sweep_arguments(settings: QueueSettings, *, audit: bool = False) -> tuple[int | float | str, ...]:
-    """Returns the arguments of the script `sweep`; with `audit` it counts and indexes everything anew."""
+    """Returns the arguments of the script `sweep`; with `audit` it recounts and reindexes everything."""
     return (
         SWEEP_LIMIT,
         settings.max_attempts,
@@ -64,7 +64,7 @@ def sweep_arguments(settings: QueueSettings, *, audit: bool = False) -> tuple[in
 
 
 def parse_sweep(answer: Sequence[Any]) -> Swept:
-    """Returns what the script `sweep` answered."""
+    """Returns the parsed answer of the script `sweep`."""
     more, notes, *flat = answer
     return Swept(bool(int(more)), [_parse_note(note) for note in notes], list(parse_endings(flat)))
 
@@ -76,7 +76,7 @@ def _parse_note(note: bytes) -> Quarantined:
 
 
 def parse_endings(flat: Sequence[bytes]) -> Iterable[Ending]:
-    """Returns what a script says must be ended."""
+    """Yields the jobs and executions that a script says must end."""
     for start in range(0, len(flat), 7):
         reason, scope, job_id, token, attempt, worker, detail = (
             value.decode(errors="replace") for value in flat[start : start + 7]

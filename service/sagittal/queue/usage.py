@@ -1,7 +1,7 @@
-"""`python -m sagittal.queue.usage`: what the queue keeps in Redis, by kind of key, and the bytes of a job.
+"""`python -m sagittal.queue.usage` prints the memory that the queue uses in Redis, by kind of key and per job.
 
-It reads the same `SAGITTAL_QUEUE__*` variables as the programs, and looks at every key (SCAN, MEMORY USAGE), which
-takes a moment on a full queue and more rights than the programs have: give it an operator's credentials.
+It reads the same `SAGITTAL_QUEUE__*` variables as the service. It reads every key (SCAN, MEMORY USAGE), which takes
+time on a full queue and needs more rights than the service has. Use an operator's credentials.
 """
 
 import sys
@@ -18,26 +18,26 @@ from sagittal.queue.failures import translate
 from sagittal.queue.scripts import root_key
 from sagittal.queue.settings import QueueSettings
 
-#: Keys that are asked about in one round trip.
+#: Keys measured in one round trip.
 KEYS_AT_ONCE = 500
 
-#: Values of a key that are measured to tell its size; 0 for all of them.
+#: SAMPLES of MEMORY USAGE: values of a key that are measured; 0 for all.
 SAMPLES = 0
 
-#: What each kind of key is, by what stands before its first colon; `core` keys have none.
+#: Description of each kind of key, by the part before its first colon.
 KINDS: Mapping[str, str] = {
-    "job": "jobs: what callers see",
+    "job": "jobs: state and identity",
     "log": "logs: events",
-    "readers": "logs: how many jobs read them",
-    "run": "runs: requests, images, checkpoints",
-    "answer": "answers to give again: names of jobs",
-    "flight": "runs that may be shared: names",
+    "readers": "logs: number of jobs that read them",
+    "run": "executions: requests, images, checkpoints",
+    "answer": "shared answers: ids of jobs",
+    "flight": "executions that can be shared: ids",
     "request": "request ids",
     "cost": "learned costs",
     "concept": "concept sets: documents",
 }
 
-#: Kinds of keys that belong to the registry.
+#: Kinds of keys of the model registry.
 MODELS = frozenset(
     {
         "changes",
@@ -58,7 +58,7 @@ MODELS = frozenset(
 
 
 class UsageSettings(BaseSettings):
-    """Where the queue is."""
+    """Environment variables of this command: the queue's."""
 
     model_config = SettingsConfigDict(env_prefix="SAGITTAL_", env_nested_delimiter="__", frozen=True)
 
@@ -67,7 +67,7 @@ class UsageSettings(BaseSettings):
 
 @dataclass(slots=True)
 class Part:
-    """Keys of one kind."""
+    """Number and size of the keys of one kind."""
 
     keys: int = 0
     bytes: int = 0
@@ -75,36 +75,36 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the queue keeps."""
+    """Memory that the queue uses."""
 
     parts: Mapping[str, Part]
-    """By kind of key, the largest first."""
+    """By kind of key, largest first."""
     jobs: int
     accounted: int
     """Bytes of requests, images and events, as the queue counts them for `max_stored_bytes`."""
 
     @property
     def bytes(self) -> int:
-        """Bytes of everything, as Redis allocates them."""
+        """Bytes of all keys, as Redis allocates them."""
         return sum(part.bytes for part in self.parts.values())
 
     @property
     def bytes_per_job(self) -> float:
-        """Bytes of everything for each job that is kept; 0 where none is."""
+        """Bytes of all keys per retained job; 0 if there is none."""
         return self.bytes / self.jobs if self.jobs else 0.0
 
     def lines(self) -> Iterator[str]:
-        """Yields the report."""
-        yield f"{'keys':>10}  {'bytes':>14}  {'a job':>12}  what"
+        """Yields the lines of the report."""
+        yield f"{'keys':>10}  {'bytes':>14}  {'per job':>12}  kind"
         for kind, part in self.parts.items():
             share = part.bytes / self.jobs if self.jobs else 0.0
             yield f"{part.keys:>10,}  {part.bytes:>14,}  {share:>12,.0f}  {kind}"
-        yield f"{self.jobs:>10,}  {self.bytes:>14,}  {self.bytes_per_job:>12,.0f}  jobs, with all that is kept of them"
+        yield f"{self.jobs:>10,}  {self.bytes:>14,}  {self.bytes_per_job:>12,.0f}  total, per job"
         yield f"counted towards max_stored_bytes: {self.accounted:,} bytes"
 
 
 def measure_usage(client: "redis.Redis", root: str) -> Usage:
-    """Returns what the queue under a root keeps."""
+    """Returns the memory used by the keys under a root."""
     parts: defaultdict[str, Part] = defaultdict(Part)
     keys = client.scan_iter(match=_escaped(root) + "*", count=KEYS_AT_ONCE)
     while some := list(islice(keys, KEYS_AT_ONCE)):
@@ -112,7 +112,7 @@ def measure_usage(client: "redis.Redis", root: str) -> Usage:
         for key in some:
             pipeline.memory_usage(key, samples=SAMPLES)
         for key, size in zip(some, pipeline.execute(), strict=True):
-            if size is not None:  # the key went meanwhile
+            if size is not None:  # None: the key was deleted meanwhile
                 part = parts[_kind(key, root)]
                 part.keys, part.bytes = part.keys + 1, part.bytes + size
     largest = dict(sorted(parts.items(), key=lambda item: -item[1].bytes))
@@ -127,12 +127,12 @@ def _kind(key: bytes, root: str) -> str:
 
 
 def _escaped(root: str) -> str:
-    """Returns a root as a pattern that matches itself alone."""
+    """Returns a root escaped for use in a glob pattern."""
     return "".join(f"\\{letter}" if letter in "*?[]^\\" else letter for letter in root)
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Prints the report; returns the exit code."""
+    """Prints the report; returns the exit status."""
     if arguments:
         sys.stdout.write(f"{__doc__}\n")
         return 0 if arguments[0] in ("-h", "--help") else 2

@@ -1,7 +1,7 @@
-"""News of event logs for any number of watchers over one connection.
+"""Notifications of new events in logs, for any number of watchers over one connection.
 
-Each append publishes on its log's channel. News only says "look again": it is lost without harm when the connection
-breaks, since every watcher then looks by itself, and it carries no events, so slow readers hold no memory here.
+Each append publishes on its log's channel. A notification carries no events; it only asks the watcher to read again. So
+slow readers need no memory here, and lost notifications do no harm: watchers also read at intervals.
 """
 
 import asyncio
@@ -17,16 +17,16 @@ from sagittal.queue.connection import close_async
 
 log = structlog.get_logger(__name__)
 
-#: Longest time without news after which a watcher looks by itself, in seconds.
+#: Longest time without a notification after which a watcher reads anyway, in seconds.
 LOOK_SECONDS = 5.0
-#: Pause before connecting again, in seconds; doubles up to the second.
+#: First and longest pause before a reconnect, in seconds; it doubles each time.
 FIRST_PAUSE, LAST_PAUSE = 0.1, 2.0
-#: Channel that keeps the subscription alive while nothing is watched.
+#: Channel that keeps the subscription open while nothing is watched.
 IDLE_CHANNEL = "idle"
 
 
-class LogNews:
-    """Wakes those who watch a log when something was appended to it."""
+class LogNotifications:
+    """Notifies those who watch a log when something was appended to it."""
 
     def __init__(self, client: "Redis", root: str, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
@@ -38,17 +38,17 @@ class LogNews:
 
     @contextlib.contextmanager
     def watch(self, job_id: str) -> Iterator[asyncio.Event]:
-        """Gives an event that is set whenever the job's log may have grown."""
+        """Yields an event that is set whenever the job's log may have grown."""
         channel = f"{self._root}log:{job_id}".encode()
-        news = asyncio.Event()
-        self._watchers.setdefault(channel, set()).add(news)
+        grown = asyncio.Event()
+        self._watchers.setdefault(channel, set()).add(grown)
         self._changed.set()
         self._start()
         try:
-            yield news
+            yield grown
         finally:
             watchers = self._watchers[channel]
-            watchers.discard(news)
+            watchers.discard(grown)
             if not watchers:
                 del self._watchers[channel]
                 self._changed.set()
@@ -61,10 +61,10 @@ class LogNews:
 
     def _start(self) -> None:
         if self._listening is None:
-            self._listening = self._supervisor.start_task("log-news", self._run)
+            self._listening = self._supervisor.start_task("log-notifications", self._run)
 
     async def _run(self) -> None:
-        """Listens until cancelled; a broken connection is made anew, and everyone looks for what was missed."""
+        """Listens until cancelled. After each lost connection it reconnects and wakes all watchers."""
         pause = FIRST_PAUSE
         while True:
             try:
@@ -73,14 +73,14 @@ class LogNews:
                     pause = FIRST_PAUSE
                     await self._relay(pubsub)
             except (RedisError, OSError) as error:
-                log.warning("log-news-lost", error=str(error), retry_seconds=pause)
+                log.warning("log-notifications-lost", error=str(error), retry_seconds=pause)
             self._wake_all()
             await asyncio.sleep(pause)
             pause = min(pause * 2, LAST_PAUSE)
 
     async def _relay(self, pubsub: PubSub) -> None:
-        """Reads news and keeps the subscriptions current, side by side on the connection, until it breaks."""
-        reader = asyncio.get_running_loop().create_task(self._read(pubsub), name="sagittal-log-news-reader")
+        """Reads notifications and updates the subscriptions concurrently, until the connection breaks."""
+        reader = asyncio.get_running_loop().create_task(self._read(pubsub), name="sagittal-log-notifications-reader")
         reader.add_done_callback(lambda _: self._changed.set())
         current: set[bytes] = set()
         try:
@@ -104,18 +104,18 @@ class LogNews:
             message = await pubsub.get_message(timeout=LOOK_SECONDS)
             if message is None:
                 if silent:
-                    raise ConnectionError("no answer to a ping")
+                    raise ConnectionError("Redis did not answer a ping")
                 silent = True
                 await pubsub.ping()
                 continue
             silent = False
             if message["type"] in ("message", "subscribe"):
-                # A subscription is news as well: something may have been appended before it held.
+                # A new subscription counts too: something may have been appended before it took effect.
                 self._wake(message["channel"])
 
     def _wake(self, channel: bytes) -> None:
-        for news in self._watchers.get(channel, ()):
-            news.set()
+        for grown in self._watchers.get(channel, ()):
+            grown.set()
 
     def _wake_all(self) -> None:
         for channel in self._watchers:

@@ -1,8 +1,8 @@
-"""The model registry: what can be explained, and which workers can do it.
+"""The model registry: which models can be explained, and which workers serve them.
 
-A version of a model has two halves. Its declaration says what it is made of: it comes from a worker's model file or
-over the API, and every change gives it a new revision. What was found about it comes from the workers that loaded that
-revision. `core.declarations.DECLARED` names the fields of the first half.
+A model version has two halves. The declaration is what was registered, from a worker's model file or over the API; each
+change gives it a new revision. The findings come from workers that loaded that revision. `core.models.DECLARED` lists
+the fields of the declaration.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ Wish = Literal["", "load", "unload"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Registration:
-    """A version of a model, as a worker sees it."""
+    """A model version as a worker sees it."""
 
     model: model_pb2.Model
-    """Both halves, with the state of each live worker."""
+    """Declaration and findings, with the state of each live worker."""
     declaration: model_pb2.Model | None = None
-    """The declared half alone; None where a worker published what nobody registered."""
+    """The declaration alone; None if a worker published a model that nobody registered."""
     wish: Wish = ""
-    """What LoadModel or UnloadModel asked for last."""
+    """The latest request by LoadModel or UnloadModel."""
     turn: int = 0
-    """Tells that wish from the ones before it."""
+    """Number that distinguishes this request from earlier ones."""
 
 
 class ModelRegistry(Protocol):
-    """The service's side (asyncio). Models survive the workers that published them."""
+    """The service's side (asyncio). Models remain when the workers that published them are gone."""
 
     async def models(self) -> Sequence[model_pb2.Model]:
         """Returns every registered model, by name and version, with the state of each live worker."""
@@ -40,29 +40,29 @@ class ModelRegistry(Protocol):
         ...
 
     async def epoch(self) -> str:
-        """Returns what tells this registry from one that was lost: another value once its data are gone."""
+        """Returns an identifier of this registry's data; it changes if the data are lost."""
         ...
 
     async def declare(self, declaration: model_pb2.Model, *, latest: bool = False) -> bool:
-        """Registers a version from a model file; False if the API has registered another content, which holds."""
+        """Registers a version from a model file; returns False if the API registered other content, which stays."""
         ...
 
     async def register(self, declaration: model_pb2.Model, *, latest: bool = False) -> None:
-        """Registers a version of a model; the first version of a name becomes its latest.
+        """Registers a model version; the first version of a name becomes its latest.
 
-        Raises ModelExists where the version is registered with another content.
+        Raises ModelExists if the version is registered with different content.
         """
         ...
 
     async def update(self, declaration: model_pb2.Model, *, revision: int | None = None, latest: bool = False) -> None:
-        """Replaces a declaration; one that changes takes away what was found of the one before.
+        """Replaces a declaration; if it changes, the findings about the previous one are deleted.
 
-        Raises UnknownModel, and FailedPrecondition where the registered revision is not the one that is given.
+        Raises UnknownModel, or FailedPrecondition if `revision` is not the registered one.
         """
         ...
 
     async def unregister(self, name: str, version: str) -> None:
-        """Removes a version. Raises UnknownModel, and FailedPrecondition for the latest of several."""
+        """Removes a version. Raises UnknownModel, or FailedPrecondition for the latest of several."""
         ...
 
     async def wish(self, name: str, version: str, wish: Wish) -> None:
@@ -74,11 +74,11 @@ class WorkerRegistry(Protocol):
     """A worker's side (blocking)."""
 
     def declare(self, declaration: model_pb2.Model, *, latest: bool = False) -> bool:
-        """Registers a version from a model file; False where the API has registered another content, which holds."""
+        """Registers a version from a model file; returns False if the API registered other content, which stays."""
         ...
 
     def changes(self) -> int:
-        """Returns a number that grows whenever a declaration or a wish changes."""
+        """Returns a number that increases with each change of a declaration or a wish."""
         ...
 
     def registrations(self) -> Sequence[Registration]:
@@ -86,13 +86,13 @@ class WorkerRegistry(Protocol):
         ...
 
     def publish(self, model: model_pb2.Model) -> bool:
-        """Says what this worker found of a model's `revision`; False where that is no longer the registered one."""
+        """Publishes this worker's findings about a model's `revision`; False if it is not the registered one."""
         ...
 
     def announce(self, worker: str, models: Sequence[tuple[str, str, model_pb2.WorkerModel]], *, ttl: float) -> None:
-        """Says how this worker stands to (name, version) models; forgotten after `ttl` seconds without a repetition."""
+        """Announces the state of (name, version) models on this worker for `ttl` seconds; repeat it to keep it."""
         ...
 
     def withdraw(self, worker: str) -> None:
-        """Forgets this worker at once."""
+        """Removes this worker immediately."""
         ...

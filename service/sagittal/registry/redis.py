@@ -1,4 +1,4 @@
-"""The model registry on Redis: models for good, workers for as long as they repeat themselves."""
+"""The model registry on Redis: models are kept until removed, workers for as long as they announce themselves."""
 
 import secrets
 import time
@@ -23,7 +23,7 @@ ORIGINS: Mapping[str, "model_pb2.ModelOrigin.ValueType"] = {
 
 
 def announced_state(worker: str, state: model_pb2.WorkerModel) -> model_pb2.WorkerModel:
-    """Returns the state under the worker's name, whether or not it was written into it."""
+    """Returns a copy of the state with the worker's name in it."""
     named = model_pb2.WorkerModel()
     named.CopyFrom(state)
     named.worker = worker
@@ -31,7 +31,7 @@ def announced_state(worker: str, state: model_pb2.WorkerModel) -> model_pb2.Work
 
 
 def stored_model(model: model_pb2.Model) -> model_pb2.Model:
-    """Returns the model without what the registry itself knows."""
+    """Returns a copy of the model without the fields that the registry manages."""
     stored = model_pb2.Model()
     stored.CopyFrom(model)
     for field in ("workers", "latest", "create_time", "revision", "origin"):
@@ -40,9 +40,9 @@ def stored_model(model: model_pb2.Model) -> model_pb2.Model:
 
 
 def merged(declared: model_pb2.Model | None, found: model_pb2.Model | None) -> model_pb2.Model:
-    """Returns both halves of a model as one; what nobody declared is as its worker published it.
+    """Returns declaration and findings as one model; a model without a declaration is as its worker published it.
 
-    Preprocessing and labels are found out too: a preset stands for one, a file holds the others.
+    Preprocessing and labels are findings as well, because a preset or a file may stand for them in the declaration.
     """
     model = model_pb2.Model()
     model.CopyFrom(declared or found or model)
@@ -66,29 +66,29 @@ def merged(declared: model_pb2.Model | None, found: model_pb2.Model | None) -> m
 
 
 def registration(model: model_pb2.Model, declared: model_pb2.Model | None, wish: str) -> Registration:
-    """Returns a registration with a wish as it is kept, `load:12`."""
+    """Returns a registration; `wish` is in its stored form, such as `load:12`."""
     asked, _, turn = wish.partition(":")
     return Registration(model=model, declaration=declared, wish=cast("Wish", asked), turn=int(turn or 0))
 
 
 def unknown_model(name: str, version: str, existing: Sequence[str]) -> UnknownModel:
-    """Returns the error for a model that is not there; `existing` are those that are, as NAME@VERSION."""
+    """Returns the error for a model that does not exist; `existing` lists those that do, as NAME@VERSION."""
     asked = f"{shown(name)}, version {shown(version)}" if version else shown(name)
-    known = ", ".join(sorted(existing)) or "none: has a worker been started?"
-    return UnknownModel(f"no model {asked}; registered are: {known}", field="spec.model")
+    known = ", ".join(sorted(existing)) or "none; start a worker, or register one with RegisterModel"
+    return UnknownModel(f"no model {asked}; registered models: {known}", field="spec.model")
 
 
 def refusal(verdict: str, name: str, version: str) -> SagittalError:
-    """Returns the error for a change that the registry did not make."""
+    """Returns the error for a change that the registry refused."""
     what = f"{shown(name)}, version {shown(version)},"
     if verdict == "exists":
-        text = f"{what} is registered with another content; change it with UpdateModel, or register another version"
+        text = f"{what} is registered with different content; change it with UpdateModel, or register another version"
         return ModelExists(text, field="model.version")
     if verdict == "changed":
-        text = f"{what} was changed by someone else meanwhile; read it with GetModel and try again"
+        text = f"{what} was changed by another caller; read it with GetModel and try again"
         return FailedPrecondition(text, field="model")
     if verdict == "latest":
-        text = f"{what} is the latest; make another version the latest with UpdateModel first"
+        text = f"{what} is the latest version; make another one the latest with UpdateModel first"
         return FailedPrecondition(text, field="version")
     return unknown_model(name, version, ())
 
@@ -112,7 +112,7 @@ class RedisModelRegistry:
         raise unknown_model(name, version, [entry[0].decode(errors="replace") for entry in known])
 
     async def epoch(self) -> str:
-        """Returns a random value that lives as long as the registry's data."""
+        """Returns a random value that is stored with the registry's data."""
         key = f"{self._root}epoch"
 
         async def settle() -> str:
@@ -122,12 +122,12 @@ class RedisModelRegistry:
         return await self._redis.run(settle, name="epoch")
 
     async def declare(self, declaration: model_pb2.Model, *, latest: bool = False) -> bool:
-        """Registers a version from a model file; False if the API has registered another content."""
+        """Registers a version from a model file; returns False if the API registered other content."""
         arguments = _declaration(declaration, "file", latest=latest, revision="")
         return bool((await self._redis.script(load_script("registry_declare"), *arguments))[0] == b"done")
 
     async def register(self, declaration: model_pb2.Model, *, latest: bool = False) -> None:
-        """Registers a version of a model. Raises ModelExists."""
+        """Registers a model version. Raises ModelExists."""
         await self._declare(declaration, "register", latest=latest, revision="")
 
     async def update(self, declaration: model_pb2.Model, *, revision: int | None = None, latest: bool = False) -> None:
@@ -138,21 +138,21 @@ class RedisModelRegistry:
         """Removes a version. Raises UnknownModel, FailedPrecondition."""
         verdict = (await self._redis.script(load_script("registry_remove"), name, version)).decode()
         if verdict == "unknown":
-            await self.model(name, version)  # says which there are
+            await self.model(name, version)  # raises UnknownModel with the existing ones
         if verdict != "done":
             raise refusal(verdict, name, version)
 
     async def wish(self, name: str, version: str, wish: Wish) -> None:
         """Asks workers to load or unload a model. Raises UnknownModel."""
         if not await self._redis.script(load_script("registry_wish"), name, version, wish):
-            await self.model(name, version)  # says which there are
+            await self.model(name, version)  # raises UnknownModel with the existing ones
 
     async def close(self) -> None:
         """Closes all connections."""
         await close_async(self._redis.client)
 
     async def _read(self, *arguments: str) -> Sequence[Registration]:
-        """Returns registrations; those that are damaged are set aside, and what is left of them is read again."""
+        """Returns registrations; damaged ones are moved aside and the rest is read again."""
         found, damaged = _parse_all(await self._redis.script(load_script("registry_read"), *arguments))
         for each in damaged:
             await self._redis.script(load_script("registry_quarantine"), *each)
@@ -164,7 +164,7 @@ class RedisModelRegistry:
         arguments = _declaration(declaration, how, latest=latest, revision=revision)
         verdict = (await self._redis.script(load_script("registry_declare"), *arguments))[0].decode()
         if verdict == "unknown":
-            await self.model(declaration.name, declaration.version)  # says which there are
+            await self.model(declaration.name, declaration.version)  # raises UnknownModel with the existing ones
         if verdict != "done":
             raise refusal(verdict, declaration.name, declaration.version)
 
@@ -177,12 +177,12 @@ class RedisWorkerRegistry:
         self._redis = SyncRunner(connect_sync(settings), settings, self._root, observer)
 
     def declare(self, declaration: model_pb2.Model, *, latest: bool = False) -> bool:
-        """Registers a version from a model file; False where the API has registered another content."""
+        """Registers a version from a model file; returns False if the API registered other content."""
         arguments = _declaration(declaration, "file", latest=latest, revision="")
         return bool(self._redis.script(load_script("registry_declare"), *arguments)[0] == b"done")
 
     def changes(self) -> int:
-        """Returns a number that grows whenever a declaration or a wish changes."""
+        """Returns a number that increases with each change of a declaration or a wish."""
         return int(self._redis.script(load_script("registry_changes")))
 
     def registrations(self) -> Sequence[Registration]:
@@ -193,7 +193,7 @@ class RedisWorkerRegistry:
         return sorted(found, key=_name_and_version)
 
     def publish(self, model: model_pb2.Model) -> bool:
-        """Says what this worker found of a model's revision; False where that is no longer the registered one."""
+        """Publishes this worker's findings about a model's revision; returns False if it is not the registered one."""
         arguments = (
             model.name,
             model.version,
@@ -204,7 +204,7 @@ class RedisWorkerRegistry:
         return bool(self._redis.script(load_script("registry_publish"), *arguments))
 
     def announce(self, worker: str, models: Sequence[tuple[str, str, model_pb2.WorkerModel]], *, ttl: float) -> None:
-        """Says how this worker stands to models, for `ttl` seconds."""
+        """Announces the state of models on this worker for `ttl` seconds."""
         states = [
             value
             for name, version, state in models
@@ -217,7 +217,7 @@ class RedisWorkerRegistry:
         self._redis.script(load_script("registry_announce"), worker, ttl, *states)
 
     def withdraw(self, worker: str) -> None:
-        """Forgets this worker."""
+        """Removes this worker."""
         self._redis.script(load_script("registry_withdraw"), worker)
 
     def close(self) -> None:
@@ -237,12 +237,12 @@ def _name_and_version(each: Registration) -> tuple[str, str]:
     return each.model.name, each.model.version
 
 
-#: A damaged record of a model: its hash, its field, and what is wrong, as the script `registry_quarantine` takes them.
+#: A damaged record of a model: hash, field and fault, as the script `registry_quarantine` takes them.
 Damage = tuple[str, bytes, str]
 
 
 def _parse_all(entries: Sequence[Sequence[bytes] | bytes]) -> tuple[list[Registration], list[Damage]]:
-    """Returns the registrations that can be read, and what is damaged; names of models are neither."""
+    """Returns the readable registrations and the damaged records; skips entries that are only names."""
     found: list[Registration] = []
     damaged: list[Damage] = []
     for entry in entries:
@@ -257,7 +257,7 @@ def _parse_all(entries: Sequence[Sequence[bytes] | bytes]) -> tuple[list[Registr
 
 
 def _damage(entry: Sequence[bytes]) -> Damage | None:
-    """Returns what of a model cannot be parsed; None where all can."""
+    """Returns the damaged record of a model; None if all can be parsed."""
     key, found, _, _, declared, _, _, _, *workers = entry
     parts = [("declared", declared), ("models", found), *(("worker", each) for each in workers)]
     for name, serialized in parts:
@@ -265,7 +265,7 @@ def _damage(entry: Sequence[bytes]) -> Damage | None:
         try:
             kind.FromString(serialized)
         except DecodeError:
-            return name, key, f"is no serialized {kind.DESCRIPTOR.name}"
+            return name, key, f"is not a serialized {kind.DESCRIPTOR.name}"
     return None
 
 

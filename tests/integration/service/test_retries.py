@@ -1,4 +1,4 @@
-"""RetryExplanation: a buried job runs again as a new one."""
+"""RetryExplanation: a dead-lettered job is retried as a new one."""
 
 import asyncio
 import hashlib
@@ -109,7 +109,7 @@ async def test_a_buried_job_whose_images_are_gone_cannot_run_again() -> None:
         await images_are_gone(stack, old)
         error = await refusal(retry(stack, old))
         assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
-        assert "no longer kept" in (error.details() or "")
+        assert "are deleted" in (error.details() or "")
 
 
 async def test_only_administrators_of_the_tenant_retry() -> None:

@@ -1,13 +1,13 @@
--- Checks the arguments of a script, all of them before the script reads or writes anything. A wrong one is the error
--- `ARGUMENT name is value; what is expected`, after which the keys are as they were.
+-- Checks all arguments of a script before the script reads or writes anything. A wrong one raises the error
+-- `ARGUMENT name is value; give EXPECTED`, and leaves the keys unchanged.
 
 local root = KEYS[1]
 
--- Integers up to here are exact, as Lua's numbers and as Redis's counters.
+-- Largest integer that is exact both as a Lua number and as a counter of Redis.
 local MOST = 9007199254740992
--- Model evaluations of one job: 9 million such jobs still fit a counter of Redis.
+-- Limit for the model evaluations of one job: 9,000 such jobs still fit into a counter.
 local MOST_EVALUATIONS = 1e12
--- Durations and times, in seconds.
+-- Limit for durations and times, in seconds.
 local MOST_SECONDS = 1e12
 
 local function refuse(name, value, wanted)
@@ -16,14 +16,15 @@ local function refuse(name, value, wanted)
   error({err = string.format('ARGUMENT %s is "%s"; give %s', name, shown, wanted)})
 end
 
--- Returns the number that a decimal stands for; nothing for 'inf', 'nan', '0x10', ' 1' and the like.
+-- Returns the number for a decimal text; nil for 'inf', 'nan', '0x10', ' 1' and the like.
 local function decimal(text)
   if not string.find(text, '^%-?[%d.]+$') and not string.find(text, '^%-?[%d.]+[eE][+-]?%d+$') then return nil end
   local number = tonumber(text)
   if number and number == number and math.abs(number) < math.huge then return number + 0 end -- never -0
 end
 
--- A kind of argument is a function from a text to its value, nil where it is wrong, and what is expected.
+-- A kind of argument is a function that returns the parsed value, or nil for a wrong text, and a description of valid
+-- ones.
 local function number(low, high)
   return function(text)
     local found = decimal(text)
@@ -46,7 +47,7 @@ end
 
 local function any(text) return text end
 local function some(text) return text ~= '' and text or nil end
--- Identifiers stand between commas in lists and after colons in keys.
+-- Identifiers appear in comma-separated lists and in keys.
 local function identifier(text) return string.find(text, '^[%w_.-]+$') and #text <= 128 and text or nil end
 -- Fencing tokens are compared as texts.
 local function token(text) return string.find(text, '^%d+$') and #text <= 16 and text or nil end
@@ -64,8 +65,8 @@ local function check(name, value, read, wanted)
   return found
 end
 
--- Returns the arguments by name. Each of `declared` is {name, what reads it, what it expects}; `rest` declares what
--- follows them, repeated: the answer's `rest` is the list of it, in a row.
+-- Returns the arguments by name. Each element of `declared` is {name, parser, description}. `rest` declares a group
+-- that repeats after them; the result's `rest` is the flat list of its values.
 local function arguments(declared, rest)
   local found, last = {}, #ARGV
   local repeats = rest and last - #declared
@@ -83,9 +84,9 @@ local function arguments(declared, rest)
   return found
 end
 
--- What several scripts take.
+-- Declarations that several scripts share.
 local ID = {'job_id', identifier, 'letters, digits, "_", "." and "-", at most 128'}
-local ANY_ID = {'job_id', any} -- one that a caller made up names no job
+local ANY_ID = {'job_id', any} -- from a caller; an invalid one is an unknown job
 local TOKEN = {'token', token, 'at most 16 digits'}
 local SECONDS = {number(0, MOST_SECONDS)}
 local COUNT = {integer(1, MOST)}

@@ -1,5 +1,6 @@
--- Stores a large part of a job that is still to be submitted. Nothing makes room for it: uploads have room of their own, and an
--- upload that nobody completes takes nothing from others. Returns {'stored'} or {'full', what, bound}.
+-- Stores a large part of a job before the job is submitted. Uploads have a limit of their own, and nothing is deleted
+-- to make room for them, so an unfinished upload takes nothing from other jobs. Returns {'stored'} or {'full', limit
+-- name, limit}.
 local given = arguments({ID, named('name', NAME), {'part', any}, named('tenant', NAME), named('max_uploads', SIZE),
   named('max_tenant_uploads', SIZE)})
 local id, name, part, tenant = given.job_id, given.name, given.part, given.tenant

@@ -1,5 +1,5 @@
--- Counts and indexes everything anew from the jobs and their runs, which are the truth: after damage, and when a service starts.
--- It looks at every job once.
+-- Recounts and reindexes everything from the jobs and executions, which are authoritative: after damage, and if a
+-- service starts. Reads every job once.
 
 local function read_all(index)
   local ids = {}
@@ -14,12 +14,12 @@ local function rewrite(hash, sums)
   for field, number in pairs(before) do same = same and stored(number) == sums[field] end
   for field in pairs(sums) do same = same and before[field] end
   if same then return end
-  note(hash, 'did not count what there is')
+  note(hash, 'had a wrong count')
   call('DEL', root .. hash)
   for field, number in pairs(sums) do call('HSET', root .. hash, field, string.format('%.0f', number)) end
 end
 
--- Whether what is counted is what is indexed, as far as that can be told at little cost.
+-- Returns whether counts and indexes agree, as far as that can be checked cheaply.
 local function counts_agree()
   if not stored(call('GET', root .. 'bytes') or '0') then return false end
   local counted, indexed, held = 0, 0, 0
@@ -35,14 +35,14 @@ local function counts_agree()
   return counted == indexed and held == call('ZCARD', root .. 'leases')
 end
 
--- Counts who reads the log of a run, and its bytes; returns these. A log that nobody reads goes.
+-- Recounts the readers of a log and its bytes; returns the bytes. Deletes a log without readers.
 local function audit_log(id, jobs)
   if not jobs then call('UNLINK', readers_key(id), log_key(id)) return 0 end
   local known = pick(readers_key(id), {'jobs', 'bytes', 'lasting'})
   local bytes = stored(known.bytes)
   if known.bytes == '' and call('EXISTS', log_key(id)) == 0 then bytes = 0 end
   if stored(known.jobs) ~= jobs or not bytes then
-    note('readers:' .. id, 'did not count what there is')
+    note('readers:' .. id, 'had a wrong count')
     bytes = #known.lasting
     for first = 0, call('LLEN', log_key(id)) - 1, 16 do
       bytes = bytes + size_of(call('LRANGE', log_key(id), first, first + 15))
@@ -86,7 +86,7 @@ local function audit()
     if seen_runs[id] ~= nil then return seen_runs[id] end
     local run = read_run(id)
     if live(run) and not fits_its_job(run) then
-      quarantine_run(id, run, 'is not of the model of its job')
+      quarantine_run(id, run, 'has another model than its job')
       run = read_run(id)
     end
     seen_runs[id] = run
@@ -96,7 +96,7 @@ local function audit()
     if run.state == 'queued' then
       visit_queued(id, run)
     elseif run.state == 'running' then
-      call('ZADD', root .. 'leases', 'NX', exact(now), id) -- its worker's next heartbeat keeps it
+      call('ZADD', root .. 'leases', 'NX', exact(now), id) -- the worker's next heartbeat renews it
       call('SADD', root .. 'lanes', place(run))
       add(held, place(run), 1)
     else
@@ -151,12 +151,12 @@ local function audit()
   for id in pairs(seen_runs) do if not readers[id] then audit_log(id) end end
   for id, jobs in pairs(readers) do store(owner[id], audit_log(id, jobs)) end
 
-  call('DEL', root .. 'load') -- of releases before `waiting`
+  call('DEL', root .. 'load') -- written by releases before `waiting`
   rewrite('stored', by_owner)
   rewrite('waiting', waiting)
   rewrite('tenants', tenants)
   rewrite('held', held)
-  if stored(before.bytes) ~= bytes then note('bytes', 'said ' .. before.bytes .. ' and is ' .. string.format('%.0f', bytes)) end
+  if stored(before.bytes) ~= bytes then note('bytes', 'was ' .. before.bytes .. ' instead of ' .. string.format('%.0f', bytes)) end
   call('SET', root .. 'bytes', string.format('%.0f', bytes))
   call('DEL', root .. 'audit')
 end

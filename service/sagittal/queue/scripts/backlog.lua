@@ -1,4 +1,4 @@
--- Returns flat: LANE:MODEL, queued, running, age of the oldest queued run in seconds.
+-- Returns a flat list: LANE:MODEL, queued, running, age of the oldest queued execution in seconds.
 arguments({})
 local answer = {}
 local function describe(where)
@@ -14,7 +14,7 @@ for _, where in ipairs(call('SMEMBERS', root .. 'lanes')) do
     describe(where)
   else
     call('SREM', root .. 'lanes', where)
-    note('lanes', where .. ' is no lane and model')
+    note('lanes', where .. ' is not a lane and model')
   end
 end
 return answer

@@ -1,12 +1,12 @@
--- Cancels a job with a reason: one that shares a run leaves it, a queued one ends, a running one is marked.
--- Returns the view, or false where there is no such job.
+-- Cancels a job with a reason. If others share its execution, only this job ends; a queued one ends now; a running one
+-- is marked for its worker. Returns the view, or false if the job does not exist.
 local given = arguments({ANY_ID, {'reason', any}, {'event', any}})
 local id, reason, event = given.job_id, given.reason, given.event
 local job = read_job(id)
 if not job then return false end
 if job.state ~= '' then return view(id) end
 local run = read_run(job.run)
-if not live(run) then return view(id) end -- it will fail: its run is damaged or gone
+if not live(run) then return view(id) end -- the next sweep fails it, because its execution is damaged or missing
 if #split(run.subs) > 1 then
   leave(id, job.run, run, 'cancelled', 'T' .. event)
 elseif run.state == 'queued' then

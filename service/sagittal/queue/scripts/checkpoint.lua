@@ -1,4 +1,4 @@
--- Stores the state from which another attempt goes on. Returns 'ok' or 'lost'.
+-- Stores the state from which a later attempt continues. Returns 'ok' or 'lost'.
 local given = arguments({ID, TOKEN, {'checkpoint', any}})
 local id, state = given.job_id, given.checkpoint
 local run = read_run(id)

@@ -1,27 +1,41 @@
--- Shared by all scripts of the queue. Each script is sent as: shebang, arguments.lua, quarantine.lua, this file, its own
--- body.
+-- Shared by all scripts of the queue. Each script is sent as: shebang, arguments.lua, quarantine.lua, this file, its
+-- own body.
 --
--- A job is what a caller sees (state, event log); a run is the work for it, shared by jobs with equal content. Keys:
---   job:ID hash, with its `accepted` event, and a `closing` one where it left its run early
---   run:ID hash (ID of the job that began it), with request and images     log:ID list of the events of a run, once for all
---   jobs that share it     readers:ID hash of how many `jobs` read that log, its `bytes`, and the positions of what is `lasting`
---   parts:ID hash of large parts of a job by name, with their `:bytes` and `:tenant`   attaching zset of those without a job
---   bytes string, all that is stored   stored hash of its parts: `uploads`, and for each tenant `tenant:NAME` (requests, images
---   and events) and `uploads:NAME`
---   ready:LANE:MODEL@VERSION zset of runs by fair-share tag   share:LANE:MODEL@VERSION hash of tags by tenant
---   alone:LANE:MODEL@VERSION zset, by time, of runs that wait for a worker to themselves, since one died while it ran them
---   holds:ID string, the busy worker that takes nothing more until it can take this run
---   age:LANE:MODEL zset of queued runs by time   held hash of running runs by LANE:MODEL   lanes set of LANE:MODEL
---   leases zset of runs by expiry   deadlines zset of jobs   jobs and jobs:TENANT zsets by creation (lexicographic)
---   ended zset of jobs   spent zset of runs   pace hash of evaluations a second by lane
---   waiting hash of jobs:LANE:MODEL@VERSION and evaluations:LANE:MODEL@VERSION, of queued runs   tenants the same by tenant
---   served zset of MODEL@VERSION by the time until which a worker serves it; 0 where none did yet (see registry_announce)
---   cost:METHOD:MODEL@VERSION hash of what settings cost   bell:MODEL@VERSION list that wakes workers
---   damaged zset, by time, of jobs that are to fail since their run is damaged or gone
---   request:TENANT:KEY, flight:CONTENT, answer:CONTENT strings that name a job or a run   take:NONCE string
--- Times are seconds since the epoch on Redis's clock. Nothing below waits, and a script is atomic.
+-- A job is what a caller sees: state and event log. An execution is the work for it, which jobs with equal content
+-- share; keys, fields and variables call it `run`. Each lease of an execution is an attempt. Keys:
+--   job:ID             hash; includes its `accepted` event, and a `closing` event if it ended before its execution
+--   run:ID             hash of an execution, with request and images; ID is that of the job that started it
+--   log:ID             list of an execution's events, stored once for all jobs that share it
+--   readers:ID         hash: the number of `jobs` that read the log, its `bytes`, and the positions of `lasting` events
+--   parts:ID           hash of a job's large parts by name, with their `:bytes` and `:tenant`
+--   attaching          zset of ids with parts but without a job, by time
+--   bytes              string: all stored bytes
+--   stored             hash of stored bytes: `uploads`, and for each tenant `uploads:NAME` and `tenant:NAME` (requests,
+--                      images and events)
+--   ready:LANE:MODEL@VERSION   zset of queued executions by fair-share tag
+--   share:LANE:MODEL@VERSION   hash of fair-share tags by tenant
+--   alone:LANE:MODEL@VERSION   zset by time of executions that wait for an idle worker, because a worker died with them
+--   holds:ID           string: the busy worker that takes nothing else until it can lease this execution
+--   age:LANE:MODEL     zset of queued executions by time
+--   held               hash of the numbers of running executions by LANE:MODEL
+--   lanes              set of LANE:MODEL
+--   leases             zset of executions by expiry
+--   deadlines          zset of jobs by deadline
+--   jobs, jobs:TENANT  zsets by creation (lexicographic)
+--   ended, ended:TENANT   zsets of ended jobs by time
+--   spent, spent:TENANT   zsets of ended executions by time
+--   pace               hash of model evaluations per second by lane
+--   waiting            hash of jobs:LANE:MODEL@VERSION and evaluations:LANE:MODEL@VERSION of queued executions
+--   tenants            the same, by tenant
+--   served             zset of MODEL@VERSION by the time until which a worker serves it; 0 if none has
+--   cost:METHOD:MODEL@VERSION   hash of costs by setting
+--   bell:MODEL@VERSION list that wakes workers
+--   damaged            zset by time of jobs that must fail because their execution is damaged or missing
+--   request:TENANT:KEY, flight:CONTENT, answer:CONTENT   strings: the id of a job or an execution
+--   take:NONCE         string: the execution that a call of lease.lua took
+-- Times are seconds since the epoch on Redis's clock. Scripts are atomic and never wait.
 
--- Lua prints large numbers with 14 digits: times and tags need 17.
+-- Formats a number exactly: Lua prints 14 digits, but times and tags need 17.
 local function exact(number) return string.format('%.17g', number) end
 
 local function job_key(id) return root .. 'job:' .. id end
@@ -42,7 +56,7 @@ local function pick(key, names)
   return map
 end
 
--- Everything of a run but its payloads.
+-- All fields of an execution except its payloads.
 local RUN = {'kind', 'model', 'version', 'method', 'lane', 'tenant', 'request_id', 'created', 'deadline', 'estimate', 'load',
   'tag', 'token', 'attempt', 'worker', 'state', 'cancel', 'cancelled', 'subs', 'content', 'store', 'batch', 'bytes', 'suspect', 'alone'}
 
@@ -55,7 +69,7 @@ end
 local STATES = {queued = true, running = true, completed = true, failed = true, cancelled = true}
 local function live(run) return run.state == 'queued' or run.state == 'running' end
 
--- Returns the first of these fields that is empty, or that is no number.
+-- Returns the first of these fields that is empty, or that is not a number.
 local function first_empty(record, names)
   for _, name in ipairs(names) do if record[name] == '' then return name end end
 end
@@ -67,18 +81,18 @@ local RUN_TEXTS = {'kind', 'model', 'version', 'tenant', 'subs'}
 local RUN_NUMBERS = {'created', 'estimate', 'tag', 'attempt', 'batch', 'bytes'}
 local RUN_OPTIONAL = {'deadline', 'cancelled', 'load'}
 
--- Returns what is wrong with the fields of a run, nothing if they are as the queue wrote them.
+-- Returns what is wrong with the fields of an execution; nil if they are valid.
 local function fault_of_run(run)
   local empty, wrong = first_empty(run, RUN_TEXTS), first_not_number(run, RUN_NUMBERS)
   if empty then return empty .. ' is missing' end
-  if wrong then return wrong .. ' is no number' end
+  if wrong then return wrong .. ' is not a number' end
   for _, name in ipairs(RUN_OPTIONAL) do
-    if run[name] ~= '' and not stored(run[name]) then return name .. ' is no number' end
+    if run[name] ~= '' and not stored(run[name]) then return name .. ' is not a number' end
   end
   if run.lane ~= 'interactive' and run.lane ~= 'batch' then return 'lane is unknown' end
   if not STATES[run.state] then return 'state is unknown' end
-  if not token(run.token) then return 'token is no number' end
-  for _, sub in ipairs(split(run.subs)) do if not identifier(sub) then return 'subs are no identifiers' end end
+  if not token(run.token) then return 'token is not a number' end
+  for _, sub in ipairs(split(run.subs)) do if not identifier(sub) then return 'subs are not identifiers' end end
 end
 
 local JOB = {'run', 'kind', 'model', 'version', 'method', 'lane', 'tenant', 'request_id', 'created', 'deadline', 'fingerprint',
@@ -90,16 +104,16 @@ local ENDED_NUMBERS = {'ended', 'attempt'}
 local function fault_of_job(job)
   local empty, wrong = first_empty(job, JOB_TEXTS), first_not_number(job, JOB_NUMBERS)
   if empty then return empty .. ' is missing' end
-  if wrong then return wrong .. ' is no number' end
+  if wrong then return wrong .. ' is not a number' end
   for _, name in ipairs({'deadline', 'upto'}) do
-    if job[name] ~= '' and not stored(job[name]) then return name .. ' is no number' end
+    if job[name] ~= '' and not stored(job[name]) then return name .. ' is not a number' end
   end
-  if not identifier(job.run) then return 'run is no identifier' end
+  if not identifier(job.run) then return 'run is not an identifier' end
   if job.lane ~= 'interactive' and job.lane ~= 'batch' then return 'lane is unknown' end
   if job.state == '' then return nil end
   if not STATES[job.state] or live(job) then return 'state is unknown' end
   local number = first_not_number(job, ENDED_NUMBERS)
-  return number and number .. ' is no number'
+  return number and number .. ' is not a number'
 end
 
 local function count(hash, field, number)
@@ -109,7 +123,7 @@ local function count(hash, field, number)
   if left < 0 then want_audit() end
 end
 
--- What is stored for a tenant: requests, images and events, or uploads, which have room of their own.
+-- Counts stored bytes of a tenant: requests, images and events, or uploads, which have their own limit.
 local function count_stored(field, tenant, number)
   if number == 0 then return end
   if call('INCRBY', root .. 'bytes', number) < 0 then want_audit() end
@@ -122,7 +136,7 @@ local function count_uploads(tenant, number)
 end
 local function stored_by(field) return stored(call('HGET', root .. 'stored', field)) or 0 end
 
--- Stops a job's reading of its run's log; the last one takes the log along. What is damaged is left to the audit.
+-- Ends a job's use of its execution's log; the last reader deletes the log. Damaged counts are left to the audit.
 local function stop_reading(id, tenant)
   if not stored(call('HGET', readers_key(id), 'jobs')) then return want_audit() end
   if call('HINCRBY', readers_key(id), 'jobs', -1) > 0 then return end
@@ -130,8 +144,8 @@ local function stop_reading(id, tenant)
   call('UNLINK', readers_key(id), log_key(id))
 end
 
--- Returns a job; nothing where there is none. A damaged one is set aside, with its index entries; its run goes on for
--- those that share it.
+-- Returns a job; nil if it does not exist. A damaged one is moved aside with its index entries; its execution continues
+-- for the jobs that share it.
 local function read_job(id)
   local job = pick(job_key(id), JOB)
   local fault = fault_of_job(job)
@@ -143,7 +157,7 @@ local function read_job(id)
   return nil
 end
 
--- Makes the next sweep fail a job that has not ended, since its run is damaged or gone.
+-- Marks a job that has not ended, so that the next sweep fails it: its execution is damaged or missing.
 local function must_fail(id)
   local job = read_job(id)
   if not job or job.state ~= '' then return end
@@ -151,7 +165,7 @@ local function must_fail(id)
   want_audit()
 end
 
--- What callers sent is no evidence of the damage: the quarantine does not keep it.
+-- Moves a damaged execution aside without the callers' data, which do not help to find the cause.
 local function quarantine_run(id, run, fault)
   for _, name in ipairs(call('HKEYS', run_key(id))) do
     if name == 'request' or name == 'checkpoint' or string.sub(name, 1, 6) == 'image:' then
@@ -168,7 +182,7 @@ local function quarantine_run(id, run, fault)
   end
 end
 
--- Returns a run, of which every field is '' where there is none. A damaged one is set aside, and its jobs will fail.
+-- Returns an execution; all fields are '' if it does not exist. A damaged one is moved aside, and its jobs will fail.
 local function read_run(id)
   local run = pick(run_key(id), RUN)
   local fault = fault_of_run(run)
@@ -177,7 +191,7 @@ local function read_run(id)
   return pick(run_key(id), RUN)
 end
 
--- Whether a run is of the same model as the first of its jobs that is left.
+-- Returns whether an execution has the same model as the first of its remaining jobs.
 local function fits_its_job(run)
   for _, sub in ipairs(split(run.subs)) do
     local job = read_job(sub)
@@ -186,7 +200,8 @@ local function fits_its_job(run)
   return false
 end
 
--- What may be dropped to make room, oldest first, of all tenants and of each: `spent` runs and `ended` jobs.
+-- Indexes of what may be deleted to make room, oldest first, overall and by tenant: `spent` executions and `ended`
+-- jobs.
 local function list_droppable(kind, tenant, id, time)
   call('ZADD', root .. kind, exact(time), id)
   call('ZADD', root .. kind .. ':' .. tenant, exact(time), id)
@@ -202,7 +217,7 @@ local function drop_parts(id)
   call('UNLINK', parts_key(id))
 end
 
--- Protobuf: the last value of a scalar field wins and nested messages merge, so fields are changed by appending.
+-- In Protobuf the last value of a scalar field wins and nested messages merge, so fields are changed by appending.
 local function varint(number)
   local bytes = ''
   while number >= 128 do
@@ -223,10 +238,10 @@ local function is_terminal(element) return string.find(element or '', '^[tT]') ~
 
 local function announce_growth(job_id) call('PUBLISH', log_key(job_id), '') end
 
--- Adds elements to the log of a run, and says so to those who watch its jobs. An element is one letter ('p' passing, 'e'
--- lasting, 't' terminal, 'T' terminal and made by the queue, so that it lacks every job's identity) and the event.
+-- Appends elements to the log of an execution and notifies those who watch its jobs. An element is one letter and the
+-- event: 'p' passing, 'e' lasting, 't' terminal, 'T' terminal and made by the queue, hence without any job's identity.
 local function push(id, run, elements)
-  for first = 1, #elements, 1000 do -- what Lua passes on at once is bounded
+  for first = 1, #elements, 1000 do -- Lua limits the arguments of one call
     call('RPUSH', log_key(id), unpack(elements, first, math.min(first + 999, #elements)))
   end
   local bytes = size_of(elements)
@@ -235,12 +250,13 @@ local function push(id, run, elements)
   for _, sub in ipairs(split(run.subs)) do announce_growth(sub) end
 end
 
--- Bytes of a run's log with these elements.
+-- Returns the bytes of an execution's log with these elements.
 local function log_bytes(id, elements)
   return (stored(call('HGET', readers_key(id), 'bytes')) or 0) + size_of(elements)
 end
 
--- What a job has read of its run's log ends with its answer or where it left the run; before, it is as long as the log.
+-- Returns a job's last sequence number. It reads its execution's log up to its answer or to where it left; until then,
+-- all.
 local function last_sequence(job)
   local length = call('LLEN', log_key(job.run))
   return 1 + math.min(stored(job.upto) or length, length) + (job.closing ~= '' and 1 or 0)
@@ -302,8 +318,8 @@ end
 
 local function holds(run, token) return run.state == 'running' and run.token == token end
 
--- Why a run, or a job of it with this deadline, must end now; nothing if it need not. One rule for whoever finds it: a
--- cancellation that was accepted ends it as cancelled, however late it is; past its deadline it fails.
+-- Returns why an execution, or a job of it with this deadline, must end now; nil if it need not. The same rule applies
+-- everywhere: an accepted cancellation ends it as cancelled, even if late; past its deadline it fails.
 local function due(run, deadline)
   if run.cancel ~= '' then return 'cancelled' end
   if deadline ~= '' and tonumber(deadline) <= now then return 'expired' end
@@ -321,7 +337,7 @@ local function end_job(id, run, state)
   list_droppable('ended', job.tenant, id, now)
 end
 
--- Ends a run and every job that shares it. The last of the elements is the terminal event.
+-- Ends an execution and every job that shares it. The last element is the terminal event.
 local function finish(id, run, state, elements)
   push(id, run, elements)
   for _, sub in ipairs(split(run.subs)) do end_job(sub, run, state) end
@@ -336,7 +352,7 @@ local function finish(id, run, state, elements)
   end
 end
 
--- Ends a job apart from its run, with an event of its own.
+-- Ends a job separately from its execution, with an event of its own.
 local function close(id, run_id, run, state, element)
   call('HSET', job_key(id), 'closing', element, 'upto', call('LLEN', log_key(run_id)))
   call('HINCRBY', job_key(id), 'bytes', #element)
@@ -345,7 +361,7 @@ local function close(id, run_id, run, state, element)
   announce_growth(id)
 end
 
--- Ends one of several jobs that share a run, which goes on for the others.
+-- Ends one of several jobs that share an execution; the execution continues for the others.
 local function leave(id, run_id, run, state, element)
   close(id, run_id, run, state, element)
   local others = {}
@@ -375,33 +391,33 @@ local function drop_job(id)
     local key = root .. 'request:' .. job.tenant .. ':' .. job.request_id
     if call('GET', key) == id then call('DEL', key) end
   end
-  local answer = root .. 'answer:' .. job.tenant .. ':' .. job.fingerprint -- where it has a content key, it is that
+  local answer = root .. 'answer:' .. job.tenant .. ':' .. job.fingerprint -- equals the content key, if the job has one
   if call('GET', answer) == id then call('DEL', answer) end
 end
 
--- Bytes that are stored, as counted.
+-- Returns the stored bytes as counted.
 local function stored_bytes()
   local number = stored(call('GET', root .. 'bytes') or '0')
   if number then return number end
-  set_aside(root .. 'bytes', 'is no number')
+  set_aside(root .. 'bytes', 'is not a number')
   return 0
 end
 
--- Drops the oldest until there is room: images first, since they are large and rarely asked for again.
+-- Deletes the oldest until there is room: executions first, because images are large and rarely requested again.
 local function drop_oldest(whose, fits)
   for _, kind in ipairs({'spent', 'ended'}) do
     while not fits() do
       local oldest = call('ZRANGE', root .. kind .. whose, 0, 0)[1]
       if not oldest then break end
       if kind == 'spent' then drop_run(oldest) else drop_job(oldest) end
-      call('ZREM', root .. kind .. whose, oldest) -- whatever it was
+      call('ZREM', root .. kind .. whose, oldest) -- even if it was missing
     end
   end
   return fits()
 end
 
--- Makes room for a tenant's requests, images and events. Past its own bound only its own ended jobs go. Returns nothing, or
--- what is full and its bound.
+-- Makes room for a tenant's requests, images and events. Past the tenant's limit only its own ended jobs are deleted.
+-- Returns nothing, or the name of the exceeded limit and its value.
 local ROOM = {named('max_bytes', SIZE), named('max_tenant_bytes', SIZE)}
 local function make_room(bytes, tenant, given)
   local all, own = given.max_bytes, given.max_tenant_bytes
@@ -411,7 +427,7 @@ local function make_room(bytes, tenant, given)
   if bytes > all or not fits_all() and not drop_oldest('', fits_all) then return 'bytes', all end
 end
 
--- Adds name and image of each image in a run's fields.
+-- Appends name and image of each image in an execution's fields.
 local function add_images(answer, run)
   for name, value in pairs(run) do
     if string.sub(name, 1, 6) == 'image:' then
@@ -421,10 +437,12 @@ local function add_images(answer, run)
   end
 end
 
--- Kinds of jobs (`core.jobs.JobKind`). A job of another is of a newer version: it is left alone.
+-- Kinds of jobs (`core.jobs.JobKind`). A job of another kind comes from a newer release and is not touched.
 local KINDS = {explanation = true, prediction = true, regions = true, fit = true}
 
--- What callers may know of a job, in the order that `redis_scripts.parse_job` reads.
+-- Returns the fields of a job that callers may see, in the order that `queue.scripts.parse_job` expects.
+
+-- Returns the fields of a job that callers may see, in the order that `queue.scripts.parse_job` expects.
 local function view(id)
   local job = read_job(id)
   if not job or not KINDS[job.kind] then return false end

@@ -1,5 +1,5 @@
--- Deletes an ended job with its events, and its images where no other job has them. Returns 'ok', 'unknown' or its
--- state. The nonce makes a repeated call of the same deletion succeed.
+-- Deletes an ended job with its events, and its images unless another job shares them. Returns 'ok', 'unknown' or the
+-- job's state. The nonce makes a repeated call of the same deletion succeed.
 local given = arguments({ANY_ID, named('nonce', NAME)})
 local id, nonce = given.job_id, given.nonce
 local mark = root .. 'deleted:' .. id

@@ -1,5 +1,6 @@
--- Ends a run, or one job of it, with an event that the queue made, where it still stands as it was seen.
--- Returns nothing where it did not, else the trace context that the run came with; empty of a job that shared another's.
+-- Ends an execution, or one of its jobs, with an event made by the queue, if its state is still as the caller saw it.
+-- Returns false if it is not; otherwise the execution's trace context, which is empty for a job that shared an
+-- execution.
 local given = arguments({{'scope', one_of('run', 'job')}, ID, TOKEN, {'state', one_of('failed', 'cancelled')},
   {'reason', any}, {'event', any}})
 local scope, id, state, element = given.scope, given.job_id, given.state, 'T' .. given.event

@@ -1,6 +1,9 @@
--- Takes the next run of some models. A run whose worker died is a suspect: it goes to a worker that runs nothing else, which
--- says so by '' for `busy`. Returns {'hold'} to a busy one that is to take nothing more, since a suspect waits for it, and {'none'}, {'end', reason, 'run', id, token, attempt, worker, detail} for a run
--- that must end first, or {'lease', token, view fields..., request, trace, checkpoint or '', name, image, ...}.
+-- Leases the next execution for some models. An execution whose worker died is a suspect: only an idle worker gets it,
+-- which passes '' for `busy`. Returns
+--   {'lease', token, view fields..., request, trace, checkpoint or '', name, image, ...},
+--   {'none'},
+--   {'hold'}: this busy worker gets nothing until it is idle, because a suspect waits for it, or
+--   {'end', reason, 'run', id, token, attempt, worker, detail}: this execution must end first.
 local given = arguments({named('worker', NAME), named('nonce', NAME), named('lease_seconds', SECONDS),
   named('batch_every', COUNT), {'busy', one_of('', '1')}}, {named('model', NAME)})
 local worker, seconds, busy, names = given.worker, given.lease_seconds, given.busy == '1', given.rest
@@ -34,7 +37,7 @@ end
 local turn = call('INCR', root .. 'turn')
 local lanes = turn % given.batch_every == 0 and {'batch', 'interactive'} or {'interactive', 'batch'}
 
--- Returns name, run and score of what comes first in one kind of queue.
+-- Returns name, execution and score of the first entry in one kind of queue.
 local function head(kind)
   for _, lane in ipairs(lanes) do
     for i = 0, #names - 1 do
@@ -45,32 +48,32 @@ local function head(kind)
   end
 end
 
--- Takes out of the queue what is there by damage: a run that is gone, or that does not wait here.
+-- Removes an entry that is in the queue because of damage: its execution is missing, or is not queued here.
 local function drop_ghost(name, id, run)
   for _, kind in ipairs({'ready:', 'alone:'}) do call('ZREM', root .. kind .. name, id) end
-  note('ready:' .. name, id .. (run.state == '' and ' is no run' or ' does not wait there'))
+  note('ready:' .. name, id .. (run.state == '' and ' is not a run' or ' is not queued there'))
   if run.state == 'queued' and not fits_its_job(run) then
-    quarantine_run(id, run, 'is not of the model of its job')
+    quarantine_run(id, run, 'has another model than its job')
   elseif run.state == '' then
     call('ZREM', root .. 'age:' .. string.match(name, '^(.*)@'), id)
     must_fail(id)
   end
 end
 
--- Returns a run that can be taken as it is; nothing for one that is damaged.
+-- Returns an execution that can be leased; nil for a damaged one.
 local function read_waiting(name, id)
   local run = read_run(id)
   if run.state ~= 'queued' or queue_name(run) ~= name then return drop_ghost(name, id, run) end
   local fault = not KINDS[run.kind] and 'kind is unknown'
     or call('HEXISTS', run_key(id), 'request') == 0 and 'request is missing'
-    or not fits_its_job(run) and 'is not of the model of its job'
+    or not fits_its_job(run) and 'has another model than its job'
   if not fault then return run end
   dequeue(id, run)
   forget_empty(run)
   quarantine_run(id, run, fault)
 end
 
--- Damaged runs that one call takes out of the way.
+-- Damaged entries that one call removes.
 local MOST_GHOSTS = 100
 
 for _ = 1, MOST_GHOSTS do
@@ -78,15 +81,15 @@ for _ = 1, MOST_GHOSTS do
   local alone_name, suspect, since = head('alone:')
   local overdue = suspect and now - tonumber(since) > seconds
   if suspect and busy and overdue then
-    -- One worker at a time makes room for it.
+    -- One worker at a time is kept free for it.
     local holder = root .. 'holds:' .. suspect
     if call('SET', holder, worker, 'NX', 'EX', 60) or call('GET', holder) == worker then return {'hold'} end
   end
-  -- Both kinds are served in turns where both wait, so that neither keeps the other out.
+  -- If both kinds wait, they are served in turn, so that neither starves.
   local alone = suspect and not busy and (not id or overdue and turn % 2 == 0)
   if alone then name, id = alone_name, suspect end
   if not id then
-    for _, each in ipairs(names) do call('LLEN', root .. 'bell:' .. each) end -- workers wait on them: sets aside what is none
+    for _, each in ipairs(names) do call('LLEN', root .. 'bell:' .. each) end -- workers block on these keys; moves damaged ones aside
     return {'none'}
   end
   local run = read_waiting(name, id)

@@ -1,10 +1,10 @@
--- Returns {where to go on or '', view...}: up to `limit` jobs, newest first, out of at most `scan` that are looked at.
+-- Returns {page token or '', view...}: up to `limit` jobs, newest first, out of at most `scan` that it reads.
 local function known(text)
   for _, state in ipairs(split(text)) do if not STATES[state] then return nil end end
   return text
 end
 local given = arguments({{'page_token', any}, named('limit', SIZE), named('scan', COUNT), {'tenant', any}, {'kind', any},
-  {'model', any}, {'states', known, 'known states between commas'}, {'reason', any}})
+  {'model', any}, {'states', known, 'known states separated by commas'}, {'reason', any}})
 local after, limit, scan = given.page_token, given.limit, given.scan
 local tenant, kind, model, states, reason = given.tenant, given.kind, given.model, given.states, given.reason
 local wanted = {}

@@ -1,14 +1,16 @@
--- Calls Redis for all scripts, and moves what is damaged aside, so that the rest goes on. Keys:
---   quarantine:KEY the record as it was, for a week   quarantine zset of the newest 100 of them by time
---   quarantined list of KIND, KEY and REASON, with zero bytes between, for a sweep to report   audit string, see audit.lua
--- A key of the wrong type counts as damaged wherever a command meets it, and then as missing.
+-- Calls Redis for all scripts, and moves damaged records aside so that the rest continues to work. Keys:
+--   quarantine:KEY   the damaged record, for a week
+--   quarantine       zset of the newest 100 of these by time
+--   quarantined      list of KIND, KEY and REASON, separated by zero bytes, for a sweep to report
+--   audit            string: the next sweep must audit (audit.lua)
+-- If a command finds a key of the wrong type, the key counts as damaged, and then as missing.
 
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 
 local KEPT_SECONDS, MOST_KEPT, MOST_UNREPORTED = 7 * 86400, 100, 1000
 
--- Calls a command on a key that the quarantine itself keeps; one of the wrong type is begun anew.
+-- Calls a command on a key of the quarantine itself; a key of the wrong type is deleted first.
 local function keep(command, key, ...)
   local reply = redis.pcall(command, root .. key, ...)
   if type(reply) ~= 'table' or not reply.err then return reply end
@@ -16,10 +18,10 @@ local function keep(command, key, ...)
   return redis.call(command, root .. key, ...)
 end
 
--- Makes the next sweep count and index everything anew.
+-- Makes the next sweep recount and reindex everything.
 local function want_audit() redis.call('SET', root .. 'audit', 1) end
 
--- Notes that something was damaged; `key` is without the root.
+-- Records that something was damaged; `key` is without the root.
 local function note(key, reason)
   local kind = string.match(key, '^[^:]*')
   keep('RPUSH', 'quarantined', table.concat({kind, key, reason}, '\0'))
@@ -40,7 +42,7 @@ local function set_aside(key, reason)
   local name = string.sub(key, #root + 1)
   local aside = root .. 'quarantine:' .. name
   local moved = redis.pcall('RENAME', key, aside)
-  if moved.err then redis.call('UNLINK', key) else keep_aside(aside) end -- an older ACL does not admit RENAME
+  if moved.err then redis.call('UNLINK', key) else keep_aside(aside) end -- an ACL of an older release may not allow RENAME
   note(name, reason)
 end
 
@@ -59,12 +61,12 @@ local function call(command, key, ...)
   local reply = redis.pcall(command, key, ...)
   if type(reply) ~= 'table' or not reply.err then return reply end
   if string.find(reply.err, 'WRONGTYPE', 1, true) then
-    set_aside(key, 'is of another type than the queue wrote')
+    set_aside(key, 'has another type than the queue wrote')
   elseif COUNTS[command] and (string.find(reply.err, 'integer') or string.find(reply.err, 'overflow')) then
     if command == 'HINCRBY' then
-      set_aside_field(key, (...), 'is no integer that can be counted up')
+      set_aside_field(key, (...), 'is not an integer that can be incremented')
     else
-      set_aside(key, 'is no integer that can be counted up')
+      set_aside(key, 'is not an integer that can be incremented')
     end
   else
     error(reply)
@@ -72,7 +74,8 @@ local function call(command, key, ...)
   return redis.call(command, key, ...)
 end
 
--- Returns a stored number, which is not negative; nothing for what is none, or beyond what the queue counts.
+-- Returns a stored number that is not negative; nil if the text is not such a number or is larger than the queue
+-- counts.
 local function stored(text)
   local number = text and decimal(text)
   return number and number >= 0 and number <= MOST and number or nil

@@ -1,22 +1,26 @@
--- Returns a page of a job's events after a sequence number, of at most `limit` and, but for the first, at most `max_bytes`:
--- '1' where the job has ended, else ''; the sequence number to go on after, '' at the end of what there is; '1' where the
--- run's events are to be given the job's identity; what is appended to them for that; what is appended to its terminal event;
--- then sequence numbers and elements in turns. With `lasting`, what is passing is left out of a job that has ended. False
--- where there is no such job. Sequence 1 is the job's own event, the run's log follows, then the closing one.
+-- Returns a page of a job's events after a sequence number: at most `limit` events, and `max_bytes` unless the first
+-- event is larger. With `lasting`, passing events are left out if the job has ended. Returns false if the job does not
+-- exist, else
+--   '1' if the job has ended, else ''
+--   the sequence number after which to continue, '' at the end of the log
+--   '1' if the job's identity must be added to the execution's events, else ''
+--   the bytes to append to each event for that, and the bytes to append to its terminal event
+--   sequence numbers and elements in turn
+-- Sequence 1 is the job's own event; then come the execution's log and the closing event.
 local given = arguments({ANY_ID, named('after_sequence', SIZE), named('limit', COUNT), named('max_bytes', COUNT),
   {'lasting', one_of('', '1')}})
 local id = given.job_id
 local job = read_job(id)
 if not job then return false end
 
--- Elements that are read at once, and bytes that are looked at for each byte of a page.
+-- Elements that are fetched at once, and bytes that may be read for each byte of a page.
 local at_once, looks = 16, 4
 local length = last_sequence(job)
 local last = math.min(length, given.after_sequence + given.limit)
--- Events that are lasting have positions of their own where an answer is given again.
+-- If a stored answer is shared, its lasting events have listed positions.
 local lasting = job.stamp ~= '' and split(call('HGET', readers_key(job.run), 'lasting') or '')
 
--- The last event of a job that has ended.
+-- Returns the last event of an ended job.
 local function last_element()
   if job.closing ~= '' then return job.closing end
   if not lasting then return call('LINDEX', log_key(job.run), -1) end
@@ -24,13 +28,13 @@ local function last_element()
   return #lasting >= (stored(job.upto) or 0) and #lasting > 0 and call('LINDEX', log_key(job.run), lasting[#lasting])
 end
 if job.state ~= '' and not is_terminal(last_element()) then
-  set_aside(job_key(id), 'has ended, and its log has no terminal event')
+  set_aside(job_key(id), 'has ended without a terminal event in its log')
   unlist_droppable('ended', job.tenant, id)
   stop_reading(job.run, job.tenant)
   return false
 end
 
--- Returns the elements from a sequence number on: one at least, of the run's log a few.
+-- Returns elements from a sequence number: at least one, and several from the execution's log.
 local function elements_from(sequence)
   if sequence == 1 then return {job.accepted} end
   if sequence == length and job.closing ~= '' then return {job.closing} end

@@ -1,4 +1,5 @@
--- Says how a worker stands to models, for a time: worker, seconds, then NAME@VERSION, state, '1' if it can run its jobs.
+-- Announces a worker's models for a time: worker, seconds, then NAME@VERSION, state, and '1' if it can execute jobs for
+-- it.
 local given = arguments({named('worker', NAME), named('seconds', SECONDS)}, {named('model', NAME), {'state', any}, {'serves', one_of('', '1')}})
 local worker, seconds, states = given.worker, given.seconds, given.rest
 local key = root .. 'worker:' .. worker

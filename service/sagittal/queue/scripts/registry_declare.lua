@@ -1,6 +1,6 @@
--- Registers a version of a model: name, version, declaration, time in nanoseconds, how ('register', 'update' or 'file'),
--- '1' to make it the latest, and for 'update' the revision that it changes, or ''. Returns {verdict, revision}. A changed
--- declaration takes away what workers found of the one before.
+-- Registers a model version: name, version, declaration, time in nanoseconds, how ('register', 'update' or 'file'), '1'
+-- to make it the latest, and for 'update' the revision that it replaces, or ''. Returns {verdict, revision}. If the
+-- declaration changes, the findings of workers about the previous one are deleted.
 local given = arguments({named('name', NAME), named('version', NAME), {'declaration', any}, named('time', NANOSECONDS),
   {'how', one_of('register', 'update', 'file')}, {'latest', one_of('', '1')}, {'revision', revision_or_nothing, 'digits'}})
 local name, version, declaration = given.name, given.version, given.declaration
@@ -22,7 +22,7 @@ if not same then
   revision = call('INCR', root .. 'revision')
   for _, other in ipairs(call('HVALS', root .. 'revisions')) do revision = math.max(revision, (stored(other) or 0) + 1) end
   revision = string.format('%.0f', revision)
-  call('SET', root .. 'revision', revision) -- one that was damaged gives no revision twice
+  call('SET', root .. 'revision', revision) -- so that a damaged counter repeats no revision
   call('HSET', root .. 'declared', key, declaration)
   call('HSET', root .. 'revisions', key, revision)
   call('HSET', root .. 'origins', key, how == 'file' and 'file' or 'api')

@@ -1,5 +1,5 @@
--- Stores what a worker found of a version of a model: name, version, serialized model, time in nanoseconds, the revision that
--- it is about. Returns 0 where that is no longer what is registered. A name's first version is its latest.
+-- Stores a worker's findings about a model version: name, version, serialized model, time in nanoseconds, and their
+-- revision. Returns 0 if that revision is not the registered one. The first version of a name is its latest.
 local given = arguments({named('name', NAME), named('version', NAME), {'model', any}, named('time', NANOSECONDS),
   {'revision', revision_or_nothing, 'digits'}})
 local name, version = given.name, given.version

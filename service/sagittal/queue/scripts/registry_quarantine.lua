@@ -1,4 +1,4 @@
--- Sets a damaged record of a version of a model aside: which hash, NAME@VERSION, and what is wrong with it.
+-- Moves a damaged record of a model version aside: hash, NAME@VERSION, reason.
 local given = arguments({{'hash', one_of('declared', 'models', 'worker')}, {'model', any}, {'reason', any}})
 local hashes = {root .. given.hash}
 if given.hash == 'worker' then
@@ -8,5 +8,5 @@ end
 for _, hash in ipairs(hashes) do
   if call('HEXISTS', hash, given.model) == 1 then set_aside_field(hash, given.model, given.reason) end
 end
-call('DEL', root .. 'changes') -- workers declare and publish their models again
+call('DEL', root .. 'changes') -- so that workers declare and publish their models again
 return 1

@@ -1,18 +1,18 @@
--- Returns {[NAME@VERSION, found or '', created, is latest, declared or '', revision, origin, wish, worker, ...], ...} of all
--- models, or of one version; an unknown one gives the names of all as strings. Arguments: 'all' or 'one', name, version or
--- '' for the latest.
+-- Returns {[NAME@VERSION, findings or '', created, is latest, declaration or '', revision, origin, wish, worker, ...],
+-- ...} for all models, or for one version; if that is unknown, the names of all as strings. Arguments: 'all' or 'one',
+-- name, version or '' for the latest.
 local given = arguments({{'how_many', one_of('all', 'one')}, {'name', any}, {'version', any}})
 local how_many, wanted, wanted_version = given.how_many, given.name, given.version
 call('ZREMRANGEBYSCORE', root .. 'workers', '-inf', clock[1] .. '.' .. string.format('%06d', clock[2]))
 local workers = call('ZRANGE', root .. 'workers', 0, -1)
 local function get(hash, key) return call('HGET', root .. hash, key) or '' end
--- Returns a field; '' for a damaged one, which is set aside.
+-- Returns a field; '' for a damaged one, which is moved aside.
 local function wish(text) return token(string.match(text, '^%a*:(%d+)$') or '') end
 local function origin(text) return text == 'file' or text == 'api' end
 local function sound(hash, key, check)
   local value = get(hash, key)
   if value == '' or check(value) then return value end
-  set_aside_field(root .. hash, key, 'is not as the registry wrote it')
+  set_aside_field(root .. hash, key, 'is not what the registry wrote')
   return ''
 end
 local function read(key)
@@ -34,7 +34,7 @@ local function keys()
   for _, hash in ipairs({'declared', 'models'}) do
     for _, key in ipairs(call('HKEYS', root .. hash)) do
       if not string.find(key, '^[^@]+@.') then
-        set_aside_field(root .. hash, key, 'is no name and version')
+        set_aside_field(root .. hash, key, 'is not a name and version')
       elseif not seen[key] then
         seen[key] = true
         all[#all + 1] = key

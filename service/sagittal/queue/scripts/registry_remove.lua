@@ -1,4 +1,4 @@
--- Removes a version of a model: name, version. Returns 'done', 'unknown', or 'latest' for one that is the latest of several.
+-- Removes a model version: name, version. Returns 'done', 'unknown', or 'latest' if it is the latest of several.
 local given = arguments({{'name', any}, {'version', any}})
 local name, version = given.name, given.version
 local key = name .. '@' .. version

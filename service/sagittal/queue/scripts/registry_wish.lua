@@ -1,5 +1,6 @@
--- Asks workers to load or unload a model: name, version or '' for the latest, 'load' or 'unload'. Returns the version, or ''
--- where there is no such model. Each wish has a turn, by which workers tell it from the one before.
+-- Requests that workers load or unload a model: name, version or '' for the latest, 'load' or 'unload'. Returns the
+-- version, or '' if the model does not exist. Each wish has a number, by which workers distinguish it from the previous
+-- one.
 local given = arguments({{'name', any}, {'version', any}, {'wish', one_of('load', 'unload')}})
 local name, version = given.name, given.version
 if version == '' then version = call('HGET', root .. 'latest', name) or '' end

@@ -1,4 +1,4 @@
--- Forgets a worker.
+-- Removes a worker.
 local worker = arguments({named('worker', NAME)}).worker
 call('DEL', root .. 'worker:' .. worker)
 call('ZREM', root .. 'workers', worker)

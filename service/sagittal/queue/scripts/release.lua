@@ -1,5 +1,5 @@
--- Hands a run back unfinished; the attempt does not count. Returns {'ok'}, {'lost'},
--- or {'ok', reason, scope, id, token, attempt, worker, detail} where it must end now.
+-- Returns an unfinished execution to the queue; the attempt does not count. Returns {'ok'}, {'lost'},
+-- or {'ok', reason, scope, id, token, attempt, worker, detail} if it must end now.
 local given = arguments({ID, TOKEN})
 local id, token = given.job_id, given.token
 local run = read_run(id)

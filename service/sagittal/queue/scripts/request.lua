@@ -1,4 +1,4 @@
--- Returns {request, name, image, ...} of a job's run, {} where they are gone, false where there is no such job.
+-- Returns {request, name, image, ...} of a job's execution, {} if they are deleted, false if the job does not exist.
 local job = read_job(arguments({ANY_ID}).job_id)
 if not job then return false end
 local run = fields(run_key(job.run))

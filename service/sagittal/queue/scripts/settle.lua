@@ -1,5 +1,5 @@
--- Appends the last events, the terminal one at their end, ends the run with all its jobs, and learns what it cost.
--- Returns 'ok', 'lost', or 'full' where the log has no room for the events before the terminal one.
+-- Appends the last events and the terminal one, ends the execution with all its jobs, and learns its cost.
+-- Returns 'ok', 'lost', or 'full' if the events before the terminal one exceed the log's limit.
 local given = arguments({ID, TOKEN, {'state', one_of('completed', 'failed', 'cancelled')}, named('cache_seconds', SECONDS),
   named('max_log_bytes', SIZE), ROOM[1], ROOM[2], {'evaluations', integer(0, MOST_EVALUATIONS)}, named('seconds', SECONDS),
   {'reason', any}}, {{'event', some, 'an event'}})
@@ -7,7 +7,8 @@ local id, token, state, cache_seconds = given.job_id, given.token, given.state, 
 local evaluations, seconds, elements = given.evaluations, given.seconds, given.rest
 if #elements == 0 then refuse('event', '', 'the terminal event') end
 
--- A setting's cost is a mean in which the newest runs count most; the setting that was not used longest makes room.
+-- A setting's cost is a mean that favours recent executions. If there are too many settings, the least recent is
+-- deleted.
 local most_settings, newest_share, kept_seconds = 32, 0.2, 30 * 86400
 
 local function mean(old, new, share) return old + share * (new - old) end
@@ -22,7 +23,7 @@ local function learn_cost(run)
     local old_spent, old_took, old_count = string.match(known, '(%S+) (%S+) (%d+)')
     old_spent, old_took, old_count = stored(old_spent), stored(old_took), stored(old_count)
     if not (old_spent and old_took and old_count) then
-      set_aside_field(key, setting, 'is no cost')
+      set_aside_field(key, setting, 'is not a cost')
     else
       count = old_count
       local share = math.max(1 / (count + 1), newest_share)
@@ -51,13 +52,13 @@ local run = read_run(id)
 if run.state == state and run.token == token then return 'ok' end
 if not holds(run, token) then return 'lost' end
 if #elements > 1 and log_bytes(id, elements) > given.max_log_bytes then return 'full' end
--- A later attempt may have gone on from a checkpoint: its time is not that of the whole.
+-- A later attempt may have continued from a checkpoint, so its time is not that of the whole execution.
 if state == 'completed' and evaluations > 0 and seconds > 0 and run.attempt == '1' then
   learn_cost(run)
   learn_pace(run)
 end
 run.reason = given.reason
-make_room(size_of(elements), run.tenant, given) -- what was accepted comes to its end all the same
+make_room(size_of(elements), run.tenant, given) -- a full store does not stop accepted jobs
 finish(id, run, state, elements)
 if state == 'completed' and run.content ~= '' and cache_seconds > 0 then
   call('SET', root .. 'answer:' .. run.content, split(run.subs)[1], 'PX', string.format('%.0f', cache_seconds * 1000))

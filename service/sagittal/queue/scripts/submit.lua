@@ -1,4 +1,5 @@
--- Accepts a job. Returns {'new' | 'same' | 'cached' | 'joined', view} or {'reused', id} or {'full', what, bound, seconds to wait or ''}.
+-- Accepts a job. Returns {'new' | 'same' | 'cached' | 'joined', view}, {'reused', id}, or {'full', limit name, limit,
+-- seconds until there is room or ''}.
 local evaluations = {integer(1, MOST_EVALUATIONS)}
 local new = arguments({ID, named('kind', NAME), named('model', NAME), named('version', NAME), {'method', any},
   {'lane', one_of('interactive', 'batch')}, named('tenant', NAME), {'request_id', any},
@@ -17,7 +18,7 @@ local request_key = root .. 'request:' .. new.tenant .. ':' .. new.request_id
 local known, job = new.id, read_job(new.id)
 if not job and new.request_id ~= '' then
   known = call('GET', request_key)
-  job = known and read_job(known) -- the key may outlive a damaged job
+  job = known and read_job(known) -- nil if the job was damaged
 end
 if job then
   if job.fingerprint ~= new.fingerprint then return {'reused', known} end
@@ -30,7 +31,7 @@ local may_share = content ~= '' and new.cache == 'use'
 local size = #new.request
 for i = 2, #images, 2 do size = size + #images[i] end
 
--- Runs ahead of a new one in its lane.
+-- Returns the number of executions ahead of a new one in its lane.
 local function ahead()
   return call('ZCARD', root .. 'age:' .. place(new)) + (stored(call('HGET', root .. 'held', place(new))) or 0)
 end
@@ -52,7 +53,7 @@ local function store_job(run, before)
   if new.request_id ~= '' then call('SET', request_key, new.id) end
 end
 
--- Returns the positions of what is lasting in the log of a run that has ended, and how many they are.
+-- Returns the positions of lasting events in the log of an ended execution, and their number.
 local function find_lasting(run)
   local known = call('HGET', readers_key(run), 'lasting')
   if known then return known, #split(known) end
@@ -65,7 +66,7 @@ local function find_lasting(run)
   return table.concat(places, ','), #places
 end
 
--- Gives a stored answer again: the job reads the log of the run that gave it, without what was passing, with its age.
+-- Shares a stored answer: the job reads the log of its execution, without passing events, and with the answer's age.
 local function answer()
   local source = call('GET', root .. 'answer:' .. content)
   if not source then return false end
@@ -74,7 +75,7 @@ local function answer()
   if not ended or now - ended > new.cache_seconds then return false end
   local lasting, count = find_lasting(found.run)
   local final = token(string.match(lasting, '%d+$') or '')
-  if not final or not is_terminal(call('LINDEX', log_key(found.run), final)) then return false end -- it is damaged
+  if not final or not is_terminal(call('LINDEX', log_key(found.run), final)) then return false end -- the log is damaged
   -- ExplanationEvent.time = 3, Timestamp.seconds = 1, .nanos = 2
   local seconds, nanos = tonumber(clock[1]), tonumber(clock[2]) * 1000
   local stamp = chunk(3, '\8' .. varint(seconds) .. '\16' .. varint(nanos))
@@ -83,7 +84,7 @@ local function answer()
   local whole = math.floor(past)
   local age = chunk(21, chunk(18, '\8' .. varint(whole) .. '\16' .. varint(math.floor((past - whole) * 1e9))))
   local own, marks = #stamp + #age, call('HEXISTS', readers_key(found.run), 'lasting') == 0 and #lasting or 0
-  unlist_droppable('ended', new.tenant, source) -- making room must not take the answer itself
+  unlist_droppable('ended', new.tenant, source) -- so that make_room does not delete the answer itself
   local full = make_room(#new.accepted + 1 + own + marks, new.tenant, new)
   list_droppable('ended', new.tenant, source, ended)
   if full then return false end
@@ -97,14 +98,14 @@ local function answer()
   return true
 end
 
--- A run with much less time than the job has would end it early.
+-- Returns whether an execution has enough time: one with a much earlier deadline would truncate the job's answer.
 local function in_time(run)
   if run.state == 'queued' or run.deadline == '' then return true end
   if new.deadline == '' then return false end
   return tonumber(run.deadline) - now >= (tonumber(new.deadline) - now) / 2
 end
 
--- Joins a run in flight: the job reads its log, from the beginning.
+-- Joins a running or queued execution: the job reads its log from the beginning.
 local function join()
   local id = call('GET', root .. 'flight:' .. content)
   if not id then return false end
@@ -141,15 +142,15 @@ local function is_absent(model)
   return till and tonumber(till) <= now
 end
 
--- Work for a model that no worker serves cannot leave the queue. Each such model is bounded as a lane of its own, with
--- a share of the lane's bounds, and takes nothing of what the lane has for the models that are served.
+-- Jobs for a model that no worker serves cannot leave the queue. Each such model is limited like a lane of its own, to
+-- a share of the lane's limits, and takes nothing from models that are served.
 local own_model = new.model .. '@' .. new.version
 local absent = is_absent(own_model)
 local function bound(number) return absent and math.max(math.floor(number * new.absent_share), 1) or number end
 local max_jobs, max_evaluations = bound(new.max_queued), bound(new.max_evaluations)
 local max_tenant = bound(new.max_tenant)
 local max_tenant_evaluations = math.min(bound(new.max_tenant_evaluations), max_evaluations)
--- One job counts as at most what its tenant may have waiting, so that none closes the lane by itself.
+-- One job counts as at most its tenant's limit, so that no job alone exceeds the lane's limit.
 local load = math.min(estimate, max_tenant_evaluations)
 
 local beside, mine = {jobs = 0, evaluations = 0}, {jobs = 0, evaluations = 0}
@@ -162,7 +163,8 @@ for field, number in pairs(fields(root .. 'waiting')) do
   end
 end
 
--- Seconds until so many evaluations have left the lane, at the pace of the runs that workers hold; '' where none runs.
+-- Returns the seconds until so many evaluations have left the lane, at the pace of the running executions; '' if none
+-- runs.
 local function seconds_for(number)
   local held, lane = 0, new.lane .. ':'
   for name, runs in pairs(fields(root .. 'held')) do

@@ -1,6 +1,7 @@
--- Requeues runs whose worker was lost, drops what retention has passed, and returns 1 where more of that is left, else 0,
--- a list of what was set aside as damaged, KIND, KEY and REASON with zero bytes between, and then what must be ended,
--- flat: reason ('buried', 'cancelled', 'expired', 'damaged'), scope ('run' or 'job'), id, token, attempt, worker, detail.
+-- Requeues executions whose worker was lost and deletes what has expired. Returns 1 if more has expired, else 0; a list
+-- of damaged records that were moved aside, KIND, KEY and REASON separated by zero bytes; and then what must end, flat:
+-- reason ('buried' for dead-lettered, 'cancelled', 'expired', 'damaged'), scope ('run' or 'job'), id, token, attempt,
+-- worker, detail.
 local given = arguments({named('limit', COUNT), named('max_attempts', COUNT), named('retention_seconds', SECONDS),
   named('image_retention_seconds', SECONDS), named('lease_seconds', SECONDS), named('attachment_seconds', SECONDS), {'audit', one_of('', '1')}})
 if given.audit == '1' or call('EXISTS', root .. 'audit') == 1 or not counts_agree() then audit() end
@@ -17,7 +18,7 @@ for _, id in ipairs(call('ZRANGEBYSCORE', root .. 'leases', '-inf', exact(now), 
   if run.state ~= 'running' then
     call('ZREM', root .. 'leases', id)
     if run.state == '' then
-      note('leases', id .. ' is no run')
+      note('leases', id .. ' is not a run')
       must_fail(id)
     end
   elseif due(run, run.deadline) then
@@ -43,7 +44,7 @@ for _, id in ipairs(call('ZRANGEBYSCORE', root .. 'deadlines', '-inf', exact(now
   elseif run.state == 'queued' or #split(run.subs) > 1 and run.deadline ~= job.deadline then
     must_end(due(run, job.deadline) or 'expired', 'job', id, run, run.cancel)
   else
-    call('ZADD', root .. 'deadlines', exact(later), id) -- its worker knows the deadline and ends it
+    call('ZADD', root .. 'deadlines', exact(later), id) -- its worker ends it at the deadline
     call('ZADD', root .. 'leases', 'NX', exact(now), job.run)
   end
 end
