@@ -1,1 +1,1 @@
-"""What every program is made of: starting and stopping, logs, tracing, probes, supervision, an embedded Valkey."""
+"""Parts common to all programs: starting and stopping, logs, tracing, probes, supervision and an embedded Valkey."""

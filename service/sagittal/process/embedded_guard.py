@@ -1,8 +1,8 @@
-"""Keeps one server alive for exactly as long as the program that started it; run as a program of its own.
+"""Keeps one server alive exactly as long as the program that started it; runs as a process of its own.
 
-Standard input is a pipe from that program. It ends when the program closes it or dies in whatever way, and then the
-server is stopped: SIGTERM first, which lets it write its data, SIGKILL after a grace. Should the guard itself be
-killed, the kernel stops the server (Linux).
+Standard input is a pipe from that program. The pipe ends if the program closes it or dies. The server is then stopped:
+first by SIGTERM, so that it writes its data, and after a grace period by SIGKILL. If the guard itself is killed, the
+kernel stops the server (Linux).
 """
 
 import os
@@ -19,10 +19,10 @@ GRACE = 10.0
 
 
 def main() -> int:
-    """Runs the command given as arguments; returns its status."""
+    """Runs the command in the arguments; returns its exit status."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # The guard has one thread yet, so that running code between fork and exec is safe.
+    # The guard still has only one thread, so it is safe to run code between fork and exec.
     ending = partial(die_with_parent, signal.SIGTERM, os.getpid())
     server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, preexec_fn=ending)  # noqa: S603, PLW1509
     signal.signal(signal.SIGTERM, lambda *_: server.terminate())

@@ -1,4 +1,4 @@
-"""Logs of a program: structlog events with job and trace identifiers."""
+"""Logging: structlog events with job and trace identifiers."""
 
 import logging
 import os
@@ -19,15 +19,15 @@ LogFormat = Literal["json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-#: What tracing systems add to a trace, `key=value` by commas; a longer one is dropped, as W3C lets us.
-#: Bytes of a text in a line of the log.
+#: Bytes of one text in a log line.
 MAX_LOGGED = 4_096
+#: W3C tracestate: `key=value` pairs separated by commas. Longer ones are dropped, as the standard allows.
 _TRACESTATE = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,511}")
 
 
 def configure_logging(log_format: LogFormat = "console", level: LogLevel = "info") -> None:
-    """Sends structlog events to standard error, a line each; bound context (job_id, rpc, trace_id) is on every line."""
-    # stack traces without local variables: those hold pictures and tokens
+    """Writes structlog events to standard error, one line each, with the bound context (job_id, rpc, trace_id)."""
+    # No local variables in stack traces: they contain images and tokens.
     traces = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     renderers: dict[LogFormat, list[Any]] = {
         "json": [structlog.processors.ExceptionRenderer(traces), structlog.processors.JSONRenderer()],
@@ -48,7 +48,7 @@ def configure_logging(log_format: LogFormat = "console", level: LogLevel = "info
 
 
 def _harmless(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Is the processor that keeps what others sent from driving a terminal or flooding the log."""
+    """Processor that escapes control characters and shortens long texts, since callers may have sent them."""
     return {name: _shown(value) for name, value in line.items()}
 
 
@@ -67,14 +67,14 @@ def _write_traceback(stream: TextIO, exception: ExcInfo) -> None:
 
 
 def own_name() -> str:
-    """Returns a name of this process that no other running one has: its host and number."""
+    """Returns a name that is unique among running processes: host name and process id."""
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
 def trace_context(metadata: Mapping[str, str]) -> str:
-    """Returns the trace that a request is part of: its W3C traceparent and, after a space, its tracestate, if any.
+    """Returns the trace context of a request: its W3C traceparent and, after a space, its tracestate if it has one.
 
-    Empty where the traceparent is missing or wrong: then a tracestate means nothing.
+    Returns an empty text if the traceparent is missing or invalid, because a tracestate alone has no meaning.
     """
     traceparent, tracestate = metadata.get("traceparent", ""), metadata.get("tracestate", "")
     if not _TRACEPARENT.fullmatch(traceparent):
@@ -83,11 +83,11 @@ def trace_context(metadata: Mapping[str, str]) -> str:
 
 
 def new_trace_context() -> str:
-    """Returns the beginning of a trace that nobody samples: it joins the lines of the log."""
+    """Returns a new context that is not sampled; it connects the log lines of a request."""
     return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
 
 
 def trace_id(context: str) -> str:
-    """Returns the 32 hexadecimal digits that name the trace of a context; empty where it names none."""
+    """Returns the trace id in a context, 32 hexadecimal digits; empty if it has none."""
     match = _TRACEPARENT.fullmatch(context.partition(" ")[0])
     return match.group(1) if match else ""

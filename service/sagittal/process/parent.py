@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, however it ends."""
+"""Processes that end when their parent ends, for whatever reason."""
 
 import ctypes
 import os
@@ -9,16 +9,16 @@ import time
 
 _PR_SET_PDEATHSIG = 1
 
-#: Time between two looks at the parent, in seconds, if the kernel does not watch.
+#: Time between two checks of the parent, in seconds, on systems whose kernel does not report its death.
 LOOK_SECONDS = 0.5
 
 
 def die_with_parent(number: int, parent: int) -> None:
-    """Lets this process get a signal when its parent dies: from the kernel on Linux, from a thread elsewhere.
+    """Makes this process receive a signal if its parent dies: from the kernel on Linux, from a thread elsewhere.
 
     Args:
-        number: Of the signal.
-        parent: Process that it is; one that is gone already raises SystemExit.
+        number: Number of the signal.
+        parent: Process id of the parent. If it is already dead, this raises SystemExit.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)

@@ -1,4 +1,4 @@
-"""`/metrics`, `/livez` and `/readyz` over HTTP: for Prometheus, and for probes that speak neither TLS nor gRPC."""
+"""`/metrics`, `/livez` and `/readyz` over HTTP, for Prometheus and for probes that support neither TLS nor gRPC."""
 
 import json
 import socket
@@ -16,29 +16,29 @@ from prometheus_client import REGISTRY, CollectorRegistry, disable_created_metri
 from sagittal.process.supervision import Supervised, Supervisor
 
 Check = Callable[[], str]
-"""Returns what is wrong; empty where nothing is."""
+"""Returns what is wrong; empty if nothing is."""
 
-#: Paths of the checks: whether to restart the process, and whether to send it work.
+#: Paths of the liveness check (restart the process if it fails) and the readiness check (send no work if it fails).
 LIVE, READY = "/livez", "/readyz"
 
-#: Connections at the same time, each with a thread.
+#: Simultaneous connections, one thread each.
 MAX_CONNECTIONS = 32
 
-#: Longest time that a connection may say or read nothing, in seconds.
+#: Longest time that a connection may be silent, in seconds.
 SECONDS = 5.0
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A thread for each connection, so that a slow scrape holds up no probe; of a bounded number of connections.
+    """A server with a bounded number of connections and a thread for each, so that a slow scrape delays no probe.
 
-    If all are taken, the oldest connection that has not sent its request makes room for a new one: whoever connects and
-    asks at once is answered, however many others connect and say nothing.
+    If all connections are taken, a new one replaces the oldest that has not sent its request. So a client that connects
+    and sends its request is answered, even if many others connect and send nothing.
     """
 
     daemon_threads = True
 
     def __init__(self, listener: socket.socket, app: Callable[..., Any]) -> None:
-        """Serves on a socket that listens already, which it closes at its end."""
+        """Serves on a listening socket and closes it at the end."""
         host, port = listener.getsockname()[:2]
         super().__init__((host, port), _Handler, bind_and_activate=False)
         self.socket.close()
@@ -47,55 +47,55 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.set_app(app)
         self._lock = Lock()
         self._open: dict[socket.socket, bool] = {}
-        """Connections from the oldest on, each with whether its request has come."""
+        """Connections, oldest first; True if the request has arrived."""
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Returns whether there is room for a new connection, which is counted from now on."""
+        """Returns whether there is room for a new connection, and registers it."""
         with self._lock:
             if len(self._open) >= MAX_CONNECTIONS:
                 oldest = next((each for each, asked in self._open.items() if not asked), None)
                 if oldest is None:
                     return False
                 del self._open[oldest]
-                with suppress(OSError):  # its thread finds it at its end
+                with suppress(OSError):  # its thread then ends
                     oldest.shutdown(socket.SHUT_RDWR)
             self._open[request] = False
             return True
 
     def asked(self, request: socket.socket) -> None:
-        """Keeps a connection, whose request has come, until it is answered."""
+        """Marks a connection whose request has arrived; it is kept until it is answered."""
         with self._lock:
             if request in self._open:
                 self._open[request] = True
 
     def shutdown_request(self, request: Any) -> None:
-        """Ends a connection."""
+        """Closes a connection."""
         with self._lock:
             self._open.pop(request, None)
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing: a connection that broke or was too slow is its client's concern."""
+        """Ignores errors: a connection that broke or timed out concerns only its client."""
 
 
 class _Handler(WSGIRequestHandler):
-    """One request, in bounded time. Logs nothing: probes come every few seconds."""
+    """Handles one request in bounded time. Does not log, because probes arrive every few seconds."""
 
     timeout = SECONDS
     server: _Server
 
     def get_environ(self) -> dict[str, Any]:
-        """Returns the environment of a request, whose headers have all come."""
+        """Returns the environment of a request whose headers have arrived."""
         self.server.asked(self.connection)
         return super().get_environ()
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
-        """Says nothing."""
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name in the base class
+        """Logs nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class MetricsServer:
-    """A running endpoint."""
+    """A running server for metrics and probes."""
 
     server: WSGIServer
     serving: Supervised
@@ -103,11 +103,11 @@ class MetricsServer:
 
     @property
     def port(self) -> int:
-        """The TCP port that it listens on."""
+        """TCP port on which it listens."""
         return int(self.server.server_port)
 
     def close(self) -> None:
-        """Stops listening."""
+        """Stops the server."""
         self.closing.set()
         self.server.shutdown()
         self.server.server_close()
@@ -122,18 +122,18 @@ def start_metrics_server(
     checks: Mapping[str, Check] | None = None,
     supervisor: Supervisor | None = None,
 ) -> MetricsServer:
-    """Serves the registry's metrics, without `_created` series, and the checks; port 0 takes a free one.
+    """Serves the registry's metrics, without `_created` series, and the checks; port 0 takes a free port.
 
     Raises:
-        OSError: the address cannot be had.
+        OSError: the address is not available.
     """
     return serve_metrics(listen(host, port), registry, checks, supervisor)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Returns a socket that listens for scrapes and probes. Raises OSError where the address cannot be had."""
+    """Returns a listening socket for scrapes and probes. Raises OSError if the address is not available."""
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    both = family == socket.AF_INET6  # `::` is for IPv4, too
+    both = family == socket.AF_INET6  # `::` also accepts IPv4
     return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS, dualstack_ipv6=both)
 
 
@@ -143,8 +143,8 @@ def serve_metrics(
     checks: Mapping[str, Check] | None = None,
     supervisor: Supervisor | None = None,
 ) -> MetricsServer:
-    """Serves metrics and checks as `start_metrics_server` does, on a socket that listens already."""
-    disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no annotation here
+    """Serves metrics and checks as `start_metrics_server` does, on an existing listening socket."""
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # not annotated in the library
     server = _Server(listener, _application(make_wsgi_app(registry), checks or {}))
     closing = Event()
     serving = (supervisor or Supervisor()).start_thread("metrics", server.serve_forever, may_end=closing.is_set)

@@ -1,4 +1,4 @@
-"""Settings from the environment, or an error that names each variable that is wrong, and what it must be."""
+"""Reads settings from the environment; errors name each wrong variable, its value and what it must be."""
 
 import json
 import os
@@ -10,15 +10,15 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsError
 
 S = TypeVar("S", bound=BaseSettings)
 
-#: What the names of all settings in the environment begin with.
+#: Prefix of all settings in the environment.
 PREFIX = "SAGITTAL_"
 
-#: Parts of names whose values may hold a secret, and are not shown.
+#: Parts of names whose values may be secret; errors do not show them.
 SECRET = ("PASSWORD", "TOKENS", "HEADERS", "URL", "METADATA", "OPTIONS", "STORES")
 
 
 class UnusableSettings(Exception):
-    """Settings that a program cannot start with; the message names each of them."""
+    """Settings with which a program cannot start; the message names each of them."""
 
 
 def read_settings(kind: type[S]) -> S:
@@ -29,20 +29,20 @@ def read_settings(kind: type[S]) -> S:
         faults = [_fault(fault) for fault in error.errors(include_url=False)]
     except SettingsError as error:
         faults = list(_unparsed(kind)) or [str(error)]
-    raise UnusableSettings("settings that cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults))
+    raise UnusableSettings("invalid settings:\n" + "\n".join(f"  {fault}" for fault in faults))
 
 
 def _fault(fault: Mapping[str, Any]) -> str:
     name = PREFIX + "__".join(str(part) for part in fault["loc"]).upper()
     if fault["type"] == "extra_forbidden":
-        return f"{name}: there is no such setting; docs/operations.md lists them"
+        return f"{name}: unknown setting; docs/operations.md lists all settings"
     value = fault["input"]
     shown = isinstance(value, str | int | float) and not any(part in name for part in SECRET)
     return f"{name}: {fault['msg'].removeprefix('Value error, ')}" + (f"; it is {value!r}" if shown else "")
 
 
 def _unparsed(kind: type[BaseModel]) -> Iterator[str]:
-    """Yields each variable whose value was to be JSON and is not."""
+    """Yields an error for each variable that must be JSON and is not."""
     for variable, value in os.environ.items():
         if not variable.upper().startswith(PREFIX) or not _is_structure(kind, variable[len(PREFIX) :].lower()):
             continue
@@ -53,7 +53,7 @@ def _unparsed(kind: type[BaseModel]) -> Iterator[str]:
 
 
 def _is_structure(kind: type[BaseModel], name: str) -> bool:
-    """Whether a setting is a list, a map or a group of settings, which the environment holds as JSON."""
+    """Returns whether a setting is a list, a map or a group, which is JSON in the environment."""
     first, _, rest = name.partition("__")
     field = kind.model_fields.get(first)
     if field is None or NoDecode in field.metadata:

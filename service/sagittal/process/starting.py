@@ -1,7 +1,7 @@
-"""What a program does first, before it imports what takes its time: it makes sure that it can be stopped.
+"""First step of every program: make it stoppable before it imports large libraries.
 
-To process 1, as a container's program is, the kernel passes on no signal that it has no handler for. A stop that came
-while the program still imported would be lost, and end in SIGKILL when the grace period is over.
+For process 1, such as the program of a container, the kernel delivers only signals that have a handler. Without this, a
+stop during the imports would be ignored, and the program killed after the grace period.
 """
 
 import signal
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-#: Exit code of a program one of whose libraries is not installed.
+#: Exit status of a program if one of its libraries is not installed.
 EXTRA_MISSING = 4
 
 #: Signals that ask a program to stop.
@@ -18,14 +18,14 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 def end_on_signals() -> None:
-    """Lets the program end at once when it is asked to, until it has handlers of its own."""
+    """Makes the program end immediately on a stop signal, until it installs handlers of its own."""
     for number in STOPPING:
         signal.signal(number, _end)
 
 
 @contextmanager
 def naming_extra(program: str, extra: str) -> Iterator[None]:
-    """Ends a program whose imports fail with a line that names the extra of the package to install."""
+    """Ends the program if an import fails, with a message that names the extra of the package to install."""
     try:
         yield
     except ModuleNotFoundError as error:

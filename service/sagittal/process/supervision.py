@@ -1,9 +1,9 @@
-"""Supervision of background work: a task or thread that fails starts again or ends its process, never silently.
+"""Supervision of background work: a task or thread that fails is restarted or ends its process, never silently.
 
-A program has one `Supervisor`. Whatever runs beside its calls is started there, by name: asyncio tasks with
-`start_task`, threads with `start_thread`. Work that fails is logged with its stack trace, counted, and started again
-after a pause that doubles. Readiness reports it meanwhile (`ailing`); liveness reports work that fails again and again
-(`failed`). Work that must not start again, or that failed too often, calls `on_given_up`, which ends the process.
+A program has one `Supervisor`. It starts all background work by name: asyncio tasks with `start_task`, threads with
+`start_thread`. A failure is logged with its stack trace and counted, and the work is restarted after a pause that
+doubles. Readiness reports work that is not running (`ailing`); liveness reports work that fails repeatedly (`failed`).
+Work that must not restart, or that failed too often, calls `on_given_up`, which ends the process.
 """
 
 import asyncio
@@ -18,27 +18,27 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 log = structlog.get_logger(__name__)
 
-#: First and longest pause before failed work starts again, in seconds; it doubles.
+#: First and longest pause before failed work is restarted, in seconds; it doubles.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0
 
-#: Time that work must run until its earlier failures no longer count, in seconds.
+#: Time for which work must run until its earlier failures no longer count, in seconds.
 HEALTHY_SECONDS = 60.0
 
-#: Failures in a row after which liveness reports a task, about 25 s after the first.
+#: Consecutive failures after which liveness reports a task, about 25 s after the first.
 HOPELESS_FAILURES = 8
 
-#: Failures in a row after which a thread that may start again is given up.
+#: Consecutive failures after which a restartable thread is given up.
 THREAD_FAILURES = 5
 
-#: Time between two cancellations of a task that is to end, in seconds: one that meets an error inside is lost in it.
+#: Time between two cancellations of a task, in seconds: a cancellation is lost if it meets an error inside the task.
 CANCEL_AGAIN = 1.0
 
 
 class SupervisionObserver(Protocol):
-    """Is notified of background work."""
+    """Is notified about background work."""
 
     def running(self, name: str, *, running: bool) -> None:
-        """The work runs, or no longer does."""
+        """The work started or stopped running."""
         ...
 
     def failed(self, name: str) -> None:
@@ -57,7 +57,7 @@ class NoSupervisionObserver:
 
 
 class SupervisionMetrics:
-    """A `SupervisionObserver` that counts."""
+    """A `SupervisionObserver` that exports Prometheus metrics."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._running = Gauge(
@@ -68,7 +68,7 @@ class SupervisionMetrics:
         )
         self._failures = Counter(
             "sagittal_background_failures",
-            "Failures of background tasks and threads, each restarted or the end of its process.",
+            "Failures of background tasks and threads; each restarted the work or ended the process.",
             ["name"],
             registry=registry,
         )
@@ -76,7 +76,7 @@ class SupervisionMetrics:
     def running(self, name: str, *, running: bool) -> None:
         """Shows whether the work runs."""
         self._running.labels(name).set(int(running))
-        self._failures.labels(name)  # shown as 0 before the first
+        self._failures.labels(name)  # starts at 0
 
     def failed(self, name: str) -> None:
         """Counts a failure."""
@@ -93,30 +93,30 @@ class Supervised:
 
     name: str
     failures_allowed: int | None = None
-    """Failures in a row before it is given up; None: it always starts again."""
+    """Consecutive failures before it is given up; None: it is always restarted."""
     failures: int = 0
-    """Failures in a row."""
+    """Consecutive failures."""
     error: str = ""
-    """The last failure, while the work does not run or has not run for long again."""
+    """The last failure, until the work has run for HEALTHY_SECONDS again."""
     given_up: bool = False
     ending: bool = False
-    """Whether it was asked to end."""
+    """True if it was asked to end."""
     began: float = 0.0
-    """When it started last, by the monotonic clock."""
+    """Time of its last start on the monotonic clock, in seconds."""
     task: "asyncio.Task[None] | None" = None
     thread: threading.Thread | None = None
     restart: asyncio.TimerHandle | None = None
-    """Starts a failed task again."""
+    """Timer that restarts a failed task."""
     is_running: bool = False
 
     @property
     def healthy(self) -> bool:
-        """Whether it has run for so long that earlier failures no longer count."""
+        """True if it has run for so long that earlier failures no longer count."""
         return self.is_running and time.monotonic() - self.began >= HEALTHY_SECONDS
 
 
 class Supervisor:
-    """Starts background work, and starts it again when it fails."""
+    """Starts background work, and restarts it if it fails."""
 
     def __init__(
         self,
@@ -142,36 +142,36 @@ class Supervisor:
             return dict(self._work)
 
     def ailing(self) -> str:
-        """Returns which work has failed and does not run; empty if none. Safe from any thread."""
+        """Describes work that has failed and is not running; empty if there is none. Thread-safe."""
         for one in self.work.values():
             if one.given_up or (one.failures and not one.is_running):
                 return f"the background work {one.name!r} failed {one.failures} times: {one.error}"
         return ""
 
     def failed(self) -> str:
-        """Returns which work fails again and again, so that the process must restart; empty if none."""
+        """Describes work that fails repeatedly, which requires a restart; empty if there is none. Thread-safe."""
         for one in self.work.values():
             if one.given_up or (one.failures >= HOPELESS_FAILURES and not one.healthy):
                 return f"the background work {one.name!r} failed {one.failures} times in a row: {one.error}"
         return ""
 
     def note(self, name: str, error: BaseException) -> None:
-        """Logs and counts the failure of work that is not repeated."""
+        """Logs and counts a failure of work that is not restarted."""
         self._observer.failed(name)
-        log.error("background-work-failed", name=name, doing="going on without it", exc_info=error)
+        log.error("background-work-failed", name=name, doing="continuing without it", exc_info=error)
 
     def note_loop_failure(self, loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
-        """Is an exception handler of event loops: what failed in a callback, or in a task that nobody awaited."""
+        """Exception handler for event loops: failures of callbacks, and of tasks that nobody awaited."""
         self.note("event-loop", context.get("exception") or RuntimeError(str(context.get("message"))))
 
     def start_task(self, name: str, run: Callable[[], Coroutine[Any, Any, None]]) -> Supervised:
-        """Runs a coroutine function on the running loop until `stop_task`, and starts it again whenever it ends."""
+        """Runs a coroutine function on the running loop until `stop_task`; restarts it whenever it ends."""
         one = self._add(Supervised(name))
         self._start_task(one, run)
         return one
 
     async def stop_task(self, one: Supervised) -> None:
-        """Ends a task, and returns when it has ended."""
+        """Ends a task and returns when it has ended."""
         one.ending = True
         if one.restart is not None:
             one.restart.cancel()
@@ -188,13 +188,13 @@ class Supervisor:
         may_end: Callable[[], bool],
         failures_allowed: int = THREAD_FAILURES,
     ) -> Supervised:
-        """Runs a function on a daemon thread, and starts it again when it fails.
+        """Runs a function on a daemon thread; restarts it if it fails.
 
         Args:
-            name: Of the thread, in logs and metrics.
-            run: The work; it returns only if `may_end`.
-            may_end: Whether the work was asked to end; must not block.
-            failures_allowed: Failures in a row before it is given up; 0 gives it up with the first.
+            name: Name of the thread, in logs and metrics.
+            run: The work; it returns only if `may_end` returns True.
+            may_end: Returns whether the work was asked to end; must not block.
+            failures_allowed: Consecutive failures before it is given up; 0 gives it up at the first.
         """
         one = self._add(Supervised(name, failures_allowed))
         one.thread = threading.Thread(target=self._keep_thread, args=(one, run, may_end), name=name, daemon=True)
@@ -204,7 +204,7 @@ class Supervisor:
     def _add(self, one: Supervised) -> Supervised:
         with self._lock:
             if one.name in self._work:
-                raise ValueError(f"the background work {one.name!r} is running already: give each its own name")
+                raise ValueError(f"the background work {one.name!r} is already running: give each its own name")
             self._work[one.name] = one
         return one
 
@@ -221,7 +221,7 @@ class Supervisor:
         self._observer.running(one.name, running=running)
 
     def _start_task(self, one: Supervised, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        # A new task each time, and not a loop within one: a loop that is shut down can then cancel it for good.
+        # A new task for each start instead of a loop inside one task, so that a loop shutdown can cancel it reliably.
         self._set_running(one, running=True)
         one.task = asyncio.get_running_loop().create_task(run(), name=one.name)
         one.task.add_done_callback(lambda ended: self._task_ended(one, ended, run))
@@ -256,14 +256,14 @@ class Supervisor:
         self._remove(one)
 
     def _note_failure(self, one: Supervised, error: BaseException) -> float | None:
-        """Returns the seconds until it starts again; None if it is given up."""
+        """Returns the seconds until the restart; None if the work is given up."""
         one.failures = 1 if one.healthy else one.failures + 1
         one.error = f"{type(error).__name__}: {error}"
         pause = float(min(FIRST_PAUSE * 2 ** (min(one.failures, 16) - 1), LONGEST_PAUSE))
         one.given_up = one.failures_allowed is not None and one.failures > one.failures_allowed
         self._set_running(one, running=False)
         self._observer.failed(one.name)
-        doing = "ending the process" if one.given_up else f"starting it again in {pause:g} s"
+        doing = "ending the process" if one.given_up else f"restarting it in {pause:g} s"
         log.error("background-work-failed", name=one.name, failures=one.failures, doing=doing, exc_info=error)
         if one.given_up:
             self._on_given_up(one)
@@ -272,7 +272,7 @@ class Supervisor:
 
 
 def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Waits for a condition up to `seconds`; returns whether it holds."""
+    """Waits up to `seconds` for a condition; returns whether it holds."""
     until = time.monotonic() + seconds
     while not (held := condition()) and (left := until - time.monotonic()) > 0:
         time.sleep(min(left, 0.05))

@@ -1,8 +1,7 @@
-"""Traces: what a job goes through, as spans that join those of its caller. Off, every span is one that does nothing.
+"""Traces: the steps of a job as spans, within the caller's trace. If tracing is off, spans do nothing.
 
-A span is named by what it stands for, begins where W3C's traceparent and tracestate say, and travels with the job
-as one context (`telemetry.trace_context`). What sends spans away is in `tracing_otlp`, and is imported only where
-tracing is on.
+A span's parent is a W3C traceparent with its tracestate. Both travel with the job as one text
+(`process.logs.trace_context`). The exporter is in `tracing_otlp`, which is imported only if tracing is on.
 """
 
 from __future__ import annotations
@@ -17,25 +16,25 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 Attributes = Mapping[str, str | int | float | bool]
 
-#: Name of the attribute that carries a job's identifier.
+#: Attribute with a job's identifier.
 JOB_ID = "sagittal.job.id"
-#: Name of the attribute that says how a job ended: completed, failed or cancelled.
+#: Attribute with the state in which a job ended: completed, failed or cancelled.
 JOB_STATE = "sagittal.job.state"
 
 
 class TracingSettings(BaseModel):
-    """Where traces go."""
+    """Export of traces."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     endpoint: str = ""
-    """Collector that takes OTLP over gRPC, as `http://host:4317`, or `https://` for TLS. Empty: no tracing."""
+    """Collector for OTLP over gRPC: `http://host:4317`, or `https://` for TLS. Empty: no tracing."""
     sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Share of the traces that begin here which are kept. Those that a caller began are kept as the caller says."""
+    """Recorded share, 0 to 1, of the traces that start here. For traces that a caller starts, the caller decides."""
     headers: dict[str, SecretStr] = Field(default_factory=dict)
-    """Metadata of each export, as JSON; the collector's token for instance."""
+    """Metadata of each export, as JSON; for example the collector's token."""
     export_timeout: Annotated[float, Field(gt=0)] = 5.0
-    """Longest time that one export may take, in seconds; what cannot be sent is dropped, and the log says so."""
+    """Longest time of one export, in seconds. Spans that cannot be sent are dropped, with a warning in the log."""
 
     @model_validator(mode="after")
     def _check(self) -> TracingSettings:
@@ -45,7 +44,7 @@ class TracingSettings(BaseModel):
 
 
 class SpanKind(Enum):
-    """Which side of a call or of the queue a span stands for."""
+    """Role of a span in a call or in the queue."""
 
     INTERNAL = "internal"
     SERVER = "server"
@@ -54,15 +53,15 @@ class SpanKind(Enum):
 
 
 class Span(Protocol):
-    """One piece of work in a trace."""
+    """One unit of work in a trace."""
 
     @property
     def context(self) -> str:
-        """W3C traceparent of this span and, after a space, its tracestate; empty where tracing is off."""
+        """W3C traceparent of this span and, after a space, its tracestate; empty if tracing is off."""
         ...
 
     def child(self, name: str, *, kind: SpanKind = SpanKind.INTERNAL, attributes: Attributes | None = None) -> Span:
-        """Begins a span within this one."""
+        """Starts a span within this one."""
         ...
 
     def set(self, attributes: Attributes) -> None:
@@ -70,7 +69,7 @@ class Span(Protocol):
         ...
 
     def note(self, name: str, attributes: Attributes | None = None) -> None:
-        """Adds an event, with the time."""
+        """Adds an event with the current time."""
         ...
 
     def fail(self, description: str) -> None:
@@ -83,7 +82,7 @@ class Span(Protocol):
 
 
 class Tracer(Protocol):
-    """Makes spans and sends them away."""
+    """Creates spans and exports them."""
 
     def span(
         self,
@@ -94,16 +93,16 @@ class Tracer(Protocol):
         start: float | None = None,
         attributes: Attributes | None = None,
     ) -> Span:
-        """Begins a span, now or at a time in seconds since the epoch, in the trace of a context or in a new one."""
+        """Starts a span, now or at a time in seconds since the epoch, with the given parent or in a new trace."""
         ...
 
     def close(self) -> None:
-        """Sends what is left."""
+        """Exports the remaining spans."""
         ...
 
 
 class _NoSpan:
-    """The span that does nothing."""
+    """A span that does nothing."""
 
     context = ""
 
@@ -124,7 +123,7 @@ class _NoSpan:
 
 
 class _NoTracer:
-    """The tracer of an installation that does not trace."""
+    """The tracer if tracing is off."""
 
     def span(
         self,

@@ -1,4 +1,4 @@
-"""Spans sent away by OTLP over gRPC, in batches, from a thread of their own: a slow collector never holds up a job."""
+"""Exports spans by OTLP over gRPC, in batches and from a separate thread, so that a slow collector delays no job."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _log = structlog.get_logger(__name__)
 
 
 class OtlpTracer:
-    """A `Tracer` that exports."""
+    """A `Tracer` that exports to a collector."""
 
     def __init__(self, settings: TracingSettings, *, program: str, instance: str) -> None:
-        """Prepares to export; nothing is sent yet.
+        """Prepares the exporter; sends nothing yet.
 
         Args:
-            settings: Where spans go.
+            settings: Collector and sampling.
             program: Name of this program in traces.
-            instance: Name of this process among those of the program.
+            instance: Name of this process, unique within the program.
         """
         resource = Resource.create(
             {"service.name": program, "service.version": version("sagittal"), "service.instance.id": instance}
@@ -41,7 +41,7 @@ class OtlpTracer:
         self._provider = TracerProvider(
             resource=resource, sampler=ParentBased(TraceIdRatioBased(settings.sample_ratio)), shutdown_on_exit=False
         )
-        _hear_of_trouble()
+        _log_export_failures()
         exporter = OTLPSpanExporter(
             endpoint=settings.endpoint,
             insecure=settings.endpoint.startswith("http://"),
@@ -61,7 +61,7 @@ class OtlpTracer:
         start: float | None = None,
         attributes: Attributes | None = None,
     ) -> Span:
-        """Begins a span."""
+        """Starts a span."""
         traceparent, _, tracestate = parent.partition(" ")
         context = _PROPAGATOR.extract({"traceparent": traceparent, "tracestate": tracestate})
         begun = self._tracer.start_span(
@@ -70,12 +70,12 @@ class OtlpTracer:
         return _OtlpSpan(self, begun)
 
     def close(self) -> None:
-        """Sends what is left, in bounded time."""
+        """Exports the remaining spans, in bounded time."""
         self._provider.shutdown()
 
 
 class _OtlpSpan:
-    """A span on its way to the collector."""
+    """A span that is exported when it ends."""
 
     def __init__(self, tracer: OtlpTracer, span: trace.Span) -> None:
         self._tracer = tracer
@@ -103,17 +103,17 @@ class _OtlpSpan:
         self._span.end(None if at is None else _nanoseconds(at))
 
 
-class _Trouble(logging.Handler):
-    """What OpenTelemetry says of a collector that does not answer, as events of our log."""
+class _ExportFailures(logging.Handler):
+    """Turns OpenTelemetry's warnings, such as a collector that does not answer, into events of our log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         _log.warning("spans-not-exported", error=record.getMessage())
 
 
-def _hear_of_trouble() -> None:
+def _log_export_failures() -> None:
     library = logging.getLogger("opentelemetry")
-    if not any(isinstance(handler, _Trouble) for handler in library.handlers):
-        library.addHandler(_Trouble(logging.WARNING))
+    if not any(isinstance(handler, _ExportFailures) for handler in library.handlers):
+        library.addHandler(_ExportFailures(logging.WARNING))
         library.propagate = False
 
 

@@ -1,1 +1,1 @@
-"""The gRPC service: authenticates, validates, admits, enqueues and relays. It holds no state and has no torch."""
+"""The gRPC service: authenticates, validates, admits, queues and relays. It is stateless and does not import torch."""

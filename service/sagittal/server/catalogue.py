@@ -1,4 +1,4 @@
-"""The models as the service sees them: the registry, remembered for a moment."""
+"""The models as the service sees them: a short-lived cache of the registry."""
 
 import time
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from sagittal.v1 import model_pb2
 
 
 class Catalogue:
-    """Answers what models there are, asking the registry at most once in `refresh` seconds for each."""
+    """Returns models, with at most one registry lookup per model in `refresh` seconds."""
 
     def __init__(self, registry: ModelRegistry, refresh: float) -> None:
         self._registry = registry
@@ -21,19 +21,19 @@ class Catalogue:
         return await self._registry.models()
 
     async def model(self, name: str, version: str, *, field: str) -> model_pb2.Model:
-        """Returns one model, not to be changed; an empty version means the latest.
+        """Returns one model, which must not be modified; an empty version means the latest.
 
         Args:
-            name: As the caller gave it.
-            version: As the caller gave it.
+            name: The caller's value.
+            version: The caller's value.
             field: Path of the name in the request, for errors.
 
         Raises:
-            InvalidRequest: there is no name.
-            UnknownModel: there is no such model.
+            InvalidRequest: the name is empty.
+            UnknownModel: the model does not exist.
         """
         if not name:
-            raise InvalidRequest(f"{field} is not set; ListModels says what there is", field=field)
+            raise InvalidRequest(f"{field} is not set; give the name of a model, as ListModels lists it", field=field)
         known = self._known.get((name, version))
         if known is not None and known[0] > time.monotonic():
             return known[1]
@@ -46,12 +46,12 @@ class Catalogue:
         return model
 
     def forget(self, name: str) -> None:
-        """Makes the next question about a model go to the registry: this replica changed it."""
+        """Removes a model from the cache, because this replica changed it."""
         for key in [key for key in self._known if key[0] == name]:
             del self._known[key]
 
     async def _at_fault(self, name: str, version: str, field: str) -> str:
-        """Returns the field to blame: the version where the model has others, else its name."""
+        """Returns the field at fault: the version if the model has others, else the name."""
         if not version or all(model.name != name for model in await self._registry.models()):
             return field
         parent, _, last = field.rpartition(".")
@@ -60,15 +60,16 @@ class Catalogue:
 
 
 def check_loadable(model: model_pb2.Model, field: str) -> None:
-    """Raises ModelFailed where every worker that serves the model has failed to load it: a job would wait in vain."""
+    """Raises ModelFailed if every worker that serves the model failed to load it, because a job would wait in vain."""
     failed = [worker for worker in model.workers if worker.state == model_pb2.MODEL_STATE_FAILED]
     if failed and len(failed) == len(model.workers):
         text = (
-            f"{model.name} cannot be loaded: {failed[0].message}; see GetModel, and ask for LoadModel when it is mended"
+            f"{model.name} cannot be loaded: {failed[0].message}; see GetModel, and call LoadModel after the cause is "
+            "corrected"
         )
         raise ModelFailed(text, field=field)
 
 
 def ready_workers(model: model_pb2.Model) -> int:
-    """Returns how many workers can run the model now."""
+    """Returns the number of workers that have the model ready."""
     return sum(1 for worker in model.workers if worker.state == model_pb2.MODEL_STATE_READY)

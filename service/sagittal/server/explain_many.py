@@ -1,4 +1,4 @@
-"""ExplainMany: many jobs over one call, a bounded number in flight, their events as they come."""
+"""ExplainMany: many jobs over one call, with a bounded number in flight and their events as they arrive."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ Events = AsyncGenerator[explanation_pb2.ExplanationEvent, None]
 
 
 class Many:
-    """Serves ExplainMany: a call has at most `max_in_flight` jobs, and its next request is read when one ends."""
+    """Serves ExplainMany: a call has at most `max_in_flight` jobs, and reads the next request when one ends."""
 
     def __init__(self, intake: Intake, relay: Relay, max_in_flight: int) -> None:
         self._intake = intake
@@ -33,7 +33,7 @@ class Many:
         self._max_in_flight = max_in_flight
 
     async def events(self, requests: Requests, caller: Caller) -> Events:
-        """Yields the events of all jobs; when the caller goes away, those that have not ended are cancelled."""
+        """Yields the events of all jobs; if the caller disconnects, cancels those that have not ended."""
         pipeline = Pipeline(self._intake, self._relay, caller, self._max_in_flight)
         reading = asyncio.create_task(pipeline.read(requests))
         try:
@@ -49,7 +49,7 @@ class Many:
 
 
 class Pipeline:
-    """The state of one call."""
+    """State of one ExplainMany call."""
 
     def __init__(self, intake: Intake, relay: Relay, caller: Caller, max_in_flight: int) -> None:
         self._intake = intake
@@ -60,10 +60,10 @@ class Pipeline:
         self._accepting: dict[str, asyncio.Task[tuple[Job, bool]]] = {}
         self._owned: dict[str, Job] = {}
         self.outbox: asyncio.Queue[explanation_pb2.ExplanationEvent | Exception | None] = asyncio.Queue(maxsize=1)
-        """Events for the caller, whose pace is everyone's; an exception ends the call, None is the end."""
+        """Events, read at the caller's pace; an exception ends the call with an error, None ends it."""
 
     async def read(self, requests: Requests) -> None:
-        """Starts a job for each request while there are free slots, and ends when all of them have ended."""
+        """Starts a job for each request while slots are free; returns when all jobs have ended."""
         try:
             await self._slots.acquire()
             async for request in requests:
@@ -72,17 +72,17 @@ class Pipeline:
             while self._tasks:
                 await asyncio.wait(tuple(self._tasks.values()))
             await self.outbox.put(None)
-        except Exception as error:  # noqa: BLE001 - raised again by the call's own task
+        except Exception as error:  # noqa: BLE001 - `events` raises it again
             await self.outbox.put(error)
 
     def drop(self) -> None:
-        """Cancels the jobs in flight that the call made, those that are being accepted included."""
+        """Cancels the jobs in flight that this call created, including those that are still being accepted."""
         for job in self._owned.values():
             self._relay.drop(job, rpc=_RPC)
         self._abandon(drop=True)
 
     async def stop(self, reading: asyncio.Task[None]) -> None:
-        """Ends what still runs for the call; its jobs go on, unless they were dropped."""
+        """Ends the tasks of the call; its jobs continue unless they were dropped."""
         self._abandon(drop=False)
         running = (reading, *self._tasks.values())
         for task in running:
@@ -116,10 +116,10 @@ class Pipeline:
             return error
         request_id = request.spec.request_id
         if not request_id:
-            text = "spec.request_id is not set; ExplainMany needs one to tell the jobs apart"
+            text = "spec.request_id is not set; give each request its own, which identifies its events"
             return InvalidRequest(text, field="spec.request_id")
         if request_id in self._tasks:
-            text = f"spec.request_id {shown(request_id)} is in flight in this call; give each request its own"
+            text = f"spec.request_id {shown(request_id)} is already in flight in this call; give each request its own"
             return InvalidRequest(text, field="spec.request_id")
         return None
 
@@ -131,12 +131,12 @@ class Pipeline:
         except SagittalError as error:
             await self.outbox.put(_refusal(request_id, error))
             return
-        except Exception as error:  # noqa: BLE001 - raised again by the call's own task
+        except Exception as error:  # noqa: BLE001 - `events` raises it again
             await self.outbox.put(error)
             return
         finally:
             self._accepting.pop(request_id, None)
-        structlog.contextvars.bind_contextvars(job_id=job.job_id)  # of this task alone
+        structlog.contextvars.bind_contextvars(job_id=job.job_id)  # binds it for this task only
         if is_new:
             self._owned[request_id] = job
         await self._relay_events(job)
@@ -146,7 +146,7 @@ class Pipeline:
             async with aclosing(self._relay.events(job)) as events:
                 async for event in events:
                     await self.outbox.put(event)
-        except Exception as error:  # noqa: BLE001 - raised again by the call's own task
+        except Exception as error:  # noqa: BLE001 - `events` raises it again
             await self.outbox.put(error)
 
 

@@ -1,4 +1,4 @@
-"""ExplanationService: jobs are accepted, watched, found, cancelled, retried and deleted, and their regions scored."""
+"""ExplanationService: accepts, streams, lists, cancels, retries and deletes jobs, and scores their regions."""
 
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -25,38 +25,40 @@ _log = structlog.get_logger(__name__)
 
 
 class Retries:
-    """Runs dead-lettered jobs again, each as a new job, since a job has one terminal event."""
+    """Retries dead-lettered jobs, each as a new job, because a job has only one terminal event."""
 
     def __init__(self, queue: JobQueue, intake: Intake, relay: Relay) -> None:
         self._queue = queue
         self._intake = intake
         self._relay = relay
 
-    async def again(self, buried: Job, caller: Caller) -> Job:
-        """Returns a new job with the request and the images of a buried one.
+    async def again(self, dead: Job, caller: Caller) -> Job:
+        """Returns a new job with the request and images of a dead-lettered one.
 
         Raises:
-            FailedPrecondition: the job is not buried, or its images are no longer kept.
-            SagittalError: the request is refused now, for instance because its model is gone.
+            FailedPrecondition: the job is not dead-lettered, or its images are deleted.
+            SagittalError: the request is refused now, for example because its model is unregistered.
         """
         with self._intake.counting_refusals():
-            await self._check_buried(buried)
-            stored = await self._queue.request_of(buried.job_id)
+            await self._check_dead_lettered(dead)
+            stored = await self._queue.request_of(dead.job_id)
         spec = explanation_pb2.ExplanationSpec.FromString(stored.request)
         spec.image.ParseFromString(stored.images["image"])
         if "baseline" in stored.images:
             spec.baseline.image.ParseFromString(stored.images["baseline"])
-        spec.ClearField("request_id")  # it stays the buried job's
+        spec.ClearField("request_id")  # it still belongs to the dead-lettered job
         job, _ = await self._intake.explain(spec, caller)
-        _log.info("job-retried", job_id=buried.job_id, new_job_id=job.job_id)
+        _log.info("job-retried", job_id=dead.job_id, new_job_id=job.job_id)
         return job
 
-    async def _check_buried(self, job: Job) -> None:
-        if job.kind is not JobKind.EXPLANATION or not await self._is_buried(job):
-            text = f"job {job.job_id} is a {job.state.value} {job.kind.value}; only buried explanations are run again"
+    async def _check_dead_lettered(self, job: Job) -> None:
+        if job.kind is not JobKind.EXPLANATION or not await self._is_dead_lettered(job):
+            text = (
+                f"job {job.job_id} is a {job.state.value} {job.kind.value}; only dead-lettered explanations are retried"
+            )
             raise FailedPrecondition(text, field="job_id")
 
-    async def _is_buried(self, job: Job) -> bool:
+    async def _is_dead_lettered(self, job: Job) -> bool:
         if job.state is not JobState.FAILED:
             return False
         async with aclosing(self._relay.events(job, job.last_sequence - 1)) as events:
@@ -66,13 +68,13 @@ class Retries:
 # ruff: noqa: N802 - names and signatures are those of the API
 
 
-#: Jobs on a page where the request does not say.
+#: Jobs on a page if the request does not set a size.
 DEFAULT_PAGE = 50
 
-#: Most jobs or events on a page.
+#: Largest number of jobs or events on a page.
 MAX_PAGE = 1_000
 
-#: Bytes of the events on a page that has several: it fits into a message of gRPC's default size.
+#: Bytes of the events on a page with several events, so that it fits into a gRPC message of default size.
 PAGE_BYTES = 3 * MIB
 
 _TOKEN = re.compile(r"^[0-9]{1,15}$")
@@ -82,7 +84,7 @@ _STATES_BY_NUMBER: dict[int, JobState] = {number: state for state, number in STA
 
 
 class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceServicer):
-    """Serves explanations from the queue."""
+    """Serves ExplanationService from the queue."""
 
     def __init__(
         self,
@@ -108,7 +110,7 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
     async def Explain(
         self, request: explanation_service_pb2.ExplainRequest, context: Context
     ) -> AsyncGenerator[explanation_service_pb2.ExplainResponse, None]:
-        """Accepts a job and streams its events; a dropped call cancels the job that it made, unless detached."""
+        """Accepts a job and streams its events; a dropped call cancels the job it created, unless detached."""
         accepting = self._intake.explain(request.spec, current_caller())
         job, is_new = await (accepting if request.detach else self._relay.accepted(accepting, rpc="Explain"))
         structlog.contextvars.bind_contextvars(job_id=job.job_id)
@@ -121,7 +123,7 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
     async def ExplainMany(
         self, request_iterator: AsyncIterator[explanation_service_pb2.ExplainManyRequest], context: Context
     ) -> AsyncGenerator[explanation_service_pb2.ExplainManyResponse, None]:
-        """Accepts jobs as they come and streams the events of all of them."""
+        """Accepts jobs as requests arrive and streams the events of all of them."""
         events = self._many.events(request_iterator, current_caller())
         async with aclosing(events):
             async for message in events:
@@ -137,7 +139,7 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
     async def WatchExplanation(
         self, request: explanation_service_pb2.WatchExplanationRequest, context: Context
     ) -> AsyncGenerator[explanation_service_pb2.WatchExplanationResponse, None]:
-        """Streams a job's events after a sequence number; a dropped call leaves the job alone."""
+        """Streams a job's events after a sequence number; a dropped call does not affect the job."""
         job = await self._job(request.job_id)
         events = self._relay.events(job, request.after_sequence)
         async with aclosing(events):
@@ -147,7 +149,7 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
     async def GetExplanation(
         self, request: explanation_service_pb2.GetExplanationRequest, context: Context
     ) -> explanation_service_pb2.GetExplanationResponse:
-        """Returns a job with a page of its events, without progress and partial masks if it has ended."""
+        """Returns a job with a page of its events; without progress and partial masks if it has ended."""
         limit = _page_size(request.page_size) or MAX_PAGE
         job = await self._job(request.job_id)
         page = await self._queue.page(
@@ -182,7 +184,7 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
     async def CancelExplanation(
         self, request: explanation_service_pb2.CancelExplanationRequest, context: Context
     ) -> explanation_service_pb2.CancelExplanationResponse:
-        """Cancels a job; one that has ended stays as it is."""
+        """Cancels a job; an ended one stays as it is."""
         job = await self._job(request.job_id)
         if not job.state.ended:
             job = await self._queue.cancel(job.job_id, "requested")
@@ -192,7 +194,7 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
     async def DeleteExplanation(
         self, request: explanation_service_pb2.DeleteExplanationRequest, context: Context
     ) -> explanation_service_pb2.DeleteExplanationResponse:
-        """Deletes a job that has ended."""
+        """Deletes an ended job."""
         job = await self._job(request.job_id)
         await self._queue.delete(job.job_id)
         _log.info("job-deleted", job_id=job.job_id)
@@ -201,7 +203,7 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
     async def RetryExplanation(
         self, request: explanation_service_pb2.RetryExplanationRequest, context: Context
     ) -> explanation_service_pb2.RetryExplanationResponse:
-        """Runs a buried job of the tenant again, as a new job."""
+        """Retries a dead-lettered job of the tenant as a new job."""
         job = await self._retries.again(await self._job(request.job_id), current_caller())
         return explanation_service_pb2.RetryExplanationResponse(explanation=explanation(job))
 
@@ -221,7 +223,7 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
     async def ScoreRegions(
         self, request: explanation_service_pb2.ScoreRegionsRequest, context: Context
     ) -> explanation_service_pb2.ScoreRegionsResponse:
-        """Scores sets of patches of a job or an image."""
+        """Scores sets of patches of a job's image or of an image in the request."""
         return await self._regions.score(request, current_caller(), time_left(context, self._regions_deadline))
 
     async def _job(self, job_id: str) -> Job:
@@ -238,11 +240,11 @@ def _page_size(number: int) -> int:
 
 
 def _sequence(page_token: str) -> int:
-    """Returns the sequence number after which a page begins."""
+    """Returns the sequence number after which a page starts."""
     if not page_token:
         return 0
     if not _TOKEN.match(page_token):
-        text = f"page_token is {shown(page_token)}; give next_page_token of the page before, or nothing"
+        text = f"page_token is {shown(page_token)}; give next_page_token of the previous page, or leave it empty"
         raise InvalidRequest(text, field="page_token")
     return int(page_token)
 

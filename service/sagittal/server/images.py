@@ -1,4 +1,4 @@
-"""Images of callers, examined in a few processes that may die, which the tenants share fairly."""
+"""Checks callers' images in a few child processes, which the tenants share fairly."""
 
 import asyncio
 from collections import OrderedDict, deque
@@ -18,19 +18,19 @@ from sagittal.v1 import tensor_pb2
 
 
 class Turns:
-    """Gives free processes to the tenants that wait, in rotation.
+    """Grants free processes to waiting tenants in rotation.
 
-    Large work never takes the last process: it leaves one to work that is done in milliseconds, whoever sends how much.
+    Large work never takes the last process, so one is always free for work that takes milliseconds.
     """
 
     def __init__(self, processes: int) -> None:
         self._free = processes
         self._free_for_large = max(1, processes - 1)
         self._waiting: OrderedDict[tuple[str, bool], deque[asyncio.Future[None]]] = OrderedDict()
-        """By tenant and whether the work is large; the one whose turn it is comes first."""
+        """Waiting turns by tenant and size; the next tenant comes first."""
 
     async def take(self, tenant: str, *, large: bool) -> None:
-        """Waits for a turn, which `release` ends."""
+        """Waits for a process; `release` returns it."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault((tenant, large), deque()).append(turn)
         self._grant()
@@ -38,11 +38,11 @@ class Turns:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.release(large=large)  # it was granted at the same moment
+                self.release(large=large)  # the turn was granted at the same moment
             raise
 
     def release(self, *, large: bool) -> None:
-        """Ends a turn."""
+        """Returns a process."""
         self._free += 1
         self._free_for_large += large
         self._grant()
@@ -50,13 +50,13 @@ class Turns:
     def _grant(self) -> None:
         while self._free and (chosen := self._next()) is not None:
             turn, large = chosen
-            if not turn.done():  # else its caller went away
+            if not turn.done():  # otherwise its caller disconnected
                 self._free -= 1
                 self._free_for_large -= large
                 turn.set_result(None)
 
     def _next(self) -> tuple[asyncio.Future[None], bool] | None:
-        """Takes out who waits longest of the next tenant, who then comes last."""
+        """Removes and returns the oldest turn of the next tenant, and moves that tenant to the end."""
         key = next((key for key in self._waiting if self._free_for_large or not key[1]), None)
         if key is None:
             return None
@@ -70,22 +70,22 @@ class Turns:
 
 T = TypeVar("T")
 
-#: Pixels above which images of a request leave a process to others; reading as many takes some 50 ms.
+#: Pixels above which a request's images count as large; reading that many takes about 50 ms.
 LARGE_PIXELS = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """Pictures that are known to be good."""
+    """Images that passed all checks."""
 
     images: dict[str, bytes]
     """Serialized `sagittal.v1.Image` messages by name."""
     content_key: str
-    """SHA-256 over the pictures and the question; empty where no question was given."""
+    """SHA-256 over images and question; empty if there is no question."""
 
 
 class Pictures:
-    """Examines images, `processes` at a time."""
+    """Checks callers' images, at most `processes` at a time."""
 
     def __init__(self, limits: ImageLimits, processes: int) -> None:
         self._turns = Turns(processes)
@@ -101,17 +101,17 @@ class Pictures:
         question: Mapping[str, Any] | None,
         tenant: str,
     ) -> Examined:
-        """Reads the images to their end, and returns them serialized, with the key of the question about them.
+        """Reads the images to their end and returns them serialized, with the content key of the question.
 
         Args:
-            pictures: By name, each with its path in the request.
-            input_size: Side in pixels of the model's input; 0 where it is not known.
-            question: What else the answer depends on; None where it is shared with nobody.
-            tenant: Who sent them.
+            pictures: Images by name, each with its path in the request.
+            input_size: Side in pixels of the model's input; 0 if unknown.
+            question: Everything else that the answer depends on; None if the answer is never shared.
+            tenant: Tenant that sent them.
 
         Raises:
-            InvalidImage, InvalidRequest: one is damaged, beyond the limits, or a tensor that makes no sense.
-            Unavailable: there is no process that could examine it.
+            InvalidImage, InvalidRequest: an image is damaged or exceeds the limits, or a tensor is invalid.
+            Unavailable: no decoding process could be started.
         """
         large = sum(pixels_to_read(picture) for _, picture in pictures.values()) > LARGE_PIXELS
         return await self._in_turn(tenant, large, lambda: self._examine(pictures, input_size, question))
@@ -137,13 +137,13 @@ class Pictures:
         def end_turn(ended: asyncio.Future[T]) -> None:
             self._turns.release(large=large)
             if not ended.cancelled():
-                ended.exception()  # a caller that went away does not ask for it
+                ended.exception()  # marks it as retrieved, in case the caller disconnected
 
         working.add_done_callback(end_turn)
-        return await asyncio.shield(working)  # a turn ends with the work, whether its caller waits or not
+        return await asyncio.shield(working)  # the turn ends with the work, even if the caller disconnects
 
     def close(self) -> None:
-        """Lets the threads end."""
+        """Stops the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _decode(self, source: tensor_pb2.Image) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""From a request to a queued job: validated, its pictures examined, its model resolved."""
+"""From request to queued job: validates, checks images, resolves the model, estimates the cost, and submits."""
 
 import math
 import time
@@ -21,30 +21,31 @@ from sagittal.server.rpc.access import Caller
 from sagittal.server.settings import JobSettings
 from sagittal.v1 import explanation_pb2, model_pb2, model_service_pb2
 
-#: Age up to which learned costs are used without asking the queue, in seconds.
+#: Longest age of learned costs before they are read from the queue again, in seconds.
 REFRESH = 5.0
 
-#: Methods on models whose costs are remembered; past it, all are asked for anew.
+#: Largest number of cached (model, version, method) entries; beyond it, the cache is emptied.
 MOST_KNOWN = 4096
 
 _UNKNOWN = Cost(0.0, 0.0)
 
 
 class Estimates:
-    """Estimates costs from what the queue has learned, asking for it at most once in `REFRESH` seconds."""
+    """Estimates costs from those that the queue has learned, reading each at most once in `REFRESH` seconds."""
 
     def __init__(self, queue: JobQueue) -> None:
         self._queue = queue
         self._known: dict[tuple[str, str, str], tuple[float, Mapping[str, Cost]]] = {}
 
     async def of(self, model: model_pb2.Model, method: str, setting: str, most: int) -> Cost:
-        """Returns the cost of a setting of a method on a model, zeros where nothing is known.
+        """Returns the expected cost of a setting of a method on a model; zeros if nothing is known.
 
         Args:
             model: The model.
             method: Name of the method.
-            setting: What decides the cost.
-            most: Evaluations that the job may use; 0 for no bound. It is the estimate where nothing is known.
+            setting: The part of the request that determines the cost.
+            most: Largest number of evaluations that the job may use; 0 for no limit. If nothing is known, it is the
+                estimate.
         """
         found = estimate(setting, await self._observed((model.name, model.version, method)))
         if found is None:
@@ -62,14 +63,14 @@ class Estimates:
         return observed
 
 
-#: Classes that Predict returns.
+#: Largest number of classes that Predict returns.
 MAX_TOP = 1_000
 
 _log = structlog.get_logger(__name__)
 
 
 class Intake:
-    """Turns requests into jobs."""
+    """Turns requests into queued jobs."""
 
     def __init__(
         self, queue: JobQueue, catalogue: Catalogue, pictures: Pictures, settings: JobSettings, metrics: ServiceMetrics
@@ -82,10 +83,10 @@ class Intake:
         self._metrics = metrics
 
     async def explain(self, spec: explanation_pb2.ExplanationSpec, caller: Caller) -> tuple[Job, bool]:
-        """Queues an explanation, and says whether it is new. Takes the pictures out of `spec`.
+        """Queues an explanation; returns the job and whether it is new. Removes the images from `spec`.
 
         Raises:
-            SagittalError: the request is wrong, or cannot be admitted.
+            SagittalError: the request is invalid or cannot be admitted.
         """
         with self.counting_refusals():
             return await self._explain(spec, caller)
@@ -93,7 +94,7 @@ class Intake:
     async def predict(
         self, request: model_service_pb2.PredictRequest, caller: Caller, deadline: float
     ) -> tuple[Job, model_pb2.Model]:
-        """Queues a prediction that must end in `deadline` seconds. Takes the picture out of `request`."""
+        """Queues a prediction that must end within `deadline` seconds. Removes the image from `request`."""
         with self.counting_refusals():
             return await self._predict(request, caller, deadline)
 
@@ -108,7 +109,7 @@ class Intake:
         *,
         evaluations: int = 0,
     ) -> Job:
-        """Queues a checked job that a call waits for, to end in `deadline` seconds; it is shared with nobody."""
+        """Queues a validated job for which a call waits `deadline` seconds; its answer is never shared."""
         job = NewJob(
             job_id=new_job_id(),
             kind=kind,
@@ -127,12 +128,12 @@ class Intake:
         return (await self._submit(job, model))[0]
 
     async def submit(self, job: NewJob, model: model_pb2.Model) -> tuple[Job, bool]:
-        """Queues a job that has been checked, and says whether it is new."""
+        """Queues a validated job; returns it and whether it is new."""
         return await self._submit(job, model)
 
     @contextmanager
     def counting_refusals(self) -> Iterator[None]:
-        """Counts and logs an expected error that leaves the context: a request for a job that was refused."""
+        """Counts and logs an expected error in its body as a refused request."""
         try:
             yield
         except SagittalError as error:
@@ -209,7 +210,7 @@ class Intake:
 
 
 def _accepted(job: NewJob, workers: int, seconds: float) -> bytes:
-    """Returns the first event of a job; the queue, which alone knows it, adds the job's position."""
+    """Returns a job's first event; the queue adds the position, which only it knows."""
     accepted = explanation_pb2.Accepted(estimated_evaluations=job.estimated_evaluations, ready_workers=workers)
     if seconds:
         accepted.estimated_run_time.FromNanoseconds(int(seconds * 1e9))

@@ -1,4 +1,4 @@
-"""`sagittal-service`: serves the API until SIGTERM, then drains and exits with 0."""
+"""`sagittal-service`: serves the API until SIGTERM, then drains and exits with status 0."""
 
 import argparse
 import asyncio
@@ -29,14 +29,14 @@ from sagittal.server.rpc.endpoint import CannotListen
 from sagittal.server.service import Service
 from sagittal.server.settings import ServiceSettings
 
-#: Exit codes: stopped as asked; a setting is wrong; an address cannot be had.
+#: Exit statuses: stopped on request; invalid setting; address not available.
 EXIT_OK, EXIT_SETTINGS, EXIT_ADDRESS = 0, 2, 3
 
 _log = structlog.get_logger(__name__)
 
 
 def main() -> int:
-    """Runs the service and returns its exit code."""
+    """Runs the service and returns its exit status."""
     _arguments()
     try:
         settings = read_settings(ServiceSettings)
@@ -64,7 +64,7 @@ async def serve(settings: ServiceSettings, tracer: Tracer = NO_TRACER, entries: 
     """Serves until SIGTERM or SIGINT, then drains.
 
     Raises:
-        CannotListen, OSError: an address cannot be had.
+        CannotListen, OSError: an address is not available.
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -112,7 +112,7 @@ def _metrics(settings: ServiceSettings, service: Service, supervisor: Supervisor
 
 
 def _arguments() -> None:
-    """Answers --help and --version; the service takes no other arguments."""
+    """Handles --help and --version; the service takes no other arguments."""
     parser = argparse.ArgumentParser(
         prog="sagittal-service",
         description="The gRPC service of Sagittal. Its settings are environment variables:",
@@ -124,7 +124,7 @@ def _arguments() -> None:
 
 
 def describe(settings: type[BaseModel], prefix: str) -> Iterator[str]:
-    """Yields each setting as its environment variable, with its default and what it means."""
+    """Yields the help of each setting: its environment variable, default and description."""
     for name, field in settings.model_fields.items():
         variable = f"{prefix}{name.upper()}"
         nested: Any = field.annotation

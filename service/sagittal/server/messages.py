@@ -1,4 +1,4 @@
-"""Jobs as messages of the API."""
+"""Converts jobs and events to messages of the API."""
 
 from collections.abc import Iterable, Mapping
 
@@ -41,7 +41,7 @@ def timestamp(seconds: float) -> timestamp_pb2.Timestamp:
 
 
 def explanation(job: Job, events: Iterable[explanation_pb2.ExplanationEvent] = ()) -> explanation_pb2.Explanation:
-    """Returns a job with these events."""
+    """Returns a job as a message, with these events."""
     return explanation_pb2.Explanation(
         job_id=job.job_id,
         state=STATES[job.state],
@@ -60,7 +60,7 @@ def explanation(job: Job, events: Iterable[explanation_pb2.ExplanationEvent] = (
 
 
 def event(stored: StoredEvent, job: Job) -> explanation_pb2.ExplanationEvent:
-    """Returns a stored event as an event of this job: a shared run's events carry each job's own identifiers."""
+    """Returns a stored event as an event of this job; jobs that share an execution have their own identifiers."""
     message = explanation_pb2.ExplanationEvent.FromString(stored.payload)
     message.job_id = job.job_id
     message.request_id = job.request_id
@@ -69,6 +69,6 @@ def event(stored: StoredEvent, job: Job) -> explanation_pb2.ExplanationEvent:
 
 
 def lasting(message: explanation_pb2.ExplanationEvent) -> bool:
-    """Whether an event still says something when its job has ended: all but progress and masks on the way."""
+    """Returns whether an event still matters after its job has ended: all except progress and partial masks."""
     kind = message.WhichOneof("event")
     return kind != "progress" and (kind != "mask" or message.mask.final)

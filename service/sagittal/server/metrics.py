@@ -1,4 +1,4 @@
-"""The service's Prometheus metrics. Labels take values from small sets only: RPCs, codes, models, methods, lanes."""
+"""Prometheus metrics of the service. Labels have few values: RPCs, codes, models, methods and lanes."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ from sagittal.core.jobs import Backlog, Job, Lane, NewJob
 from sagittal.process.decoder_metrics import DecoderMetrics
 from sagittal.server.rpc.layers import Call, Proceed
 
-#: Upper bounds of an RPC's duration, in seconds: from a lookup to a long explanation.
+#: Upper bounds of the histogram of RPC durations, in seconds.
 _RPC_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 
 _IDLE = Backlog(queued=0, running=0, oldest_seconds=0.0)
@@ -26,55 +26,58 @@ _CODES: Mapping[int, str] = {code.value[0]: code.name for code in grpc.StatusCod
 
 
 class ServiceMetrics:
-    """Counts what the service does."""
+    """Metrics of RPCs, jobs and the queue."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.rpcs_started = Counter("sagittal_rpcs_started", "RPCs that began.", ["rpc"], registry=registry)
+        self.rpcs_started = Counter("sagittal_rpcs_started", "RPCs started.", ["rpc"], registry=registry)
         self.rpcs_handled = Counter(
-            "sagittal_rpcs_handled", "RPCs that ended, cancelled ones included.", ["rpc", "code"], registry=registry
+            "sagittal_rpcs_handled",
+            "RPCs ended, including cancelled ones, by status code.",
+            ["rpc", "code"],
+            registry=registry,
         )
         self.rpc_seconds = Histogram(
-            "sagittal_rpc_seconds", "Duration of RPCs to their end.", ["rpc"], buckets=_RPC_SECONDS, registry=registry
+            "sagittal_rpc_seconds", "Duration of RPCs in seconds.", ["rpc"], buckets=_RPC_SECONDS, registry=registry
         )
         self.calls_refused = Counter(
             "sagittal_calls_refused",
-            "Calls that were refused since too many were open, by the setting that bounds them.",
+            "Calls refused because too many were open, by the setting that limits them.",
             ["reason"],
             registry=registry,
         )
-        self.streams = Gauge("sagittal_streams_in_flight", "Streams that are open.", ["rpc"], registry=registry)
+        self.streams = Gauge("sagittal_streams_in_flight", "Open streams.", ["rpc"], registry=registry)
         self.jobs_accepted = Counter(
-            "sagittal_jobs_accepted", "Jobs that were queued.", ["model", "method", "lane"], registry=registry
+            "sagittal_jobs_accepted", "Accepted jobs.", ["model", "method", "lane"], registry=registry
         )
         self.jobs_rejected = Counter(
-            "sagittal_jobs_rejected", "Requests for a job that were refused.", ["reason"], registry=registry
+            "sagittal_jobs_rejected", "Refused requests for a job, by error reason.", ["reason"], registry=registry
         )
         self.jobs_dropped = Counter(
-            "sagittal_jobs_dropped", "Jobs cancelled because their caller went away.", ["rpc"], registry=registry
+            "sagittal_jobs_dropped", "Jobs cancelled because their caller disconnected.", ["rpc"], registry=registry
         )
         self.first_event = Histogram(
             "sagittal_first_event_seconds",
-            "Time from acceptance to the first result that a stream of the job carries.",
+            "Time from acceptance of a job to the first result in its stream, in seconds.",
             ["model", "method", "lane"],
             buckets=_RPC_SECONDS,
             registry=registry,
         )
         self.queue = QueueGauges(registry)
         self.decoders = DecoderMetrics(registry)
-        self.queue_up = Gauge("sagittal_queue_up", "1 while Redis answers, else 0.", registry=registry)
+        self.queue_up = Gauge("sagittal_queue_up", "1 while Redis answers, otherwise 0.", registry=registry)
         self.queue_errors = Counter(
-            "sagittal_queue_errors", "Calls to the queue that failed, by call.", ["call"], registry=registry
+            "sagittal_queue_errors", "Failed calls to the queue, by call.", ["call"], registry=registry
         )
         self.registry_lost = Counter(
             "sagittal_registry_lost",
-            "Times that the registry of models was found to have lost its data.",
+            "Times that the model registry was found to have lost its data.",
             registry=registry,
         )
-        self.queue_errors.labels("look")  # shown as 0 before the first
+        self.queue_errors.labels("look")  # starts at 0
         self.jobs_rejected.labels(Overloaded.reason)
 
     async def __call__(self, call: Call, proceed: Proceed) -> Any:
-        """Is the layer that counts RPCs by their code."""
+        """Layer that counts RPCs by status code."""
         rpc = call.method.removeprefix("/")
         self.rpcs_started.labels(rpc).inc()
         if call.streams:
@@ -92,16 +95,16 @@ class ServiceMetrics:
                 self.streams.labels(rpc).dec()
 
     def accepted(self, job: NewJob) -> None:
-        """Counts a job that was queued."""
+        """Counts an accepted job."""
         self.jobs_accepted.labels(job.model, job.method or job.kind.value, job.lane.value).inc()
 
     def first_result(self, job: Job) -> None:
-        """Observes that the first result of a job goes out to the caller who waits for it."""
+        """Observes the time to the first result that is sent to the job's caller."""
         seconds = max(0.0, time.time() - job.created)
         self.first_event.labels(job.model, job.method or job.kind.value, job.lane.value).observe(seconds)
 
     def backlog(self, backlog: Mapping[tuple[str, str], Backlog], models: Iterable[str]) -> None:
-        """Shows the queue as it is now: registered models without work as zeros, models that are gone not at all."""
+        """Publishes the queue's present state: zeros for idle registered models, nothing for removed ones."""
         self.queue.show({(model, lane.value): _IDLE for model in models for lane in Lane} | dict(backlog))
 
     def _code(self, error: BaseException, call: Call) -> str:
@@ -118,25 +121,27 @@ class ServiceMetrics:
 
 
 class QueueGauges(Collector):
-    """The queue, which a scrape shows as it was at one moment: a job that waits in it does not run in it, too."""
+    """Gauges of the queue, replaced together, so that no scrape counts a job both as queued and as running."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         labels = ["model", "lane"]
-        self._queued = Gauge("sagittal_queue_depth", "Runs that wait.", labels, registry=None)
-        self._running = Gauge("sagittal_queue_running", "Runs that a worker holds.", labels, registry=None)
-        self._oldest = Gauge("sagittal_queue_oldest_seconds", "Wait of the oldest queued run.", labels, registry=None)
+        self._queued = Gauge("sagittal_queue_depth", "Queued executions.", labels, registry=None)
+        self._running = Gauge("sagittal_queue_running", "Running executions.", labels, registry=None)
+        self._oldest = Gauge(
+            "sagittal_queue_oldest_seconds", "Age of the oldest queued execution in seconds.", labels, registry=None
+        )
         self.metrics = (self._queued, self._running, self._oldest)
         self._shown: set[tuple[str, str]] = set()
         self._lock = Lock()
         registry.register(self)
 
     def collect(self) -> Sequence[Metric]:
-        """Returns all gauges; Prometheus is answered by another thread than the one that shows the queue."""
+        """Returns all gauges; called by the thread of a scrape."""
         with self._lock:
             return [family for metric in self.metrics for family in metric.collect()]
 
     def show(self, backlog: Mapping[tuple[str, str], Backlog]) -> None:
-        """Replaces what is shown, by model and lane."""
+        """Replaces all values, by model and lane."""
         with self._lock:
             for gone in self._shown - backlog.keys():
                 for metric in self.metrics:

@@ -1,4 +1,4 @@
-"""ModelService: what can be explained, and what a model says of a picture."""
+"""ModelService: lists and registers models, and predicts their classes for an image."""
 
 from collections.abc import Iterable
 
@@ -17,17 +17,17 @@ from sagittal.server.rpc.access import current_caller
 from sagittal.server.rpc.layers import Context
 from sagittal.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
 
-#: Queued jobs that are cancelled before looking for more, when their model goes.
+#: Jobs per page when the queued jobs of a removed model are cancelled.
 _PAGE = 100
 
-#: What an update may name in its mask.
+#: Fields that an update mask may name.
 _MASKABLE = DECLARED - {"name", "version"} | {"latest"}
 
 _log = structlog.get_logger(__name__)
 
 
 class Registration:
-    """Changes the registry for administrators: what they declare is checked here, what is found comes from workers."""
+    """Changes the registry for administrators. Declarations are checked here; other fields come from workers."""
 
     def __init__(self, registry: ModelRegistry, catalogue: Catalogue, queue: JobQueue) -> None:
         self._registry = registry
@@ -35,14 +35,14 @@ class Registration:
         self._queue = queue
 
     async def register(self, model: model_pb2.Model) -> model_pb2.Model:
-        """Registers a version of a model and returns it. Raises InvalidRequest, ModelExists."""
+        """Registers a model version and returns it. Raises InvalidRequest, ModelExists."""
         entry = entry_of(model)
         await self._registry.register(declaration_of(entry), latest=entry.latest)
         _log.info("model-registered", model=entry.name, version=entry.version, source=entry.source["kind"])
         return await self._current(*entry.key)
 
     async def update(self, request: model_service_pb2.UpdateModelRequest) -> model_pb2.Model:
-        """Changes a registered version and returns it. Raises InvalidRequest, UnknownModel, FailedPrecondition."""
+        """Updates a registered version and returns it. Raises InvalidRequest, UnknownModel, FailedPrecondition."""
         asked = request.model
         before = await self._find(asked.name, asked.version)
         wanted = _masked(before, asked, request.update_mask.paths) if request.HasField("update_mask") else asked
@@ -60,15 +60,15 @@ class Registration:
         _log.info("model-unregistered", model=name, version=version, jobs_cancelled=cancelled)
 
     async def wish(self, name: str, version: str, wish: Wish) -> None:
-        """Asks workers to load or unload a model. Raises InvalidRequest, UnknownModel."""
+        """Requests that workers load or unload a model. Raises InvalidRequest, UnknownModel."""
         model = await self._catalogue.model(name, version, field="name")
         await self._registry.wish(model.name, model.version, wish)
         _log.info("model-wished", model=model.name, version=model.version, wish=wish)
 
     async def _find(self, name: str, version: str, *, prefix: str = "model.") -> model_pb2.Model:
-        """Returns a registered version that is named whole. Raises InvalidRequest, UnknownModel."""
+        """Returns a registered version; both name and version must be given. Raises InvalidRequest, UnknownModel."""
         if not version and name:
-            text = f"{prefix}version is not set; say which version, so that no other is changed by mistake"
+            text = f"{prefix}version is not set; name the version, so that no other one is changed by mistake"
             raise InvalidRequest(text, field=f"{prefix}version")
         self._catalogue.forget(name)
         return await self._catalogue.model(name, version, field=f"{prefix}name")
@@ -78,7 +78,7 @@ class Registration:
         return await self._registry.model(name, version)
 
     async def _cancel_queued(self, name: str, version: str) -> int:
-        """Cancels what no worker will take any more; returns how many jobs that were."""
+        """Cancels the queued jobs of a removed version; returns their number."""
         token, cancelled = "", 0
         while True:
             jobs, token = await self._queue.list(model=name, states=(JobState.QUEUED,), limit=_PAGE, page_token=token)
@@ -91,7 +91,7 @@ class Registration:
 
 
 def _masked(before: model_pb2.Model, asked: model_pb2.Model, paths: Iterable[str]) -> model_pb2.Model:
-    """Returns a model with the fields that are named changed. Raises InvalidRequest for one that cannot be."""
+    """Returns a copy of a model with the named fields replaced. Raises InvalidRequest for other fields."""
     wanted = model_pb2.Model()
     wanted.CopyFrom(before)
     wanted.latest = False
@@ -99,9 +99,9 @@ def _masked(before: model_pb2.Model, asked: model_pb2.Model, paths: Iterable[str
         wanted.ClearField("labels")
     for path in paths:
         if path not in _MASKABLE:
-            text = f"update_mask names {shown(path)}; give some of {', '.join(sorted(_MASKABLE))}"
+            text = f"update_mask has {shown(path)}; give only fields of {', '.join(sorted(_MASKABLE))}"
             raise InvalidRequest(text, field="update_mask")
-        if path in ("labels", "labels_from"):  # one takes the other's place
+        if path in ("labels", "labels_from"):  # each replaces the other
             wanted.ClearField("labels")
             wanted.ClearField("labels_from")
         _take(wanted, asked, path)
@@ -109,28 +109,28 @@ def _masked(before: model_pb2.Model, asked: model_pb2.Model, paths: Iterable[str
 
 
 def _take(wanted: model_pb2.Model, asked: model_pb2.Model, field: str) -> None:
-    """Puts one field of a message into the place of another's."""
+    """Copies one field from one message to another, or clears it there."""
     only = model_pb2.Model()
     only.CopyFrom(asked)
     for descriptor, _ in asked.ListFields():
         if descriptor.name != field:
-            only.ClearField(descriptor.name)  # type: ignore[arg-type]  # a name of a field of this message
-    wanted.ClearField(field)  # type: ignore[arg-type]  # the name of a field, as was checked
+            only.ClearField(descriptor.name)  # type: ignore[arg-type]  # the name of a field of this message
+    wanted.ClearField(field)  # type: ignore[arg-type]  # checked to be a field's name
     wanted.MergeFrom(only)
 
 
 # ruff: noqa: N802 - names and signatures are those of the API
 
 
-#: Models on a page where the request does not say.
+#: Models on a page if the request does not set a size.
 DEFAULT_PAGE = 100
 
-#: Most models on a page.
+#: Largest number of models on a page.
 MAX_PAGE = 1_000
 
 
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
-    """Serves models from the registry, and predictions from the queue."""
+    """Serves ModelService from the registry, and Predict from the queue."""
 
     def __init__(
         self,
@@ -164,20 +164,20 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     async def GetModel(
         self, request: model_service_pb2.GetModelRequest, context: Context
     ) -> model_service_pb2.GetModelResponse:
-        """Returns one model, whole."""
+        """Returns one model with all fields."""
         model = await self._catalogue.model(request.name, request.version, field="name")
         return model_service_pb2.GetModelResponse(model=model)
 
     async def RegisterModel(
         self, request: model_service_pb2.RegisterModelRequest, context: Context
     ) -> model_service_pb2.RegisterModelResponse:
-        """Registers a version of a model."""
+        """Registers a model version."""
         return model_service_pb2.RegisterModelResponse(model=await self._registration.register(request.model))
 
     async def UpdateModel(
         self, request: model_service_pb2.UpdateModelRequest, context: Context
     ) -> model_service_pb2.UpdateModelResponse:
-        """Changes a registered version."""
+        """Updates a registered version."""
         return model_service_pb2.UpdateModelResponse(model=await self._registration.update(request))
 
     async def UnregisterModel(
@@ -190,21 +190,21 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     async def LoadModel(
         self, request: model_service_pb2.LoadModelRequest, context: Context
     ) -> model_service_pb2.LoadModelResponse:
-        """Asks workers to load a model."""
+        """Requests that workers load a model."""
         await self._registration.wish(request.name, request.version, "load")
         return model_service_pb2.LoadModelResponse()
 
     async def UnloadModel(
         self, request: model_service_pb2.UnloadModelRequest, context: Context
     ) -> model_service_pb2.UnloadModelResponse:
-        """Asks workers to unload a model."""
+        """Requests that workers unload a model."""
         await self._registration.wish(request.name, request.version, "unload")
         return model_service_pb2.UnloadModelResponse()
 
     async def Predict(
         self, request: model_service_pb2.PredictRequest, context: Context
     ) -> model_service_pb2.PredictResponse:
-        """Runs a prediction as a job that people wait for, and returns its answer."""
+        """Executes a prediction as an interactive job and returns its answer."""
         seconds = time_left(context, self._predict_deadline)
         job, model = await self._intake.predict(request, current_caller(), seconds)
         events = await outcome(self._relay, job, model, rpc="Predict", seconds=seconds)

@@ -1,4 +1,4 @@
-"""Health: ready while Redis answers and every background task runs."""
+"""Readiness: a replica is ready while Redis answers and every background task runs."""
 
 import asyncio
 import time
@@ -19,15 +19,15 @@ _log = structlog.get_logger(__name__)
 
 
 class RegistryWatch:
-    """Registers the models of model files again, and reports what was lost, when the registry lost its data."""
+    """Detects whether the registry lost its data, reports it, and registers the models of model files again."""
 
     def __init__(self, registry: ModelRegistry, entries: Sequence[ModelEntry], metrics: ServiceMetrics) -> None:
-        """Looks at nothing yet.
+        """Stores the arguments; `look` accesses the registry.
 
         Args:
-            registry: What is watched.
-            entries: Models of files, to register when the registry is new: their jobs may come before their workers.
-            metrics: Where a loss is counted.
+            registry: The registry to watch.
+            entries: Entries of model files to register, so that jobs can be accepted before their workers start.
+            metrics: Metrics in which a loss is counted.
         """
         self._registry = registry
         self._entries = entries
@@ -36,7 +36,7 @@ class RegistryWatch:
         self._by_api: frozenset[str] = frozenset()
 
     async def look(self) -> Sequence[model_pb2.Model]:
-        """Returns every model, after it has registered those of files if the registry is new or lost its data."""
+        """Returns every model; first registers those of model files if the registry is new or lost its data."""
         epoch = await self._registry.epoch()
         if epoch != self._epoch:
             if self._epoch:
@@ -55,20 +55,20 @@ class RegistryWatch:
         _log.error(
             "registry-emptied",
             models_gone=sorted(self._by_api),
-            reason="Redis no longer has the registry that it had: it was flushed, or replaced, or lost its disk",
-            remedy="register these models again; those of model files come back by themselves",
+            reason="the registry's data in Redis is gone: Redis was flushed or replaced, or lost its disk",
+            remedy="register these models again; models of model files are registered automatically",
         )
 
 
-#: Services whose readiness follows Redis. `""` is liveness and does not.
+#: Services whose health status follows Redis. The status of `""` is liveness and does not.
 READY_SERVICES = ("sagittal.v1.ExplanationService", "sagittal.v1.ModelService", "sagittal.v1.ConceptService")
 
-#: Time beyond its interval after which a look that has not ended means that the event loop hangs, in seconds.
+#: Time beyond the interval after which a check that has not ended means that the event loop hangs, in seconds.
 STALLED_SECONDS = 60.0
 
 
 class Readiness:
-    """Looks every `interval` seconds whether Redis answers, tells health checkers, and shows the queue's depth."""
+    """Checks Redis every `interval` seconds, sets the health status, and updates the queue's gauges."""
 
     def __init__(
         self,
@@ -82,16 +82,16 @@ class Readiness:
         inspect: Callable[[], Sequence[str]],
         ailing: Callable[[], str] = str,
     ) -> None:
-        """Prepares to look.
+        """Stores the arguments; `run` checks.
 
         Args:
-            queue: What must answer.
-            watch: Knows the models, whose queues are shown, empty ones too.
-            health: Who is told.
-            metrics: Where the queue's depth is shown.
-            interval: Time between two looks, in seconds.
-            place: Where Redis is, for the log.
-            inspect: Returns what an operator should hear of Redis; may block, and is called when it begins to answer.
+            queue: The queue that must answer.
+            watch: The registry's watch; empty queues of its models are shown as zeros.
+            health: Health servicer whose status is set.
+            metrics: Metrics that show the queue's depth.
+            interval: Time between two checks, in seconds.
+            place: Address of Redis, for the log.
+            inspect: Returns warnings about Redis for the operator; may block; called whenever Redis starts to answer.
             ailing: Returns which background task of the service does not run; empty if all do.
         """
         self._inspect = inspect
@@ -104,16 +104,16 @@ class Readiness:
         self._place = place
         self._ready: bool | None = None
         self._looked = time.monotonic()
-        self.wrong = "it has not asked Redis yet"
-        """Why the replica is not ready; empty where it is."""
+        self.wrong = "Redis was not checked yet"
+        """Why the replica is not ready; empty if it is ready."""
 
     def stalled(self) -> str:
-        """Says that the event loop hangs, where no look has ended for long; safe from any thread."""
+        """Returns a message if the event loop hangs because no check has ended for long; empty if not. Thread-safe."""
         silent = time.monotonic() - self._looked
         return f"the event loop has hung for {silent:.0f} s" if silent > self._interval + STALLED_SECONDS else ""
 
     async def run(self) -> None:
-        """Looks again and again, until it is cancelled."""
+        """Checks repeatedly until it is cancelled."""
         self._metrics.queue_up.set(0)
         await self._set(ready=False)
         try:
@@ -122,7 +122,7 @@ class Readiness:
                 self._looked = time.monotonic()
                 await asyncio.sleep(self._interval)
         finally:
-            self.wrong = "nothing asks Redis whether it answers"
+            self.wrong = "the check of Redis is not running"
             self._metrics.queue_up.set(0)
             await self._set(ready=False)
 

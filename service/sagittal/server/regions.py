@@ -1,4 +1,4 @@
-"""What if: scores of sets of patches, from what a job has found out already or from the model."""
+"""ScoreRegions: scores of sets of patches, from a job's events if they contain them, otherwise from the model."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,12 +28,12 @@ from sagittal.server.relay import Relay, outcome
 from sagittal.server.rpc.access import Caller
 from sagittal.v1 import explanation_pb2, explanation_service_pb2, method_pb2, model_pb2
 
-#: Evaluations beside the sets: the full image, and the baseline until it hides the class.
+#: Evaluations in addition to the sets: the unmasked image, and baselines until one hides the class.
 _PREPARATION = 4
 
 #: Events of a job that are read at once.
 _PAGE_EVENTS = 1_000
-#: Events that say what scores.
+#: Kinds of events that contain scores.
 _SCORED = frozenset({"prediction", "sufficient_set", "graph_node"})
 
 _log = structlog.get_logger(__name__)
@@ -41,19 +41,19 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Subject:
-    """What the sets belong to."""
+    """Image and model to which the sets belong."""
 
     about: explanation_service_pb2.RegionSubject
-    """Checked, without pictures."""
+    """Checked subject, without images."""
     model: model_pb2.Model
     images: dict[str, bytes]
-    full: explanation_pb2.ClassScore | None = None
+    unmasked: explanation_pb2.ClassScore | None = None
     known: Mapping[int, Known] = field(default_factory=dict)
-    """What was scored already of sets that are shown alone, by their bits."""
+    """Known scores of sets that are shown alone, by their bits."""
 
 
 class Regions:
-    """Answers ScoreRegions."""
+    """Serves ScoreRegions."""
 
     def __init__(self, queue: JobQueue, catalogue: Catalogue, pictures: Pictures, intake: Intake, relay: Relay) -> None:
         self._queue = queue
@@ -65,11 +65,11 @@ class Regions:
     async def score(
         self, request: explanation_service_pb2.ScoreRegionsRequest, caller: Caller, seconds: float
     ) -> explanation_service_pb2.ScoreRegionsResponse:
-        """Returns the scores in the order of the sets; only what is not known already is evaluated.
+        """Returns the scores in the order of the sets; the model evaluates only those that are not known.
 
         Raises:
             InvalidRequest, UnknownModel, UnknownJob: the request is wrong.
-            FailedPrecondition: the job is no explanation, or its images are no longer kept.
+            FailedPrecondition: the job is not an explanation, or its images are deleted.
             Expired: there was no answer in time.
         """
         with self._intake.counting_refusals():
@@ -80,8 +80,8 @@ class Regions:
         answers = [subject.known.get(bits_of(each) ^ flip) for each in request.sets]
         missing = [each for each, answer in zip(request.sets, answers, strict=True) if answer is None]
         _log.info("regions-asked", sets=len(request.sets), known=len(request.sets) - len(missing))
-        if not missing and subject.full is not None:
-            return _response(answers, [], subject.full)
+        if not missing and subject.unmasked is not None:
+            return _response(answers, [], subject.unmasked)
         found = await self._evaluate(subject, missing, caller, seconds, hide=request.hide)
         return _response(answers, map(Known, found.scores, found.top), found.full)
 
@@ -96,7 +96,7 @@ class Regions:
         raise InvalidRequest("subject is not set; give a job_id, or an image with its model", field="subject")
 
     async def _of_image(self, about: explanation_service_pb2.RegionSubject, caller: Caller) -> _Subject:
-        """Checks a subject that a caller sent, and takes its pictures out."""
+        """Checks a subject in a request and removes its images."""
         model = await self._catalogue.model(about.model, about.model_version, field="image.model")
         check_loadable(model, "image.model")
         check_image_set(about.image, "image.image")
@@ -114,7 +114,7 @@ class Regions:
         return _Subject(about=about, model=model, images=examined.images)
 
     async def _of_job(self, job: Job, grid: int) -> _Subject:
-        """Returns what a job is about, with what its events say on this grid."""
+        """Returns a job's subject, with the scores that its events contain for this grid."""
         if job.kind is not JobKind.EXPLANATION:
             text = f"job {job.job_id} is a {job.kind.value}, not an explanation: send the image"
             raise FailedPrecondition(text, field="job_id")
@@ -134,12 +134,12 @@ class Regions:
         if "patch_shape" not in parameters or parameters.get("grid") != grid:
             return _Subject(about=about, model=model, images=stored.images)
         events = await self._scored_sets(job)
-        full = unmasked_score(events)
-        known = known_sets(events, grid, model.digest) if full else {}
-        return _Subject(about=about, model=model, images=stored.images, full=full, known=known)
+        unmasked = unmasked_score(events)
+        known = known_sets(events, grid, model.digest) if unmasked else {}
+        return _Subject(about=about, model=model, images=stored.images, unmasked=unmasked, known=known)
 
     async def _scored_sets(self, job: Job) -> list[explanation_pb2.ExplanationEvent]:
-        """Returns the events of a job that say what scores, without its masks, which are large."""
+        """Returns the events of a job that contain scores, without its masks, which are large."""
         events, after = [], 0
         while True:
             page = await self._queue.page(job.job_id, after, limit=_PAGE_EVENTS, max_bytes=MIB, lasting=True)
@@ -153,7 +153,7 @@ class Regions:
         try:
             return await self._catalogue.model(job.model, job.version, field="job_id")
         except UnknownModel as gone:
-            text = f"the model of job {job.job_id}, {job.model} {job.version}, is no longer there"
+            text = f"the model of job {job.job_id}, {job.model} {job.version}, is no longer registered"
             raise FailedPrecondition(text, field="job_id") from gone
 
     async def _evaluate(
@@ -165,7 +165,7 @@ class Regions:
         *,
         hide: bool,
     ) -> explanation_pb2.RegionScores:
-        """Runs a job that scores sets, and waits for it."""
+        """Submits a job that scores sets, and waits for it."""
         request = explanation_service_pb2.ScoreRegionsRequest(image=subject.about, sets=sets, hide=hide)
         with self._intake.counting_refusals():
             job = await self._intake.inquire(
@@ -182,9 +182,9 @@ class Regions:
 
 
 def _response(
-    answers: Sequence[Known | None], found: Iterable[Known], full: explanation_pb2.ClassScore
+    answers: Sequence[Known | None], found: Iterable[Known], unmasked: explanation_pb2.ClassScore
 ) -> explanation_service_pb2.ScoreRegionsResponse:
-    """Returns the answers in order, each missing one taken from what was found."""
+    """Returns the scores in order; each missing one is taken from `found`."""
     rest = iter(found)
-    scores = [region_score(answer or next(rest), full, cached=answer is not None) for answer in answers]
-    return explanation_service_pb2.ScoreRegionsResponse(scores=scores, full=full)
+    scores = [region_score(answer or next(rest), unmasked, cached=answer is not None) for answer in answers]
+    return explanation_service_pb2.ScoreRegionsResponse(scores=scores, full=unmasked)

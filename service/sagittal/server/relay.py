@@ -1,4 +1,4 @@
-"""Event logs as streams: what a job wrote, from any sequence number, to its terminal event."""
+"""Streams the events of jobs to callers, from any sequence number to the terminal event."""
 
 import asyncio
 import re
@@ -26,9 +26,9 @@ _log = structlog.get_logger(__name__)
 
 
 class BackgroundTasks:
-    """Runs background tasks that outlive their RPC, such as cancelling the job of a caller who went away.
+    """Runs background tasks that outlive their RPC, such as cancelling the job of a caller that disconnected.
 
-    They run to their end, and are waited for when the service stops.
+    They run to their end; the service waits for them when it stops.
     """
 
     def __init__(self, supervisor: Supervisor) -> None:
@@ -36,13 +36,13 @@ class BackgroundTasks:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def run(self, work: Coroutine[Any, Any, Any], *, doing: str, job_id: str = "") -> None:
-        """Starts the work; a failure is logged, and counted if it is a bug."""
+        """Starts a task; a failure is logged, and counted if it is a bug."""
         task = asyncio.create_task(self._finish(work, doing, job_id))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def wait(self) -> None:
-        """Returns when all of it is done."""
+        """Returns when all tasks have ended."""
         while self._tasks:
             await asyncio.wait(tuple(self._tasks))
 
@@ -51,18 +51,18 @@ class BackgroundTasks:
             await work
         except SagittalError as error:
             _log.warning("background-failed", doing=doing, job_id=job_id, reason=error.reason, error=error.message)
-        except Exception as error:  # noqa: BLE001 - nobody else would report it
+        except Exception as error:  # noqa: BLE001 - nothing else reports it
             self._supervisor.note(f"background-{doing}", error)
 
 
 _TERMINAL = frozenset({"completed", "failed", "cancelled"})
 
-#: Events that carry no result yet.
+#: Kinds of events that carry no result.
 _BEFORE_RESULTS = frozenset({"accepted", "started", "failed", "cancelled"})
 
 _JOB_ID = re.compile(r"^[0-9a-f]{32}$")
 
-#: Highest sequence number that a log can have: the scripts of the queue count in double precision.
+#: Largest sequence number: the queue's scripts count in double precision.
 MAX_SEQUENCE = 2**53 - 1
 
 
@@ -78,12 +78,12 @@ class Relay:
         """Returns a job of the caller's tenant.
 
         Raises:
-            InvalidRequest: there is no identifier.
-            UnknownJob: there is no such job, or it is another tenant's: nobody can tell which.
+            InvalidRequest: job_id is empty.
+            UnknownJob: the job does not exist or belongs to another tenant; callers cannot distinguish these.
         """
         if not job_id:
-            raise InvalidRequest("job_id is not set; give the one that the accepted event carries", field="job_id")
-        unknown = f"there is no job {shown(job_id)}, or its retention has passed"
+            raise InvalidRequest("job_id is not set; give the job_id of the accepted event", field="job_id")
+        unknown = f"no job {shown(job_id)}: it never existed, was deleted, or its retention has passed"
         if not _JOB_ID.match(job_id):
             raise UnknownJob(unknown, field="job_id")
         try:
@@ -95,7 +95,7 @@ class Relay:
         return job
 
     async def events(self, job: Job, after_sequence: int = 0) -> AsyncGenerator[explanation_pb2.ExplanationEvent, None]:
-        """Yields the job's events after a sequence number, to the terminal one. Raises InvalidRequest."""
+        """Yields the job's events after a sequence number, up to the terminal one. Raises InvalidRequest."""
         if after_sequence > MAX_SEQUENCE:
             text = f"after_sequence is {after_sequence}; give the sequence of an event of this job, or 0"
             raise InvalidRequest(text, field="after_sequence")
@@ -106,7 +106,7 @@ class Relay:
                 yield message
 
     async def accepted(self, accepting: Coroutine[Any, Any, tuple[Job, bool]], *, rpc: str) -> tuple[Job, bool]:
-        """Waits for a job to be accepted; where the caller goes away meanwhile, a job that comes of it is cancelled."""
+        """Waits until a job is accepted; if the caller disconnects meanwhile, cancels the job once it is accepted."""
         task = asyncio.create_task(accepting)
         try:
             return await asyncio.shield(task)
@@ -115,11 +115,11 @@ class Relay:
             raise
 
     def abandon(self, accepting: asyncio.Task[tuple[Job, bool]], *, rpc: str, drop: bool) -> None:
-        """Lets a job be accepted that nobody waits for any more, and then cancels it where `drop` says so."""
+        """Lets the acceptance of a job end in the background, and then cancels the job if `drop` is set."""
         self._background.run(self._end_accepting(accepting, rpc, drop=drop), doing="accept")
 
     async def owned_events(self, job: Job, *, rpc: str) -> AsyncGenerator[explanation_pb2.ExplanationEvent, None]:
-        """Yields a job's events; cancels the job when the caller goes away before the end."""
+        """Yields a job's events; cancels the job if the caller disconnects before the end."""
         try:
             async with aclosing(self.events(job)) as events:
                 waiting = True
@@ -133,7 +133,7 @@ class Relay:
             raise
 
     def drop(self, job: Job, *, rpc: str) -> None:
-        """Cancels a job whose caller went away, unless the stream only moves to another replica."""
+        """Cancels a job whose caller disconnected, unless the stream only moves to another replica."""
         if stream_is_moving():
             return
         self._metrics.jobs_dropped.labels(rpc).inc()
@@ -147,7 +147,7 @@ class Relay:
 
 
 def _note(message: explanation_pb2.ExplanationEvent) -> None:
-    """Tells the trace of a call what was relayed; progress and forming masks are left out."""
+    """Adds a relayed event to the call's span; progress and partial masks are left out."""
     kind = message.WhichOneof("event") or ""
     if not lasting(message):
         return
@@ -162,7 +162,7 @@ def _note(message: explanation_pb2.ExplanationEvent) -> None:
 
 @asynccontextmanager
 async def _closing(log: AsyncIterator[StoredEvent]) -> AsyncGenerator[AsyncIterator[StoredEvent], None]:
-    """Ends a log's generator with its reader, at once and not when the collector comes by."""
+    """Closes a log's generator immediately after its reader, not when it is garbage-collected."""
     try:
         yield log
     finally:
@@ -170,12 +170,12 @@ async def _closing(log: AsyncIterator[StoredEvent]) -> AsyncGenerator[AsyncItera
             await log.aclose()
 
 
-#: Time that a worker has beyond the deadline to say that it passed, in seconds.
+#: Time that a worker has after the deadline to report it, in seconds.
 _GRACE = 1.0
 
 
 def time_left(context: Context, longest: float) -> float:
-    """Returns the seconds in which a call must be answered: its own deadline or the longest that is admitted."""
+    """Returns the seconds within which a call must be answered: the smaller of its own deadline and `longest`."""
     remaining = context.time_remaining()
     return longest if remaining is None else min(longest, remaining)
 
@@ -183,13 +183,13 @@ def time_left(context: Context, longest: float) -> float:
 async def outcome(
     relay: Relay, job: Job, model: model_pb2.Model, *, rpc: str, seconds: float
 ) -> Mapping[str, explanation_pb2.ExplanationEvent]:
-    """Waits until a job of this call has completed and returns its events by kind, the newest of each.
+    """Waits until a job of this call has completed; returns its events by kind, the newest of each kind.
 
     A dropped call cancels the job.
 
     Raises:
         Expired: there was no answer in time.
-        SagittalError: what the job failed with.
+        SagittalError: the job failed with it.
     """
     structlog.contextvars.bind_contextvars(job_id=job.job_id)
     try:
@@ -209,7 +209,7 @@ async def _completed(relay: Relay, job: Job, rpc: str) -> Mapping[str, explanati
     if "failed" in newest:
         raise from_status(newest["failed"].failed)
     if "cancelled" in newest:
-        raise JobFailed(f"the job of this call was cancelled: {newest['cancelled'].cancelled.reason}")
+        raise JobFailed(f"this call's job was cancelled: {newest['cancelled'].cancelled.reason}")
     raise JobFailed("the log of this call's job ended without an answer")
 
 

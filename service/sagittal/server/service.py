@@ -1,4 +1,4 @@
-"""The service, put together: servicers over the queue and the registry, within the layers, on an endpoint."""
+"""Assembles the service: servicers on top of queue and registry, inside the layers, on an endpoint."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -48,17 +48,17 @@ _log = structlog.get_logger(__name__)
 
 
 class Admin:
-    """A second listener for operators: health and channelz in the clear and without tokens; nothing of the API."""
+    """A second listener for operators: health and channelz, without TLS, tokens or the API."""
 
     def __init__(self, health: health_aio.HealthServicer) -> None:
         self._health = health
         self._server: grpc.aio.Server | None = None
 
     async def start(self, address: str) -> int:
-        """Begins to serve and returns the port.
+        """Starts serving and returns the port.
 
         Raises:
-            CannotListen: the address cannot be had.
+            CannotListen: the address is not available.
         """
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -67,17 +67,21 @@ class Admin:
         (port,) = bind(self._server, (address,), TlsSettings())
         await self._server.start()
         if open_addresses((address,)):
-            _log.warning("admin-open-to-the-network", listen=address, remedy="listen on 127.0.0.1: callers show in it")
+            _log.warning(
+                "admin-open-to-the-network",
+                listen=address,
+                remedy="listen on 127.0.0.1, because channelz shows the addresses of callers",
+            )
         _log.info("admin-started", listen=address, port=port)
         return port
 
     async def stop(self) -> None:
-        """Ends at once: what asks here asks again."""
+        """Stops immediately; operators' tools retry."""
         if self._server is not None:
             await self._server.stop(None)
 
 
-#: Time between moving the streams and cutting off what is left, in seconds.
+#: Time between moving the streams and ending the remaining calls, in seconds.
 _LAST_GRACE = 5.0
 
 _REFLECTED = (
@@ -88,7 +92,7 @@ _REFLECTED = (
 
 
 class Service:
-    """One replica. It holds no state: any replica answers for any job."""
+    """One replica. It is stateless: any replica can serve any job."""
 
     def __init__(
         self,
@@ -103,18 +107,18 @@ class Service:
         supervisor: Supervisor | None = None,
         entries: Sequence[ModelEntry] = (),
     ) -> None:
-        """Puts the service together.
+        """Assembles the service; `start` starts it.
 
         Args:
             settings: All settings.
             queue: The queue; closed with the service.
-            registry: The models.
-            metrics: Where the service's metrics are registered.
+            registry: The model registry.
+            metrics: Prometheus registry for the service's metrics.
             concepts: The concept sets; closed with the service.
-            inspect: Returns what an operator should hear of the queue's server.
-            tracer: Makes the spans of RPCs and jobs.
-            supervisor: Of the background tasks, the queue's included; None for one of the service's own tasks alone.
-            entries: Models of files, which the service registers, so that jobs may come before their workers.
+            inspect: Returns warnings about the queue's server for the operator.
+            tracer: Creates the spans of RPCs and jobs.
+            supervisor: Supervises the background tasks, including the queue's; None creates one for the service's own.
+            entries: Entries of model files to register, so that jobs can be accepted before their workers start.
         """
         self._inspect = inspect
         self._supervisor = supervisor or Supervisor(SupervisionMetrics(metrics))
@@ -137,13 +141,13 @@ class Service:
         self._tasks: list[Supervised] = []
         self._draining = False
         self.admin_port = 0
-        """Port of the second listener; 0 where there is none."""
+        """Port of the second listener; 0 if there is none."""
 
     async def start(self) -> list[int]:
-        """Begins to serve, whether Redis answers or not, and returns the ports.
+        """Starts serving, even if Redis does not answer, and returns the ports.
 
         Raises:
-            CannotListen: an address cannot be had.
+            CannotListen: an address is not available.
         """
         access = Access(self._settings.tokens, FailedLogins(self._settings.logins))
         layers = (
@@ -188,17 +192,17 @@ class Service:
         return ports
 
     def live(self) -> str:
-        """Says why the process must be restarted; empty where it need not. Safe from any thread."""
+        """Returns why the process must be restarted; empty if it need not. Thread-safe."""
         return "" if self._readiness is None else self._supervisor.failed() or self._readiness.stalled()
 
     def ready(self) -> str:
-        """Says why the replica takes no calls; empty where it does. Safe from any thread."""
+        """Returns why the replica is not ready; empty if it is. Thread-safe."""
         if self._readiness is None:
-            return "it starts"
-        return "it drains" if self._draining else self._supervisor.ailing() or self._readiness.wrong
+            return "the service is starting"
+        return "the service is draining" if self._draining else self._supervisor.ailing() or self._readiness.wrong
 
     async def stop(self) -> None:
-        """Drains: not ready, no new calls, streams moved when their time is up, and then the end."""
+        """Drains: becomes not ready, accepts no new calls, moves the streams after `drain` seconds, and closes."""
         self._draining = True
         _log.info("service-drains", streams=len(self._streams), seconds=self._settings.drain)
         await self._health.enter_graceful_shutdown()
@@ -241,7 +245,7 @@ class Service:
 
 
 def _place(url: str) -> str:
-    """Returns where Redis is, without credentials."""
+    """Returns the address of Redis without credentials."""
     parts = urlsplit(url)
     if parts.hostname is None:
         return parts.path

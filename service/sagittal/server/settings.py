@@ -25,38 +25,38 @@ Addresses = Annotated[tuple[str, ...], NoDecode]
 
 
 class Token(BaseModel):
-    """What the bearer of a token may do."""
+    """Tenant and roles of a bearer token."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     tenant: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
-    """Whose jobs they are."""
+    """Tenant to which the caller's jobs belong."""
     roles: frozenset[Role] = frozenset({"explain"})
-    """`explain`: explain and predict; `admin`: also change models and retry buried jobs."""
+    """`explain`: explain and predict; `admin`: also change models and retry dead-lettered jobs."""
 
 
 class ImageSettings(BaseModel):
-    """How large a picture may be."""
+    """Limits for the size of an image."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     max_bytes: Annotated[int, Field(gt=0)] = 16 * MIB
     """Bytes of an encoded file."""
     max_pixels: Annotated[int, Field(gt=0)] = 64_000_000
-    """Width times height. 8000 x 8000 is just admitted."""
+    """Width times height; 8000 x 8000 is the largest square."""
     max_frames: Annotated[int, Field(gt=0)] = 1_000
     """Frames of an animation."""
     decode_memory: Annotated[int, Field(ge=32 * MIB)] = 256 * MIB
-    """Bytes that reading one image may take: 4 a pixel of PNG and JPEG, up to 12 of progressive JPEG, 17 of WebP. An
-    image that would take more is refused from its header. Set the workers' `max_image_memory` as high."""
+    """Bytes that reading one image may take: 4 per pixel for PNG and JPEG, up to 12 for progressive JPEG, 17 for WebP.
+    A larger image is refused by its header. Set the workers' `max_image_memory` at least as high."""
     decode_seconds: Positive = 30.0
-    """Longest time that reading one image may take; its process is killed then."""
+    """Longest time of reading one image, in seconds; its process is then killed."""
     decode_processes: Annotated[int, Field(ge=1, le=64)] = 2
-    """Processes that read images, one at a time each; each may take `decode_memory` and 60 MB. Images of more than 4
-    megapixels leave one of them to smaller ones."""
+    """Processes that read images, each one at a time; each may take `decode_memory` and 60 MB. Images above 4
+    megapixels leave one process to smaller ones."""
 
     def limits(self) -> ImageLimits:
-        """Returns the limits alone."""
+        """Returns the limits for decoding."""
         return ImageLimits(
             max_bytes=self.max_bytes,
             max_pixels=self.max_pixels,
@@ -67,113 +67,115 @@ class ImageSettings(BaseModel):
 
 
 class JobSettings(BaseModel):
-    """How long jobs may take, and how many one call may have in flight."""
+    """Deadlines of jobs, and the jobs in flight of one call."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     default_deadline: Positive = 3_600.0
-    """Deadline of a job whose request names none, in seconds, waiting included."""
+    """Deadline of a job whose request sets none, in seconds from its acceptance."""
     max_deadline: Positive = 86_400.0
-    """Longest deadline that a request may name, in seconds."""
+    """Longest deadline that a request may set, in seconds."""
     predict_deadline: Positive = 60.0
     """Longest time that Predict waits for its answer, in seconds."""
     regions_deadline: Positive = 300.0
     """Longest time that ScoreRegions waits for its answer, in seconds."""
     max_in_flight: Annotated[int, Field(ge=1)] = 64
-    """Jobs that one ExplainMany call may have in flight; flow control holds the rest back."""
+    """Jobs that one ExplainMany call may have in flight; flow control delays the other requests."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.default_deadline > self.max_deadline:
-            raise ValueError(f"default_deadline must be at most max_deadline ({self.max_deadline:g} s)")
+            raise ValueError(
+                f"default_deadline is {self.default_deadline:g} s; give at most max_deadline, {self.max_deadline:g} s"
+            )
         return self
 
     def limits(self) -> TimeLimits:
-        """Returns the limits of deadlines alone."""
+        """Returns the limits for deadlines."""
         return TimeLimits(default=self.default_deadline, maximum=self.max_deadline)
 
 
 class ConceptLimits(BaseModel):
-    """How much one fit of concepts may take."""
+    """Limits for one concept fit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     max_images: Annotated[int, Field(ge=1)] = 5_000
     """Images that one FitConcepts call may send."""
     max_bytes: Annotated[int, Field(ge=MIB)] = 256 * MIB
-    """Bytes of them together; `queue.upload_share` and `queue.tenant_share` bound them too, until the job has ended."""
+    """Total bytes of these images; `queue.upload_share` and `queue.tenant_share` also limit them until the job ends."""
     fit_deadline: Positive = 7_200.0
-    """Longest time that a fit may take, in seconds, waiting included; also for a fit that names none."""
+    """Longest time of a fit, in seconds from its acceptance; also the deadline of a fit that sets none."""
     answer_deadline: Positive = 60.0
-    """Longest time that returning a stored set may take, in seconds."""
+    """Longest time of returning a stored set, in seconds."""
 
 
 class TlsSettings(BaseModel):
-    """TLS of the gRPC endpoint; certificates that change on disk are taken up without a restart."""
+    """TLS of the gRPC endpoint; certificates that change on disk are reloaded without a restart."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     certificate: Path | None = None
-    """PEM file of the certificate chain. Not set: no TLS."""
+    """PEM file with the certificate chain. Not set: no TLS."""
     key: Path | None = None
-    """PEM file of its private key."""
+    """PEM file with the certificate's private key."""
     client_ca: Path | None = None
-    """PEM file of the authorities whose clients are let in. Set: clients must have a certificate."""
+    """PEM file with the authorities that sign client certificates. If set, clients must present a certificate."""
 
     @model_validator(mode="after")
     def _paired(self) -> Self:
         if (self.certificate is None) != (self.key is None):
-            raise ValueError("certificate and key belong together: set both or neither")
+            raise ValueError("only one of certificate and key is set; set both or neither")
         if self.client_ca is not None and self.certificate is None:
-            raise ValueError("client_ca needs certificate and key")
+            raise ValueError("client_ca is set without certificate and key; set these too")
         return self
 
 
 class LoginSettings(BaseModel):
-    """How many unknown tokens an address may send."""
+    """Limits for unknown tokens from one address."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     attempts: Annotated[int, Field(ge=1)] = 10
-    """Unknown tokens in a row after which further unknown tokens from an address must wait; known tokens never wait."""
+    """Consecutive unknown tokens after which further ones from an address must wait; known tokens never wait."""
     window: Positive = 60.0
-    """Time after which it has all of them again, in seconds."""
+    """Time after which an address has all its attempts again, in seconds."""
     max_addresses: Annotated[int, Field(ge=1)] = 10_000
-    """Addresses that are remembered; of IPv6 a network of 64 bits counts as one."""
+    """Addresses that are remembered; an IPv6 network of 64 bits counts as one."""
 
 
 class ConnectionSettings(BaseModel):
-    """What a connection may do, and for how long it stays."""
+    """Limits for connections, and their lifetime."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     max_message_bytes: Annotated[int, Field(ge=MIB)] = 32 * MIB
-    """Largest message either way, in bytes; an image must fit into it."""
+    """Largest message in either direction, in bytes; it must hold an image."""
     max_metadata_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024
     """Largest metadata of a call, in bytes."""
     max_streams: Annotated[int, Field(ge=1)] = 1_000
-    """Calls at the same time on one connection."""
+    """Simultaneous calls on one connection."""
     max_connections: Annotated[int, Field(ge=1)] = 4_096
-    """Connections at the same time to each address; further ones are closed at once. Keep it below the limit of open
-    files of the process."""
+    """Simultaneous connections to each address; further ones are closed immediately. Keep it below the process's limit of
+    open files."""
     max_idle: Positive = 300.0
-    """Time after which a connection without a call is closed, in seconds; a client connects anew with its next call."""
+    """Time after which a connection without a call is closed, in seconds; a client reconnects for its next call."""
     handshake_timeout: Positive = 20.0
-    """Time that a new connection has for its handshakes, TLS and HTTP/2, in seconds."""
+    """Time for the handshakes of a new connection, TLS and HTTP/2, in seconds."""
     max_age: Positive = 1_800.0
-    """Age after which a connection is asked to come anew, so that load spreads over new replicas, in seconds."""
+    """Age after which a client must reconnect, so that load spreads to new replicas, in seconds."""
     max_age_grace: Positive = 900.0
-    """Time that its calls then have to end, in seconds. Streams are moved before it passes; jobs go on."""
+    """Time for its calls to end after that, in seconds. Streams are moved before it passes; jobs continue."""
     keepalive_interval: Positive = 60.0
-    """Silence after which the service asks whether the client is still there, in seconds."""
+    """Silence after which the service pings the client, in seconds."""
     keepalive_timeout: Positive = 20.0
-    """Time that the client has to answer that, in seconds; then its calls count as dropped."""
+    """Time for the client to answer the ping, in seconds; after it, the client's calls count as dropped."""
     min_client_keepalive: Positive = 10.0
-    """A client that asks more often than this, in seconds, is sent away."""
+    """Shortest interval of a client's pings, in seconds; a client that pings more often is disconnected."""
 
     @property
     def max_stream_seconds(self) -> float:
-        """Age at which a stream is moved: before the connection's grace can cut it off."""
+        """Age at which a stream is moved, before the connection's grace period ends, in seconds."""
         return 0.9 * self.max_age_grace
 
 
@@ -204,9 +206,9 @@ class ServiceSettings(BaseSettings):
     listen: Addresses = ("127.0.0.1:50051",)
     """Addresses of the gRPC endpoint, comma separated: `host:port` or `unix:///path`."""
     metrics_host: str = "127.0.0.1"
-    """Address that `/metrics` listens on."""
+    """Address on which `/metrics` listens."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9090
-    """Port of `/metrics`. 0 switches it off."""
+    """Port of `/metrics`; 0 turns it off."""
     log_format: LogFormat = "console"
     """`console` for people, `json` for machines."""
     log_level: LogLevel = "info"
@@ -214,39 +216,39 @@ class ServiceSettings(BaseSettings):
     queue: QueueSettings = QueueSettings()
     """The queue on Redis."""
     tracing: TracingSettings = TracingSettings()
-    """Where traces go."""
+    """Export of traces."""
     images: ImageSettings = ImageSettings()
-    """How large a picture may be."""
+    """Limits for the size of an image."""
     jobs: JobSettings = JobSettings()
-    """How long jobs may take."""
+    """Deadlines of jobs."""
     fits: ConceptLimits = ConceptLimits()
-    """How much one fit of concepts may take."""
+    """Limits for one concept fit."""
     concepts: ConceptStorage = ConceptStorage()
-    """Where concept sets are."""
+    """Storage of concept sets."""
     connections: ConnectionSettings = ConnectionSettings()
-    """What a connection may do."""
+    """Limits for connections."""
     calls: CallSettings = CallSettings()
-    """How many calls may be open at the same time."""
+    """Limits for simultaneous calls."""
     tls: TlsSettings = TlsSettings()
     """TLS of the gRPC endpoint."""
     tokens: dict[str, Token] = {}
-    """Who may call, by the SHA-256 of the bearer token in hexadecimal, as JSON. Empty: everyone may do everything."""
+    """Tenant and roles by the hexadecimal SHA-256 of a bearer token, as JSON. Empty: everyone may do everything."""
     logins: LoginSettings = LoginSettings()
-    """How many unknown tokens an address may send."""
+    """Limits for unknown tokens from one address."""
     admin_listen: str = ""
-    """Address of a second listener, `host:port`: health and channelz in the clear, without tokens, and nothing of the
-    API. Empty: none. Keep it on 127.0.0.1: channelz tells who is connected."""
+    """Address of a second listener, `host:port`: health and channelz, without TLS, tokens or the API. Empty: none. Keep
+    it on 127.0.0.1, because channelz shows who is connected."""
     reflection: bool = True
-    """Whether clients may ask for the API's description."""
+    """Whether clients may query the API's description."""
     models_files: Annotated[tuple[Path, ...], NoDecode] = ()
-    """Model files of the workers, comma separated. The service registers what they name, so that jobs are accepted
-    before the first worker has started. Not set: workers register their own files, and the API the rest."""
+    """Model files of the workers, comma separated. The service registers their models, so that jobs can be accepted
+    before the first worker starts. Not set: workers register their own files, and the API other models."""
     model_refresh: Annotated[float, Field(ge=0)] = 1.0
-    """Age up to which the description of a model is used without asking Redis, in seconds."""
+    """Longest age of a model's cached description, in seconds."""
     health_interval: Positive = 2.0
-    """Time between two looks whether Redis answers and how deep the queue is, in seconds."""
+    """Time between two checks of Redis and of the queue's depth, in seconds."""
     drain: Annotated[float, Field(ge=0)] = 20.0
-    """Time that calls have to end after SIGTERM before their streams are moved, in seconds."""
+    """Time for calls to end after SIGTERM before their streams are moved, in seconds."""
 
     @field_validator("listen", mode="before")
     @classmethod
@@ -268,5 +270,7 @@ class ServiceSettings(BaseSettings):
     def _hashed(cls, value: dict[str, Token]) -> dict[str, Token]:
         for digest in value:
             if not _SHA256.match(digest):
-                raise ValueError("tokens are named by their SHA-256: 64 lower-case hexadecimal digits, never the token")
+                raise ValueError(
+                    "a key is not a SHA-256: give 64 lower-case hexadecimal digits, never the token itself"
+                )
         return value

@@ -24,7 +24,7 @@ UNSUPERVISED = {
     "process/embedded_guard.py": "the guard is a process of its own, which ends with its thread's work",
     "process/parent.py": "does nothing but end the process",
     "process/supervision.py": "the supervisor itself",
-    "queue/watch.py": "its reader is awaited by the task `log-news`",
+    "queue/watch.py": "its reader is awaited by the task `log-notifications`",
     "server/rpc/layers.py": "awaited by the call",
     "server/explain_many.py": "awaited by the call, which raises what they raise",
     "server/relay.py": "awaited by the call; what outlives it reports every failure to the supervisor",
@@ -206,7 +206,7 @@ def test_old_failures_do_not_count_once_the_work_has_run_for_long(monkeypatch: p
 def test_a_name_belongs_to_one_piece_of_work() -> None:
     supervisor, stopped = Supervisor(), threading.Event()
     supervisor.start_thread("work", stopped.wait, may_end=stopped.is_set)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="'work' is running already"):
+    with pytest.raises(ValueError, match="'work' is already running"):
         supervisor.start_thread("work", stopped.wait, may_end=stopped.is_set)  # type: ignore[arg-type]
     stopped.set()
 

@@ -10,5 +10,5 @@ from sagittal.v1 import explanation_pb2 as pb
 def test_a_job_whose_deadline_passed_is_advised_what_helps_it_whatever_its_lane(attempt) -> None:
     ending = Ending(reason="expired", scope="job", job_id="j", token="t", attempt=attempt, worker="w", detail="")  # noqa: S106 - of a lease
     message = pb.ExplanationEvent.FromString(ending.event(1.0)).failed.message
-    assert message.endswith("allow more time")
+    assert message.endswith("set a later deadline")
     assert "lane" not in message

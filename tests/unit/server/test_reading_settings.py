@@ -10,7 +10,7 @@ WRONG = {
     "SAGITTAL_LOG_LEVEL=verbose": "should be 'debug', 'info', 'warning' or 'error'; it is 'verbose'",
     "SAGITTAL_QUEUE__LEASE_SECONDS=abc": "SAGITTAL_QUEUE__LEASE_SECONDS: Input should be a valid number",
     "SAGITTAL_QUEUE__LEASE_SECONDS=1": "SAGITTAL_QUEUE: heartbeat_seconds (1.0) must be at most half",
-    "SAGITTAL_QUEUE__MISSPELT=1": "SAGITTAL_QUEUE__MISSPELT: there is no such setting",
+    "SAGITTAL_QUEUE__MISSPELT=1": "SAGITTAL_QUEUE__MISSPELT: unknown setting",
     "SAGITTAL_QUEUE__SENTINELS=a:1,b:2": "SAGITTAL_QUEUE__SENTINELS: must be JSON",
 }
 

@@ -1,1 +1,1 @@
-"""What surrounds each call: endpoint and TLS, access, errors, spans, streams that move."""
+"""Everything around an RPC: endpoint and TLS, access control, errors, spans, and moving streams."""

@@ -1,4 +1,4 @@
-"""Who calls, and what they may do."""
+"""Authentication and authorisation: the tenant and roles of each call."""
 
 import hashlib
 import time
@@ -19,7 +19,7 @@ from sagittal.queue.turns import ON_BEHALF_OF
 from sagittal.server.rpc.layers import Call, Proceed
 from sagittal.server.settings import LoginSettings, Role, Token
 
-#: Bits of an IPv6 address that count: one customer of a network has all the rest.
+#: Leading bits of an IPv6 address that count, because one customer of a network has all the others.
 _IPV6_PREFIX = 64
 
 _log = structlog.get_logger(__name__)
@@ -27,20 +27,20 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class _Peer:
-    """What is remembered of an address."""
+    """Remaining attempts of one address."""
 
     tries: float
-    """Wrong tokens that it may still send."""
+    """Unknown tokens that it may still send."""
     seen: float
-    """When `tries` was true, on the clock."""
+    """Time at which `tries` was computed, on the clock."""
 
 
 class FailedLogins:
-    """A bucket of tries for each address, of a bounded number of addresses.
+    """A bucket of attempts for each address, for a bounded number of addresses.
 
-    A right token never waits: the limit is asked only about unknown ones. So nobody is locked out by others behind the
-    same proxy, and what stands against guessing is the length of a token. The limit keeps a misconfigured or hostile
-    caller from filling the log, and tells its operator.
+    A known token never waits, so nobody is locked out by others behind the same proxy. The length of a token protects
+    it against guessing. The limit only keeps a misconfigured or hostile caller from filling the log, and alerts the
+    operator.
     """
 
     def __init__(self, settings: LoginSettings, clock: Callable[[], float] = time.monotonic) -> None:
@@ -49,13 +49,13 @@ class FailedLogins:
         self._peers: OrderedDict[str, _Peer] = OrderedDict()
 
     def failed(self, peer: str) -> None:
-        """Counts an unknown token. Raises Unauthenticated if the address has had its tries."""
+        """Counts an unknown token. Raises Unauthenticated if the address has no attempts left."""
         address = address_of(peer)
         known = self._refilled(address)
         if known.tries < 1:
             wait = (1 - known.tries) * self._seconds_for_a_try
             raise Unauthenticated(
-                f"too many unknown tokens came from your address: try again in {wait:.0f} s, or send a known one",
+                f"too many unknown tokens were sent from your address: try again in {wait:.0f} s, or send a known one",
                 retry_after=wait,
             )
         known.tries -= 1
@@ -63,7 +63,7 @@ class FailedLogins:
             _log.warning("logins-limited", address=address, attempts=self._settings.attempts)
 
     def __len__(self) -> int:
-        """Addresses that are remembered."""
+        """Number of remembered addresses."""
         return len(self._peers)
 
     @property
@@ -71,7 +71,7 @@ class FailedLogins:
         return self._settings.window / self._settings.attempts
 
     def _refilled(self, address: str) -> _Peer:
-        """Returns what is known of an address by now; the one longest unheard of makes room for a new one."""
+        """Returns the refilled bucket of an address; a new address may replace the least recently seen one."""
         now, most = self._clock(), float(self._settings.attempts)
         known = self._peers.setdefault(address, _Peer(most, now))
         self._peers.move_to_end(address)
@@ -83,7 +83,7 @@ class FailedLogins:
 
 
 def address_of(peer: str) -> str:
-    """Returns the address of a gRPC peer such as `ipv4:10.0.0.1:50412`: no port, and of IPv6 the network alone."""
+    """Returns the address of a gRPC peer such as `ipv4:10.0.0.1:50412`, without port; for IPv6 only the network."""
     kind, _, rest = unquote(peer).partition(":")
     if kind not in ("ipv4", "ipv6"):
         return kind
@@ -97,7 +97,7 @@ def address_of(peer: str) -> str:
     return str(address)
 
 
-#: RPCs that change what others see.
+#: RPCs that require the role `admin`, because they change what other callers see.
 ADMIN_METHODS = frozenset(
     {
         "/sagittal.v1.ExplanationService/RetryExplanation",
@@ -109,7 +109,7 @@ ADMIN_METHODS = frozenset(
     }
 )
 
-#: Services that need no token: probes have none.
+#: Services that require no token, because probes have none.
 OPEN_SERVICES = ("/grpc.health.v1.Health/",)
 
 _SCHEME = "bearer "
@@ -117,31 +117,31 @@ _SCHEME = "bearer "
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who makes the call that is being answered."""
+    """The caller of the present RPC."""
 
     tenant: str = "default"
     roles: frozenset[Role] = frozenset({"explain", "admin"})
     trace_context: str = ""
-    """The trace of the call, as `runtime.telemetry.trace_context` writes it."""
+    """Trace context of the call, in the form of `process.logs.trace_context`."""
 
 
 _CALLER: ContextVar[Caller] = ContextVar("caller")
 
 
 def current_caller() -> Caller:
-    """Returns who makes the call that runs in this task."""
+    """Returns the caller of the RPC that runs in this task."""
     return _CALLER.get(Caller())
 
 
 class Access:
-    """Finds out who calls, and admits them or not. Without tokens everyone is the tenant `default`, with every role."""
+    """Authenticates and authorises calls. Without tokens everyone is the tenant `default` with every role."""
 
     def __init__(self, tokens: Mapping[str, Token], logins: FailedLogins) -> None:
         self._tokens = tokens
         self._logins = logins
 
     async def __call__(self, call: Call, proceed: Proceed) -> Any:
-        """Is the layer that sets the caller, and the context of the log."""
+        """Layer that sets the caller and the log context."""
         metadata = call.metadata
         trace = current_span().context or trace_context(metadata) or new_trace_context()
         structlog.contextvars.bind_contextvars(rpc=call.method.rpartition("/")[2], trace_id=trace_id(trace))
@@ -164,11 +164,11 @@ class Access:
     def _token(self, authorization: str, peer: str) -> Token:
         digest = _digest(authorization)
         if not digest:
-            raise Unauthenticated("this service wants a token: send the metadata `authorization: Bearer TOKEN`")
-        token = self._tokens.get(digest)  # by the digest of a secret, whose comparison tells nothing about the secret
+            raise Unauthenticated("this service requires a token: send the metadata `authorization: Bearer TOKEN`")
+        token = self._tokens.get(digest)  # comparing digests leaks nothing about the secret
         if token is None:
             self._logins.failed(peer)
-            raise Unauthenticated("this token is not known here: check it, or ask the operator for one")
+            raise Unauthenticated("this token is unknown: check it, or ask the operator for one")
         return token
 
 
@@ -177,7 +177,7 @@ def _needed(method: str) -> Role:
 
 
 def _digest(authorization: str) -> str:
-    """Returns the SHA-256 of the bearer token; empty where there is none."""
+    """Returns the SHA-256 of the bearer token; empty if there is none."""
     if not authorization.lower().startswith(_SCHEME):
         return ""
     return hashlib.sha256(authorization[len(_SCHEME) :].strip().encode()).hexdigest()

@@ -15,13 +15,13 @@ Option = tuple[str, int]
 
 
 class CannotListen(Exception):
-    """An address cannot be had."""
+    """An address is not available."""
 
 
 def server_options(
     settings: ConnectionSettings, calls: CallSettings | None = None, *, channelz: bool = False
 ) -> list[Option]:
-    """Returns gRPC's options for these settings; with `channelz` it keeps count of every connection."""
+    """Returns gRPC's options for these settings; with `channelz` gRPC tracks every connection."""
     pending = (calls or CallSettings()).max_pending
     return [
         # gRPC resets arriving calls at random above the first, whosever they are, and all of them above the second
@@ -39,20 +39,20 @@ def server_options(
         ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_age_grace)),
         ("grpc.keepalive_time_ms", _milliseconds(settings.keepalive_interval)),
         ("grpc.keepalive_timeout_ms", _milliseconds(settings.keepalive_timeout)),
-        # without this an unanswered ping ends nothing for a minute, whatever the keepalive timeout is
+        # without this an unanswered ping has a timeout of one minute, regardless of the keepalive timeout
         ("grpc.http2.ping_timeout_ms", _milliseconds(settings.keepalive_timeout)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", _milliseconds(settings.min_client_keepalive)),
         ("grpc.enable_channelz", int(channelz)),
-        ("grpc.so_reuseport", 0),  # an address that is taken is an error, not a silent share of the calls
+        ("grpc.so_reuseport", 0),  # an address in use is an error, instead of a silent share of its calls
     ]
 
 
 def bind(server: grpc.aio.Server, addresses: tuple[str, ...], tls: TlsSettings) -> list[int]:
-    """Binds the server to its addresses and returns their ports (0 in an address takes a free one).
+    """Binds the server to its addresses and returns their ports (port 0 takes a free one).
 
     Raises:
-        CannotListen: an address is taken or malformed.
+        CannotListen: an address is in use or malformed.
     """
     credentials = server_credentials(tls) if tls.certificate else None
     ports = []
@@ -74,37 +74,37 @@ def open_addresses(addresses: tuple[str, ...]) -> list[str]:
 
 
 def server_credentials(tls: TlsSettings) -> grpc.ServerCredentials:
-    """Returns TLS credentials that follow the files: a handshake after a change uses the new certificate."""
+    """Returns TLS credentials that reload the files: a handshake after a change uses the new certificate."""
     files = Files(tls)
     initial = files.changed()
     if initial is None:
-        raise CannotListen("tls.certificate and tls.key are not set")
+        raise CannotListen("tls.certificate and tls.key are not set; set both to PEM files")
     return grpc.dynamic_ssl_server_credentials(
         initial,
-        files.changed,  # type: ignore[arg-type]  # None is admitted, and means that nothing has changed
+        files.changed,  # type: ignore[arg-type]  # None means that nothing has changed
         require_client_authentication=tls.client_ca is not None,
     )
 
 
 class Files:
-    """The certificate's files, read again when they change."""
+    """The certificate's files, reloaded if they change."""
 
     def __init__(self, tls: TlsSettings) -> None:
         self._tls = tls
         self._seen: tuple[tuple[int, int], ...] = ()
 
     def changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """Returns the certificate where its files have changed since the last call, else None.
+        """Returns the certificate if its files have changed since the last call, else None.
 
         Raises:
-            OSError: a file cannot be read, and there is no earlier certificate to go on with.
+            OSError: a file cannot be read and there is no earlier certificate.
         """
         try:
             return self._read()
         except OSError as error:
             if not self._seen:
                 raise
-            _log.warning("certificate-not-renewed", error=str(error), doing="going on with the earlier one")
+            _log.warning("certificate-not-renewed", error=str(error), doing="keeping the earlier one")
             return None
 
     def _read(self) -> grpc.ServerCertificateConfiguration | None:

@@ -1,4 +1,4 @@
-"""Errors on their way to callers: expected ones with their details, bugs with nothing but an identifier."""
+"""Converts errors to gRPC statuses: expected ones with details, bugs with only an identifier."""
 
 import asyncio
 import secrets
@@ -19,14 +19,14 @@ _log = structlog.get_logger(__name__)
 
 
 async def answer_failures(call: Call, proceed: Proceed) -> Any:
-    """Is the outermost layer: whatever is raised within becomes a status, and no stack trace leaves the service."""
+    """Outermost layer: turns every exception into a status, so that no stack trace leaves the service."""
     try:
         return await proceed()
     except SagittalError as error:
         await _abort(call.context, to_status(error))
     except (asyncio.CancelledError, AbortError):
         raise
-    except Exception:  # noqa: BLE001 - whatever an RPC raises ends here, logged under an identifier
+    except Exception:  # noqa: BLE001 - any exception of an RPC ends here and is logged
         incident = secrets.token_hex(6)
         _log.exception("rpc-failed-unexpectedly", incident=incident, rpc=call.method)
         await _abort(call.context, internal_status(incident))

@@ -1,4 +1,4 @@
-"""What surrounds every RPC, as layers: errors, metrics, access, moving of streams. One interceptor carries them all."""
+"""Layers around every RPC: errors, metrics, access, moving streams. One interceptor runs them all."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from sagittal.core.errors import InvalidRequest
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Stands for a request that could not be read until there is a call to refuse."""
+    """Placeholder for a request that could not be parsed, until its call can be refused."""
 
     why: str
 
 
 def tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Returns a deserializer that gives `Unreadable` where `parse` finds no message."""
+    """Returns a deserializer that returns `Unreadable` if `parse` fails."""
 
     def read(data: bytes) -> Any:
         try:
@@ -38,25 +38,25 @@ def tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 
 async def only_readable(requests: AsyncIterable[Any]) -> Any:
-    """Returns the one request of a call. Raises InvalidRequest if it could not be read, or a field is too long."""
+    """Returns a call's single request. Raises InvalidRequest if it could not be parsed or a field is too long."""
     async for request in requests:
         if isinstance(parsed(request), Message):
             check_bounds(request)
         return request
-    raise InvalidRequest("the call ended without a request; send the message that this RPC takes")
+    raise InvalidRequest("the call ended without a request; send the request message of this RPC")
 
 
 def parsed(request: Any) -> Any:
-    """Returns the request. Raises InvalidRequest if it could not be read."""
+    """Returns the request. Raises InvalidRequest if it could not be parsed."""
     if isinstance(request, Unreadable):
-        raise InvalidRequest(f"the request cannot be read: {request.why}; send the message that this RPC takes")
+        raise InvalidRequest(f"the request cannot be parsed: {request.why}; send the request message of this RPC")
     return request
 
 
 async def all_readable(requests: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
-    """Yields the requests of a stream. Raises InvalidRequest at the first that could not be read.
+    """Yields the requests of a stream. Raises InvalidRequest at the first that could not be parsed.
 
-    Their fields are checked by who reads them: ExplainMany refuses a single request and goes on.
+    The RPC checks their fields: ExplainMany refuses a single request and continues.
     """
     async for request in requests:
         yield parsed(request)
@@ -74,38 +74,38 @@ class Call:
     method: str
     """Full name, such as `/sagittal.v1.ExplanationService/Explain`."""
     streams: bool
-    """Whether the answer is a stream."""
+    """True if the response is a stream."""
     context: Context
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """Text metadata of the request; the first value where a key comes twice."""
+        """Text metadata of the request; the first value of a repeated key."""
         return text_metadata(self.context.invocation_metadata())
 
 
 def text_metadata(pairs: Iterable[tuple[str, str | bytes]] | None) -> Mapping[str, str]:
-    """Returns the text metadata of a request; the first value where a key comes twice."""
+    """Returns the text metadata of a request; the first value of a repeated key."""
     return {key: value for key, value in reversed(tuple(pairs or ())) if isinstance(value, str)}
 
 
 class Layer(Protocol):
-    """Runs around every call."""
+    """Code that runs around every call."""
 
     async def __call__(self, call: Call, proceed: Proceed) -> Any:
-        """Does its part before and after `await proceed()`, which runs the layers within and then the RPC."""
+        """Runs code before and after `await proceed()`, which runs the inner layers and the RPC."""
         ...
 
 
 class Layers(ServerInterceptor):
-    """Runs every RPC within the layers, the first outermost.
+    """Runs every RPC inside the layers; the first layer is the outermost.
 
-    Every handler becomes a coroutine that writes its own stream, so that a call that ends early ends the generators
-    below it at once, in order, in the call's own task. It reads its own messages, too: those of a call that a layer
+    Every handler becomes a coroutine that writes its own stream. So if a call ends early, the generators below it end
+    immediately, in order and in the call's own task. It also reads its own messages, so those of a call that a layer
     refuses are never read.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
-        """Wraps no RPC yet; `layers` are what surrounds each call."""
+        """Stores the layers around each call; gRPC asks for handlers later."""
         self._layers = tuple(layers)
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
@@ -114,7 +114,7 @@ class Layers(ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Returns the handler within the layers, made once for each RPC; None for an RPC that does not exist."""
+        """Returns the handler inside the layers, created once per RPC; None if the RPC does not exist."""
         method = handler_call_details.method
         if (known := self._handlers.get(method)) is not None:
             return known
@@ -178,8 +178,8 @@ async def _write(context: Context, response: Any) -> None:
 async def _write_to_the_end(context: Context, response: Any) -> None:
     """Writes the first message; a cancellation waits for it.
 
-    A write that is broken off leaves gRPC in the belief that it has sent no headers. It would send them once more with
-    the status, which its core refuses, and the caller would wait for a status that never comes.
+    If a write is interrupted, gRPC assumes that it has sent no headers. It then sends them again with the status, which
+    its core refuses, and the caller never gets the status.
     """
     writing = asyncio.ensure_future(context.write(response))
     try:

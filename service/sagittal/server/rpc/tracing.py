@@ -1,4 +1,4 @@
-"""The layer that gives every RPC its span, in the trace of its caller."""
+"""Layer that creates a span for every RPC, in the trace of its caller."""
 
 import asyncio
 from typing import Any
@@ -11,21 +11,21 @@ from sagittal.process.logs import trace_context
 from sagittal.process.tracing import Span, SpanKind, Tracer, within
 from sagittal.server.rpc.layers import Call, Proceed
 
-#: Services whose calls are no part of a trace: probes come every few seconds.
+#: Services whose calls are not traced: probes come every few seconds.
 UNTRACED = ("/grpc.health.v1.Health/",)
 
-#: Codes that say that the service is at fault, by the conventions for servers; the others are the caller's affair.
+#: Status codes for which the service is at fault, by OpenTelemetry's conventions for servers.
 _FAULTS = frozenset({2, 4, 12, 13, 14, 15})
 
 
 class Tracing:
-    """Makes a span of each RPC, with the code that it ended with: a stream that was dropped is CANCELLED, not OK."""
+    """Creates a span for each RPC with its final status code: a dropped stream is CANCELLED, not OK."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
 
     async def __call__(self, call: Call, proceed: Proceed) -> Any:
-        """Is the layer."""
+        """Runs the call inside its span."""
         if call.method.startswith(UNTRACED):
             return await proceed()
         service, _, method = call.method.removeprefix("/").partition("/")
