@@ -43,30 +43,30 @@ class ConceptSet(_message.Message):
     FIT_FIELD_NUMBER: _builtins.int
     TARGET_LABELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name, unique for the model."""
+    """Name, unique within the model."""
     model: _builtins.str
-    """Model it was fitted on."""
+    """Model on which it was fitted."""
     model_version: _builtins.str
     """Version of that model."""
     model_digest: _builtins.str
-    """Digest of that model; explanations on another are refused."""
+    """Digest of that model. Explanations of a model with another digest are refused."""
     layer: _builtins.str
     """Layer whose features are explained."""
     images: _builtins.int
-    """Images it was fitted to and measured on."""
+    """Number of images on which it was fitted and measured."""
     skipped: _builtins.int
-    """Images that could not be read."""
+    """Number of images that could not be read."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[_explanation_pb2.Target]:
-        """Classes whose scores are predicted."""
+        """Classes whose scores it predicts."""
 
     @_builtins.property
     def concepts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Concept]:
-        """Its x-features."""
+        """The x-features."""
 
     @_builtins.property
     def metrics(self) -> Global___ConceptMetrics:
-        """How good it is, on held-out images."""
+        """Its quality on held-out images."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -74,19 +74,19 @@ class ConceptSet(_message.Message):
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedCompositeFieldContainer[_explanation_pb2.Warning]:
-        """What limits how far it can be trusted."""
+        """Limits on how far it can be trusted."""
 
     @_builtins.property
     def skipped_images(self) -> _containers.RepeatedCompositeFieldContainer[Global___SkippedImage]:
-        """Which they are, the first hundred."""
+        """The first hundred of these."""
 
     @_builtins.property
     def fit(self) -> Global___ConceptFit:
-        """Settings of the fit, defaults filled in."""
+        """Settings of the fit, including defaults."""
 
     @_builtins.property
     def target_labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Labels of the targets, empty for those without."""
+        """Labels of the targets; empty for targets without a label."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ Global___ConceptSet: _TypeAlias = ConceptSet  # noqa: Y015
 
 @_typing.final
 class SkippedImage(_message.Message):
-    """An image of a set that could not be read."""
+    """An image that could not be read."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -125,11 +125,11 @@ class SkippedImage(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """Its place in the set, from 0."""
+    """Index among the images of the fit, from 0."""
     name: _builtins.str
-    """Its file; empty for images that were sent."""
+    """File name; empty for images that were sent."""
     reason: _builtins.str
-    """Why it cannot be read."""
+    """Why it could not be read."""
     def __init__(
         self,
         *,
@@ -168,28 +168,28 @@ class Concept(_message.Message):
     index: _builtins.int
     """Index, from 0."""
     name: _builtins.str
-    """Name given by a person; empty where none was."""
+    """Name given by a person; empty if it has none."""
     mean_contribution: _builtins.float
     """Mean contribution to the prediction over the images."""
     mixed: _builtins.bool
-    """True where it seems to stand for several unrelated things ("A or B")."""
+    """True if it seems to represent several unrelated things ("A or B")."""
     contribution_spread: _builtins.float
     """Standard deviation of its contribution over the images."""
     agreement: _builtins.float
-    """How alike the images that excite it are in the model's feature space: mean cosine, -1 to 1."""
+    """Similarity of the images that activate it, in the model's feature space: mean cosine, -1 to 1."""
     merged_into: _builtins.int
-    """The x-feature that it is shown together with; not set for none."""
+    """Index of the x-feature with which it is shown; not set if it is shown alone."""
     mean: _builtins.float
-    """Mean of its value over the images."""
+    """Mean value over the images."""
     spread: _builtins.float
     """Standard deviation of its value over the images."""
     target: _builtins.int
-    """The target that it moves most, and whose contribution the figures above are of: its place among the targets."""
+    """Index among the targets of the one that it influences most; the contributions above are to this target."""
     locality: _builtins.float
-    """Entropy of these shares in nats, 0 for a single part; not set without annotations."""
+    """Entropy of these shares in nats; 0 for a single part; not set without annotations."""
     @_builtins.property
     def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConceptExample]:
-        """Images that excite it most."""
+        """Images that activate it most."""
 
     @_builtins.property
     def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
@@ -197,7 +197,9 @@ class Concept(_message.Message):
 
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartShare]:
-        """How its heatmaps spread over annotated parts on held-out images, largest share first; empty without annotations."""
+        """How its heatmaps are distributed over annotated parts on held-out images, largest share first; empty without
+        annotations.
+        """
 
     def __init__(
         self,
@@ -234,7 +236,7 @@ Global___Concept: _TypeAlias = Concept  # noqa: Y015
 
 @_typing.final
 class PartShare(_message.Message):
-    """How much of an x-feature lies on an annotated part."""
+    """The share of an x-feature on one annotated part."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -243,7 +245,7 @@ class PartShare(_message.Message):
     name: _builtins.str
     """Name of the part."""
     share: _builtins.float
-    """Share of what lies on any part, 0 to 1."""
+    """Share of the saliency that lies on any part, 0 to 1."""
     def __init__(
         self,
         *,
@@ -260,7 +262,7 @@ Global___PartShare: _TypeAlias = PartShare  # noqa: Y015
 
 @_typing.final
 class ConceptExample(_message.Message):
-    """An image that excites an x-feature."""
+    """An image that activates an x-feature."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -273,18 +275,18 @@ class ConceptExample(_message.Message):
     value: _builtins.float
     """Value of the x-feature."""
     group: _builtins.int
-    """Which group of images it belongs to, for mixed x-features; from 0."""
+    """Group of images to which it belongs, for mixed x-features; from 0."""
     index: _builtins.int
-    """Its place in the set of images, from 0."""
+    """Index among the images of the fit, from 0."""
     name: _builtins.str
-    """Its file; empty for images that were sent."""
+    """File name; empty for images that were sent."""
     @_builtins.property
     def image(self) -> _tensor_pb2.Image:
         """The image, as a small JPEG."""
 
     @_builtins.property
     def heatmap(self) -> _explanation_pb2.Mask:
-        """Where it looks."""
+        """Heatmap of the x-feature."""
 
     def __init__(
         self,
@@ -306,7 +308,7 @@ Global___ConceptExample: _TypeAlias = ConceptExample  # noqa: Y015
 
 @_typing.final
 class ConceptMetrics(_message.Message):
-    """How good a concept set is."""
+    """Quality of a concept set."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -327,19 +329,19 @@ class ConceptMetrics(_message.Message):
     orthogonality: _builtins.float
     """Pull-away value: mean squared cosine between x-features, 0 (orthogonal) to 1."""
     reconstructed_share: _builtins.float
-    """Share of the layer's features that are rebuilt, 0 to 1."""
+    """Share of the layer's features that is reconstructed, 0 to 1."""
     held_out: _builtins.int
-    """Images that were held out to measure it."""
+    """Number of held-out images on which it was measured."""
     class_agreement: _builtins.float
-    """Share of held-out images on which both give the same top class, 0 to 1; for several targets."""
+    """Share of held-out images on which both predict the same top class, 0 to 1; set for several targets."""
     stability: _builtins.float
-    """How far fits from other seeds find the same x-features: mean absolute correlation, 0 to 1; not set for one seed."""
+    """How well fits from other seeds find the same x-features: mean absolute correlation, 0 to 1; not set for one seed."""
     locality: _builtins.float
     """Mean over x-features of the entropy of their heatmaps over annotated parts, in nats; not set without annotations."""
     parts_covered: _builtins.float
     """Mean over x-features of the number of parts covered, exp(entropy); not set without annotations."""
     annotated: _builtins.int
-    """Held-out images whose annotations were used."""
+    """Number of held-out images with annotations."""
     def __init__(
         self,
         *,
@@ -379,7 +381,7 @@ Global___ConceptMetrics: _TypeAlias = ConceptMetrics  # noqa: Y015
 
 @_typing.final
 class ConceptFit(_message.Message):
-    """Settings of a fit: equation (1) of the paper."""
+    """Settings of a fit: equation (1) of the paper (Qi et al., AIJ 2021)."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -403,13 +405,13 @@ class ConceptFit(_message.Message):
     epochs: _builtins.int
     """Passes over the images. 0 means the default."""
     seed: _builtins.int
-    """Seed of the initialisation and order."""
+    """Seed of the initialisation and of the order of images."""
     hidden: _builtins.int
     """Width of the hidden layers of encoder and decoder. 0 means the default."""
     views: _builtins.int
-    """Random crops of each image that are fitted too, for small sets of images. 0 means none."""
+    """Random crops of each image that are also fitted, for small sets of images. 0 means none."""
     seeds: _builtins.int
-    """Fits from different seeds, to measure stability; the first is kept. 0 means the default."""
+    """Number of fits from different seeds, to measure stability; the first fit is kept. 0 means the default."""
     def __init__(
         self,
         *,

@@ -24,7 +24,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class AnnotatedPart(_message.Message):
-    """Where a part of what an image shows is, as a person annotated it."""
+    """A person's annotation of a part in an image."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -34,15 +34,15 @@ class AnnotatedPart(_message.Message):
     RIGHT_FIELD_NUMBER: _builtins.int
     BOTTOM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name of the part, such as "beak": the same on every image."""
+    """Name of the part, such as "beak"; the same on every image."""
     left: _builtins.float
-    """Left edge, relative to the width of the image as it was sent: 0 to 1."""
+    """Left edge, relative to the width of the image as sent: 0 to 1."""
     top: _builtins.float
-    """Top edge, relative to the height."""
+    """Top edge, relative to the height of the image: 0 to 1."""
     right: _builtins.float
-    """Right edge, beyond the left one."""
+    """Right edge, greater than the left one."""
     bottom: _builtins.float
-    """Bottom edge, below the top one."""
+    """Bottom edge, greater than the top one."""
     def __init__(
         self,
         *,
@@ -62,7 +62,7 @@ Global___AnnotatedPart: _TypeAlias = AnnotatedPart  # noqa: Y015
 
 @_typing.final
 class FitConceptsRequest(_message.Message):
-    """What to fit: the settings first, then images."""
+    """Part of a fit's input: first the settings, then the images."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -71,17 +71,15 @@ class FitConceptsRequest(_message.Message):
     ANNOTATED_PARTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def settings(self) -> Global___FitConceptsSettings:
-        """What to fit."""
+        """Settings of the fit."""
 
     @_builtins.property
     def image(self) -> _tensor_pb2.Image:
-        """An image to fit it to."""
+        """An image."""
 
     @_builtins.property
     def annotated_parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___AnnotatedPart]:
-        """Parts that are annotated on the image. Where images carry them, locality is measured: how many of them each
-        x-feature covers.
-        """
+        """Annotated parts of the image. If images have them, locality is measured: how many parts each x-feature covers."""
 
     def __init__(
         self,
@@ -102,7 +100,7 @@ Global___FitConceptsRequest: _TypeAlias = FitConceptsRequest  # noqa: Y015
 
 @_typing.final
 class FitConceptsSettings(_message.Message):
-    """What to fit."""
+    """Settings of a fit and of its job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -131,22 +129,22 @@ class FitConceptsSettings(_message.Message):
     dataset: _builtins.str
     """Name of a dataset registered with the workers. Empty means that images follow."""
     detach: _builtins.bool
-    """Lets the job go on when the call is dropped."""
+    """True lets the job continue if the call is dropped."""
     replace: _builtins.bool
-    """Replaces a set of the same name. Otherwise one that exists is left alone, and the fit is refused."""
+    """True replaces an existing set of the same name. False refuses the fit if one exists."""
     image_count: _builtins.int
-    """Set by the service: how many images were sent."""
+    """Set by the service: number of images that were sent."""
     images_digest: _builtins.str
     """Set by the service: SHA-256 over the images that were sent."""
     request_id: _builtins.str
-    """Identifies this fit to its caller: the same settings and images under the same identifier give the same job, so
-    that a call whose answer was lost can be made again. Empty for none.
+    """Idempotency key chosen by the caller: the same settings and images with the same key return the same job, so a call
+    whose answer was lost can be repeated. Empty means none.
     """
     annotations_digest: _builtins.str
-    """Set by the service: SHA-256 over the annotated parts that were sent; empty where none were."""
+    """Set by the service: SHA-256 over the annotated parts that were sent; empty if there were none."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[_explanation_pb2.Target]:
-        """Classes whose scores are predicted. At least one."""
+        """Classes whose scores the set predicts. At least one."""
 
     @_builtins.property
     def fit(self) -> _concept_pb2.ConceptFit:
@@ -154,7 +152,7 @@ class FitConceptsSettings(_message.Message):
 
     @_builtins.property
     def deadline(self) -> _duration_pb2.Duration:
-        """Time from acceptance to the end. Not set means the service's default."""
+        """Time from acceptance to the end of the job. Not set means the server's default."""
 
     def __init__(
         self,
@@ -184,7 +182,7 @@ Global___FitConceptsSettings: _TypeAlias = FitConceptsSettings  # noqa: Y015
 
 @_typing.final
 class FitConceptsResponse(_message.Message):
-    """How the fit goes."""
+    """Progress and result of a fit."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -201,7 +199,7 @@ class FitConceptsResponse(_message.Message):
 
     @_builtins.property
     def concept_set(self) -> _concept_pb2.ConceptSet:
-        """The fitted set; the last message."""
+        """The fitted set: the last message."""
 
     def __init__(
         self,
@@ -222,7 +220,7 @@ Global___FitConceptsResponse: _TypeAlias = FitConceptsResponse  # noqa: Y015
 
 @_typing.final
 class FitLoss(_message.Message):
-    """The three terms of equation (1)."""
+    """The three terms of equation (1), at one epoch."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -256,7 +254,7 @@ Global___FitLoss: _TypeAlias = FitLoss  # noqa: Y015
 
 @_typing.final
 class ListConceptSetsRequest(_message.Message):
-    """Which sets to list."""
+    """Filters for listed sets."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -266,9 +264,9 @@ class ListConceptSetsRequest(_message.Message):
     model: _builtins.str
     """Only sets of this model. Empty means any."""
     page_size: _builtins.int
-    """Most sets on a page. 0 means 50."""
+    """Largest number of sets on the page. 0 means 50."""
     page_token: _builtins.str
-    """Where to go on. Empty means the beginning."""
+    """Page to return: `next_page_token` of the previous page. Empty means the first."""
     def __init__(
         self,
         *,
@@ -293,7 +291,7 @@ class ListConceptSetsResponse(_message.Message):
     CONCEPT_SETS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Token of the next page. Empty means that this was the last."""
+    """Token of the next page. Empty on the last page."""
     @_builtins.property
     def concept_sets(self) -> _containers.RepeatedCompositeFieldContainer[_concept_pb2.ConceptSet]:
         """The sets, without examples."""
@@ -347,7 +345,7 @@ class GetConceptSetResponse(_message.Message):
     CONCEPT_SET_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def concept_set(self) -> _concept_pb2.ConceptSet:
-        """The set, whole."""
+        """The set with all fields."""
 
     def __init__(
         self,
@@ -405,13 +403,13 @@ class ConceptChange(_message.Message):
     MERGE_INTO_FIELD_NUMBER: _builtins.int
     MIXED_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """The x-feature, from 0."""
+    """Index of the x-feature, from 0."""
     rename: _builtins.str
-    """Gives it a name. Empty takes the name away."""
+    """New name of the x-feature. Empty removes the name."""
     merge_into: _builtins.int
-    """Shows it together with another x-feature, by index; with itself, apart again."""
+    """Index of the x-feature with which to show it; its own index shows it alone again."""
     mixed: _builtins.bool
-    """Marks it as standing for several things."""
+    """Whether it represents several unrelated things."""
     def __init__(
         self,
         *,
@@ -482,7 +480,7 @@ Global___DeleteConceptSetRequest: _TypeAlias = DeleteConceptSetRequest  # noqa: 
 
 @_typing.final
 class DeleteConceptSetResponse(_message.Message):
-    """The set is gone."""
+    """The set was deleted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ConceptServiceStub(object):
-    """Global explanations: a few concepts that predict what the model predicts.
+    """Global explanations: fits a few concepts that predict a model's scores, and manages the fitted sets.
     """
 
     def __init__(self, channel):
@@ -63,11 +63,11 @@ class ConceptServiceStub(object):
 
 
 class ConceptServiceServicer(object):
-    """Global explanations: a few concepts that predict what the model predicts.
+    """Global explanations: fits a few concepts that predict a model's scores, and manages the fitted sets.
     """
 
     def FitConcepts(self, request_iterator, context):
-        """Fits a concept set to images sent by the caller or lying with the workers.
+        """Fits a concept set to images from the caller, or to a dataset of the workers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -81,14 +81,14 @@ class ConceptServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetConceptSet(self, request, context):
-        """Returns a concept set, whole.
+        """Returns a concept set with all fields.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateConceptSet(self, request, context):
-        """Names, merges or marks x-features.
+        """Names, merges or marks the x-features of a set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,7 +138,7 @@ def add_ConceptServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ConceptService(object):
-    """Global explanations: a few concepts that predict what the model predicts.
+    """Global explanations: fits a few concepts that predict a model's scores, and manages the fitted sets.
     """
 
     @staticmethod

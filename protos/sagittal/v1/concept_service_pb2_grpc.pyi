@@ -27,41 +27,41 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ConceptServiceStub:
-    """Global explanations: a few concepts that predict what the model predicts."""
+    """Global explanations: fits a few concepts that predict a model's scores, and manages the fitted sets."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ConceptServiceAsyncStub: ...
     FitConcepts: _grpc.StreamStreamMultiCallable[_concept_service_pb2.FitConceptsRequest, _concept_service_pb2.FitConceptsResponse]
-    """Fits a concept set to images sent by the caller or lying with the workers."""
+    """Fits a concept set to images from the caller, or to a dataset of the workers."""
     ListConceptSets: _grpc.UnaryUnaryMultiCallable[_concept_service_pb2.ListConceptSetsRequest, _concept_service_pb2.ListConceptSetsResponse]
     """Lists fitted concept sets."""
     GetConceptSet: _grpc.UnaryUnaryMultiCallable[_concept_service_pb2.GetConceptSetRequest, _concept_service_pb2.GetConceptSetResponse]
-    """Returns a concept set, whole."""
+    """Returns a concept set with all fields."""
     UpdateConceptSet: _grpc.UnaryUnaryMultiCallable[_concept_service_pb2.UpdateConceptSetRequest, _concept_service_pb2.UpdateConceptSetResponse]
-    """Names, merges or marks x-features."""
+    """Names, merges or marks the x-features of a set."""
     DeleteConceptSet: _grpc.UnaryUnaryMultiCallable[_concept_service_pb2.DeleteConceptSetRequest, _concept_service_pb2.DeleteConceptSetResponse]
     """Deletes a concept set."""
 
 @_typing.type_check_only
 class ConceptServiceAsyncStub(ConceptServiceStub):
-    """Global explanations: a few concepts that predict what the model predicts."""
+    """Global explanations: fits a few concepts that predict a model's scores, and manages the fitted sets."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     FitConcepts: _aio.StreamStreamMultiCallable[_concept_service_pb2.FitConceptsRequest, _concept_service_pb2.FitConceptsResponse]  # type: ignore[assignment]
-    """Fits a concept set to images sent by the caller or lying with the workers."""
+    """Fits a concept set to images from the caller, or to a dataset of the workers."""
     ListConceptSets: _aio.UnaryUnaryMultiCallable[_concept_service_pb2.ListConceptSetsRequest, _concept_service_pb2.ListConceptSetsResponse]  # type: ignore[assignment]
     """Lists fitted concept sets."""
     GetConceptSet: _aio.UnaryUnaryMultiCallable[_concept_service_pb2.GetConceptSetRequest, _concept_service_pb2.GetConceptSetResponse]  # type: ignore[assignment]
-    """Returns a concept set, whole."""
+    """Returns a concept set with all fields."""
     UpdateConceptSet: _aio.UnaryUnaryMultiCallable[_concept_service_pb2.UpdateConceptSetRequest, _concept_service_pb2.UpdateConceptSetResponse]  # type: ignore[assignment]
-    """Names, merges or marks x-features."""
+    """Names, merges or marks the x-features of a set."""
     DeleteConceptSet: _aio.UnaryUnaryMultiCallable[_concept_service_pb2.DeleteConceptSetRequest, _concept_service_pb2.DeleteConceptSetResponse]  # type: ignore[assignment]
     """Deletes a concept set."""
 
 class ConceptServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Global explanations: a few concepts that predict what the model predicts."""
+    """Global explanations: fits a few concepts that predict a model's scores, and manages the fitted sets."""
 
     @_abc_1.abstractmethod
     def FitConcepts(
@@ -69,7 +69,7 @@ class ConceptServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_concept_service_pb2.FitConceptsRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_concept_service_pb2.FitConceptsResponse], _abc.AsyncIterator[_concept_service_pb2.FitConceptsResponse]]:
-        """Fits a concept set to images sent by the caller or lying with the workers."""
+        """Fits a concept set to images from the caller, or to a dataset of the workers."""
 
     @_abc_1.abstractmethod
     def ListConceptSets(
@@ -85,7 +85,7 @@ class ConceptServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _concept_service_pb2.GetConceptSetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_concept_service_pb2.GetConceptSetResponse, _abc.Awaitable[_concept_service_pb2.GetConceptSetResponse]]:
-        """Returns a concept set, whole."""
+        """Returns a concept set with all fields."""
 
     @_abc_1.abstractmethod
     def UpdateConceptSet(
@@ -93,7 +93,7 @@ class ConceptServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _concept_service_pb2.UpdateConceptSetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_concept_service_pb2.UpdateConceptSetResponse, _abc.Awaitable[_concept_service_pb2.UpdateConceptSetResponse]]:
-        """Names, merges or marks x-features."""
+        """Names, merges or marks the x-features of a set."""
 
     @_abc_1.abstractmethod
     def DeleteConceptSet(

@@ -40,19 +40,19 @@ class _LaneEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Lane.ValueType],
     LANE_UNSPECIFIED: _Lane.ValueType  # 0
     """LANE_INTERACTIVE."""
     LANE_INTERACTIVE: _Lane.ValueType  # 1
-    """A person waits: such jobs go first."""
+    """For requests of people who wait. These jobs go first."""
     LANE_BATCH: _Lane.ValueType  # 2
-    """A pipeline waits: such jobs fill what is left and are never starved."""
+    """For pipelines. These jobs use the remaining capacity and never starve."""
 
 class Lane(_Lane, metaclass=_LaneEnumTypeWrapper):
-    """Who waits for the answer."""
+    """Priority of a job."""
 
 LANE_UNSPECIFIED: Lane.ValueType  # 0
 """LANE_INTERACTIVE."""
 LANE_INTERACTIVE: Lane.ValueType  # 1
-"""A person waits: such jobs go first."""
+"""For requests of people who wait. These jobs go first."""
 LANE_BATCH: Lane.ValueType  # 2
-"""A pipeline waits: such jobs fill what is left and are never starved."""
+"""For pipelines. These jobs use the remaining capacity and never starve."""
 Global___Lane: _TypeAlias = Lane  # noqa: Y015
 
 class _BaselineKind:
@@ -64,31 +64,31 @@ class _BaselineKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Baseline
     BASELINE_KIND_UNSPECIFIED: _BaselineKind.ValueType  # 0
     """BASELINE_KIND_BLUR."""
     BASELINE_KIND_BLUR: _BaselineKind.ValueType  # 1
-    """A strong Gaussian blur of the image, strengthened until the target's score on it is low."""
+    """A strong Gaussian blur of the image. The blur is increased until the target's score on it is low."""
     BASELINE_KIND_BLACK: _BaselineKind.ValueType  # 2
     """Black."""
     BASELINE_KIND_MEAN: _BaselineKind.ValueType  # 3
     """The mean colour of the image."""
     BASELINE_KIND_NOISE: _BaselineKind.ValueType  # 4
-    """Gaussian noise around the mean colour of the image, from the job's seed."""
+    """Gaussian noise around the mean colour of the image, drawn from the job's seed."""
     BASELINE_KIND_IMAGE: _BaselineKind.ValueType  # 5
-    """An image of the caller's, of another class for instance (a counterfactual baseline)."""
+    """An image given by the caller, for example of another class (a counterfactual baseline)."""
 
 class BaselineKind(_BaselineKind, metaclass=_BaselineKindEnumTypeWrapper):
-    """What replaces the hidden part of the image."""
+    """Kind of image that replaces the hidden part."""
 
 BASELINE_KIND_UNSPECIFIED: BaselineKind.ValueType  # 0
 """BASELINE_KIND_BLUR."""
 BASELINE_KIND_BLUR: BaselineKind.ValueType  # 1
-"""A strong Gaussian blur of the image, strengthened until the target's score on it is low."""
+"""A strong Gaussian blur of the image. The blur is increased until the target's score on it is low."""
 BASELINE_KIND_BLACK: BaselineKind.ValueType  # 2
 """Black."""
 BASELINE_KIND_MEAN: BaselineKind.ValueType  # 3
 """The mean colour of the image."""
 BASELINE_KIND_NOISE: BaselineKind.ValueType  # 4
-"""Gaussian noise around the mean colour of the image, from the job's seed."""
+"""Gaussian noise around the mean colour of the image, drawn from the job's seed."""
 BASELINE_KIND_IMAGE: BaselineKind.ValueType  # 5
-"""An image of the caller's, of another class for instance (a counterfactual baseline)."""
+"""An image given by the caller, for example of another class (a counterfactual baseline)."""
 Global___BaselineKind: _TypeAlias = BaselineKind  # noqa: Y015
 
 class _CachePolicy:
@@ -100,23 +100,23 @@ class _CachePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CachePoli
     CACHE_POLICY_UNSPECIFIED: _CachePolicy.ValueType  # 0
     """CACHE_POLICY_USE."""
     CACHE_POLICY_USE: _CachePolicy.ValueType  # 1
-    """A stored answer is given where there is one, and the new answer is stored."""
+    """A stored answer is returned if there is one. A new answer is stored."""
     CACHE_POLICY_REFRESH: _CachePolicy.ValueType  # 2
-    """Computed anew; the stored answer is replaced."""
+    """The answer is computed again and replaces the stored one."""
     CACHE_POLICY_BYPASS: _CachePolicy.ValueType  # 3
-    """Computed anew; nothing is stored for others."""
+    """The answer is computed again and not stored."""
 
 class CachePolicy(_CachePolicy, metaclass=_CachePolicyEnumTypeWrapper):
-    """Whether an earlier answer to the same question may be given."""
+    """Whether equal requests share answers."""
 
 CACHE_POLICY_UNSPECIFIED: CachePolicy.ValueType  # 0
 """CACHE_POLICY_USE."""
 CACHE_POLICY_USE: CachePolicy.ValueType  # 1
-"""A stored answer is given where there is one, and the new answer is stored."""
+"""A stored answer is returned if there is one. A new answer is stored."""
 CACHE_POLICY_REFRESH: CachePolicy.ValueType  # 2
-"""Computed anew; the stored answer is replaced."""
+"""The answer is computed again and replaces the stored one."""
 CACHE_POLICY_BYPASS: CachePolicy.ValueType  # 3
-"""Computed anew; nothing is stored for others."""
+"""The answer is computed again and not stored."""
 Global___CachePolicy: _TypeAlias = CachePolicy  # noqa: Y015
 
 class _CurveProtocol:
@@ -128,9 +128,9 @@ class _CurveProtocolEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CurvePr
     CURVE_PROTOCOL_UNSPECIFIED: _CurveProtocol.ValueType  # 0
     """CURVE_PROTOCOL_MASK."""
     CURVE_PROTOCOL_MASK: _CurveProtocol.ValueType  # 1
-    """Cells of the mask in order of saliency, in about 50 steps, upsampled (the iGOS++ papers)."""
+    """Cells of the mask in order of saliency, in about 50 steps, upsampled (as in the iGOS++ papers)."""
     CURVE_PROTOCOL_PIXEL: _CurveProtocol.ValueType  # 2
-    """Pixels of the upsampled mask, one image row of pixels a step (RISE)."""
+    """Pixels of the upsampled mask, one image row of pixels per step (as in RISE)."""
 
 class CurveProtocol(_CurveProtocol, metaclass=_CurveProtocolEnumTypeWrapper):
     """Resolution at which insertion and deletion are measured."""
@@ -138,9 +138,9 @@ class CurveProtocol(_CurveProtocol, metaclass=_CurveProtocolEnumTypeWrapper):
 CURVE_PROTOCOL_UNSPECIFIED: CurveProtocol.ValueType  # 0
 """CURVE_PROTOCOL_MASK."""
 CURVE_PROTOCOL_MASK: CurveProtocol.ValueType  # 1
-"""Cells of the mask in order of saliency, in about 50 steps, upsampled (the iGOS++ papers)."""
+"""Cells of the mask in order of saliency, in about 50 steps, upsampled (as in the iGOS++ papers)."""
 CURVE_PROTOCOL_PIXEL: CurveProtocol.ValueType  # 2
-"""Pixels of the upsampled mask, one image row of pixels a step (RISE)."""
+"""Pixels of the upsampled mask, one image row of pixels per step (as in RISE)."""
 Global___CurveProtocol: _TypeAlias = CurveProtocol  # noqa: Y015
 
 class _JobState:
@@ -154,29 +154,29 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     JOB_STATE_QUEUED: _JobState.ValueType  # 1
     """Accepted and waiting for a worker."""
     JOB_STATE_RUNNING: _JobState.ValueType  # 2
-    """A worker runs it."""
+    """A worker executes it."""
     JOB_STATE_COMPLETED: _JobState.ValueType  # 3
-    """Ended with an explanation."""
+    """Ended with a complete explanation, or with a truncated one (`Completed.truncated`)."""
     JOB_STATE_FAILED: _JobState.ValueType  # 4
     """Ended with an error."""
     JOB_STATE_CANCELLED: _JobState.ValueType  # 5
-    """Ended because the caller asked for it or went away."""
+    """Ended because the caller cancelled it or disconnected."""
 
 class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
-    """Where a job stands."""
+    """State of a job."""
 
 JOB_STATE_UNSPECIFIED: JobState.ValueType  # 0
 """Never sent."""
 JOB_STATE_QUEUED: JobState.ValueType  # 1
 """Accepted and waiting for a worker."""
 JOB_STATE_RUNNING: JobState.ValueType  # 2
-"""A worker runs it."""
+"""A worker executes it."""
 JOB_STATE_COMPLETED: JobState.ValueType  # 3
-"""Ended with an explanation."""
+"""Ended with a complete explanation, or with a truncated one (`Completed.truncated`)."""
 JOB_STATE_FAILED: JobState.ValueType  # 4
 """Ended with an error."""
 JOB_STATE_CANCELLED: JobState.ValueType  # 5
-"""Ended because the caller asked for it or went away."""
+"""Ended because the caller cancelled it or disconnected."""
 Global___JobState: _TypeAlias = JobState  # noqa: Y015
 
 class _CertificateLevel:
@@ -190,25 +190,25 @@ class _CertificateLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Cert
     CERTIFICATE_LEVEL_SUFFICIENT: _CertificateLevel.ValueType  # 1
     """The set was scored alone, in fp32, and is sufficient."""
     CERTIFICATE_LEVEL_ONE_MINIMAL: _CertificateLevel.ValueType  # 2
-    """No set with one patch less is sufficient."""
+    """No set with one patch less is sufficient: all were scored."""
     CERTIFICATE_LEVEL_SUBSET_MINIMAL: _CertificateLevel.ValueType  # 3
     """No proper subset is sufficient: all were scored."""
     CERTIFICATE_LEVEL_MINIMUM_SIZE: _CertificateLevel.ValueType  # 4
-    """No smaller set of patches at all is sufficient: all were scored."""
+    """No set with fewer patches is sufficient: all were scored."""
 
 class CertificateLevel(_CertificateLevel, metaclass=_CertificateLevelEnumTypeWrapper):
-    """How far minimality of a set was proven, each level containing the ones before it."""
+    """How far a set's minimality was proven. Each level includes the previous ones."""
 
 CERTIFICATE_LEVEL_UNSPECIFIED: CertificateLevel.ValueType  # 0
 """Never sent."""
 CERTIFICATE_LEVEL_SUFFICIENT: CertificateLevel.ValueType  # 1
 """The set was scored alone, in fp32, and is sufficient."""
 CERTIFICATE_LEVEL_ONE_MINIMAL: CertificateLevel.ValueType  # 2
-"""No set with one patch less is sufficient."""
+"""No set with one patch less is sufficient: all were scored."""
 CERTIFICATE_LEVEL_SUBSET_MINIMAL: CertificateLevel.ValueType  # 3
 """No proper subset is sufficient: all were scored."""
 CERTIFICATE_LEVEL_MINIMUM_SIZE: CertificateLevel.ValueType  # 4
-"""No smaller set of patches at all is sufficient: all were scored."""
+"""No set with fewer patches is sufficient: all were scored."""
 Global___CertificateLevel: _TypeAlias = CertificateLevel  # noqa: Y015
 
 class _CurveKind:
@@ -220,24 +220,24 @@ class _CurveKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CurveKind.V
     CURVE_KIND_UNSPECIFIED: _CurveKind.ValueType  # 0
     """Never sent."""
     CURVE_KIND_INSERTION: _CurveKind.ValueType  # 1
-    """The most salient part first, inserted into the baseline. High is good; the first figure to look at."""
+    """The most salient parts are inserted into the baseline first. A high area is good. The most important metric."""
     CURVE_KIND_DELETION: _CurveKind.ValueType  # 2
-    """The most salient part first, replaced by the baseline. Low is good, but an adversarial mask reaches it too."""
+    """The most salient parts are replaced by the baseline first. A low area is good, but adversarial masks also reach it."""
 
 class CurveKind(_CurveKind, metaclass=_CurveKindEnumTypeWrapper):
-    """Which curve it is."""
+    """Kind of a curve."""
 
 CURVE_KIND_UNSPECIFIED: CurveKind.ValueType  # 0
 """Never sent."""
 CURVE_KIND_INSERTION: CurveKind.ValueType  # 1
-"""The most salient part first, inserted into the baseline. High is good; the first figure to look at."""
+"""The most salient parts are inserted into the baseline first. A high area is good. The most important metric."""
 CURVE_KIND_DELETION: CurveKind.ValueType  # 2
-"""The most salient part first, replaced by the baseline. Low is good, but an adversarial mask reaches it too."""
+"""The most salient parts are replaced by the baseline first. A low area is good, but adversarial masks also reach it."""
 Global___CurveKind: _TypeAlias = CurveKind  # noqa: Y015
 
 @_typing.final
 class ExplanationSpec(_message.Message):
-    """What is asked of the model and of its explainer."""
+    """What to explain, and how."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -261,24 +261,24 @@ class ExplanationSpec(_message.Message):
     model_version: _builtins.str
     """Version of the model. Empty means the version marked as latest."""
     seed: _builtins.int
-    """Seed of everything random. The same seed repeats the same answer on the same machine. 0 is a seed like any other."""
+    """Seed of all random numbers. The same seed gives the same answer on the same machine. 0 is a valid seed."""
     lane: Global___Lane.ValueType
-    """Who waits for the answer."""
+    """Priority of the job."""
     max_evaluations: _builtins.int
-    """Most model evaluations for the explanation (metrics not counted); the best result so far is returned, marked. 0 means
-    the method's own end. At most 1,000,000,000.
+    """Largest number of model evaluations for the explanation, not counting metrics. If it is reached, the best result so
+    far is returned with `truncated`. 0 means that the method decides when to end. At most 1,000,000,000.
     """
     request_id: _builtins.str
-    """Key chosen by the caller: a second request with the same key and content returns the same job. At most 128
-    characters; empty means none.
+    """Idempotency key chosen by the caller: a second request with the same key and content returns the same job. At most
+    128 characters. Empty means none.
     """
     cache_policy: Global___CachePolicy.ValueType
-    """Whether an earlier answer may be given."""
+    """Whether a stored answer may be returned."""
     partial_masks: _builtins.bool
-    """Sends the mask as it forms, at `progress_interval`. False sends only the final one."""
+    """Whether to send partial masks, every `progress_interval`. False means that only the final mask is sent."""
     @_builtins.property
     def image(self) -> _tensor_pb2.Image:
-        """The picture. Required."""
+        """The image. Required."""
 
     @_builtins.property
     def target(self) -> Global___Target:
@@ -286,23 +286,23 @@ class ExplanationSpec(_message.Message):
 
     @_builtins.property
     def method(self) -> _method_pb2.Method:
-        """How to explain. Not set means iGOS++ with its defaults."""
+        """The method and its parameters. Not set means iGOS++ with its defaults."""
 
     @_builtins.property
     def baseline(self) -> Global___Baseline:
-        """What replaces the hidden part of the image. Not set means a checked blur."""
+        """What replaces the hidden part of the image. Not set means a blur whose strength is checked."""
 
     @_builtins.property
     def metrics(self) -> Global___Metrics:
-        """Metrics measured on the result. Not set means insertion and deletion at mask resolution."""
+        """Metrics of the result. Not set means insertion and deletion at mask resolution."""
 
     @_builtins.property
     def deadline(self) -> _duration_pb2.Duration:
-        """Time the job may take from its acceptance, waiting and measuring included. Not set means the server's limit."""
+        """Time from acceptance to the end of the job, including waiting and metrics. Not set means the server's default."""
 
     @_builtins.property
     def progress_interval(self) -> _duration_pb2.Duration:
-        """Least time between two progress or partial-mask events. Not set means 250 ms."""
+        """Shortest time between two progress or partial-mask events. Not set means 250 ms."""
 
     def __init__(
         self,
@@ -371,10 +371,10 @@ class Baseline(_message.Message):
     kind: Global___BaselineKind.ValueType
     """Kind of baseline."""
     blur_sigma: _builtins.float
-    """For BASELINE_KIND_BLUR, the standard deviation in pixels of the model's input. 0 means one chosen for the input size."""
+    """For BASELINE_KIND_BLUR, the standard deviation in pixels of the model's input. 0 means automatic."""
     @_builtins.property
     def image(self) -> _tensor_pb2.Image:
-        """For BASELINE_KIND_IMAGE, the image, passed through the same preprocessing. Otherwise it must not be set."""
+        """For BASELINE_KIND_IMAGE, the image; the model's preprocessing is applied to it. Otherwise it must not be set."""
 
     def __init__(
         self,
@@ -393,7 +393,7 @@ Global___Baseline: _TypeAlias = Baseline  # noqa: Y015
 
 @_typing.final
 class Metrics(_message.Message):
-    """What is measured on the result."""
+    """Which metrics of the result to measure."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -402,14 +402,14 @@ class Metrics(_message.Message):
     CURVE_STEPS_FIELD_NUMBER: _builtins.int
     BOXES_FIELD_NUMBER: _builtins.int
     skip_curves: _builtins.bool
-    """Switches insertion and deletion off."""
+    """True turns insertion and deletion off."""
     curve_protocol: Global___CurveProtocol.ValueType
     """Resolution of the curves."""
     curve_steps: _builtins.int
-    """Steps of each curve at mask resolution. 0 means 50; at most 1,000."""
+    """Steps of each curve at mask resolution. 0 means 50. At most 1,000."""
     @_builtins.property
     def boxes(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Box]:
-        """Where the object is: the pointing game is played when there is at least one box."""
+        """Bounding boxes of the object. The pointing game is measured if there is at least one."""
 
     def __init__(
         self,
@@ -429,8 +429,8 @@ Global___Metrics: _TypeAlias = Metrics  # noqa: Y015
 
 @_typing.final
 class ExplanationEvent(_message.Message):
-    """One fact about a job. Sequence numbers begin at 1 and have no gaps; exactly one event of a job is terminal: completed,
-    failed or cancelled, and it is the last.
+    """One event of a job. Sequence numbers start at 1 and have no gaps. Exactly one event of a job is terminal (completed,
+    failed or cancelled), and it is the last.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -457,34 +457,34 @@ class ExplanationEvent(_message.Message):
     CONCEPT_PREDICTION_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
-    """The job."""
+    """Identifier of the job."""
     sequence: _builtins.int
     """Position in the job's log, from 1."""
     request_id: _builtins.str
-    """The caller's `request_id`; empty where none was given."""
+    """The caller's `request_id`; empty if none was given."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When the event was written."""
 
     @_builtins.property
     def accepted(self) -> Global___Accepted:
-        """The job is in the queue."""
+        """The job was queued."""
 
     @_builtins.property
     def started(self) -> Global___Started:
-        """A worker began, or began again."""
+        """An attempt started: a worker executes the job."""
 
     @_builtins.property
     def prediction(self) -> Global___Prediction:
-        """What the model says of the image."""
+        """The model's prediction for the image."""
 
     @_builtins.property
     def progress(self) -> Global___Progress:
-        """How far the job is."""
+        """Progress of the job."""
 
     @_builtins.property
     def mask(self) -> Global___Mask:
-        """A mask, forming or final."""
+        """A saliency mask, partial or final."""
 
     @_builtins.property
     def sufficient_set(self) -> Global___SufficientSet:
@@ -504,36 +504,36 @@ class ExplanationEvent(_message.Message):
 
     @_builtins.property
     def concept(self) -> Global___ConceptContribution:
-        """The part of one concept in the prediction."""
+        """The contribution of one concept to the prediction."""
 
     @_builtins.property
     def warning(self) -> Global___Warning:
-        """Something that limits how far the answer can be trusted."""
+        """A limit on how far the result can be trusted."""
 
     @_builtins.property
     def completed(self) -> Global___Completed:
-        """Terminal: the explanation is whole."""
+        """Terminal: the job completed."""
 
     @_builtins.property
     def failed(self) -> _status_pb2.Status:
-        """Terminal: it could not be made, with the code and details of the error."""
+        """Terminal: the job failed, with code and details of the error."""
 
     @_builtins.property
     def cancelled(self) -> Global___Cancelled:
-        """Terminal: it was cancelled."""
+        """Terminal: the job was cancelled."""
 
     @_builtins.property
     def region_scores(self) -> Global___RegionScores:
-        """The scores of sets of patches that were asked for."""
+        """The scores of the requested sets of patches."""
 
     @_builtins.property
     def concept_prediction(self) -> Global___ConceptPrediction:
-        """What an explanation network predicts of the image: the sum of its concepts' contributions."""
+        """The explanation network's prediction for the image: the sum of its concepts' contributions."""
 
     @_builtins.property
     @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def answer(self) -> _any_pb2.Any:
-        """Not used since concept sets are read by the service itself: no job answers with it."""
+        """Not used any more: the service itself reads concept sets, so no job has this event."""
 
     def __init__(
         self,
@@ -572,7 +572,7 @@ Global___ExplanationEvent: _TypeAlias = ExplanationEvent  # noqa: Y015
 
 @_typing.final
 class Accepted(_message.Message):
-    """The job is in the queue."""
+    """The job was queued."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -581,14 +581,14 @@ class Accepted(_message.Message):
     READY_WORKERS_FIELD_NUMBER: _builtins.int
     ESTIMATED_RUN_TIME_FIELD_NUMBER: _builtins.int
     queue_position: _builtins.int
-    """Jobs ahead of it in its lane when it was accepted. 0 means none."""
+    """Executions ahead of it in its lane when it was accepted. 0 means none."""
     estimated_evaluations: _builtins.int
-    """Model evaluations it is expected to take, from jobs of its model and method that ended. 0 means not known."""
+    """Expected model evaluations, learned from completed jobs of its model and method. 0 means unknown."""
     ready_workers: _builtins.int
-    """Workers that have the model ready. 0 means the job waits until one comes."""
+    """Workers that have the model ready. 0 means that the job waits for a worker."""
     @_builtins.property
     def estimated_run_time(self) -> _duration_pb2.Duration:
-        """Time it is expected to run once a worker has begun it. Not set where it is not known."""
+        """Expected time from start to end on a worker. Not set if unknown."""
 
     def __init__(
         self,
@@ -608,8 +608,8 @@ Global___Accepted: _TypeAlias = Accepted  # noqa: Y015
 
 @_typing.final
 class Started(_message.Message):
-    """A worker began, or began again after another was lost or stopped. It goes on from the last checkpoint where there is
-    one, and its events say everything again: those between an earlier start and this one can be forgotten.
+    """An attempt started. A later attempt follows if a worker was lost or stopped. It continues from the last checkpoint if
+    there is one, and sends all events again, so readers can discard those between an earlier `started` and this one.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -623,7 +623,7 @@ class Started(_message.Message):
     """1 for the first attempt; higher after a worker was lost."""
     @_builtins.property
     def waited(self) -> _duration_pb2.Duration:
-        """Time between acceptance and this start."""
+        """Time from acceptance to this start."""
 
     def __init__(
         self,
@@ -652,7 +652,7 @@ class ClassScore(_message.Message):
     index: _builtins.int
     """Index of the class, from 0."""
     label: _builtins.str
-    """Label of the class; empty where the model has none."""
+    """Label of the class; empty if the model has none."""
     score: _builtins.float
     """Probability, 0 to 1."""
     def __init__(
@@ -672,7 +672,7 @@ Global___ClassScore: _TypeAlias = ClassScore  # noqa: Y015
 
 @_typing.final
 class Prediction(_message.Message):
-    """What the model says of the image."""
+    """The model's prediction for the image."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -683,16 +683,16 @@ class Prediction(_message.Message):
     BLUR_SIGMA_FIELD_NUMBER: _builtins.int
     PREPROCESSING_FIELD_NUMBER: _builtins.int
     baseline_score: _builtins.float
-    """The target's probability on the baseline, which should be near 0. 0 where there is no baseline."""
+    """The target's probability on the baseline, which should be near 0. 0 if there is no baseline."""
     baseline: Global___BaselineKind.ValueType
-    """Kind of the baseline. Unspecified where nothing is hidden, so that none is looked for: a method that only looks into
-    the model's layers, without curves.
+    """Kind of the baseline. Unspecified if there is none, because nothing is hidden: a method that only reads the model's
+    layers, without curves.
     """
     blur_sigma: _builtins.float
-    """For a blurred baseline the standard deviation used, in pixels of the model's input. 0 for other baselines."""
+    """For a blurred baseline, the standard deviation used, in pixels of the model's input. 0 for other baselines."""
     @_builtins.property
     def target(self) -> Global___ClassScore:
-        """The class that is explained, with its probability on the full image."""
+        """The explained class, with its probability on the unmasked image."""
 
     @_builtins.property
     def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassScore]:
@@ -724,7 +724,7 @@ Global___Prediction: _TypeAlias = Prediction  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
-    """How far the job is."""
+    """Progress of the job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -754,16 +754,16 @@ class Progress(_message.Message):
     PHASE_FIELD_NUMBER: _builtins.int
     TERMS_FIELD_NUMBER: _builtins.int
     fraction: _builtins.float
-    """Share done, 0 to 1."""
+    """Completed share, 0 to 1."""
     evaluations: _builtins.int
-    """Model evaluations so far, those with gradient included."""
+    """Model evaluations so far, including those with gradient."""
     objective: _builtins.float
-    """The objective that is minimised, where the method has one."""
+    """The objective that is minimised, if the method has one."""
     phase: _builtins.str
-    """What the job is doing, in a word or two, such as "optimise" or "curves"."""
+    """What the job is doing, in one or two words, such as "optimise" or "curves"."""
     @_builtins.property
     def terms(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Terms of the objective by name, without their weights, and the "epoch" they are of, where the method tells them."""
+        """Terms of the objective by name, without their weights, and their "epoch", if the method reports them."""
 
     def __init__(
         self,
@@ -795,15 +795,15 @@ class Mask(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     SIGNED_FIELD_NUMBER: _builtins.int
     final: _builtins.bool
-    """True for the result, false for a state on the way."""
+    """True for the result, false for a partial mask."""
     index: _builtins.int
-    """Which of several diverse masks this is, from 0."""
+    """Index among several diverse masks, from 0."""
     signed: _builtins.bool
-    """True where values may be negative (evidence against the target)."""
+    """True if values may be negative (evidence against the target)."""
     @_builtins.property
     def saliency(self) -> _tensor_pb2.Tensor:
-        """FLOAT16 of shape (size, size), 0 to 1 unless `signed`; 1 is most salient. Not normalised per image: an empty
-        explanation is all zeros.
+        """FLOAT16 of shape (size, size); 0 to 1, or -1 to 1 if `signed`. 1 is most salient. Not normalised per image: an
+        empty explanation is all zeros.
         """
 
     def __init__(
@@ -824,7 +824,7 @@ Global___Mask: _TypeAlias = Mask  # noqa: Y015
 
 @_typing.final
 class Certificate(_message.Message):
-    """How a claim of minimality was checked."""
+    """How a claim of minimality was proven."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -833,13 +833,13 @@ class Certificate(_message.Message):
     REQUIRED_SCORE_FIELD_NUMBER: _builtins.int
     MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     level: Global___CertificateLevel.ValueType
-    """What was proven."""
+    """The proven level."""
     checked: _builtins.int
-    """Sets that were scored to prove it."""
+    """Number of sets that were scored to prove it."""
     required_score: _builtins.float
-    """The score a set must reach to be sufficient. 0 for SUFFICIENCY_TOP_CLASS."""
+    """The score that a set must reach to be sufficient. 0 for SUFFICIENCY_TOP_CLASS."""
     model_digest: _builtins.str
-    """Digest of the model it was checked on."""
+    """Digest of the model on which it was proven."""
     def __init__(
         self,
         *,
@@ -865,7 +865,7 @@ class PatchSet(_message.Message):
     GRID_FIELD_NUMBER: _builtins.int
     PATCHES_FIELD_NUMBER: _builtins.int
     grid: _builtins.int
-    """Side of the grid."""
+    """Patches per side of the grid."""
     @_builtins.property
     def patches(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Indices of the patches in row-major order (row * grid + column), ascending."""
@@ -886,7 +886,7 @@ Global___PatchSet: _TypeAlias = PatchSet  # noqa: Y015
 
 @_typing.final
 class CausalTriple(_message.Message):
-    """What the model says when only the set is shown, and when only the set is hidden."""
+    """Scores of a set when only it is shown, and when only it is hidden."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -932,10 +932,10 @@ class SufficientSet(_message.Message):
     score: _builtins.float
     """The target's probability when only they are shown."""
     evaluations: _builtins.int
-    """Sets of patches that the search had evaluated when it was found; an attempt that goes on counts those before it."""
+    """Sets of patches that the search had evaluated when it found this one, including those of an attempt it continues."""
     diverse: _builtins.bool
-    """True where it is in the largest family of sets that overlap by no more than asked. Known for sure when the search
-    ends: a set whose flag changes then is sent again, and the later event holds.
+    """True if it is in the largest family of sets that overlap by at most `max_overlap`. This is final only when the
+    search ends: a set whose flag changes is sent again, and the later event is valid.
     """
     @_builtins.property
     def patches(self) -> Global___PatchSet:
@@ -943,11 +943,11 @@ class SufficientSet(_message.Message):
 
     @_builtins.property
     def certificate(self) -> Global___Certificate:
-        """What was proven of it."""
+        """What was proven about it."""
 
     @_builtins.property
     def causal(self) -> Global___CausalTriple:
-        """Sufficient and necessary, measured. Not set where a deadline left no time to."""
+        """Measured sufficiency and necessity. Not set if a deadline left no time for it."""
 
     @_builtins.property
     def top(self) -> Global___ClassScore:
@@ -974,7 +974,7 @@ Global___SufficientSet: _TypeAlias = SufficientSet  # noqa: Y015
 
 @_typing.final
 class GraphNode(_message.Message):
-    """A node of the structured attention graph: a set of patches and the score it keeps."""
+    """A node of the structured attention graph: a set of patches and its score."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -986,11 +986,11 @@ class GraphNode(_message.Message):
     CAUSAL_FIELD_NUMBER: _builtins.int
     TOP_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Identifies the node in its graph: the patches as a bit set in hexadecimal."""
+    """Identifier of the node in its graph: the patches as a bit set in hexadecimal."""
     score: _builtins.float
     """The target's probability when only they are shown."""
     relative_score: _builtins.float
-    """That score over the full image's."""
+    """That score divided by the score of the unmasked image."""
     root: _builtins.bool
     """True for a root: a minimal sufficient explanation."""
     @_builtins.property
@@ -999,7 +999,7 @@ class GraphNode(_message.Message):
 
     @_builtins.property
     def causal(self) -> Global___CausalTriple:
-        """Sufficient and necessary, measured; for roots."""
+        """Measured sufficiency and necessity; for roots."""
 
     @_builtins.property
     def top(self) -> Global___ClassScore:
@@ -1026,7 +1026,7 @@ Global___GraphNode: _TypeAlias = GraphNode  # noqa: Y015
 
 @_typing.final
 class RegionScores(_message.Message):
-    """What the model says of sets of patches, each shown alone or hidden, in the order in which they were asked for."""
+    """Scores of sets of patches, each shown alone or hidden, in the order of the request."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1035,7 +1035,7 @@ class RegionScores(_message.Message):
     TOP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def full(self) -> Global___ClassScore:
-        """The target's probability on the full image."""
+        """The target with its probability on the unmasked image."""
 
     @_builtins.property
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
@@ -1062,7 +1062,7 @@ Global___RegionScores: _TypeAlias = RegionScores  # noqa: Y015
 
 @_typing.final
 class GraphEdge(_message.Message):
-    """An edge: the child is its parent less one patch."""
+    """An edge of the graph: the child is its parent without one patch."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1070,11 +1070,11 @@ class GraphEdge(_message.Message):
     CHILD_FIELD_NUMBER: _builtins.int
     REMOVED_PATCH_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
-    """The node with more patches."""
+    """Identifier of the node with more patches."""
     child: _builtins.str
-    """The node with one patch less."""
+    """Identifier of the node with one patch less."""
     removed_patch: _builtins.int
-    """Index of the patch that is removed."""
+    """Index of the removed patch."""
     def __init__(
         self,
         *,
@@ -1092,7 +1092,7 @@ Global___GraphEdge: _TypeAlias = GraphEdge  # noqa: Y015
 
 @_typing.final
 class Curve(_message.Message):
-    """How the score follows the share of the image inserted or deleted."""
+    """The score as a function of the share of the image that is inserted or deleted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1105,14 +1105,14 @@ class Curve(_message.Message):
     kind: Global___CurveKind.ValueType
     """Insertion or deletion."""
     auc: _builtins.float
-    """Area under the curve by the trapezoid rule, 0 to 1."""
+    """Area under the curve by the trapezoidal rule, 0 to 1."""
     auc_normalized: _builtins.float
-    """That area over the full image's score."""
+    """That area divided by the unmasked score: relative insertion or relative deletion."""
     mask_index: _builtins.int
-    """Which of several diverse masks it belongs to, from 0."""
+    """Index of the mask among several diverse masks, from 0."""
     @_builtins.property
     def fractions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Share of the image inserted or deleted, 0 to 1, ascending."""
+        """Inserted or deleted share of the image, 0 to 1, ascending."""
 
     @_builtins.property
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
@@ -1138,7 +1138,7 @@ Global___Curve: _TypeAlias = Curve  # noqa: Y015
 
 @_typing.final
 class ConceptPrediction(_message.Message):
-    """What an explanation network (XNN) predicts of an image."""
+    """The prediction of an explanation network (XNN) for an image."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1148,16 +1148,16 @@ class ConceptPrediction(_message.Message):
     GAP_FIELD_NUMBER: _builtins.int
     USUAL_ERROR_FIELD_NUMBER: _builtins.int
     predicted: _builtins.float
-    """The sum of the contributions, in units of the model's output: before softmax where it has one."""
+    """Sum of the contributions, in units of the model's output: before softmax if it has one."""
     output: _builtins.float
-    """What the model says."""
+    """The model's output."""
     gap: _builtins.float
-    """The faithfulness gap: `predicted` less `output`."""
+    """Faithfulness gap: `predicted` minus `output`."""
     usual_error: _builtins.float
-    """Mean absolute gap on the images that were held out of the fit."""
+    """Mean absolute gap on images held out of the fit."""
     @_builtins.property
     def target(self) -> Global___ClassScore:
-        """The class whose output it is; its score is not set."""
+        """The class whose output is predicted; its score is not set."""
 
     def __init__(
         self,
@@ -1178,7 +1178,7 @@ Global___ConceptPrediction: _TypeAlias = ConceptPrediction  # noqa: Y015
 
 @_typing.final
 class ConceptContribution(_message.Message):
-    """The part of one concept in the prediction."""
+    """The contribution of one concept to the prediction."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1190,14 +1190,14 @@ class ConceptContribution(_message.Message):
     index: _builtins.int
     """Index of the x-feature, from 0."""
     name: _builtins.str
-    """Its name; empty where none was given."""
+    """Name of the x-feature; empty if it has none."""
     value: _builtins.float
-    """Its value on the image."""
+    """Value of the x-feature on the image."""
     contribution: _builtins.float
-    """Its share of the explanation network's output: readout weight times value."""
+    """Its part of the explanation network's output: readout weight times value."""
     @_builtins.property
     def heatmap(self) -> Global___Mask:
-        """Where it looks."""
+        """Heatmap of the x-feature."""
 
     def __init__(
         self,
@@ -1218,7 +1218,7 @@ Global___ConceptContribution: _TypeAlias = ConceptContribution  # noqa: Y015
 
 @_typing.final
 class Warning(_message.Message):
-    """Something that limits how far the answer can be trusted."""
+    """A limit on how far the result can be trusted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1227,7 +1227,7 @@ class Warning(_message.Message):
     reason: _builtins.str
     """Stable identifier in capitals, such as BASELINE_STILL_CONFIDENT."""
     message: _builtins.str
-    """What it means and what to do."""
+    """What it means, and what to do."""
     def __init__(
         self,
         *,
@@ -1244,7 +1244,7 @@ Global___Warning: _TypeAlias = Warning  # noqa: Y015
 
 @_typing.final
 class Completed(_message.Message):
-    """The explanation is whole."""
+    """The job completed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1287,50 +1287,50 @@ class Completed(_message.Message):
     POINTING_GAME_HIT_FIELD_NUMBER: _builtins.int
     CACHE_AGE_FIELD_NUMBER: _builtins.int
     insertion: _builtins.float
-    """Area under the insertion curve, 0 to 1; not set where it was not measured."""
+    """Area under the insertion curve, 0 to 1; not set if it was not measured."""
     deletion: _builtins.float
-    """Area under the deletion curve, 0 to 1; not set where it was not measured."""
+    """Area under the deletion curve, 0 to 1; not set if it was not measured."""
     evaluations: _builtins.int
-    """Model evaluations, those with gradient included, metrics included, and those answered from memory."""
+    """Model evaluations, including those with gradient, those for metrics, and those answered from the worker's cache."""
     gradient_evaluations: _builtins.int
     """Model evaluations with gradient."""
     cache_hits: _builtins.int
-    """Evaluations that the worker answered from memory, since a job on the same picture and baseline had asked for the
-    same; included in `evaluations`. Budgets count them like others, so that results do not depend on them.
+    """Evaluations answered from the worker's cache, because a job on the same image and baseline had already made them;
+    included in `evaluations`. Budgets count them like others, so that results do not depend on the cache.
     """
     model_digest: _builtins.str
     """Digest of the model's weights and preprocessing."""
     model_version: _builtins.str
     """Version of the model."""
     seed: _builtins.int
-    """Seed that was used."""
+    """Seed of the job."""
     method: _builtins.str
-    """Method by name."""
+    """Name of the method."""
     parameters_json: _builtins.str
-    """Its parameters, defaults filled in, as JSON."""
+    """Parameters of the method as JSON, including defaults."""
     truncated: _builtins.bool
-    """True if a budget or deadline ended the search early, or a deadline the measuring: this is the best so far."""
+    """True if a budget or deadline ended the search early, or a deadline ended the metrics: the best result so far."""
     truncated_by: _builtins.str
-    """Which budget that was: "evaluations" or "deadline"; empty where none did."""
+    """Which limit was reached: "evaluations" or "deadline"; empty if none."""
     metric_evaluations: _builtins.int
-    """Evaluations spent on metrics, included in `evaluations`."""
+    """Evaluations for metrics; included in `evaluations`."""
     pointing_game_hit: _builtins.bool
-    """Whether the heatmap's peak is in a box (within 15 pixels); not set without boxes."""
+    """Whether the heatmap's maximum is in a box, within 15 pixels; not set without boxes."""
     @_builtins.property
     def run_time(self) -> _duration_pb2.Duration:
-        """Time from start to end on the worker. Where a worker was lost, the time until the last checkpoint there counts too."""
+        """Time from start to end on the worker. If a worker was lost, this includes the time up to its last checkpoint."""
 
     @_builtins.property
     def wait_time(self) -> _duration_pb2.Duration:
-        """Time between acceptance and start."""
+        """Time from acceptance to start."""
 
     @_builtins.property
     def versions(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Versions of software that the result depends on, by name."""
+        """Versions of software on which the result depends, by name."""
 
     @_builtins.property
     def cache_age(self) -> _duration_pb2.Duration:
-        """Age of the stored answer where it came from the cache; not set where it was computed for this job."""
+        """Age of the stored answer, if it came from the cache; not set if it was computed for this job."""
 
     def __init__(
         self,
@@ -1381,7 +1381,7 @@ class Cancelled(_message.Message):
 
     REASON_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Why, such as "requested", "caller went away" or "deadline"."""
+    """The reason, such as "requested", "caller went away" or "deadline"."""
     def __init__(
         self,
         *,
@@ -1397,7 +1397,7 @@ Global___Cancelled: _TypeAlias = Cancelled  # noqa: Y015
 
 @_typing.final
 class Explanation(_message.Message):
-    """A job with what is known of it."""
+    """A job and its events."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1415,36 +1415,36 @@ class Explanation(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     FAILURE_REASON_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
-    """Identifies the job."""
+    """Identifier of the job."""
     state: Global___JobState.ValueType
-    """Where it stands."""
+    """State of the job."""
     request_id: _builtins.str
-    """The caller's key; empty where none was given."""
+    """The caller's key; empty if none was given."""
     model: _builtins.str
     """Name of the model."""
     model_version: _builtins.str
-    """Version of the model; empty where the latest was asked for and the job has not begun."""
+    """Version of the model. Empty if the request named none and the job has not started."""
     method: _builtins.str
-    """Method by name."""
+    """Name of the method."""
     lane: Global___Lane.ValueType
-    """Who waits."""
+    """Priority of the job."""
     attempt: _builtins.int
-    """Times a worker began it. 0 while none did."""
+    """Number of attempts, the current one included."""
     worker: _builtins.str
-    """Worker that runs or ran it; empty while none did."""
+    """Worker of the latest attempt; empty if there was none."""
     failure_reason: _builtins.str
-    """Why it failed, as in google.rpc.ErrorInfo: JOB_BURIED for a job that took its workers down. Empty where it did not."""
+    """Why it failed, as in google.rpc.ErrorInfo; JOB_BURIED means dead-lettered. Empty if it did not fail."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was accepted."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """When it ended; not set before."""
+        """When it ended; not set until then."""
 
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplanationEvent]:
-        """Its events so far, without partial masks and progress where it has ended."""
+        """Its events so far; without partial masks and progress if it has ended."""
 
     def __init__(
         self,

@@ -60,17 +60,17 @@ Global___JobImage: _TypeAlias = JobImage  # noqa: Y015
 
 @_typing.final
 class ExplainRequest(_message.Message):
-    """A job to run and watch."""
+    """A job to submit and watch."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SPEC_FIELD_NUMBER: _builtins.int
     DETACH_FIELD_NUMBER: _builtins.int
     detach: _builtins.bool
-    """Lets the job go on when the call is dropped."""
+    """True lets the job continue if the call is dropped."""
     @_builtins.property
     def spec(self) -> _explanation_pb2.ExplanationSpec:
-        """What to explain and how."""
+        """What to explain, and how."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class ExplainManyRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def spec(self) -> _explanation_pb2.ExplanationSpec:
-        """What to explain and how. `request_id` is required and must be unique in the call."""
+        """What to explain, and how. `request_id` is required and must be unique within the call."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class ExplainManyResponse(_message.Message):
     EVENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def event(self) -> _explanation_pb2.ExplanationEvent:
-        """The event. A job that was refused has one event, `failed`, with an empty job_id."""
+        """The event. A refused job has one event, `failed`, with an empty job_id."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class SubmitExplanationRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def spec(self) -> _explanation_pb2.ExplanationSpec:
-        """What to explain and how."""
+        """What to explain, and how."""
 
     def __init__(
         self,
@@ -184,7 +184,7 @@ Global___SubmitExplanationRequest: _TypeAlias = SubmitExplanationRequest  # noqa
 
 @_typing.final
 class SubmitExplanationResponse(_message.Message):
-    """The job that was accepted."""
+    """The accepted job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -215,9 +215,9 @@ class WatchExplanationRequest(_message.Message):
     JOB_ID_FIELD_NUMBER: _builtins.int
     AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
-    """The job. Required."""
+    """Identifier of the job. Required."""
     after_sequence: _builtins.int
-    """Sends events with a greater sequence number. 0 means from the beginning."""
+    """Only events with a greater sequence number are sent. 0 means all."""
     def __init__(
         self,
         *,
@@ -266,11 +266,11 @@ class GetExplanationRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
-    """The job. Required."""
+    """Identifier of the job. Required."""
     page_size: _builtins.int
-    """Most events on a page. 0 means as many as fit into about 3 MiB, which bounds every page; at most 1,000."""
+    """Largest number of events on the page. 0 means as many as fit into 3 MiB, which limits every page. At most 1,000."""
     page_token: _builtins.str
-    """Where to go on: `next_page_token` of the page before. Empty means the beginning."""
+    """Page to return: `next_page_token` of the previous page. Empty means the first."""
     def __init__(
         self,
         *,
@@ -295,7 +295,7 @@ class GetExplanationResponse(_message.Message):
     EXPLANATION_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Token of the next page. Empty means that this was the last so far; a page may be short, even empty, with more to come."""
+    """Token of the next page. Empty if there are no more events yet. A page may have few or no events and still a token."""
     @_builtins.property
     def explanation(self) -> _explanation_pb2.Explanation:
         """The job with the events of this page."""
@@ -316,7 +316,7 @@ Global___GetExplanationResponse: _TypeAlias = GetExplanationResponse  # noqa: Y0
 
 @_typing.final
 class ListExplanationsRequest(_message.Message):
-    """Which jobs to list."""
+    """Filters for listed jobs."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -326,13 +326,13 @@ class ListExplanationsRequest(_message.Message):
     STATES_FIELD_NUMBER: _builtins.int
     FAILURE_REASON_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Most jobs on a page. 0 means 50; at most 1,000."""
+    """Largest number of jobs on the page. 0 means 50. At most 1,000."""
     page_token: _builtins.str
-    """Where to go on: `next_page_token` of the page before. Empty means the beginning."""
+    """Page to return: `next_page_token` of the previous page. Empty means the first."""
     model: _builtins.str
     """Only jobs of this model. Empty means any."""
     failure_reason: _builtins.str
-    """Only jobs that failed for this reason, such as JOB_BURIED. Empty means any."""
+    """Only jobs that failed for this reason, such as JOB_BURIED (dead-lettered). Empty means any."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_explanation_pb2.JobState.ValueType]:
         """Only jobs in one of these states. Empty means any."""
@@ -363,7 +363,7 @@ class ListExplanationsResponse(_message.Message):
     EXPLANATIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Token of the next page. Empty means that this was the last; a page may be short, even empty, with more to come."""
+    """Token of the next page. Empty on the last page. A page may have few or no jobs and still a token."""
     @_builtins.property
     def explanations(self) -> _containers.RepeatedCompositeFieldContainer[_explanation_pb2.Explanation]:
         """The jobs, newest first, without events."""
@@ -390,7 +390,7 @@ class CancelExplanationRequest(_message.Message):
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
-    """The job. Required."""
+    """Identifier of the job. Required."""
     def __init__(
         self,
         *,
@@ -406,14 +406,14 @@ Global___CancelExplanationRequest: _TypeAlias = CancelExplanationRequest  # noqa
 
 @_typing.final
 class CancelExplanationResponse(_message.Message):
-    """The job after the request."""
+    """The job after the cancellation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EXPLANATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def explanation(self) -> _explanation_pb2.Explanation:
-        """The job, without events. A running job is cancelled at the worker's next step."""
+        """The job, without events. A running job ends at its worker's next step."""
 
     def __init__(
         self,
@@ -436,7 +436,7 @@ class DeleteExplanationRequest(_message.Message):
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
-    """The job. Required."""
+    """Identifier of the job. Required."""
     def __init__(
         self,
         *,
@@ -452,7 +452,7 @@ Global___DeleteExplanationRequest: _TypeAlias = DeleteExplanationRequest  # noqa
 
 @_typing.final
 class DeleteExplanationResponse(_message.Message):
-    """The job is gone."""
+    """The job was deleted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -469,13 +469,13 @@ Global___DeleteExplanationResponse: _TypeAlias = DeleteExplanationResponse  # no
 
 @_typing.final
 class RetryExplanationRequest(_message.Message):
-    """A buried job to run again."""
+    """A dead-lettered job to retry."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
-    """The buried job, whose images must still be kept. Required."""
+    """Identifier of the dead-lettered job, whose images must still be kept. Required."""
     def __init__(
         self,
         *,
@@ -491,15 +491,15 @@ Global___RetryExplanationRequest: _TypeAlias = RetryExplanationRequest  # noqa: 
 
 @_typing.final
 class RetryExplanationResponse(_message.Message):
-    """The job that runs in its place."""
+    """The job that replaces it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EXPLANATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def explanation(self) -> _explanation_pb2.Explanation:
-        """A new job with the buried one's request and images, without events. It has no `request_id`, which stays the buried
-        job's, and its deadline counts from now.
+        """A new job with the request and images of the dead-lettered one, without events. It has no `request_id`, which still
+        belongs to the dead-lettered job. Its deadline counts from now.
         """
 
     def __init__(
@@ -526,18 +526,18 @@ class ScoreRegionsRequest(_message.Message):
     SETS_FIELD_NUMBER: _builtins.int
     HIDE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
-    """A job: its model, image, target, baseline and shape of patches, and what it has scored already. Its images must
-    still be kept.
+    """A job: its model, image, target, baseline, patch shape, and the scores it already has. Its images must still be
+    kept.
     """
     hide: _builtins.bool
-    """Hides the sets instead of showing only them."""
+    """True hides the sets; false shows only them."""
     @_builtins.property
     def image(self) -> Global___RegionSubject:
-        """A question without a job."""
+        """An image without a job."""
 
     @_builtins.property
     def sets(self) -> _containers.RepeatedCompositeFieldContainer[_explanation_pb2.PatchSet]:
-        """The sets, all on the same grid of 3 to 14 patches a side. At least one, at most 1,000; a set may be empty."""
+        """The sets, all on the same grid of 3 to 14 patches per side. At least one, at most 1,000. A set may be empty."""
 
     def __init__(
         self,
@@ -575,20 +575,20 @@ class RegionSubject(_message.Message):
     model_version: _builtins.str
     """Version of the model. Empty means the latest."""
     seed: _builtins.int
-    """Seed of what is random in the baseline."""
+    """Seed of the baseline's random numbers."""
     patch_shape: _method_pb2.PatchShape.ValueType
     """Shape of a patch."""
     @_builtins.property
     def image(self) -> _tensor_pb2.Image:
-        """The picture. Required."""
+        """The image. Required."""
 
     @_builtins.property
     def target(self) -> _explanation_pb2.Target:
-        """The class to score. Not set means the top class."""
+        """The class to score. Not set means the model's top class."""
 
     @_builtins.property
     def baseline(self) -> _explanation_pb2.Baseline:
-        """What replaces the hidden part. Not set means a checked blur."""
+        """What replaces the hidden part. Not set means a blur whose strength is checked."""
 
     def __init__(
         self,
@@ -619,11 +619,11 @@ class ScoreRegionsResponse(_message.Message):
     FULL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegionScore]:
-        """One for each set."""
+        """One score for each set."""
 
     @_builtins.property
     def full(self) -> _explanation_pb2.ClassScore:
-        """The target's probability on the full image."""
+        """The target with its probability on the unmasked image."""
 
     def __init__(
         self,
@@ -652,12 +652,12 @@ class RegionScore(_message.Message):
     score: _builtins.float
     """The target's probability."""
     relative_score: _builtins.float
-    """That probability over the full image's."""
+    """That probability divided by the one on the unmasked image."""
     cached: _builtins.bool
-    """True where the job had scored the set already, and the answer is from its events."""
+    """True if the score was already in the job's events; false if the model was evaluated."""
     @_builtins.property
     def top(self) -> _explanation_pb2.ClassScore:
-        """The top class then."""
+        """The top class when the set is shown or hidden."""
 
     def __init__(
         self,

@@ -26,10 +26,10 @@ if _version_not_supported:
 
 
 class ExplanationServiceStub(object):
-    """Explains what image classifiers see.
+    """Explains the predictions of image classifiers.
 
-    Errors carry google.rpc details: BadRequest names the field at fault, ErrorInfo a stable reason (domain
-    "sagittal"), RetryInfo when to try again.
+    Errors carry google.rpc details: BadRequest names the field at fault, ErrorInfo gives a stable reason (domain
+    "sagittal"), and RetryInfo gives the delay before a retry.
     """
 
     def __init__(self, channel):
@@ -101,42 +101,43 @@ class ExplanationServiceStub(object):
 
 
 class ExplanationServiceServicer(object):
-    """Explains what image classifiers see.
+    """Explains the predictions of image classifiers.
 
-    Errors carry google.rpc details: BadRequest names the field at fault, ErrorInfo a stable reason (domain
-    "sagittal"), RetryInfo when to try again.
+    Errors carry google.rpc details: BadRequest names the field at fault, ErrorInfo gives a stable reason (domain
+    "sagittal"), and RetryInfo gives the delay before a retry.
     """
 
     def Explain(self, request, context):
-        """Submits a job and streams its events to the end. Dropping the call cancels the job unless `detach` is set.
+        """Submits a job and streams its events until it ends. Dropping the call cancels the job unless `detach` is set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExplainMany(self, request_iterator, context):
-        """Explains many images over one call. Events are correlated by `request_id`; flow control bounds what is in flight.
+        """Explains many images over one call. `request_id` assigns events to requests; flow control limits the jobs in
+        flight.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SubmitExplanation(self, request, context):
-        """Submits a job and returns at once.
+        """Submits a job and returns immediately.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchExplanation(self, request, context):
-        """Streams the events of a job after a sequence number, from any replica, to the end.
+        """Streams the events of a job after a sequence number until it ends. Any replica can serve it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetExplanation(self, request, context):
-        """Returns a job with its events so far, page by page.
+        """Returns a job and a page of its events so far.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,44 +151,44 @@ class ExplanationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CancelExplanation(self, request, context):
-        """Cancels a job. A job that has ended stays as it is.
+        """Cancels a job. An ended job stays as it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteExplanation(self, request, context):
-        """Deletes a job that has ended, with its image and its events.
+        """Deletes an ended job with its images and events.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetryExplanation(self, request, context):
-        """Runs a buried job (one that took its workers down) again, as a new job: the buried one has its one terminal event
-        and stays as it is. For administrators.
+        """Retries a dead-lettered job (one during whose attempts its workers died) as a new job. The dead-lettered job stays
+        as it is, because a job has one terminal event. For administrators.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetExplanationSpec(self, request, context):
-        """Returns what a job was asked, without its images. As long as images are kept.
+        """Returns the specification of a job without its images, for as long as its images are kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetExplanationImage(self, request, context):
-        """Returns an image of a job: as sent, as the model saw it, its baseline, a thumbnail, or an overlay. As long as images
-        are kept.
+        """Returns an image of a job, for as long as its images are kept: as sent, as the model saw it, its baseline, a
+        thumbnail, or an overlay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ScoreRegions(self, request, context):
-        """Answers "what if": the score when only some patches are shown, or hidden.
+        """Returns the score when only some patches are shown, or when they are hidden.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -265,10 +266,10 @@ def add_ExplanationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ExplanationService(object):
-    """Explains what image classifiers see.
+    """Explains the predictions of image classifiers.
 
-    Errors carry google.rpc details: BadRequest names the field at fault, ErrorInfo a stable reason (domain
-    "sagittal"), RetryInfo when to try again.
+    Errors carry google.rpc details: BadRequest names the field at fault, ErrorInfo gives a stable reason (domain
+    "sagittal"), and RetryInfo gives the delay before a retry.
     """
 
     @staticmethod

@@ -27,10 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ExplanationServiceStub:
-    """Explains what image classifiers see.
+    """Explains the predictions of image classifiers.
 
-    Errors carry google.rpc details: BadRequest names the field at fault, ErrorInfo a stable reason (domain
-    "sagittal"), RetryInfo when to try again.
+    Errors carry google.rpc details: BadRequest names the field at fault, ErrorInfo gives a stable reason (domain
+    "sagittal"), and RetryInfo gives the delay before a retry.
     """
 
     @_typing.overload
@@ -38,77 +38,81 @@ class ExplanationServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ExplanationServiceAsyncStub: ...
     Explain: _grpc.UnaryStreamMultiCallable[_explanation_service_pb2.ExplainRequest, _explanation_service_pb2.ExplainResponse]
-    """Submits a job and streams its events to the end. Dropping the call cancels the job unless `detach` is set."""
+    """Submits a job and streams its events until it ends. Dropping the call cancels the job unless `detach` is set."""
     ExplainMany: _grpc.StreamStreamMultiCallable[_explanation_service_pb2.ExplainManyRequest, _explanation_service_pb2.ExplainManyResponse]
-    """Explains many images over one call. Events are correlated by `request_id`; flow control bounds what is in flight."""
+    """Explains many images over one call. `request_id` assigns events to requests; flow control limits the jobs in
+    flight.
+    """
     SubmitExplanation: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.SubmitExplanationRequest, _explanation_service_pb2.SubmitExplanationResponse]
-    """Submits a job and returns at once."""
+    """Submits a job and returns immediately."""
     WatchExplanation: _grpc.UnaryStreamMultiCallable[_explanation_service_pb2.WatchExplanationRequest, _explanation_service_pb2.WatchExplanationResponse]
-    """Streams the events of a job after a sequence number, from any replica, to the end."""
+    """Streams the events of a job after a sequence number until it ends. Any replica can serve it."""
     GetExplanation: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.GetExplanationRequest, _explanation_service_pb2.GetExplanationResponse]
-    """Returns a job with its events so far, page by page."""
+    """Returns a job and a page of its events so far."""
     ListExplanations: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.ListExplanationsRequest, _explanation_service_pb2.ListExplanationsResponse]
     """Lists jobs, newest first."""
     CancelExplanation: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.CancelExplanationRequest, _explanation_service_pb2.CancelExplanationResponse]
-    """Cancels a job. A job that has ended stays as it is."""
+    """Cancels a job. An ended job stays as it is."""
     DeleteExplanation: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.DeleteExplanationRequest, _explanation_service_pb2.DeleteExplanationResponse]
-    """Deletes a job that has ended, with its image and its events."""
+    """Deletes an ended job with its images and events."""
     RetryExplanation: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.RetryExplanationRequest, _explanation_service_pb2.RetryExplanationResponse]
-    """Runs a buried job (one that took its workers down) again, as a new job: the buried one has its one terminal event
-    and stays as it is. For administrators.
+    """Retries a dead-lettered job (one during whose attempts its workers died) as a new job. The dead-lettered job stays
+    as it is, because a job has one terminal event. For administrators.
     """
     GetExplanationSpec: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.GetExplanationSpecRequest, _explanation_service_pb2.GetExplanationSpecResponse]
-    """Returns what a job was asked, without its images. As long as images are kept."""
+    """Returns the specification of a job without its images, for as long as its images are kept."""
     GetExplanationImage: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.GetExplanationImageRequest, _explanation_service_pb2.GetExplanationImageResponse]
-    """Returns an image of a job: as sent, as the model saw it, its baseline, a thumbnail, or an overlay. As long as images
-    are kept.
+    """Returns an image of a job, for as long as its images are kept: as sent, as the model saw it, its baseline, a
+    thumbnail, or an overlay.
     """
     ScoreRegions: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.ScoreRegionsRequest, _explanation_service_pb2.ScoreRegionsResponse]
-    """Answers "what if": the score when only some patches are shown, or hidden."""
+    """Returns the score when only some patches are shown, or when they are hidden."""
 
 @_typing.type_check_only
 class ExplanationServiceAsyncStub(ExplanationServiceStub):
-    """Explains what image classifiers see.
+    """Explains the predictions of image classifiers.
 
-    Errors carry google.rpc details: BadRequest names the field at fault, ErrorInfo a stable reason (domain
-    "sagittal"), RetryInfo when to try again.
+    Errors carry google.rpc details: BadRequest names the field at fault, ErrorInfo gives a stable reason (domain
+    "sagittal"), and RetryInfo gives the delay before a retry.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Explain: _aio.UnaryStreamMultiCallable[_explanation_service_pb2.ExplainRequest, _explanation_service_pb2.ExplainResponse]  # type: ignore[assignment]
-    """Submits a job and streams its events to the end. Dropping the call cancels the job unless `detach` is set."""
+    """Submits a job and streams its events until it ends. Dropping the call cancels the job unless `detach` is set."""
     ExplainMany: _aio.StreamStreamMultiCallable[_explanation_service_pb2.ExplainManyRequest, _explanation_service_pb2.ExplainManyResponse]  # type: ignore[assignment]
-    """Explains many images over one call. Events are correlated by `request_id`; flow control bounds what is in flight."""
+    """Explains many images over one call. `request_id` assigns events to requests; flow control limits the jobs in
+    flight.
+    """
     SubmitExplanation: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.SubmitExplanationRequest, _explanation_service_pb2.SubmitExplanationResponse]  # type: ignore[assignment]
-    """Submits a job and returns at once."""
+    """Submits a job and returns immediately."""
     WatchExplanation: _aio.UnaryStreamMultiCallable[_explanation_service_pb2.WatchExplanationRequest, _explanation_service_pb2.WatchExplanationResponse]  # type: ignore[assignment]
-    """Streams the events of a job after a sequence number, from any replica, to the end."""
+    """Streams the events of a job after a sequence number until it ends. Any replica can serve it."""
     GetExplanation: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.GetExplanationRequest, _explanation_service_pb2.GetExplanationResponse]  # type: ignore[assignment]
-    """Returns a job with its events so far, page by page."""
+    """Returns a job and a page of its events so far."""
     ListExplanations: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.ListExplanationsRequest, _explanation_service_pb2.ListExplanationsResponse]  # type: ignore[assignment]
     """Lists jobs, newest first."""
     CancelExplanation: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.CancelExplanationRequest, _explanation_service_pb2.CancelExplanationResponse]  # type: ignore[assignment]
-    """Cancels a job. A job that has ended stays as it is."""
+    """Cancels a job. An ended job stays as it is."""
     DeleteExplanation: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.DeleteExplanationRequest, _explanation_service_pb2.DeleteExplanationResponse]  # type: ignore[assignment]
-    """Deletes a job that has ended, with its image and its events."""
+    """Deletes an ended job with its images and events."""
     RetryExplanation: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.RetryExplanationRequest, _explanation_service_pb2.RetryExplanationResponse]  # type: ignore[assignment]
-    """Runs a buried job (one that took its workers down) again, as a new job: the buried one has its one terminal event
-    and stays as it is. For administrators.
+    """Retries a dead-lettered job (one during whose attempts its workers died) as a new job. The dead-lettered job stays
+    as it is, because a job has one terminal event. For administrators.
     """
     GetExplanationSpec: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.GetExplanationSpecRequest, _explanation_service_pb2.GetExplanationSpecResponse]  # type: ignore[assignment]
-    """Returns what a job was asked, without its images. As long as images are kept."""
+    """Returns the specification of a job without its images, for as long as its images are kept."""
     GetExplanationImage: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.GetExplanationImageRequest, _explanation_service_pb2.GetExplanationImageResponse]  # type: ignore[assignment]
-    """Returns an image of a job: as sent, as the model saw it, its baseline, a thumbnail, or an overlay. As long as images
-    are kept.
+    """Returns an image of a job, for as long as its images are kept: as sent, as the model saw it, its baseline, a
+    thumbnail, or an overlay.
     """
     ScoreRegions: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.ScoreRegionsRequest, _explanation_service_pb2.ScoreRegionsResponse]  # type: ignore[assignment]
-    """Answers "what if": the score when only some patches are shown, or hidden."""
+    """Returns the score when only some patches are shown, or when they are hidden."""
 
 class ExplanationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Explains what image classifiers see.
+    """Explains the predictions of image classifiers.
 
-    Errors carry google.rpc details: BadRequest names the field at fault, ErrorInfo a stable reason (domain
-    "sagittal"), RetryInfo when to try again.
+    Errors carry google.rpc details: BadRequest names the field at fault, ErrorInfo gives a stable reason (domain
+    "sagittal"), and RetryInfo gives the delay before a retry.
     """
 
     @_abc_1.abstractmethod
@@ -117,7 +121,7 @@ class ExplanationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _explanation_service_pb2.ExplainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_explanation_service_pb2.ExplainResponse], _abc.AsyncIterator[_explanation_service_pb2.ExplainResponse]]:
-        """Submits a job and streams its events to the end. Dropping the call cancels the job unless `detach` is set."""
+        """Submits a job and streams its events until it ends. Dropping the call cancels the job unless `detach` is set."""
 
     @_abc_1.abstractmethod
     def ExplainMany(
@@ -125,7 +129,9 @@ class ExplanationServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_explanation_service_pb2.ExplainManyRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_explanation_service_pb2.ExplainManyResponse], _abc.AsyncIterator[_explanation_service_pb2.ExplainManyResponse]]:
-        """Explains many images over one call. Events are correlated by `request_id`; flow control bounds what is in flight."""
+        """Explains many images over one call. `request_id` assigns events to requests; flow control limits the jobs in
+        flight.
+        """
 
     @_abc_1.abstractmethod
     def SubmitExplanation(
@@ -133,7 +139,7 @@ class ExplanationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _explanation_service_pb2.SubmitExplanationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_explanation_service_pb2.SubmitExplanationResponse, _abc.Awaitable[_explanation_service_pb2.SubmitExplanationResponse]]:
-        """Submits a job and returns at once."""
+        """Submits a job and returns immediately."""
 
     @_abc_1.abstractmethod
     def WatchExplanation(
@@ -141,7 +147,7 @@ class ExplanationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _explanation_service_pb2.WatchExplanationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_explanation_service_pb2.WatchExplanationResponse], _abc.AsyncIterator[_explanation_service_pb2.WatchExplanationResponse]]:
-        """Streams the events of a job after a sequence number, from any replica, to the end."""
+        """Streams the events of a job after a sequence number until it ends. Any replica can serve it."""
 
     @_abc_1.abstractmethod
     def GetExplanation(
@@ -149,7 +155,7 @@ class ExplanationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _explanation_service_pb2.GetExplanationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_explanation_service_pb2.GetExplanationResponse, _abc.Awaitable[_explanation_service_pb2.GetExplanationResponse]]:
-        """Returns a job with its events so far, page by page."""
+        """Returns a job and a page of its events so far."""
 
     @_abc_1.abstractmethod
     def ListExplanations(
@@ -165,7 +171,7 @@ class ExplanationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _explanation_service_pb2.CancelExplanationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_explanation_service_pb2.CancelExplanationResponse, _abc.Awaitable[_explanation_service_pb2.CancelExplanationResponse]]:
-        """Cancels a job. A job that has ended stays as it is."""
+        """Cancels a job. An ended job stays as it is."""
 
     @_abc_1.abstractmethod
     def DeleteExplanation(
@@ -173,7 +179,7 @@ class ExplanationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _explanation_service_pb2.DeleteExplanationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_explanation_service_pb2.DeleteExplanationResponse, _abc.Awaitable[_explanation_service_pb2.DeleteExplanationResponse]]:
-        """Deletes a job that has ended, with its image and its events."""
+        """Deletes an ended job with its images and events."""
 
     @_abc_1.abstractmethod
     def RetryExplanation(
@@ -181,8 +187,8 @@ class ExplanationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _explanation_service_pb2.RetryExplanationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_explanation_service_pb2.RetryExplanationResponse, _abc.Awaitable[_explanation_service_pb2.RetryExplanationResponse]]:
-        """Runs a buried job (one that took its workers down) again, as a new job: the buried one has its one terminal event
-        and stays as it is. For administrators.
+        """Retries a dead-lettered job (one during whose attempts its workers died) as a new job. The dead-lettered job stays
+        as it is, because a job has one terminal event. For administrators.
         """
 
     @_abc_1.abstractmethod
@@ -191,7 +197,7 @@ class ExplanationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _explanation_service_pb2.GetExplanationSpecRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_explanation_service_pb2.GetExplanationSpecResponse, _abc.Awaitable[_explanation_service_pb2.GetExplanationSpecResponse]]:
-        """Returns what a job was asked, without its images. As long as images are kept."""
+        """Returns the specification of a job without its images, for as long as its images are kept."""
 
     @_abc_1.abstractmethod
     def GetExplanationImage(
@@ -199,8 +205,8 @@ class ExplanationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _explanation_service_pb2.GetExplanationImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_explanation_service_pb2.GetExplanationImageResponse, _abc.Awaitable[_explanation_service_pb2.GetExplanationImageResponse]]:
-        """Returns an image of a job: as sent, as the model saw it, its baseline, a thumbnail, or an overlay. As long as images
-        are kept.
+        """Returns an image of a job, for as long as its images are kept: as sent, as the model saw it, its baseline, a
+        thumbnail, or an overlay.
         """
 
     @_abc_1.abstractmethod
@@ -209,6 +215,6 @@ class ExplanationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _explanation_service_pb2.ScoreRegionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_explanation_service_pb2.ScoreRegionsResponse, _abc.Awaitable[_explanation_service_pb2.ScoreRegionsResponse]]:
-        """Answers "what if": the score when only some patches are shown, or hidden."""
+        """Returns the score when only some patches are shown, or when they are hidden."""
 
 def add_ExplanationServiceServicer_to_server(servicer: ExplanationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

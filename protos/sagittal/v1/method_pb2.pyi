@@ -33,9 +33,9 @@ class _OptimizerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Optimizer.V
     OPTIMIZER_UNSPECIFIED: _Optimizer.ValueType  # 0
     """The method's default."""
     OPTIMIZER_ADAM: _Optimizer.ValueType  # 1
-    """Normalised steps that decay; needs no model evaluation beyond the gradient and no scale of the objective."""
+    """Adam: normalised steps that decay. Needs only the gradient, at any scale of the objective."""
     OPTIMIZER_LINE_SEARCH: _Optimizer.ValueType  # 2
-    """Backtracking (Armijo) line search as published; costs many evaluations."""
+    """Backtracking (Armijo) line search, as published. Needs many evaluations."""
     OPTIMIZER_NESTEROV: _Optimizer.ValueType  # 3
     """Nesterov accelerated gradient without a line search (Khorram et al., BMVC 2023)."""
 
@@ -45,9 +45,9 @@ class Optimizer(_Optimizer, metaclass=_OptimizerEnumTypeWrapper):
 OPTIMIZER_UNSPECIFIED: Optimizer.ValueType  # 0
 """The method's default."""
 OPTIMIZER_ADAM: Optimizer.ValueType  # 1
-"""Normalised steps that decay; needs no model evaluation beyond the gradient and no scale of the objective."""
+"""Adam: normalised steps that decay. Needs only the gradient, at any scale of the objective."""
 OPTIMIZER_LINE_SEARCH: Optimizer.ValueType  # 2
-"""Backtracking (Armijo) line search as published; costs many evaluations."""
+"""Backtracking (Armijo) line search, as published. Needs many evaluations."""
 OPTIMIZER_NESTEROV: Optimizer.ValueType  # 3
 """Nesterov accelerated gradient without a line search (Khorram et al., BMVC 2023)."""
 Global___Optimizer: _TypeAlias = Optimizer  # noqa: Y015
@@ -61,28 +61,28 @@ class _ProtocolEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Protocol.Val
     PROTOCOL_UNSPECIFIED: _Protocol.ValueType  # 0
     """The method's default: PROTOCOL_SAGITTAL."""
     PROTOCOL_SAGITTAL: _Protocol.ValueType  # 1
-    """Ours: the papers' definitions, with the faults of the published code mended."""
+    """The papers' definitions without the faults of the published code, plus this project's additions."""
     @_builtins.property
     @_deprecated("""This enum value has been marked as deprecated using proto enum value options.""")
     def PROTOCOL_AUTHORS(self) -> _Protocol.ValueType:   # 2
-        """No longer served: the published code with its faults is a benchmark, not a part of the product."""
+        """No longer served. The published code with its faults is only a benchmark."""
     PROTOCOL_PUBLISHED: _Protocol.ValueType  # 3
-    """The method as its paper has it, without what we add. Of the other parameters only the mask's size, the noise and the
-    number of starts count.
+    """The method as published, without additions. Of the other parameters only the mask's size, the noise and the number
+    of starts apply.
     """
 
 class Protocol(_Protocol, metaclass=_ProtocolEnumTypeWrapper):
-    """Whose rules a method follows."""
+    """Which version of a method to use."""
 
 PROTOCOL_UNSPECIFIED: Protocol.ValueType  # 0
 """The method's default: PROTOCOL_SAGITTAL."""
 PROTOCOL_SAGITTAL: Protocol.ValueType  # 1
-"""Ours: the papers' definitions, with the faults of the published code mended."""
+"""The papers' definitions without the faults of the published code, plus this project's additions."""
 PROTOCOL_AUTHORS: Protocol.ValueType  # 2
-"""No longer served: the published code with its faults is a benchmark, not a part of the product."""
+"""No longer served. The published code with its faults is only a benchmark."""
 PROTOCOL_PUBLISHED: Protocol.ValueType  # 3
-"""The method as its paper has it, without what we add. Of the other parameters only the mask's size, the noise and the
-number of starts count.
+"""The method as published, without additions. Of the other parameters only the mask's size, the noise and the number
+of starts apply.
 """
 Global___Protocol: _TypeAlias = Protocol  # noqa: Y015
 
@@ -95,9 +95,9 @@ class _PatchShapeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PatchShape
     PATCH_SHAPE_UNSPECIFIED: _PatchShape.ValueType  # 0
     """The method's default: PATCH_SHAPE_BOX."""
     PATCH_SHAPE_BOX: _PatchShape.ValueType  # 1
-    """Exact rectangles: the pixels drawn as a set are those that the model saw, and the baseline elsewhere."""
+    """Exact rectangles: the model sees the image's pixels inside them and the baseline elsewhere."""
     PATCH_SHAPE_TENT: _PatchShape.ValueType  # 2
-    """Bilinear tents with aligned corners, as in the authors' code, for comparison."""
+    """Bilinear tents with aligned corners, as in the published code; for comparison."""
 
 class PatchShape(_PatchShape, metaclass=_PatchShapeEnumTypeWrapper):
     """The shape of a patch on the image."""
@@ -105,9 +105,9 @@ class PatchShape(_PatchShape, metaclass=_PatchShapeEnumTypeWrapper):
 PATCH_SHAPE_UNSPECIFIED: PatchShape.ValueType  # 0
 """The method's default: PATCH_SHAPE_BOX."""
 PATCH_SHAPE_BOX: PatchShape.ValueType  # 1
-"""Exact rectangles: the pixels drawn as a set are those that the model saw, and the baseline elsewhere."""
+"""Exact rectangles: the model sees the image's pixels inside them and the baseline elsewhere."""
 PATCH_SHAPE_TENT: PatchShape.ValueType  # 2
-"""Bilinear tents with aligned corners, as in the authors' code, for comparison."""
+"""Bilinear tents with aligned corners, as in the published code; for comparison."""
 Global___PatchShape: _TypeAlias = PatchShape  # noqa: Y015
 
 class _Sufficiency:
@@ -119,9 +119,9 @@ class _SufficiencyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sufficien
     SUFFICIENCY_UNSPECIFIED: _Sufficiency.ValueType  # 0
     """The method's default: SUFFICIENCY_THRESHOLD."""
     SUFFICIENCY_THRESHOLD: _Sufficiency.ValueType  # 1
-    """The score is at least `threshold` times the score of the full image."""
+    """The score is at least `threshold` times the unmasked score."""
     SUFFICIENCY_TOP_CLASS: _Sufficiency.ValueType  # 2
-    """The target is still the model's top class."""
+    """The target remains the model's top class."""
 
 class Sufficiency(_Sufficiency, metaclass=_SufficiencyEnumTypeWrapper):
     """When a set of patches counts as sufficient."""
@@ -129,17 +129,17 @@ class Sufficiency(_Sufficiency, metaclass=_SufficiencyEnumTypeWrapper):
 SUFFICIENCY_UNSPECIFIED: Sufficiency.ValueType  # 0
 """The method's default: SUFFICIENCY_THRESHOLD."""
 SUFFICIENCY_THRESHOLD: Sufficiency.ValueType  # 1
-"""The score is at least `threshold` times the score of the full image."""
+"""The score is at least `threshold` times the unmasked score."""
 SUFFICIENCY_TOP_CLASS: Sufficiency.ValueType  # 2
-"""The target is still the model's top class."""
+"""The target remains the model's top class."""
 Global___Sufficiency: _TypeAlias = Sufficiency  # noqa: Y015
 
 @_typing.final
 class Method(_message.Message):
     """How to explain: one method with its parameters.
 
-    A parameter that is not set takes the method's default, which GetModel lists together with its range. Set fields are
-    taken literally: 0 means zero, not "default".
+    A parameter that is not set takes the method's default; GetModel lists defaults and ranges. A parameter that is set
+    is used literally: 0 means zero, not the default.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -160,19 +160,19 @@ class Method(_message.Message):
     CUSTOM_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def igos(self) -> Global___IGOS:
-        """I-GOS: a mask that hides what the model relies on (Qi et al., AAAI 2020)."""
+        """I-GOS: a mask that hides the parts that the prediction depends on (Qi et al., AAAI 2020)."""
 
     @_builtins.property
     def igos_plus(self) -> Global___IGOSPlus:
-        """iGOS+: deletion and insertion optimised together with one mask (Khorram et al., CHIL 2021)."""
+        """iGOS+: one mask optimised for deletion and insertion (Khorram et al., CHIL 2021)."""
 
     @_builtins.property
     def igos_plus_plus(self) -> Global___IGOSPlusPlus:
-        """iGOS++: a deletion and an insertion mask optimised together (Khorram et al., CHIL 2021)."""
+        """iGOS++: a deletion mask and an insertion mask, optimised together (Khorram et al., CHIL 2021)."""
 
     @_builtins.property
     def meaningful_perturbation(self) -> Global___MeaningfulPerturbation:
-        """Meaningful perturbation: the I-GOS objective with a plain gradient (Fong and Vedaldi, ICCV 2017)."""
+        """Meaningful perturbation: the I-GOS objective with an ordinary gradient (Fong and Vedaldi, ICCV 2017)."""
 
     @_builtins.property
     def rise(self) -> Global___RISE:
@@ -208,11 +208,11 @@ class Method(_message.Message):
 
     @_builtins.property
     def evaluate_mask(self) -> Global___EvaluateMask:
-        """No search: measures a heatmap that the caller brings."""
+        """No search: measures a heatmap given by the caller."""
 
     @_builtins.property
     def custom(self) -> Global___CustomMethod:
-        """A method that workers offer and this API version has no message for."""
+        """A method that workers offer and for which this API version has no message."""
 
     def __init__(
         self,
@@ -268,9 +268,9 @@ class IGOS(_message.Message):
     points: _builtins.int
     """Points of the integrated gradient for each term and step. 1 to 100."""
     l1_weight: _builtins.float
-    """Weight of the masked area (L1), relative to the full score. At least 0."""
+    """Weight of the masked area (L1), relative to the unmasked score. At least 0."""
     tv_weight: _builtins.float
-    """Weight of the total variation of the mask, relative to the full score. At least 0."""
+    """Weight of the mask's total variation, relative to the unmasked score. At least 0."""
     noise: _builtins.float
     """Standard deviation of the noise on the normalised input. At least 0; 0 adds none."""
     step_size: _builtins.float
@@ -278,15 +278,17 @@ class IGOS(_message.Message):
     optimizer: Global___Optimizer.ValueType
     """How the objective is minimised."""
     protocol: Global___Protocol.ValueType
-    """Whose defaults and rules to follow."""
+    """Which version of the method to use."""
     starts: _builtins.int
-    """Number of diverse masks, each from another start. 1 to 16."""
+    """Number of diverse masks, each from a different start. 1 to 16."""
     btv_weight: _builtins.float
-    """Weight of the bilateral total variation at image size, relative to the full score. At least 0."""
+    """Weight of the bilateral total variation at image size, relative to the unmasked score. At least 0."""
     levels: _builtins.int
-    """Level sets of the saliency evaluated in each step: they ask for the order of cells that curves measure. 0 to 100."""
+    """Level sets of the saliency evaluated in each step; they optimise the order of cells, which curves measure. 0 to
+    100.
+    """
     tolerance: _builtins.float
-    """Mean change of the mask in a step below which it has settled and the descent ends. 0 to 1; 0 takes every step."""
+    """The descent ends if the mask's mean change in a step is below this. 0 to 1; 0 performs every step."""
     def __init__(
         self,
         *,
@@ -381,9 +383,9 @@ class IGOSPlus(_message.Message):
     points: _builtins.int
     """Points of the integrated gradient for each term and step. 1 to 100."""
     l1_weight: _builtins.float
-    """Weight of the masked area (L1), relative to the full score. At least 0."""
+    """Weight of the masked area (L1), relative to the unmasked score. At least 0."""
     tv_weight: _builtins.float
-    """Weight of the total variation of the mask, relative to the full score. At least 0."""
+    """Weight of the mask's total variation, relative to the unmasked score. At least 0."""
     noise: _builtins.float
     """Standard deviation of the noise on the normalised input. At least 0; 0 adds none."""
     step_size: _builtins.float
@@ -391,15 +393,17 @@ class IGOSPlus(_message.Message):
     optimizer: Global___Optimizer.ValueType
     """How the objective is minimised."""
     protocol: Global___Protocol.ValueType
-    """Whose defaults and rules to follow."""
+    """Which version of the method to use."""
     starts: _builtins.int
-    """Number of diverse masks, each from another start. 1 to 16."""
+    """Number of diverse masks, each from a different start. 1 to 16."""
     btv_weight: _builtins.float
-    """Weight of the bilateral total variation at image size, relative to the full score. At least 0."""
+    """Weight of the bilateral total variation at image size, relative to the unmasked score. At least 0."""
     levels: _builtins.int
-    """Level sets of the saliency evaluated in each step: they ask for the order of cells that curves measure. 0 to 100."""
+    """Level sets of the saliency evaluated in each step; they optimise the order of cells, which curves measure. 0 to
+    100.
+    """
     tolerance: _builtins.float
-    """Mean change of the mask in a step below which it has settled and the descent ends. 0 to 1; 0 takes every step."""
+    """The descent ends if the mask's mean change in a step is below this. 0 to 1; 0 performs every step."""
     def __init__(
         self,
         *,
@@ -494,9 +498,9 @@ class IGOSPlusPlus(_message.Message):
     points: _builtins.int
     """Points of the integrated gradient for each term and step. 1 to 100."""
     l1_weight: _builtins.float
-    """Weight of the masked area (L1), relative to the full score. At least 0."""
+    """Weight of the masked area (L1), relative to the unmasked score. At least 0."""
     tv_weight: _builtins.float
-    """Weight of the total variation of the mask, relative to the full score. At least 0."""
+    """Weight of the mask's total variation, relative to the unmasked score. At least 0."""
     noise: _builtins.float
     """Standard deviation of the noise on the normalised input. At least 0; 0 adds none."""
     step_size: _builtins.float
@@ -504,15 +508,17 @@ class IGOSPlusPlus(_message.Message):
     optimizer: Global___Optimizer.ValueType
     """How the objective is minimised."""
     protocol: Global___Protocol.ValueType
-    """Whose defaults and rules to follow."""
+    """Which version of the method to use."""
     starts: _builtins.int
-    """Number of diverse masks, each from another start. 1 to 16."""
+    """Number of diverse masks, each from a different start. 1 to 16."""
     btv_weight: _builtins.float
-    """Weight of the bilateral total variation at image size, relative to the full score. At least 0."""
+    """Weight of the bilateral total variation at image size, relative to the unmasked score. At least 0."""
     levels: _builtins.int
-    """Level sets of the saliency evaluated in each step: they ask for the order of cells that curves measure. 0 to 100."""
+    """Level sets of the saliency evaluated in each step; they optimise the order of cells, which curves measure. 0 to
+    100.
+    """
     tolerance: _builtins.float
-    """Mean change of the mask in a step below which it has settled and the descent ends. 0 to 1; 0 takes every step."""
+    """The descent ends if the mask's mean change in a step is below this. 0 to 1; 0 performs every step."""
     def __init__(
         self,
         *,
@@ -597,9 +603,9 @@ class MeaningfulPerturbation(_message.Message):
     iterations: _builtins.int
     """Steps of the optimiser. 1 to 1,000."""
     l1_weight: _builtins.float
-    """Weight of the masked area (L1), relative to the full score. At least 0."""
+    """Weight of the masked area (L1), relative to the unmasked score. At least 0."""
     tv_weight: _builtins.float
-    """Weight of the total variation of the mask, relative to the full score. At least 0."""
+    """Weight of the mask's total variation, relative to the unmasked score. At least 0."""
     step_size: _builtins.float
     """Size of the first optimiser step, in units of the mask (0 to 1). Above 0."""
     def __init__(
@@ -655,7 +661,7 @@ class RISE(_message.Message):
     probability: _builtins.float
     """Probability that a cell of the grid is kept. In (0, 1)."""
     mask_size: _builtins.int
-    """Side of the square heatmap that is returned, in cells. 7 to 224."""
+    """Side of the returned square heatmap in cells. 7 to 224."""
     def __init__(
         self,
         *,
@@ -695,7 +701,7 @@ class GradCAM(_message.Message):
 
     LAYER_FIELD_NUMBER: _builtins.int
     layer: _builtins.str
-    """Name of the layer, as GetModel lists it. Unset takes the last layer with a spatial output."""
+    """Name of the layer, as GetModel lists it. Not set means the last layer with a spatial output."""
     def __init__(
         self,
         *,
@@ -722,7 +728,7 @@ class IntegratedGradients(_message.Message):
     steps: _builtins.int
     """Points on the path from the baseline to the image. 1 to 1,000."""
     mask_size: _builtins.int
-    """Side of the square heatmap that attributions are summed to, in cells. 7 to 224."""
+    """Side of the square heatmap to which attributions are summed, in cells. 7 to 224."""
     def __init__(
         self,
         *,
@@ -752,7 +758,7 @@ class ExcitationBackprop(_message.Message):
 
     LAYER_FIELD_NUMBER: _builtins.int
     layer: _builtins.str
-    """Name of the layer at which the heatmap is read. Unset takes the last layer with a spatial output."""
+    """Name of the layer whose heatmap is returned. Not set means the last layer with a spatial output."""
     def __init__(
         self,
         *,
@@ -777,9 +783,9 @@ class Occlusion(_message.Message):
     WINDOW_FIELD_NUMBER: _builtins.int
     GRID_FIELD_NUMBER: _builtins.int
     window: _builtins.int
-    """Side of the hidden square window in cells of the grid. 1 to 32."""
+    """Side of the hidden square window, in cells of the grid. 1 to 32."""
     grid: _builtins.int
-    """Side of the square grid that the window moves on, in cells. 2 to 64."""
+    """Side of the square grid on which the window moves, in cells. 2 to 64."""
     def __init__(
         self,
         *,
@@ -816,28 +822,28 @@ class MinimalSufficientExplanations(_message.Message):
     PATCH_SHAPE_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
     grid: _builtins.int
-    """Side of the square grid of patches. 3 to 14."""
+    """Side of the square grid in patches. 3 to 14."""
     sufficiency: Global___Sufficiency.ValueType
     """When a set counts as sufficient."""
     threshold: _builtins.float
-    """Share of the full image's score that a sufficient set keeps. In (0, 1]."""
+    """Share of the unmasked score that a sufficient set must keep. In (0, 1]."""
     beam_width: _builtins.int
-    """Breadth of the search: half the sets proposed in each round. 1 to 100."""
+    """Beam width: half the number of sets proposed in each round. 1 to 100."""
     max_sets: _builtins.int
-    """Most sets returned. 1 to 100."""
+    """Largest number of returned sets. 1 to 100."""
     max_overlap: _builtins.int
-    """Most patches that two returned sets may share. 0 to 196."""
+    """Largest number of patches that two returned sets may share. 0 to 196."""
     patch_shape: Global___PatchShape.ValueType
     """Shape of a patch."""
     @_builtins.property
     @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def protocol(self) -> Global___Protocol.ValueType:
-        """No longer served: there is one search."""
+        """No longer served: there is only one search."""
 
     @protocol.setter
     @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def protocol(self, value: Global___Protocol.ValueType) -> None:
-        """No longer served: there is one search."""
+        """No longer served: there is only one search."""
 
     def __init__(
         self,
@@ -895,25 +901,25 @@ class StructuredAttentionGraph(_message.Message):
     CHILDREN_FIELD_NUMBER: _builtins.int
     MAX_NODES_FIELD_NUMBER: _builtins.int
     grid: _builtins.int
-    """Side of the square grid of patches. 3 to 14."""
+    """Side of the square grid in patches. 3 to 14."""
     sufficiency: Global___Sufficiency.ValueType
     """When a set counts as sufficient."""
     threshold: _builtins.float
-    """Share of the full image's score that a root keeps. In (0, 1]."""
+    """Share of the unmasked score that a root must keep. In (0, 1]."""
     beam_width: _builtins.int
-    """Breadth of the search: half the sets proposed in each round. 1 to 100."""
+    """Beam width: half the number of sets proposed in each round. 1 to 100."""
     max_roots: _builtins.int
-    """Most roots. 1 to 20."""
+    """Largest number of roots. 1 to 20."""
     max_overlap: _builtins.int
-    """Most patches that two roots may share. 0 to 196."""
+    """Largest number of patches that two roots may share. 0 to 196."""
     patch_shape: Global___PatchShape.ValueType
     """Shape of a patch."""
     expand_above: _builtins.float
-    """Nodes are expanded while their score is above this share of the full image's. In [0, 1]."""
+    """Nodes are expanded if their score is above this share of the unmasked score. In [0, 1]."""
     children: _builtins.int
-    """Children shown for each expanded node. 1 to 196."""
+    """Children shown per expanded node. 1 to 196."""
     max_nodes: _builtins.int
-    """Most nodes of the graph. 1 to 1,000."""
+    """Largest number of nodes in the graph. 1 to 1,000."""
     def __init__(
         self,
         *,
@@ -978,7 +984,7 @@ class Concepts(_message.Message):
     concept_set: _builtins.str
     """Name of a fitted concept set of the same model."""
     heatmap_method: _builtins.str
-    """Method of the heatmap of each x-feature: "excitation-backprop", "igos" or "igos++". Empty means "excitation-backprop"."""
+    """Method for the heatmap of each x-feature: "excitation-backprop", "igos" or "igos++". Empty: "excitation-backprop"."""
     def __init__(
         self,
         *,
@@ -995,7 +1001,7 @@ Global___Concepts: _TypeAlias = Concepts  # noqa: Y015
 
 @_typing.final
 class EvaluateMask(_message.Message):
-    """A heatmap of the caller's, to be measured."""
+    """A heatmap given by the caller, to be measured."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1019,17 +1025,17 @@ Global___EvaluateMask: _TypeAlias = EvaluateMask  # noqa: Y015
 
 @_typing.final
 class CustomMethod(_message.Message):
-    """A method by name, for those that workers offer beyond this list."""
+    """A method by name, for methods without a message of their own."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name as GetModel lists it."""
+    """Name, as GetModel lists it."""
     @_builtins.property
     def parameters(self) -> _struct_pb2.Struct:
-        """Its parameters by name."""
+        """Parameters by name."""
 
     def __init__(
         self,

@@ -30,23 +30,23 @@ class _OutputKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutputKind
     OUTPUT_KIND_UNSPECIFIED: _OutputKind.ValueType  # 0
     """OUTPUT_KIND_LOGITS."""
     OUTPUT_KIND_LOGITS: _OutputKind.ValueType  # 1
-    """Logits of one class out of many: the score is their softmax."""
+    """Logits of mutually exclusive classes: the score is their softmax."""
     OUTPUT_KIND_PROBABILITIES: _OutputKind.ValueType  # 2
-    """Probabilities that sum to one."""
+    """Probabilities of mutually exclusive classes, which sum to one."""
     OUTPUT_KIND_MULTI_LABEL_LOGITS: _OutputKind.ValueType  # 3
     """Logits of independent labels: the score is their sigmoid."""
     OUTPUT_KIND_MULTI_LABEL_PROBABILITIES: _OutputKind.ValueType  # 4
     """Probabilities of independent labels, each between zero and one."""
 
 class OutputKind(_OutputKind, metaclass=_OutputKindEnumTypeWrapper):
-    """What the numbers that leave the model mean."""
+    """Meaning of the model's output values."""
 
 OUTPUT_KIND_UNSPECIFIED: OutputKind.ValueType  # 0
 """OUTPUT_KIND_LOGITS."""
 OUTPUT_KIND_LOGITS: OutputKind.ValueType  # 1
-"""Logits of one class out of many: the score is their softmax."""
+"""Logits of mutually exclusive classes: the score is their softmax."""
 OUTPUT_KIND_PROBABILITIES: OutputKind.ValueType  # 2
-"""Probabilities that sum to one."""
+"""Probabilities of mutually exclusive classes, which sum to one."""
 OUTPUT_KIND_MULTI_LABEL_LOGITS: OutputKind.ValueType  # 3
 """Logits of independent labels: the score is their sigmoid."""
 OUTPUT_KIND_MULTI_LABEL_PROBABILITIES: OutputKind.ValueType  # 4
@@ -68,10 +68,10 @@ class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState
     MODEL_STATE_READY: _ModelState.ValueType  # 3
     """Ready to run jobs."""
     MODEL_STATE_FAILED: _ModelState.ValueType  # 4
-    """Could not be loaded; `message` says why."""
+    """Could not be loaded; `message` has the reason."""
 
 class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper):
-    """How a worker stands to a model."""
+    """State of a model on a worker."""
 
 MODEL_STATE_UNSPECIFIED: ModelState.ValueType  # 0
 """Never sent."""
@@ -82,7 +82,7 @@ MODEL_STATE_LOADING: ModelState.ValueType  # 2
 MODEL_STATE_READY: ModelState.ValueType  # 3
 """Ready to run jobs."""
 MODEL_STATE_FAILED: ModelState.ValueType  # 4
-"""Could not be loaded; `message` says why."""
+"""Could not be loaded; `message` has the reason."""
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
 
 class _LoadPolicy:
@@ -94,19 +94,19 @@ class _LoadPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LoadPolicy
     LOAD_POLICY_UNSPECIFIED: _LoadPolicy.ValueType  # 0
     """LOAD_POLICY_PRELOAD."""
     LOAD_POLICY_PRELOAD: _LoadPolicy.ValueType  # 1
-    """At once, and again when they start."""
+    """When it is registered, and when the worker starts."""
     LOAD_POLICY_ON_DEMAND: _LoadPolicy.ValueType  # 2
-    """When a job asks for it."""
+    """When a job needs it."""
 
 class LoadPolicy(_LoadPolicy, metaclass=_LoadPolicyEnumTypeWrapper):
-    """When workers load a model that they have checked."""
+    """When workers load a model."""
 
 LOAD_POLICY_UNSPECIFIED: LoadPolicy.ValueType  # 0
 """LOAD_POLICY_PRELOAD."""
 LOAD_POLICY_PRELOAD: LoadPolicy.ValueType  # 1
-"""At once, and again when they start."""
+"""When it is registered, and when the worker starts."""
 LOAD_POLICY_ON_DEMAND: LoadPolicy.ValueType  # 2
-"""When a job asks for it."""
+"""When a job needs it."""
 Global___LoadPolicy: _TypeAlias = LoadPolicy  # noqa: Y015
 
 class _ModelOrigin:
@@ -120,7 +120,7 @@ class _ModelOriginEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelOrig
     MODEL_ORIGIN_FILE: _ModelOrigin.ValueType  # 1
     """A worker's model file."""
     MODEL_ORIGIN_API: _ModelOrigin.ValueType  # 2
-    """RegisterModel or UpdateModel. What was said here holds over files."""
+    """RegisterModel or UpdateModel. Model files do not override it."""
 
 class ModelOrigin(_ModelOrigin, metaclass=_ModelOriginEnumTypeWrapper):
     """Who registered a model."""
@@ -130,7 +130,7 @@ MODEL_ORIGIN_UNSPECIFIED: ModelOrigin.ValueType  # 0
 MODEL_ORIGIN_FILE: ModelOrigin.ValueType  # 1
 """A worker's model file."""
 MODEL_ORIGIN_API: ModelOrigin.ValueType  # 2
-"""RegisterModel or UpdateModel. What was said here holds over files."""
+"""RegisterModel or UpdateModel. Model files do not override it."""
 Global___ModelOrigin: _TypeAlias = ModelOrigin  # noqa: Y015
 
 @_typing.final
@@ -182,54 +182,54 @@ class Model(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     CHECKS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name. Lower-case letters, digits, '-', '_' and '.', at most 64."""
+    """Name: lower-case letters, digits, '-', '_' and '.', at most 64."""
     version: _builtins.str
-    """Version. Versions of a name live side by side."""
+    """Version. A name may have several versions at the same time."""
     latest: _builtins.bool
-    """True where requests without a version get this one."""
+    """True if requests without a version use this one."""
     digest: _builtins.str
-    """SHA-256 over weights, preprocessing and output, in hexadecimal. Empty until a worker has loaded it."""
+    """SHA-256 over weights, preprocessing and output, in hexadecimal. Empty until a worker has loaded the model."""
     classes: _builtins.int
-    """Number of classes. 0 until a worker has loaded it."""
+    """Number of classes. 0 until a worker has loaded the model."""
     output: Global___OutputKind.ValueType
-    """What its output means."""
+    """Meaning of its output values."""
     labels_from: _builtins.str
-    """"imagenet-1k", or a file on the workers with one label a line. Empty where labels are given above, or there are none."""
+    """"imagenet-1k", or a file on the workers with one label per line. Empty if `labels` is given or there are none."""
     weights_digest: _builtins.str
-    """SHA-256 that the weights must have, in hexadecimal: over names, shapes, types and values of all tensors, as
-    `capabilities.weights_digest` shows it. Empty admits any.
+    """SHA-256 that the weights must have, in hexadecimal: over names, shapes, types and values of all tensors, as in
+    `capabilities.weights_digest`. Empty accepts any.
     """
     load_policy: Global___LoadPolicy.ValueType
     """When workers load it."""
     origin: Global___ModelOrigin.ValueType
     """Who registered it. Ignored in a registration."""
     revision: _builtins.int
-    """Grows whenever what was registered changes. Ignored in a registration. 0 where nothing was registered."""
+    """Increases with each change of the registration. 0 if the model was never registered. Ignored in a registration."""
     @_builtins.property
     def source(self) -> Global___ModelSource:
-        """Where it comes from."""
+        """Source of the model."""
 
     @_builtins.property
     def preprocessing(self) -> Global___Preprocessing:
-        """How an image becomes its input."""
+        """How an image becomes the model's input."""
 
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Labels by class index. Empty where the model has none. Ignored in a registration with `labels_from`, whose labels
-        show here when a worker has read them.
+        """Labels by class index. Empty if the model has none. Ignored in a registration with `labels_from`; the labels from
+        there appear here after a worker has read them.
         """
 
     @_builtins.property
     def capabilities(self) -> Global___Capabilities:
-        """What was found when it was loaded. Not set until then."""
+        """What workers found when they loaded it. Not set until then."""
 
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerModel]:
-        """How each worker that knows it stands to it."""
+        """Its state on each worker that knows it."""
 
     @_builtins.property
     def methods(self) -> _containers.RepeatedCompositeFieldContainer[Global___MethodDescription]:
-        """Methods it can be explained with. Empty until a worker has loaded it."""
+        """Methods that can explain it. Empty until a worker has loaded it."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -237,19 +237,19 @@ class Model(_message.Message):
 
     @_builtins.property
     def layers(self) -> Global___Layers:
-        """Layers that methods read where a request names none."""
+        """Layers that methods use if a request names none."""
 
     @_builtins.property
     def device(self) -> Global___DeviceWishes:
-        """What it wishes of the workers that serve it."""
+        """Requirements for the workers that serve it."""
 
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Key-value pairs by which workers select the models that they serve."""
+        """Key-value pairs by which workers select the models they serve."""
 
     @_builtins.property
     def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___SelfCheck]:
-        """What the worker that loaded it last found sound or not. Empty until then."""
+        """Checks of the worker that loaded it last. Empty until then."""
 
     def __init__(
         self,
@@ -287,7 +287,7 @@ Global___Model: _TypeAlias = Model  # noqa: Y015
 
 @_typing.final
 class Layers(_message.Message):
-    """Layers that methods read where a request names none."""
+    """Layers that methods use if a request names none."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -296,8 +296,8 @@ class Layers(_message.Message):
     spatial: _builtins.str
     """For Grad-CAM and excitation backpropagation, one of `capabilities.spatial_layers`. Empty lets the method choose."""
     features: _builtins.str
-    """For concepts (XNN), one of `capabilities.feature_layers`, or of `spatial_layers`, whose places are averaged. Empty
-    lets the method choose.
+    """For concepts (XNN), one of `capabilities.feature_layers`, or one of `spatial_layers`, whose positions are then
+    averaged. Empty lets the method choose.
     """
     def __init__(
         self,
@@ -315,7 +315,7 @@ Global___Layers: _TypeAlias = Layers  # noqa: Y015
 
 @_typing.final
 class DeviceWishes(_message.Message):
-    """What a model wishes of the workers that serve it."""
+    """Requirements of a model for the workers that serve it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -324,13 +324,13 @@ class DeviceWishes(_message.Message):
     FULL_PRECISION_FIELD_NUMBER: _builtins.int
     COMPILE_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """"cpu" or "cuda". Empty takes what the worker has."""
+    """"cpu" or "cuda". Empty means the worker's device."""
     batch_size: _builtins.int
-    """Most masked images in a batch. 0 lets the worker find it."""
+    """Largest number of masked images in a batch. 0 lets the worker measure it."""
     full_precision: _builtins.bool
-    """True keeps full precision where the device would be faster with less."""
+    """True keeps full precision, even if the device is faster at a lower one."""
     compile: _builtins.bool
-    """True compiles the model where that makes it faster, with CUDA graphs on CUDA. Loading takes minutes then."""
+    """True compiles the model if that makes it faster, with CUDA graphs on CUDA. Loading then takes minutes."""
     def __init__(
         self,
         *,
@@ -349,7 +349,7 @@ Global___DeviceWishes: _TypeAlias = DeviceWishes  # noqa: Y015
 
 @_typing.final
 class SelfCheck(_message.Message):
-    """One thing that was looked at when a model was loaded."""
+    """A check made when a model was loaded."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -360,11 +360,11 @@ class SelfCheck(_message.Message):
     name: _builtins.str
     """Name, such as "batch-agrees"."""
     passed: _builtins.bool
-    """Whether it was as it should be."""
+    """Whether the check passed."""
     detail: _builtins.str
-    """What was found, and what to do where it is not as it should be."""
+    """What was found, and what to do if the check did not pass."""
     required: _builtins.bool
-    """True where a model that does not pass is not served."""
+    """True if a model that does not pass is not served."""
     def __init__(
         self,
         *,
@@ -383,7 +383,7 @@ Global___SelfCheck: _TypeAlias = SelfCheck  # noqa: Y015
 
 @_typing.final
 class ModelSource(_message.Message):
-    """Where a model comes from."""
+    """Source of a model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -433,14 +433,14 @@ class Preprocessing(_message.Message):
     channel_order: _builtins.str
     """"RGB" or "BGR". Empty means "RGB"."""
     fit: _builtins.str
-    """"crop": resize the shorter side, then crop the centre; "squash": resize both sides to the input size. Empty means
+    """"crop": resize the shorter side, then crop the centre. "squash": resize both sides to the input size. Empty means
     "crop".
     """
     layout: _builtins.str
-    """"NCHW", channels first, or "NHWC", channels last: what the model takes. Empty means "NCHW"."""
+    """Layout of the model's input: "NCHW" (channels first) or "NHWC" (channels last). Empty means "NCHW"."""
     preset: _builtins.str
-    """Weights of torchvision whose preprocessing this is, such as "ResNet50_Weights.IMAGENET1K_V2". In a registration it
-    stands for all fields but `layout` and `channel_order`, which show what it means when a worker has loaded the model.
+    """Weights of torchvision whose preprocessing to use, such as "ResNet50_Weights.IMAGENET1K_V2". In a registration it
+    replaces all fields except `layout` and `channel_order`; these show its values after a worker has loaded the model.
     """
     @_builtins.property
     def mean(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
@@ -473,7 +473,7 @@ Global___Preprocessing: _TypeAlias = Preprocessing  # noqa: Y015
 
 @_typing.final
 class Capabilities(_message.Message):
-    """What was found about a model."""
+    """Findings about a loaded model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -493,25 +493,25 @@ class Capabilities(_message.Message):
     ACTIVATION_BYTES_FIELD_NUMBER: _builtins.int
     WEIGHTS_DIGEST_FIELD_NUMBER: _builtins.int
     supports_gradients: _builtins.bool
-    """Gradients of the score flow to the input."""
+    """Whether gradients of the score reach the input."""
     supports_layers: _builtins.bool
-    """Layers can be looked into (Grad-CAM, excitation backpropagation, concepts)."""
+    """Whether layers can be read (for Grad-CAM, excitation backpropagation and concepts)."""
     batch_size: _builtins.int
-    """Images in one batch on the worker that loaded it last."""
+    """Batch size in images on the worker that loaded the model last."""
     evaluations_per_second: _builtins.float
-    """Evaluations a second without gradient at that batch size."""
+    """Model evaluations per second without gradient at that batch size."""
     gradient_evaluations_per_second: _builtins.float
-    """Evaluations a second with gradient at that batch size."""
+    """Model evaluations per second with gradient at that batch size."""
     min_input_size: _builtins.int
-    """Smallest side of square inputs that it was seen to take, in pixels; that of its preprocessing where only that works."""
+    """Smallest tested side of square inputs that works, in pixels; the preprocessing's size if only that works."""
     max_input_size: _builtins.int
-    """Largest side of square inputs that it was seen to take, in pixels; nothing above twice its own size is tried."""
+    """Largest tested side of square inputs that works, in pixels; at most twice the preprocessing's size is tested."""
     deterministic: _builtins.bool
-    """The same input gave the same scores when the model was loaded, to the last bit."""
+    """True if the same input gave bitwise equal scores when the model was loaded."""
     weights_bytes: _builtins.int
-    """Memory of its weights on the device, in bytes."""
+    """Device memory of the weights, in bytes."""
     activation_bytes: _builtins.int
-    """Memory that a batch takes at its peak beside the weights, gradients included where there are any, in bytes."""
+    """Peak device memory of a batch in addition to the weights, including gradients if supported, in bytes."""
     weights_digest: _builtins.str
     """SHA-256 over names, shapes, types and values of all weights, in hexadecimal."""
     @_builtins.property
@@ -520,17 +520,17 @@ class Capabilities(_message.Message):
 
     @_builtins.property
     def feature_layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Layers below the output whose own is one list of features, in order of execution."""
+        """Layers below the output whose output is a list of features, in order of execution."""
 
     @_builtins.property
     def optimizations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Optimization]:
-        """What was done to make it faster, each with its check. `equal-rows` is applied if scores and gradients were found to
-        be equal to the last bit in every batch on the worker that loaded the model last; else they agree to a tolerance.
+        """Optimizations of the model, each with its check. `equal-rows` is applied if scores and gradients were bitwise equal
+        in every batch on the worker that loaded the model last; otherwise they agree within a tolerance.
         """
 
     @_builtins.property
     def patch_grid(self) -> Global___PatchGrid:
-        """Grid of patches of a transformer. Not set where there is none."""
+        """Grid of patches of a transformer. Not set for other models."""
 
     def __init__(
         self,
@@ -561,7 +561,7 @@ Global___Capabilities: _TypeAlias = Capabilities  # noqa: Y015
 
 @_typing.final
 class PatchGrid(_message.Message):
-    """Patches that a transformer cuts its input into."""
+    """Patches into which a transformer divides its input."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -570,7 +570,7 @@ class PatchGrid(_message.Message):
     rows: _builtins.int
     """Rows of patches."""
     columns: _builtins.int
-    """Patches in a row."""
+    """Patches per row."""
     def __init__(
         self,
         *,
@@ -587,7 +587,7 @@ Global___PatchGrid: _TypeAlias = PatchGrid  # noqa: Y015
 
 @_typing.final
 class Optimization(_message.Message):
-    """One step of making a model faster, or of choosing its batches."""
+    """One optimization of a model or of its batches."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -598,11 +598,11 @@ class Optimization(_message.Message):
     name: _builtins.str
     """Name, such as "fold-batch-norm"."""
     applied: _builtins.bool
-    """True where it is in use."""
+    """True if it is in use."""
     detail: _builtins.str
-    """Why not, where it is not; else what it did."""
+    """If it is in use, what it did; otherwise why it is not."""
     largest_difference: _builtins.float
-    """Largest difference of a probability from the untouched model on probe images."""
+    """Largest difference of a probability from the unoptimized model on probe images."""
     def __init__(
         self,
         *,
@@ -621,7 +621,7 @@ Global___Optimization: _TypeAlias = Optimization  # noqa: Y015
 
 @_typing.final
 class WorkerModel(_message.Message):
-    """How a worker stands to a model."""
+    """State of a model on a worker."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -634,15 +634,15 @@ class WorkerModel(_message.Message):
     worker: _builtins.str
     """Name of the worker."""
     state: Global___ModelState.ValueType
-    """Its state."""
+    """State of the model on it."""
     message: _builtins.str
-    """Why loading failed, or which model it waits for to be loaded; else empty."""
+    """Why loading failed, or for which model's loading it waits; otherwise empty."""
     device: _builtins.str
     """Device, such as "cpu" or "cuda:0"."""
     revision: _builtins.int
-    """Revision of the registration that this is about."""
+    """Revision of the registration to which this refers."""
     memory_bytes: _builtins.int
-    """Memory of weights and of the largest batch while it is loaded, in bytes; else 0."""
+    """Device memory of the weights and the largest batch while the model is loaded, in bytes; otherwise 0."""
     def __init__(
         self,
         *,
@@ -675,15 +675,15 @@ class MethodDescription(_message.Message):
     STATEFUL_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name for people and the command line, such as "igos++"."""
+    """Name, such as "igos++"."""
     field: _builtins.str
-    """Field of Method that carries it, such as "igos_plus_plus"; "custom" where it has none."""
+    """Field of Method that carries it, such as "igos_plus_plus"; "custom" if it has none."""
     summary: _builtins.str
-    """What it does, in a sentence."""
+    """What the method does, in one sentence."""
     unavailable: _builtins.str
-    """Empty where the model admits it; else why not."""
+    """Why the model does not support the method; empty if it does."""
     stateful: _builtins.bool
-    """True where the answer depends on more than the request, such as a stored concept set: it is never shared."""
+    """True if the answer depends on more than the request, such as a stored concept set; such answers are never shared."""
     @_builtins.property
     def parameters(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParameterDescription]:
         """Its parameters."""
@@ -731,22 +731,22 @@ class ParameterDescription(_message.Message):
     type: _builtins.str
     """"int", "float", "bool", "str" or "tensor"."""
     minimum: _builtins.float
-    """Smallest value admitted. Not set means no bound."""
+    """Smallest allowed value. Not set means no limit."""
     maximum: _builtins.float
-    """Largest value admitted. Not set means no bound."""
+    """Largest allowed value. Not set means no limit."""
     exclusive_minimum: _builtins.bool
-    """True where `minimum` itself is not admitted."""
+    """True if `minimum` itself is not allowed."""
     summary: _builtins.str
-    """What it is, with its unit."""
+    """What it means, with its unit."""
     exclusive_maximum: _builtins.bool
-    """True where `maximum` itself is not admitted."""
+    """True if `maximum` itself is not allowed."""
     @_builtins.property
     def default(self) -> _struct_pb2.Value:
         """Default value."""
 
     @_builtins.property
     def choices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Values admitted, for names. Empty means any."""
+        """Allowed values of a name. Empty means any."""
 
     def __init__(
         self,

@@ -24,16 +24,16 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ListModelsRequest(_message.Message):
-    """Which models to list."""
+    """Selects a page of models."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Most models on a page. 0 means 100; at most 1,000."""
+    """Largest number of models on the page. 0 means 100. At most 1,000."""
     page_token: _builtins.str
-    """Where to go on: `next_page_token` of the page before. Empty means the beginning."""
+    """Page to return: `next_page_token` of the previous page. Empty means the first."""
     def __init__(
         self,
         *,
@@ -57,7 +57,7 @@ class ListModelsResponse(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Token of the next page. Empty means that this was the last."""
+    """Token of the next page. Empty on the last page."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Model]:
         """The models by name and version, without labels and methods."""
@@ -111,7 +111,7 @@ class GetModelResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> _model_pb2.Model:
-        """The model, whole."""
+        """The model with all fields."""
 
     def __init__(
         self,
@@ -135,8 +135,8 @@ class RegisterModelRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> _model_pb2.Model:
-        """The model; fields that workers find out are ignored. `latest` makes this version the one that requests without a
-        version get.
+        """The model; fields that workers determine are ignored. `latest` makes this version the one used by requests without
+        a version.
         """
 
     def __init__(
@@ -186,13 +186,13 @@ class UpdateModelRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> _model_pb2.Model:
-        """The model as it should be; name and version must exist. `latest` makes this version the latest; to unset it, make
-        another the latest.
+        """The new content; name and version must exist. `latest` makes this version the latest; to unset it, make another one
+        the latest.
         """
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Fields of `model` to change, such as "latest" or "preprocessing"; the others stay. Not set replaces all."""
+        """Fields of `model` to change, such as "latest" or "preprocessing"; others stay. Not set means all fields."""
 
     def __init__(
         self,
@@ -260,7 +260,7 @@ Global___UnregisterModelRequest: _TypeAlias = UnregisterModelRequest  # noqa: Y0
 
 @_typing.final
 class UnregisterModelResponse(_message.Message):
-    """The model is gone."""
+    """The version was removed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -303,7 +303,7 @@ Global___LoadModelRequest: _TypeAlias = LoadModelRequest  # noqa: Y015
 
 @_typing.final
 class LoadModelResponse(_message.Message):
-    """Loading was asked for; GetModel shows how it goes."""
+    """The request was recorded; GetModel shows the progress."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -346,7 +346,7 @@ Global___UnloadModelRequest: _TypeAlias = UnloadModelRequest  # noqa: Y015
 
 @_typing.final
 class UnloadModelResponse(_message.Message):
-    """Unloading was asked for; GetModel shows how it goes."""
+    """The request was recorded; GetModel shows the progress."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -379,7 +379,7 @@ class PredictRequest(_message.Message):
     """Number of classes to return. 0 means 5; at most 1,000."""
     @_builtins.property
     def image(self) -> _tensor_pb2.Image:
-        """The picture. Required."""
+        """The image. Required."""
 
     def __init__(
         self,
@@ -399,7 +399,7 @@ Global___PredictRequest: _TypeAlias = PredictRequest  # noqa: Y015
 
 @_typing.final
 class PredictResponse(_message.Message):
-    """What the model says."""
+    """The model's prediction."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -407,7 +407,7 @@ class PredictResponse(_message.Message):
     MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     model_digest: _builtins.str
-    """Digest of the model."""
+    """Digest of the model's weights and preprocessing."""
     model_version: _builtins.str
     """Version of the model."""
     @_builtins.property

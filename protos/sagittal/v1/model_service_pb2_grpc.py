@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ModelServiceStub(object):
-    """The models that can be explained.
+    """Lists, registers and loads models, and predicts classes with them.
     """
 
     def __init__(self, channel):
@@ -78,7 +78,7 @@ class ModelServiceStub(object):
 
 
 class ModelServiceServicer(object):
-    """The models that can be explained.
+    """Lists, registers and loads models, and predicts classes with them.
     """
 
     def ListModels(self, request, context):
@@ -96,36 +96,36 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RegisterModel(self, request, context):
-        """Registers a model, or a new version of one. Workers load and check it; GetModel shows how that went. The first
-        version of a name becomes its latest. For administrators.
+        """Registers a model, or a new version of one. Workers load and check it; GetModel shows the result. The first version
+        of a name becomes its latest. For administrators.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateModel(self, request, context):
-        """Changes what a registered version is made of; running jobs finish on what they began with. For administrators.
+        """Changes a registered version. Running jobs finish with the old one. For administrators.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnregisterModel(self, request, context):
-        """Removes a version; running jobs finish on it, queued ones are cancelled. For administrators.
+        """Removes a version. Running jobs finish with it; queued jobs are cancelled. For administrators.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LoadModel(self, request, context):
-        """Asks workers to load a model, those too that could not load it before. For administrators.
+        """Asks workers to load a model, including workers that failed to load it before. For administrators.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Asks workers to unload a model when no job runs on it; a later job loads it again. For administrators.
+        """Asks workers to unload a model when no job uses it. A later job loads it again. For administrators.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -190,7 +190,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService(object):
-    """The models that can be explained.
+    """Lists, registers and loads models, and predicts classes with them.
     """
 
     @staticmethod

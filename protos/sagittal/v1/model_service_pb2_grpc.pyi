@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ModelServiceStub:
-    """The models that can be explained."""
+    """Lists, registers and loads models, and predicts classes with them."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -38,23 +38,23 @@ class ModelServiceStub:
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]
     """Returns one model with labels, layers, methods and its state on each worker."""
     RegisterModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.RegisterModelRequest, _model_service_pb2.RegisterModelResponse]
-    """Registers a model, or a new version of one. Workers load and check it; GetModel shows how that went. The first
-    version of a name becomes its latest. For administrators.
+    """Registers a model, or a new version of one. Workers load and check it; GetModel shows the result. The first version
+    of a name becomes its latest. For administrators.
     """
     UpdateModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.UpdateModelRequest, _model_service_pb2.UpdateModelResponse]
-    """Changes what a registered version is made of; running jobs finish on what they began with. For administrators."""
+    """Changes a registered version. Running jobs finish with the old one. For administrators."""
     UnregisterModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.UnregisterModelRequest, _model_service_pb2.UnregisterModelResponse]
-    """Removes a version; running jobs finish on it, queued ones are cancelled. For administrators."""
+    """Removes a version. Running jobs finish with it; queued jobs are cancelled. For administrators."""
     LoadModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.LoadModelRequest, _model_service_pb2.LoadModelResponse]
-    """Asks workers to load a model, those too that could not load it before. For administrators."""
+    """Asks workers to load a model, including workers that failed to load it before. For administrators."""
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.UnloadModelRequest, _model_service_pb2.UnloadModelResponse]
-    """Asks workers to unload a model when no job runs on it; a later job loads it again. For administrators."""
+    """Asks workers to unload a model when no job uses it. A later job loads it again. For administrators."""
     Predict: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.PredictRequest, _model_service_pb2.PredictResponse]
     """Returns the model's most probable classes for an image."""
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
-    """The models that can be explained."""
+    """Lists, registers and loads models, and predicts classes with them."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]  # type: ignore[assignment]
@@ -62,22 +62,22 @@ class ModelServiceAsyncStub(ModelServiceStub):
     GetModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]  # type: ignore[assignment]
     """Returns one model with labels, layers, methods and its state on each worker."""
     RegisterModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.RegisterModelRequest, _model_service_pb2.RegisterModelResponse]  # type: ignore[assignment]
-    """Registers a model, or a new version of one. Workers load and check it; GetModel shows how that went. The first
-    version of a name becomes its latest. For administrators.
+    """Registers a model, or a new version of one. Workers load and check it; GetModel shows the result. The first version
+    of a name becomes its latest. For administrators.
     """
     UpdateModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.UpdateModelRequest, _model_service_pb2.UpdateModelResponse]  # type: ignore[assignment]
-    """Changes what a registered version is made of; running jobs finish on what they began with. For administrators."""
+    """Changes a registered version. Running jobs finish with the old one. For administrators."""
     UnregisterModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.UnregisterModelRequest, _model_service_pb2.UnregisterModelResponse]  # type: ignore[assignment]
-    """Removes a version; running jobs finish on it, queued ones are cancelled. For administrators."""
+    """Removes a version. Running jobs finish with it; queued jobs are cancelled. For administrators."""
     LoadModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.LoadModelRequest, _model_service_pb2.LoadModelResponse]  # type: ignore[assignment]
-    """Asks workers to load a model, those too that could not load it before. For administrators."""
+    """Asks workers to load a model, including workers that failed to load it before. For administrators."""
     UnloadModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.UnloadModelRequest, _model_service_pb2.UnloadModelResponse]  # type: ignore[assignment]
-    """Asks workers to unload a model when no job runs on it; a later job loads it again. For administrators."""
+    """Asks workers to unload a model when no job uses it. A later job loads it again. For administrators."""
     Predict: _aio.UnaryUnaryMultiCallable[_model_service_pb2.PredictRequest, _model_service_pb2.PredictResponse]  # type: ignore[assignment]
     """Returns the model's most probable classes for an image."""
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The models that can be explained."""
+    """Lists, registers and loads models, and predicts classes with them."""
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -101,8 +101,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.RegisterModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.RegisterModelResponse, _abc.Awaitable[_model_service_pb2.RegisterModelResponse]]:
-        """Registers a model, or a new version of one. Workers load and check it; GetModel shows how that went. The first
-        version of a name becomes its latest. For administrators.
+        """Registers a model, or a new version of one. Workers load and check it; GetModel shows the result. The first version
+        of a name becomes its latest. For administrators.
         """
 
     @_abc_1.abstractmethod
@@ -111,7 +111,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.UpdateModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.UpdateModelResponse, _abc.Awaitable[_model_service_pb2.UpdateModelResponse]]:
-        """Changes what a registered version is made of; running jobs finish on what they began with. For administrators."""
+        """Changes a registered version. Running jobs finish with the old one. For administrators."""
 
     @_abc_1.abstractmethod
     def UnregisterModel(
@@ -119,7 +119,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.UnregisterModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.UnregisterModelResponse, _abc.Awaitable[_model_service_pb2.UnregisterModelResponse]]:
-        """Removes a version; running jobs finish on it, queued ones are cancelled. For administrators."""
+        """Removes a version. Running jobs finish with it; queued jobs are cancelled. For administrators."""
 
     @_abc_1.abstractmethod
     def LoadModel(
@@ -127,7 +127,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.LoadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.LoadModelResponse, _abc.Awaitable[_model_service_pb2.LoadModelResponse]]:
-        """Asks workers to load a model, those too that could not load it before. For administrators."""
+        """Asks workers to load a model, including workers that failed to load it before. For administrators."""
 
     @_abc_1.abstractmethod
     def UnloadModel(
@@ -135,7 +135,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.UnloadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.UnloadModelResponse, _abc.Awaitable[_model_service_pb2.UnloadModelResponse]]:
-        """Asks workers to unload a model when no job runs on it; a later job loads it again. For administrators."""
+        """Asks workers to unload a model when no job uses it. A later job loads it again. For administrators."""
 
     @_abc_1.abstractmethod
     def Predict(

@@ -26,23 +26,23 @@ class _DataType:
 class _DataTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DATA_TYPE_UNSPECIFIED: _DataType.ValueType  # 0
-    """Not set: an error in a request, never sent in an answer."""
+    """Not set: invalid in a request, never sent in a response."""
     DATA_TYPE_FLOAT16: _DataType.ValueType  # 1
-    """IEEE 754 half precision, 2 bytes a value. Masks are sent this way."""
+    """IEEE 754 half precision, 2 bytes per value. Masks use it."""
     DATA_TYPE_FLOAT32: _DataType.ValueType  # 2
-    """IEEE 754 single precision, 4 bytes a value."""
+    """IEEE 754 single precision, 4 bytes per value."""
     DATA_TYPE_UINT8: _DataType.ValueType  # 3
     """Unsigned byte, 0 to 255."""
 
 class DataType(_DataType, metaclass=_DataTypeEnumTypeWrapper):
-    """How the numbers of a tensor are encoded, little-endian."""
+    """Encoding of a tensor's values, little-endian."""
 
 DATA_TYPE_UNSPECIFIED: DataType.ValueType  # 0
-"""Not set: an error in a request, never sent in an answer."""
+"""Not set: invalid in a request, never sent in a response."""
 DATA_TYPE_FLOAT16: DataType.ValueType  # 1
-"""IEEE 754 half precision, 2 bytes a value. Masks are sent this way."""
+"""IEEE 754 half precision, 2 bytes per value. Masks use it."""
 DATA_TYPE_FLOAT32: DataType.ValueType  # 2
-"""IEEE 754 single precision, 4 bytes a value."""
+"""IEEE 754 single precision, 4 bytes per value."""
 DATA_TYPE_UINT8: DataType.ValueType  # 3
 """Unsigned byte, 0 to 255."""
 Global___DataType: _TypeAlias = DataType  # noqa: Y015
@@ -81,7 +81,7 @@ Global___Tensor: _TypeAlias = Tensor  # noqa: Y015
 
 @_typing.final
 class Image(_message.Message):
-    """A picture to explain, encoded or as numbers."""
+    """An image, as an encoded file or as values."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -89,19 +89,19 @@ class Image(_message.Message):
     PIXELS_FIELD_NUMBER: _builtins.int
     MODEL_INPUT_FIELD_NUMBER: _builtins.int
     encoded: _builtins.bytes
-    """A JPEG, PNG or WebP file, at most the server's limits in bytes and pixels. The EXIF orientation is applied, an
-    alpha channel is composed over white, palette, grey and CMYK pictures are converted to RGB; the first frame counts.
+    """A JPEG, PNG or WebP file within the server's limits for bytes and pixels. The EXIF orientation is applied. Alpha
+    is composed over white. Palette, grey and CMYK images are converted to RGB. The first frame is used.
     """
     @_builtins.property
     def pixels(self) -> Global___Tensor:
-        """An RGB picture of shape (height, width, 3): UINT8 in 0..255, or FLOAT32/FLOAT16 in 0..1. It passes through the
-        model's preprocessing like a decoded file.
+        """An RGB image of shape (height, width, 3): UINT8 in 0..255, or FLOAT32 or FLOAT16 in 0..1. The model's
+        preprocessing is applied to it as to a decoded file.
         """
 
     @_builtins.property
     def model_input(self) -> Global___Tensor:
-        """An input as the model takes it, of shape (3, height, width) and already normalised: FLOAT32 or FLOAT16, finite.
-        It skips preprocessing, so its size must be the model's input size.
+        """The model's input, of shape (3, height, width), already normalised: FLOAT32 or FLOAT16, finite. It skips
+        preprocessing, so its size must be the model's input size.
         """
 
     def __init__(
@@ -123,7 +123,7 @@ Global___Image: _TypeAlias = Image  # noqa: Y015
 
 @_typing.final
 class Box(_message.Message):
-    """A rectangle in pixels of the model's input: x to the right, y down."""
+    """A rectangle in pixels of the model's input; x increases to the right, y downwards."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
