@@ -314,10 +314,10 @@ def test_the_bundled_valkey_throws_nothing_away(render) -> None:
         ("misspelt=1", "misspelt"),
         ("workers[0].models={unknown}", "serves the model unknown"),
         ("workers[1].name=second", "second has no models"),
-        ("workers[0].keda.enabled=true", "needs keda.prometheusUrl"),
-        ("valkey.enabled=false", "queue.url: needed"),
+        ("workers[0].keda.enabled=true", "keda.enabled without keda.prometheusUrl"),
+        ("valkey.enabled=false", "queue.url: not set"),
         ("queue.url=redis://elsewhere", "set valkey.enabled to false"),
-        ("tls.clientCaSecret=ca", "needs tls.existingSecret"),
+        ("tls.clientCaSecret=ca", "set without tls.existingSecret"),
         ("ingress.enabled=true", "ingress.host: needed"),
         ("queue.settings.max_stored_bytes=1073741825", "valkey.maxMemory: 1gb is less than the 1073741825 bytes"),
         ("valkey.maxMemory=8gb", "valkey.maxMemory: 8gb is more than three quarters of the pod's limit"),
@@ -325,7 +325,7 @@ def test_the_bundled_valkey_throws_nothing_away(render) -> None:
             "valkey.resources.limits.memory=1100M",
             "valkey.maxMemory: 1gb is more than three quarters of the pod's limit",
         ),
-        ("workers[1].name=cpu,workers[1].models={efficientnet-lite0}", "workers: two are named cpu"),
+        ("workers[1].name=cpu,workers[1].models={efficientnet-lite0}", "workers: two entries have the name cpu"),
         (
             "service.autoscaling.enabled=true,service.autoscaling.minReplicas=11",
             "service.autoscaling.minReplicas: 11 is more than maxReplicas (10)",
@@ -571,7 +571,7 @@ NOTES = {
     "a queue in memory": (
         "cpu-only-values.yaml",
         ("valkey.persistence.enabled=false",),
-        "queued jobs and results are lost",
+        "jobs and results are lost",
     ),
 }
 

@@ -30,7 +30,7 @@ QUIET = (
     'code="CANCELLED"',
 )
 #: Panels that show nothing in an installation where nothing has gone wrong, or no exporter runs.
-SILENT = {"From cancel to idle, 95 %", "Memory of Redis", "Baseline does not hide the class"}
+SILENT = {"Cancellation to idle, 95 %", "Redis memory", "Baseline does not hide the class"}
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 {{- /*
-What no schema can say: values that contradict each other, or what is installed. Each message names the value and a remedy.
+Checks that a schema cannot express: values that contradict each other or the installed release. Messages name value and remedy.
 */ -}}
 {{- define "sagittal.checks" -}}
 {{- include "sagittal.checkWorkers" . -}}
@@ -18,7 +18,7 @@ What no schema can say: values that contradict each other, or what is installed.
 {{- $names := list -}}
 {{- range (include "sagittal.workers" . | fromJson).workers -}}
 {{- if has .name $names -}}
-{{- fail (printf "workers: two are named %s; give each a name of its own, since its Deployment is named after it" .name) -}}
+{{- fail (printf "workers: two entries have the name %s; give each its own, because its Deployment is named after it" .name) -}}
 {{- end -}}
 {{- $names = append $names .name -}}
 {{- if and .keda.enabled (gt (int .keda.minReplicas) (int .keda.maxReplicas)) -}}
@@ -28,8 +28,8 @@ What no schema can say: values that contradict each other, or what is installed.
 {{- end -}}
 
 {{- /*
-Past what the queue keeps by itself the oldest answers go; past maxMemory new jobs are refused; past the limit of the pod the
-kernel ends Valkey. A quarter of the limit is for what maxmemory does not count: rewriting the append-only file, and connections.
+Beyond max_stored_bytes the queue deletes the oldest answers; beyond maxMemory it refuses new jobs; beyond the pod's limit the
+kernel kills Valkey. maxmemory does not count the rewriting of the append-only file and connections: they need a quarter of the limit.
 */ -}}
 {{- define "sagittal.checkValkeyMemory" -}}
 {{- $memory := .Values.valkey.maxMemory -}}
@@ -37,16 +37,16 @@ kernel ends Valkey. A quarter of the limit is for what maxmemory does not count:
 {{- $bytes := mul (regexFind "^[0-9]+" $memory) $unit -}}
 {{- $kept := int64 (dig "max_stored_bytes" 2147483648 .Values.queue.settings) -}}
 {{- if gt $kept $bytes -}}
-{{- fail (printf "valkey.maxMemory: %s is less than the %d bytes that the queue keeps; lower queue.settings.max_stored_bytes, or give more" $memory $kept) -}}
+{{- fail (printf "valkey.maxMemory: %s is less than the %d bytes that the queue stores; lower queue.settings.max_stored_bytes, or raise maxMemory" $memory $kept) -}}
 {{- end -}}
 {{- with dig "limits" "memory" "" .Values.valkey.resources -}}
 {{- if gt (mulf $bytes 4) (mulf (include "sagittal.bytes" .) 3) -}}
-{{- fail (printf "valkey.maxMemory: %s is more than three quarters of the pod's limit (valkey.resources.limits.memory: %v): Valkey would be ended before it refuses jobs; lower maxMemory, or raise the limit" $memory .) -}}
+{{- fail (printf "valkey.maxMemory: %s is more than three quarters of the pod's limit (valkey.resources.limits.memory: %v): Valkey would be killed before it refuses jobs; lower maxMemory, or raise the limit" $memory .) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 
-{{- /* The bytes of a quantity of memory as Kubernetes writes it. */ -}}
+{{- /* Bytes of a memory quantity in Kubernetes notation. */ -}}
 {{- define "sagittal.bytes" -}}
 {{- $quantity := toString . -}}
 {{- $units := dict "" 1 "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 -}}
@@ -58,7 +58,7 @@ kernel ends Valkey. A quarter of the limit is for what maxmemory does not count:
 {{- end -}}
 {{- end -}}
 
-{{- /* Another name for the objects is another StatefulSet with another, empty volume: the queue would be left behind. */ -}}
+{{- /* Other object names mean another StatefulSet with an empty volume, so the queue would be left behind. */ -}}
 {{- define "sagittal.checkValkeyName" -}}
 {{- if .Release.IsUpgrade -}}
 {{- $name := printf "%s-valkey" (include "sagittal.fullname" .) -}}
@@ -66,7 +66,7 @@ kernel ends Valkey. A quarter of the limit is for what maxmemory does not count:
 {{- $labels := default dict .metadata.labels -}}
 {{- $ours := and (eq (get $labels "app.kubernetes.io/instance") $.Release.Name) (eq (get $labels "app.kubernetes.io/component") "valkey") -}}
 {{- if and $ours (eq (get (default dict .metadata.annotations) "meta.helm.sh/release-name") $.Release.Name) (ne .metadata.name $name) -}}
-{{- fail (printf "nameOverride, fullnameOverride: this upgrade would name Valkey %s, and leave the queue of %s behind in the volume data-%s-0; keep the names. To begin with an empty queue on purpose, delete the old one first: kubectl --namespace %s delete statefulset %s" $name .metadata.name .metadata.name $.Release.Namespace .metadata.name) -}}
+{{- fail (printf "nameOverride, fullnameOverride: this upgrade would rename Valkey to %s and leave the queue of %s behind in the volume data-%s-0; keep the names. To start with an empty queue on purpose, delete the old one first: kubectl --namespace %s delete statefulset %s" $name .metadata.name .metadata.name $.Release.Namespace .metadata.name) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

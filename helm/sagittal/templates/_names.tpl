@@ -12,7 +12,7 @@
 {{- end -}}
 {{- end -}}
 
-{{- /* What every selector of the release has in common. Selectors cannot be changed by an upgrade: add nothing here. */ -}}
+{{- /* Labels common to every selector of the release. An upgrade cannot change selectors: add nothing here. */ -}}
 {{- define "sagittal.releaseSelector" -}}
 app.kubernetes.io/name: {{ include "sagittal.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -28,7 +28,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end -}}
 
-{{- /* Of pods: nothing that a release of the chart changes, since every change restarts the pods, and Valkey's is the queue. */ -}}
+{{- /* Labels of pods. They must not change with the chart's version, because each change restarts the pods, including Valkey. */ -}}
 {{- define "sagittal.podLabels" -}}
 {{ include "sagittal.releaseSelector" . }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
@@ -42,13 +42,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/component: service
 {{- end -}}
 
-{{- /* Of all workers. */ -}}
+{{- /* Selects all workers. */ -}}
 {{- define "sagittal.workersSelector" -}}
 {{ include "sagittal.releaseSelector" . }}
 app.kubernetes.io/component: worker
 {{- end -}}
 
-{{- /* Of one worker deployment: a dict of root and worker. */ -}}
+{{- /* Selects one worker deployment. Takes a dict of root and worker. */ -}}
 {{- define "sagittal.workerSelector" -}}
 {{ include "sagittal.workersSelector" .root }}
 sagittal/worker: {{ .worker.name }}
@@ -59,7 +59,7 @@ sagittal/worker: {{ .worker.name }}
 app.kubernetes.io/component: valkey
 {{- end -}}
 
-{{- /* A dict of root and image. */ -}}
+{{- /* Image reference. Takes a dict of root and image. */ -}}
 {{- define "sagittal.image" -}}
 {{- if .image.digest -}}
 {{ .image.repository }}@{{ .image.digest }}
@@ -68,21 +68,21 @@ app.kubernetes.io/component: valkey
 {{- end -}}
 {{- end -}}
 
-{{- /* The entries of `workers`, with what they leave out from `workerDefaults`, as JSON of {"workers": [...]}. */ -}}
+{{- /* The entries of `workers` merged with `workerDefaults`, as JSON of {"workers": [...]}. */ -}}
 {{- define "sagittal.workers" -}}
 {{- $workers := list -}}
 {{- range .Values.workers -}}
 {{- $worker := mergeOverwrite (deepCopy $.Values.workerDefaults) . -}}
 {{- if not $worker.models -}}
-{{- fail (printf "workers: %s has no models; name some of those under `models`" $worker.name) -}}
+{{- fail (printf "workers: %s has no models; list names from `models`" $worker.name) -}}
 {{- end -}}
 {{- if and $worker.keda.enabled (not $.Values.keda.prometheusUrl) -}}
-{{- fail (printf "workers: %s has keda.enabled, which needs keda.prometheusUrl" $worker.name) -}}
+{{- fail (printf "workers: %s has keda.enabled without keda.prometheusUrl; set the URL of Prometheus" $worker.name) -}}
 {{- end -}}
 {{- range $worker.models -}}
 {{- $toml := get $.Values.models . -}}
 {{- if not $toml -}}
-{{- fail (printf "workers: %s serves the model %s, which is not under `models`" $worker.name .) -}}
+{{- fail (printf "workers: %s serves the model %s, which `models` does not have; add it there" $worker.name .) -}}
 {{- end -}}
 {{- if not (regexMatch (printf `(?m)^\s*name\s*=\s*"%s"` (regexQuoteMeta .)) $toml) -}}
 {{- fail (printf "models: the TOML of %s must have name = %q" . .) -}}

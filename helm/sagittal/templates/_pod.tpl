@@ -15,7 +15,7 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{- /* Where pods go: a dict of root, pod (values) and selector (text). */ -}}
+{{- /* Placement of pods. Takes a dict of root, pod (values) and selector (text). */ -}}
 {{- define "sagittal.placement" -}}
 {{- with .root.Values.imagePullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
@@ -51,14 +51,14 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{- /* Environment variables of the queue, for service and workers. */ -}}
+{{- /* Environment variables for the queue, for service and workers. */ -}}
 {{- define "sagittal.queueEnv" -}}
 {{- $queue := .Values.queue -}}
 {{- $secret := $queue.existingSecret -}}
 {{- $key := $queue.secretPasswordKey -}}
 {{- if .Values.valkey.enabled -}}
 {{- if or $queue.url $secret -}}
-{{- fail "queue: set valkey.enabled to false to use an external Redis, or leave queue.url and queue.existingSecret empty" -}}
+{{- fail "queue: valkey.enabled and an external Redis are both set; set valkey.enabled to false, or leave queue.url and queue.existingSecret empty" -}}
 {{- end -}}
 {{- $secret = include "sagittal.valkeySecret" . -}}
 {{- $key = .Values.valkey.secretPasswordKey -}}
@@ -72,7 +72,7 @@ topologySpreadConstraints:
       key: {{ $queue.secretUrlKey }}
 {{- else -}}
 - name: SAGITTAL_QUEUE__URL
-  value: {{ required "queue.url: needed where valkey.enabled is false" $queue.url | quote }}
+  value: {{ required "queue.url: not set, but valkey.enabled is false; set the URL of an external Redis" $queue.url | quote }}
 {{- end }}
 {{- if and $secret $key }}
 - name: SAGITTAL_QUEUE__PASSWORD
@@ -87,7 +87,7 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{- /* What a TLS connection to Redis needs, for service and workers; nothing where it needs no more than the system has. */ -}}
+{{- /* Certificates for TLS to Redis, for service and workers; nothing if the system's suffice. */ -}}
 {{- define "sagittal.redisTlsMount" -}}
 {{- if .Values.queue.tlsSecret -}}
 - {name: redis-tls, mountPath: /etc/redis-tls, readOnly: true}
@@ -101,7 +101,7 @@ topologySpreadConstraints:
 {{- end -}}
 {{- end -}}
 
-{{- /* Where traces go, for service and workers alike. */ -}}
+{{- /* Trace collector, for service and workers. */ -}}
 {{- define "sagittal.tracingEnv" -}}
 {{- if .Values.tracing.endpoint }}
 - name: SAGITTAL_TRACING__ENDPOINT
@@ -109,7 +109,7 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{- /* Further settings: SAGITTAL_ and the name in upper case. */ -}}
+{{- /* Other settings: SAGITTAL_ followed by the name in upper case. */ -}}
 {{- define "sagittal.settingsEnv" -}}
 {{- range $name, $value := . }}
 - name: SAGITTAL_{{ upper $name }}
@@ -117,7 +117,7 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{- /* A value as an environment variable has it: large numbers without exponents, structures as JSON. */ -}}
+{{- /* A value as an environment variable: large numbers without exponents, structures as JSON. */ -}}
 {{- define "sagittal.setting" -}}
 {{- if kindIs "float64" . -}}
 {{- if eq (floor .) . }}{{ printf "%.0f" . | quote }}{{ else }}{{ toString . | quote }}{{ end -}}
