@@ -156,8 +156,8 @@ class ConnectionSettings(BaseModel):
     max_streams: Annotated[int, Field(ge=1)] = 1_000
     """Simultaneous calls on one connection."""
     max_connections: Annotated[int, Field(ge=1)] = 4_096
-    """Simultaneous connections to each address; further ones are closed immediately. Keep it below the process's limit of
-    open files."""
+    """Simultaneous connections to each address; further ones are closed immediately. Keep it below the process's limit
+    of open files."""
     max_idle: Positive = 300.0
     """Time after which a connection without a call is closed, in seconds; a client reconnects for its next call."""
     handshake_timeout: Positive = 20.0
