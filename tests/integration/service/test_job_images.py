@@ -168,7 +168,7 @@ async def test_images_that_are_no_longer_kept_are_said_to_be_gone() -> None:
         await images_are_gone(stack, job_id)
         error = await refused(image(stack, job_id, ORIGINAL))
         assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
-        assert "no longer kept" in error.details()
+        assert "are deleted" in error.details()
 
 
 async def test_a_job_shows_its_images_to_its_tenant_alone() -> None:
