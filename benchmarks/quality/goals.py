@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sagittal.explain.measures.statistics import Interval
+from quality.statistics import Interval
 
 ENOUGH = 40
 """Pictures on which a goal is judged."""

@@ -10,10 +10,9 @@ from quality import heatmap, published, weights
 from quality.chart import Line, chart
 from quality.goals import Goal, signed
 from quality.measuring import Measurements
+from quality.sanity import UNCHANGED
+from quality.statistics import Comparison, bootstrap, compare
 from subject import table
-
-from sagittal.explain.measures.sanity import UNCHANGED
-from sagittal.explain.measures.statistics import Comparison, bootstrap, compare
 
 DEFAULT = "igos++"
 REFERENCE = "igos++-reference"

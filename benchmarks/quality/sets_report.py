@@ -8,9 +8,8 @@ from quality import sets
 from quality.cache import Record
 from quality.goals import Goal
 from quality.measuring import ORDERINGS, Measurements
+from quality.statistics import bootstrap
 from subject import table
-
-from sagittal.explain.measures.statistics import bootstrap
 
 OURS, THEIRS = "mse", "mse-reference"
 

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from quality import cache
+from quality.sanity import randomisation_check
 from subject import Picture
 from torch import Tensor, nn
 
 from sagittal.engine import Engine, Task
 from sagittal.explain import Explainer, Metrics, Question, explanation_steps
 from sagittal.explain.events import SaliencyMask
-from sagittal.explain.measures.sanity import randomisation_check
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import black
 from sagittal.models.sources import EVERYTHING, load_source

@@ -1,6 +1,8 @@
 """One distribution over four source roots: what an install brings, and what it does not."""
 
 import importlib.metadata
+import json
+import os
 import re
 import subprocess
 import sys
@@ -9,8 +11,36 @@ from pathlib import Path
 
 import pytest
 
+import sagittal.client
+
 ROOT = Path(__file__).parents[2]
 SOURCE_ROOTS = ("protos", "service", "workers", "clients")
+
+#: What the wheel exports: a removed name breaks users. tests/unit/client/test_public.py lists those of the client.
+PUBLIC = {
+    "sagittal.client": frozenset(sagittal.client.__all__),
+    "sagittal.engine": frozenset({
+        "BlackBox", "BlackBoxEvaluator", "Budget", "Engine", "EvaluationFailed", "Evaluator",
+        "INTERACTIVE_WEIGHT", "ModelUnreachable", "Output", "Task", "TaskCancelled", "TorchEvaluator",
+        "Usage",
+    }),
+    "sagittal.explain": frozenset({
+        "Black", "Blur", "Concepts", "CurveProtocol", "EXPLAINERS", "EvaluateMask", "ExcitationBackprop",
+        "Explainer", "Given", "GradCAM", "IGOS", "IGOSPlus", "IGOSPlusPlus", "IntegratedGradients",
+        "InvalidParameter", "MeanColour", "MeaningfulPerturbation", "Metrics",
+        "MinimalSufficientExplanations", "Needs", "Noise", "Occlusion", "Problem", "Question", "RISE",
+        "RegionScore", "Row", "ScoreCAM", "StructuredAttentionGraph", "Unsupported", "explain",
+        "explanation_steps", "find_method", "parameter", "parameters", "score_regions",
+    }),
+}  # fmt: skip
+
+#: Prints for each module of its arguments where it came from, and its public names, all of which exist.
+SHOW_PUBLIC = """
+import importlib, json, sys
+modules = [importlib.import_module(name) for name in sys.argv[1:]]
+missing = [name for module in modules for name in module.__all__ if not hasattr(module, name)]
+print(json.dumps({module.__name__: [module.__file__, missing, sorted(module.__all__)] for module in modules}))
+"""
 
 CLIENT = "import sagittal.client"
 SERVICE = "import sagittal.server.main"
@@ -49,6 +79,17 @@ def test_the_wheel_holds_every_part_and_its_data(wheel):
     } <= names
     assert any(name.startswith("sagittal/queue/scripts/") and name.endswith(".lua") for name in names)
     assert "sagittal/__init__.py" not in names
+
+
+def test_the_wheel_exports_exactly_the_public_names(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", SHOW_PUBLIC, *PUBLIC]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
+    for module, (file, missing, names) in json.loads(done.stdout).items():
+        assert file.startswith(str(tmp_path)), f"{module} is not that of the wheel"
+        assert not missing
+        assert set(names) == PUBLIC[module]
 
 
 def test_the_bare_install_is_the_client_and_pulls_neither_torch_nor_redis():

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from known_models import LEFT, image
+from quality.sanity import randomisation_check, randomise, weighted_layers
 from torch import nn
 
 from sagittal.explain import ExcitationBackprop, GradCAM, IntegratedGradients, Occlusion
-from sagittal.explain.measures.sanity import randomisation_check, randomise, weighted_layers
 
 PICTURE = image(LEFT)
 

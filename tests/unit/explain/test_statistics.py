@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from sagittal.explain.measures.statistics import bootstrap, compare, spearman
+from quality.statistics import bootstrap, compare, spearman
 
 
 def test_the_interval_is_that_of_the_mean():

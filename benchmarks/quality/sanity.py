@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from quality.statistics import spearman
 from torch import Tensor, nn
 
-from sagittal.explain.measures.statistics import spearman
 from sagittal.explain.problem import derive_seed
 
 UNCHANGED = 0.5
