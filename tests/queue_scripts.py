@@ -83,5 +83,5 @@ def use_as_a_neighbour(scripts: Scripts, *, tenant: str = "neighbour", model: st
     assert scripts.run("get", job.job_id)[2] == b"completed"
     assert scripts.run("read", job.job_id, 0, 16, 2**20, "")[0] == b"1"
     scripts.run("backlog")
-    scripts.run("list", "", 100, 500, "", "", "", "", "")
+    scripts.run("list", "", 100, 500, *[""] * 11)
     assert scripts.run("delete", job.job_id, "nonce") == b"ok"

@@ -7,7 +7,7 @@ import pytest
 from embedded_queue import stored_events
 
 from sagittal.core.errors import AlreadyExists, EventsExpired, FailedPrecondition, ModelFailed, UnknownJob, to_status
-from sagittal.core.jobs import JobKind, JobState, Lane, StoredEvent
+from sagittal.core.jobs import JobFilter, JobKind, JobState, Lane, StoredEvent
 from sagittal.v1 import explanation_pb2
 
 
@@ -160,7 +160,7 @@ async def test_only_ended_jobs_are_deleted_and_then_they_are_gone(queue, new_job
     await queue.jobs.delete(job.job_id)
     with pytest.raises(UnknownJob):
         await queue.jobs.get(job.job_id)
-    assert (await queue.jobs.list(model="", states=[], limit=10, page_token=""))[0] == []
+    assert (await queue.jobs.list(limit=10, page_token=""))[0] == []
     assert (await queue.jobs.submit(new_job(request_id="mine"), b"accepted"))[1]
 
 
@@ -168,7 +168,7 @@ async def test_jobs_are_listed_newest_first_in_pages(queue, new_job) -> None:
     ids = [(await queue.jobs.submit(new_job(), b"a"))[0].job_id for _ in range(5)]
     found, token = [], ""
     while True:
-        page, token = await queue.jobs.list(model="", states=[], limit=2, page_token=token)
+        page, token = await queue.jobs.list(limit=2, page_token=token)
         assert len(page) <= 2
         found += [job.job_id for job in page]
         await queue.jobs.submit(new_job(), b"a")  # what comes meanwhile moves no page
@@ -183,7 +183,7 @@ async def test_jobs_are_listed_by_model_and_state(queue, new_job) -> None:
     queue.worker().settle(queue.lease(), b"done", JobState.COMPLETED)
 
     async def ids(model: str, *states: JobState) -> list[str]:
-        jobs, token = await queue.jobs.list(model=model, states=states, limit=10, page_token="")
+        jobs, token = await queue.jobs.list(JobFilter(model=model, states=states), limit=10, page_token="")
         assert token == ""
         return [job.job_id for job in jobs]
 
@@ -203,7 +203,7 @@ async def test_jobs_are_listed_by_tenant_kind_and_reason(queue, new_job) -> None
     await queue.jobs.sweep()
 
     async def ids(**filters: object) -> list[str]:
-        return [job.job_id for job in (await queue.jobs.list(limit=10, page_token="", **filters))[0]]
+        return [job.job_id for job in (await queue.jobs.list(JobFilter(**filters), limit=10, page_token=""))[0]]
 
     assert await ids() == [late.job_id, other.job_id, mine.job_id]
     assert await ids(tenant="mine") == [mine.job_id]

@@ -8,7 +8,7 @@ import pytest
 from embedded_queue import stored_events
 
 from sagittal.core.errors import Overloaded
-from sagittal.core.jobs import JobState, Lane
+from sagittal.core.jobs import JobFilter, JobState, Lane
 from sagittal.queue.protocol import LeaseLost
 from sagittal.v1 import explanation_pb2
 
@@ -71,7 +71,7 @@ async def test_a_job_that_takes_its_workers_down_is_buried_and_listed(make_queue
     assert events[-1].terminal
     assert "in 2 attempts" in failed.message
     assert "'two'" in failed.message
-    buried = (await queue.jobs.list(model="", states=[JobState.FAILED], limit=5, page_token=""))[0]
+    buried = (await queue.jobs.list(JobFilter(states=[JobState.FAILED]), limit=5, page_token=""))[0]
     assert [(each.job_id, each.attempt, each.worker) for each in buried] == [(job.job_id, 2, "two")]
 
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from sagittal.core.errors import Overloaded
-from sagittal.core.jobs import JobState
+from sagittal.core.jobs import JobFilter, JobState
 from sagittal.v1 import explanation_pb2
 
 MIB = 1024 * 1024
@@ -60,7 +60,7 @@ async def test_past_a_tenants_share_its_own_ended_jobs_make_room_and_no_others(m
     victim = await answered(queue, new_job, "victim", MIB)
     hostile = [await answered(queue, new_job, "hostile", MIB) for _ in range(12)]
     assert await kept(queue, victim)
-    jobs, _ = await queue.jobs.list(limit=20, page_token="", tenant="hostile")
+    jobs, _ = await queue.jobs.list(JobFilter(tenant="hostile"), limit=20, page_token="")
     assert {job.job_id for job in jobs} == set(hostile[-3:])
 
 
@@ -92,7 +92,7 @@ async def test_events_that_are_written_take_the_room_of_jobs_that_ended(make_que
     lease = queue.lease()
     for _ in range(3):
         queue.worker().append(lease, [bytes(MIB)])
-    jobs, _ = await queue.jobs.list(limit=9, page_token="", tenant="busy")
+    jobs, _ = await queue.jobs.list(JobFilter(tenant="busy"), limit=9, page_token="")
     assert [job.job_id for job in jobs] == [running.job_id], f"{old} made room"
     assert await kept(queue, victim)
     for _ in range(3):

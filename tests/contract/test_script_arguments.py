@@ -58,7 +58,7 @@ class Prepared:
             "get": (waiting,),
             "heartbeat": (15.0, *held),
             "lease": ("worker", "nonce", 15.0, 5, "", "model@1", "other@1"),
-            "list": ("", 10, 100, "", "", "", "queued,running", ""),
+            "list": ("", 10, 100, "", "", "", "queued,running", "", "", "", "&run=night&", "", "", ""),
             "read": (waiting, 0, 16, 2**20, ""),
             "release": held,
             "request": (waiting,),

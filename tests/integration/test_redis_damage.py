@@ -13,7 +13,7 @@ from embedded_queue import stored_events
 from prometheus_client import CollectorRegistry
 
 from sagittal.core.errors import QueueFailed, SagittalError, UnknownJob
-from sagittal.core.jobs import JobState, Lease, NewJob
+from sagittal.core.jobs import JobFilter, JobState, Lease, NewJob
 from sagittal.queue.jobs import RedisJobQueue
 from sagittal.queue.leases import RedisWorkerQueue
 from sagittal.queue.metrics import QueueMetrics
@@ -136,7 +136,7 @@ class Site:
         assert lease is not None
         await self.expect(self.jobs.backlog())
         await self.expect(self.jobs.costs("model", "1", "igos++"))
-        await self.expect(self.jobs.list(limit=100, page_token="", tenant="default"))
+        await self.expect(self.jobs.list(JobFilter(tenant="default"), limit=100, page_token=""))
         await self.expect(self.models.models())
         await self.expect(self.models.model("model"))
         for job_id in self.ids:

@@ -45,7 +45,7 @@ async def run_a_job(settings: QueueSettings, new_job) -> None:
         worker.release(lease)
         lease = worker.lease(MODEL, block_seconds=0)
         worker.settle(lease, b"done", JobState.COMPLETED)
-        await jobs.list(model="", states=[], limit=5, page_token="")
+        await jobs.list(limit=5, page_token="")
         await jobs.backlog()
         await jobs.sweep()
         await jobs.cancel(job.job_id, "late")

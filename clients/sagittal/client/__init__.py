@@ -60,7 +60,7 @@ from sagittal.client.events import (
     Warning,
 )
 from sagittal.client.explained_image import ExplainedImage, JobImage
-from sagittal.client.explanation import Explanation, Graph, Job, RegionScore, RegionScores
+from sagittal.client.explanation import Explanation, Graph, Job, JobChange, RegionScore, RegionScores
 from sagittal.client.extras import MissingExtra
 from sagittal.client.images import ImageLike, ModelInput
 from sagittal.client.live import LiveDisplay
@@ -140,6 +140,7 @@ __all__ = [
     "Job",
     "JobBuried",
     "JobCancelled",
+    "JobChange",
     "JobFailed",
     "JobImage",
     "LiveDisplay",

@@ -1,6 +1,8 @@
 """Common parts of the synchronous and the asyncio client: requests, answers and the connection's settings."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TypedDict
 
 from google.protobuf.message import Message
 
@@ -8,7 +10,15 @@ from sagittal.client.errors import InvalidRequest
 from sagittal.client.methods import Method, MethodLike, pack_method, resolve_method
 from sagittal.client.models import Model
 from sagittal.client.options import TLS, Options, call_metadata, full_address
-from sagittal.client.requests import ExplainOptions, build, build_spec, build_states, check_kind, split_model
+from sagittal.client.requests import (
+    ExplainOptions,
+    build,
+    build_spec,
+    build_states,
+    check_kind,
+    check_names,
+    split_model,
+)
 from sagittal.client.resume import Cursor, Patience
 from sagittal.client.tracing import CallSpan, begin_call, rpc_of
 from sagittal.v1 import explanation_pb2 as pb
@@ -80,19 +90,52 @@ def image_request(job_id: str, kind: str, longest: int, mask: int) -> service_pb
     return build(service_pb.GetExplanationImageRequest, job_id=job_id, image=number, longest=longest, mask=mask)
 
 
-def list_request(
-    model: str, states: Sequence[str] | str, reason: str, page_token: str
-) -> service_pb.ListExplanationsRequest:
-    """Returns the request for one page of jobs."""
+def list_request(wanted: service_pb.JobFilter, page_token: str) -> service_pb.ListExplanationsRequest:
+    """Returns the request of one page of jobs."""
+    return build(service_pb.ListExplanationsRequest, filter=wanted, page_token=page_token, page_size=PAGE)
+
+
+class JobConditions(TypedDict, total=False):
+    """Conditions for jobs, of which all must hold."""
+
+    model: str
+    """Name of the model."""
+    states: Sequence[str] | str
+    """Any of "queued", "running", "completed", "failed" and "cancelled"."""
+    reason: str
+    """Why they failed, such as "JOB_BURIED"."""
+    method: str
+    """Name of the method, such as "igos++"."""
+    request_id: str
+    """The caller's key."""
+    labels: Mapping[str, str]
+    """All of these labels."""
+    after: datetime | None
+    """Created at this time or later; without a time zone it is local time."""
+    before: datetime | None
+    """Created before this time."""
+
+
+def job_filter(conditions: JobConditions) -> service_pb.JobFilter:
+    """Returns conditions as the API has them. Raises InvalidRequest for one that there is not."""
+    check_names(conditions, JobConditions.__optional_keys__)
+    model = conditions.get("model", "")
     name, version = split_model(model, "")
     if version:
         text = f"got {model!r}; expected the name alone: jobs are listed for all versions of a model"
         raise InvalidRequest(text, field="model")
-    return build(
-        service_pb.ListExplanationsRequest,
+    found = build(
+        service_pb.JobFilter,
+        "filter",
         model=name,
-        states=build_states(states),
-        failure_reason=reason,
-        page_token=page_token,
-        page_size=PAGE,
+        states=build_states(conditions.get("states", ())),
+        failure_reason=conditions.get("reason", ""),
+        method=conditions.get("method", ""),
+        request_id=conditions.get("request_id", ""),
+        labels=conditions.get("labels", {}),
     )
+    for key, field in (("after", found.create_after), ("before", found.create_before)):
+        time = conditions.get(key)
+        if time is not None:
+            field.FromDatetime(check_kind(time, datetime, key, "a datetime").astimezone(UTC))
+    return found

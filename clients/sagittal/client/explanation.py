@@ -101,6 +101,20 @@ class Job:
     worker: str
     failure_reason: str = ""
     """Why it failed, such as "JOB_BURIED"; empty where it did not."""
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """What the caller attached."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobChange:
+    """Something that happened to the tenant's jobs."""
+
+    kind: str
+    """"listening": list the jobs now, then nothing is missed (the first change, and again after a lost connection);
+    "changed"; or "gone": deleted, or past its retention."""
+    job_id: str = ""
+    job: Job | None = None
+    """The job as it is now, if it changed."""
 
 
 #: Most characters of one name in the text of an explanation, and of all of it.
@@ -490,6 +504,13 @@ def parse_job(message: pb.Explanation) -> Job:
     """Returns the standing of a job."""
     job = parse(Job, message)
     return job if job.lane else replace(job, lane="interactive")
+
+
+def parse_change(message: service_pb.WatchJobsResponse) -> JobChange:
+    """Returns a change of the tenant's jobs."""
+    kind = message.WhichOneof("change") or ""
+    job = parse_job(message.changed) if kind == "changed" else None
+    return JobChange(kind=kind, job_id=job.job_id if job else message.gone, job=job)
 
 
 def parse_explanation(message: pb.Explanation) -> Explanation:

@@ -215,6 +215,8 @@ class BatchOptions(TypedDict, total=False):
     """Streams intermediate masks."""
     progress_interval: float
     """Minimum time between two progress events, in seconds."""
+    labels: Mapping[str, str]
+    """What jobs are found by in lists, counts and streams of changes; no part of what is asked."""
 
 
 class ExplainOptions(BatchOptions, total=False):
@@ -249,6 +251,7 @@ def build_spec(
     cache: CacheName = "use",
     partial_masks: bool = False,
     progress_interval: float = 0.0,
+    labels: Mapping[str, str] | None = None,
 ) -> pb.ExplanationSpec:
     """Returns the request of one explanation, without its image. Raises InvalidRequest with the name of the field."""
     spec = build(
@@ -263,6 +266,7 @@ def build_spec(
         request_id=request_id or f"client-{uuid.uuid4().hex}",
         cache_policy=enum_value(pb.CachePolicy, "CACHE_POLICY_", cache, "spec.cache_policy"),
         partial_masks=partial_masks,
+        labels=labels or {},
         seed=seed,
         max_evaluations=max_evaluations,
         target=None if target is None else build_target(target, "spec.target"),

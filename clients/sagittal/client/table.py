@@ -87,6 +87,7 @@ def _job(job: Job) -> Mapping[str, Any]:
         "worker": job.worker,
         "request_id": job.request_id,
         "failure_reason": job.failure_reason,
+        "labels": ", ".join(f"{key}={value}" for key, value in sorted(job.labels.items())),
     }
 
 

@@ -241,6 +241,26 @@ class ExplanationSpec(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MODEL_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
@@ -256,6 +276,7 @@ class ExplanationSpec(_message.Message):
     CACHE_POLICY_FIELD_NUMBER: _builtins.int
     PROGRESS_INTERVAL_FIELD_NUMBER: _builtins.int
     PARTIAL_MASKS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of a registered model. Required."""
     model_version: _builtins.str
@@ -304,6 +325,12 @@ class ExplanationSpec(_message.Message):
     def progress_interval(self) -> _duration_pb2.Duration:
         """Shortest time between two progress or partial-mask events. Not set means 250 ms."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What the caller attaches, to find the job by; no part of what is asked. At most 16; keys of at most 63 letters, digits,
+        '-', '_', '.' and '/', values of at most 128 characters.
+        """
+
     def __init__(
         self,
         *,
@@ -322,10 +349,11 @@ class ExplanationSpec(_message.Message):
         cache_policy: Global___CachePolicy.ValueType = ...,
         progress_interval: _duration_pb2.Duration | None = ...,
         partial_masks: _builtins.bool = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "deadline", b"deadline", "image", b"image", "method", b"method", "metrics", b"metrics", "progress_interval", b"progress_interval", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "cache_policy", b"cache_policy", "deadline", b"deadline", "image", b"image", "lane", b"lane", "max_evaluations", b"max_evaluations", "method", b"method", "metrics", b"metrics", "model", b"model", "model_version", b"model_version", "partial_masks", b"partial_masks", "progress_interval", b"progress_interval", "request_id", b"request_id", "seed", b"seed", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "cache_policy", b"cache_policy", "deadline", b"deadline", "image", b"image", "labels", b"labels", "lane", b"lane", "max_evaluations", b"max_evaluations", "method", b"method", "metrics", b"metrics", "model", b"model", "model_version", b"model_version", "partial_masks", b"partial_masks", "progress_interval", b"progress_interval", "request_id", b"request_id", "seed", b"seed", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1401,6 +1429,26 @@ class Explanation(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     JOB_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
@@ -1414,6 +1462,7 @@ class Explanation(_message.Message):
     WORKER_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
     FAILURE_REASON_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Identifier of the job."""
     state: Global___JobState.ValueType
@@ -1446,6 +1495,10 @@ class Explanation(_message.Message):
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplanationEvent]:
         """Its events so far; without partial masks and progress if it has ended."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What the caller attached."""
+
     def __init__(
         self,
         *,
@@ -1462,10 +1515,11 @@ class Explanation(_message.Message):
         worker: _builtins.str = ...,
         events: _abc.Iterable[Global___ExplanationEvent] | None = ...,
         failure_reason: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "create_time", b"create_time", "end_time", b"end_time", "events", b"events", "failure_reason", b"failure_reason", "job_id", b"job_id", "lane", b"lane", "method", b"method", "model", b"model", "model_version", b"model_version", "request_id", b"request_id", "state", b"state", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "create_time", b"create_time", "end_time", b"end_time", "events", b"events", "failure_reason", b"failure_reason", "job_id", b"job_id", "labels", b"labels", "lane", b"lane", "method", b"method", "model", b"model", "model_version", b"model_version", "request_id", b"request_id", "state", b"state", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

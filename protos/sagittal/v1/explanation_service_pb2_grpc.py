@@ -68,6 +68,16 @@ class ExplanationServiceStub(object):
                 request_serializer=sagittal_dot_v1_dot_explanation__service__pb2.ListExplanationsRequest.SerializeToString,
                 response_deserializer=sagittal_dot_v1_dot_explanation__service__pb2.ListExplanationsResponse.FromString,
                 _registered_method=True)
+        self.CountExplanations = channel.unary_unary(
+                '/sagittal.v1.ExplanationService/CountExplanations',
+                request_serializer=sagittal_dot_v1_dot_explanation__service__pb2.CountExplanationsRequest.SerializeToString,
+                response_deserializer=sagittal_dot_v1_dot_explanation__service__pb2.CountExplanationsResponse.FromString,
+                _registered_method=True)
+        self.WatchJobs = channel.unary_stream(
+                '/sagittal.v1.ExplanationService/WatchJobs',
+                request_serializer=sagittal_dot_v1_dot_explanation__service__pb2.WatchJobsRequest.SerializeToString,
+                response_deserializer=sagittal_dot_v1_dot_explanation__service__pb2.WatchJobsResponse.FromString,
+                _registered_method=True)
         self.CancelExplanation = channel.unary_unary(
                 '/sagittal.v1.ExplanationService/CancelExplanation',
                 request_serializer=sagittal_dot_v1_dot_explanation__service__pb2.CancelExplanationRequest.SerializeToString,
@@ -150,6 +160,22 @@ class ExplanationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CountExplanations(self, request, context):
+        """Counts jobs by state.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchJobs(self, request, context):
+        """Streams the changes of the tenant's jobs: added, state changed, or gone. List when `listening` comes, and again when the
+        stream ends with UNAVAILABLE: then nothing is missed. A job that changes often is sent as it is now, not once for each
+        change. Progress is no change: WatchExplanation streams it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CancelExplanation(self, request, context):
         """Cancels a job. An ended job stays as it is.
         """
@@ -226,6 +252,16 @@ def add_ExplanationServiceServicer_to_server(servicer, server):
                     servicer.ListExplanations,
                     request_deserializer=sagittal_dot_v1_dot_explanation__service__pb2.ListExplanationsRequest.FromString,
                     response_serializer=sagittal_dot_v1_dot_explanation__service__pb2.ListExplanationsResponse.SerializeToString,
+            ),
+            'CountExplanations': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountExplanations,
+                    request_deserializer=sagittal_dot_v1_dot_explanation__service__pb2.CountExplanationsRequest.FromString,
+                    response_serializer=sagittal_dot_v1_dot_explanation__service__pb2.CountExplanationsResponse.SerializeToString,
+            ),
+            'WatchJobs': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchJobs,
+                    request_deserializer=sagittal_dot_v1_dot_explanation__service__pb2.WatchJobsRequest.FromString,
+                    response_serializer=sagittal_dot_v1_dot_explanation__service__pb2.WatchJobsResponse.SerializeToString,
             ),
             'CancelExplanation': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelExplanation,
@@ -424,6 +460,60 @@ class ExplanationService(object):
             '/sagittal.v1.ExplanationService/ListExplanations',
             sagittal_dot_v1_dot_explanation__service__pb2.ListExplanationsRequest.SerializeToString,
             sagittal_dot_v1_dot_explanation__service__pb2.ListExplanationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountExplanations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sagittal.v1.ExplanationService/CountExplanations',
+            sagittal_dot_v1_dot_explanation__service__pb2.CountExplanationsRequest.SerializeToString,
+            sagittal_dot_v1_dot_explanation__service__pb2.CountExplanationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/sagittal.v1.ExplanationService/WatchJobs',
+            sagittal_dot_v1_dot_explanation__service__pb2.WatchJobsRequest.SerializeToString,
+            sagittal_dot_v1_dot_explanation__service__pb2.WatchJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,13 @@ class ExplanationServiceStub:
     """Returns a job and a page of its events so far."""
     ListExplanations: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.ListExplanationsRequest, _explanation_service_pb2.ListExplanationsResponse]
     """Lists jobs, newest first."""
+    CountExplanations: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.CountExplanationsRequest, _explanation_service_pb2.CountExplanationsResponse]
+    """Counts jobs by state."""
+    WatchJobs: _grpc.UnaryStreamMultiCallable[_explanation_service_pb2.WatchJobsRequest, _explanation_service_pb2.WatchJobsResponse]
+    """Streams the changes of the tenant's jobs: added, state changed, or gone. List when `listening` comes, and again when the
+    stream ends with UNAVAILABLE: then nothing is missed. A job that changes often is sent as it is now, not once for each
+    change. Progress is no change: WatchExplanation streams it.
+    """
     CancelExplanation: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.CancelExplanationRequest, _explanation_service_pb2.CancelExplanationResponse]
     """Cancels a job. An ended job stays as it is."""
     DeleteExplanation: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.DeleteExplanationRequest, _explanation_service_pb2.DeleteExplanationResponse]
@@ -91,6 +98,13 @@ class ExplanationServiceAsyncStub(ExplanationServiceStub):
     """Returns a job and a page of its events so far."""
     ListExplanations: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.ListExplanationsRequest, _explanation_service_pb2.ListExplanationsResponse]  # type: ignore[assignment]
     """Lists jobs, newest first."""
+    CountExplanations: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.CountExplanationsRequest, _explanation_service_pb2.CountExplanationsResponse]  # type: ignore[assignment]
+    """Counts jobs by state."""
+    WatchJobs: _aio.UnaryStreamMultiCallable[_explanation_service_pb2.WatchJobsRequest, _explanation_service_pb2.WatchJobsResponse]  # type: ignore[assignment]
+    """Streams the changes of the tenant's jobs: added, state changed, or gone. List when `listening` comes, and again when the
+    stream ends with UNAVAILABLE: then nothing is missed. A job that changes often is sent as it is now, not once for each
+    change. Progress is no change: WatchExplanation streams it.
+    """
     CancelExplanation: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.CancelExplanationRequest, _explanation_service_pb2.CancelExplanationResponse]  # type: ignore[assignment]
     """Cancels a job. An ended job stays as it is."""
     DeleteExplanation: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.DeleteExplanationRequest, _explanation_service_pb2.DeleteExplanationResponse]  # type: ignore[assignment]
@@ -164,6 +178,25 @@ class ExplanationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_explanation_service_pb2.ListExplanationsResponse, _abc.Awaitable[_explanation_service_pb2.ListExplanationsResponse]]:
         """Lists jobs, newest first."""
+
+    @_abc_1.abstractmethod
+    def CountExplanations(
+        self,
+        request: _explanation_service_pb2.CountExplanationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_explanation_service_pb2.CountExplanationsResponse, _abc.Awaitable[_explanation_service_pb2.CountExplanationsResponse]]:
+        """Counts jobs by state."""
+
+    @_abc_1.abstractmethod
+    def WatchJobs(
+        self,
+        request: _explanation_service_pb2.WatchJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_explanation_service_pb2.WatchJobsResponse], _abc.AsyncIterator[_explanation_service_pb2.WatchJobsResponse]]:
+        """Streams the changes of the tenant's jobs: added, state changed, or gone. List when `listening` comes, and again when the
+        stream ends with UNAVAILABLE: then nothing is missed. A job that changes often is sent as it is now, not once for each
+        change. Progress is no change: WatchExplanation streams it.
+        """
 
     @_abc_1.abstractmethod
     def CancelExplanation(

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from sagittal.core.errors import InvalidRequest
 from sagittal.core.models import MAX_LABELS
 from sagittal.core.patch_sets import MAX_GRID, MAX_SETS
-from sagittal.core.requests import MAX_BOXES, MAX_NAME, MAX_PARTS, MAX_REQUEST_ID
+from sagittal.core.requests import MAX_BOXES, MAX_JOB_LABELS, MAX_NAME, MAX_PARTS, MAX_REQUEST_ID
 from sagittal.core.tensors import MAX_DIMENSIONS
 
 #: Names of models, versions, methods and concept sets; tokens issued by the service; file names and layers.
@@ -60,6 +60,15 @@ CHARACTERS: Mapping[str, int] = {
     "sagittal.v1.ListExplanationsRequest.page_token": _TOKEN,
     "sagittal.v1.ListExplanationsRequest.model": _NAME,
     "sagittal.v1.ListExplanationsRequest.failure_reason": _NAME,
+    "sagittal.v1.ExplanationSpec.LabelsEntry.key": _NAME,
+    "sagittal.v1.ExplanationSpec.LabelsEntry.value": _NAME,
+    "sagittal.v1.JobFilter.model": _NAME,
+    "sagittal.v1.JobFilter.failure_reason": _NAME,
+    "sagittal.v1.JobFilter.method": _NAME,
+    "sagittal.v1.JobFilter.request_id": MAX_REQUEST_ID,
+    "sagittal.v1.JobFilter.LabelsEntry.key": _NAME,
+    "sagittal.v1.JobFilter.LabelsEntry.value": _NAME,
+    "sagittal.v1.CountExplanationsRequest.page_token": _TOKEN,
     "sagittal.v1.RegionSubject.model": _NAME,
     "sagittal.v1.RegionSubject.model_version": _NAME,
     "sagittal.v1.ListModelsRequest.page_token": _TOKEN,
@@ -136,6 +145,9 @@ ELEMENTS: Mapping[str, int] = {
     "sagittal.v1.Tensor.shape": MAX_DIMENSIONS,
     "sagittal.v1.Metrics.boxes": MAX_BOXES,
     "sagittal.v1.ListExplanationsRequest.states": 64,
+    "sagittal.v1.ExplanationSpec.labels": MAX_JOB_LABELS,
+    "sagittal.v1.JobFilter.labels": MAX_JOB_LABELS,
+    "sagittal.v1.JobFilter.states": 64,
     "sagittal.v1.ScoreRegionsRequest.sets": MAX_SETS,
     "sagittal.v1.PatchSet.patches": MAX_GRID**2,
     "sagittal.v1.Preprocessing.mean": 3,

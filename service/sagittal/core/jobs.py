@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +82,8 @@ class NewJob:
     """Whether the answer of another job with the same `content_key` may be used."""
     estimated_evaluations: int = 0
     """Expected model evaluations; 0 if unknown."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What the caller attached, to find the job by; no part of its content."""
     setting: str = ""
     """The part of the request that determines its cost (`setting_of`); empty if no cost is learned from the job."""
     trace_context: str = ""
@@ -127,6 +130,57 @@ class Job:
     cancel_requested: bool
     reason: str = ""
     """Stable reason of the failure, such as `JOB_BURIED`; empty if the job did not fail."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What the caller attached."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFilter:
+    """Conditions for jobs, of which all must hold; an empty one holds for every job."""
+
+    tenant: str = ""
+    kind: JobKind | None = None
+    model: str = ""
+    states: Sequence[JobState] = ()
+    """Any of these states."""
+    reason: str = ""
+    """Stable reason of the failure."""
+    method: str = ""
+    request_id: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """All of these labels."""
+    created_after: float | None = None
+    """Created at this time or later, in seconds since the epoch."""
+    created_before: float | None = None
+    """Created before this time, in seconds since the epoch."""
+
+    def matches(self, job: Job) -> bool:
+        """Whether all conditions hold for a job."""
+        texts = ("tenant", "model", "reason", "method", "request_id")
+        return (
+            all(getattr(self, name) in ("", getattr(job, name)) for name in texts)
+            and (self.kind is None or self.kind is job.kind)
+            and (not self.states or job.state in self.states)
+            and self.labels.items() <= job.labels.items()
+            and (self.created_after is None or job.created >= self.created_after)
+            and (self.created_before is None or job.created < self.created_before)
+        )
+
+
+#: Holds for every job.
+EVERY_JOB = JobFilter()
+
+
+def encode_labels(labels: Mapping[str, str]) -> str:
+    """Returns labels as one text, `&key=value&...&`, in which a label is found by its own text; empty for none."""
+    parts = [f"{quote(key, safe='')}={quote(value, safe='')}" for key, value in sorted(labels.items())]
+    return f"&{'&'.join(parts)}&" if parts else ""
+
+
+def decode_labels(text: str) -> Mapping[str, str]:
+    """Returns labels from their text; what is damaged is left out."""
+    pairs = (part.partition("=") for part in text.split("&") if part)
+    return {unquote(key): unquote(value) for key, _, value in pairs}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

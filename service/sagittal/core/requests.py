@@ -5,6 +5,7 @@ Each error is an InvalidRequest that names the field, the given value and the al
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
@@ -98,6 +99,11 @@ def _alike(wanted: str, candidates: Iterable[str]) -> Sequence[str]:
 #: Characters of `request_id`.
 MAX_REQUEST_ID = 128
 
+#: Labels of a job.
+MAX_JOB_LABELS = 16
+
+_LABEL_KEY = re.compile(r"^[A-Za-z0-9._/-]{1,63}$")
+
 #: Steps of a curve at mask resolution.
 MAX_CURVE_STEPS = 1_000
 
@@ -184,6 +190,14 @@ class CheckedSpec:
         return [metrics.skip_curves, metrics.curve_protocol, metrics.curve_steps, boxes]
 
 
+def check_labels(labels: Mapping[str, str], field: str) -> None:
+    """Raises InvalidRequest for a label with a wrong key."""
+    for key in labels:
+        if not _LABEL_KEY.match(key):
+            text = f"{field} has the key {shown(key)}; give 1 to 63 letters, digits, '-', '_', '.' and '/'"
+            raise InvalidRequest(text, field=field)
+
+
 def check_spec(
     spec: explanation_pb2.ExplanationSpec, model: model_pb2.Model, limits: TimeLimits, *, field: str = "spec"
 ) -> CheckedSpec:
@@ -197,6 +211,7 @@ def check_spec(
     """
     check_image_set(spec.image, f"{field}.image")
     check_request_id(spec.request_id, f"{field}.request_id")
+    check_labels(spec.labels, f"{field}.labels")
     _check_enum(explanation_pb2.Lane.DESCRIPTOR, spec.lane, f"{field}.lane")
     _check_enum(explanation_pb2.CachePolicy.DESCRIPTOR, spec.cache_policy, f"{field}.cache_policy")
     check_baseline(spec.baseline, f"{field}.baseline")

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import structlog
@@ -17,7 +19,19 @@ from sagittal.core.errors import (
     SagittalError,
     UnknownJob,
 )
-from sagittal.core.jobs import Backlog, Cost, EventPage, Job, JobKind, JobState, NewJob, StoredEvent, StoredRequest
+from sagittal.core.jobs import (
+    EVERY_JOB,
+    Backlog,
+    Cost,
+    EventPage,
+    Job,
+    JobFilter,
+    JobState,
+    NewJob,
+    StoredEvent,
+    StoredRequest,
+    encode_labels,
+)
 from sagittal.process.supervision import Supervised, Supervisor
 from sagittal.queue.connection import AsyncRunner, close_async, connect_async
 from sagittal.queue.events import Ending, cancelled_event, expired_events, forgotten_request
@@ -35,7 +49,7 @@ from sagittal.queue.scripts import (
 )
 from sagittal.queue.settings import MIB, QueueSettings
 from sagittal.queue.sweep import AUDIT_SECONDS, SWEEPS_IN_A_ROW, end_arguments, parse_sweep, sweep_arguments
-from sagittal.queue.watch import LOOK_SECONDS, LogNotifications
+from sagittal.queue.watch import LOOK_SECONDS, JobChanges, LogNotifications
 
 log = structlog.get_logger(__name__)
 
@@ -148,28 +162,52 @@ class RedisJobQueue:
         if answer != "ok":
             raise FailedPrecondition(f"job {job_id} is {answer}: cancel it, and delete it after it has ended")
 
-    async def list(
-        self,
-        *,
-        limit: int,
-        page_token: str,
-        tenant: str = "",
-        kind: JobKind | None = None,
-        model: str = "",
-        states: Sequence[JobState] = (),
-        reason: str = "",
-    ) -> tuple[Sequence[Job], str]:
+    async def list(self, wanted: JobFilter = EVERY_JOB, *, limit: int, page_token: str) -> tuple[Sequence[Job], str]:
         """Returns a page of jobs, newest first."""
         found: list[Job] = []
-        wanted = ",".join(state.value for state in states)
-        filters = (tenant, kind.value if kind else "", model, wanted, reason)
         for _ in range(MOST_LOOKS):
-            page = await self._script("list", page_token, limit - len(found), JOBS_AT_ONCE, *filters)
+            page = await self._look(wanted, page_token, limit - len(found))
             found += [parse_job(view) for view in page[1:]]
             page_token = page[0].decode(errors="replace")
             if not page_token or len(found) == limit:
                 break
         return found, page_token
+
+    async def count(self, wanted: JobFilter, *, page_token: str) -> tuple[Mapping[JobState, int], str]:
+        """Returns how many jobs there are by state, and where to go on counting."""
+        counts: Counter[JobState] = Counter()
+        for _ in range(MOST_LOOKS):
+            page = await self._look(wanted, page_token, 1, count=True)
+            for state, number in zip(page[1::2], page[2::2], strict=True):
+                counts[JobState(state.decode())] += int(number)
+            page_token = page[0].decode(errors="replace")
+            if not page_token:
+                break
+        return counts, page_token
+
+    def changes(self, tenant: str) -> AbstractContextManager[JobChanges]:
+        """Gives the changes of a tenant's explanations from now on."""
+        return self._notifications.changes(tenant)
+
+    async def _look(self, wanted: JobFilter, page_token: str, limit: int, *, count: bool = False) -> Any:
+        """Returns what one call of the script `list` finds."""
+        return await self._script(
+            "list",
+            page_token,
+            limit,
+            JOBS_AT_ONCE,
+            wanted.tenant,
+            wanted.kind.value if wanted.kind else "",
+            wanted.model,
+            ",".join(state.value for state in wanted.states),
+            wanted.reason,
+            wanted.method,
+            wanted.request_id,
+            encode_labels(wanted.labels),
+            "" if wanted.created_after is None else repr(wanted.created_after),
+            "" if wanted.created_before is None else repr(wanted.created_before),
+            "1" if count else "",
+        )
 
     async def depth(self) -> Mapping[tuple[str, str], int]:
         """Returns the queued and running executions by (model, lane)."""

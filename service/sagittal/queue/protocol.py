@@ -6,16 +6,18 @@ every implementation against them.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from sagittal.core.errors import Overloaded
 from sagittal.core.jobs import (
+    EVERY_JOB,
     Backlog,
     Cancellation,
     Cost,
     EventPage,
     Job,
-    JobKind,
+    JobFilter,
     JobState,
     Lease,
     NewJob,
@@ -23,6 +25,7 @@ from sagittal.core.jobs import (
     StoredRequest,
 )
 from sagittal.queue.settings import QueueSettings
+from sagittal.queue.watch import JobChanges
 
 
 class LeaseLost(Exception):
@@ -105,30 +108,24 @@ class JobQueue(Protocol):
         """Deletes an ended job. Raises UnknownJob, or FailedPrecondition while the job is queued or running."""
         ...
 
-    async def list(
-        self,
-        *,
-        limit: int,
-        page_token: str,
-        tenant: str = "",
-        kind: JobKind | None = None,
-        model: str = "",
-        states: Sequence[JobState] = (),
-        reason: str = "",
-    ) -> tuple[Sequence[Job], str]:
-        """Returns a page of jobs, newest first, and the token of the next page (empty at the end).
+    async def list(self, wanted: JobFilter = EVERY_JOB, *, limit: int, page_token: str) -> tuple[Sequence[Job], str]:
+        """Returns a page of the wanted jobs, newest first, and the token of the next page (empty at the end).
 
         A page may have fewer than `limit` jobs and still a next page, because one call reads a bounded number of jobs.
 
         Args:
+            wanted: Conditions for the jobs.
             limit: Largest number of jobs on the page.
             page_token: Token of the page; empty for the first.
-            tenant: Only jobs of this tenant; empty for all.
-            kind: Only jobs of this kind; None for all.
-            model: Only jobs of this model; empty for all.
-            states: Only jobs in one of these states; empty for all.
-            reason: Only jobs that failed for this reason; empty for all.
         """
+        ...
+
+    async def count(self, wanted: JobFilter, *, page_token: str) -> tuple[Mapping[JobState, int], str]:
+        """Returns how many jobs are wanted by state, among a bounded number, and where to go on counting."""
+        ...
+
+    def changes(self, tenant: str) -> AbstractContextManager[JobChanges]:
+        """Gives the changes of a tenant's explanations from now on: added, state changed, or gone."""
         ...
 
     async def depth(self) -> Mapping[tuple[str, str], int]:

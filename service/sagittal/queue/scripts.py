@@ -11,12 +11,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from sagittal.core.jobs import Cost, EventPage, Job, JobKind, JobState, Lane, Lease, NewJob, StoredEvent, StoredRequest
+from sagittal.core.jobs import (
+    Cost,
+    EventPage,
+    Job,
+    JobKind,
+    JobState,
+    Lane,
+    Lease,
+    NewJob,
+    StoredEvent,
+    StoredRequest,
+    decode_labels,
+    encode_labels,
+)
 from sagittal.queue.events import TERMINAL, UNSIGNED_TERMINAL
 from sagittal.queue.settings import QueueSettings
 
 #: Number of fields that the script function `view` returns for a job.
-VIEW_FIELDS = 17
+VIEW_FIELDS = 18
 
 #: Parts shared by scripts: two for the registry of models, three for the queue, and one more for `sweep` and
 #: `concepts_*`.
@@ -95,6 +108,7 @@ def submit_arguments(job: NewJob, accepted: bytes, settings: QueueSettings) -> l
         settings.cache_seconds,
         job.setting,
         settings.absent_share,
+        encode_labels(job.labels),
     ]
     for name, image in job.images.items():
         arguments += [name, image]
@@ -155,6 +169,7 @@ def parse_job(view: Sequence[bytes]) -> Job:
         last_sequence=int(text[14]),
         cancel_requested=bool(text[15]),
         reason=text[16],
+        labels=decode_labels(text[17]),
     )
 
 

@@ -6,7 +6,8 @@ slow readers need no memory here, and lost notifications do no harm: watchers al
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import structlog
 from redis.asyncio.client import PubSub, Redis
@@ -25,6 +26,46 @@ FIRST_PAUSE, LAST_PAUSE = 0.1, 2.0
 IDLE_CHANNEL = "idle"
 
 
+#: Most changed jobs that wait for a slow reader: past it, the reader must list again.
+MOST_CHANGES = 10_000
+
+
+class JobChanges:
+    """The jobs of a tenant that changed, for one reader. They are named once, however often they change meanwhile."""
+
+    def __init__(self) -> None:
+        self.listening = False
+        """Whether every change from now on is seen."""
+        self.missed = False
+        """Whether a change may have been missed: the reader must list again."""
+        self._ids: dict[str, None] = {}
+        self._grown = asyncio.Event()
+
+    async def wait(self) -> None:
+        """Waits until there is something to take, or `listening` or `missed` was set."""
+        await self._grown.wait()
+        self._grown.clear()
+
+    def take(self) -> Sequence[str]:
+        """Returns the jobs that changed since the last call, in order."""
+        taken, self._ids = tuple(self._ids), {}
+        return taken
+
+    def set(self) -> None:
+        """Notes that the connection was lost, so that changes may have been missed."""
+        self.missed = self.missed or self.listening
+        self._grown.set()
+
+    def note(self, kind: str, data: object) -> None:
+        """Takes in a message of the channel."""
+        if kind == "subscribe":
+            self.missed, self.listening = self.missed or self.listening, True
+        elif isinstance(data, bytes):
+            self._ids[data.decode(errors="replace")] = None
+            self.missed = self.missed or len(self._ids) > MOST_CHANGES
+        self._grown.set()
+
+
 class LogNotifications:
     """Notifies those who watch a log when something was appended to it."""
 
@@ -32,23 +73,38 @@ class LogNotifications:
         self._supervisor = supervisor
         self._client = client
         self._root = root
-        self._watchers: dict[bytes, set[asyncio.Event]] = {}
+        self._watchers: dict[bytes, set[asyncio.Event | JobChanges]] = {}
         self._listening: Supervised | None = None
+        self._confirmed: set[bytes] = set()
+        """Channels whose messages come."""
         self._changed = asyncio.Event()
 
     @contextlib.contextmanager
     def watch(self, job_id: str) -> Iterator[asyncio.Event]:
         """Yields an event that is set whenever the job's log may have grown."""
-        channel = f"{self._root}log:{job_id}".encode()
         grown = asyncio.Event()
-        self._watchers.setdefault(channel, set()).add(grown)
+        with self._watching(f"{self._root}log:{job_id}".encode(), grown):
+            yield grown
+
+    @contextlib.contextmanager
+    def changes(self, tenant: str) -> Iterator[JobChanges]:
+        """Yields the changes of a tenant's explanations."""
+        changes = JobChanges()
+        channel = f"{self._root}changes:{tenant}".encode()
+        changes.listening = channel in self._confirmed
+        with self._watching(channel, changes):
+            yield changes
+
+    @contextlib.contextmanager
+    def _watching(self, channel: bytes, watcher: asyncio.Event | JobChanges) -> Iterator[None]:
+        self._watchers.setdefault(channel, set()).add(watcher)
         self._changed.set()
         self._start()
         try:
-            yield grown
+            yield
         finally:
             watchers = self._watchers[channel]
-            watchers.discard(grown)
+            watchers.discard(watcher)
             if not watchers:
                 del self._watchers[channel]
                 self._changed.set()
@@ -74,6 +130,7 @@ class LogNotifications:
                     await self._relay(pubsub)
             except (RedisError, OSError) as error:
                 log.warning("log-notifications-lost", error=str(error), retry_seconds=pause)
+            self._confirmed.clear()
             self._wake_all()
             await asyncio.sleep(pause)
             pause = min(pause * 2, LAST_PAUSE)
@@ -90,6 +147,7 @@ class LogNotifications:
                 if fresh := wanted - current:
                     await pubsub.subscribe(*fresh)
                 if stale := current - wanted:
+                    self._confirmed -= stale
                     await pubsub.unsubscribe(*stale)
                 current = wanted
                 await self._changed.wait()
@@ -111,11 +169,22 @@ class LogNotifications:
             silent = False
             if message["type"] in ("message", "subscribe"):
                 # A new subscription counts too: something may have been appended before it took effect.
-                self._wake(message["channel"])
+                self._tell(message)
+
+    def _tell(self, message: Mapping[str, Any]) -> None:
+        """Passes a message on to those who watch its channel."""
+        channel = message["channel"]
+        if message["type"] == "subscribe":
+            self._confirmed.add(channel)
+        for watcher in self._watchers.get(channel, ()):
+            if isinstance(watcher, JobChanges):
+                watcher.note(message["type"], message["data"])
+            else:
+                watcher.set()
 
     def _wake(self, channel: bytes) -> None:
-        for grown in self._watchers.get(channel, ()):
-            grown.set()
+        for watcher in self._watchers.get(channel, ()):
+            watcher.set()
 
     def _wake_all(self) -> None:
         for channel in self._watchers:

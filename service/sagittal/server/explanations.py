@@ -14,7 +14,8 @@ from sagittal.queue.settings import MIB
 from sagittal.server.explain_many import Many
 from sagittal.server.intake import Intake
 from sagittal.server.job_images import JobImages
-from sagittal.server.messages import STATES, event, explanation
+from sagittal.server.job_lists import JobLists
+from sagittal.server.messages import event, explanation
 from sagittal.server.regions import Regions
 from sagittal.server.relay import Relay, time_left
 from sagittal.server.rpc.access import Caller, current_caller
@@ -80,9 +81,6 @@ PAGE_BYTES = 3 * MIB
 _TOKEN = re.compile(r"^[0-9]{1,15}$")
 
 
-_STATES_BY_NUMBER: dict[int, JobState] = {number: state for state, number in STATES.items()}
-
-
 class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceServicer):
     """Serves ExplanationService from the queue."""
 
@@ -95,6 +93,7 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         retries: Retries,
         regions: Regions,
         images: JobImages,
+        lists: JobLists,
         *,
         regions_deadline: float,
     ) -> None:
@@ -105,6 +104,7 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         self._retries = retries
         self._regions = regions
         self._images = images
+        self._lists = lists
         self._regions_deadline = regions_deadline
 
     async def Explain(
@@ -167,19 +167,21 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         self, request: explanation_service_pb2.ListExplanationsRequest, context: Context
     ) -> explanation_service_pb2.ListExplanationsResponse:
         """Returns a page of the tenant's jobs, newest first."""
-        states = [_state(number, f"states[{index}]") for index, number in enumerate(request.states)]
-        jobs, token = await self._queue.list(
-            tenant=current_caller().tenant,
-            kind=JobKind.EXPLANATION,
-            model=request.model,
-            states=states,
-            reason=request.failure_reason,
-            limit=_page_size(request.page_size) or DEFAULT_PAGE,
-            page_token=request.page_token,
-        )
-        return explanation_service_pb2.ListExplanationsResponse(
-            explanations=[explanation(job) for job in jobs], next_page_token=token
-        )
+        return await self._lists.list(request, current_caller(), _page_size(request.page_size) or DEFAULT_PAGE)
+
+    async def CountExplanations(
+        self, request: explanation_service_pb2.CountExplanationsRequest, context: Context
+    ) -> explanation_service_pb2.CountExplanationsResponse:
+        """Returns how many of the tenant's jobs are in each state."""
+        return await self._lists.count(request, current_caller())
+
+    async def WatchJobs(
+        self, request: explanation_service_pb2.WatchJobsRequest, context: Context
+    ) -> AsyncGenerator[explanation_service_pb2.WatchJobsResponse, None]:
+        """Streams the changes of the tenant's jobs."""
+        async with aclosing(self._lists.watch(request, current_caller())) as changes:
+            async for change in changes:
+                yield change
 
     async def CancelExplanation(
         self, request: explanation_service_pb2.CancelExplanationRequest, context: Context
@@ -247,11 +249,3 @@ def _sequence(page_token: str) -> int:
         text = f"page_token is {shown(page_token)}; give next_page_token of the previous page, or leave it empty"
         raise InvalidRequest(text, field="page_token")
     return int(page_token)
-
-
-def _state(number: int, field: str) -> JobState:
-    state = _STATES_BY_NUMBER.get(number)
-    if state is None:
-        names = ", ".join(explanation_pb2.JobState.Name(known) for known in STATES.values())
-        raise InvalidRequest(f"{field} is {number}; give one of {names}", field=field)
-    return state

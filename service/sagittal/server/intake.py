@@ -166,6 +166,7 @@ class Intake:
             cache=CACHE_POLICIES[request.cache_policy],
             estimated_evaluations=math.ceil(cost.evaluations),
             setting=checked.setting,
+            labels=dict(request.labels),
             trace_context=caller.trace_context,
         )
         return await self._submit(job, model, cost.seconds)

@@ -55,6 +55,7 @@ def explanation(job: Job, events: Iterable[explanation_pb2.ExplanationEvent] = (
         attempt=job.attempt,
         worker=job.worker,
         failure_reason=job.reason,
+        labels=job.labels,
         events=events,
     )
 

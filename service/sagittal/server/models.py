@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import structlog
 
 from sagittal.core.errors import InvalidRequest
-from sagittal.core.jobs import JobState
+from sagittal.core.jobs import JobFilter, JobState
 from sagittal.core.models import DECLARED, declaration_of, entry_of
 from sagittal.core.text import shown
 from sagittal.queue.protocol import JobQueue
@@ -81,7 +81,9 @@ class Registration:
         """Cancels the queued jobs of a removed version; returns their number."""
         token, cancelled = "", 0
         while True:
-            jobs, token = await self._queue.list(model=name, states=(JobState.QUEUED,), limit=_PAGE, page_token=token)
+            jobs, token = await self._queue.list(
+                JobFilter(model=name, states=(JobState.QUEUED,)), limit=_PAGE, page_token=token
+            )
             for job in jobs:
                 if job.version == version:
                     await self._queue.cancel(job.job_id, "model unregistered")

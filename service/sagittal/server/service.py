@@ -27,6 +27,7 @@ from sagittal.server.explanations import ExplanationServicer, Retries
 from sagittal.server.images import Pictures
 from sagittal.server.intake import Intake
 from sagittal.server.job_images import JobImages
+from sagittal.server.job_lists import JobLists
 from sagittal.server.metrics import ServiceMetrics
 from sagittal.server.models import ModelServicer, Registration
 from sagittal.server.readiness import READY_SERVICES, Readiness, RegistryWatch
@@ -229,7 +230,15 @@ class Service:
         images = JobImages(self._queue, self._pictures)
         retries = Retries(self._queue, intake, relay)
         explanations = ExplanationServicer(
-            self._queue, intake, relay, many, retries, regions, images, regions_deadline=jobs.regions_deadline
+            self._queue,
+            intake,
+            relay,
+            many,
+            retries,
+            regions,
+            images,
+            JobLists(self._queue),
+            regions_deadline=jobs.regions_deadline,
         )
         registration = Registration(self._registry, self._catalogue, self._queue)
         models = ModelServicer(self._catalogue, registration, intake, relay, jobs.predict_deadline)

@@ -188,7 +188,7 @@ async def test_a_caller_who_leaves_while_the_job_is_accepted_leaves_no_job(stack
     await eventually(lambda: handled(stack, "Explain", "CANCELLED"))
     go_on.set()
     await eventually(lambda: stack.metric("sagittal_jobs_dropped_total", rpc="Explain"))
-    jobs, _ = await stack.queue.jobs.list(model="", states=(), limit=10, page_token="")
+    jobs, _ = await stack.queue.jobs.list(limit=10, page_token="")
     assert [job.state for job in jobs] == [JobState.CANCELLED]
 
 
@@ -228,7 +228,7 @@ async def test_a_refused_request_has_its_code_its_field_and_no_job(
     error = await refusal(stack.explanations.SubmitExplanation(api.SubmitExplanationRequest(spec=spec(**fields))))
     assert error.code() == code
     assert details(error).field == field
-    jobs, _ = await stack.queue.jobs.list(model="", states=(), limit=10, page_token="")
+    jobs, _ = await stack.queue.jobs.list(limit=10, page_token="")
     assert not jobs
 
 

@@ -109,7 +109,7 @@ async def test_at_most_so_many_jobs_are_in_flight() -> None:
         call = stack.explanations.ExplainMany(stream())
         accepted = [(await call.read()).event for _ in range(3)]
         assert [event.WhichOneof("event") for event in accepted] == ["accepted"] * 3
-        assert len((await stack.queue.jobs.list(model="", states=(), limit=99, page_token=""))[0]) == 3
+        assert len((await stack.queue.jobs.list(limit=99, page_token=""))[0]) == 3
         call.cancel()
 
 
@@ -121,7 +121,7 @@ async def test_a_dropped_call_cancels_all_that_it_began(stack: Stack) -> None:
         call.cancel()
 
         async def all_cancelled() -> bool:
-            jobs, _ = await stack.queue.jobs.list(model="", states=(), limit=99, page_token="")
+            jobs, _ = await stack.queue.jobs.list(limit=99, page_token="")
             return [job.state for job in jobs] == [JobState.CANCELLED] * 4
 
         await eventually(all_cancelled)
@@ -147,7 +147,7 @@ async def test_a_queue_that_goes_away_in_between_ends_the_call_and_not_the_jobs(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await explain_many(stack, requests(2))
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-    jobs, _ = await stack.queue.jobs.list(model="", states=(), limit=9, page_token="")
+    jobs, _ = await stack.queue.jobs.list(limit=9, page_token="")
     assert {job.state for job in jobs} == {JobState.QUEUED}
 
 

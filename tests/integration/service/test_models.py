@@ -104,7 +104,7 @@ async def test_a_dropped_prediction_is_cancelled(stack: Stack) -> None:
 
 
 async def jobs(stack: Stack) -> Sequence[Job]:
-    return (await stack.queue.jobs.list(model="", states=(), limit=9, page_token=""))[0]
+    return (await stack.queue.jobs.list(limit=9, page_token=""))[0]
 
 
 async def only_job_ended(stack: Stack) -> bool:

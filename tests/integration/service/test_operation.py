@@ -276,7 +276,7 @@ async def test_draining_moves_streams_and_leaves_their_jobs_alone() -> None:
             error = await refusal(stream.read())
             assert error.code() == grpc.StatusCode.UNAVAILABLE
             assert isinstance(details(error), StreamMoved)
-        jobs, _ = await stack.queue.jobs.list(model="", states=(), limit=9, page_token="")
+        jobs, _ = await stack.queue.jobs.list(limit=9, page_token="")
         assert {job.state for job in jobs} == {JobState.QUEUED}
         assert job_id in {job.job_id for job in jobs}
 

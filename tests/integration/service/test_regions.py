@@ -165,7 +165,7 @@ async def test_a_dropped_question_is_cancelled(stack: Stack) -> None:
     call = score(stack, patches(1))
 
     async def jobs() -> Any:
-        return (await stack.queue.jobs.list(model="", states=(), limit=9, page_token=""))[0]
+        return (await stack.queue.jobs.list(limit=9, page_token=""))[0]
 
     await eventually(jobs)
     call.cancel()

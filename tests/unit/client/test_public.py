@@ -14,7 +14,7 @@ def test_public_names_are_exactly_these() -> None:
         "ConceptPrediction", "ConceptQuality",
         "ConceptSet", "Concepts", "ConnectionFailed", "Curve",
         "EvaluateMask", "Event", "EventStream", "ExcitationBackprop", "EventsExpired", "Expired", "ExplainedImage",
-        "Explanation", "LiveDisplay", "JobImage",
+        "Explanation", "LiveDisplay", "JobImage", "JobChange",
         "MissingExtra", "Table",
         "FailedPrecondition", "FitProgress",
         "GradCAM", "Graph", "GraphEdge", "GraphNode", "IGOS", "IGOSPlus", "IGOSPlusPlus", "ImageLike",

@@ -3,7 +3,8 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -11,7 +12,15 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 from google.protobuf.message import Message
 
-from sagittal.client.base import BaseClient, image_request, list_request, spec_for, wanted_name
+from sagittal.client.base import (
+    BaseClient,
+    JobConditions,
+    image_request,
+    job_filter,
+    list_request,
+    spec_for,
+    wanted_name,
+)
 from sagittal.client.batch import Batch, Images, Outcome
 from sagittal.client.diagnosis import diagnosed
 from sagittal.client.errors import (
@@ -28,8 +37,10 @@ from sagittal.client.explained_image import JobImage
 from sagittal.client.explanation import (
     Explanation,
     Job,
+    JobChange,
     RegionScores,
     attach_image,
+    parse_change,
     parse_explanation,
     parse_job,
     parse_regions,
@@ -37,7 +48,7 @@ from sagittal.client.explanation import (
 from sagittal.client.images import ImageLike, encode_image
 from sagittal.client.models import Model, parse_model
 from sagittal.client.options import TLS, Options
-from sagittal.client.parsing import parse
+from sagittal.client.parsing import enum_name, parse
 from sagittal.client.registration import ModelTable, model_message, update_request
 from sagittal.client.requests import (
     BatchOptions,
@@ -251,22 +262,57 @@ class Client(BaseClient):
         request = image_request(job_id, kind, longest, mask)
         return JobImage.of(self._call(self._jobs.GetExplanationImage, request))
 
-    def list(self, *, model: str = "", states: Sequence[str] | str = (), reason: str = "") -> Iterator[Job]:
-        """Yields jobs, newest first, optionally of one model, in some states, or that failed for a reason.
+    def list(self, **conditions: Unpack[JobConditions]) -> Iterator[Job]:
+        """Yields jobs, newest first, those for which all `JobConditions` hold.
 
-        Args:
-            model: Name of the model; empty for any.
-            states: "queued", "running", "completed", "failed", "cancelled"; none for any.
-            reason: Reason of the failure, such as "JOB_BURIED"; empty for any.
+        An example: `list(states="failed", reason="JOB_BURIED", labels={"run": "night"})`.
         """
+        wanted = job_filter(conditions)
         token = ""
         while True:
-            page = self._call(self._jobs.ListExplanations, list_request(model, states, reason, token))
+            page = self._call(self._jobs.ListExplanations, list_request(wanted, token))
             for explanation in page.explanations:
                 yield parse_job(explanation)
             token = page.next_page_token
             if not token:
                 return
+
+    def count(self, **conditions: Unpack[JobConditions]) -> Mapping[str, int]:
+        """Returns how many jobs are in each state, of those for which all `JobConditions` hold."""
+        request = build(service_pb.CountExplanationsRequest, filter=job_filter(conditions))
+        counts: Counter[str] = Counter()
+        while True:
+            page = self._call(self._jobs.CountExplanations, request)
+            for each in page.counts:
+                counts[enum_name(pb.JobState.DESCRIPTOR, each.state)] += each.count
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
+                return counts
+
+    def watch_jobs(self, **conditions: Unpack[JobConditions]) -> Generator[JobChange, None]:
+        """Yields changes of jobs for which all `JobConditions` hold, until it is closed.
+
+        The first is "listening": list the jobs then. After a lost connection it comes again. A job that changes often
+        is yielded as it is now, not once for each change.
+        """
+        request = build(service_pb.WatchJobsRequest, filter=job_filter(conditions))
+        cursor = self._cursor(request)
+        with cursor.span:
+            while True:
+                try:
+                    call = self._jobs.WatchJobs(request, metadata=self._metadata + cursor.span.metadata)
+                except ChannelClosed as error:
+                    raise ConnectionFailed("this client is closed; make another") from error
+                try:
+                    for message in call:
+                        cursor.patience.renew(self.options.retry.stream_seconds)
+                        yield parse_change(message)
+                    wait = wait_after(cursor, None)
+                except grpc.RpcError as error:
+                    wait = wait_after(cursor, error)
+                finally:
+                    call.cancel()
+                sleep(wait)
 
     def cancel(self, job_id: str) -> Job:
         """Cancels a job. A job that has ended is unchanged; a running job ends at its worker's next step."""

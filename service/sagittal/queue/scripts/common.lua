@@ -96,7 +96,7 @@ local function fault_of_run(run)
 end
 
 local JOB = {'run', 'kind', 'model', 'version', 'method', 'lane', 'tenant', 'request_id', 'created', 'deadline', 'fingerprint',
-  'state', 'bytes', 'ended', 'attempt', 'worker', 'reason', 'accepted', 'closing', 'upto', 'stamp', 'age'}
+  'state', 'bytes', 'ended', 'attempt', 'worker', 'reason', 'accepted', 'closing', 'upto', 'stamp', 'age', 'labels'}
 local JOB_TEXTS = {'run', 'kind', 'model', 'version', 'tenant', 'fingerprint', 'accepted'}
 local JOB_NUMBERS = {'created', 'bytes'}
 local ENDED_NUMBERS = {'ended', 'attempt'}
@@ -236,6 +236,14 @@ end
 
 local function is_terminal(element) return string.find(element or '', '^[tT]') ~= nil end
 
+-- Notifies those who watch a tenant's explanations that one was added, changed its state, or went.
+local function announce_change(kind, tenant, id)
+  if kind == 'explanation' then call('PUBLISH', root .. 'changes:' .. tenant, id) end
+end
+local function announce_run(run)
+  for _, sub in ipairs(split(run.subs)) do announce_change(run.kind, run.tenant, sub) end
+end
+
 local function announce_growth(job_id) call('PUBLISH', log_key(job_id), '') end
 
 -- Appends elements to the log of an execution and notifies those who watch its jobs. An element is one letter and the
@@ -335,6 +343,7 @@ local function end_job(id, run, state)
   call('ZREM', root .. 'deadlines', id)
   call('ZREM', root .. 'damaged', id)
   list_droppable('ended', job.tenant, id, now)
+  announce_change(job.kind, job.tenant, id)
 end
 
 -- Ends an execution and every job that shares it. The last element is the terminal event.
@@ -393,6 +402,7 @@ local function drop_job(id)
   end
   local answer = root .. 'answer:' .. job.tenant .. ':' .. job.fingerprint -- equals the content key, if the job has one
   if call('GET', answer) == id then call('DEL', answer) end
+  announce_change(job.kind, job.tenant, id)
 end
 
 -- Returns the stored bytes as counted.
@@ -455,5 +465,5 @@ local function view(id)
   end
   return {id, job.kind, state, job.model, job.version, job.method, job.lane, job.tenant, job.request_id, job.created,
     job.ended, job.deadline, attempt, run.worker, tostring(last_sequence(job)),
-    (run.cancel and run.cancel ~= '') and '1' or '', job.reason}
+    (run.cancel and run.cancel ~= '') and '1' or '', job.reason, job.labels}
 end

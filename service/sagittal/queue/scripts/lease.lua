@@ -13,7 +13,7 @@ local function describe(id)
   local run = fields(run_key(id))
   local answer = {'lease', run.token, id, run.kind, run.state, run.model, run.version, run.method or '', run.lane,
     run.tenant, run.request_id or '', run.created, '', run.deadline or '', run.attempt, run.worker or '',
-    tostring(1 + call('LLEN', log_key(id))), (run.cancel or '') ~= '' and '1' or '', '', run.request, run.trace or '',
+    tostring(1 + call('LLEN', log_key(id))), (run.cancel or '') ~= '' and '1' or '', '', '', run.request, run.trace or '',
     run.checkpoint and '1' or '', run.checkpoint or '',
     run.alone or ''}
   add_images(answer, run)
@@ -31,6 +31,7 @@ local function take(id, run, alone)
   call('ZADD', root .. 'leases', exact(now + seconds), id)
   count('held', place(run), 1)
   call('SET', take_key, id, 'EX', 60)
+  announce_run(run)
   return describe(id)
 end
 

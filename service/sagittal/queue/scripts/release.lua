@@ -8,5 +8,6 @@ if not holds(run, token) then return {'lost'} end
 unlease(id, run)
 call('HSET', run_key(id), 'state', 'queued', 'attempt', run.attempt - 1, 'worker', '')
 enqueue(id, run)
+announce_run(run)
 if run.cancel == '' then return {'ok'} end
 return {'ok', 'cancelled', 'run', id, run.token, run.attempt, run.worker, run.cancel}

@@ -9,7 +9,7 @@ local new = arguments({ID, named('kind', NAME), named('model', NAME), named('ver
   named('max_tenant', COUNT), named('max_evaluations', COUNT), named('max_tenant_evaluations', COUNT),
   named('max_sharers', COUNT), ROOM[1], ROOM[2], named('assumed_evaluations', evaluations),
   {'weight', number(1e-6, 1e6)}, named('cache_seconds', SECONDS), {'setting', any},
-  {'absent_share', number(0, 1)}},
+  {'absent_share', number(0, 1)}, {'labels', any}},
   {named('image', NAME), {'image', any}})
 local images = new.rest
 new.id = new.job_id
@@ -43,14 +43,15 @@ local function store_job(run, before)
   local created, accepted = exact(now), 'e' .. new.accepted .. position(before)
   call('HSET', job_key(new.id), 'run', run, 'kind', new.kind, 'model', new.model, 'version', new.version, 'method',
     new.method, 'lane', new.lane, 'tenant', new.tenant, 'request_id', new.request_id, 'created', created, 'deadline',
-    new.deadline, 'fingerprint', new.fingerprint, 'state', '', 'accepted', accepted, 'bytes', #accepted)
-  count_bytes(new.tenant, #accepted)
+    new.deadline, 'fingerprint', new.fingerprint, 'state', '', 'accepted', accepted, 'bytes', #accepted + #new.labels, 'labels', new.labels)
+  count_bytes(new.tenant, #accepted + #new.labels)
   call('HINCRBY', readers_key(run), 'jobs', 1)
   local member = index_member(new.id, created)
   call('ZADD', root .. 'jobs', 0, member)
   call('ZADD', root .. 'jobs:' .. new.tenant, 0, member)
   if new.deadline ~= '' then call('ZADD', root .. 'deadlines', new.deadline, new.id) end
   if new.request_id ~= '' then call('SET', request_key, new.id) end
+  announce_change(new.kind, new.tenant, new.id)
 end
 
 -- Returns the positions of lasting events in the log of an ended execution, and their number.
@@ -85,7 +86,7 @@ local function answer()
   local age = chunk(21, chunk(18, '\8' .. varint(whole) .. '\16' .. varint(math.floor((past - whole) * 1e9))))
   local own, marks = #stamp + #age, call('HEXISTS', readers_key(found.run), 'lasting') == 0 and #lasting or 0
   unlist_droppable('ended', new.tenant, source) -- so that make_room does not delete the answer itself
-  local full = make_room(#new.accepted + 1 + own + marks, new.tenant, new)
+  local full = make_room(#new.accepted + #new.labels + 1 + own + marks, new.tenant, new)
   list_droppable('ended', new.tenant, source, ended)
   if full then return false end
   store_job(found.run, 0)
@@ -113,7 +114,7 @@ local function join()
   if not live(run) or run.cancel ~= '' or not in_time(run) then return false end
   local subs = split(run.subs)
   if #subs == 0 or #subs >= new.max_sharers then return false end
-  if make_room(#new.accepted + 1, new.tenant, new) then return false end
+  if make_room(#new.accepted + #new.labels + 1, new.tenant, new) then return false end
   local before = run.state == 'queued' and call('ZRANK', root .. 'age:' .. place(run), id) or 0
   store_job(id, before)
   call('HSET', run_key(id), 'subs', run.subs .. ',' .. new.id)
@@ -186,7 +187,7 @@ if excess > 0 then return full_of('evaluations', max_evaluations, excess) end
 if own_excess > 0 then
   return full_of('tenant_evaluations', max_tenant_evaluations, own_excess * beside.evaluations / mine.evaluations)
 end
-local what, most = make_room(size + #new.accepted + 1, new.tenant, new)
+local what, most = make_room(size + #new.accepted + #new.labels + 1, new.tenant, new)
 if what then return full(what, most) end
 
 store_job(new.id, ahead())

@@ -30,6 +30,7 @@ for _, id in ipairs(call('ZRANGEBYSCORE', root .. 'leases', '-inf', exact(now), 
     run.suspect = '1'
     call('HSET', run_key(id), 'state', 'queued', 'suspect', run.suspect)
     enqueue(id, run)
+    announce_run(run)
   end
 end
 
