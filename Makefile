@@ -6,7 +6,7 @@ IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: page demo test test-architectures test-kernels chaos check protos client bench bench-engine bench-service bench-peers soak bench-quality bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan peers
+.PHONY: page demo test test-architectures test-kernels chaos check protos client bench bench-engine bench-service bench-peers bench-isolation soak bench-quality bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan peers
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -147,6 +147,9 @@ bench-peers: .cache/peers/.installed ## Compares with captum, grad-cam and the p
 bench-service: $(VENV)/.installed-dev ## Measures the service and its overhead, and writes their parts of docs/performance.md.
 	$(BIN)/python benchmarks/service.py --write docs/performance.md
 	$(BIN)/python benchmarks/waiting.py --write docs/performance.md
+
+bench-isolation: $(VENV)/.installed-dev ## Measures what twelve floods of a tenant do to another, and writes it into docs/performance.md.
+	$(BIN)/python benchmarks/isolation.py --write docs/performance.md
 
 soak: $(VENV)/.installed-dev ## Runs 20,000 small jobs and writes what memory did into docs/performance.md.
 	$(BIN)/python benchmarks/soak.py --write docs/performance.md

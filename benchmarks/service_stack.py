@@ -74,7 +74,12 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running_stack(
-    worker: list[str], *, model: str, environment: Mapping[str, str] | None = None, redis_options: tuple[str, ...] = ()
+    worker: list[str],
+    *,
+    model: str,
+    environment: Mapping[str, str] | None = None,
+    redis_options: tuple[str, ...] = (),
+    token: str | None = None,
 ) -> Iterator[Stack]:
     """Runs an installation whose worker is the command given, from when the model is ready.
 
@@ -83,6 +88,7 @@ def running_stack(
         model: Name of the model to wait for.
         environment: More variables of both programs.
         redis_options: More of Valkey's command line.
+        token: Bearer token to ask the service with.
     """
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as directory,
@@ -104,15 +110,15 @@ def running_stack(
             stop.callback(process.wait, PATIENCE)
             stop.callback(process.terminate)
             stack.programs.append(Program(name, process.pid))
-        _wait_for(address, model)
+        _wait_for(address, model, token)
         yield stack
 
 
-def _wait_for(address: str, model: str) -> None:
+def _wait_for(address: str, model: str, token: str | None) -> None:
     with grpc.insecure_channel(address) as channel:
         grpc.channel_ready_future(channel).result(PATIENCE)
     until = time.monotonic() + PATIENCE
-    with Client(address) as client:
+    with Client(address, token=token) as client:
         while not any(each.name == model and each.ready_workers for each in client.models()):
             if time.monotonic() > until:
                 raise SystemExit(f"no worker with {model} within {PATIENCE:g} s")

@@ -37,9 +37,9 @@ class QueueSettings(BaseModel):
     """Retry delay sent to callers if Redis is unreachable, in seconds."""
     max_connections: Count = 64
     """Connections of one process to Redis, not counting one for subscriptions."""
-    max_connections_per_tenant: Count = 8
-    """Connections that one tenant's calls may use at the same time in a process of the service. Further operations of
-    the tenant wait; those of other tenants do not."""
+    max_connections_per_tenant: Count = 2
+    """Connections that one tenant's calls may use at the same time in a process of the service while it serves other
+    tenants as well. Further operations of the tenant wait. A tenant that is alone may use all connections."""
 
     lease_seconds: Seconds = 15.0
     """Time without a heartbeat after which a worker loses its lease, in seconds."""

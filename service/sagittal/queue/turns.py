@@ -1,6 +1,7 @@
 """Turns at Redis, shared fairly by tenants: no tenant waits for all that another has asked."""
 
 import asyncio
+import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,17 +11,23 @@ from contextvars import ContextVar
 ON_BEHALF_OF: ContextVar[str] = ContextVar("on_behalf_of", default="")
 
 
-class TenantTurns:
-    """Gives `count` turns to the tenants that wait, in rotation, and at most `per_tenant` of them to one tenant.
+#: Time for which a tenant counts as active after it asked for a turn, in seconds.
+ACTIVE_SECONDS = 1.0
 
-    The second bound also shares the event loop: what runs between two turns is a tenant's use of it. The service's own
-    work waits like a tenant's, and may take all turns.
+
+class TenantTurns:
+    """Gives `count` turns to the tenants that wait, in rotation; to one tenant `per_tenant` while others are active.
+
+    The second bound also shares the event loop: what runs between two turns is a tenant's use of it. A tenant that is
+    alone may take all turns, and so may the service's own work.
     """
 
     def __init__(self, count: int, per_tenant: int) -> None:
         self._free = count
         self._per_tenant = per_tenant
         self._held: dict[str, int] = {}
+        self._asked: OrderedDict[str, float] = OrderedDict()
+        """When each active tenant last asked, the latest last."""
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
         """By tenant; the one whose turn it is comes first."""
 
@@ -28,6 +35,9 @@ class TenantTurns:
     async def turn(self, seconds: float) -> AsyncIterator[None]:
         """Holds a turn of the tenant for whom this task works. Raises TimeoutError if none comes in time."""
         tenant = ON_BEHALF_OF.get()
+        if tenant:
+            self._asked[tenant] = time.monotonic()
+            self._asked.move_to_end(tenant)
         await self._take(tenant, seconds)
         try:
             yield
@@ -69,4 +79,9 @@ class TenantTurns:
 
     def _next(self) -> str | None:
         """Returns the next tenant that waits and may have another turn."""
-        return next((each for each in self._waiting if not each or self._held.get(each, 0) < self._per_tenant), None)
+        long_ago = time.monotonic() - ACTIVE_SECONDS
+        while self._asked and next(iter(self._asked.values())) < long_ago:
+            self._asked.popitem(last=False)
+        alone = len(self._asked) < 2
+        held = self._held
+        return next((each for each in self._waiting if alone or not each or held.get(each, 0) < self._per_tenant), None)

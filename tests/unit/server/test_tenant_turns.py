@@ -27,12 +27,21 @@ async def start(
 
 async def test_a_tenant_holds_no_more_than_its_share_and_others_go_on_at_once() -> None:
     turns, order, go_on = TenantTurns(8, 3), [], asyncio.Event()
-    flood = await start(turns, "hostile", order, go_on, 100)
     others = await start(turns, "other", order, go_on, 1)
-    assert order == ["hostile"] * 3 + ["other"]
+    flood = await start(turns, "hostile", order, go_on, 100)
+    others += await start(turns, "other", order, go_on, 1)
+    assert order == ["other"] + ["hostile"] * 3 + ["other"]
     go_on.set()
     await asyncio.wait_for(asyncio.gather(*flood, *others), PATIENCE)
-    assert len(order) == 101
+    assert len(order) == 102
+
+
+async def test_a_tenant_that_is_alone_may_take_every_turn() -> None:
+    turns, order, go_on = TenantTurns(8, 3), [], asyncio.Event()
+    tasks = await start(turns, "busy", order, go_on, 20)
+    assert order == ["busy"] * 8
+    go_on.set()
+    await asyncio.gather(*tasks)
 
 
 async def test_tenants_have_the_next_turn_in_rotation() -> None:
