@@ -1,4 +1,4 @@
-"""docs/guarantees.md names the tests that break each promise: they exist."""
+"""docs/guarantees.md and SECURITY.md name the tests that break each promise: they exist."""
 
 import re
 from pathlib import Path
@@ -18,3 +18,23 @@ def test_each_of_the_promises_names_a_test_that_breaks_it() -> None:
     rows = re.findall(r"^\| (\d+) \|.*\| (.*) \|$", (ROOT / "docs" / "guarantees.md").read_text(), re.MULTILINE)
     assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
     assert [number for number, tests in rows if "`test_" not in tests] == []
+
+
+def threat_rows() -> list[list[str]]:
+    """Returns the cells of each row of the table of threats."""
+    text = (ROOT / "SECURITY.md").read_text()
+    table = text[text.index("| threat | what holds |") :].partition("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()[2:]]
+
+
+def test_every_sentence_of_the_threat_table_names_tests_that_exist() -> None:
+    rows = threat_rows()
+    assert rows
+    for row in rows:
+        holds, tests = row[1], row[2]
+        named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", tests)
+        assert named, f"no test is named: {holds}"
+        assert holds.endswith("."), f"not one sentence: {holds}"
+        assert holds.count(". ") == 0, f"more than one sentence: {holds}"
+        for file, name in named:
+            assert f"def {name}(" in (ROOT / file).read_text(), f"{file} has no {name}"
