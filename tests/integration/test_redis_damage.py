@@ -227,7 +227,10 @@ async def make_site(request, new_job) -> AsyncIterator[Callable]:
     url = request.getfixturevalue(f"{request.param}_url")
 
     async def make() -> Site:
-        site = Site(QueueSettings(url=url, prefix=f"test-{secrets.token_hex(6)}", sweep_seconds=600), new_job)
+        prefix = f"test-{secrets.token_hex(6)}"
+        # None of these times is what the tests are about: a busy machine may stand still for seconds.
+        slow = {"sweep_seconds": 600, "operation_timeout": 60}
+        site = Site(QueueSettings(url=url, prefix=prefix, **slow), new_job)
         await site.open()
         sites.append(site)
         return site

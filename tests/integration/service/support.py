@@ -215,7 +215,7 @@ async def images_are_gone(stack: Stack, job_id: str) -> None:
     await eventually(gone)
 
 
-async def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+async def eventually(condition: Callable[[], Any], seconds: float = 120.0) -> None:
     """Returns when the condition, which may be a coroutine function, holds; fails after many seconds."""
     deadline = time.monotonic() + seconds
     while True:

@@ -44,7 +44,8 @@ async def objects(worker: ScriptedWorker) -> int:
 async def test_jobs_leave_nothing_behind_in_the_service_and_in_redis(queue_settings: QueueSettings) -> None:
     changes = {"retention_seconds": 5.0, "image_retention_seconds": 5.0, "sweep_seconds": 0.05, "cache_seconds": 0.0}
     # A connection to Redis is a hundred objects: with few of them all are open before the count.
-    settings = queue_settings.model_copy(update=changes | {"max_connections": 2})
+    # Calls wait for them, and for a busy machine, longer than they would elsewhere.
+    settings = queue_settings.model_copy(update=changes | {"max_connections": 2, "operation_timeout": 60.0})
     async with running(queue=Queue(settings), registry=Registry(settings)) as stack:
         worker = stack.worker(explain_at_once)
         async with worker.at_work():
