@@ -1,6 +1,7 @@
-"""From masks to a model's inputs, and from the gradient of the inputs back to the masks.
+"""Composition of a model's inputs from masks, and the gradient with respect to the masks.
 
-The way back is done by hand: the model's gradient ends at its inputs, and what lies before them is linear in the mask.
+The backward pass is explicit: autograd ends at the model's inputs, and the composition before them is linear in the
+mask.
 """
 
 from collections import OrderedDict
@@ -21,21 +22,21 @@ _MASK = 2**64 - 1
 
 
 class NoiseTable:
-    """Standard normal noise by seed, on one device: a copy from a table instead of a generator.
+    """Standard normal noise by seed, on one device, copied from a table instead of generated.
 
-    Drawing a picture's worth of normal numbers costs a few percent of a small network's forward pass. Rows are windows
-    of one long table instead, at offsets that a hash of the seed gives. Windows that overlap are shifted against each
-    other, so at any one pixel the noise of two rows is as independent as the table's entries. The table is drawn on the
-    CPU: rows are the same on every device.
+    Generating noise for an image costs several percent of a small network's forward pass. Rows are therefore windows of
+    one long table, at offsets that are a hash of the seed. Overlapping windows are shifted against each other, so that
+    the noise of two rows at one pixel is as independent as the entries of the table. The table is generated on the CPU,
+    so that rows are the same on every device.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Draws nothing yet."""
+        """Constructs an empty table."""
         self._device = device
         self._table = torch.empty(0)
 
     def rows(self, seeds: Sequence[int], shape: torch.Size) -> Tensor:
-        """Returns noise of shape (seeds, *shape), float32; a seed and shape always give the same."""
+        """Returns noise of shape (seeds, *shape), float32; equal seeds and shapes give equal noise."""
         length = shape.numel()
         self._draw(length)
         offsets = torch.tensor([_hash(seed) % OFFSETS for seed in seeds], device=self._device)
@@ -43,11 +44,11 @@ class NoiseTable:
         return windows.index_select(0, offsets).view(len(seeds), *shape)
 
     def add(self, inputs: Tensor, seeds: Sequence[int], scale: float) -> None:
-        """Adds noise to inputs (seeds, ...), `scale` times as large."""
+        """Adds noise, multiplied by `scale`, to inputs (seeds, ...)."""
         if self._device.type != "cpu":
             inputs.add_(self.rows(seeds, inputs.shape[1:]), alpha=scale)
             return
-        # A call for each row costs less here than a copy of all noise.
+        # A call for each row is cheaper here than a copy of all noise.
         shape = inputs.shape[1:]
         self._draw(shape.numel())
         for row, seed in zip(inputs, seeds, strict=True):
@@ -55,7 +56,7 @@ class NoiseTable:
             row.add_(self._table[offset : offset + shape.numel()].view(shape), alpha=scale)
 
     def _draw(self, length: int) -> None:
-        """Makes the table long enough. A longer table begins like a shorter one, so seeds keep their noise."""
+        """Extends the table to a length. A longer table starts with the shorter one, so that seeds keep their noise."""
         if len(self._table) >= OFFSETS + length:
             return
         with torch.inference_mode(False), torch.no_grad():
@@ -66,7 +67,7 @@ class NoiseTable:
 
 
 def _hash(seed: int) -> int:
-    """Spreads neighbouring seeds over 64 bits (the finalizer of SplitMix64)."""
+    """Returns a 64-bit hash that separates neighbouring seeds (the finalizer of SplitMix64)."""
     value = (seed + 0x9E3779B97F4A7C15) & _MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -74,17 +75,17 @@ def _hash(seed: int) -> int:
 
 
 ALIGNED = 16
-"""Sizes are padded to multiples of this many numbers, a cache line: kernels round differently where a row of a batch
-begins elsewhere in one, and a row should not depend on its place."""
+"""Sizes are padded to multiples of this many numbers, a cache line: kernels round differently at other alignments, and
+the result of a row should not depend on its position in the batch."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stretch:
-    """Brings masks of one size to images of another, and gradients back.
+    """Upsamples masks of one size to images of another, and returns gradients.
 
-    Two small matrix products take a mask to the image's size, and their transposes take a gradient back. On a CPU that
-    is several times as fast as interpolation and its backward pass; on CUDA it is deterministic, which the backward
-    pass of interpolation is not, since that adds in whatever order its threads arrive.
+    Two small matrix products upsample a mask, and their transposes return the gradient. On a CPU that is several times
+    as fast as interpolation and its backward pass. On CUDA it is deterministic; the backward pass of interpolation is
+    not, because it adds in the order of its threads.
     """
 
     rows: Tensor
@@ -102,7 +103,7 @@ class Stretch:
         return stretched[:, : self.size[0], : self.size[1]]
 
     def back(self, of_pixels: Tensor) -> Tensor:
-        """Returns the gradient with respect to masks (n, h, w), given that of the stretched ones."""
+        """Returns the gradient with respect to masks (n, h, w), given that of the upsampled masks."""
         if self.cells == self.size:
             return of_pixels
         gradient = _between(self.rows.T, _padded(of_pixels), self.columns)
@@ -110,13 +111,13 @@ class Stretch:
 
 
 def stretch_of(cells: tuple[int, int], size: tuple[int, int], how: Upsampling, device: torch.device) -> Stretch:
-    """Returns the stretch from masks of `cells` to images of `size`, in pixels."""
+    """Returns the upsampling from masks of `cells` to images of `size`, in pixels."""
     rows, columns = (_along_axis(few, many, how, device) for few, many in zip(cells, size, strict=True))
     return Stretch(rows, columns, cells, size)
 
 
 def _along_axis(cells: int, pixels: int, how: Upsampling, device: torch.device) -> Tensor:
-    """Returns what becomes of each unit vector, as columns."""
+    """Returns the upsampled unit vectors, as columns."""
     units = torch.eye(cells, device=device).unsqueeze(-1)
     return _padded(upsample(units, (pixels, 1), how).view(1, cells, pixels).mT)[0].contiguous()
 
@@ -128,16 +129,16 @@ def _padded(batch: Tensor) -> Tensor:
 
 
 def _between(left: Tensor, batch: Tensor, right: Tensor) -> Tensor:
-    """Multiplies each of a batch from both sides, one by one: one product of all rounds by their number."""
+    """Multiplies each matrix of a batch from both sides, one by one: a joint product would round by the batch size."""
     half = torch.bmm(left.expand(len(batch), *left.shape), batch)
     return torch.bmm(half, right.expand(len(batch), *right.shape))
 
 
 SUBJECTS_KEPT = 64
-"""Subjects whose tensors stay on the device: as many as a worker runs jobs, and some."""
+"""Number of subjects whose tensors stay on the device: a few more than a worker's concurrent jobs."""
 
 STRETCHES_KEPT = 64
-"""Pairs of mask and image size whose matrices stay on the device: at most a megabyte each at common sizes."""
+"""Number of pairs of mask and image size whose matrices stay on the device: at most 1 MB each at common sizes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,7 +162,7 @@ class Canvas:
     subject: Subject
     baseline: Tensor
     difference: Tensor
-    """Image less baseline: what a mask of 1 adds to the baseline."""
+    """Image minus baseline: the contribution of a mask of 1."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -171,7 +172,7 @@ class Canvas:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Composed:
-    """What the way back from the inputs of one part needs."""
+    """Data that the gradient of one part needs."""
 
     rows: int
     stretch: Stretch
@@ -187,11 +188,11 @@ class Composed:
 
 @dataclass(slots=True, eq=False)
 class Composer:
-    """Makes inputs of masks on one device. Every row gets the same noise wherever it is evaluated."""
+    """Composes inputs from masks on one device. Every row has the same noise in every evaluation."""
 
     device: torch.device
     layout: torch.memory_format = torch.contiguous_format
-    """Layout of the inputs, as the model wants them."""
+    """Memory layout of the inputs that the model needs."""
     _noise: NoiseTable = field(init=False)
     _canvases: OrderedDict[int, Canvas] = field(default_factory=OrderedDict)
     _stretches: dict[tuple[torch.Size, tuple[int, int], Upsampling], Stretch] = field(default_factory=dict)
@@ -201,7 +202,7 @@ class Composer:
 
     @torch.no_grad()
     def compose(self, part: Part, inputs: Tensor) -> Composed:
-        """Writes `image * mask + baseline * (1 - mask)` into inputs (rows, ...), with noise where it is asked for."""
+        """Writes `image * mask + baseline * (1 - mask)` into inputs (rows, ...), with noise if requested."""
         request, canvas = part.request, self._canvas(part.request.subject)
         masks = self._moved(request.masks[part.start : part.stop].detach())
         stretch = self._stretch(masks.shape[1:], canvas.size, request.upsampling)
@@ -212,25 +213,25 @@ class Composer:
         return Composed(part.rows, stretch, canvas.difference)
 
     def _stretch(self, cells: torch.Size, size: tuple[int, int], how: Upsampling) -> Stretch:
-        """Returns how masks are brought to the image's size, kept from earlier requests."""
+        """Returns the upsampling for a mask and image size, cached from earlier requests."""
         key = (cells, size, how)
         if key not in self._stretches:
             if len(self._stretches) >= STRETCHES_KEPT:
                 self._stretches.clear()
-            # Outside inference mode, since requests with gradient use it too.
+            # Outside inference mode, because requests with gradient use it too.
             with torch.inference_mode(False), torch.no_grad():
                 self._stretches[key] = stretch_of((cells[0], cells[1]), size, how, self.device)
         return self._stretches[key]
 
     def _canvas(self, subject: Subject) -> Canvas:
-        """Returns the subject on the device, kept from earlier requests; the least recently used goes first."""
+        """Returns the subject on the device, cached from earlier requests; the least recently used is evicted."""
         canvas = self._canvases.get(id(subject))
         if canvas is None:
-            # Outside inference mode, since requests with gradient use it too.
+            # Outside inference mode, because requests with gradient use it too.
             with torch.inference_mode(False), torch.no_grad():
                 image, baseline = self._laid_out(subject.image), self._laid_out(subject.baseline)
                 canvas = Canvas(subject, baseline, image - baseline)
-            # The canvas holds the subject, so its id belongs to no other for as long as it is a key.
+            # The canvas references the subject, so that its id is unique while it is a key.
             self._canvases[id(subject)] = canvas
             while len(self._canvases) > SUBJECTS_KEPT:
                 self._canvases.popitem(last=False)
@@ -238,7 +239,7 @@ class Composer:
         return canvas
 
     def _laid_out(self, image: Tensor) -> Tensor:
-        """Returns an image on the device; what is composed of it has the same layout."""
+        """Returns an image on the device, in the layout that composed inputs will have."""
         return self._moved(image).unsqueeze(0).contiguous(memory_format=self.layout)[0]
 
     def _moved(self, tensor: Tensor) -> Tensor:

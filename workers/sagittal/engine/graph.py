@@ -1,8 +1,8 @@
-"""A model's graph, as torch.fx traces it, and the changes of it that suit every device.
+"""A model's graph as traced by torch.fx, and the graph changes for every device.
 
-No change depends on the names of one model's layers. EfficientNet-Lite pads apart from its convolutions and calls
-`conv2d`, and timm's batch norms with activation call `batch_norm`: what calls such a function with weights of its own
-becomes a layer first, and is changed like any other.
+No change depends on the names of one model's layers. EfficientNet-Lite pads separately from its convolutions and calls
+`conv2d`; timm's batch norms with activation call `batch_norm`. Calls of such functions with constant weights are first
+replaced by layers, and then changed like any other layer.
 """
 
 import copy
@@ -17,15 +17,15 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 Change = Callable[[nn.Module], tuple[nn.Module, str]]
-"""Returns a changed copy of a module, and what was changed. Raises NothingToDo."""
+"""Returns a changed copy of a module, and a description of the change. Raises NothingToDo."""
 
 
 class NothingToDo(Exception):
-    """A step found nothing that it could change; the message says what it looked for."""
+    """A step found nothing to change; the message states what it searched for."""
 
 
 def trace(module: nn.Module) -> fx.GraphModule:
-    """Returns a copy of a module with its graph. Raises where it shows none."""
+    """Returns a copy of a module with its graph. Raises an exception if it cannot be traced."""
     if any(isinstance(layer, torch.jit.ScriptModule) for layer in module.modules()):
         raise NothingToDo("TorchScript cannot be traced; it runs as it was saved")
     if isinstance(module, fx.GraphModule):
@@ -34,7 +34,7 @@ def trace(module: nn.Module) -> fx.GraphModule:
 
 
 def change_nodes(module: nn.Module, change: Callable[[fx.Node], bool], nothing: str) -> tuple[nn.Module, int]:
-    """Returns a copy changed node by node, and how many changed. Raises NothingToDo where none did."""
+    """Returns a copy changed node by node, and the number of changes. Raises NothingToDo if there are none."""
     graph_module = trace(module)
     changed = sum(change(node) for node in list(graph_module.graph.nodes))
     if not changed:
@@ -55,7 +55,7 @@ def _owner(node: fx.Node) -> nn.Module:
 
 
 def single_source(node: fx.Node) -> fx.Node | None:
-    """Returns the module call before a module call, where nothing else uses either; None for others."""
+    """Returns the module call before a module call if nothing else uses either; None for others."""
     source = node.args[0] if node.op == "call_module" and node.args else None
     if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
         return None
@@ -63,7 +63,7 @@ def single_source(node: fx.Node) -> fx.Node | None:
 
 
 def is_called_once(node: fx.Node) -> bool:
-    """Whether no other node calls the module that a node calls."""
+    """Returns whether no other node calls the module that a node calls."""
     calls = [other for other in node.graph.nodes if other.op == "call_module" and other.target == node.target]
     return len(calls) == 1
 
@@ -81,7 +81,7 @@ def drop(node: fx.Node, instead: fx.Node) -> None:
 
 
 def finish(graph_module: fx.GraphModule) -> nn.Module:
-    """Returns a changed graph as a module that can run, without what is no longer used."""
+    """Returns a changed graph as a runnable module, without unused nodes and modules."""
     graph_module.graph.eliminate_dead_code()
     graph_module.graph.lint()
     graph_module.recompile()
@@ -99,7 +99,7 @@ Arguments = Mapping[str, Any]
 
 
 def make_modular(graph_module: fx.GraphModule) -> Mapping[str, int]:
-    """Replaces the functional layers whose weights are attributes, and returns how many of each kind there were."""
+    """Replaces functional layers whose weights are attributes, and returns the number of each kind."""
     made: Counter[str] = Counter()
     for node in list(graph_module.graph.nodes):
         kind, names, make = _KINDS.get(node.target, _OTHER) if node.op == "call_function" else _OTHER
@@ -120,7 +120,7 @@ def _replace_call(graph_module: fx.GraphModule, node: fx.Node, source: fx.Node, 
 
 
 def _drop_assertions(source: fx.Node) -> None:
-    """Drops what a functional layer asserts of its input's shape: it would count as another use of the input."""
+    """Removes a functional layer's assertions on the shape of its input: they would count as uses of the input."""
     for user in list(source.users):
         chain = [user]
         while len(chain[-1].users) == 1:
@@ -154,7 +154,7 @@ def _convolution(graph_module: fx.GraphModule, arguments: Arguments) -> nn.Modul
 
 
 def _batch_norm(graph_module: fx.GraphModule, arguments: Arguments) -> nn.Module | None:
-    """Returns a batch norm by statistics that are attributes, after a convolution to fold it into; None for others."""
+    """Returns a batch norm whose statistics are attributes, after a convolution to fold it into; None for others."""
     source = arguments["input"]
     if source.op != "call_module" or not isinstance(graph_module.get_submodule(source.target), nn.Conv2d):
         return None
@@ -168,7 +168,7 @@ def _batch_norm(graph_module: fx.GraphModule, arguments: Arguments) -> nn.Module
 
 
 def _none(_graph_module: fx.GraphModule, _arguments: Arguments) -> None:
-    """Returns nothing: other nodes stay as they are."""
+    """Returns None: other nodes stay unchanged."""
 
 
 def _attribute(graph_module: fx.GraphModule, node: object) -> Tensor | None:
@@ -190,13 +190,13 @@ _KINDS: Mapping[object, tuple[str, tuple[str, ...], _Make]] = {
     torch.conv2d: ("convolutions", _CONVOLUTION, _convolution),
     F.batch_norm: ("batch norms", _BATCH_NORM, _batch_norm),
 }
-"""Functions, what they are called, their parameters, and what makes a module of them."""
+"""Functions with their names, their parameters, and the constructors of their modules."""
 
 _OTHER: tuple[str, tuple[str, ...], _Make] = ("", (), _none)
 
 
 def _modular_layers(module: nn.Module) -> tuple[nn.Module, str]:
-    """Makes functional layers with constant weights into modules, so that the other steps see them."""
+    """Replaces functional layers with constant weights by modules, so that later steps apply to them."""
     graph_module = trace(module)
     made = make_modular(graph_module)
     if not made:
@@ -240,9 +240,9 @@ def _merge_one_padding(node: fx.Node) -> bool:
 
 
 def _padded(convolution: nn.Conv2d, padding: Sequence[int]) -> nn.Conv2d | None:
-    """Returns a convolution that pads by itself, None where it cannot.
+    """Returns a convolution that includes the padding, None if that is impossible.
 
-    Where two sides differ, the kernel is wider by zeros on the lesser one.
+    If two sides differ, the kernel is extended by zeros on the smaller side.
     """
     if convolution.padding_mode != "zeros" or isinstance(convolution.padding, str):
         return None

@@ -1,9 +1,9 @@
-"""Makes a model faster without changing what it says: each step is checked against the untouched model, and timed.
+"""Optimises a model without changing its outputs: each step is checked against the original model, and timed.
 
-The steps change the graph that torch.fx traces (`graph`, and on CPUs `cpu` too), the layout of the weights, and, where
-the operator asks for it, compile the model, which takes a minute or more. A model that cannot be traced, a step that
-changes a probability by more than the tolerance, and a step that makes nothing faster are left out, and the report says
-why.
+The steps change the graph that torch.fx traces (`graph`, and on CPUs also `cpu`) and the layout of the weights, and
+compile the model if the operator requests it, which takes a minute or more. Three kinds of steps are not applied: those
+on a model that cannot be traced, those that change a probability by more than the tolerance, and those that are no
+faster. The report states the reason.
 """
 
 from collections.abc import Callable
@@ -17,40 +17,40 @@ from sagittal.engine.graph import CHANGES, Change, NothingToDo, to_channels_last
 from sagittal.engine.timing import Variant, measure_speedup
 
 TOLERANCE = 1e-3
-"""Largest difference of a probability that a step may make."""
+"""Largest difference of a probability that a step may cause."""
 
 GRAPH_SPEEDUP = 0.95
-"""Least speed-up, as a factor, at which the changed graph is kept: it computes no more, so less is a busy machine."""
+"""Minimum speed-up factor at which a changed graph is kept: it computes no more, so that a lower value is noise."""
 
 LAYOUT_SPEEDUP = 1.05
-"""Least speed-up at which channels-last is kept: it may as well be slower, and copies inputs."""
+"""Minimum speed-up factor at which channels-last is kept: it can be slower, and copies inputs."""
 
 TIMED_IMAGES = 2
-"""Images of the probe that are timed."""
+"""Number of probe images that are timed."""
 
 VARIANTS = 64
-"""Most versions of a model that are compiled: one for each size of batch, with and without gradient. Past the limit,
-torch would run the model uncompiled without a word."""
+"""Maximum number of compiled versions of a model: one per batch size, with and without gradient. Beyond the limit,
+torch would silently run the model uncompiled."""
 
 COMPILE = "compile"
 """Name of the step that compiles the model."""
 
 Speedup = Callable[[Variant, Variant, Tensor], float]
-"""Says how many times as fast the second variant is on the probe."""
+"""Returns the speed of the second variant relative to the first, on the probe."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of making a model faster, as it went."""
+    """An optimisation step and its result."""
 
     name: str
     applied: bool
     detail: str
-    """What it did, or why it was not applied."""
+    """Its effect, or why it was not applied."""
     largest_difference: float = 0.0
-    """Of a probability, from the untouched model on the probe."""
+    """Largest difference of a probability from the original model on the probe."""
     timed: bool = False
-    """Whether it was compared in speed with the model without it."""
+    """Whether its speed was compared with that of the model without it."""
 
 
 def optimise(
@@ -62,13 +62,13 @@ def optimise(
     compiled: bool = False,
     speedup: Speedup = measure_speedup,
 ) -> tuple[nn.Module, bool, list[Step]]:
-    """Returns a faster module, whether it wants channels-last inputs, and what was done.
+    """Returns the optimised module, whether it needs channels-last inputs, and the steps.
 
     Args:
-        module: The model in evaluation mode, parameters frozen. It is not changed.
+        module: The model in evaluation mode, with frozen parameters. It is not changed.
         probe: Inputs (n, 3, height, width) on the model's device for the checks.
-        probabilities: Turns the model's output into probabilities.
-        gradient: Whether the model gives gradients, so that the backward pass is timed too.
+        probabilities: Converts the model's output to probabilities.
+        gradient: Whether the model returns gradients, so that the backward pass is timed too.
         compiled: Whether to try `torch.compile`, which takes a minute or more.
         speedup: Compares two variants of the model.
     """
@@ -91,11 +91,11 @@ def optimise(
 def _change_graph(
     module: nn.Module, probe: Tensor, expected: Tensor, probabilities: Callable[[Tensor], Tensor], report: list[Step]
 ) -> nn.Module:
-    """Returns the module after the steps that work on its graph; itself where it shows none, or no step applies."""
+    """Returns the module after the graph steps; the module itself if it cannot be traced or no step applies."""
     changes = {**CHANGES, **cpu_changes(probe.device)}
     try:
         traced = trace(module)
-    except Exception as error:  # noqa: BLE001 - tracing foreign code may raise anything; the model runs untouched then
+    except Exception as error:  # noqa: BLE001 - tracing foreign code may raise anything; the model then runs unchanged
         report.extend(Step(name, False, _said(error)) for name in changes)
         return module
     changed: nn.Module = traced
@@ -107,7 +107,7 @@ def _change_graph(
 def _keep_if_faster(
     before: Variant, after: Variant, probe: Tensor, least: float, report: list[Step], speedup: Speedup
 ) -> Variant:
-    """Returns the faster variant; the steps that lie between the two are reported with the figure."""
+    """Returns the faster variant; the steps between the two are reported with the speed-up."""
     if after.module is before.module:
         return before
     factor = speedup(before, after, probe[:TIMED_IMAGES])
@@ -116,7 +116,7 @@ def _keep_if_faster(
     changed = [index for index, step in enumerate(report) if step.applied and not step.timed]
     for index in changed:
         report[index] = replace(report[index], applied=keep, timed=True)
-    # Steps before the last prepare it: the figure is of all together.
+    # Earlier steps prepare the last one: the speed-up is that of all together.
     last = report[changed[-1]]
     report[changed[-1]] = replace(last, detail=f"{last.detail}; {said}")
     return after if keep else before
@@ -131,12 +131,12 @@ def _attempt(
     probabilities: Callable[[Tensor], Tensor],
     report: list[Step],
 ) -> nn.Module:
-    """Returns the changed module where the change holds the tolerance, else the module as it was."""
+    """Returns the changed module if the change keeps the tolerance, and the original module otherwise."""
     try:
         changed, detail = change(module)
         with torch.inference_mode():
             difference = float((probabilities(changed(probe)) - expected).abs().max())
-    except Exception as error:  # noqa: BLE001 - changing foreign code may raise anything; the model runs as it was then
+    except Exception as error:  # noqa: BLE001 - changing foreign code may raise anything; the model then runs unchanged
         report.append(Step(name, False, _said(error)))
         return module
     if not difference <= TOLERANCE:
@@ -156,13 +156,13 @@ def _said(error: Exception) -> str:
 
 
 class CompiledModel(nn.Module):
-    """A compiled model: fused kernels everywhere, and CUDA graphs on CUDA, which need batches of few, fixed sizes.
+    """A compiled model: fused kernels, and CUDA graphs on CUDA, which require batches of few, fixed sizes.
 
-    Each call begins a new turn of the CUDA graphs, whose outputs the next turn overwrites.
+    Each call starts a new iteration of the CUDA graphs, which overwrites the outputs of the previous one.
     """
 
     def __init__(self, module: nn.Module, *, graphs: bool) -> None:
-        """Compiles nothing yet: that is done at the first batch of each size."""
+        """Compiles nothing yet: the first batch of each size compiles."""
         super().__init__()
         self.plain = module
         self._graphs = graphs
@@ -170,7 +170,7 @@ class CompiledModel(nn.Module):
         self._compiled = torch.compile(module, mode=mode, dynamic=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Runs a batch; the output is the caller's to keep."""
+        """Runs a batch; the output is a copy."""
         if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         outputs: Tensor = self._compiled(inputs)

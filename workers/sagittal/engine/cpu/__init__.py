@@ -1,6 +1,6 @@
-"""What only CPUs need: `cpu_changes` puts the layers of `kernels` into a model's graph.
+"""Optimisations for CPUs: `cpu_changes` replaces layers of a model's graph by those of `kernels`.
 
-The rest of the engine calls `cpu_changes` and nothing else of this package; programs call `memory.keep_freed_memory`.
+The rest of the engine uses only `cpu_changes` of this package; programs call `memory.keep_freed_memory`.
 """
 
 from sagittal.engine.cpu.rewriting import cpu_changes

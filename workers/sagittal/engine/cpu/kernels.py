@@ -1,12 +1,12 @@
-"""Layers of models whose weights stay as they are, run straight by the kernels that CPUs have for them.
+"""Layers with constant weights that call the kernels of the CPU directly.
 
-The kernels are oneDNN's, those that torch.compile calls. Weights are laid out once, as they want them, not at every
-call, and what is added to the output and a clamp on it are part of the kernel. They come without a gradient; that by
-the images is a convolution too, and runs on the same kernels. What torch has for it is slower: small batches on one
-thread get another kernel for convolutions of single pixels, and an image's three channels cost as much as sixteen.
+The kernels are oneDNN's, the same that torch.compile uses. Weights are converted to the kernel's layout once instead of
+at every call, and an addition to the output and a clamp are part of the kernel. The kernels have no gradient; the
+gradient by the images is also a convolution and runs on the same kernels. PyTorch's own path is slower: it uses another
+kernel for 1x1 convolutions of small batches on one thread, and an image's three channels cost as much as sixteen.
 
-Linear layers are run so that a row's result depends as little as can be on the number of rows. Whether it does on this
-machine is measured with the whole model; see `sagittal.models.row_equality`.
+Linear layers are run so that a row's result depends as little as possible on the number of rows. Whether it does on
+this machine is measured with the whole model; see `sagittal.models.row_equality`.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,10 +20,10 @@ from torch import Tensor, fx, nn
 
 @dataclass(frozen=True, slots=True)
 class Clamp:
-    """An activation that clamps: its bounds, None for none.
+    """A clamping activation: its bounds, None for none.
 
-    The kernel of the convolution before applies it while the result is in cache. For the gradient its output is enough,
-    since it is flat exactly where the output is at a bound.
+    The kernel of the preceding convolution applies it while the result is in cache. Its gradient depends only on its
+    output, because it is flat exactly where the output is at a bound.
     """
 
     lowest: float
@@ -31,7 +31,7 @@ class Clamp:
 
     @property
     def kernel(self) -> tuple[str, list[float]]:
-        """The kernel's name for it, and its numbers."""
+        """The kernel's name of the activation, and its numbers."""
         return ("relu", []) if self.highest is None else ("hardtanh", [self.lowest, self.highest])
 
     def backward(self, gradient: Tensor, output: Tensor, *, in_place: bool) -> Tensor:
@@ -62,7 +62,7 @@ _FUNCTIONS: dict[object, Clamp] = {
 
 
 def clamp_of(node: fx.Node, module: nn.Module | None) -> Clamp | None:
-    """Returns what a node of a graph, and the module that it calls, clamps its only input to; None for others."""
+    """Returns the clamp that a node of a graph, or the module it calls, applies to its only input; None for others."""
     if module is not None:
         known = _MODULES.get(type(module))
         return None if known is None else known(module)
@@ -70,17 +70,17 @@ def clamp_of(node: fx.Node, module: nn.Module | None) -> Clamp | None:
 
 
 FEW_CHANNELS = 16
-"""Numbers that kernels compute at a time: of fewer channels, as images have, they compute as many all the same."""
+"""Channels that kernels compute at a time: fewer channels, such as those of images, cost as much."""
 
 WHOLE_COLUMNS = 16
-"""Products have a multiple of this many columns, a cache line of numbers: kernels treat columns beyond whole vectors in
-another way, and so round otherwise."""
+"""Columns of products are padded to a multiple of this, a cache line: kernels treat the rest after whole vectors
+differently, and round differently."""
 
 _NO_ACTIVATION: tuple[str, list[float]] = ("none", [])
 
 
 def freezable(module: nn.Module | None) -> nn.Conv2d | None:
-    """Returns a module that is a convolution which a frozen one can take the place of; None for others."""
+    """Returns a module that is a convolution which a frozen one can replace; None for others."""
     if type(module) is not nn.Conv2d or module.padding_mode != "zeros" or isinstance(module.padding, str):
         return None
     single = module.weight.dtype == torch.float32
@@ -89,7 +89,7 @@ def freezable(module: nn.Module | None) -> nn.Conv2d | None:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How a convolution goes over images: rows and columns of each."""
+    """Geometry of a convolution: rows and columns of each parameter."""
 
     stride: list[int]
     padding: list[int]
@@ -98,14 +98,14 @@ class Geometry:
 
 
 class Kernel:
-    """A convolution without a gradient, its weights laid out at the first call.
+    """A convolution without gradient, with its weights converted at the first call.
 
     Attributes:
-        bytes: Memory that its weights take.
+        bytes: Memory of the converted weights.
     """
 
     def __init__(self, weight: Tensor, geometry: Geometry) -> None:
-        """Lays out nothing yet: the layout depends on the images."""
+        """Converts nothing yet: the layout depends on the images."""
         self.bytes = weight.nbytes
         self._weight = weight
         self._where = (geometry.padding, geometry.stride, geometry.dilation, geometry.groups)
@@ -120,7 +120,7 @@ class Kernel:
         return run(images, self._weight, bias, *self._where, *activation, "")  # type: ignore[no-any-return]
 
     def plus(self, other: Tensor, images: Tensor, bias: Tensor | None, *, rectified: bool) -> Tensor:
-        """Returns the convolution plus a tensor of its shape; what is below zero becomes zero where that is asked."""
+        """Returns the convolution plus a tensor of its shape, rectified if requested."""
         self._lay_out(images)
         run = torch.ops.mkldnn._convolution_pointwise.binary
         activation = "relu" if rectified else None
@@ -128,7 +128,7 @@ class Kernel:
 
     def _lay_out(self, images: Tensor) -> None:
         if not self._laid_out:
-            # Outside inference mode, since requests with gradient use it too.
+            # Outside inference mode, because requests with gradient use it too.
             with torch.inference_mode(False), torch.no_grad():
                 lay_out = torch.ops.mkldnn._reorder_convolution_weight
                 self._weight = lay_out(self._weight.detach(), *self._where, list(images.shape))
@@ -136,10 +136,10 @@ class Kernel:
 
 
 class FrozenConvolution(nn.Module):
-    """A convolution on a CPU whose weights do not change, with a clamp on its output or without.
+    """A convolution on a CPU with constant weights, with an optional clamp on its output.
 
     Attributes:
-        adds: Whether another tensor is added before the clamp, which is at zero or none then.
+        adds: Whether another tensor is added before the clamp, which is then at zero or absent.
     """
 
     def __init__(self, convolution: nn.Conv2d, clamp: Clamp | None = None, *, adds: bool = False) -> None:
@@ -158,11 +158,11 @@ class FrozenConvolution(nn.Module):
         self._back: Back | None = None
 
     def forward(self, images: Tensor, other: Tensor | None = None) -> Tensor:
-        """Returns the clamped convolution of (n, channels, height, width), `other` added before where it adds."""
+        """Returns the clamped convolution of (n, channels, height, width); `other` is added first if the layer adds."""
         return _in_turn(images, other, [self])
 
     def run(self, images: Tensor, other: Tensor | None) -> Tensor:
-        """Returns the same, without a gradient."""
+        """Returns the same, without gradient."""
         if self._kernel is None:
             self._kernel = Kernel(self.weight, self.geometry)
         if self.adds and other is not None:
@@ -170,19 +170,19 @@ class FrozenConvolution(nn.Module):
         return self._kernel(images, self.bias, _NO_ACTIVATION if self.clamp is None else self.clamp.kernel)
 
     def plain(self, images: Tensor, other: Tensor | None) -> Tensor:
-        """Returns the same by torch's own functions."""
+        """Returns the same by PyTorch's functions."""
         where = (self.geometry.stride, self.geometry.padding, self.geometry.dilation, self.geometry.groups)
         output = F.conv2d(images, self.weight, self.bias, *where)
         output = output + other if self.adds and other is not None else output
         return output if self.clamp is None else output.clamp(self.clamp.lowest, self.clamp.highest)
 
     def before_clamp(self, gradient: Tensor, output: Tensor | None, *, owned: bool) -> Tensor:
-        """Returns the gradient before the clamp, given that of the output.
+        """Returns the gradient before the clamp, given the gradient of the output.
 
         Args:
             gradient: Of the output's shape.
-            output: As it was; a layer without a clamp needs none.
-            owned: Whether nothing else sees the gradient, which may then be changed in place.
+            output: The layer's output; not needed without a clamp.
+            owned: Whether nothing else uses the gradient, which may then be changed in place.
         """
         if self.clamp is None or output is None:
             return gradient
@@ -196,16 +196,16 @@ class FrozenConvolution(nn.Module):
 
     @property
     def laid_out_bytes(self) -> int:
-        """Memory of weights beside its parameters, for the ways that it has been run so far."""
+        """Memory of converted weights in addition to its parameters, for the modes it has run in so far."""
         return sum(kernel.bytes for kernel in (self._kernel, self._back and self._back.kernel) if kernel)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns what a copy is made of: without weights that are laid out, which cannot be copied."""
+        """Returns the state of a copy, without converted weights, which cannot be copied."""
         return {**self.__dict__, "_kernel": None, "_back": None}
 
 
 class FrozenChain(nn.Module):
-    """Frozen convolutions one after another: to what computes gradients they are one layer, which costs once.
+    """Frozen convolutions in sequence: autograd sees one layer, which saves overhead.
 
     The last one may add another tensor.
     """
@@ -216,18 +216,18 @@ class FrozenChain(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, images: Tensor, other: Tensor | None = None) -> Tensor:
-        """Returns what the last layer makes of (n, channels, height, width), and of what it adds."""
+        """Returns the output of the last layer for (n, channels, height, width) and the tensor it adds."""
         return _in_turn(images, other, [*self.layers])
 
 
 def _in_turn(images: Tensor, other: Tensor | None, layers: Sequence[FrozenConvolution]) -> Tensor:
-    """Returns what the last layer makes of images, and of what it adds."""
+    """Returns the output of the last layer for images and the tensor it adds."""
     compiling = torch.compiler.is_compiling()
     differentiable = images.requires_grad or (other is not None and other.requires_grad)
     if not compiling and differentiable and torch.is_grad_enabled():
         return _Differentiable.apply(images, other, layers)  # type: ignore[no-any-return]
     for layer in layers:
-        # A compiler fuses and lays out by itself.
+        # A compiler does its own fusion and layout.
         images = layer.plain(images, other) if compiling else layer.run(images, other)
     return images
 
@@ -238,7 +238,7 @@ class _Differentiable(torch.autograd.Function):
         passed = [images]
         for layer in layers:
             passed.append(layer.run(passed[-1], other))
-        # Where no clamp needs it, what leaves may be changed by whoever takes it.
+        # If no clamp needs the output, its receiver may change it in place.
         context.save_for_backward(*passed[:-1], None if layers[-1].clamp is None else passed[-1])
         context.layers = layers
         return passed[-1]
@@ -250,17 +250,17 @@ class _Differentiable(torch.autograd.Function):
         gradient = context.layers[last].back(of_sum, passed[last])
         for index in reversed(range(last)):
             layer = context.layers[index]
-            # Nothing else sees the gradients between the layers.
+            # Nothing else uses the gradients between the layers.
             gradient = layer.back(layer.before_clamp(gradient, passed[index + 1], owned=True), passed[index])
         return gradient, of_sum if context.layers[last].adds else None, None
 
 
 class SteadyLinear(nn.Module):
-    """A linear layer on a CPU whose result for a row does not depend on the number of rows on most machines.
+    """A linear layer on a CPU whose result for a row does not depend on the number of rows, on most machines.
 
-    Products choose their kernel by the number of rows, and kernels sum in different orders. They do less so where the
-    rows are columns, in multiples of `WHOLE_COLUMNS`. For the gradient its weights are laid out the other way, once:
-    few rows are soon multiplied, and fetching weights line by line takes most of their time.
+    Products choose their kernel by the number of rows, and kernels sum in different orders. They do so less if the rows
+    are columns, in multiples of `WHOLE_COLUMNS`. For the gradient, the weights are transposed once: products of few
+    rows are fast, and reading the weights line by line takes most of the time.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -270,7 +270,7 @@ class SteadyLinear(nn.Module):
         self._turned: Tensor | None = None
 
     def forward(self, features: Tensor) -> Tensor:
-        """Returns (n, outputs) of (n, inputs); other shapes go the usual way."""
+        """Returns (n, outputs) for (n, inputs); other shapes use PyTorch's function."""
         if features.ndim != 2 or torch.compiler.is_compiling():
             return F.linear(features, self.weight, self.bias)
         if features.requires_grad and torch.is_grad_enabled():
@@ -278,7 +278,7 @@ class SteadyLinear(nn.Module):
         return self.run(features)
 
     def run(self, features: Tensor) -> Tensor:
-        """Returns the same for rows, without a gradient."""
+        """Returns the same for rows, without gradient."""
         columns = _columns(features)
         product = self.weight @ columns if self.bias is None else torch.addmm(self.bias[:, None], self.weight, columns)
         return product[:, : len(features)].t().clone(memory_format=torch.contiguous_format)
@@ -292,16 +292,16 @@ class SteadyLinear(nn.Module):
 
     @property
     def laid_out_bytes(self) -> int:
-        """Memory of weights beside its parameters, for the ways that it has been run so far."""
+        """Memory of converted weights in addition to its parameters, for the modes it has run in so far."""
         return 0 if self._turned is None else self._turned.nbytes
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns what a copy is made of: without weights that are laid out."""
+        """Returns the state of a copy, without converted weights."""
         return {**self.__dict__, "_turned": None}
 
 
 def _columns(rows: Tensor) -> Tensor:
-    """Returns rows as columns, with zeros for the columns that are missing to whole ones."""
+    """Returns rows as columns, padded with zeros to whole columns."""
     return F.pad(rows, (0, 0, 0, -len(rows) % WHOLE_COLUMNS)).t()
 
 
@@ -317,14 +317,14 @@ class _DifferentiableRows(torch.autograd.Function):
 
 
 class Back:
-    """From the gradient of a convolution's output to that of its images, by torch's own.
+    """The gradient of a convolution by its images, given that of its output; by PyTorch's function.
 
     Attributes:
-        kernel: What runs instead of torch's own; None for nothing.
+        kernel: The kernel that replaces PyTorch's function; None for none.
     """
 
     def __init__(self, weight: Tensor, geometry: Geometry) -> None:
-        """Keeps both."""
+        """Stores both."""
         self.weight, self.geometry = weight, geometry
         self.kernel: Kernel | None = None
 
@@ -337,10 +337,10 @@ class Back:
 
 
 class Turned(Back):
-    """For a stride of 1: a convolution with the kernel turned round, from each output channel to each input's."""
+    """For a stride of 1: a convolution with the flipped kernel, from each output channel to each input channel."""
 
     def __init__(self, weight: Tensor, geometry: Geometry) -> None:
-        """Turns the kernel."""
+        """Flips the kernel."""
         super().__init__(weight, geometry)
         outputs, inputs, *sides = weight.shape
         groups = geometry.groups
@@ -356,12 +356,12 @@ class Turned(Back):
 class Spread(Back):
     """For few channels and a stride: a convolution to all pixels of a step at once, as channels that are then spread.
 
-    Pixel `i * stride + rest` of the padded images comes of outputs `i`, `i - 1`, ..., by the kernel's numbers at
+    Pixel `i * stride + rest` of the padded images depends on outputs `i`, `i - 1`, ..., by the kernel's elements at
     `rest`, `rest + stride`, ...
     """
 
     def __init__(self, weight: Tensor, geometry: Geometry) -> None:
-        """Takes the kernel apart."""
+        """Splits the kernel."""
         super().__init__(weight, geometry)
         outputs, inputs, *sides = weight.shape
         step = geometry.stride[0]
@@ -374,12 +374,12 @@ class Spread(Back):
     def __call__(self, gradient: Tensor, images: Tensor) -> Tensor:
         """Returns the gradient of (n, channels, height, width)."""
         step, (above, left), (height, width) = self.geometry.stride[0], self.geometry.padding, images.shape[-2:]
-        # As pixel_shuffle does, at a third of its time.
+        # Equals pixel_shuffle, in a third of its time.
         steps = self.kernel(gradient)
         rows, _, *places = steps.shape
         apart = steps.reshape(rows, -1, step, step, *places).permute(0, 1, 4, 2, 5, 3)
         padded = apart.flatten(4, 5).flatten(2, 3)
-        # Pixels that the last step did not reach have no part in the output.
+        # Pixels beyond the last step do not affect the output.
         below, beside = above + height - padded.shape[-2], left + width - padded.shape[-1]
         if below > 0 or beside > 0:
             padded = F.pad(padded, (0, max(0, beside), 0, max(0, below)))
@@ -387,7 +387,7 @@ class Spread(Back):
 
 
 def back_of(weight: Tensor, geometry: Geometry) -> Back:
-    """Returns the fastest way back that a convolution has."""
+    """Returns the fastest gradient of a convolution by its images."""
     weight = weight.detach()
     sides, strides = weight.shape[-2:], set(geometry.stride)
     if strides == {1} and min(_turned_padding(sides, geometry)) >= 0:

@@ -1,8 +1,8 @@
 """Memory of the process: freed blocks are kept for the next batch instead of being returned to the system.
 
-Activations are large, so glibc maps each from the system and unmaps it when it is freed: every batch then pays for the
-same pages again. A thread's own arena does so whatever it is told, since its heaps are bounded (64 MiB): so that the
-engine's thread keeps its memory, all threads share the first arena.
+Activations are large, so that glibc maps each from the system and unmaps it when it is freed: every batch then faults
+in the same pages again. A thread's own arena does so with any setting, because its heaps are bounded (64 MiB). All
+threads therefore share the first arena, so that the engine's thread keeps its memory.
 """
 
 import ctypes
@@ -12,16 +12,16 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 """Parameters of `mallopt(3)`."""
 
 KEPT = 2**31 - 1
-"""Bytes that may stay free before any are returned: in effect, what the process has used once."""
+"""Free bytes beyond which memory is returned: effectively never."""
 
 LARGEST = 2**30
-"""Largest block, in bytes, that comes from the kept memory; larger ones are mapped one by one."""
+"""Largest block, in bytes, that is served from the kept memory; larger ones are mapped individually."""
 
 
 def keep_freed_memory() -> bool:
-    """Keeps freed memory for the rest of the process. Returns whether the C library knows how (glibc does).
+    """Keeps freed memory for the rest of the process. Returns whether the C library supports it (glibc does).
 
-    To be called before other threads are started: one that has an arena of its own by then stays with it.
+    It must be called before other threads start: a thread that already has its own arena keeps it.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,4 +1,4 @@
-"""The changes of a model's graph that only CPUs need: layers become those of `sagittal.engine.cpu.kernels`."""
+"""Graph changes for CPUs: layers are replaced by those of `sagittal.engine.cpu.kernels`."""
 
 import operator
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ _RECTIFIER = Clamp(0.0)
 
 
 def cpu_changes(device: torch.device) -> Mapping[str, Change]:
-    """Returns the changes for a model on a device, by name and in order; none for a device other than a CPU."""
+    """Returns the changes for a model on a device, by name and in order; none if the device is not a CPU."""
     if device.type != "cpu":
         return {}
     return {
@@ -38,7 +38,7 @@ def cpu_changes(device: torch.device) -> Mapping[str, Change]:
 
 
 def _fuse_activations(module: nn.Module) -> tuple[nn.Module, str]:
-    """Makes each convolution and the clamp after it one kernel."""
+    """Fuses each convolution with the clamp after it."""
     fused, count = change_nodes(module, _fuse_activation, "no convolution with a clamp after it")
     return fused, f"{count} activations fused with convolutions"
 
@@ -57,7 +57,7 @@ def _fuse_activation(node: fx.Node) -> bool:
 
 
 def _fuse_additions(module: nn.Module) -> tuple[nn.Module, str]:
-    """Makes each convolution, what is added to it and the clamp of the sum at zero one kernel."""
+    """Fuses each convolution with the addition to its output and the rectification of the sum."""
     fused, count = change_nodes(module, _fuse_addition, "no convolution with an addition after it")
     return fused, f"{count} additions fused with convolutions"
 
@@ -84,7 +84,7 @@ def _fuse_addition(node: fx.Node) -> bool:
 
 
 def _freeze_convolutions(module: nn.Module) -> tuple[nn.Module, str]:
-    """Calls the kernels of the other convolutions straight too, and makes those one after another one layer."""
+    """Calls the kernels of the other convolutions directly too, and joins convolutions in sequence to one layer."""
     graph_module = trace(module)
     frozen = sum(_freeze(node) for node in list(graph_module.graph.nodes))
     if not any(isinstance(layer, FrozenConvolution) for layer in graph_module.modules()):
@@ -111,14 +111,14 @@ def _join(node: fx.Node) -> bool:
         return False
     layers = before.layers if isinstance(before, FrozenChain) else [before]
     replace_module(node, FrozenChain([*layers, layer]))
-    # The later call stays: what it adds may be made between the two.
+    # The later call stays: the tensor that it adds may be computed between the two.
     node.args = (source.args[0], *node.args[1:])
     node.graph.erase_node(source)
     return True
 
 
 def _steady_linear_layers(module: nn.Module) -> tuple[nn.Module, str]:
-    """Runs linear layers so that a row depends as little as can be on the number of rows."""
+    """Runs linear layers so that a row depends as little as possible on the number of rows."""
     steady, count = change_nodes(module, _steady, "no linear layer")
     return steady, f"{count} linear layers by products of whole columns, weights laid out once"
 

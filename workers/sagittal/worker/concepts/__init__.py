@@ -1,1 +1,1 @@
-"""Concept sets at a worker: fitting them to images, storing them, and explaining by them."""
+"""Concept sets on a worker: fitting, storage, and explanations by them."""

@@ -1,4 +1,4 @@
-"""A fit as the API describes it, and back: the message is what is stored beside the weights."""
+"""Converts a fit to the API's description and back; the message is stored beside the weights."""
 
 import io
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from sagittal.explain.concepts import SRAE, ConceptFit, FitSettings, FittedConce
 from sagittal.models.loaded import LoadedModel
 from sagittal.v1 import concept_pb2, concept_service_pb2, explanation_pb2, tensor_pb2
 
-#: Side of the pictures that are stored, in pixels, and their quality as JPEG.
+#: Side of the stored images in pixels, and their JPEG quality.
 SIDE, QUALITY = 160, 85
 
-#: Most images that could not be read that are listed.
+#: Maximum number of unreadable images that are listed.
 LISTED = 100
 
 
@@ -31,11 +31,11 @@ def describe_fit(
     """Returns the description of a fit.
 
     Args:
-        fit: What was fitted.
-        request: What was asked for.
-        settings: Its settings, defaults filled in.
+        fit: The fit.
+        request: The request of the fit.
+        settings: Its settings, with defaults filled in.
         loaded: The model.
-        names: Files of the images by their place in the set; empty for images that were sent.
+        names: Files of the images by their index in the set; empty for uploaded images.
     """
     weights = fit.fitted.srae.weights()
     described = concept_pb2.ConceptSet(
@@ -69,7 +69,7 @@ def _warnings(fit: ConceptFit, names: Sequence[str]) -> Sequence[explanation_pb2
     if fit.skipped:
         first = fit.skipped[0]
         message = (
-            f"{len(fit.skipped)} images could not be read and were left out; the first is image "
+            f"{len(fit.skipped)} images could not be read and were omitted; the first is image "
             f"{first.index} {_name(names, first.index)}: {first.fault}"
         )
         said.append(explanation_pb2.Warning(reason="IMAGES_SKIPPED", message=message))
@@ -77,7 +77,7 @@ def _warnings(fit: ConceptFit, names: Sequence[str]) -> Sequence[explanation_pb2
 
 
 def fitted_concepts(described: concept_pb2.ConceptSet, srae: SRAE) -> FittedConcepts:
-    """Returns what an explanation needs of a stored set."""
+    """Returns the parts of a stored set that an explanation needs."""
     concepts = described.concepts
     return FittedConcepts(
         layer=described.layer,
@@ -139,7 +139,7 @@ def _concept(
 
 def _example(shown: Shown, preprocessing: Preprocessing, names: Sequence[str]) -> concept_pb2.ConceptExample:
     example = concept_pb2.ConceptExample(
-        image=tensor_pb2.Image(encoded=_picture(shown.image, preprocessing)),
+        image=tensor_pb2.Image(encoded=_jpeg(shown.image, preprocessing)),
         value=shown.value,
         group=shown.group,
         index=shown.index,
@@ -151,15 +151,15 @@ def _example(shown: Shown, preprocessing: Preprocessing, names: Sequence[str]) -
     return example
 
 
-def _picture(image: Tensor, preprocessing: Preprocessing) -> bytes:
-    """Returns an image, as the model takes it, as a small JPEG."""
+def _jpeg(image: Tensor, preprocessing: Preprocessing) -> bytes:
+    """Returns an input of the model as a small JPEG."""
     values = image.detach().float().cpu().numpy().transpose(1, 2, 0)
     values = values * np.array(preprocessing.std) + np.array(preprocessing.mean)
     if preprocessing.channel_order == "BGR":
         values = values[..., ::-1]
     pixels = (values.clip(0, 1) * 255).round().astype(np.uint8)
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    picture.thumbnail((SIDE, SIDE))
+    shrunk = Image.fromarray(np.ascontiguousarray(pixels))
+    shrunk.thumbnail((SIDE, SIDE))
     written = io.BytesIO()
-    picture.save(written, "JPEG", quality=QUALITY)
+    shrunk.save(written, "JPEG", quality=QUALITY)
     return written.getvalue()

@@ -1,6 +1,6 @@
-"""The images of a fit, read and decoded on a thread of their own so that the device never waits for a file.
+"""The images of a fit, read and decoded on a separate thread, so that the device never waits for a file.
 
-With them go their annotated parts: those that were sent, and those that lie with a dataset.
+Also their annotated parts, uploaded or from a dataset.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ from sagittal.models.loaded import LoadedModel
 from sagittal.v1 import concept_service_pb2, tensor_pb2
 from sagittal.worker.execution.requests import read_image
 
-#: Images of a batch, and batches that are read ahead.
+#: Images per batch, and number of batches that are read ahead.
 BATCH, AHEAD = 8, 3
 
-#: Files that count as images in a dataset.
+#: Extensions of image files in a dataset.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
-#: The file of a dataset with its annotations: `{"bird.jpg": {"beak": [left, top, right, bottom]}}`, edges relative to
-#: the image's size.
+#: Annotation file of a dataset: `{"bird.jpg": {"beak": [left, top, right, bottom]}}`, edges relative to the image's
+#: size.
 ANNOTATIONS = "parts.json"
 
 _EDGES = 4
@@ -39,7 +39,7 @@ Annotations = Callable[[int], Sequence[Part]]
 
 
 def no_annotations(_index: int) -> Sequence[concept_service_pb2.AnnotatedPart]:
-    """Annotates nothing."""
+    """Returns no annotations."""
     return ()
 
 
@@ -55,15 +55,15 @@ class ReadImages:
         limits: ImageLimits,
         annotations: Annotations = no_annotations,
     ) -> None:
-        """Reads nothing yet.
+        """Constructs the set; reading starts with the first use.
 
         Args:
-            fetch: Returns an image by its place in the set.
+            fetch: Returns an image by its index in the set.
             count: Number of images.
-            digest: Tells this set from others.
-            loaded: The model whose preprocessing they pass through.
-            limits: Of each picture.
-            annotations: Returns the annotated parts of an image by its place in the set.
+            digest: Identifies the set.
+            loaded: The model whose preprocessing is applied.
+            limits: Limits of each image.
+            annotations: Returns the annotated parts of an image by its index in the set.
         """
         self.digest = digest
         self._fetch = fetch
@@ -80,7 +80,7 @@ class ReadImages:
         return self._count
 
     def ready(self) -> bool:
-        """Whether a batch is read; the first look begins the reading."""
+        """Whether a batch is ready; the first call starts the reading."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._read_all, name="concept-images", daemon=True)
             self._thread.start()
@@ -105,7 +105,7 @@ class ReadImages:
             return Read(index, fault=f"cannot be read: {error.strerror}")
 
     def parts(self, index: int) -> Mapping[str, Box]:
-        """Returns where the annotated parts of an image are in what the model sees of it; none that it does not see."""
+        """Returns the boxes of an image's annotated parts in the model's input, without parts outside it."""
         annotated = self._annotations(index)
         if not annotated or (seen := self._seen(index)) is None:
             return {}
@@ -113,7 +113,7 @@ class ReadImages:
         return {name: box for name, box in boxes.items() if box[0] < box[2] and box[1] < box[3]}
 
     def _seen(self, index: int) -> Box | None:
-        """Returns what the model sees of an image, relative to its size; None where the image cannot be read."""
+        """Returns the part of an image that the model sees, relative to its size; None if the image is unreadable."""
         image = tensor_pb2.Image()
         try:
             image.ParseFromString(self._fetch(index))
@@ -121,7 +121,7 @@ class ReadImages:
                 return 0.0, 0.0, 1.0, 1.0
             shape = decoders(self._limits, 1)[0].decode(image, field=f"image {index}").shape[:2]
         except (InvalidRequest, DecodeError, OSError):
-            return None  # it is among the images that are listed as skipped
+            return None  # it is listed among the skipped images
         left, top, right, bottom = visible_box(shape, self._loaded.entry.preprocessing)
         height, width = shape
         return left / width, top / height, right / width, bottom / height
@@ -137,7 +137,7 @@ class ReadImages:
                 if not self._put(batch):
                     return
             self._put([])
-        except Exception as error:  # noqa: BLE001 - raised again where the batch is taken
+        except Exception as error:  # noqa: BLE001 - raised again when the batch is taken
             self._put(error)
 
     def _put(self, batch: Sequence[Read] | Exception) -> bool:
@@ -151,7 +151,7 @@ class ReadImages:
 
 
 def _within(part: concept_service_pb2.AnnotatedPart, seen: Box) -> Box:
-    """Returns where a part is in what the model sees, cut at its edges."""
+    """Returns the box of a part in the model's input, cut at its edges."""
     left, top, right, bottom = seen
 
     def across(edge: float) -> float:
@@ -164,7 +164,7 @@ def _within(part: concept_service_pb2.AnnotatedPart, seen: Box) -> Box:
 
 
 def files_of(directory: Path) -> Sequence[Path]:
-    """Returns the pictures under a directory, by name."""
+    """Returns the images under a directory, by name."""
     return sorted(path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
@@ -174,7 +174,7 @@ def file_message(path: Path) -> bytes:
 
 
 def digest_of(files: Sequence[Path], directory: Path) -> str:
-    """Tells a directory's pictures from others, by name, size and time of change."""
+    """Returns a digest of a directory's images, by name, size and modification time."""
     digest = hashlib.sha256()
     for path in files:
         stat = path.stat()
@@ -193,12 +193,12 @@ def sent_annotations(attachment: Callable[[str, str], bytes | None], job_id: str
 
 
 def annotations_of(directory: Path, files: Sequence[str]) -> Annotations:
-    """Returns the annotations of a dataset's files. Raises FailedPrecondition where they make no sense."""
+    """Returns the annotations of a dataset's files. Raises FailedPrecondition if they are invalid."""
     path = directory / ANNOTATIONS
     listed = _read(path) if path.is_file() else {}
     unknown = sorted(set(listed) - set(files))
     if unknown:
-        raise _wrong(f"it names {unknown[0]!r}, which is no picture of the dataset")
+        raise _wrong(f"it names {unknown[0]!r}, which is not an image of the dataset")
     found = {name: _parts(name, parts) for name, parts in listed.items()}
 
     def of(index: int) -> Sequence[Part]:
@@ -213,13 +213,13 @@ def _read(path: Path) -> Mapping[str, object]:
     except (ValueError, OSError) as error:
         raise _wrong(str(error)) from error
     if not isinstance(listed, dict):
-        raise _wrong("it must hold an object with the parts of each picture by its file")
+        raise _wrong("it must be an object that maps each image's file to its parts")
     return listed
 
 
 def _parts(name: str, parts: object) -> Sequence[Part]:
     if not isinstance(parts, dict) or not all(map(_is_box, parts.values())):
-        raise _wrong(f"{name!r} must have an object of parts by name, each [left, top, right, bottom] from 0 to 1")
+        raise _wrong(f"{name!r} must map to an object of parts by name, each [left, top, right, bottom] from 0 to 1")
     found = [
         Part(name=part, left=left, top=top, right=right, bottom=bottom)
         for part, (left, top, right, bottom) in parts.items()
@@ -237,5 +237,5 @@ def _is_box(box: object) -> bool:
 
 def _wrong(why: str) -> FailedPrecondition:
     return FailedPrecondition(
-        f"the annotations of the dataset ({ANNOTATIONS}) cannot be used: {why}", field="settings.dataset"
+        f"the annotations of the dataset ({ANNOTATIONS}) are invalid: {why}", field="settings.dataset"
     )

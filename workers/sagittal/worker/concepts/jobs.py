@@ -1,4 +1,4 @@
-"""Jobs about concept sets: fitting one, and explaining by one that is stored."""
+"""Jobs on concept sets: fits, and explanations by stored sets."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,7 +31,7 @@ from sagittal.worker.execution.checkpoints import unpack
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConceptShelf:
-    """What a worker has for concepts: the store, its datasets, and the images that were attached to jobs."""
+    """A worker's resources for concepts: the store, its datasets, and the images attached to jobs."""
 
     store: ConceptStore
     settings: ConceptSettings = field(default_factory=ConceptSettings)
@@ -43,11 +43,11 @@ class ConceptShelf:
 class _Images:
     images: ReadImages
     names: Sequence[str]
-    """Files by their place in the set; empty for images that were sent."""
+    """Files by index in the set; empty for uploaded images."""
 
 
 def fit_steps(lease: Lease, loaded: LoadedModel, limits: ImageLimits, shelf: ConceptShelf) -> Steps[None]:
-    """Returns the steps of a fit. Raises where it could not be carried out, or its result not be stored."""
+    """Returns the steps of a fit. Raises an error if the fit is impossible, or its result could not be stored."""
     request = concept_service_pb2.FitConceptsSettings.FromString(lease.request)
     shelf.store.check_free(lease, request.model, request.name, replace=request.replace)
     chosen = _images(request, lease, loaded, limits, shelf)
@@ -89,7 +89,7 @@ def _fit(
 
 
 def fit_settings(asked: concept_pb2.ConceptFit) -> FitSettings:
-    """Returns the settings that are meant. Raises InvalidRequest for one that is out of its bounds."""
+    """Returns the requested settings. Raises InvalidRequest for a value out of bounds."""
     whole = {name: getattr(asked, name) for name in ("concepts", "epochs", "hidden", "views", "seeds")}
     given: dict[str, float] = {name: value for name, value in whole.items() if value}
     given |= {name: getattr(asked, name) for name in ("beta", "q", "eta") if asked.HasField(name)}
@@ -144,10 +144,10 @@ def _dataset(directory: Path, loaded: LoadedModel, limits: ImageLimits) -> _Imag
 def with_concepts(
     explainer: Concepts, question: Question, lease: Lease, loaded: LoadedModel, shelf: ConceptShelf
 ) -> tuple[Concepts, Question]:
-    """Returns an explainer with its set, and the question with its target: the set's only one where none is asked for.
+    """Returns an explainer with its set, and the question with its target, by default the set's only one.
 
     Raises:
-        NotFound, FailedPrecondition: there is no such set, or it is of another model.
+        NotFound, FailedPrecondition: there is no such set, or it belongs to another model.
         InvalidRequest: the set does not predict the class.
     """
     name = explainer.concept_set

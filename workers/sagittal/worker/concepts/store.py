@@ -1,6 +1,6 @@
-"""What a worker stores of concepts: sets, as documents in Redis with files beside them, and extracted features.
+"""A worker's storage for concepts: sets, as documents in Redis with files beside them, and extracted features.
 
-Nothing in a file is code: weights are safetensors, examples a message.
+No file contains code: weights are safetensors, examples a message.
 """
 
 import hashlib
@@ -34,20 +34,20 @@ log = structlog.get_logger(__name__)
 _SUFFIX = ".safetensors"
 _FEATURES = ".features"
 
-#: What an older release stored in one file beside the weights, which had a prefix, and what its name gets here.
+#: Files that an older release stored, with a common prefix, and their present names.
 _DESCRIPTION, _OLD_PREFIX, _IMPORTED = "description", "srae.", ".imported"
 
 _FIELD = "spec.method.concepts.concept_set"
 
 
 class ConceptSettings(ConceptStorage):
-    """Where concept sets are kept, and what they may be fitted to."""
+    """Storage of concept sets, and datasets that they may be fitted to."""
 
     datasets: dict[str, Path] = Field(default_factory=dict)
-    """Directories of pictures that sets may be fitted to, by name, as JSON. Any caller may name them, and sees the
-    pictures that excite a concept."""
+    """Directories of images that sets may be fitted to, by name, as JSON. Any caller may use them, and sees the images
+    that excite a concept."""
     max_feature_bytes: Annotated[int, Field(ge=0)] = 1024 * 1024 * 1024
-    """Bytes of extracted features that are kept in the directory; the oldest go first. 0 keeps none."""
+    """Bytes of extracted features that are kept in the directory; the oldest are deleted first. 0 keeps none."""
 
 
 class ConceptStore:
@@ -58,7 +58,7 @@ class ConceptStore:
         self._directory = directory
 
     def check_free(self, lease: Lease, model: str, name: str, *, replace: bool) -> None:
-        """Raises where a fit could not be stored: there is no place, or its name is taken by another fit."""
+        """Raises an error if a fit could not be stored: there is no storage, or another fit has its name."""
         self._sets.files.check("worker")
         try:
             stored = self._sets.get(lease.job.tenant, model, name)
@@ -68,12 +68,12 @@ class ConceptStore:
             raise _taken(model, name)
 
     def save(self, lease: Lease, described: concept_pb2.ConceptSet, srae: SRAE, *, replace: bool) -> None:
-        """Stores a set: first its files, and then, if the lease is still held, the document by which it is there.
+        """Stores a set: first its files, and then, if the lease is still held, the document that makes it visible.
 
         Raises:
-            AlreadyExists: another set of its name is there, and `replace` is not set.
+            AlreadyExists: there is another set with its name, and `replace` is not set.
             LeaseLost: another worker has the job now.
-            FailedPrecondition: the tenant's sets would take too many bytes.
+            FailedPrecondition: the tenant's sets would exceed their bytes.
         """
         try:
             stored, size = self._write(described, srae.state_dict())
@@ -84,26 +84,26 @@ class ConceptStore:
         log.info("concept-set-stored", model=described.model, concept_set=described.name, tenant=lease.job.tenant)
 
     def load(self, tenant: str, model: str, name: str, digest: str) -> tuple[concept_pb2.ConceptSet, SRAE]:
-        """Returns a set and its network. Raises FailedPrecondition where it is of another model digest."""
+        """Returns a set and its network. Raises FailedPrecondition if it belongs to another model digest."""
         self._sets.files.check("worker")
         with _naming_the_field():
             stored = self._sets.get(tenant, model, name)
             described = stored.description
             if described.model_digest != digest:
                 raise FailedPrecondition(
-                    f"the concept set {name!r} was fitted on another {model} (digest {described.model_digest[:12]}) "
-                    f"than the one that is served (digest {digest[:12]}): fit it again"
+                    f"the concept set {name!r} was fitted to another {model} (digest {described.model_digest[:12]}) "
+                    f"than the served one (digest {digest[:12]}): fit it again"
                 )
             return described, SRAE.of_state(_weights(self._sets.files.read(stored.weights), name))
 
     def import_older(self) -> bool:
-        """Takes over the sets that an older release kept in the directory, each in a file of its own.
+        """Imports the sets that an older release kept in the directory, each in a file of its own.
 
-        A file that was taken over is renamed, so that a set which is deleted later does not come back. One that cannot
-        be is reported and left there.
+        An imported file is renamed, so that a set that is deleted later does not reappear. A file that cannot be
+        imported is reported and kept.
 
         Returns:
-            False where Redis or the store is away, so that it must be done again.
+            False if Redis or the store is unavailable, so that it must be repeated.
         """
         if self._directory is None or not self._sets.files.configured:
             return True
@@ -111,16 +111,16 @@ class ConceptStore:
             try:
                 self._import(path)
             except FileNotFoundError:
-                continue  # another worker was faster
+                continue  # another worker imported it first
             except Unavailable as error:
                 log.warning("concept-import-waits", error=error.message)
                 return False
             except (SagittalError, SafetensorError, DecodeError, KeyError, OSError) as error:
-                log.error("concept-set-not-imported", file=str(path), error=str(error), doing="leaving it there")
+                log.error("concept-set-not-imported", file=str(path), error=str(error), doing="keeping the file")
         return True
 
     def features(self, scope: str, *, max_bytes: int, device: torch.device) -> "StoredFeatures":
-        """Returns the cache of extracted features; it keeps nothing where there is no directory."""
+        """Returns the cache of extracted features; it stores nothing without a directory."""
         directory = None if self._directory is None else self._directory / _FEATURES
         return StoredFeatures(directory, scope, max_bytes=max_bytes, device=device)
 
@@ -129,8 +129,8 @@ class ConceptStore:
         self._sets.close()
 
     def _write(self, described: concept_pb2.ConceptSet, weights: Mapping[str, Tensor]) -> tuple[StoredConceptSet, int]:
-        """Writes the files of a set, and returns what is to be stored of it and the bytes of its files."""
-        # The nonce keeps the files of equal sets apart, so that each can be deleted with its own.
+        """Writes the files of a set, and returns its stored form and the size of its files in bytes."""
+        # The nonce distinguishes the files of equal sets, so that each can be deleted with its own.
         metadata = {"model": described.model, "name": described.name, "nonce": secrets.token_hex(16)}
         network = save({name: each.detach().cpu().contiguous() for name, each in weights.items()}, metadata)
         document, examples = split_examples(described)
@@ -161,7 +161,7 @@ def connect_concept_store(
 
 @contextmanager
 def _naming_the_field() -> Iterator[None]:
-    """Names the field of an explanation that names a set, in errors; a store that is away fails the job."""
+    """Adds the field of an explanation that names a set to errors; an unavailable store fails the job."""
     try:
         yield
     except (NotFound, FailedPrecondition) as error:
@@ -184,16 +184,16 @@ def _taken(model: str, name: str) -> AlreadyExists:
 
 
 class StoredFeatures:
-    """A `FeatureCache` of files under a directory, the oldest of which make room."""
+    """A `FeatureCache` of files under a directory; the oldest are deleted to make room."""
 
     def __init__(self, directory: Path | None, scope: str, *, max_bytes: int, device: torch.device) -> None:
-        """Keeps nothing where there is no directory.
+        """Constructs the cache; without a directory it stores nothing.
 
         Args:
-            directory: Where the files are.
-            scope: What all keys are of: tenant and model digest.
-            max_bytes: Most bytes of all files.
-            device: Where features go.
+            directory: Directory of the files.
+            scope: Prefix of all keys: tenant and model digest.
+            max_bytes: Maximum bytes of all files.
+            device: Device of the returned features.
         """
         self._directory = directory
         self._scope = scope
@@ -201,7 +201,7 @@ class StoredFeatures:
         self._device = device
 
     def get(self, key: str) -> Mapping[str, Tensor] | None:
-        """Returns what is kept under a key; None where nothing is."""
+        """Returns the tensors stored under a key; None if there are none."""
         path = self._path(key)
         if path is None or not path.exists():
             return None
@@ -214,7 +214,7 @@ class StoredFeatures:
         return tensors
 
     def put(self, key: str, state: Mapping[str, Tensor]) -> None:
-        """Keeps tensors under a key, unless they alone are too large."""
+        """Stores tensors under a key, unless they alone are too large."""
         path = self._path(key)
         size = sum(tensor.nbytes for tensor in state.values())
         if path is None or size > self._max_bytes:
@@ -232,7 +232,7 @@ class StoredFeatures:
 
 
 def _replace(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a file beside the old one, and puts it in its place when it is whole."""
+    """Writes a new file, and replaces the old one atomically."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
     os.close(handle)
     try:

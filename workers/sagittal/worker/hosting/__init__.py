@@ -1,1 +1,1 @@
-"""Models that come and go: the states that a model goes through on this worker, and what leads from one to another."""
+"""Hosting of models on a worker: the states of a model, and the transitions between them."""

@@ -1,6 +1,6 @@
-"""What a worker publishes of a loaded model: where it comes from, what was found, how it can be explained.
+"""The description that a worker publishes of a loaded model: its source, its properties, its methods.
 
-The service checks requests against this alone, so a new row in the table of explainers is served without another line.
+The service validates requests against it alone, so that a new row in the table of methods needs no change there.
 """
 
 import functools
@@ -84,12 +84,12 @@ def _capabilities(loaded: LoadedModel) -> model_pb2.Capabilities:
 
 
 def _unavailable(row: Row, found: Found) -> str:
-    """Says why a model does not admit a method, and what works; empty where it does."""
+    """Returns why a model does not admit a method, and alternatives; empty if it does."""
     missing = []
     if row.name in found.refused:
         return found.refused[row.name]
     if Needs.GRADIENTS in row.explainer.needs and not found.supports_gradients:
-        missing.append("gradients of the score, which this model does not give")
+        missing.append("gradients of the score, which this model does not return")
     if Needs.SPATIAL_LAYER in row.explainer.needs and not found.spatial_layers:
         missing.append("a layer with a spatial output, which this model does not have")
     if not missing:
@@ -115,7 +115,7 @@ def _describe_parameter(declared: Parameter) -> model_pb2.ParameterDescription:
 
 @functools.singledispatch
 def _value(_default: object) -> struct_pb2.Value | None:
-    """Returns a default as a value of the API; None where it has none."""
+    """Returns a default as a value of the API; None if it has no such form."""
     return None
 
 

@@ -1,4 +1,4 @@
-"""Loads a worker's models, and says in log and metrics how that went."""
+"""Loads a worker's models, and reports the results in log and metrics."""
 
 from dataclasses import dataclass
 
@@ -17,17 +17,17 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loader:
-    """Loads models on a device; one that cannot be loaded takes nothing else down."""
+    """Loads models on a device; a failure affects no other model."""
 
     metrics: WorkerMetrics
     device: torch.device
     access: Access
-    """What models may be loaded from; those that were registered over the API, within narrower bounds."""
+    """Sources that models may be loaded from; narrower for models registered over the API."""
     memo_bytes: int = 0
     """Memory for the scores that jobs on the same image share, for each model; 0 for none."""
 
     def load(self, hosted: HostedModel, *, batch_size: int) -> str:
-        """Loads a model and gives it an engine; returns why that could not be done, empty where it was."""
+        """Loads a model and constructs its engine; returns the error, empty on success."""
         entry = hosted.entry
         log.info("model-loading", model=entry.name, version=entry.version, device=str(self.device))
         try:

@@ -1,7 +1,7 @@
-"""A model's life on a worker: what is wanted of it, where it stands, and what is to be done about the difference.
+"""The life cycle of a model on a worker: its desired state, its state, and the next action.
 
-The registry says what is wanted (`Desired`, `Goal`). Where the model stands (`ModelState`) changes by the transitions
-drawn here and no others. `next_action` compares the two, and the reconciler does what it returns.
+The registry defines the desired state (`Desired`, `Goal`). The state (`ModelState`) changes only by the transitions
+drawn here. `next_action` compares the two, and the reconciler performs the action.
 
                      registered, or known and not loaded
                                   |
@@ -36,21 +36,21 @@ from sagittal.v1 import model_pb2
 
 Context = Callable[[], AbstractContextManager[object]]
 
-#: Time that a model which was loaded for a job waits for it, in seconds; another worker may have taken it.
+#: Time that a model loaded for a job waits for it, in seconds; another worker may have leased it.
 AWAITED = 5.0
 
 
 class ModelState(StrEnum):
-    """Where a model stands on this worker."""
+    """State of a model on this worker."""
 
     WAITING = auto()
-    """Not loaded; until it is wanted, where others know it."""
+    """Not loaded; if others know the model, until it is needed."""
     REHEARSING = auto()
-    """Loaded in a process of its own, to see whether that survives."""
+    """Loaded in a separate process, to test whether that process survives."""
     LOADING = auto()
     READY = auto()
     DRAINING = auto()
-    """Its registration changed or went; its jobs go on."""
+    """Its registration was changed or removed; its jobs continue."""
     FAILED = auto()
     """It could not be loaded."""
     QUARANTINED = auto()
@@ -68,7 +68,7 @@ TRANSITIONS: Mapping[ModelState, frozenset[ModelState]] = {
     QUARANTINED: frozenset({WAITING, DRAINING}),
     DRAINING: frozenset(),
 }
-"""What may follow each state."""
+"""Allowed transitions from each state."""
 
 SHOWN: Mapping[ModelState, "model_pb2.ModelState.ValueType"] = {
     WAITING: model_pb2.MODEL_STATE_UNLOADED,
@@ -79,21 +79,21 @@ SHOWN: Mapping[ModelState, "model_pb2.ModelState.ValueType"] = {
     FAILED: model_pb2.MODEL_STATE_FAILED,
     QUARANTINED: model_pb2.MODEL_STATE_FAILED,
 }
-"""How each state is announced."""
+"""Announced state for each state."""
 
 
 class Goal(StrEnum):
-    """Whether a model is to be loaded."""
+    """Whether a model should be loaded."""
 
     AS_NEEDED = auto()
-    """A job makes it come; room for others makes it go."""
+    """It is loaded for a job, and unloaded to make room for others."""
     LOADED = auto()
     UNLOADED = auto()
-    """It goes as soon as it is idle; a job makes it come again."""
+    """It is unloaded as soon as it is idle, and loaded again for a job."""
 
 
 class Action(StrEnum):
-    """What is to be done about a model now."""
+    """The next action for a model."""
 
     NOTHING = auto()
     REHEARSE = auto()
@@ -102,38 +102,38 @@ class Action(StrEnum):
     UNLOAD = auto()
     QUARANTINE = auto()
     RELEASE = auto()
-    """Free the memory of a model that drains."""
+    """Free the memory of a draining model."""
 
 
 class ImpossibleTransition(Exception):
-    """A model cannot come from one state to another: a mistake of this program."""
+    """The transition is not allowed: a bug of this program."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Desired:
-    """What the registry says of a model."""
+    """The registry's state of a model."""
 
     entry: ModelEntry
     declaration: model_pb2.Model = field(default_factory=model_pb2.Model)
-    """What was registered."""
+    """The registered entry."""
     revision: int = 0
-    """Of the registration."""
+    """Revision of the registration."""
     from_file: bool = True
     """Whether a worker's model file registered it, and not the API."""
     refused: str = ""
-    """Why this worker may not load it at all; else empty."""
+    """Why this worker may not load it at all; otherwise empty."""
     wish: Wish = ""
-    """What LoadModel or UnloadModel asked for last."""
+    """The last request by LoadModel or UnloadModel."""
     turn: int = 0
-    """Of that wish."""
+    """Number of that request."""
     found: model_pb2.Model | None = None
-    """What a worker that loaded this revision found of it; None where none did yet."""
+    """Description by a worker that loaded this revision; None if none did yet."""
     failed_everywhere: bool = False
     """Whether every worker that serves it failed to load it."""
 
     @property
     def goal(self) -> Goal:
-        """What the last wish makes of a model, or what its entry says where there was none."""
+        """The goal of the last request, or of its entry if there was none."""
         if self.wish:
             return Goal.LOADED if self.wish == "load" else Goal.UNLOADED
         return Goal.LOADED if self.entry.load == "preload" else Goal.AS_NEEDED
@@ -141,7 +141,7 @@ class Desired:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InMemory:
-    """A model on the device."""
+    """A model in the device's memory."""
 
     loaded: LoadedModel
     engine: Engine
@@ -152,49 +152,49 @@ class Demand:
     """A job that a model is loaded for."""
 
     until: float
-    """Time of `time.monotonic()` up to which the job is waited for."""
+    """Value of `time.monotonic()` until which the model waits for the job."""
     within: Context = nullcontext
-    """Gives the context in which the model is to be loaded."""
+    """Returns the context in which the model is loaded."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class HostedModel:
-    """A registered model on this worker. A changed registration is another one, beside it while its jobs run."""
+    """A registered model on this worker. A changed registration is a new one, beside it while its jobs run."""
 
     desired: Desired
     goal: Goal = Goal.AS_NEEDED
     state: ModelState = WAITING
-    """Where it stands; `become` changes it."""
+    """Current state; `become` changes it."""
     message: str = ""
-    """Why it stands there; empty where there is nothing to say."""
+    """Reason of the state; empty if there is none."""
     since: float = field(default_factory=time.monotonic)
-    """Time of `time.monotonic()` of the last transition."""
+    """Value of `time.monotonic()` at the last transition."""
     retry_at: float = 0.0
-    """Time of `time.monotonic()` before which it is not loaded again, since loading it killed a process."""
+    """Value of `time.monotonic()` before which it is not loaded again, because loading it killed a process."""
     described: model_pb2.Model | None = None
-    """What is known of it, from this worker or from another one that loaded it before."""
+    """Its description, by this worker or by another one that loaded it before."""
     published: bool = False
-    """Whether the registry has what this worker found."""
+    """Whether this worker's description is in the registry."""
     memory: InMemory | None = None
     batch_size: int = 0
-    """Found when it was first loaded, halved where memory ran out; 0 before."""
+    """Batch size of the first load, halved after out-of-memory; 0 before."""
     used: float = 0.0
-    """Time of `time.monotonic()` when it last got a job."""
+    """Value of `time.monotonic()` at its last job."""
     pins: int = 0
-    """Jobs that are being handed to its engine."""
+    """Number of jobs that are being submitted to its engine."""
     demand: Demand | None = None
-    """The job that it is loaded for, until that job comes."""
+    """The job that it is loaded for, until that job arrives."""
     hopeless: bool = False
-    """Whether no worker can load it, so that its jobs are failed."""
+    """Whether no worker can load it, so that its jobs fail."""
 
     @classmethod
     def of(cls, desired: Desired) -> "HostedModel":
-        """Returns the model of a registration that is new here."""
+        """Returns the model of a new registration."""
         return cls(desired=desired, goal=desired.goal, described=desired.found)
 
     @property
     def entry(self) -> ModelEntry:
-        """What its model file or the API says of it."""
+        """Its entry in the model file or the API."""
         return self.desired.entry
 
     @property
@@ -204,27 +204,27 @@ class HostedModel:
 
     @property
     def registration(self) -> str:
-        """What deaths while it is loaded are counted by: UpdateModel and LoadModel begin anew."""
+        """Key of the count of deaths while loading: UpdateModel and LoadModel start a new count."""
         return f"{self.entry.name}@{self.entry.version}, revision {self.desired.revision}, wish {self.desired.turn}"
 
     @property
     def loaded(self) -> LoadedModel | None:
-        """The model on the device; None where it is not loaded."""
+        """The model on the device; None if it is not loaded."""
         return self.memory.loaded if self.memory else None
 
     @property
     def engine(self) -> Engine | None:
-        """What evaluates it; None where it is not loaded."""
+        """Its engine; None if it is not loaded."""
         return self.memory.engine if self.memory else None
 
     @property
     def weights_bytes(self) -> int:
-        """Memory of its weights, as found when it was last loaded; 0 before."""
+        """Memory of its weights at the last load; 0 before."""
         return self.described.capabilities.weights_bytes if self.described else 0
 
     @property
     def activation_bytes(self) -> int:
-        """Memory of its largest batch, as found when it was last loaded; 0 before."""
+        """Memory of its largest batch at the last load; 0 before."""
         return self.described.capabilities.activation_bytes if self.described else 0
 
     @property
@@ -239,37 +239,37 @@ class HostedModel:
 
     @property
     def spare(self) -> bool:
-        """Whether it may make room: it is idle, and no job is about to come."""
+        """Whether it may be unloaded to make room: it is idle, and expects no job."""
         return self.idle and (self.demand is None or self.demand.until < time.monotonic())
 
     @property
     def due(self) -> bool:
-        """Whether it is to be loaded: it is wanted, or nobody knows yet what it can do."""
+        """Whether it should be loaded: it is requested, or its properties are still unknown."""
         wanted = self.goal is Goal.LOADED or self.described is None
         return self.state is WAITING and wanted and time.monotonic() >= self.retry_at
 
     @property
     def coming(self) -> bool:
-        """Whether it is being loaded, or is about to be."""
+        """Whether it is being loaded, or will be next."""
         return self.state in (REHEARSING, LOADING) or self.due
 
     @property
     def on_demand(self) -> bool:
-        """Whether a job for it makes it come."""
+        """Whether a job causes it to be loaded."""
         return self.state is WAITING and self.described is not None and self.goal is not Goal.LOADED
 
     def become(self, state: ModelState, message: str = "") -> None:
-        """Brings it into another state. Raises ImpossibleTransition."""
+        """Changes its state. Raises ImpossibleTransition."""
         if state not in TRANSITIONS[self.state]:
             raise ImpossibleTransition(f"{self.registration} is {self.state} and cannot become {state}")
         self.state, self.message, self.since = state, message, time.monotonic()
         self.hopeless = False
 
     def follow(self, desired: Desired) -> None:
-        """Takes over what the registry says of the same declaration now."""
+        """Updates it to the registry's current state of the same declaration."""
         before, self.desired = self.desired, desired
         if before.revision != desired.revision or desired.found is None:
-            # The registry lost its data, and knows of the file alone what this worker declared again.
+            # The registry lost its data, and has only the declarations of model files, which this worker sent again.
             self.published = False
         if desired.turn > before.turn:
             self.goal, self.retry_at = desired.goal, 0.0
@@ -278,22 +278,22 @@ class HostedModel:
         self.hopeless = self.failed and desired.failed_everywhere
 
     def want(self, within: Context) -> None:
-        """Makes a job that waits for it the reason to load it."""
+        """Records a waiting job as the reason to load it."""
         self.goal, self.demand = Goal.LOADED, Demand(time.monotonic() + AWAITED, within)
 
     def release(self) -> None:
-        """Forgets all that takes memory."""
+        """Releases all its memory."""
         if self.memory is not None:
             self.batch_size = self.memory.engine.batch_size
         self.memory, self.goal = None, Goal.AS_NEEDED
 
     def next_action(self, *, deaths: int, attempts: int, rehearse: bool) -> Action:
-        """Returns what is to be done about it now.
+        """Returns the next action.
 
         Args:
-            deaths: How often loading this registration killed its process.
-            attempts: How often it may.
-            rehearse: Whether it is to be loaded in a process of its own first.
+            deaths: Number of processes that died while loading this registration.
+            attempts: Maximum number of such deaths.
+            rehearse: Whether it must be loaded in a separate process first.
         """
         if self.state is DRAINING:
             return Action.RELEASE if self.idle else Action.NOTHING
@@ -309,6 +309,6 @@ class HostedModel:
 
 
 def footprint(models: Iterable[HostedModel]) -> int:
-    """Returns the memory that models take together: all weights, and one batch, since one runs at a time."""
+    """Returns the memory of models together: all weights, and one batch, because one runs at a time."""
     models = list(models)
     return sum(one.weights_bytes for one in models) + max((one.activation_bytes for one in models), default=0)

@@ -1,9 +1,9 @@
-"""Brings the models of this worker from where they stand to what the registry wants, one action at a time.
+"""Reconciles the models of this worker with the registry, one action at a time.
 
-Each turn reads the registry and does for each model what `HostedModel.next_action` returns: models are rehearsed,
-loaded in the background, published when they are ready, unloaded and released. If memory is bounded, the model that was
-used least recently makes room, never one with running jobs; it stays published, and is loaded again when a job for it
-waits. A model whose registration changes drains: it takes no more jobs, and goes when the last one has ended.
+Each turn reads the registry and performs `HostedModel.next_action` for each model: models are rehearsed, loaded in the
+background, published when they are ready, unloaded and released. If memory is limited, the least recently used model is
+unloaded to make room, but never one with running jobs. It stays published, and is loaded again when a job for it waits.
+A model whose registration changes drains: it takes no more jobs, and is released when the last one has ended.
 """
 
 import gc
@@ -46,30 +46,30 @@ from sagittal.worker.vitals import Watched
 
 log = structlog.get_logger(__name__)
 
-#: Announcements after which a silent worker is forgotten.
+#: Number of missed announcements after which a worker is removed.
 FORGOTTEN_AFTER = 5
 
-#: Time between two looks whether the registry has changed, in seconds.
+#: Interval of checks whether the registry has changed, in seconds.
 LOOK = 1.0
 
-#: Time between two looks while models are rehearsed, in seconds.
+#: Interval of checks while models are rehearsed, in seconds.
 REHEARSAL_LOOK = 0.1
 
-#: Time after which a rehearsal no longer holds up that of another model, in seconds.
+#: Time after which a rehearsal no longer delays that of another model, in seconds.
 LONG_REHEARSAL = 10.0
 
-#: Pause after a rehearsal that died, in seconds; it doubles with each.
+#: Pause after a rehearsal that died, in seconds; it doubles with each death.
 REST = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadLimits:
-    """What loading a model may cost."""
+    """Limits of loading a model."""
 
     seconds: float = 600.0
-    """Time that it may take."""
+    """Maximum time, in seconds."""
     attempts: int = 3
-    """Times that it may kill its process before the version is quarantined."""
+    """Maximum number of process deaths before the version is quarantined."""
 
 
 class Reconciler:
@@ -94,16 +94,16 @@ class Reconciler:
 
         Args:
             path: The model file; None for none.
-            registry: Where models are registered, published and announced.
-            metrics: Where loading is counted.
+            registry: Registry of models, descriptions and announcements.
+            metrics: Metrics of loading.
             worker: Name of this worker.
-            device: Where models run.
-            memory_mib: Most memory of all loaded models' weights and the largest batch; 0 for no bound.
+            device: Device of the models.
+            memory_mib: Maximum memory of all loaded models' weights and the largest batch; 0 for no limit.
             memo_mib: Memory for the scores that jobs on the same image share, for each model; 0 for none.
-            access: What models may be loaded from.
-            selection: Which registered models to serve.
-            limits: What loading a model may cost.
-            watched: What this process shares with the parent that watches it; None if none does.
+            access: Sources that models may be loaded from.
+            selection: Registered models to serve.
+            limits: Limits of loading a model.
+            watched: State shared with the watching parent; None if there is no parent.
         """
         entries = read_entries(path) if path is not None else []
         self._registry = ServedModels(entries, registry, selection or Selection(), worker=worker, device=device)
@@ -115,7 +115,7 @@ class Reconciler:
         watched = watched or Watched()
         self._vitals, self._rehearsals = watched.vitals, watched.rehearsals
         self.undisturbed = threading.Event()
-        """Set while a job must run alone: no model is loaded beside it."""
+        """Set while a job must run alone: no model is loaded meanwhile."""
         self._hosted: dict[tuple[str, str], HostedModel] = {}
         self._draining: list[HostedModel] = []
         self._loading: HostedModel | None = None
@@ -123,19 +123,19 @@ class Reconciler:
         self._lock = threading.RLock()
         self._woken = threading.Event()
 
-    # What the threads that lease and run jobs ask.
+    # Queries of the threads that lease and run jobs.
 
     def ready(self) -> Sequence[HostedModel]:
         """Returns the models that can run jobs."""
         return self._in_state(READY)
 
     def running(self) -> Sequence[HostedModel]:
-        """Returns the models that may have work: those that are ready, and those that drain."""
+        """Returns the models that may have jobs: ready and draining ones."""
         with self._lock:
             return [*self.ready(), *self._draining]
 
     def get(self, key: tuple[str, str]) -> HostedModel | None:
-        """Returns a model by name and version; None where it is no longer served."""
+        """Returns a model by name and version; None if it is no longer served."""
         return self._hosted.get(key)
 
     @property
@@ -146,7 +146,7 @@ class Reconciler:
     def offered(self) -> Sequence[tuple[str, str]]:
         """Returns the models whose jobs may be leased.
 
-        They are ready, or there is room to load them, or nobody can load them, so that their jobs must be failed.
+        They are ready, or there is room to load them, or no worker can load them, so that their jobs must fail.
         """
         with self._lock:
             return [hosted.key for hosted in self._hosted.values() if self._takes_jobs(hosted)]
@@ -156,7 +156,7 @@ class Reconciler:
 
     @contextmanager
     def pinned(self, hosted: HostedModel) -> Iterator[bool]:
-        """Keeps a model loaded while a job is handed to it; False where it is not loaded."""
+        """Keeps a model loaded while a job is submitted to it; yields False if it is not loaded."""
         with self._lock:
             ready = hosted.state is READY
             hosted.pins += ready
@@ -168,29 +168,29 @@ class Reconciler:
                 hosted.pins -= ready
 
     def want(self, hosted: HostedModel, *, within: Context = nullcontext) -> None:
-        """Asks for a model to be loaded for a job, by the thread that reconciles, within a context."""
+        """Requests that the reconciling thread loads a model for a job, within a context."""
         with self._lock:
             hosted.want(within)
         self._woken.set()
 
     def wake(self) -> None:
-        """Makes the thread that reconciles look around."""
+        """Wakes the reconciling thread."""
         self._woken.set()
 
     def announce(self, *, ttl: float | None) -> None:
-        """Tells the registry how this worker stands to its models. Raises Unavailable only with a `ttl`, in seconds."""
+        """Announces the states of this worker's models. Raises Unavailable only with a `ttl`, in seconds."""
         with self._lock:
             states = [self._registry.state(hosted, loading=self._loading) for hosted in self._hosted.values()]
         self._registry.announce(states, ttl=ttl)
 
     def withdraw(self) -> None:
-        """Tells the registry that this worker takes no more jobs; where it cannot, silence will."""
+        """Announces that this worker takes no more jobs; if that fails, its announcement expires."""
         self._registry.withdraw()
 
-    # The loop of the thread that reconciles.
+    # The loop of the reconciling thread.
 
     def follow(self, *, batch_size: int, stopped: threading.Event) -> None:
-        """Takes one turn after the other until stopped; where nothing is to be loaded, it waits in between."""
+        """Takes turns until stopped; waits in between if nothing is to be loaded."""
         complained = False
         while not stopped.is_set():
             if not self.turn(batch_size=batch_size, stopped=stopped):
@@ -209,7 +209,7 @@ class Reconciler:
                 return
 
     def turn(self, *, batch_size: int, stopped: threading.Event) -> bool:
-        """Reads the registry, does what is to be done about each model, and loads one at most; whether it did."""
+        """Reads the registry, performs the next action of each model, and loads at most one; returns whether it did."""
         try:
             self._look()
         except Unavailable as away:
@@ -227,8 +227,8 @@ class Reconciler:
         return True
 
     def _act(self, hosted: HostedModel, batch_size: int, stopped: threading.Event) -> Action:
-        """Does what is to be done about a model, but for loading it, and returns what that is."""
-        with self._lock:  # no job comes between the look at a model that is idle and its unloading
+        """Performs the next action of a model, except loading, and returns it."""
+        with self._lock:  # no job may arrive between the check that a model is idle and its unloading
             action = hosted.next_action(
                 deaths=self._rehearsals.deaths(hosted.registration),
                 attempts=self._limits.attempts,
@@ -249,7 +249,7 @@ class Reconciler:
         return action
 
     def _look(self) -> None:
-        """Takes over what changed in the registry."""
+        """Applies changes of the registry."""
         desired = self._registry.desired(urgent=any(one.message for one in list(self._hosted.values())))
         if desired is None:
             return
@@ -263,7 +263,7 @@ class Reconciler:
             self.announce(ttl=None)
 
     def _follow(self, hosted: HostedModel | None, desired: Desired) -> HostedModel:
-        """Returns the model of a registration: as it is where the declaration is the same, a new one otherwise."""
+        """Returns the model of a registration: the same one if the declaration is unchanged, otherwise a new one."""
         if hosted is None or hosted.desired.declaration != desired.declaration:
             return HostedModel.of(desired)
         hosted.follow(desired)
@@ -271,7 +271,7 @@ class Reconciler:
 
     @property
     def _all_failed(self) -> bool:
-        """Whether there are models, and none can be served, now or later."""
+        """Returns whether there are models, and none can be served, now or later."""
         with self._lock:
             failed = [hosted.failed for hosted in self._hosted.values()]
         return bool(failed) and all(failed)
@@ -283,7 +283,7 @@ class Reconciler:
     # The actions.
 
     def load(self, hosted: HostedModel, *, batch_size: int, stopped: threading.Event) -> None:
-        """Loads a model, others making room where memory is bounded; the first time, it is published too."""
+        """Loads a model, and unloads others if memory is limited; the first time, it also publishes the description."""
         self._make_room(lambda: self._fit([*self.running(), hosted]), spared=hosted)
         within = hosted.demand.within if hosted.demand is not None else nullcontext
         with within(), self._vitals.load.during(hosted.registration, seconds=self._limits.seconds):
@@ -316,7 +316,7 @@ class Reconciler:
             self.announce(ttl=None)
 
     def _rehearse(self, hosted: HostedModel, batch_size: int) -> None:
-        """Has a model loaded in a process of its own, unless another is, and has not been for long."""
+        """Starts a rehearsal of a model, unless another one is running and has not run for long."""
         if any(time.monotonic() - one.since <= LONG_REHEARSAL for one in self._in_state(REHEARSING)):
             return
         self._become(hosted, REHEARSING)
@@ -326,7 +326,7 @@ class Reconciler:
         self.announce(ttl=None)
 
     def _judge(self, verdict: Verdict) -> None:
-        """Follows the verdict on a rehearsal: the model may be loaded, tried again, or is quarantined."""
+        """Applies the verdict on a rehearsal: the model may be loaded, is tried again, or is quarantined."""
         hosted = self._rehearsed.pop(verdict.registration, None)
         if hosted is None or hosted.state is not REHEARSING:
             return  # its registration changed meanwhile
@@ -341,8 +341,8 @@ class Reconciler:
         self._become(
             hosted,
             WAITING,
-            f"loading it in a process of its own failed {verdict.deaths} of {self._limits.attempts} times: "
-            f"{verdict.cause}; it is tried again",
+            f"loading it in a separate process failed {verdict.deaths} of {self._limits.attempts} times: "
+            f"{verdict.cause}; it will be tried again",
         )
         self.announce(ttl=None)
 
@@ -353,13 +353,13 @@ class Reconciler:
         self._become(
             hosted,
             QUARANTINED,
-            f"quarantined: loading it failed {attempts} times, the last time because {cause}; mend it and "
-            "change it with UpdateModel, or ask for another try with LoadModel",
+            f"quarantined: loading it failed {attempts} times, the last time because {cause}; correct it with "
+            "UpdateModel, or try again with LoadModel",
         )
         self.announce(ttl=None)
 
     def _retire(self, hosted: HostedModel) -> None:
-        """Takes a model out of service; its running jobs go on."""
+        """Takes a model out of service; its running jobs continue."""
         with self._lock:
             self._become(hosted, DRAINING)
             if hosted.memory is not None:
@@ -379,7 +379,7 @@ class Reconciler:
         self.announce(ttl=None)
 
     def _become(self, hosted: HostedModel, state: ModelState, message: str = "") -> None:
-        """Brings a model into another state, and shows that in the metrics."""
+        """Changes a model's state, and updates the metrics."""
         hosted.become(state, message)
         if state is READY:
             hosted.used = time.monotonic()
@@ -388,7 +388,7 @@ class Reconciler:
         self._show(hosted)
 
     def _show(self, hosted: HostedModel) -> None:
-        """Shows in the metrics whether a model is loaded, and nothing of one that is no longer registered."""
+        """Updates the metric of loaded models, and removes the series of models that are no longer registered."""
         if hosted.key not in self._hosted:
             self._metrics.forget(*hosted.key)
             return
@@ -399,14 +399,14 @@ class Reconciler:
         self._metrics.model_memory.labels(*hosted.key).set(hosted.weights_bytes if ready else 0)
 
     def _collect(self) -> None:
-        gc.collect()  # traced modules refer to themselves
+        gc.collect()  # traced modules have reference cycles
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     # Room in memory.
 
     def _make_room(self, enough: Callable[[], bool], *, spared: HostedModel) -> None:
-        """Unloads idle models, the least recently used first, until there is room enough or none is left."""
+        """Unloads idle models, the least recently used first, until there is enough room or none is left."""
         with self._lock:
             spare = [hosted for hosted in self.ready() if hosted.spare and hosted is not spared]
             for hosted in sorted(spare, key=lambda one: one.used):
@@ -415,11 +415,11 @@ class Reconciler:
                 self._unload(hosted)
 
     def _has_room(self, wanted: HostedModel) -> bool:
-        """Whether a model fits, or fits once the spare ones are gone, or would be the only one."""
+        """Returns whether a model fits, fits after unloading the spare ones, or would be the only one."""
         busy = [hosted for hosted in self.running() if not hosted.spare]
         busy += [hosted for hosted in self._hosted.values() if hosted.coming and hosted is not wanted]
         return not busy or self._fit([*busy, wanted])
 
     def _fit(self, models: Sequence[HostedModel]) -> bool:
-        """Whether models fit into the memory together."""
+        """Returns whether models fit into the memory together."""
         return not self._bound or footprint(models) <= self._bound

@@ -1,4 +1,4 @@
-"""What a worker and the registry tell each other: which models to serve, what was found of them, how they stand."""
+"""A worker's communication with the registry: models to serve, their descriptions, and their states."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -17,29 +17,29 @@ from sagittal.worker.hosting.model import SHOWN, Desired, HostedModel, footprint
 log = structlog.get_logger(__name__)
 
 State = tuple[str, str, model_pb2.WorkerModel]
-"""Name and version of a model, and how this worker stands to it."""
+"""Name and version of a model, and its state on this worker."""
 
-#: Time for which an announcement holds where none is given, in seconds.
+#: Default time for which an announcement is valid, in seconds.
 HOLDS = 10.0
 
-#: Pause before asking again when the queue is away, in seconds.
+#: Pause before the next attempt while the queue is unavailable, in seconds.
 AWAY_PAUSE = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which of the registered models a worker serves.
+    """Selection of the registered models that a worker serves.
 
-    An empty one selects those in the worker's own file and those registered over the API.
+    An empty one selects the models of the worker's own file and those registered over the API.
     """
 
     names: tuple[str, ...] = ()
-    """Patterns of `NAME` or `NAME@VERSION`, such as `resnet*`; one must fit."""
+    """Patterns of `NAME` or `NAME@VERSION`, such as `resnet*`; one must match."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Tags that a model must have."""
 
     def serves(self, model: model_pb2.Model, *, own: bool) -> bool:
-        """Whether a registered model is served; `own` says that it is in this worker's file."""
+        """Returns whether a registered model is served; `own` states whether it is in this worker's file."""
         if not self.names and not self.tags:
             return own or model.origin == model_pb2.MODEL_ORIGIN_API
         return self._named(model) and all(model.tags.get(tag) == value for tag, value in self.tags.items())
@@ -50,7 +50,7 @@ class Selection:
 
 
 class ServedModels:
-    """This worker's part of the registry: the models that it serves. All but `desired` is safe from any thread."""
+    """This worker's part of the registry: the models that it serves. Thread-safe, except `desired`."""
 
     def __init__(
         self,
@@ -70,20 +70,20 @@ class ServedModels:
         self._seen = -1
 
     def desired(self, *, urgent: bool = False) -> Sequence[Desired] | None:
-        """Returns the models to serve, the file's first, where something changed since the last call, else None.
+        """Returns the models to serve, the file's first, if anything changed since the last call, otherwise None.
 
-        A registry that lost its data is told of the file again. Raises Unavailable.
+        A registry that lost its data receives the declarations of the file again. Raises Unavailable.
 
         Args:
-            urgent: Asks in any case, for how other workers stand.
+            urgent: Reads in any case, for the states of other workers.
         """
         changes = self._registry.changes()
         if changes < self._seen:
             log.error(
                 "registry-emptied",
-                reason="Redis no longer has the registry that it had",
+                reason="Redis lost the registry's data",
                 doing="registering the models of this worker's file again",
-                remedy="register models that came over the API again",
+                remedy="register models that were registered over the API again",
             )
         if changes < self._seen or self._seen < 0:
             self._declare()
@@ -95,7 +95,7 @@ class ServedModels:
         return sorted(registered, key=lambda each: self._own.get(each.entry.key, len(self._own)))
 
     def state(self, hosted: HostedModel, *, loading: HostedModel | None) -> State:
-        """Returns how this worker stands to a model; `loading` is the model that it loads now."""
+        """Returns the state of a model on this worker; `loading` is the model that it loads now."""
         message = hosted.message
         if not message and loading is not None and hosted.due:
             message = f"waits until {loading.entry.name}, version {loading.entry.version}, is loaded"
@@ -110,7 +110,7 @@ class ServedModels:
         return *hosted.key, state
 
     def announce(self, states: Sequence[State], *, ttl: float | None) -> None:
-        """Tells how this worker stands to its models. Raises Unavailable only with a `ttl`, in seconds."""
+        """Announces the states of this worker's models. Raises Unavailable only with a `ttl`, in seconds."""
         try:
             self._registry.announce(self._worker, states, ttl=ttl or HOLDS)
         except Unavailable:
@@ -118,14 +118,14 @@ class ServedModels:
                 raise
 
     def withdraw(self) -> None:
-        """Tells that this worker takes no more jobs; where it cannot, silence will."""
+        """Announces that this worker takes no more jobs; if that fails, its announcement expires."""
         try:
             self._registry.withdraw(self._worker)
         except Unavailable as away:
             log.warning("queue-away", doing="withdraw", error=away.message)
 
     def publish(self, hosted: HostedModel, stopped: threading.Event) -> None:
-        """Publishes what was found of a model until the registry has it, or no longer wants it."""
+        """Publishes the description of a model until the registry has it, or no longer needs it."""
         described = hosted.described or model_pb2.Model()
         while not hosted.published:
             described.revision = hosted.desired.revision
@@ -147,11 +147,11 @@ class ServedModels:
                     "file-overruled",
                     model=entry.name,
                     version=entry.version,
-                    reason="it was changed over the API, which holds over files",
+                    reason="it was changed over the API, which takes precedence over files",
                 )
 
     def _desired(self, registration: Registration) -> Desired | None:
-        """Returns what a registration says of a model; None for one that this worker does not serve."""
+        """Returns the desired state in a registration; None for a model that this worker does not serve."""
         model, declaration = registration.model, registration.declaration
         own = (model.name, model.version) in self._own
         if declaration is None or not self._selection.serves(model, own=own):
@@ -171,9 +171,9 @@ class ServedModels:
 
 
 def _entry(declaration: model_pb2.Model) -> tuple[ModelEntry, str]:
-    """Returns the entry of a declaration, and why it cannot be used: a newer service may take what is unknown here."""
+    """Returns the entry of a declaration, and why it is unusable: a newer service may accept unknown settings."""
     try:
         return entry_of(declaration), ""
     except InvalidRequest as error:
         bare = ModelEntry(name=declaration.name, version=declaration.version, source={"kind": "unknown"})
-        return bare, f"this worker's version does not understand the registration: {error.message}"
+        return bare, f"this worker's version does not support the registration: {error.message}"

@@ -1,7 +1,8 @@
-"""Rehearsals: a model is loaded in a process of its own first, which may crash, hang or take all memory.
+"""Rehearsals: a model is first loaded in a separate process, which may crash, hang or exhaust memory.
 
-The process of a device asks its parent for them and goes on. The parent forks each, ends one that takes too long or
-too much, and counts the deaths of each registration: those of rehearsals, and those of processes while they loaded it.
+The process of a device requests them from its parent and continues. The parent forks each rehearsal, kills one that
+takes too much time or memory, and counts the deaths of each registration: of rehearsals, and of processes that loaded
+it.
 """
 
 import contextlib
@@ -32,55 +33,55 @@ log = structlog.get_logger(__name__)
 
 _fork = get_context("fork")
 
-#: Exit status of a rehearsal that came to its end: one that no library uses, since a model's code may end the process.
+#: Exit status of a completed rehearsal; no library uses it, because a model's code may end the process.
 SURVIVED = 86
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What to rehearse."""
+    """A requested rehearsal."""
 
     registration: str
-    """Names model, version and what it follows: a changed registration, and LoadModel, begin anew."""
+    """Key of model, version and the requests that reset its count: a changed registration, and LoadModel."""
     entry: Mapping[str, Any]
     from_file: bool
     batch_size: int
     thorough: bool
-    """Whether to go through all stages of loading."""
+    """Whether to run all stages of loading."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """How a rehearsal ended."""
+    """The result of a rehearsal."""
 
     registration: str
     cause: str
-    """What it died of; empty if it survived."""
+    """Cause of its death; empty if it survived."""
     deaths: int
-    """Of this registration so far."""
+    """Number of deaths of this registration so far."""
 
 
 class Rehearsals:
     """The side of the process that loads models. Belongs to one thread."""
 
     def __init__(self, connection: Connection | None = None, deaths: Mapping[str, int] | None = None) -> None:
-        """Without a connection, as in a process that no parent watches, nothing is rehearsed."""
+        """Without a connection, as in a process without a watching parent, nothing is rehearsed."""
         self._connection = connection
         self._deaths = dict(deaths or {})
         self._survived: set[str] = set()
 
     def deaths(self, registration: str) -> int:
-        """Returns how often loading a registration killed its process."""
+        """Returns the number of processes that died while loading a registration."""
         return self._deaths.get(registration, 0)
 
     def needed(self, registration: str, *, known: bool) -> bool:
-        """Whether a model is to be rehearsed: nobody has loaded it yet, or loading it killed a process."""
+        """Returns whether a model must be rehearsed: no worker has loaded it yet, or loading it killed a process."""
         if self._connection is None or registration in self._survived:
             return False
         return not known or self.deaths(registration) > 0
 
     def begin(self, registration: str, entry: ModelEntry, *, from_file: bool, batch_size: int) -> None:
-        """Asks for a rehearsal."""
+        """Requests a rehearsal."""
         request = Request(
             registration=registration,
             entry=entry.model_dump(mode="json"),
@@ -91,7 +92,7 @@ class Rehearsals:
         self._send({"rehearse": asdict(request)})
 
     def verdicts(self) -> Iterator[Verdict]:
-        """Yields what has ended since the last call."""
+        """Yields the verdicts since the last call."""
         while self._connection is not None and self._connection.poll():
             verdict = Verdict(**json.loads(self._connection.recv_bytes()))
             if verdict.cause:
@@ -101,7 +102,7 @@ class Rehearsals:
             yield verdict
 
     def forget(self, registration: str) -> None:
-        """Forgets the deaths of a registration that was loaded."""
+        """Resets the count of deaths of a registration that was loaded."""
         if self._deaths.pop(registration, 0):
             self._send({"forget": registration})
 
@@ -112,7 +113,7 @@ class Rehearsals:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Running:
-    """A rehearsal that goes on."""
+    """A running rehearsal."""
 
     request: Request
     process: ForkProcess
@@ -127,11 +128,11 @@ class RehearsalRunner:
         self._running: list[_Running] = []
         self._connection: Connection | None = None
         self.deaths: dict[str, int] = {}
-        """By registration. They outlive the process."""
+        """Deaths by registration. They outlive the process."""
 
     @property
     def sentinels(self) -> Sequence[Connection | int]:
-        """What becomes readable when there is something to tend."""
+        """Handles that become readable when there is work for `tend`."""
         connections = [self._connection] if self._connection is not None else []
         return [*connections, *(one.process.sentinel for one in self._running)]
 
@@ -141,7 +142,7 @@ class RehearsalRunner:
         return Rehearsals(theirs, self.deaths)
 
     def close(self) -> None:
-        """Ends what goes on: its process has ended."""
+        """Ends running rehearsals, because their process has ended."""
         for one in self._running:
             one.process.kill()
             one.process.join()
@@ -155,8 +156,8 @@ class RehearsalRunner:
         self.deaths[registration] = self.deaths.get(registration, 0) + 1
 
     def tend(self, pid: int) -> None:
-        """Begins what is asked for, and ends what takes too long or too much beside the process of this number."""
-        with contextlib.suppress(EOFError, OSError):  # the process dies, which its sentinel says
+        """Starts requested rehearsals, and ends those that take too much time, or memory beside the process `pid`."""
+        with contextlib.suppress(EOFError, OSError):  # the process dies, which its sentinel reports
             while self._connection is not None and self._connection.poll():
                 self._follow(json.loads(self._connection.recv_bytes()))
             for one in list(self._running):
@@ -188,7 +189,7 @@ class RehearsalRunner:
             self._connection.send_bytes(json.dumps(asdict(verdict)).encode())
 
     def _excess(self, one: _Running, pid: int) -> str:
-        """Returns why a rehearsal must end; empty if it need not."""
+        """Returns why a rehearsal must be killed; empty if it need not be."""
         if time.monotonic() - one.began > self._settings.load_seconds:
             return f"it did not end within {self._settings.load_seconds:g} s (SAGITTAL_LOAD_SECONDS)"
         ceiling, beside = self._settings.memory_ceiling_bytes(), resident_bytes(pid)
@@ -202,18 +203,18 @@ class RehearsalRunner:
 
 
 def _cause(status: int) -> str:
-    """Returns what a process with an exit status died of; empty if it survived."""
+    """Returns the cause of death for an exit status; empty if the process survived."""
     if status == SURVIVED:
         return ""
     return f"it died of {signal.Signals(-status).name}" if status < 0 else f"it ended its process with status {status}"
 
 
 def _perform(settings: WorkerSettings, request: Request, parent: int) -> None:
-    """Is the process of a rehearsal. An error is no death: the load that follows raises it again, and reports it."""
+    """Runs in the process of a rehearsal. An error is no death: the later load raises and reports it again."""
     die_with_parent(signal.SIGKILL, parent)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
-    with contextlib.suppress(OSError):  # should memory run out, this process goes first
+    with contextlib.suppress(OSError):  # if memory runs out, the kernel kills this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
     torch.set_num_threads(settings.threads or usable_processors())
     access = settings.access()
