@@ -341,6 +341,22 @@ async def test_damage_is_counted_logged_and_kept_aside_without_what_the_caller_s
         assert last.terminal
 
 
+@pytest.mark.parametrize("note", [GARBAGE, b"", b"\xff\x00key\x00reason", b"a kind\x00key\x00reason"])
+async def test_a_damaged_note_of_damage_becomes_no_label(make_site, note) -> None:
+    site = await make_site()
+    site.client.delete(f"{site.root}quarantined")
+    site.client.rpush(f"{site.root}quarantined", note)
+    await site.jobs.sweep()
+    labels = {
+        sample.labels["kind"]
+        for metric in site.metrics.collect()
+        for sample in metric.samples
+        if sample.name == "sagittal_quarantined_records_total"
+    }
+    assert "quarantined" in labels
+    assert all(kind in KINDS for kind in labels)
+
+
 async def test_the_quarantine_is_bounded(make_site) -> None:
     site = await make_site()
     for number in range(130):

@@ -1,5 +1,6 @@
 """Sweeping, which service and workers both do: finds lost leases, passed deadlines and expired retention."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -21,6 +22,8 @@ SWEEPS_IN_A_ROW = 50
 
 #: Time between two audits by one service, in seconds; after damage the next sweep also audits.
 AUDIT_SECONDS = 3600.0
+
+_KIND = re.compile(r"[a-z]{1,16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,12 @@ def parse_sweep(answer: Sequence[Any]) -> Swept:
 
 
 def _parse_note(note: bytes) -> Quarantined:
-    kind, _, rest = note.decode(errors="backslashreplace").partition("\0")
-    key, _, reason = rest.rpartition("\0")
+    """Returns what a note says. One that is damaged itself has a kind of its own: kinds become labels of a metric."""
+    text = note.decode(errors="backslashreplace")
+    kind, _, rest = text.partition("\0")
+    key, separator, reason = rest.rpartition("\0")
+    if not separator or not _KIND.fullmatch(kind):
+        return Quarantined("quarantined", "quarantined", f"is no note of a damaged record: {text}")
     return Quarantined(kind, key, reason)
 
 
