@@ -25,12 +25,12 @@ from sagittal.queue.leases import RedisWorkerQueue
 from sagittal.queue.metrics import QueueMetrics
 from sagittal.registry.redis import RedisWorkerRegistry
 from sagittal.worker.concepts.store import connect_concept_store
+from sagittal.worker.cpu_quota import usable_processors
 from sagittal.worker.devices import named_devices, watch_memory
 from sagittal.worker.hosting.reconciler import LoadLimits, Reconciler
 from sagittal.worker.metrics import WorkerMetrics
 from sagittal.worker.process import Worker
 from sagittal.worker.processes import CRASHED, OUTGROWN, USAGE, run_on_each
-from sagittal.worker.processors import usable_processors
 from sagittal.worker.settings import WorkerSettings
 from sagittal.worker.vitals import Watched
 

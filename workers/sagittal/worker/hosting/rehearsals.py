@@ -25,8 +25,8 @@ import torch
 from sagittal.core.models import ModelEntry
 from sagittal.models.loading import choose_device, rehearse
 from sagittal.process.parent import die_with_parent
+from sagittal.worker.cpu_quota import usable_processors
 from sagittal.worker.devices import MIB, resident_bytes, unshared_bytes
-from sagittal.worker.processors import usable_processors
 from sagittal.worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from sagittal.worker.processors import usable_processors
+from sagittal.worker.cpu_quota import usable_processors
 
 MANY = 64
 
