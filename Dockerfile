@@ -1,7 +1,7 @@
 # Two images: `docker build --target service .` and `docker build --target worker --build-arg COMPUTE=cpu .`
-# Both run as user 65532 on a read-only root; all they may want to write is /tmp.
+# Both run as user 65532 with a read-only root file system; they write only to /tmp and /data.
 
-# Any image with Python 3.11, its venv module and CA certificates will do. Release builds pin it by digest.
+# Any image with Python 3.11, its venv module and CA certificates works. Release builds pin it by digest.
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
@@ -20,7 +20,7 @@ COPY workers workers
 COPY clients clients
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
 
-# What is Sagittal's own is a layer of its own: a release adds a few megabytes to a machine that has the one before.
+# Sagittal's own code is a separate layer, so that an upgrade downloads only a few megabytes.
 FROM build AS packages-service
 COPY deploy/requirements-service.txt deploy/
 RUN /opt/build/bin/pip --python /opt/sagittal/bin/python install --require-hashes --only-binary :all: \
@@ -33,7 +33,7 @@ RUN /opt/build/bin/pip --python /opt/sagittal/bin/python install --no-deps --no-
  && mkdir -p /opt/data/concepts
 
 FROM build AS packages-worker
-# `cuda`: PyPI's build of torch with NVIDIA's libraries, all by hash. `cpu`: the build of TORCH_INDEX, by version.
+# `cuda`: torch from PyPI with NVIDIA's libraries, all pinned by hash. `cpu`: torch from TORCH_INDEX, pinned by version.
 ARG COMPUTE=cuda
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 COPY deploy/requirements-worker-${COMPUTE}.txt deploy/torch.txt deploy/
@@ -43,7 +43,7 @@ RUN if [ "${COMPUTE}" = cpu ]; then \
     fi \
  && /opt/build/bin/pip --python /opt/sagittal/bin/python install --require-hashes --no-deps --only-binary :all: \
       -r "deploy/requirements-worker-${COMPUTE}.txt"
-# `yes`: with timm, ONNX and the stores that weights may come from.
+# `yes` adds timm, ONNX and the stores for weights.
 ARG EXTRAS=no
 COPY deploy/requirements-worker-extras.txt deploy/
 RUN if [ "${EXTRAS}" = yes ]; then \
@@ -76,7 +76,7 @@ LABEL org.opencontainers.image.title="Sagittal service"
 ENV SAGITTAL_LISTEN=0.0.0.0:50051
 COPY --from=packages-service /opt/sagittal /opt/sagittal
 COPY --from=build-service /opt/own /opt/sagittal
-# A new volume that is mounted here belongs to whom its place in the image does.
+# A new volume mounted here takes its owner from this directory.
 COPY --from=build-service --chown=65532:65532 /opt/data/ /data/
 ARG VERSION=0.0.0
 ARG REVISION=unknown

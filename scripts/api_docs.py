@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes docs/api.md, the reference of the API, from the .proto files and their comments.
 
-With --check it writes nothing, and fails where the document is not current.
+With --check it writes nothing, and fails if the document is not current.
 """
 
 import subprocess
@@ -25,12 +25,12 @@ PACKAGE = "sagittal.v1"
 HEAD = """# API reference
 
 Package `sagittal.v1`. Generated from the comments in `protos/sagittal/v1` by `make reference`. A field that is not
-set has its default: 0, empty, false or the first value of an enumeration.
+set has its default: 0, empty, false or the first value of its enumeration.
 
 """
 
 Field = FieldDescriptorProto
-#: Scalars by their number in descriptors.
+#: Names of scalar types by their number in descriptors.
 SCALARS: Mapping[int, str] = {
     number: name.removeprefix("TYPE_").lower()
     for name, number in Field.Type.items()
@@ -38,7 +38,7 @@ SCALARS: Mapping[int, str] = {
 }
 #: Files that come first; messages that they share follow, by the name of their file.
 FIRST = ("explanation_service", "model_service", "concept_service")
-#: Numbers of fields in descriptors, as paths of source locations have them.
+#: Numbers of fields in descriptors, as used in paths of source locations.
 MESSAGES, ENUMS, SERVICES, FIELDS, NESTED, NESTED_ENUMS, VALUES, METHODS = 4, 5, 6, 2, 3, 4, 2, 2
 
 Comments = Mapping[tuple[int, ...], str]
@@ -53,7 +53,7 @@ def read_protos() -> FileDescriptorSet:
 
 
 def comments_of(file: FileDescriptorProto) -> Comments:
-    """Returns the comments of a file by the path of what they describe."""
+    """Returns the comments of a file by the path of the element they describe."""
     return {
         tuple(place.path): " ".join((place.leading_comments or place.trailing_comments).split())
         for place in file.source_code_info.location
@@ -66,7 +66,7 @@ def anchor(name: str) -> str:
 
 
 def type_of(field: Field) -> str:
-    """Returns the type of a field, with a link where the page has it."""
+    """Returns the type of a field, as a link if the page describes it."""
     if field.type in SCALARS:
         name = f"`{SCALARS[field.type]}`"
     elif field.type_name.startswith(f".{PACKAGE}."):
@@ -77,7 +77,7 @@ def type_of(field: Field) -> str:
 
 
 def cell(text: str) -> str:
-    """Returns text that fits into a table."""
+    """Returns text escaped for a table cell."""
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
@@ -99,7 +99,7 @@ def _message_link(name: str) -> str:
 
 
 def describe_message(message: DescriptorProto, path: tuple[int, ...], comments: Comments, within: str) -> Iterator[str]:
-    """Yields a message with its fields, then what is nested in it."""
+    """Yields a message with its fields, then its nested messages and enumerations."""
     name = f"{within}{message.name}"
     yield f"### {name}\n\n{comments.get(path, '')}\n"
     if message.field:
@@ -161,7 +161,7 @@ def page() -> str:
 
 
 def main() -> int:
-    """Writes the page, or with --check says that it is not current."""
+    """Writes the page, or with --check reports whether it is current."""
     text = page()
     if "--check" in sys.argv[1:]:
         current = PAGE.exists() and PAGE.read_text() == text

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Audits what the images and the tests install for known vulnerabilities, by OSV or by the package index.
+"""Looks up known vulnerabilities of all packages that images and tests install, at OSV or at the package index.
 
-OSV is asked once about everything; where it cannot be reached the index is asked about each package. Where neither
-gives advisories the audit is NOT done, and says so in capitals: status 0, or 3 with --strict. Findings that are
-accepted stand in deploy/audit-exceptions.txt, each with its reason.
+One query to OSV covers all packages. If OSV cannot be reached, each package is looked up at the index. If neither
+answers, nothing is audited; the script prints this in capitals and exits with 0, or with 3 under --strict. Accepted
+findings are in deploy/audit-exceptions.txt, each with its reason.
 """
 
 import argparse
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 FILES = (ROOT / "constraints.txt", *sorted((ROOT / "deploy").glob("requirements-*.txt")))
 EXCEPTIONS = ROOT / "deploy" / "audit-exceptions.txt"
 
-#: Longest time for an answer, in seconds.
+#: Longest time to wait for an answer, in seconds.
 PATIENCE = 20.0
 
 Pin = tuple[str, str]
@@ -39,16 +39,16 @@ class Finding:
     name: str
 
     def __str__(self) -> str:
-        """Says it in a line."""
+        """Returns the finding as one line."""
         return f"{self.pin[0]} {self.pin[1]}: {self.name}: https://osv.dev/vulnerability/{self.name}"
 
 
 def main() -> int:
-    """Audits; 1 where something was found, 3 where nothing could be with --strict."""
+    """Runs the audit; returns 1 if something was found, 3 if nothing could be looked up under --strict."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--strict", action="store_true", help="fail where no advisories can be had")
-    parser.add_argument("--osv", default="https://api.osv.dev", help="where OSV answers")
-    parser.add_argument("--index", default="https://pypi.org", help="the package index")
+    parser.add_argument("--strict", action="store_true", help="fail if no advisories are available")
+    parser.add_argument("--osv", default="https://api.osv.dev", help="URL of OSV")
+    parser.add_argument("--index", default="https://pypi.org", help="URL of the package index")
     given = parser.parse_args()
     pins = sorted({pin for file in FILES for pin in read_pins(file.read_text())})
     try:
@@ -56,7 +56,7 @@ def main() -> int:
     except NoAdvisories as error:
         sys.stderr.write(
             f"audit: VULNERABILITIES NOT AUDITED: {error}. None of the {len(pins)} releases was looked up; "
-            "run this where one of the two can be reached.\n"
+            "run this with access to one of the two.\n"
         )
         return 3 if given.strict else 0
     excepted = read_exceptions(EXCEPTIONS.read_text())
@@ -77,7 +77,7 @@ def _ask(pins: Sequence[Pin], osv: str, index: str) -> list[Finding]:
 
 
 def ask_osv(pins: Sequence[Pin], url: str) -> Iterable[Finding]:
-    """Yields what OSV knows; it gives long answers in pages. Raises NoAdvisories."""
+    """Yields the findings of OSV, which splits long answers into pages. Raises NoAdvisories."""
     pages = dict.fromkeys(pins, "")
     while pages:
         queries = [
@@ -87,7 +87,7 @@ def ask_osv(pins: Sequence[Pin], url: str) -> Iterable[Finding]:
         ]
         answer = _get(f"{url}/v1/querybatch", json.dumps({"queries": queries}).encode())
         if "results" not in answer:
-            raise NoAdvisories(f"{url} answers something else than OSV does")
+            raise NoAdvisories(f"{url} does not answer like OSV; check --osv")
         results = dict(zip(pages, answer["results"], strict=True))
         for pin, result in results.items():
             yield from (Finding(pin, known["id"]) for known in result.get("vulns", ()))
@@ -95,7 +95,7 @@ def ask_osv(pins: Sequence[Pin], url: str) -> Iterable[Finding]:
 
 
 def ask_index(pins: Sequence[Pin], url: str) -> Iterable[Finding]:
-    """Yields what the index knows, and stops at the first package that it does not. Raises NoAdvisories."""
+    """Yields the findings of the index, package by package. Raises NoAdvisories."""
     for name, version in pins:
         answer = _get(f"{url}/pypi/{name}/{version}/json")
         if "vulnerabilities" not in answer:
@@ -111,13 +111,13 @@ def read_pins(text: str) -> Iterable[Pin]:
 
 
 def read_exceptions(text: str) -> Mapping[str, str]:
-    """Returns the reason of each finding that is accepted; lines are `NAME: reason`."""
+    """Returns the reason of each accepted finding; lines are `NAME: reason`."""
     lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
     return {name.strip(): reason.strip() for name, _, reason in (line.partition(":") for line in lines)}
 
 
 def _get(url: str, data: bytes | None = None) -> Any:
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 - of the caller
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 - the URL comes from the caller
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
             return json.load(answer)

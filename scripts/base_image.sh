@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes sure that the image which the Dockerfile builds on is there: it is pulled, or else made from Debian's packages.
+# Ensures that the Dockerfile's base image exists: pulls it, or builds it from Debian's packages.
 #
 #   scripts/base_image.sh ENGINE IMAGE
 set -euo pipefail
@@ -9,10 +9,10 @@ if "$engine" image inspect "$image" > /dev/null 2>&1 || timeout 120 "$engine" pu
   exit 0
 fi
 if ! command -v mmdebstrap > /dev/null; then
-  echo "base_image.sh: $image can be neither pulled nor made: apt-get install mmdebstrap" >&2
+  echo "base_image.sh: $image can be neither pulled nor built; to build it: apt-get install mmdebstrap" >&2
   exit 1
 fi
-echo "base_image.sh: $image cannot be pulled; it is made from Debian's packages" >&2
+echo "base_image.sh: $image cannot be pulled; building it from Debian's packages" >&2
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 mmdebstrap --quiet --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$scratch/base.tar"

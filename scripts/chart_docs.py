@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes what is derived from helm/sagittal/values.yaml and its comments: README.md and values.schema.json.
+"""Generates the chart's README.md and values.schema.json from helm/sagittal/values.yaml and its comments.
 
-With --check it writes nothing, and fails where a file is not current.
+With --check it writes nothing, and fails if a file is not current.
 """
 
 import json
@@ -23,16 +23,16 @@ CHART = Path(__file__).parents[1] / "helm" / "sagittal"
 
 INTRODUCTION = """# The Sagittal chart
 
-Installs the service, workers and, if wanted, a Valkey. How to deploy, drain and scale: docs/operations.md.
+Installs the service, workers and, optionally, Valkey. See docs/operations.md for deploying, draining and scaling.
 
     helm install sagittal helm/sagittal --values helm/sagittal/ci/cpu-only-values.yaml
 
-`ci/` holds values to begin with: `cpu-only`, `gpu` (two pools, scaled from zero), `ha` (external Redis, autoscaling)
-and `locked-down` (mTLS, tokens, digests). Needs Kubernetes 1.30 or later, and Helm 3.17 or later.
+`ci/` has examples to start from: `cpu-only`, `gpu` (two pools, scaled from zero), `ha` (external Redis, autoscaling)
+and `locked-down` (mTLS, tokens, digests). Requires Kubernetes 1.30 or later and Helm 3.17 or later.
 
 This file and `values.schema.json` are generated from `values.yaml` by `make chart`.
 
-| value | default | what it is |
+| value | default | description |
 | --- | --- | --- |
 """
 
@@ -44,9 +44,9 @@ PULL = {"enum": ["Always", "IfNotPresent", "Never"]}
 MODEL = "^[a-z0-9][a-z0-9._-]{0,63}$"
 TEXT = {"type": "string"}
 TEXTS = {"type": "object", "additionalProperties": TEXT}
-#: A number. Helm makes a text of a fraction that `--set` gives: `0.5`.
+#: A number. Helm passes a fraction from `--set`, such as `0.5`, as text.
 NUMBER = {"type": ["number", "string"], "pattern": "^[0-9]+([.][0-9]+)?$"}
-#: A quantity as Kubernetes writes it: `1500Mi`, `0.5`, `250m`.
+#: A quantity in Kubernetes notation: `1500Mi`, `0.5`, `250m`.
 QUANTITY = {
     "type": ["string", "number"],
     "pattern": "^[0-9]+([.][0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][0-9]+)?$",
@@ -66,7 +66,7 @@ def listed(item: Mapping[str, Any], **rule: Any) -> dict[str, Any]:
     return {"type": "array", "items": item, **rule}
 
 
-#: Parts of Kubernetes' own objects that values hold, as far as a misspelling in them would pass unseen.
+#: Parts of Kubernetes objects in values, as far as a misspelling in them would go unnoticed.
 SELECTOR = closed(
     matchLabels=TEXTS,
     matchExpressions=listed(
@@ -132,7 +132,7 @@ SPREAD = listed(
 AFFINITY = closed(**{name: {"type": "object"} for name in ("nodeAffinity", "podAffinity", "podAntiAffinity")})
 ENVIRONMENT = listed({**closed(name=TEXT, value=TEXT, valueFrom={"type": "object"}), "required": ["name"]})
 
-#: What a key's value must be, beyond the type of its default, by the last parts of its path.
+#: Rules for values beyond the type of the default, by the last parts of their path.
 RULES: Mapping[str, Mapping[str, Any]] = {
     "digest": DIGEST,
     "pullPolicy": PULL,
@@ -180,11 +180,11 @@ RULES: Mapping[str, Mapping[str, Any]] = {
     "serviceEgress": EGRESS,
     "workerEgress": EGRESS,
     "workerDefaults.models": listed({**TEXT, "pattern": MODEL}, uniqueItems=True),
-    # Not `propertyNames`: for a wrong name Helm then shows the path of some other value.
+    # Not `propertyNames`, with which Helm reports a wrong name under another value's path.
     "models": {"type": "object", "additionalProperties": False, "patternProperties": {MODEL: TEXT}},
 }
 
-#: Settings that the chart sets by values of their own.
+#: Settings for which the chart has separate values.
 OWNED = frozenset(
     {
         "listen",
@@ -210,7 +210,7 @@ class Documented:
 
 
 def setting_schemas(settings: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields what `settings` may name, in lower case with `__` between levels, and the schema of each."""
+    """Yields the allowed names in `settings`, in lower case with `__` between levels, and their schemas."""
     written = settings.model_json_schema()
     for name, field in settings.model_fields.items():
         nested = field.annotation
@@ -226,14 +226,14 @@ def setting_schemas(settings: type[BaseModel], prefix: str = "") -> Iterator[tup
 
 
 def _plain(schema: Any, definitions: Mapping[str, Any]) -> Any:
-    """Returns a schema without what only people read, and with its definitions put in."""
+    """Returns a schema without titles and descriptions, and with its definitions inlined."""
     if isinstance(schema, list):
         return [_plain(each, definitions) for each in schema]
     if not isinstance(schema, dict):
         return schema
     if "$ref" in schema:
         return _plain(definitions[schema["$ref"].rpartition("/")[2]], definitions)
-    if "anyOf" in schema:  # of a value or none, which a chart leaves out
+    if "anyOf" in schema:  # optional: a chart omits the value instead
         return _plain(next(each for each in schema["anyOf"] if each.get("type") != "null"), definitions)
     spared = {"title", "description", "default", "format", "writeOnly"}
     kept = {key: value for key, value in schema.items() if key == "properties" or key not in spared}
@@ -246,7 +246,7 @@ def _plain(schema: Any, definitions: Mapping[str, Any]) -> Any:
 
 
 def read_comments(text: str) -> Mapping[str, str]:
-    """Returns the `# --` comment of each key by its path, the lines that follow it included."""
+    """Returns the `# --` comment of each key by its path, including continuation lines."""
     comments: dict[str, str] = {}
     path: list[str] = []
     comment = ""
@@ -265,7 +265,7 @@ def read_comments(text: str) -> Mapping[str, str]:
 
 
 def documented(values: Mapping[str, Any], comments: Mapping[str, str], above: str = "") -> Iterator[Documented]:
-    """Yields every value that has a comment, in the order of the file. Raises ValueError where one has none."""
+    """Yields every value that has a comment, in the order of the file. Raises ValueError if one has none."""
     for name, value in values.items():
         path = f"{above}{name}"
         if path in comments:
@@ -286,13 +286,13 @@ def readme(values: list[Documented]) -> str:
 
 
 def schema(values: Mapping[str, Any], comments: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the JSON schema of the values: types of the defaults, RULES, and no key that is not known."""
+    """Returns the JSON schema of the values: types of the defaults, RULES, and no unknown keys."""
     whole = _object(values, comments, "")
     worker = json.loads(json.dumps(whole["properties"]["workerDefaults"]))
     worker["properties"]["name"] = {"type": "string", **NAME}
     worker["required"] = ["name"]
     whole["properties"]["workers"] = {"type": "array", "items": worker, "description": comments["workers"]}
-    whole["properties"]["global"] = {"type": "object"}  # Helm's own, for charts that include this one
+    whole["properties"]["global"] = {"type": "object"}  # Helm's, for charts that include this one
     return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "Values of the Sagittal chart", **whole}
 
 
@@ -324,7 +324,7 @@ def _settings(path: str) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Writes the files, or with --check says which are not current."""
+    """Writes the files, or with --check reports which are not current."""
     text = (CHART / "values.yaml").read_text()
     values, comments = yaml.safe_load(text), read_comments(text)
     wanted = {

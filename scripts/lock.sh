@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Writes deploy/requirements-*.txt: everything that the images install, with versions from constraints.txt and hashes.
-# Run it with `make lock` after a change of pyproject.toml or constraints.txt.
+# Writes deploy/requirements-*.txt: all packages of the images, with versions from constraints.txt and hashes.
+# Run it with `make lock` after a change to pyproject.toml or constraints.txt.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,7 +9,7 @@ trap 'rm -rf "$tools"' EXIT
 "${PYTHON:-python3.11}" -m venv "$tools"
 "$tools/bin/python" -m pip install --quiet --disable-pip-version-check uv==0.13.9
 
-# lock NAME ARGUMENTS...: one lock file, for the platform of the images whatever this machine is.
+# lock NAME ARGUMENTS...: writes one lock file for the images' platform, on any machine.
 lock() {
   local file="deploy/requirements-$1.txt"
   shift
@@ -23,10 +23,10 @@ lock build deploy/build.in
 lock service --extra service --extra tracing pyproject.toml
 lock worker-cuda --extra worker --extra tracing pyproject.toml deploy/worker.in
 grep -E '^torch(vision)?==' constraints.txt > deploy/torch.txt
-# The CPU build of torch is on PyTorch's own index and needs none of NVIDIA's libraries.
+# The CPU build of torch comes from PyTorch's own index and needs no NVIDIA libraries.
 mapfile -t cuda < <(grep -oE '^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==' deploy/requirements-worker-cuda.txt | tr -d '=')
 lock worker-cpu --extra worker --extra tracing pyproject.toml deploy/worker.in "${cuda[@]/#/--no-emit-package=}"
-# What EXTRAS=yes adds to either: its versions agree with theirs, and none of theirs is in it again.
+# Packages that EXTRAS=yes adds: their versions agree with the other files, and none is listed twice.
 mapfile -t held < <(grep -oE '^[a-z0-9._-]+==' deploy/requirements-worker-cuda.txt | tr -d '=')
 lock worker-extras --extra worker --extra tracing --extra timm --extra onnx --extra stores pyproject.toml deploy/worker.in \
   --constraints deploy/requirements-worker-cuda.txt "${held[@]/#/--no-emit-package=}"

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Draws docs/images: the shipped photographs explained by EfficientNet-Lite0 with every method, through a real stack.
+"""Draws docs/images: explanations of the shipped photographs by EfficientNet-Lite0 with every method.
 
-Takes several minutes on two cores. Pictures are reduced in size and colours, so that the repository stays small.
+They come from a real stack, which takes several minutes on two cores. Figures are reduced in size and colours to keep
+the repository small.
 """
 
 import sys
@@ -31,16 +32,16 @@ HEATMAPS = (
     "igos++", "igos+", "igos", "meaningful-perturbation", "rise", "occlusion",
     "grad-cam", "integrated-gradients", "excitation-bp",
 )  # fmt: skip
-#: Most model evaluations of one search, so that the slowest methods end as well.
+#: Largest number of model evaluations of one search, so that slow methods end too.
 EVALUATIONS = 1000
-#: Pixels across a picture in the documentation, and colours in it.
+#: Width in pixels and number of colours of a figure in the documentation.
 WIDTH, COLOURS = 1200, 200
 
 Explained = tuple[Explanation, View]
 
 
 def explain(client: Client, photograph: str, method: str) -> Explained:
-    """Returns an explanation with what the model saw."""
+    """Returns an explanation with the model's view of the image."""
     path = ROOT / "examples" / "images" / photograph
     explanation = client.explain(path, model=MODEL, method=Method(method), max_evaluations=EVALUATIONS)
     sys.stderr.write(f"{photograph} {method}: {explanation.evaluations} evaluations\n")
@@ -48,7 +49,7 @@ def explain(client: Client, photograph: str, method: str) -> Explained:
 
 
 def save(fig: Figure, name: str) -> None:
-    """Writes a figure, reduced."""
+    """Writes a figure with reduced size and colours."""
     with TemporaryDirectory() as directory:
         path = Path(directory) / name
         canvas.save(fig, path)
@@ -84,7 +85,7 @@ def draw_heatmaps(explained: Mapping[str, Sequence[Explained]]) -> Figure:
 
 def _draw_heatmap(over: Axes, alone: Axes, method: str, explanation: Explanation, seen: View) -> None:
     if explanation.mask is None or explanation.insertion is None or explanation.deletion is None:
-        raise ValueError(f"{method} gave no heatmap with curves: nothing to draw")
+        raise ValueError(f"{method} returned no heatmap with curves, so there is nothing to draw")
     note = f"insertion {explanation.insertion:.2f}   deletion {explanation.deletion:.2f}"
     canvas.show(over, seen.painted(explanation.mask), method, note)
     canvas.heat(alone, explanation.mask, bool((explanation.mask < 0).any()))
@@ -106,7 +107,7 @@ def main() -> int:
         save(draw_summary(*explain(client, PHOTOGRAPHS[0], "mse")), "sufficient-sets.png")
         attention, seen = explain(client, PHOTOGRAPHS[0], "sag")
         if attention.graph is None:
-            raise ValueError("the attention graph has no nodes: nothing to draw")
+            raise ValueError("the attention graph has no nodes, so there is nothing to draw")
         save(draw_graph(attention.graph, seen, "Why Egyptian cat?"), "attention-graph.png")
     return 0
 

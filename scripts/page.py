@@ -1,4 +1,4 @@
-"""Builds the page from clients/page into service/sagittal/page/built, or checks that what is committed is current.
+"""Builds the page from clients/page into service/sagittal/page/built, or checks that the committed build is current.
 
 Node comes with the development environment, and npm with it; the packages come from the npm registry by the lock file.
 """
@@ -23,11 +23,11 @@ SOURCE, BUILT = ROOT / "clients" / "page", ROOT / "service" / "sagittal" / "page
 def main() -> int:
     """Builds or checks."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail if what is committed is not what is built")
+    parser.add_argument("--check", action="store_true", help="fail if the committed build is not current")
     parser.add_argument("--strict", action="store_true", help="fail if the npm registry cannot be reached")
     options = parser.parse_args()
     if not _installed():
-        sys.stderr.write("page: SKIPPED: the npm registry cannot be reached, so that the page was not built\n")
+        sys.stderr.write("page: SKIPPED: the npm registry cannot be reached, so the page was not built\n")
         return 1 if options.strict or not options.check else 0
     _run(str(_program("buf")), "generate", "../../protos", "--template", "buf.gen.yaml")
     _run(str(_program("node")), "node_modules/typescript/bin/tsc", "--noEmit")
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def _installed() -> bool:
-    """Installs the packages of the lock file, unless they are there; returns whether they are."""
+    """Installs the packages of the lock file if necessary; returns whether they are installed."""
     stamp = SOURCE / "node_modules" / ".package-lock.json"
     lock = SOURCE / "package-lock.json"
     if stamp.exists() and stamp.stat().st_mtime >= lock.stat().st_mtime:
@@ -55,7 +55,7 @@ def _installed() -> bool:
 
 
 def _program(name: str) -> Path:
-    """Returns a program of the environment that runs this script, else of the path."""
+    """Returns a program from this script's environment, otherwise from the PATH."""
     found = shutil.which(name, path=_environment()["PATH"])
     if found is None:
         sys.exit(f"page: {name} is not installed: run 'make install'")

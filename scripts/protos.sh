@@ -1,5 +1,5 @@
 #!/bin/sh
-# Generates the Python modules beside the .proto files; with --check only says whether they are current.
+# Generates the Python modules beside the .proto files; with --check it only reports whether they are current.
 set -eu
 cd "$(dirname "$0")/.."
 check=no

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes the tables of guarantees.md, metrics.md and operations.md in docs from the programs, between their markers.
+"""Generates the tables between the markers in docs/guarantees.md, docs/metrics.md and docs/operations.md.
 
-With --check it writes nothing, and fails where a document is not current.
+With --check it writes nothing, and fails if a document is not current.
 """
 
 import json
@@ -28,7 +28,7 @@ from sagittal.worker.settings import WorkerSettings
 
 DOCS = Path(__file__).parents[1] / "docs"
 
-#: What a sample of a metric is, by the end of its name; the first that fits counts.
+#: Unit of a metric, by the end of its name; the first match applies.
 UNITS: Mapping[str, str] = {
     "_seconds": "seconds",
     "_bytes": "bytes",
@@ -42,7 +42,7 @@ UNITS: Mapping[str, str] = {
 
 
 def metrics_of(registry: CollectorRegistry) -> Sequence[Any]:
-    """Returns the metrics of a registry in the order of their names, those that are collected together included."""
+    """Returns the metrics of a registry in the order of their names, including those of collectors."""
     collectors: Iterable[Any] = registry._collector_to_names
     metrics = [metric for each in collectors for metric in getattr(each, "metrics", [each])]
     return sorted(metrics, key=lambda metric: str(metric._name))
@@ -85,7 +85,7 @@ def metrics_table(registry: CollectorRegistry) -> str:
 
 
 def setting_rows(settings: type[BaseModel], prefix: str) -> Iterator[str]:
-    """Yields a row for each setting; those of the queue, which both programs have, only for the queue itself."""
+    """Yields a row for each setting; the queue's, which both programs have, only for the queue itself."""
     for name, field in settings.model_fields.items():
         nested = field.annotation
         if isinstance(nested, type) and issubclass(nested, BaseModel):
@@ -111,12 +111,12 @@ def settings_table(settings: type[BaseModel], prefix: str) -> str:
 
 
 def reply_rows() -> Iterator[str]:
-    """Yields a row for each error that Redis answers with."""
+    """Yields a row for each error reply of Redis."""
     yield "| reply | meaning | callers get | what it means |"
     yield "| --- | --- | --- | --- |"
     for reply in (*REPLIES, UNREACHABLE, UNKNOWN):
         code = code_pb2.Code.Name(reply.error.code)
-        text = reply.text.format(do="do what it asks")
+        text = reply.text.format(do="run the command")
         again = ", new connection" if reply.reconnects else ""
         yield f"| `{reply.name}` | {reply.meaning.value}{again} | `{code}` | {text} |"
 
@@ -134,17 +134,17 @@ def tables() -> Mapping[tuple[str, str], str]:
 
 
 def filled(document: str, name: str, table: str) -> str:
-    """Returns the document with the table between its markers. Raises ValueError where there are none."""
+    """Returns the document with the table between its markers. Raises ValueError if there are none."""
     begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
     before, found, rest = document.partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:
-        raise ValueError(f"there is no place for the table {name}: put {begin.strip()} and {end} where it belongs")
+        raise ValueError(f"the document has no markers for the table {name}: add {begin.strip()} and {end}")
     return f"{before}{begin}\n{table}\n\n{end}{after}"
 
 
 def stale() -> Mapping[Path, str]:
-    """Returns what the documents that are not current should be."""
+    """Returns the new content of the documents that are not current."""
     wanted: dict[Path, str] = {}
     for (document, name), table in tables().items():
         path = DOCS / document
@@ -153,7 +153,7 @@ def stale() -> Mapping[Path, str]:
 
 
 def main() -> int:
-    """Writes the documents, or with --check says which are not current."""
+    """Writes the documents, or with --check reports which are not current."""
     documents = stale()
     if "--check" in sys.argv[1:]:
         sys.stderr.write("".join(f"docs/{path.name} is not current: run make reference\n" for path in documents))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes dist/sbom-*.cdx.json: what each image installs, with hashes, in CycloneDX.
+# Writes dist/sbom-*.cdx.json: the packages of each image, with hashes, in CycloneDX.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Scans the chart, as each ci file renders it, and the Dockerfile: with checkov (.checkov.yaml says what is excepted), hadolint,
-# and trivy where it is installed. What cannot be scanned here is said, and with STRICT=yes it fails.
+# Scans the chart, rendered with each ci file, and the Dockerfile: with checkov (exceptions are in .checkov.yaml), hadolint, and
+# trivy if it is installed. Skipped scans are reported, and fail with STRICT=yes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${BIN:-.venv/bin}/python

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes clients/sagittal/client/sync from the asyncio client beside it, whose words it replaces.
+"""Generates clients/sagittal/client/sync from the asyncio client by replacing names and words.
 
-With --check it writes nothing, and fails where a file is not current.
+With --check it writes nothing, and fails if a file is not current.
 """
 
 import re
@@ -13,10 +13,10 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "clients" / "sagittal" / "client" / "aio"
 TARGET = SOURCE.with_name("sync")
 
-#: Written by hand on both sides: what asyncio and threads do each in their own way.
+#: Modules that are written by hand for asyncio and for threads, because they differ.
 BY_HAND = ("__init__.py", "concurrency.py")
 
-#: In code and docstrings, in this order.
+#: Replacements in code and docstrings, in this order.
 REPLACEMENTS = (
     (r"\ban asynchronous\b", "an"),
     (r"\ban `async with`", "a `with`"),
@@ -32,7 +32,7 @@ REPLACEMENTS = (
 
 
 def sync_source(source: Path) -> str:
-    """Returns the module for threads that a module for asyncio stands for."""
+    """Returns the threaded version of an asyncio module."""
     text = source.read_text()
     for pattern, replacement in REPLACEMENTS:
         text = re.sub(pattern, replacement, text)

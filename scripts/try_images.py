@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Starts the images as production does (read-only, no capabilities, no rights) and explains a picture through them."""
+"""Runs the images as in production (read-only, without capabilities, unprivileged) and explains an image with them."""
 
 import argparse
 import json
@@ -23,12 +23,12 @@ ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "clients" / "sagittal" / "cli" / "models.toml"
 PICTURE = ROOT / "examples" / "images" / "chelsea.png"
 
-#: Time that the program in a container has until its probes answer, and again until it is ready, in seconds: what the
-#: chart's startup probe gives a worker, since importing torch from a cold disk is slow.
+#: Time until a container's probes answer, and again until it is ready, in seconds. It is the limit of the chart's
+#: startup probe of a worker, because importing torch from a cold disk is slow.
 STARTUP = 600.0
-#: Time between two looks, in seconds.
+#: Time between two checks, in seconds.
 LOOK = 0.5
-#: Time that a container has between SIGTERM and SIGKILL, in seconds: the shorter grace period of compose.yaml.
+#: Time between SIGTERM and SIGKILL, in seconds: the shorter grace period of compose.yaml.
 GRACE = 30
 #: Lines of a container's log that an error shows.
 SHOWN = 30
@@ -41,8 +41,8 @@ HARDENED = (
     "--tmpfs=/tmp:rw,size=256m",
 )
 
-#: Run within a container: what its first process may do.
-CONFESSION = """
+#: Script run inside a container that prints the rights of its first process.
+PRIVILEGES = """
 import json, os
 status = dict(line.split(":", 1) for line in open("/proc/1/status"))
 try:
@@ -55,13 +55,13 @@ print(json.dumps({**facts, "writes": writes}))
 """
 
 
-class Disappointment(Exception):
-    """An image does not do what it must."""
+class ImageFailed(Exception):
+    """An image failed a test."""
 
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A program that runs in a container."""
+    """A running container."""
 
     engine: str
     image: str
@@ -69,9 +69,9 @@ class Container:
     metrics_port: int
 
     def lives(self) -> bool:
-        """Whether its probe of liveness answers. Raises Disappointment where it has ended."""
+        """Returns whether its liveness probe answers. Raises ImageFailed if it has ended."""
         if self._ask("inspect", "--format", "{{.State.Running}}", self.name) != "true":
-            raise Disappointment(f"{self.image} has ended by itself")
+            raise ImageFailed(f"{self.image} has ended by itself")
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/livez", timeout=5) as answer:
                 return bool(answer.status == 200)
@@ -79,24 +79,24 @@ class Container:
             return False
 
     def check_rights(self) -> None:
-        """Raises Disappointment where the first process has any right that it needs not."""
-        facts = json.loads(self._ask("exec", self.name, "python", "-c", CONFESSION))
+        """Raises ImageFailed if the first process has unnecessary rights."""
+        facts = json.loads(self._ask("exec", self.name, "python", "-c", PRIVILEGES))
         nothing = "0" * 16
         wanted = {"Uid": "65532", "CapEff": nothing, "CapPrm": nothing, "CapBnd": nothing, "NoNewPrivs": "1"}
         if wrong := {name: value for name, value in facts.items() if value != wanted.get(name, False)}:
-            raise Disappointment(f"{self.image} runs with {wrong}; expected {wanted}, and a root that is read-only")
+            raise ImageFailed(f"{self.image} runs with {wrong}; expected {wanted}, and a read-only root")
 
     def stop(self) -> float:
-        """Ends it by SIGTERM. Returns the seconds that it took. Raises Disappointment where it had to be killed."""
+        """Ends it by SIGTERM; returns the seconds that it took. Raises ImageFailed if it had to be killed."""
         began = time.monotonic()
         self._ask("stop", "--time", str(GRACE), self.name)
         status = self._ask("inspect", "--format", "{{.State.ExitCode}}", self.name)
         if status != "0":
-            raise Disappointment(f"{self.image} ended with status {status} at SIGTERM and {GRACE} s; expected 0")
+            raise ImageFailed(f"{self.image} ended with status {status} at SIGTERM and {GRACE} s; expected 0")
         return time.monotonic() - began
 
     def log(self) -> str:
-        """Returns the end of what it said."""
+        """Returns the end of its log."""
         command = [self.engine, "logs", "--tail", str(SHOWN), self.name]
         return subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
 
@@ -106,7 +106,7 @@ class Container:
 
 @contextmanager
 def container(engine: str, image: str, environment: Mapping[str, str], *options: str) -> Iterator[Container]:
-    """Runs an image, hardened, until its probe answers; afterwards stops it. Shows its log where anything fails."""
+    """Yields a hardened container whose probe answers, and stops it afterwards. Prints its log on failure."""
     port = free_port()
     started = Container(engine, image, f"sagittal-try-{secrets.token_hex(4)}", port)
     settings = {**environment, "SAGITTAL_METRICS_HOST": "127.0.0.1", "SAGITTAL_METRICS_PORT": str(port)}
@@ -114,7 +114,7 @@ def container(engine: str, image: str, environment: Mapping[str, str], *options:
     command = [engine, "run", "--detach", "--name", started.name, *HARDENED, *named, *options, image]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     try:
-        took = wait_for(started.lives, f"a probe of {image} that answers")
+        took = wait_for(started.lives, f"an answer of the probe of {image}")
         started.check_rights()
         report(f"{image} lives after {took:.1f} s, read-only, without rights")
         yield started
@@ -127,23 +127,23 @@ def container(engine: str, image: str, environment: Mapping[str, str], *options:
 
 
 def report(text: str) -> None:
-    """Tells the reader of the build's log."""
+    """Prints a line to the build's log."""
     sys.stdout.write(f"try_images: {text}\n")
     sys.stdout.flush()
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> float:
-    """Returns the seconds until the condition held."""
+    """Waits for the condition; returns the seconds until it held."""
     began = time.monotonic()
     while not condition():
         if time.monotonic() > began + STARTUP:
-            raise Disappointment(f"not within {STARTUP:.0f} s: {what}")
+            raise ImageFailed(f"not within {STARTUP:.0f} s: {what}")
         time.sleep(LOOK)
     return time.monotonic() - began
 
 
 def answers(client: Client) -> bool:
-    """Whether the service and its queue can be reached."""
+    """Returns whether the service and its queue answer."""
     try:
         client.models()
     except SagittalError:
@@ -152,7 +152,7 @@ def answers(client: Client) -> bool:
 
 
 def is_ready(worker: Container, client: Client, model: str) -> bool:
-    """Whether a worker can run the model."""
+    """Returns whether a worker has the model ready."""
     if not worker.lives():
         return False
     try:
@@ -163,14 +163,14 @@ def is_ready(worker: Container, client: Client, model: str) -> bool:
 
 
 def free_port() -> int:
-    """Returns a port that was free a moment ago."""
+    """Returns a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def try_images(engine: str, service: str, worker: str) -> None:
-    """Explains a picture through both, or reaches the service alone where there is no worker."""
+    """Explains an image with both, or only calls the service if there is no worker."""
     (model, *_) = tomllib.loads(MODELS.read_text())["models"]
     with ExitStack() as stack:
         queue = {"SAGITTAL_QUEUE__URL": stack.enter_context(EmbeddedValkey(port=free_port())).url}
@@ -188,20 +188,20 @@ def try_images(engine: str, service: str, worker: str) -> None:
         report(f"the worker has its model after {took:.1f} s more")
         explanation = client.explain(PICTURE, model=model["name"])
         if explanation.state != "completed":
-            raise Disappointment(f"the explanation of {PICTURE.name} ended as {explanation.state}; expected completed")
+            raise ImageFailed(f"the explanation of {PICTURE.name} ended as {explanation.state}; expected completed")
         report(f"explained {PICTURE.name}: {explanation.state}")
 
 
 def main() -> None:
-    """Tries the images that are named."""
+    """Tests the images named in the arguments."""
     parser = argparse.ArgumentParser(description=__doc__)
     for option in ("--engine", "--service"):
         parser.add_argument(option, required=True)
-    parser.add_argument("--worker", default="", help="none if not given: then the service alone is tried")
+    parser.add_argument("--worker", default="", help="image of the worker; without it only the service is tested")
     given = parser.parse_args()
     try:
         try_images(given.engine, given.service, given.worker)
-    except Disappointment as error:
+    except ImageFailed as error:
         sys.exit(f"try_images: {error}")
 
 
