@@ -1,4 +1,4 @@
-"""A job with all that is known of it, gathered from its events."""
+"""Jobs and explanations, gathered from their events."""
 
 import json
 import os
@@ -59,7 +59,7 @@ class Graph:
 
     @property
     def roots(self) -> tuple[GraphNode, ...]:
-        """The minimal sufficient explanations that the graph grows from."""
+        """The minimal sufficient explanations at the top of the graph."""
         return tuple(node for node in self.nodes if node.root)
 
     def __repr__(self) -> str:
@@ -71,7 +71,7 @@ class Graph:
         Raises:
             MissingExtra: networkx is not installed.
         """
-        from sagittal.client.documents import node_document  # noqa: PLC0415 - which knows this module
+        from sagittal.client.documents import node_document  # noqa: PLC0415 - a circular import
 
         found = import_extra("networkx").DiGraph()
         for node in self.nodes:
@@ -83,7 +83,7 @@ class Graph:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Where a job stands."""
+    """The state of a job."""
 
     job_id: str
     state: str
@@ -97,35 +97,35 @@ class Job:
     created: Annotated[datetime, From("create_time")]
     ended: Annotated[datetime | None, From("end_time")]
     attempt: int
-    """Times a worker began it."""
+    """Number of attempts that a worker started."""
     worker: str
     failure_reason: str = ""
-    """Why it failed, such as "JOB_BURIED"; empty where it did not."""
+    """Reason of the failure, such as "JOB_BURIED"; empty if the job did not fail."""
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """What the caller attached."""
+    """Labels that the caller attached."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobChange:
-    """Something that happened to the tenant's jobs."""
+    """A change of one of the tenant's jobs."""
 
     kind: str
-    """"listening": list the jobs now, then nothing is missed (the first change, and again after a lost connection);
+    """"listening": list the jobs now, and no later change is missed (the first change, and after each lost connection);
     "changed"; or "gone": deleted, or past its retention."""
     job_id: str = ""
     job: Job | None = None
-    """The job as it is now, if it changed."""
+    """The current job, if it changed."""
 
 
-#: Most characters of one name in the text of an explanation, and of all of it.
+#: Maximum number of characters of one name in the text of an explanation, and of the whole text.
 _MAX_NAME, _MAX_TEXT = 32, 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Explanation:
-    """Why the model decided as it did, with what is needed to judge the answer.
+    """An explanation of a model's prediction, with the measurements of its quality.
 
-    Of a job that has not ended, what is known so far; `state` says so.
+    If the job has not ended, it holds the results so far; see `state`.
     """
 
     job_id: str
@@ -141,46 +141,46 @@ class Explanation:
     concept_prediction: ConceptPrediction | None = None
     warnings: tuple[Warning, ...] = ()
     completed: Completed | None = None
-    """The figures at the end; None while the job has not ended with a result."""
+    """The figures at the end; None if the job has not ended with a result."""
     accepted: Accepted | None = None
     started: Started | None = None
     progress: Progress | None = None
     error: SagittalError | None = None
-    """Why the job failed or was cancelled; None where it did not."""
+    """Why the job failed or was cancelled; otherwise None."""
     image: ExplainedImage | None = field(default=None, compare=False)
-    """What is explained; None if it is not known here, see `with_image`. Not part of equality."""
+    """The explained image; None if it is unknown, see `with_image`. Not part of equality."""
 
     def __repr__(self) -> str:
         return f"Explanation({', '.join(filter(None, _facts(self)))})"[:_MAX_TEXT]
 
     def _repr_html_(self) -> str:
-        from sagittal.client.html import explanation_html  # noqa: PLC0415 - which knows this module
+        from sagittal.client.html import explanation_html  # noqa: PLC0415 - a circular import
 
         return explanation_html(self)
 
     def with_image(
         self, image: ImageLike, *, preprocessing: Preprocessing | None = None, baseline: ImageLike | None = None
     ) -> Self:
-        """Returns this explanation with the image that it is of, so that it can be drawn.
+        """Returns this explanation with its image, so that it can be drawn.
 
         Args:
-            image: What was explained.
-            preprocessing: How it became the model's input; that of the job's prediction unless given. Without either,
-                the image must be square, and is taken to be what the model saw.
+            image: The explained image.
+            preprocessing: Its conversion to the model's input; by default that of the job's prediction. If both are
+                unknown, the image must be square, and is taken as what the model saw.
             baseline: The image that replaced the hidden part, if the baseline was an image.
 
         Raises:
             InvalidImage: it is no image, or cannot be read.
-            InvalidRequest: nothing says which part of the image the model saw.
+            InvalidRequest: the part of the image that the model saw is unknown.
         """
         known = self.prediction.preprocessing if self.prediction is not None else None
         return replace(self, image=explained_image(image, preprocessing or known, baseline))
 
     def saliency_on_image(self, mask: int = 0, *, shape: tuple[int, int] | None = None) -> NDArray[np.float32]:
-        """Returns a mask placed on the original image, of its shape (height, width); NaN where the model saw nothing.
+        """Returns a mask on the original image, of its shape (height, width); NaN outside the part that the model saw.
 
         Args:
-            mask: Which of the final masks.
+            mask: Index of the final mask.
             shape: Another height and width of the same image, such as a thumbnail's.
 
         Raises:
@@ -190,12 +190,12 @@ class Explanation:
         return place_mask(self._mask(mask).saliency, image.frame, shape or image.pixels.shape[:2])
 
     def overlay(self, of: int | PatchSet | NDArray[np.float32] = 0, *, longest: int | None = None) -> PIL.Image.Image:
-        """Returns the original image with something painted over it; what the model did not see of it is faint.
+        """Returns the original image with an overlay; parts that the model did not see are faint.
 
         Args:
-            of: The number of a final mask; a set of patches, of which the rest is faint; or a heatmap, such as a
-                concept's.
-            longest: Most pixels of the longer side; None keeps the image's size.
+            of: The index of a final mask; a set of patches, outside of which the image is faint; or a heatmap, such as
+                a concept's.
+            longest: Maximum longer side in pixels; None keeps the image's size.
 
         Raises:
             FailedPrecondition: there is no such mask, or no image: see `with_image`.
@@ -211,7 +211,7 @@ class Explanation:
         return to_image(overlay(picture, place_mask(saliency, frame, shape)))
 
     def view(self) -> View:
-        """Returns what the model saw, with the baseline that the job reported (`exact` says whether it is the same).
+        """Returns what the model saw, with the baseline that the job reported (`exact` states whether it is the same).
 
         Raises:
             FailedPrecondition: there is no image, or no prediction yet.
@@ -250,42 +250,42 @@ class Explanation:
         return draw_graph(self.graph, self.view(), title)
 
     def show(self) -> None:
-        """Shows the explanation: in a notebook as HTML, else the overlay in the system's viewer of images."""
+        """Shows the explanation: as HTML in a notebook, otherwise as an overlay in the system's image viewer."""
         if "IPython" in sys.modules and import_extra("IPython").get_ipython() is not None:
             import_extra("IPython.display").display(self)
         else:
             self.overlay().show(title=repr(self))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes everything, the image included, into one file, which `Explanation.load` reads without a service.
+        """Writes the explanation with its image to a file, which `Explanation.load` reads without a service.
 
         Raises:
             InvalidRequest: the file cannot be written.
         """
-        from sagittal.client.storage import save_explanation  # noqa: PLC0415 - which knows this module
+        from sagittal.client.storage import save_explanation  # noqa: PLC0415 - a circular import
 
         return save_explanation(self, path)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Explanation":
-        """Returns an explanation that `save` wrote, equal to what it was.
+        """Returns an explanation that `save` wrote, equal to the original.
 
         Raises:
-            InvalidRequest: the file cannot be read, or holds something else.
+            InvalidRequest: the file cannot be read, or has other content.
         """
-        from sagittal.client.storage import load_explanation  # noqa: PLC0415 - which knows this module
+        from sagittal.client.storage import load_explanation  # noqa: PLC0415 - a circular import
 
         return load_explanation(path)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what the explanation says as plain values for JSON, without masks, curves' points and the image."""
-        from sagittal.client.documents import explanation_document  # noqa: PLC0415 - which knows this module
+        """Returns the content as plain values for JSON, without masks, the points of curves and the image."""
+        from sagittal.client.documents import explanation_document  # noqa: PLC0415 - a circular import
 
         return explanation_document(self)
 
     def _image(self) -> ExplainedImage:
         if self.image is None:
-            text = "the image is not known here: give it by with_image(...), or explain with a client that sends it"
+            text = "the image is unknown: give it by with_image(...), or explain with a client that sends it"
             raise FailedPrecondition(text, field="image", job_id=self.job_id)
         return self.image
 
@@ -302,17 +302,17 @@ class Explanation:
 
     @property
     def target(self) -> ClassScore | None:
-        """The class that is explained, with its probability on the full image."""
+        """The explained class, with its probability on the unmasked image."""
         return self.prediction.target if self.prediction else None
 
     @property
     def score(self) -> float | None:
-        """The target's probability on the full image."""
+        """The unmasked score: the target's probability on the image."""
         return self.prediction.target.score if self.prediction else None
 
     @property
     def baseline_score(self) -> float | None:
-        """The target's probability on the baseline, which should be near 0; None where nothing was hidden."""
+        """The target's probability on the baseline, which should be near 0; None if nothing was hidden."""
         return self.prediction.baseline_score if self.prediction and self.prediction.baseline else None
 
     @property
@@ -322,12 +322,12 @@ class Explanation:
 
     @property
     def deletion(self) -> float | None:
-        """Area under the deletion curve, 0 to 1: low is good, but only beside a high insertion."""
+        """Area under the deletion curve, 0 to 1: low is good, but only together with a high insertion."""
         return self.completed.deletion if self.completed else None
 
     @property
     def relative_insertion(self) -> float | None:
-        """Insertion over the unmasked score: compare this one between images. Above 1 if a part scores higher alone."""
+        """Insertion over the unmasked score, comparable between images. Above 1 if a part alone scores higher."""
         return _relative(self.insertion, self.score)
 
     @property
@@ -358,12 +358,12 @@ class Explanation:
 
     @property
     def seed(self) -> int | None:
-        """Seed that was used."""
+        """Seed of the job."""
         return self.completed.seed if self.completed else None
 
     @property
     def evaluations(self) -> int:
-        """Model evaluations so far, those with gradient and those for the metrics included."""
+        """Model evaluations so far, including those with gradient and those for the metrics."""
         if self.completed:
             return self.completed.evaluations
         return self.progress.evaluations if self.progress else 0
@@ -375,7 +375,7 @@ class Explanation:
 
     @property
     def seconds(self) -> float | None:
-        """Time on the worker, from start to end."""
+        """Time on the worker, from start to end, in seconds."""
         return self.completed.run_seconds if self.completed else None
 
 
@@ -384,7 +384,7 @@ def _relative(area: float | None, unmasked: float | None) -> float | None:
 
 
 def _facts(explanation: Explanation) -> Iterable[str]:
-    """Yields what a person looks for first, each in a few words."""
+    """Yields the most important results, each in a few words."""
     target, method = explanation.target, explanation.method[:_MAX_NAME]
     if target is not None:
         yield f"{(target.label or f'class {target.index}')[:_MAX_NAME]!r} {target.score:.1%}"
@@ -409,23 +409,23 @@ def _facts(explanation: Explanation) -> Iterable[str]:
 
 @dataclass(slots=True)
 class Gathering:
-    """Gathers the events of one job into its explanation."""
+    """Gathers the events of one job to its explanation."""
 
     model: str = ""
     job_id: str = ""
     image: tensor_pb2.Image | None = None
-    """What is explained, if it is known here."""
+    """The explained image, if it is known."""
     baseline: tensor_pb2.Image | None = None
-    """The baseline that was given with it."""
+    """The given baseline image, if any."""
     kept: dict[type[Event], list[Any]] = field(default_factory=dict)
 
     @property
     def completed(self) -> bool:
-        """Whether the last event has come."""
+        """Whether the last event has arrived."""
         return Completed in self.kept
 
     def add(self, event: Event) -> None:
-        """Takes an event in. A worker that starts says all again, whatever one before it said."""
+        """Adds an event. A worker that starts the job again repeats all events; earlier ones are dropped."""
         self.job_id = event.job_id
         if isinstance(event, Started):
             self.kept = {kind: events for kind, events in self.kept.items() if kind is Accepted}
@@ -434,8 +434,8 @@ class Gathering:
         self.kept.setdefault(type(event), []).append(event)
 
     def explanation(self, state: str = "completed", error: SagittalError | None = None) -> Explanation:
-        """Returns what was gathered."""
-        # What is told again replaces what was said before: whether a set is diverse is known for sure at the end only.
+        """Returns the explanation gathered so far."""
+        # A repeated event replaces the earlier one: only at the end is it certain whether a set is diverse.
         sets = {found.patches: found for found in self._all(SufficientSet)}
         nodes = {node.id: node for node in self._all(GraphNode)}
         edges = {(edge.parent, edge.child): edge for edge in self._all(GraphEdge)}
@@ -460,11 +460,11 @@ class Gathering:
         )
 
     def attached(self, found: Explanation) -> Explanation:
-        """Returns an explanation that came from elsewhere with the image that is known here."""
+        """Returns an explanation from elsewhere with the image that is known here."""
         return replace(found, image=self._explained(found.prediction))
 
     def _explained(self, prediction: Prediction | None) -> ExplainedImage | None:
-        """Returns the image, if the worker reported where on it a mask lies."""
+        """Returns the image, if the worker reported the position of a mask on it."""
         if self.image is None or prediction is None or prediction.preprocessing is None:
             return None
         return ExplainedImage(self.image, prediction.preprocessing, self.baseline)
@@ -477,7 +477,7 @@ class Gathering:
 
 
 def gathering_of(spec: pb.ExplanationSpec | None, job_id: str) -> Gathering:
-    """Returns what gathers the events of a job, with what was asked if it is known."""
+    """Returns a gathering for the events of a job, with its request if it is known."""
     if spec is None:
         return Gathering(job_id=job_id)
     given = spec.baseline.image if spec.baseline.HasField("image") else None
@@ -485,12 +485,12 @@ def gathering_of(spec: pb.ExplanationSpec | None, job_id: str) -> Gathering:
 
 
 def attach_image(found: Explanation, image: tensor_pb2.Image) -> Explanation:
-    """Returns an explanation with the image that it is of, if the worker reported how that became the model's input."""
+    """Returns an explanation with its image, if the worker reported the conversion to the model's input."""
     return Gathering(image=image).attached(found)
 
 
 def terminal_error(event: pb.ExplanationEvent) -> SagittalError | None:
-    """Returns the error that ends a job with this event, or None where it is another event."""
+    """Returns the error of an event that ends a job, or None for other events."""
     match event.WhichOneof("event"):
         case "failed":
             return from_status(event.failed, job_id=event.job_id)
@@ -501,7 +501,7 @@ def terminal_error(event: pb.ExplanationEvent) -> SagittalError | None:
 
 
 def parse_job(message: pb.Explanation) -> Job:
-    """Returns the standing of a job."""
+    """Returns the state of a job."""
     job = parse(Job, message)
     return job if job.lane else replace(job, lane="interactive")
 
@@ -514,7 +514,7 @@ def parse_change(message: service_pb.WatchJobsResponse) -> JobChange:
 
 
 def parse_explanation(message: pb.Explanation) -> Explanation:
-    """Returns a stored job with what its events say so far."""
+    """Returns the explanation of a stored job, from its events so far."""
     gathering, error = Gathering(model=message.model, job_id=message.job_id), None
     for event in message.events:
         failure = terminal_error(event)
@@ -531,11 +531,11 @@ class RegionScore:
     score: float
     """The target's probability."""
     relative_score: float
-    """That probability over the full image's."""
+    """That probability over the unmasked score."""
     top: ClassScore
-    """The top class then."""
+    """The top class for that set."""
     cached: bool
-    """True where the job had scored the set already."""
+    """True if the job had scored the set before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -543,10 +543,10 @@ class RegionScores:
     """The scores of sets of patches, in their order."""
 
     full: ClassScore
-    """The target's probability on the full image."""
+    """The target's probability on the unmasked image."""
     scores: tuple[RegionScore, ...]
 
 
 def parse_regions(message: service_pb.ScoreRegionsResponse) -> RegionScores:
-    """Returns the answer as a dataclass."""
+    """Returns the response as a dataclass."""
     return parse(RegionScores, message)

@@ -1,1 +1,1 @@
-"""Figures by matplotlib: what is drawn depends on what an explanation holds, never on its method's name."""
+"""Figures by matplotlib. They depend on the content of an explanation, never on the name of its method."""

@@ -1,4 +1,4 @@
-"""How pictures look: colours, type and frames."""
+"""The style of drawings: colours, type and frames."""
 
 import io
 from pathlib import Path
@@ -28,26 +28,26 @@ PAPER = "#ffffff"
 HEAT = ListedColormap(overlays.HEAT)
 SIGNED = ListedColormap(overlays.SIGNED)
 
-#: Pixels an inch.
+#: Pixels per inch.
 DPI = 120
-#: Most pixels on either side of a PNG.
+#: Maximum number of pixels on either side of a PNG.
 MAX_PIXELS = 12_000
 
 
 class Drawing(Figure):
-    """A figure that belongs to no global state, and that notebooks show without being set up for it."""
+    """A figure without global state, which notebooks show without configuration."""
 
     def _repr_png_(self) -> bytes:
         return png(self)
 
 
 def figure(width: float, height: float) -> Figure:
-    """Returns a figure of so many inches."""
+    """Returns a figure of a size in inches."""
     return Drawing(figsize=(width, height), dpi=DPI, facecolor=PAPER)
 
 
 def png(fig: Figure) -> bytes:
-    """Returns a figure as the bytes of a PNG, the same each time."""
+    """Returns a figure as the bytes of a PNG; equal figures give equal bytes."""
     largest = max(fig.get_size_inches()) * DPI
     fig.set_dpi(DPI * min(1.0, MAX_PIXELS / largest))
     buffer = io.BytesIO()
@@ -56,9 +56,9 @@ def png(fig: Figure) -> bytes:
 
 
 def save(fig: Figure, path: Path) -> None:
-    """Writes a figure as PNG or SVG by the path's ending, the same bytes each time."""
+    """Writes a figure as PNG or SVG by the path's extension; equal figures give equal bytes."""
     if path.suffix == ".svg":
-        # Ids in the SVG follow from a salt; without one they differ from run to run.
+        # Ids in the SVG depend on a salt; without one they differ from run to run.
         with mpl.rc_context({"svg.hashsalt": "sagittal", "svg.fonttype": "path"}):
             FigureCanvasSVG(fig).print_svg(str(path), metadata={"Date": None})  # type: ignore[no-untyped-call]
         return
@@ -66,13 +66,13 @@ def save(fig: Figure, path: Path) -> None:
 
 
 def show(axes: Axes, picture: Picture, title: str = "", note: str = "") -> None:
-    """Draws a picture with a title above and a note below."""
+    """Draws an image with a title above and a note below."""
     axes.imshow(np.clip(picture, 0, 1), interpolation="nearest")
     frame(axes, title, note)
 
 
 def frame(axes: Axes, title: str = "", note: str = "") -> None:
-    """Takes the ticks away and draws a thin frame."""
+    """Removes the ticks and draws a thin frame."""
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():

@@ -1,4 +1,4 @@
-"""An explanation by concepts: the class because of x1 ... xn, and where each of them looks."""
+"""Drawings of explanations by concepts: the contributions of x1 ... xn, and a heatmap of each."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -16,12 +16,12 @@ from sagittal.client.events import ConceptContribution, ConceptPrediction
 from sagittal.client.explanation import Explanation
 from sagittal.imaging.view import View
 
-#: Most characters of a concept's name above its bar.
+#: Maximum number of characters of a concept's name above its bar.
 MAX_NAME = 40
 
 
 def concept_panels(explanation: Explanation, seen: View) -> Sequence[Callable[[Axes], None]]:
-    """Returns what draws the contributions, and then each concept, the largest contribution first."""
+    """Returns functions that draw the contributions, and then each concept, the largest contribution first."""
     said = explanation.concept_prediction
     if said is None or not explanation.concepts:
         return ()
@@ -37,7 +37,7 @@ def concept_panels(explanation: Explanation, seen: View) -> Sequence[Callable[[A
 
 
 def title_of(concept: ConceptContribution) -> str:
-    """Returns how a concept is called: by its place, and its name where a person gave it one."""
+    """Returns the title of a concept: its number, and its name if it has one."""
     return f"x{concept.index + 1} {concept.name}".strip()
 
 
@@ -54,7 +54,7 @@ def _draw_contributions(axes: Axes, ordered: Sequence[ConceptContribution], said
             each.contribution + away, place, f"{each.contribution:+.2f}", va="center", ha=side, fontsize=8,
             color=canvas.INK,
         )  # fmt: skip
-        # within the frame: beside it the names would lie on the panel to the left
+        # within the frame: outside it the names would overlap the panel to the left
         name, across = each.name[:MAX_NAME], axes.get_yaxis_transform()
         axes.text(0.01, place + 0.34, name, transform=across, fontsize=8, color=canvas.FAINT)
     axes.axvline(0, color=canvas.FAINT, linewidth=0.8)
@@ -76,17 +76,17 @@ def _draw_contributions(axes: Axes, ordered: Sequence[ConceptContribution], said
 def _draw_concept(axes: Axes, concept: ConceptContribution, seen: View) -> None:
     note = f"contribution {concept.contribution:+.2f}, value {concept.value:+.2f}"
     if concept.heatmap is None or not concept.heatmap.any():
-        canvas.show(axes, seen.picture, title_of(concept), f"{note}; looks nowhere in particular")
+        canvas.show(axes, seen.picture, title_of(concept), f"{note}; no heatmap")
         return
     canvas.show(axes, seen.painted(concept.heatmap), title_of(concept), note)
 
 
-#: Width of a picture in inches, and resolution in dots an inch.
+#: Width of an image in inches, and resolution in dots per inch.
 CELL, DPI = 1.5, 120
 
 
 def draw_contact_sheet(found: ConceptSet, concept: XFeature, path: Path) -> None:
-    """Writes a PNG with two rows for each group of examples: the pictures, and the pictures with their heatmaps."""
+    """Writes a PNG with two rows for each group of examples: the images, and the images with their heatmaps."""
     groups = sorted({example.group for example in concept.examples})
     rows = [[example for example in concept.examples if example.group == group] for group in groups]
     columns = max((len(row) for row in rows), default=1)

@@ -1,4 +1,4 @@
-"""The structured attention graph as layers: roots at the top, each edge removing one patch."""
+"""The structured attention graph in layers: roots at the top, each edge removing one patch."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ HEADING = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a node stands: the centre of its thumbnail in inches, y upwards."""
+    """Position of a node: the centre of its thumbnail in inches, y upwards."""
 
     x: float
     y: float
@@ -50,17 +50,17 @@ def draw_graph(graph: Graph, seen: View, title: str) -> Figure:
     for node in graph.nodes:
         _draw_node(axes, node, places[node.id], removed[node.id], seen)
     axes.text(MARGIN, height - 0.35, title, fontsize=15, color=canvas.INK, weight="bold", va="center")
-    legend = "Each picture: the patches kept, and the probability left.\nRed: the patch just removed."
+    legend = "Each image: the patches kept, and the probability left.\nRed: the patch just removed."
     axes.text(MARGIN, height - 0.55, legend, fontsize=9, color=canvas.FAINT, va="top")
     return fig
 
 
 def arrange(graph: Graph) -> Sequence[Sequence[GraphNode]]:
-    """Returns the nodes in layers, parents above children, each layer ordered to follow its parents."""
+    """Returns the nodes in layers, parents above children, each layer in the order of its parents."""
     parents: Mapping[str, list[str]] = defaultdict(list)
     for edge in graph.edges:
         parents[edge.child].append(edge.parent)
-    # An edge takes one patch away, so larger sets come first, and a parent is placed before its children.
+    # An edge removes one patch, so that larger sets come first, and a parent is placed before its children.
     depth: dict[str, int] = {}
     for node in sorted(graph.nodes, key=lambda each: -len(each.patches.patches)):
         depth[node.id] = max((depth[p] + 1 for p in parents[node.id] if p in depth), default=0)
@@ -79,12 +79,12 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def place_nodes(layers: Sequence[Sequence[GraphNode]], width: float, height: float) -> Mapping[str, Place]:
-    """Returns where each node stands on a sheet of so many inches."""
+    """Returns the position of each node on a sheet of a size in inches."""
     places = {}
     for row, layer in enumerate(layers):
         y = height - HEADING - THUMBNAIL / 2 - row * (THUMBNAIL + LAYER_GAP)
         span = len(layer) * (THUMBNAIL + GAP) - GAP
-        # A short layer spreads out, so that children stand below their parents.
+        # A short layer is spread out, so that children are below their parents.
         step = (THUMBNAIL + GAP) if len(layer) == 1 else max(THUMBNAIL + GAP, (width - 2 * MARGIN) / len(layer))
         span = step * (len(layer) - 1)
         for column, node in enumerate(layer):

@@ -1,4 +1,4 @@
-"""One picture of a whole explanation that a person understands at a glance."""
+"""A summary of a whole explanation in one figure."""
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from sagittal.client.html import percent
 from sagittal.imaging.masks import upsample
 from sagittal.imaging.view import View
 
-#: Most sufficient sets in the summary; each has a picture of its own beside it.
+#: Maximum number of sufficient sets in the summary; each has an image beside it.
 MAX_SETS = 4
 
 
@@ -28,7 +28,7 @@ class Panel:
 
 
 def draw_summary(explanation: Explanation, seen: View) -> Figure:
-    """Returns the summary: the photograph, then whatever the explanation holds."""
+    """Returns the summary: the image, then the content of the explanation."""
     panels = [_photograph(seen), *_mask_panels(explanation, seen), *_set_panels(explanation, seen)]
     panels += map(Panel, concept_panels(explanation, seen))
     if explanation.curves:
@@ -59,13 +59,13 @@ def _mask_panels(explanation: Explanation, seen: View) -> Sequence[Panel]:
         return ()
     mask = explanation.masks[0]
     keep = np.clip(upsample(mask.saliency, seen.size), 0, 1)
-    share = f"{float(np.clip(mask.saliency, 0, 1).mean()):.0%} of the picture's area"
+    share = f"{float(np.clip(mask.saliency, 0, 1).mean()):.0%} of the image's area"
     background = (explanation.prediction.baseline if explanation.prediction else "") or "the mean colour"
     if not seen.exact:
         background = "other noise than the job's" if background == "noise" else "the mean colour, not the given image"
     return (
         Panel(lambda axes: _heatmap(axes, mask)),
-        Panel(lambda axes: canvas.show(axes, seen.painted(mask.saliency), "Overlay", "saliency over the picture")),
+        Panel(lambda axes: canvas.show(axes, seen.painted(mask.saliency), "Overlay", "saliency over the image")),
         Panel(
             lambda axes: canvas.show(axes, seen.keep(keep), "Only the salient part kept", f"{share}, rest {background}")
         ),
@@ -86,7 +86,7 @@ def _heatmap(axes: Axes, mask: Mask) -> None:
 
 
 def _set_panels(explanation: Explanation, seen: View) -> Sequence[Panel]:
-    """The sets that overlap least come first, and small ones before large ones."""
+    """The sets that overlap least come first, and small sets before large ones."""
     ordered = sorted(explanation.sufficient_sets, key=lambda each: (not each.diverse, len(each.patches.patches)))
 
     def panel(number: int) -> Panel:
@@ -119,7 +119,7 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.set_title(
         "Is it right? Insertion and deletion", fontsize=11, color=canvas.INK, loc="left", pad=6, weight="bold"
     )
-    axes.set_xlabel("share of the picture inserted or deleted", fontsize=9, color=canvas.FAINT)
+    axes.set_xlabel("share of the image inserted or deleted", fontsize=9, color=canvas.FAINT)
     axes.set_ylabel("probability of the class", fontsize=9, color=canvas.FAINT, labelpad=2)
     axes.tick_params(labelsize=8, colors=canvas.FAINT, length=2)
     axes.grid(color=canvas.RULE, linewidth=0.5, alpha=0.7)
