@@ -42,6 +42,9 @@ _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20
 
 _LENGTH = struct.Struct("<Q")
 
+#: Niceness of a process that decodes in the background.
+BACKGROUND = 10
+
 #: Why a process of this program ended while it decoded: it took too long and was killed, or it died.
 KILLED, DIED = ENDINGS = ("killed", "died")
 
@@ -66,9 +69,15 @@ def _count(ending: str) -> None:
 class Decoder:
     """Decodes one image at a time in a child process. Thread-safe."""
 
-    def __init__(self, limits: ImageLimits) -> None:
-        """Stores the limits; the process starts with the first image."""
+    def __init__(self, limits: ImageLimits, *, background: bool = False) -> None:
+        """Stores the limits; the process starts with the first image.
+
+        Args:
+            limits: Limits of each image.
+            background: Whether the process has a low priority, and so leaves the processors to other processes.
+        """
         self._limits = limits
+        self._background = background
         self._lock = Lock()
         self._process: _Process | None = None
 
@@ -118,7 +127,7 @@ class Decoder:
     def _running(self) -> "_Process":
         if self._process is None:
             try:
-                self._process = _Process(self._limits)
+                self._process = _Process(self._limits, BACKGROUND if self._background else 0)
             except OSError as error:
                 raise Unavailable(f"images cannot be decoded: {error.strerror}", retry_after=1.0) from error
         return self._process
@@ -130,16 +139,19 @@ class Decoder:
 
 @cache
 def decoders(limits: ImageLimits, count: int) -> Sequence[Decoder]:
-    """Returns the decoders of this process for these limits; every caller shares the same ones."""
-    return tuple(Decoder(limits) for _ in range(count))
+    """Returns the decoders of this process for these limits; every caller shares the same ones.
+
+    All except the first run in the background: large images use these, and small ones prefer the first.
+    """
+    return tuple(Decoder(limits, background=number > 0) for number in range(count))
 
 
 class _Process:
     """A running child process and the socket to it."""
 
-    def __init__(self, limits: ImageLimits) -> None:
+    def __init__(self, limits: ImageLimits, niceness: int) -> None:
         self._socket, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "sagittal.core.decoding", json.dumps(asdict(limits))]
+        command = [sys.executable, "-m", "sagittal.core.decoding", json.dumps(asdict(limits)), str(niceness)]
         with theirs:
             environment = {**os.environ, **_ENVIRONMENT}
             self._process = subprocess.Popen(command, stdin=theirs.fileno(), env=environment)  # noqa: S603 - ours
@@ -198,6 +210,7 @@ def main() -> None:
     """Answers requests on standard input, which is a socket, until its other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and closes the socket
     limits = ImageLimits(**json.loads(sys.argv[1]))
+    os.nice(int(sys.argv[2]))
     _bound_memory(limits)
     with socket.socket(fileno=0) as link, link.makefile("rwb") as stream:
         while head := stream.read(_LENGTH.size):

@@ -2,10 +2,11 @@
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from queue import SimpleQueue
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -89,9 +90,9 @@ class Pictures:
 
     def __init__(self, limits: ImageLimits, processes: int) -> None:
         self._turns = Turns(processes)
-        self._free = SimpleQueue[Decoder]()
-        for decoder in decoders(limits, processes):
-            self._free.put(decoder)
+        self._decoders = decoders(limits, processes)
+        self._free = set(range(processes))
+        self._choosing = Lock()
         self._pool = ThreadPoolExecutor(processes, thread_name_prefix="pictures")
 
     async def examine(
@@ -114,7 +115,7 @@ class Pictures:
             Unavailable: no decoding process could be started.
         """
         large = sum(pixels_to_read(picture) for _, picture in pictures.values()) > LARGE_PIXELS
-        return await self._in_turn(tenant, large, lambda: self._examine(pictures, input_size, question))
+        return await self._in_turn(tenant, large, lambda: self._examine(pictures, input_size, question, large=large))
 
     async def draw(self, source: tensor_pb2.Image, draw: Callable[[NDArray[np.uint8]], T], tenant: str) -> T:
         """Decodes an image that was admitted before, and returns what is drawn from it.
@@ -128,7 +129,8 @@ class Pictures:
             InvalidImage: the image is beyond limits that were higher when it was admitted.
             Unavailable: there is no process that could decode it.
         """
-        return await self._in_turn(tenant, pixels_to_read(source) > LARGE_PIXELS, lambda: draw(self._decode(source)))
+        large = pixels_to_read(source) > LARGE_PIXELS
+        return await self._in_turn(tenant, large, lambda: draw(self._decode(source, large=large)))
 
     async def _in_turn(self, tenant: str, large: bool, work: Callable[[], T]) -> T:
         await self._turns.take(tenant, large=large)
@@ -146,22 +148,33 @@ class Pictures:
         """Stops the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _decode(self, source: tensor_pb2.Image) -> NDArray[np.uint8]:
-        decoder = self._free.get()
+    @contextmanager
+    def _decoder(self, *, large: bool) -> Iterator[Decoder]:
+        """Takes a free decoder, for a large image rather one that runs in the background."""
+        with self._choosing:
+            number = (max if large else min)(self._free)
+            self._free.remove(number)
         try:
-            return decoder.decode(source)
+            yield self._decoders[number]
         finally:
-            self._free.put(decoder)
+            with self._choosing:
+                self._free.add(number)
+
+    def _decode(self, source: tensor_pb2.Image, *, large: bool) -> NDArray[np.uint8]:
+        with self._decoder(large=large) as decoder:
+            return decoder.decode(source)
 
     def _examine(
-        self, pictures: Mapping[str, tuple[str, tensor_pb2.Image]], input_size: int, question: Mapping[str, Any] | None
+        self,
+        pictures: Mapping[str, tuple[str, tensor_pb2.Image]],
+        input_size: int,
+        question: Mapping[str, Any] | None,
+        *,
+        large: bool,
     ) -> Examined:
         images = {}
-        decoder = self._free.get()
-        try:
+        with self._decoder(large=large) as decoder:
             for name, (field, picture) in pictures.items():
                 decoder.check(picture, field=field, input_size=input_size)
                 images[name] = picture.SerializeToString(deterministic=True)
-        finally:
-            self._free.put(decoder)
         return Examined(images, "" if question is None else content_key(question, images))

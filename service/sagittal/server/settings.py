@@ -53,7 +53,7 @@ class ImageSettings(BaseModel):
     """Longest time of reading one image, in seconds; its process is then killed."""
     decode_processes: Annotated[int, Field(ge=1, le=64)] = 2
     """Processes that read images, each one at a time; each may take `decode_memory` and 60 MB. Images above 4
-    megapixels leave one process to smaller ones."""
+    megapixels leave one process to smaller ones. All but one have a low priority."""
 
     def limits(self) -> ImageLimits:
         """Returns the limits for decoding."""

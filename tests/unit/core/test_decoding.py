@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 from prometheus_client import CollectorRegistry
 
 from sagittal.core import images
-from sagittal.core.decoding import Decoder
+from sagittal.core.decoding import BACKGROUND, Decoder, decoders
 from sagittal.core.errors import InvalidImage, InvalidRequest
 from sagittal.core.images import ImageLimits, decode
 from sagittal.core.tensors import tensor_of
@@ -113,6 +113,15 @@ def test_a_process_that_ends_is_counted_by_its_reason(decoder: Decoder) -> None:
         slow.check(encoded(noise(), "PNG"))
     assert (ended("killed"), ended("died")) == (killed + 1, died + 1)
     slow.close()
+
+
+def test_all_decoders_but_the_first_run_in_the_background() -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    first, second = made = decoders(ImageLimits(seconds=29.0), 2)
+    priorities = [os.getpriority(os.PRIO_PROCESS, number_of(each)) for each in (first, second)]
+    assert priorities == [own, min(19, own + BACKGROUND)]
+    for each in made:
+        each.close()
 
 
 def test_a_process_ends_with_its_decoder() -> None:

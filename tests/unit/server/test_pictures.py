@@ -99,3 +99,17 @@ async def test_the_key_of_an_answer_depends_on_picture_and_question() -> None:
     assert keys[0] == keys[1] != keys[2]
     assert (await pool.examine(asked, 0, None, "ann")).content_key == ""
     pool.close()
+
+
+async def test_large_images_are_read_in_the_background_and_small_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Slow(), Slow()
+    monkeypatch.setattr(examining, "decoders", lambda _limits, _count: [first, second])
+    for each in (first, second):
+        each.go_on.set()
+    pool = Pictures(ImageLimits(), 2)
+    for width, chosen in ((3000, second), (8, first), (3000, second)):
+        await pool.examine({"image": ("image", picture(width, width))}, 0, None, "ann")
+        assert chosen.fields.pop() == "image"
+    assert not first.fields
+    assert not second.fields
+    pool.close()
