@@ -1,95 +1,120 @@
 #!/usr/bin/env python3
-"""Draws docs/images: explanations of the shipped photographs by EfficientNet-Lite0 with every method.
+"""Draws docs/images: the shipped photographs explained by EfficientNet-Lite0 with every method, through a real stack.
 
-They come from a real stack, which takes several minutes on two cores. Figures are reduced in size and colours to keep
-the repository small.
+Takes several minutes on two cores. Each drawing is written for light and for dark pages, as WebP. The drawing of
+concepts needs images to fit a set to: give a directory of them in SAGITTAL_BENCHMARK_IMAGES, or it is left as it is.
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import ImageColor
 
 from sagittal.cli.stack import MODELS_FILE, LocalStack, Plan, free_ports
 from sagittal.client import Client, Explanation
 from sagittal.client.drawing import canvas
 from sagittal.client.drawing.graph import draw_graph
+from sagittal.client.drawing.salient_part import salient_part
 from sagittal.client.drawing.summary import draw_summary
+from sagittal.client.html import percent
 from sagittal.client.methods import Method
 from sagittal.imaging.view import View
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
 MODEL = "efficientnet-lite0"
-PHOTOGRAPHS = ("chelsea.png",)
+PHOTOGRAPH = "chelsea.png"
 HEATMAPS = (
-    "igos++", "igos+", "igos", "meaningful-perturbation", "rise", "occlusion",
-    "grad-cam", "integrated-gradients", "excitation-bp",
-)  # fmt: skip
-#: Largest number of model evaluations of one search, so that slow methods end too.
-EVALUATIONS = 1000
-#: Width in pixels and number of colours of a figure in the documentation.
-WIDTH, COLOURS = 1200, 200
+    ("igos++", "igos+", "igos", "meaningful-perturbation", "rise"),
+    ("occlusion", "grad-cam", "score-cam", "integrated-gradients", "excitation-bp"),
+)
+#: A photograph and a class of each row of the first picture; the model's top class if none is named.
+ANSWERS = (("chelsea.png", None), ("coffee.png", None), ("coffee.png", "cup"), ("rocket.jpg", None))
+#: Most model evaluations of one search, so that the slowest methods end as well.
+EVALUATIONS = 1500
+#: Pixels across a picture in the documentation, and its quality as WebP.
+WIDTH, QUALITY = 1200, 88
 
 Explained = tuple[Explanation, View]
 
 
-def explain(client: Client, photograph: str, method: str) -> Explained:
-    """Returns an explanation with the model's view of the image."""
+def explain(client: Client, photograph: str, method: str, target: str | None = None, **parameters: object) -> Explained:
+    """Returns an explanation with what the model saw."""
     path = ROOT / "examples" / "images" / photograph
-    explanation = client.explain(path, model=MODEL, method=Method(method), max_evaluations=EVALUATIONS)
+    explanation = client.explain(
+        path, model=MODEL, method=Method(method, **parameters), target=target, max_evaluations=EVALUATIONS
+    )
     sys.stderr.write(f"{photograph} {method}: {explanation.evaluations} evaluations\n")
     return explanation, explanation.view()
 
 
 def save(fig: Figure, name: str) -> None:
-    """Writes a figure with reduced size and colours."""
-    with TemporaryDirectory() as directory:
-        path = Path(directory) / name
-        canvas.save(fig, path)
-        with PIL.Image.open(path) as picture:
+    """Writes a figure for light and for dark pages."""
+    for ending in ("", "-dark"):
+        if ending:
+            canvas.darken(fig)
+        with PIL.Image.open(BytesIO(canvas.png(fig))) as picture:
             size = (WIDTH, round(WIDTH * picture.height / picture.width))
             resized = picture.convert("RGB").resize(size, PIL.Image.Resampling.LANCZOS)
-            resized.quantize(palette=palette_of(resized)).save(IMAGES / name, optimize=True)
+            resized.save(IMAGES / f"{name}{ending}.webp", quality=QUALITY, method=6)
 
 
-def palette_of(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """Returns the most frequent colours of a picture, and those of lines and text, which are too few to count."""
-    frequent = picture.quantize(COLOURS).getpalette() or []
-    drawn = [ImageColor.getrgb(colour) for colour in (canvas.INK, canvas.GOOD, canvas.BAD, canvas.WARN, canvas.PAPER)]
-    palette = PIL.Image.new("P", (1, 1))
-    palette.putpalette([*frequent[: 3 * COLOURS], *chain.from_iterable(drawn)])
-    return palette
+def draw_answers(rows: Sequence[Explained]) -> Figure:
+    """Returns a row for each explanation: the image, the heatmap, only the salient part, and the image without it."""
+    side = 2.6
+    fig = canvas.figure(4 * side + 0.6, len(rows) * (side + 0.45) + 0.2)
+    axes = fig.subplots(len(rows), 4, squeeze=False)
+    for (explanation, seen), (whole, heat, alone, without) in zip(rows, axes, strict=True):
+        target, mask = explanation.target, explanation.mask
+        if target is None or mask is None:
+            raise ValueError("there is no heatmap: nothing to draw")
+        part = salient_part(mask, explanation.curves, seen.size)
+        if part is None:
+            raise ValueError("there are no curves: nothing to draw")
+        canvas.show(whole, seen.picture, f"{target.label}: {percent(target.score)}")
+        relative = f"insertion {explanation.insertion:.2f}, deletion {explanation.deletion:.2f}"
+        canvas.show(heat, seen.painted(mask), "Heatmap", relative)
+        canvas.show(
+            alone, seen.keep(part.mask), f"Only this part: {percent(part.alone)}", f"{part.share:.0%} of the area"
+        )
+        canvas.show(without, seen.keep(1 - part.mask), f"Without it: {percent(part.without)}")
+    fig.tight_layout(w_pad=0.6, h_pad=0.8)
+    return fig
 
 
-def draw_heatmaps(explained: Mapping[str, Sequence[Explained]]) -> Figure:
+def draw_heatmaps(explained: Mapping[str, Explained]) -> Figure:
     """Returns every heatmap over its photograph and by itself, with the areas under its curves."""
-    fig = canvas.figure(3.2 * (len(explained) + 1), 6.9 * len(PHOTOGRAPHS))
-    axes = fig.subplots(2 * len(PHOTOGRAPHS), len(explained) + 1, squeeze=False)
-    for number in range(len(PHOTOGRAPHS)):
-        first = next(iter(explained.values()))[number]
-        above, below = axes[2 * number], axes[2 * number + 1]
-        canvas.show(above[0], first[1].picture, first[0].target.label if first[0].target else "")
-        below[0].axis("off")
-        for over, alone, (method, found) in zip(above[1:], below[1:], explained.items(), strict=True):
-            _draw_heatmap(over, alone, method, *found[number])
+    fig = canvas.figure(3.2 * len(explained), 7.1)
+    above, below = fig.subplots(2, len(explained), squeeze=False)
+    for over, alone, (method, found) in zip(above, below, explained.items(), strict=True):
+        _draw_heatmap(over, alone, method, *found)
     fig.tight_layout()
     return fig
 
 
 def _draw_heatmap(over: Axes, alone: Axes, method: str, explanation: Explanation, seen: View) -> None:
     if explanation.mask is None or explanation.insertion is None or explanation.deletion is None:
-        raise ValueError(f"{method} returned no heatmap with curves, so there is nothing to draw")
+        raise ValueError(f"{method} gave no heatmap with curves: nothing to draw")
     note = f"insertion {explanation.insertion:.2f}   deletion {explanation.deletion:.2f}"
     canvas.show(over, seen.painted(explanation.mask), method, note)
+    size, peak = explanation.mask.shape[0], float(abs(explanation.mask).max())
     canvas.heat(alone, explanation.mask, bool((explanation.mask < 0).any()))
-    canvas.frame(alone)
+    canvas.frame(alone, note=f"{size} x {size}, peak {peak:.2f}, {explanation.evaluations:,} evaluations")
+
+
+def draw_concepts(client: Client, images: Path) -> Figure:
+    """Returns the photograph explained by a concept set that is fitted to a directory of images."""
+    files = sorted(path for path in images.iterdir() if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    client.concepts.fit(
+        [*files, ROOT / "examples" / "images" / PHOTOGRAPH],
+        name="cats", model=MODEL, targets=["Egyptian cat"], concepts=4, views=20,
+    )  # fmt: skip
+    return draw_summary(*explain(client, PHOTOGRAPH, "concepts", concept_set="cats"))
 
 
 def main() -> int:
@@ -100,15 +125,19 @@ def main() -> int:
     with LocalStack(plan) as stack, Client(plan.listen) as client:
         stack.wait_for_service()
         stack.wait_for_models(client, lambda line: sys.stderr.write(f"{line}\n"))
-        explained = {method: [explain(client, photograph, method) for photograph in PHOTOGRAPHS] for method in HEATMAPS}
-        save(draw_summary(*explained["igos++"][0]), "igos-plus-plus.png")
-        save(draw_heatmaps(dict(list(explained.items())[:5])), "heatmaps-by-perturbation.png")
-        save(draw_heatmaps(dict(list(explained.items())[5:])), "heatmaps-others.png")
-        save(draw_summary(*explain(client, PHOTOGRAPHS[0], "mse")), "sufficient-sets.png")
-        attention, seen = explain(client, PHOTOGRAPHS[0], "sag")
+        save(draw_answers([explain(client, image, "igos++", target) for image, target in ANSWERS]), "two-answers")
+        save(draw_summary(*explain(client, PHOTOGRAPH, "igos++")), "igos-plus-plus")
+        for methods, name in zip(HEATMAPS, ("heatmaps-by-perturbation", "heatmaps-others"), strict=True):
+            save(draw_heatmaps({method: explain(client, PHOTOGRAPH, method) for method in methods}), name)
+        save(draw_summary(*explain(client, PHOTOGRAPH, "mse")), "sufficient-sets")
+        attention, seen = explain(client, PHOTOGRAPH, "sag")
         if attention.graph is None:
-            raise ValueError("the attention graph has no nodes, so there is nothing to draw")
-        save(draw_graph(attention.graph, seen, "Why Egyptian cat?"), "attention-graph.png")
+            raise ValueError("the attention graph has no nodes: nothing to draw")
+        save(draw_graph(attention.graph, seen, "Why Egyptian cat?"), "attention-graph")
+        shared = {edge.child for edge in attention.graph.edges}
+        sys.stderr.write(f"{len(attention.graph.edges) - len(shared)} edges lead to a shared node\n")
+        if "SAGITTAL_BENCHMARK_IMAGES" in os.environ:
+            save(draw_concepts(client, Path(os.environ["SAGITTAL_BENCHMARK_IMAGES"])), "concepts")
     return 0
 
 

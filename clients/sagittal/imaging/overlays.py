@@ -51,10 +51,10 @@ def overlay(image: Picture, saliency: NDArray[np.float32]) -> Picture:
     return np.asarray(np.where(unseen[..., None], faint(image), painted), np.float32)
 
 
-def show_only(image: Picture, shown: NDArray[np.float32], rest: Picture | None = None) -> Picture:
-    """Returns an image in which only what is 1 in `shown` (height, width) is seen, and the rest (itself) is faint."""
+def show_only(image: Picture, shown: NDArray[np.float32]) -> Picture:
+    """Returns an image in which only what is 1 in `shown` (height, width) is seen, and the rest is faint."""
     kept = np.where(np.isnan(shown), 0, shown)[..., None]
-    return np.asarray(image * kept + faint(image if rest is None else rest) * (1 - kept), np.float32)
+    return np.asarray(image * kept + faint(image) * (1 - kept), np.float32)
 
 
 def faint(image: Picture) -> Picture:

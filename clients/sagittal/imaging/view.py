@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.imaging.masks import patch_mask, upsample
-from sagittal.imaging.overlays import overlay, show_only
+from sagittal.imaging.overlays import overlay
 
 Picture = NDArray[np.float32]
 
@@ -39,8 +39,8 @@ class View:
         return overlay(self.picture, upsample(saliency, self.size))
 
     def only(self, patches: Sequence[int], grid: int) -> Picture:
-        """Returns the picture in which only these patches are seen; the rest is a faint grey of the baseline."""
-        return show_only(self.picture, patch_mask(patches, grid, self.size), rest=self.baseline)
+        """Returns the picture on these patches and the baseline elsewhere: what the model was given for the set."""
+        return self.keep(patch_mask(patches, grid, self.size))
 
 
 def view_of(picture: Picture, kind: str, blur_sigma: float = 0.0, given: Picture | None = None) -> View:

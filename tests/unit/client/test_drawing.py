@@ -1,6 +1,7 @@
 """Pictures show what was measured, where it was measured."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -13,6 +14,7 @@ from sagittal.client import (
     ClassScore,
     ConceptContribution,
     ConceptPrediction,
+    Curve,
     Explanation,
     Graph,
     GraphEdge,
@@ -24,10 +26,12 @@ from sagittal.client import (
 )
 from sagittal.client.drawing import canvas
 from sagittal.client.drawing.graph import THUMBNAIL, arrange, draw_graph, place_nodes
+from sagittal.client.drawing.salient_part import salient_part
 from sagittal.client.drawing.summary import draw_summary
 from sagittal.core import models
 from sagittal.engine import masking
 from sagittal.engine.requests import Upsampling
+from sagittal.explain.measures import curves as measured
 from sagittal.imaging.fitting import fit_to_input
 from sagittal.imaging.masks import patch_box, patch_mask, upsample
 from sagittal.imaging.view import View, gaussian_blur, view_of
@@ -188,3 +192,35 @@ def test_a_drawing_is_the_same_each_time(seen, tmp_path) -> None:
             canvas.save(draw_graph(diamond(), seen, "Why?"), tmp_path / f"{name}.{ending}")
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+def curves_of(kept: Sequence[float], removed: Sequence[float]) -> tuple[Curve, Curve]:
+    fractions = np.linspace(0, 1, len(kept), dtype=np.float32)
+    return tuple(
+        Curve(kind=kind, fractions=fractions, scores=np.array(scores, np.float32), auc=0, auc_normalized=0,
+              mask_index=0, **COMMON)
+        for kind, scores in (("insertion", kept), ("deletion", removed))
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_the_part_that_is_shown_is_the_one_that_the_curves_tested(place: int) -> None:
+    saliency = torch.tensor([[0.9, 0.5], [0.5, 0.1]])
+    masks, shares = measured.insertion_masks(saliency, 1)
+    kept = [float(number == place) for number in range(5)]
+    part = salient_part(saliency.numpy(), curves_of(kept, [0.0] * 5), 2)
+    assert (part.share, part.alone, part.without) == (shares[place], 1.0, 0.0)
+    assert np.allclose(part.mask, masks[place].numpy())
+
+
+def test_the_part_is_the_smallest_that_tells_kept_from_removed_nearly_best() -> None:
+    saliency = GENERATOR.random((4, 4), np.float32)
+    part = salient_part(saliency, curves_of([0, 0.7, 0.8, 0.8, 0.7], [0.8, 0.1, 0.05, 0, 0]), 8)
+    assert (part.share, part.alone, part.without) == (0.5, pytest.approx(0.8), pytest.approx(0.05))
+    assert salient_part(saliency, curves_of([0, 1], [1, 0])[:1], 8) is None
+
+
+def test_a_set_is_drawn_on_the_baseline_that_was_tested(seen: View) -> None:
+    drawn = seen.only([0], 7)
+    assert np.allclose(drawn[:8, :8], seen.picture[:8, :8])
+    assert np.allclose(drawn[8:, 8:], seen.baseline[8:, 8:])

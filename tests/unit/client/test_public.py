@@ -1,10 +1,14 @@
 """What users may rely on."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import sagittal.client
+from sagittal.client import GradCAM, IGOSPlusPlus, MinimalSufficientExplanations
 
 
 def test_public_names_are_exactly_these() -> None:
@@ -46,3 +50,11 @@ def test_the_sync_client_is_what_the_asyncio_client_generates() -> None:
     program = Path(__file__).parents[3] / "scripts" / "sync_client.py"
     done = subprocess.run([sys.executable, program, "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("method", [IGOSPlusPlus, GradCAM, MinimalSufficientExplanations])
+def test_typed_methods_show_their_parameters(method) -> None:
+    found = inspect.signature(method).parameters
+    assert list(found) == [field.name for field in method.DESCRIPTOR.fields]
+    assert all(each.kind is each.KEYWORD_ONLY and each.default is None for each in found.values())
+    assert inspect.signature(IGOSPlusPlus).parameters["mask_size"].annotation == int | None

@@ -1,6 +1,7 @@
 """The style of drawings: colours, type and frames."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import ListedColormap
+from matplotlib.collections import LineCollection
+from matplotlib.colors import ListedColormap, to_hex, to_rgba
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -23,6 +25,12 @@ GOOD = "#1a7f37"  # insertion
 BAD = "#cf222e"  # deletion
 WARN = "#9a6700"
 PAPER = "#ffffff"
+
+#: The same on a dark page.
+DARK = {
+    INK: "#e6edf3", FAINT: "#9198a1", RULE: "#3d444d", GOOD: "#3fb950", BAD: "#f85149", WARN: "#d29922",
+    PAPER: "#0d1117",
+}  # fmt: skip
 
 #: Colours of saliency, and of evidence against (blue) and for (red), as in overlays.
 HEAT = ListedColormap(overlays.HEAT)
@@ -55,6 +63,22 @@ def png(fig: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def darken(fig: Figure) -> None:
+    """Gives a figure the colours of a dark page; pictures and heatmaps in it stay as they are."""
+    fig.set_facecolor(DARK[PAPER])
+    for artist in fig.findobj():
+        for name in ("color", "facecolor", "edgecolor"):
+            set_to, get = getattr(artist, f"set_{name}", None), getattr(artist, f"get_{name}", None)
+            if set_to is None or get is None:
+                continue
+            try:
+                *_, alpha = given = to_rgba(get())
+            except (TypeError, ValueError):
+                continue  # a collection of several colours
+            if alpha and to_hex(given) in DARK:
+                set_to(to_rgba(DARK[to_hex(given)], alpha))
+
+
 def save(fig: Figure, path: Path) -> None:
     """Writes a figure as PNG or SVG by the path's extension; equal figures give equal bytes."""
     if path.suffix == ".svg":
@@ -82,6 +106,20 @@ def frame(axes: Axes, title: str = "", note: str = "") -> None:
         axes.set_title(title, fontsize=11, color=INK, loc="left", pad=6, fontweight="bold")
     if note:
         axes.set_xlabel(note, fontsize=9, color=FAINT, loc="left", labelpad=5)
+
+
+def outline(axes: Axes, patches: Sequence[int], grid: int, extent: tuple[float, float, float, float]) -> None:
+    """Draws the border of a set of patches on a picture that takes this extent (left, right, bottom, top)."""
+    left, right, bottom, top = extent
+    cells = np.zeros((grid + 2, grid + 2), bool)
+    cells[1:-1, 1:-1].flat[list(patches)] = True
+    lines = []
+    for row, column in np.argwhere(cells[1:] != cells[:-1]):
+        lines.append([(column - 1, row), (column, row)])
+    for row, column in np.argwhere(cells[:, 1:] != cells[:, :-1]):
+        lines.append([(column, row - 1), (column, row)])
+    places = [[(left + x / grid * (right - left), top + y / grid * (bottom - top)) for x, y in line] for line in lines]
+    axes.add_collection(LineCollection(places, colors="#ffffff", linewidths=1.4, zorder=6))
 
 
 def heat(axes: Axes, saliency: NDArray[np.float32], signed: bool) -> Any:

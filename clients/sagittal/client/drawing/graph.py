@@ -50,7 +50,10 @@ def draw_graph(graph: Graph, seen: View, title: str) -> Figure:
     for node in graph.nodes:
         _draw_node(axes, node, places[node.id], removed[node.id], seen)
     axes.text(MARGIN, height - 0.35, title, fontsize=15, color=canvas.INK, weight="bold", va="center")
-    legend = "Each image: the patches kept, and the probability left.\nRed: the patch just removed."
+    legend = (
+        "Each image is what the model was given: the patches inside the white border, the baseline elsewhere.\n"
+        "Below it: the probability. Red: the patches that an edge above removed; two edges meet in a shared node."
+    )
     axes.text(MARGIN, height - 0.55, legend, fontsize=9, color=canvas.FAINT, va="top")
     return fig
 
@@ -122,6 +125,7 @@ def _draw_node(axes: Axes, node: GraphNode, place: Place, removed: Sequence[int]
         interpolation="nearest",
         aspect="auto",
     )
+    canvas.outline(axes, node.patches.patches, node.patches.grid, extent)
     edge = canvas.GOOD if node.root else canvas.RULE
     axes.add_patch(
         Rectangle(

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from sagittal.client.drawing import canvas
 from sagittal.client.drawing.concepts import concept_panels
-from sagittal.client.events import Curve, Mask
+from sagittal.client.drawing.salient_part import SalientPart, salient_part
+from sagittal.client.events import Curve, Mask, SufficientSet
 from sagittal.client.explanation import Explanation
 from sagittal.client.html import percent
 from sagittal.imaging.masks import upsample
@@ -18,6 +19,8 @@ from sagittal.imaging.view import View
 
 #: Maximum number of sufficient sets in the summary; each has an image beside it.
 MAX_SETS = 4
+#: A heatmap whose peak is below this is shown on a scale of its own, too.
+NEARLY_EMPTY = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ def draw_summary(explanation: Explanation, seen: View) -> Figure:
     panels = [_photograph(seen), *_mask_panels(explanation, seen), *_set_panels(explanation, seen)]
     panels += map(Panel, concept_panels(explanation, seen))
     if explanation.curves:
-        panels.append(_curves(explanation.curves))
+        panels.append(_curves(explanation, seen))
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     notes = _notes(explanation, columns)
@@ -51,38 +54,67 @@ def draw_summary(explanation: Explanation, seen: View) -> Figure:
 
 
 def _photograph(seen: View) -> Panel:
-    return Panel(lambda axes: canvas.show(axes, seen.picture, "What the model saw", f"{seen.size} px"))
+    return Panel(
+        lambda axes: canvas.show(axes, seen.picture, "What the model saw", f"{seen.size} x {seen.size} pixels")
+    )
 
 
 def _mask_panels(explanation: Explanation, seen: View) -> Sequence[Panel]:
     if not explanation.masks:
         return ()
     mask = explanation.masks[0]
-    keep = np.clip(upsample(mask.saliency, seen.size), 0, 1)
-    share = f"{float(np.clip(mask.saliency, 0, 1).mean()):.0%} of the image's area"
-    background = (explanation.prediction.baseline if explanation.prediction else "") or "the mean colour"
-    if not seen.exact:
-        background = "other noise than the job's" if background == "noise" else "the mean colour, not the given image"
     return (
         Panel(lambda axes: _heatmap(axes, mask)),
         Panel(lambda axes: canvas.show(axes, seen.painted(mask.saliency), "Overlay", "saliency over the image")),
-        Panel(
-            lambda axes: canvas.show(axes, seen.keep(keep), "Only the salient part kept", f"{share}, rest {background}")
-        ),
-        Panel(
-            lambda axes: canvas.show(axes, seen.keep(1 - keep), "The salient part removed", f"replaced by {background}")
-        ),
+        *_part_panels(explanation, mask, seen),
     )
 
 
+def _part_panels(explanation: Explanation, mask: Mask, seen: View) -> Sequence[Panel]:
+    """The salient part alone and the rest: at a point of the curves with its scores, else by the mask itself."""
+    part = _part(explanation, seen.size)
+    if part is None:
+        keep = np.clip(upsample(mask.saliency, seen.size), 0, 1)
+        share, alone, without = float(keep.mean()), "", ""
+    else:
+        keep, share = part.mask, part.share
+        alone, without = f": {percent(part.alone)}", f": {percent(part.without)}"
+    rest = f"{share:.0%} of the area on {_background(explanation, seen)}"
+    hidden = f"these {share:.0%} replaced by {_background(explanation, seen)}"
+    return (
+        Panel(lambda axes: canvas.show(axes, seen.keep(keep), f"Only this part{alone}", rest)),
+        Panel(lambda axes: canvas.show(axes, seen.keep(1 - keep), f"Without it{without}", hidden)),
+    )
+
+
+def _part(explanation: Explanation, size: int) -> SalientPart | None:
+    if not explanation.masks:
+        return None
+    mask = explanation.masks[0]
+    return salient_part(mask.saliency, [curve for curve in explanation.curves if curve.mask_index == mask.index], size)
+
+
+def _background(explanation: Explanation, seen: View) -> str:
+    kind = (explanation.prediction.baseline if explanation.prediction else "") or "the mean colour"
+    if seen.exact:
+        return kind
+    return "other noise than the job's" if kind == "noise" else "the mean colour, not the given image"
+
+
 def _heatmap(axes: Axes, mask: Mask) -> None:
+    """On the fixed scale, and beside it, small, on a scale of its own if the fixed one shows next to nothing."""
     image = canvas.heat(axes, mask.saliency, mask.signed)
     size = mask.saliency.shape[0]
-    peak = float(mask.saliency.max())
-    canvas.frame(axes, "Saliency", f"{size} x {size} cells, peak {peak:.2f}, fixed scale")
+    peak = float(np.abs(mask.saliency).max())
+    canvas.frame(axes, "Saliency", f"{size} x {size} cells, peak {peak:.2g}, fixed scale")
     bar = axes.figure.colorbar(image, cax=axes.inset_axes((1.02, 0.0, 0.035, 1.0)))
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, colors=canvas.FAINT, length=2)
+    if 0 < peak < NEARLY_EMPTY:
+        inset = axes.inset_axes((0.62, 0.62, 0.36, 0.36))
+        canvas.heat(inset, mask.saliency / peak, mask.signed)
+        canvas.frame(inset)
+        inset.set_title(f"scale to {peak:.2g}", fontsize=8, color=canvas.RULE, pad=2, loc="left")
 
 
 def _set_panels(explanation: Explanation, seen: View) -> Sequence[Panel]:
@@ -95,24 +127,34 @@ def _set_panels(explanation: Explanation, seen: View) -> Sequence[Panel]:
         title = f"Sufficient set {number + 1}: {count} patch{'es' if count != 1 else ''}"
         without = f", {percent(each.causal.without)} without it" if each.causal else ""
         note = f"{percent(each.score)} alone{without} · {each.certificate.level}"
-        return Panel(lambda axes: canvas.show(axes, seen.only(each.patches.patches, each.patches.grid), title, note))
+        return Panel(lambda axes: _draw_set(axes, each, seen, title, note))
 
     return [panel(number) for number in range(min(MAX_SETS, len(ordered)))]
 
 
-def _curves(curves: Sequence[Curve]) -> Panel:
-    return Panel(lambda axes: _draw_curves(axes, [curve for curve in curves if curve.mask_index == 0]))
+def _draw_set(axes: Axes, each: SufficientSet, seen: View, title: str, note: str) -> None:
+    patches, grid = each.patches.patches, each.patches.grid
+    canvas.show(axes, seen.only(patches, grid), title, note)
+    canvas.outline(axes, patches, grid, (0, seen.size, seen.size, 0))
+
+
+def _curves(explanation: Explanation, seen: View) -> Panel:
+    curves = [curve for curve in explanation.curves if curve.mask_index == 0]
+    part = _part(explanation, seen.size)
+    return Panel(lambda axes: _draw_curves(axes, curves, part))
 
 
 _CURVE_LOOKS: Mapping[str, tuple[str, str]] = {"insertion": (canvas.GOOD, "↑"), "deletion": (canvas.BAD, "↓")}
 
 
-def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
+def _draw_curves(axes: Axes, curves: Sequence[Curve], part: SalientPart | None) -> None:
     for curve in curves:
         colour, arrow = _CURVE_LOOKS.get(curve.kind, (canvas.INK, ""))
         label = f"{curve.kind} {arrow}  {curve.auc:.3f}, relative {curve.auc_normalized:.2f}"
         axes.plot(curve.fractions, curve.scores, color=colour, linewidth=2, label=label)
         axes.fill_between(curve.fractions, curve.scores, color=colour, alpha=0.08, linewidth=0)
+    if part is not None:
+        axes.axvline(part.share, color=canvas.FAINT, linewidth=1, linestyle=":", label="the part that is shown")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
     axes.set_box_aspect(1)
