@@ -4,6 +4,7 @@
 With --check it writes nothing, and fails if the document is not current.
 """
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,14 +19,18 @@ from google.protobuf.descriptor_pb2 import (
     ServiceDescriptorProto,
 )
 
+from sagittal.explain import EXPLAINERS, parameters
+from sagittal.v1 import method_pb2
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "api.md"
 PACKAGE = "sagittal.v1"
 
-HEAD = """# API reference
+HEAD = """# gRPC API
 
-Package `sagittal.v1`. Generated from the comments in `protos/sagittal/v1` by `make reference`. A field that is not
-set has its default: 0, empty, false or the first value of its enumeration.
+Package `sagittal.v1`. Generated from the comments in `protos/sagittal/v1` by `make reference`. A field that is not set
+has its default. For an optional parameter of a method, the table shows the default of the method. For every other field
+the default is 0, empty, false or the first value of the enumeration.
 
 """
 
@@ -40,6 +45,8 @@ SCALARS: Mapping[int, str] = {
 FIRST = ("explanation_service", "model_service", "concept_service")
 #: Numbers of fields in descriptors, as used in paths of source locations.
 MESSAGES, ENUMS, SERVICES, FIELDS, NESTED, NESTED_ENUMS, VALUES, METHODS = 4, 5, 6, 2, 3, 4, 2, 2
+
+METHOD = method_pb2.Method.DESCRIPTOR
 
 Comments = Mapping[tuple[int, ...], str]
 
@@ -114,11 +121,20 @@ def describe_message(message: DescriptorProto, path: tuple[int, ...], comments: 
         yield from describe_enum(enum, (*path, NESTED_ENUMS, number), comments, f"{name}.")
 
 
+def default_of(message: str, field: str) -> str:
+    """Returns the default that a method has for a parameter, as a part of a sentence; empty for any other field."""
+    for row in EXPLAINERS.values():
+        if row.field != "custom" and METHOD.fields_by_name[row.field].message_type.name == message:
+            found = {each.name: each.default for each in parameters(row.explainer)}.get(field)
+            return "" if found is None else f", default `{json.dumps(found)}`"
+    return ""
+
+
 def _field_row(message: DescriptorProto, field: Field, text: str) -> str:
     if field.HasField("oneof_index") and not field.proto3_optional:
         text = f"One of `{message.oneof_decl[field.oneof_index].name}`. {text}"
     if field.proto3_optional:
-        text = f"Optional. {text}"
+        text = f"Optional{default_of(message.name, field.name)}. {text}"
     entries = {f".{PACKAGE}.{message.name}.{nested.name}": nested for nested in message.nested_type}
     entry = entries.get(field.type_name)
     if entry is not None and entry.options.map_entry:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Generates the tables between the markers in docs/guarantees.md, docs/metrics.md and docs/operations.md.
+"""Writes tables of pages in docs from the programs and from what was measured, between their markers.
 
 With --check it writes nothing, and fails if a document is not current.
 """
@@ -15,6 +15,8 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
+from sagittal.explain import EXPLAINERS, parameters
+from sagittal.explain.parameters import describe
 from sagittal.process.decoder_metrics import DecoderMetrics
 from sagittal.process.supervision import SupervisionMetrics
 from sagittal.queue.failures import REPLIES, UNKNOWN, UNREACHABLE
@@ -121,6 +123,61 @@ def reply_rows() -> Iterator[str]:
         yield f"| `{reply.name}` | {reply.meaning.value}{again} | `{code}` | {text} |"
 
 
+#: Methods by the names that quality.md has for them.
+MEASURED: Mapping[str, str] = {
+    "iGOS++": "igos++", "iGOS+": "igos+", "I-GOS": "igos", "meaningful perturbation": "meaningful-perturbation",
+    "RISE": "rise", "Grad-CAM": "grad-cam", "Integrated Gradients": "integrated-gradients",
+    "Excitation BP": "excitation-bp", "occlusion": "occlusion",
+}  # fmt: skip
+
+
+def measured_heatmaps() -> Iterator[tuple[str, Sequence[str]]]:
+    """Yields each method with its row of quality.md: images, insertion, deletion, difference, evaluations, seconds."""
+    _, _, section = (DOCS / "quality.md").read_text().partition("## Heatmaps\n")
+    for line in section.partition("\n## ")[0].splitlines():
+        name, *cells = [cell.strip() for cell in line.strip("| ").split("|")]
+        if name in MEASURED:
+            yield MEASURED[name], cells
+
+
+def range_rows() -> Iterator[str]:
+    """Yields the table of insertion and deletion of each method, as measured."""
+    yield "| method | images | raw insertion | raw deletion |"
+    yield "| --- | --- | --- | --- |"
+    for method, (images, insertion, deletion, *_) in measured_heatmaps():
+        yield f"| `{method}` | {images} | {insertion} | {deletion} |"
+
+
+def cost_rows() -> Iterator[str]:
+    """Yields the table of what each method costs with its defaults, as measured."""
+    yield "| method | evaluations | seconds |"
+    yield "| --- | --- | --- |"
+    for method, (*_, evaluations, seconds) in measured_heatmaps():
+        yield f"| `{method}` | {evaluations} | {seconds} |"
+
+
+def parameter_rows() -> Iterator[str]:
+    """Yields a section for each method with its names and its parameters."""
+    for row in EXPLAINERS.values():
+        summary = (row.explainer.__doc__ or "").partition("\n")[0]
+        yield f"### {row.name}\n\n{summary}\n"
+        names = [f"`{each}`" for each in row.aliases]
+        also = f" Also named {', '.join(names)}." if names else ""
+        carried = "the field `custom`" if row.field == "custom" else f"the field `{row.field}`"
+        yield f"In Python `sagittal.explain.{row.explainer.__name__}`; in a request {carried} of `Method`.{also}\n"
+        found = list(parameters(row.explainer))
+        if not found:
+            yield "It has no parameters.\n"
+            continue
+        yield "| parameter | type | default | values | meaning |"
+        yield "| --- | --- | --- | --- | --- |"
+        for each in found:
+            values = ", ".join(f"`{choice}`" for choice in each.bounds.choices) or describe(each.bounds)
+            default = "none" if each.default is None else f"`{json.dumps(each.default)}`"
+            yield f"| `{each.name}` | {each.type} | {default} | {values} | {each.bounds.summary} |"
+        yield ""
+
+
 def tables() -> Mapping[tuple[str, str], str]:
     """Returns each table by its document and the name in its markers."""
     return {
@@ -130,6 +187,9 @@ def tables() -> Mapping[tuple[str, str], str]:
         ("operations.md", "service"): settings_table(ServiceSettings, "SAGITTAL_"),
         ("operations.md", "worker"): settings_table(WorkerSettings, "SAGITTAL_"),
         ("operations.md", "queue"): settings_table(QueueSettings, "SAGITTAL_QUEUE__"),
+        ("reading-an-explanation.md", "ranges"): "\n".join(range_rows()),
+        ("method-reference.md", "costs"): "\n".join(cost_rows()),
+        ("method-reference.md", "parameters"): "\n".join(parameter_rows()),
     }
 
 

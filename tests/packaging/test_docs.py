@@ -12,12 +12,16 @@ SITE = re.compile(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=\"(?:https?:)?/
 LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
 
 
+#: The Python reference imports everything that it describes, torch included.
+pytestmark = pytest.mark.timeout(600)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("site")
     flags = ["--quiet", "--fail-on-warning", "--keep-going", "--nitpicky", "-b", "html", "-d", str(out / ".trees")]
     command = [sys.executable, "-m", "sphinx", *flags, str(ROOT / "docs"), str(out)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=170)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr
     return out
 
