@@ -94,7 +94,8 @@ def _show_signature(kind: type[Message]) -> None:
     kind.__signature__ = Signature(found)  # type: ignore[attr-defined]
 
 
-def _annotation(field: FieldDescriptor) -> Any:
+def _annotation(field: Any) -> Any:
+    """Returns the type of a field's values; `field` is a descriptor of either implementation of protobuf."""
     if field.enum_type is not None or field.type in _INTEGERS:
         return int
     if field.type in _FLOATS:
@@ -104,8 +105,8 @@ def _annotation(field: FieldDescriptor) -> Any:
     return str if field.message_type is None else Message
 
 
-for _field in _FIELDS.values():
-    _show_signature(getattr(method_pb2, _field.message_type.name))
+for _name in _FIELD_OF_TYPE:
+    _show_signature(getattr(method_pb2, _name))
 
 
 class Method:
