@@ -1,4 +1,4 @@
-"""A worker that answers at once: what is left of a job's time is the service's, the queue's and the callers' own."""
+"""A worker that answers immediately: the remaining time of a job is that of the service, the queue and the callers."""
 
 import contextlib
 import os
@@ -18,12 +18,12 @@ from sagittal.v1 import model_pb2, tensor_pb2
 
 MODEL = "at-once"
 
-#: Jobs that are answered at the same time: enough that the service is measured, not one worker's wait for Redis.
+#: Number of jobs answered concurrently: enough to measure the service, and not one worker's wait for Redis.
 AT_ONCE = 8
 
 
 def model() -> model_pb2.Model:
-    """Returns a model that takes any method that it is asked for here."""
+    """Returns a model that accepts every method used here."""
     return model_pb2.Model(
         name=MODEL,
         version="1",
@@ -57,7 +57,7 @@ def _event(lease: Lease, **fact: Message) -> bytes:
 
 
 def work(settings: QueueSettings, name: str, stopped: threading.Event) -> None:
-    """Answers one job after the other. A job costs two round trips, each of which waits for Redis's disk."""
+    """Answers one job after another. A job costs two round trips, each of which waits for Redis's disk."""
     queue = RedisWorkerQueue(settings, worker=name)
     while not stopped.is_set():
         with contextlib.suppress(Unavailable):

@@ -1,4 +1,4 @@
-"""The bare model, against which the engine is measured: alone, and between the engine's batches."""
+"""The bare model, the baseline of the engine's measurements: alone, and between the engine's batches."""
 
 import statistics
 import time
@@ -15,16 +15,16 @@ from sagittal.engine.requests import Inspect, Scores
 from sagittal.engine.timing import Variant
 
 RAW_SIZES = (4, 8, 16, 32)
-"""Batch sizes among which the bare model's best is looked for."""
+"""Batch sizes tried for the bare model."""
 
 ROUNDS = 2
-"""Times that each is tried: the fastest counts."""
+"""Number of trials of each; the fastest counts."""
 
 Clock = Callable[[], float]
 
 
 def clock_of(device: torch.device) -> Clock:
-    """Returns a clock in seconds: of the thread that computes on a CPU, of the wall and synchronised on CUDA."""
+    """Returns a clock in seconds: of the computing thread on a CPU, of the synchronised wall clock on CUDA."""
     if device.type == "cpu":
         return time.thread_time
 
@@ -37,7 +37,7 @@ def clock_of(device: torch.device) -> Clock:
 
 @dataclass(slots=True, eq=False)
 class Bare:
-    """The bare model: forward, and forward with backward, on inputs that lie ready."""
+    """The bare model: forward, and forward with backward, on prepared inputs."""
 
     variant: Variant
     image: Tensor
@@ -46,7 +46,7 @@ class Bare:
     """Fastest batch size without and with gradient."""
 
     def seconds(self, rows: int, *, gradient: bool) -> float:
-        """Returns the time for one image in a batch of `rows`."""
+        """Returns the time per image in a batch of `rows`."""
         inputs = self.image.repeat(rows, 1, 1, 1)
         started = self.clock()
         if gradient:
@@ -67,7 +67,7 @@ class Bare:
 
 @dataclass(slots=True, eq=False)
 class Beside:
-    """An evaluator that lets the bare model run as many rows in between, and keeps both times apart."""
+    """An evaluator that runs the bare model on as many rows in between, and keeps both times apart."""
 
     evaluator: TorchEvaluator
     bare: Bare
@@ -75,13 +75,13 @@ class Beside:
     rows: dict[bool, int] = field(default_factory=lambda: {False: 0, True: 0})
     raw: dict[bool, list[float]] = field(default_factory=lambda: {False: [], True: []})
     ahead: dict[bool, int] = field(default_factory=lambda: {False: 0, True: 0})
-    """Rows that were evaluated since the bare model ran, or fewer where it ran first."""
+    """Rows evaluated since the bare model ran; negative if it ran first."""
     steps: int = 0
     spent: float = 0.0
-    """Seconds of the bare model, to be taken off the whole."""
+    """Seconds of the bare model, to be subtracted from the whole."""
 
     def evaluate(self, parts: Sequence[Part]) -> list[Scores]:
-        """Evaluates, then lets the bare model run where it is its turn."""
+        """Evaluates, then runs the bare model if it is due."""
         scores = self.evaluator.evaluate(parts)
         gradient = parts[0].request.gradient
         self.steps += 1

@@ -1,4 +1,4 @@
-"""Concept sets on the real model: how faithful they are, beside PCA, NMF and a plain autoencoder of the same size."""
+"""Concept sets on the real model: their faithfulness, beside PCA, NMF and a plain autoencoder of the same size."""
 
 import json
 import os
@@ -27,24 +27,24 @@ LAYER = "_dropout"
 """The layer below the output, of 1,280 features."""
 
 CLASSES = 4
-"""Classes, those of evenly spaced pictures: none is chosen for how well it goes."""
+"""Number of classes, those of evenly spaced images: none is selected by its results."""
 
 TIMED_IMAGES, TIMED_FEATURES = 1_000, 1_280
-"""Size of the fit that is timed."""
+"""Size of the timed fit."""
 
 
 class Named(GivenImages):
-    """Pictures whose features are kept from one class to the next."""
+    """Images whose features are kept from one class to the next."""
 
     digest = "benchmark"
 
     def __init__(self, images: Tensor) -> None:
-        """Takes pictures, with the parts that `parts.json` beside them annotates, where there is one."""
+        """Takes images, with the annotated parts in `parts.json` beside them, if there is one."""
         super().__init__(images, parts=annotated_parts())
 
 
 def annotated_parts() -> Mapping[int, Mapping[str, Box]]:
-    """Returns the annotated parts of the benchmark's pictures by place; none where there is no `parts.json`."""
+    """Returns the annotated parts of the benchmark's images by index; empty without a `parts.json`."""
     directory = os.environ.get(IMAGES_VARIABLE)
     path = Path(directory) / "parts.json" if directory else None
     if directory is None or path is None or not path.exists():
@@ -60,11 +60,11 @@ class Kept:
         self.state: dict[str, Mapping[str, Tensor]] = {}
 
     def get(self, key: str) -> Mapping[str, Tensor] | None:
-        """Returns what is kept."""
+        """Returns the stored tensors."""
         return self.state.get(key)
 
     def put(self, key: str, state: Mapping[str, Tensor]) -> None:
-        """Keeps tensors."""
+        """Stores tensors."""
         self.state[key] = dict(state)
 
 
@@ -84,11 +84,11 @@ def run_fit(loaded: LoadedModel, question: FitQuestion) -> ConceptFit:
 
 
 Decomposition = Callable[[Tensor, Tensor], Sequence[Tensor]]
-"""Fits to training features; returns values and rebuilt features of other features."""
+"""Fits to training features; returns values and reconstructed features of other features."""
 
 
 def pca(train: Tensor, other: Tensor) -> Sequence[Tensor]:
-    """Returns the values of the strongest principal components, and what they rebuild."""
+    """Returns the values of the strongest principal components, and the features they reconstruct."""
     mean = train.mean(0)
     components = torch.linalg.svd(train - mean, full_matrices=False)[2][:CONCEPTS]
     values = [(each - mean) @ components.T for each in (train, other)]
@@ -96,7 +96,7 @@ def pca(train: Tensor, other: Tensor) -> Sequence[Tensor]:
 
 
 def nmf(train: Tensor, other: Tensor) -> Sequence[Tensor]:
-    """Returns the weights of a non-negative factorisation by multiplicative updates, and what they rebuild."""
+    """Returns the weights of a non-negative factorisation by multiplicative updates, and the reconstructed features."""
     generator = torch.Generator().manual_seed(0)
     positive, unseen = train.clamp(min=0), other.clamp(min=0)
     parts = torch.rand(CONCEPTS, train.shape[1], generator=generator)
@@ -166,14 +166,14 @@ def figures_of(fit: ConceptFit, kept: Mapping[str, Tensor]) -> Sequence[float | 
 
 
 def split(count: int) -> tuple[Tensor, Tensor]:
-    """Returns the pictures that are fitted and those that are held out, as a fit with seed 0 chooses them."""
+    """Returns the fitted and the held-out images, chosen as in a fit with seed 0."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(0, "held-out")))
     held_out = max(2, round(HELD_OUT * count))
     return order[held_out:], order[:held_out]
 
 
 def rebuilt_variance(features: Tensor, rebuilt: Tensor) -> float:
-    """Returns the share of the variance of all features together that is rebuilt; below 0 for worse than their mean."""
+    """Returns the reconstructed share of the variance of all features together; below 0 if worse than their mean."""
     spread = (features - features.mean(0)).square().sum()
     return float(1 - (features - rebuilt).square().sum() / spread)
 
@@ -185,7 +185,7 @@ def largest_part(contributions: Tensor) -> float:
 
 
 def timed_fit(loaded: LoadedModel) -> float:
-    """Returns the seconds that the default fit of 5 x-features takes on features of the size that is promised for."""
+    """Returns the seconds of the default fit of 5 x-features on features of the documented size."""
     generator = torch.Generator().manual_seed(0)
     factors = torch.rand(TIMED_IMAGES, 40, generator=generator)
     features = factors @ torch.rand(40, TIMED_FEATURES, generator=generator)
@@ -213,7 +213,7 @@ def main() -> None:
     loaded = load_model()
     seen = torch.stack([picture.image for picture in pictures(loaded)])
     if len(seen) < CONCEPTS + 2:
-        # so few pictures are cut into many
+        # so few images are augmented by many crops
         seen = torch.cat([seen.roll((shift, shift), (2, 3)) for shift in range(0, 224, 28)])
     targets, kept = chosen_targets(loaded, seen), Kept()
     begun = time.monotonic()
@@ -231,14 +231,14 @@ def main() -> None:
 
 
 def chosen_targets(loaded: LoadedModel, seen: Tensor) -> Sequence[int]:
-    """Returns the model's answers to evenly spaced pictures."""
+    """Returns the model's top classes on evenly spaced images."""
     with torch.no_grad():
         tops = torch.cat([loaded.evaluator.inspected(batch).argmax(1) for batch in seen.split(8)])  # type: ignore[misc]
     return list(dict.fromkeys(tops[:: max(1, len(tops) // CLASSES)].tolist()))[:CLASSES]
 
 
 def fit_set(loaded: LoadedModel, seen: Tensor, targets: Sequence[int], kept: Kept) -> ConceptFit:
-    """Fits a set to pictures."""
+    """Fits a set to images."""
     settings = FitSettings(concepts=CONCEPTS, views=VIEWS, epochs=EPOCHS, seeds=SEEDS)
     return run_fit(
         loaded,
@@ -252,10 +252,8 @@ COLUMNS = ["correlation", "mean error", "pull-away", "rebuilt", "variance", "lar
 def written(
     rows: Sequence[Sequence[Any]], labels: Sequence[str], count: int, together: ConceptFit, seconds: float
 ) -> str:
-    """Returns the report of what the sets are worth."""
-    where = (
-        f"the {count} pictures of `{IMAGES_VARIABLE}`" if os.environ.get(IMAGES_VARIABLE) else "the shipped pictures"
-    )
+    """Returns the report of the sets."""
+    where = f"the {count} images of `{IMAGES_VARIABLE}`" if os.environ.get(IMAGES_VARIABLE) else "the shipped images"
     each = [[row[0], row[1], *map(_figure, row[2:])] for row in rows]
     several = together.quality
     return (
@@ -319,7 +317,7 @@ def _locality(fit: ConceptFit) -> str:
 
 
 def timing(seconds: float) -> str:
-    """Returns the report of the fit that is timed."""
+    """Returns the report of the timed fit."""
     return (
         f"\nA fit of {CONCEPTS} x-features, with its default {FitSettings().seeds} seeds and {FitSettings().epochs} "
         f"epochs, to {TIMED_IMAGES:,} images of {TIMED_FEATURES:,} features that lie in the cache took {seconds:.0f} s "

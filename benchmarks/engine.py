@@ -153,9 +153,9 @@ def _text(bench: Bench, sections: dict[str, str]) -> str:
     loaded, best = bench.loaded, bench.bare.best
     return f"""## Engine
 
-Written by `make bench-engine`. Model: EfficientNet-Lite0 at 224x224, random inputs where no picture is named. Machine:
+Written by `make bench-engine`. Model: EfficientNet-Lite0 at 224x224, random inputs unless an image is named. Machine:
 {machine()}, device {loaded.device}. {_about_clock(loaded.device)} Both sides of a ratio ran in turn in one process, so
-ratios hold on a busy machine where absolute times do not.
+ratios are valid on a busy machine, and absolute times are not.
 
 Batch size found at load: {loaded.found.batch_size}; batches are padded to multiples of {loaded.evaluator.quantum}. Load
 took {loaded.load_seconds:.1f} s of wall time. The bare model is fastest in batches of {best[False]} (forward) and

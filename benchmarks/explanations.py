@@ -1,4 +1,4 @@
-"""I-GOS and iGOS++ on the shipped pictures, beside what the authors' code reached: `make bench`."""
+"""I-GOS and iGOS++ on the shipped images, beside the results of the reference implementation: `make bench`."""
 
 from quality.published import KNOWN
 from subject import arguments, load_model, machine, pictures, report, run, table
@@ -13,16 +13,16 @@ TEXT = """# Benchmarks
 
 `make bench` wrote this file: {machine}.
 
-I-GOS and iGOS++ with their defaults at 28x28 on EfficientNet-Lite0 (the whole picture at 224x224), seed 0, top class,
-checked blur as baseline, insertion and deletion in 50 steps of cells. *Authors* are the figures of the authors'
-published code with its line search under the same protocol. Insertion first: high is good. Deletion: low is good, but
-an adversarial mask reaches it too. Seconds are those of this machine, metrics included.
+I-GOS and iGOS++ with their defaults at 28x28 on EfficientNet-Lite0 (the whole image at 224x224), seed 0, top class,
+checked blur as baseline, insertion and deletion in 50 steps of cells. *Reference* are the figures of the reference
+implementation with its line search under the same protocol. Insertion: high is good. Deletion: low is good, but an
+adversarial mask reaches it too. Seconds are those of this machine, including metrics.
 
-The defaults of both methods were chosen with these two pictures in sight, and a figure moves by a few hundredths from
-one seed or number of threads to another: read the table as "reached", not as "better by".
+The defaults of both methods were chosen on these two images, and a figure varies by a few hundredths with the seed and
+the number of threads. The table shows that the figures are reached, not by how much they are exceeded.
 
 {table}
-Insertion is {verdict}, with {share:.1%} of the authors' evaluations at most.
+Insertion is {verdict}, with {share:.1%} of the reference's evaluations at most.
 """
 
 
@@ -46,8 +46,8 @@ def main() -> None:
             theirs = (f"{insertion:.3f}", f"{deletion:.3f}", evaluations)
             rows.append((picture.name, TITLES[name], *ours, *theirs))
     ours_header = ("insertion", "deletion", "evaluations", "seconds")
-    header = ("picture", "method", *ours_header, "authors: insertion", "deletion", "evaluations")
-    verdict = "at least the authors' everywhere" if ahead else "not everywhere the authors'"
+    header = ("image", "method", *ours_header, "reference: insertion", "deletion", "evaluations")
+    verdict = "at least that of the reference everywhere" if ahead else "not everywhere that of the reference"
     report(TEXT.format(machine=machine(), table=table(header, rows), verdict=verdict, share=max(shares)), options)
 
 

@@ -1,6 +1,6 @@
-"""Twelve floods by which a tenant tries to hold up others: `python benchmarks/floods.py NAME ADDRESS JOB`.
+"""Twelve floods by which a tenant tries to delay others: `python benchmarks/floods.py NAME ADDRESS JOB`.
 
-The program floods from a line `go` on its standard input to a line `stop`, which it answers with what it sent.
+The program floods from a line `go` on its standard input to a line `stop`, and then prints what it sent.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ PATIENCE = 30.0
 
 @dataclass
 class Flood:
-    """What a tenant sends, over and over."""
+    """The requests of a hostile tenant, repeated."""
 
     address: str
     job: str

@@ -1,4 +1,4 @@
-"""Time and memory as things grow: each point in a process of its own, since the peak of a process never falls."""
+"""Time and memory at growing sizes: each point in a separate process, because the peak of a process never falls."""
 
 import argparse
 import json
@@ -46,7 +46,7 @@ NAMES: Mapping[str, str] = {
 
 
 def measure() -> Iterator[dict[str, Any]]:
-    """Yields every point: its axis, its size, milliseconds for an evaluation, and the peak of memory in MiB."""
+    """Yields every point: axis, size, milliseconds per evaluation, and peak memory in MiB."""
     for axis, sizes in AXES.items():
         for size in sizes:
             command = [sys.executable, __file__, axis, str(size)]
@@ -57,7 +57,7 @@ def measure() -> Iterator[dict[str, Any]]:
 def plot(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws time and memory over each axis."""
     matplotlib.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415 - after the choice of what it draws with
+    from matplotlib import pyplot  # noqa: PLC0415 - after the choice of the backend
 
     figure, plots = pyplot.subplots(2, len(AXES), figsize=(12, 5), sharey="row", layout="constrained")
     for column, axis in enumerate(AXES):
@@ -68,7 +68,7 @@ def plot(points: Sequence[Mapping[str, Any]], path: Path) -> None:
                 plots[row][column].set_ylabel(label)
         plots[1][column].set_xlabel(NAMES[axis])
     for row in plots:
-        # Once all is drawn: a row shares its scale, which would stay as the first plot has it.
+        # After all plots: a row shares its scale, which would otherwise be that of the first plot.
         row[0].set_ylim(bottom=0)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
@@ -116,7 +116,7 @@ def _run(loaded: LoadedModel, tasks: Sequence[Task]) -> None:
 
 
 def _peak_mebibytes(device: torch.device) -> float:
-    """Returns the most memory so far: of the device, or of the process where that is the CPU."""
+    """Returns the peak memory so far: of the device, or of the process if the device is the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

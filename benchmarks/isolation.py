@@ -1,4 +1,4 @@
-"""What twelve floods of one tenant do to another tenant's explanations, in quiet and flooded phases of one run.
+"""The effect of twelve floods by one tenant on another tenant's explanations, in quiet and flooded phases of one run.
 
 `python benchmarks/isolation.py [--rounds 4] [--seconds 4] [--write docs/performance.md]`: the service, Valkey and a
 worker that answers at once run as processes. A neighbour asks for one explanation after the other; in every second
@@ -36,9 +36,9 @@ from sagittal.v1 import explanation_pb2, tensor_pb2
 from sagittal.v1 import explanation_service_pb2 as api
 from sagittal.v1 import explanation_service_pb2_grpc as rpc
 
-#: Explanations that the neighbour has under way at the same time, and its bearer token.
+#: Concurrent explanations of the neighbour, and its bearer token.
 STREAMS, NEIGHBOUR = 2, "neighbour"
-#: Most that the neighbour's 99th percentile may grow by.
+#: Maximum growth factor of the neighbour's 99th percentile.
 GOAL = 1.2
 #: Time at the start of a phase that is not measured, in seconds.
 SETTLE = 0.5
@@ -48,7 +48,7 @@ EVENTS, EVENT_BYTES = 200, 100_000
 
 @dataclass(slots=True)
 class Compared:
-    """The neighbour's explanations beside a flood, and without, in seconds, and what the flood was answered."""
+    """The neighbour's explanations with and without a flood, in seconds, and the flood's responses."""
 
     quiet: list[list[float]] = field(default_factory=list)
     flooded: list[list[float]] = field(default_factory=list)
@@ -82,7 +82,7 @@ def installation() -> Iterator[Stack]:
 
 
 def store_large_log(stack: Stack) -> str:
-    """Returns an ended job of the tenant that floods, whose log has `EVENTS` large events."""
+    """Returns an ended job of the hostile tenant, whose log has `EVENTS` large events."""
     with grpc.insecure_channel(stack.address) as channel:
         stub = rpc.ExplanationServiceStub(channel)
         spec = explanation_pb2.ExplanationSpec(model=ABSENT, image=tensor_pb2.Image(encoded=picture()))
@@ -113,7 +113,7 @@ async def ask(stub: "rpc.ExplanationServiceAsyncStub", image: bytes, seed: int) 
 
 
 class Neighbour:
-    """Asks for explanations, each with a seed of its own."""
+    """Requests explanations, each with a different seed."""
 
     def __init__(self, address: str) -> None:
         self._channel = grpc.aio.insecure_channel(address)
@@ -121,7 +121,7 @@ class Neighbour:
         self._image, self._seed = picture(), 0
 
     async def phase(self, seconds: float) -> list[float]:
-        """Returns the seconds of each explanation that began after `SETTLE`."""
+        """Returns the seconds of each explanation that started after `SETTLE`."""
         began = time.perf_counter()
         times: list[float] = []
 
@@ -137,7 +137,7 @@ class Neighbour:
 
 
 async def compare(stack: Stack, name: str, job: str, rounds: int, seconds: float) -> Compared:
-    """Measures the neighbour in quiet and flooded phases, in turn, each pair in the other order."""
+    """Measures the neighbour in alternating quiet and flooded phases, each pair in the other order."""
     flood = subprocess.Popen(  # noqa: ASYNC220 - it is there before the first phase
         [sys.executable, str(HERE / "floods.py"), name, stack.address, job],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -173,7 +173,7 @@ def _say(flood: "subprocess.Popen[str]", word: str) -> None:
 
 
 async def _until_settled(neighbour: Neighbour) -> None:
-    """Gives what the flood left behind time to go: calls that end, and jobs that the worker still has to answer."""
+    """Waits until the remains of the flood are gone: calls that end, and jobs that the worker still has to answer."""
     await neighbour.phase(1.0)
 
 
@@ -216,7 +216,7 @@ def _pair(values: list[float]) -> str:
 
 
 def _load() -> str:
-    """Says what else the machine did: past its processors, a 99th percentile is a matter of turns."""
+    """Returns the machine's load: above its number of processors, a 99th percentile depends on scheduling."""
     count = len(os.sched_getaffinity(0))
     busy = "**Other programs kept the machine busy, so these figures are no measure of a free one.** "
     return (

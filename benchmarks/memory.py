@@ -1,6 +1,6 @@
-"""What it spares that jobs on one picture share their scores: the second job alone, and after the first.
+"""The saving when jobs on one image share their scores: the second job alone, and after the first.
 
-Both sides run in turn on one model: an engine that remembers nothing, and one that has run the first job.
+Both sides run alternately on one model: an engine without a memo, and one that has run the first job.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import black
 
 MEMO_BYTES = 64 * 2**20
-"""As a worker has it."""
+"""Memory of the memo, as on a worker."""
 
 FOUND = (SufficientSet, GraphNode, GraphEdge)
 """Events that must be the same on both sides."""
@@ -48,7 +48,7 @@ def run(engine: Engine, steps: Steps, clock: Clock) -> Ran:
 
 
 def compare(loaded: LoadedModel, first: Callable[[], Steps], second: Callable[[], Steps]) -> list[object]:
-    """Returns a row: what the second job evaluates and takes after the first, over what it does alone."""
+    """Returns a row: evaluations and time of the second job after the first, relative to the job alone."""
     clock, remembering = clock_of(loaded.device), loaded.engine(memo_bytes=MEMO_BYTES)
     alone = run(loaded.engine(), second(), clock)
     before = run(remembering, first(), clock)
@@ -83,9 +83,9 @@ def write(options: argparse.Namespace) -> None:
         log.info("compared", row=rows[-1])
     text = f"""## Scores that jobs share
 
-Written by `make bench-engine` on {machine()}, device {loaded.device}: two jobs on one picture (chelsea) and baseline,
-EfficientNet-Lite0, the second one alone and after the first. What the first job pays for being remembered is its time
-over its time on an engine that remembers nothing, one run each.
+Written by `make bench-engine` on {machine()}, device {loaded.device}: two jobs on one image (chelsea) and baseline,
+EfficientNet-Lite0, the second one alone and after the first. The cost for the first job is its time relative to an
+engine without a memo, one run each.
 
 {table(["second job", "evaluations", "of them run", "time / alone", "first job's time", "same findings"], rows)}"""
     report(text, options, "memo")

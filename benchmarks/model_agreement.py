@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, Lite1 and Lite2 side by side on one worker: how often their top class is the picture's label.
+"""EfficientNet-Lite0, Lite1 and Lite2 together on one worker: how often their top class is the image's label.
 
     python benchmarks/model_agreement.py --write docs/models.md
 
@@ -44,11 +44,11 @@ std = [0.502, 0.502, 0.502]
 """
 
 LEAST = 0.8
-"""Share of pictures on which the top class must be the label."""
+"""Minimum share of images on which the top class must be the label."""
 
 
 def main() -> int:
-    """Prints or writes the table; returns 1 where a model agrees too rarely."""
+    """Prints or writes the table; returns 1 if a model agrees too rarely."""
     options = arguments(__doc__ or "")
     directory = os.environ.get(IMAGES_VARIABLE)
     if not directory:
@@ -85,7 +85,7 @@ def served() -> list[LoadedModel]:
 
 
 def agreement(loaded: LoadedModel, directory: Path, pictures: list[dict[str, object]]) -> float:
-    """Returns the share of pictures whose top class is their label."""
+    """Returns the share of images whose top class is their label."""
     hits = 0
     for picture in pictures:
         pixels = np.asarray(Image.open(directory / str(picture["file"])).convert("RGB"))

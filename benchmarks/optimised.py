@@ -1,4 +1,4 @@
-"""What the steps at load gain: each model as a worker runs it against the same model as its source makes it."""
+"""The gain of the optimisation steps: each model as a worker runs it, against the original of its source."""
 
 import structlog
 from sides import IMAGES, ROUNDS, compare

@@ -1,7 +1,7 @@
-"""The same explanations by other libraries: each side in a process of its own, in turn.
+"""The same explanations by other libraries: each side in a separate process, alternately.
 
-`make bench-peers` puts grad-cam into a directory of its own, which only the other side sees. The other side runs the
-plain model as its source makes it, as a user of those libraries would; this side runs it as a worker does.
+`make bench-peers` installs grad-cam in a separate directory, which only the other side sees. The other side runs the
+original model of its source, as a user of those libraries would; our side runs it as a worker does.
 """
 
 import argparse
@@ -38,12 +38,12 @@ MASKS = 400
 """Masks of RISE."""
 
 BATCH = 16
-"""Images in a batch of the other side."""
+"""Batch size of the other side."""
 
 ROUNDS = 2
-"""Runs of each side, in turn: the fastest counts."""
+"""Runs of each side, alternating; the fastest counts."""
 
-#: Name of each comparison: our method, its parameters, the side of the heatmap that is compared, whose the other is.
+#: Name of each comparison: our method, its parameters, the side of the compared heatmap, the other library.
 OURS: Mapping[str, tuple[str, Mapping[str, Any], int, str]] = {
     "Integrated Gradients, 50 steps": ("integrated-gradients", {"steps": 50}, 28, "captum"),
     "Occlusion, 144 windows": ("occlusion", {"window": 3, "grid": 14}, 14, "captum"),
@@ -53,7 +53,7 @@ OURS: Mapping[str, tuple[str, Mapping[str, Any], int, str]] = {
 }
 
 OTHERWISE = ("Score-CAM", "RISE")
-"""Those whose heatmaps differ by design, so that only the time is compared."""
+"""Comparisons whose heatmaps differ by design, so that only the time is compared."""
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +75,7 @@ def ours(loaded: LoadedModel, image: Tensor, name: str) -> Tensor:
 
 
 class Probabilities(nn.Module):
-    """A model followed by its softmax: what attributions are asked of."""
+    """A model followed by its softmax: the output that attributions explain."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def _cam(kind: str) -> Callable[[nn.Module, Tensor, Tensor, int], Tensor]:
 
 
 def _before_resizing(method: Any, image: Tensor, targets: Sequence[Any]) -> Tensor:
-    """Returns the other library's map at the layer's own resolution, from what it kept of its passes."""
+    """Returns the other library's map at the layer's own resolution, from the data of its passes."""
     kept = method.activations_and_grads
     activations, gradients = (each[-1].cpu().data.numpy() for each in (kept.activations, kept.gradients))
     layer = method.target_layers[-1]
@@ -169,7 +169,7 @@ _THEIRS: Mapping[str, Callable[[nn.Module, Tensor, Tensor, int], Tensor]] = {
 
 
 def serve(side: str) -> None:
-    """One side: times the explanations that it is asked for, and hands over their heatmaps."""
+    """One side: times the requested explanations, and returns their heatmaps."""
     torch.set_num_threads(1)
     run = _our_side() if side == "ours" else _their_side()
     print(json.dumps({"ready": side}), flush=True)
@@ -203,7 +203,7 @@ def _their_side() -> _Run:
 
 
 def compare(peers: Path) -> list[list[object]]:
-    """Returns a row for each method: beside what, how alike the heatmaps are, and how much faster it is."""
+    """Returns a row for each method: the other library, the similarity of the heatmaps, and the speed-up."""
     sides = {"theirs": _start("theirs", peers), "ours": _start("ours", peers)}
     _write(sides["theirs"], _picture())
     for side in sides.values():
@@ -226,7 +226,7 @@ def compare(peers: Path) -> list[list[object]]:
 
 
 def _picture() -> str:
-    """Returns the picture as the model takes it, as a line of text."""
+    """Returns the image as the model's input, as a line of text."""
     device = torch.device("cpu")
     loaded = argparse.Namespace(entry=read_entries(MODELS)[0], device=device)
     written = io.BytesIO()
@@ -235,7 +235,7 @@ def _picture() -> str:
 
 
 def _likeness(one: list[list[float]], other: list[list[float]]) -> tuple[float, float]:
-    """Returns the correlation of two heatmaps' positive parts, and their largest difference, peaks brought to 1."""
+    """Returns the correlation of two heatmaps' positive parts, and their largest difference, with peaks scaled to 1."""
     first, second = (np.clip(np.asarray(each), 0, None).ravel() for each in (one, other))
     first, second = (each / max(each.max(), 1e-12) for each in (first, second))
     return float(np.corrcoef(first, second)[0, 1]), float(np.abs(first - second).max())
@@ -266,7 +266,7 @@ def write(options: argparse.Namespace) -> None:
     """Compares, and writes the section of the report."""
     text = f"""## Beside other libraries
 
-Written by `make bench-peers` on {machine()}. The same picture (chelsea), model (EfficientNet-Lite0) and parameters;
+Written by `make bench-peers` on {machine()}. The same image (chelsea), model (EfficientNet-Lite0) and parameters;
 each side alone in a process with one thread, in turn, the faster of {ROUNDS} runs. The other side runs the model as its
 source makes it, in batches of {BATCH}. "Alike" is the correlation of the heatmaps where they are positive, "apart"
 their largest difference with peaks brought to 1. Grad-CAM's heatmaps are compared as they are at the layer, before the

@@ -12,7 +12,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def write_section(path: Path, section: str, text: str) -> None:
-    """Replaces what stands between the markers of a section; adds the section at the end where there is none."""
+    """Replaces the text between the markers of a section; appends the section if there is none."""
     begin, end = f"<!-- begin {section} -->", f"<!-- end {section} -->"
     block = f"{begin}\n\n{text.strip()}\n\n{end}"
     before = path.read_text() if path.exists() else ""

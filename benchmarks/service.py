@@ -1,6 +1,6 @@
-"""What the service costs: jobs a second, latencies, processor time and Redis calls, with a worker that answers at once.
+"""The cost of the service: jobs per second, latencies, processor time and Redis calls, with an immediate worker.
 
-Then the overhead of all of it on explanations of about a second, against the library called directly.
+Then the overhead of the whole system on explanations of about a second, against the library called directly.
 """
 
 import argparse
@@ -22,16 +22,16 @@ from service_stack import HERE, Stack, running_stack
 from sagittal.queue.scripts import root_key
 from sagittal.queue.usage import Usage, measure_usage
 
-#: Streams that ask at the same time.
+#: Numbers of concurrent streams.
 STREAMS = (1, 32, 256)
 
-#: Streams of the load by which `appendfsync everysec` is compared.
+#: Number of streams for the comparison with `appendfsync everysec`.
 COMPARED = (32,)
 
 #: Name of the server among the programs.
 REDIS = "Redis (Valkey)"
 
-#: Commands that programs send; others are of scripts.
+#: Commands that programs send; other commands are sent by scripts.
 SENT = ("evalsha", "blpop", "subscribe", "unsubscribe")
 
 
@@ -48,16 +48,16 @@ class Measured:
 
     @property
     def jobs_a_second(self) -> float:
-        """How many jobs were completed in a second."""
+        """Completed jobs per second."""
         return self.timings.jobs / self.timings.seconds
 
     def per_job(self, seconds: float) -> str:
-        """Returns milliseconds for each job."""
+        """Returns milliseconds per job."""
         return f"{1e3 * seconds / self.timings.jobs:.2f}"
 
 
 def measure(stack: Stack, streams: int, seconds: float, first_seed: int) -> Measured:
-    """Puts a load on the service."""
+    """Applies a load to the service."""
     before, calls, own = stack.cpu_seconds(), _calls(stack), time.process_time()
     timings = asyncio.run(run_load(stack.address, MODEL, streams=streams, seconds=seconds, first_seed=first_seed))
     cpu = {name: used - before[name] for name, used in stack.cpu_seconds().items()}
@@ -69,7 +69,7 @@ def measure(stack: Stack, streams: int, seconds: float, first_seed: int) -> Meas
 def measure_loads(
     streams: Sequence[int], seconds: float, *, redis_options: tuple[str, ...] = ()
 ) -> tuple[list[Measured], Usage]:
-    """Puts loads on an installation of their own, one after the other; returns what was kept in the end, too."""
+    """Applies loads to a new installation, one after another; also returns the memory kept at the end."""
     worker = [str(HERE / "answering_worker.py")]
     with running_stack(worker, model=MODEL, redis_options=redis_options) as stack:
         measure(stack, 8, 2.0, 10**9)  # connections are made, scripts loaded
@@ -94,9 +94,9 @@ def report(loads: list[Measured], relaxed: Measured, usage: Usage) -> str:
 Written by `make bench-service`. Valkey with an append-only file and `appendfsync always`, the service, a worker that
 answers at once with six events (a 28 x 28 mask and two curves among them) and the caller are one process each, on
 {place}, {platform.machine()}, Python {platform.python_version()}.
-Each request carries a JPEG of 224 x 224 pixels and a seed of its own, so that no answer comes from memory. Where other
-programs use the machine, latencies and jobs a second say what they left; processor time for each job is what to reckon
-with.
+Each request has a JPEG of 224 x 224 pixels and a different seed, so that no result comes from the cache. On a machine
+with other programs, latencies and jobs per second depend on their load; the processor time per job is the reliable
+figure.
 
 ### Load
 
@@ -115,11 +115,11 @@ Median ms of each stage, from the times in the events:
 {table(["stage", *(f"{each.streams} streams" for each in loads)], _stages(loads))}
 ### Redis
 
-Calls that programs make for each job. The least is one each to submit, lease, settle and read; idle workers wait
-(`blpop`), a watcher subscribes to its job's log, and reads once more for each time that news of it comes.
+Calls of programs per job. The minimum is one each to submit, lease, settle and read. Idle workers wait (`blpop`). A
+watcher subscribes to its job's log, and reads again at each notification.
 
 {table(["streams", *SENT], calls)}
-Kept for each ended job while its picture ({len(picture()):,} bytes) is, by `python -m sagittal.queue.usage`:
+Kept for each ended job while its image ({len(picture()):,} bytes) is, by `python -m sagittal.queue.usage`:
 
 {table(["what", "bytes a job"], [[kind, f"{part.bytes / usage.jobs:,.0f}"] for kind, part in usage.parts.items()])}
 """

@@ -1,4 +1,4 @@
-"""How soon a device is idle after the caller of the explanation that it runs went away."""
+"""The time from a caller's departure until the device of its explanation is idle."""
 
 import time
 
@@ -10,13 +10,13 @@ from service_stack import Stack
 from sagittal import client as sdk
 from sagittal.v1 import explanation_pb2, explanation_service_pb2, explanation_service_pb2_grpc, method_pb2, tensor_pb2
 
-#: Explanations that are left.
+#: Number of abandoned explanations.
 CALLS = 40
 
-#: Masks of each: more than it comes to.
+#: Masks of each: more than it reaches.
 MASKS = 4000
 
-#: Time between two looks whether a job has ended, in seconds.
+#: Interval of checks whether a job has ended, in seconds.
 LOOK = 0.01
 
 
@@ -32,11 +32,11 @@ def report(stack: Stack, model: str, batch_size: int, calls: int = CALLS) -> str
         ["idle after, 99 %", f"{1e3 * percentile(delays, 0.99):.0f}"],
         ["idle after, longest", f"{1e3 * max(delays):.0f}"],
     ]
-    return f"""## From a caller's leaving to an idle device
+    return f"""## From a caller's departure to an idle device
 
 Written by `make bench-service`. The caller of `Explain` drops its call while a worker runs RISE on {model};
 the device is idle when the step that runs has ended, at the time that the job's `cancelled` event carries. {calls}
-calls, {batch_size} evaluations a step. A call that is dropped at a random time finds half a step to go in the mean.
+calls, {batch_size} evaluations a step. A call that is dropped at a random time has half a step left on average.
 
 {table(["what", "ms"], rows)}
 """
@@ -45,7 +45,7 @@ calls, {batch_size} evaluations a step. A call that is dropped at a random time 
 def _leave(
     stub: explanation_service_pb2_grpc.ExplanationServiceStub, client: sdk.Client, model: str, seed: int
 ) -> float:
-    """Leaves an explanation that runs; returns the seconds until its worker had no more to do with it."""
+    """Abandons a running explanation; returns the seconds until its worker stopped working on it."""
     spec = explanation_pb2.ExplanationSpec(
         model=model,
         seed=seed,
@@ -56,7 +56,7 @@ def _leave(
     for response in call:
         if response.event.WhichOneof("event") == "progress":
             break
-    time.sleep(0.1 + 0.037 * (seed % 10))  # at another place of a step each time
+    time.sleep(0.1 + 0.037 * (seed % 10))  # at a different point of a step each time
     call.cancel()
     left, job_id = time.time(), response.event.job_id
     while client.job(job_id).state not in ("cancelled", "completed", "failed"):

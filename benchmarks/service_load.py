@@ -1,4 +1,4 @@
-"""Load: any number of streams, each asking for one explanation after another."""
+"""Load: a number of streams, each requesting one explanation after another."""
 
 import asyncio
 import io
@@ -14,7 +14,7 @@ from PIL import Image
 
 from sagittal.v1 import explanation_pb2, explanation_service_pb2, explanation_service_pb2_grpc, tensor_pb2
 
-#: Side of the picture that is sent, in pixels.
+#: Side of the sent image, in pixels.
 SIDE = 224
 
 
@@ -27,7 +27,7 @@ class Timings:
     done: list[float] = field(default_factory=list)
     """From sending the request to its last event."""
     stages: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """By what happens, from the times in the events."""
+    """By stage, from the times in the events."""
     seconds: float = 0.0
     """The whole measurement."""
 
@@ -53,13 +53,13 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 async def run_load(address: str, model: str, *, streams: int, seconds: float, first_seed: int = 0) -> Timings:
-    """Keeps so many streams busy for a time; every request has a seed of its own, so that none is answered from memory.
+    """Runs a number of streams for a time; every request has a different seed, so that none is answered from the cache.
 
     Args:
-        address: The service.
-        model: Name of the model to ask for.
-        streams: Explanations that are asked for at the same time.
-        seconds: How long.
+        address: Address of the service.
+        model: Name of the model.
+        streams: Number of concurrent explanations.
+        seconds: Duration.
         first_seed: Seed of the first request.
     """
     timings, image, seeds = Timings(), picture(), iter(range(first_seed, first_seed + 10**9))

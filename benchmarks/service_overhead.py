@@ -20,7 +20,7 @@ MODEL = "efficientnet-lite0"
 #: Explanations on each side.
 PAIRS = 12
 
-#: Times that the library loads the model to have it as the worker has it.
+#: Number of loads by the library until its optimisations equal the worker's.
 LOADS = 5
 
 #: Masks of each, whose evaluations take about a second on one thread.
@@ -65,7 +65,7 @@ def report(stack: Stack, loaded: LoadedModel, pairs: int) -> str:
     return f"""## Overhead
 
 Written by `make bench-service`. RISE with {MASKS} masks on EfficientNet-Lite0 on one thread, without curves:
-a picture's file in, its saliency out. Each explanation through the service (caller, service, Redis and a worker, each a
+from an image file to its saliency. Each explanation through the service (caller, service, Redis and a worker, each a
 process) has the library's beside it, in turn, {pairs} of each, in batches of {batch_size} and with the same
 optimisations of the model on both sides ({", ".join(sorted(_applied(loaded)))}).
 Processor time is that of all these processes.
@@ -80,7 +80,7 @@ Through the service over the library: **{_median(service.cpu) / _median(direct.c
 
 
 def _load_as(stack: Stack, loaded: LoadedModel) -> LoadedModel:
-    """Returns a model with the optimisations that the worker found to pay: what pays is measured, and may differ."""
+    """Returns a model with the worker's optimisations: they are selected by measurements, and may differ."""
     with sdk.Client(stack.address) as client:
         theirs = {step.name for step in client.model(MODEL).optimizations if step.applied}
     for _ in range(LOADS):

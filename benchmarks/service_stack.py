@@ -1,4 +1,4 @@
-"""What the benchmarks of the service run on: Valkey with its append-only file, the service, a worker; processes all."""
+"""The system under test of the service benchmarks: Valkey with its append-only file, the service, and a worker."""
 
 import contextlib
 import os
@@ -20,13 +20,13 @@ from sagittal.queue.settings import QueueSettings
 
 HERE = Path(__file__).resolve().parent
 
-#: Ticks of the system's clock in a second, in which /proc gives a process's time.
+#: Clock ticks per second: the unit of processor time in /proc.
 TICKS = os.sysconf("SC_CLK_TCK")
 
-#: Bytes of a page, in which /proc gives a process's memory.
+#: Bytes per page: the unit of memory in /proc.
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
-#: Time that a program has to start, in seconds.
+#: Timeout of a program's start, in seconds.
 PATIENCE = 300.0
 
 
@@ -38,12 +38,12 @@ class Program:
     pid: int
 
     def cpu_seconds(self) -> float:
-        """Returns the processor time that it has used, in the kernel too."""
+        """Returns its processor time, including time in the kernel."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICKS
 
     def resident_bytes(self) -> int:
-        """Returns the memory that it holds, less what it shares with files."""
+        """Returns its resident memory, without pages shared with files."""
         _, resident, shared, *_ = map(int, Path(f"/proc/{self.pid}/statm").read_text().split())
         return (resident - shared) * PAGE
 
@@ -81,14 +81,14 @@ def running_stack(
     redis_options: tuple[str, ...] = (),
     token: str | None = None,
 ) -> Iterator[Stack]:
-    """Runs an installation whose worker is the command given, from when the model is ready.
+    """Runs an installation whose worker is the given command, from when the model is ready.
 
     Args:
         worker: The worker's program and its arguments, after `python`.
         model: Name of the model to wait for.
-        environment: More variables of both programs.
-        redis_options: More of Valkey's command line.
-        token: Bearer token to ask the service with.
+        environment: Additional variables of both programs.
+        redis_options: Additional options of Valkey's command line.
+        token: Bearer token for the service.
     """
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as directory,

@@ -1,7 +1,7 @@
-"""An optimised model against the plain one, each in a process of its own, in turn.
+"""An optimised model against the original, each in a separate process, alternately.
 
-The optimised side is a worker's: its steps at load, and memory that is kept when it is freed. The plain side is what
-one gets from the model's source and nothing else.
+The optimised side is a worker's: its optimisation steps at load, and freed memory that is kept. The plain side is the
+model of its source without changes.
 """
 
 import argparse
@@ -30,7 +30,7 @@ ROUNDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """How many times as fast the optimised side is, and what was done to the model."""
+    """Speed-up of the optimised side, and the steps applied to the model."""
 
     forward: float
     backward: float
@@ -56,7 +56,7 @@ def compare(source: Mapping[str, Any]) -> Compared:
 
 
 def _ratio(plain: Sequence[float], optimised: Sequence[float]) -> float:
-    """Returns the median ratio of runs one after the other: a machine that others use is faster in some minutes."""
+    """Returns the median ratio of consecutive runs: on a shared machine, the speed varies between minutes."""
     return statistics.median(one / other for one, other in zip(plain, optimised, strict=True))
 
 
@@ -73,7 +73,7 @@ def _ask(side: subprocess.Popen[str], mode: str) -> dict[str, Any]:
 
 
 def _read(side: subprocess.Popen[str]) -> dict[str, Any]:
-    """Returns the next answer; lines that the model's package prints are passed over."""
+    """Returns the next answer; lines printed by the model's package are skipped."""
     assert side.stdout is not None
     for line in side.stdout:
         if line.startswith("{"):
@@ -83,7 +83,7 @@ def _read(side: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def serve(side: str, source: Mapping[str, Any]) -> None:
-    """One side: says what was done to the model, then times what it is asked for."""
+    """One side: reports the steps applied to the model, then times the requested passes."""
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if side == "optimised":

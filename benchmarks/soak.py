@@ -1,4 +1,4 @@
-"""Many small jobs, and the memory of service, worker and Redis while they run: what grows with each job would show."""
+"""Many small jobs, with the memory of service, worker and Redis over time: growth per job would be visible."""
 
 import argparse
 import asyncio
@@ -19,19 +19,19 @@ from sagittal.queue.usage import measure_usage
 #: Time that ended jobs are kept, in seconds: short, so that what is kept stops growing early.
 RETENTION = {"SAGITTAL_QUEUE__RETENTION_SECONDS": "15", "SAGITTAL_QUEUE__IMAGE_RETENTION_SECONDS": "5"}
 
-#: Streams that ask at the same time, and seconds between two looks at the memory.
+#: Number of concurrent streams, and seconds between two samples of the memory.
 STREAMS, LOOK = 32, 5.0
 
-#: Looks at the beginning that do not count: pools fill, and the first jobs reach their retention.
+#: First samples that do not count: pools fill, and the first jobs reach their retention.
 WARM_UP = 8
 
-#: Most that the memory of service or worker may grow with each job, in bytes: an identifier that stays is more.
+#: Maximum growth of the memory of service or worker per job, in bytes: a leaked identifier is more.
 GROWTH = 100
 
-#: Time after the last job until nothing of it may be kept, in seconds: retention, and a minute for marks of calls.
+#: Time after the last job until none of it may be kept, in seconds: retention, and a minute for marks of calls.
 REST = 80.0
 
-#: Most bytes that may then be kept: the registry, the counters, what was learned.
+#: Maximum bytes that may then be kept: the registry, the counters, learned estimates.
 KEPT = 64 * 1024
 
 MIB = 2**20
@@ -46,7 +46,7 @@ class Look:
 
 
 def soak(stack: Stack, jobs: int) -> list[Look]:
-    """Runs at least so many jobs; returns the memory on the way."""
+    """Runs at least this many jobs; returns the memory over time."""
     looks: list[Look] = []
     done = 0
     while done < jobs:
@@ -64,7 +64,7 @@ def _memory(stack: Stack) -> Mapping[str, float]:
 
 
 def slopes(looks: Sequence[Look]) -> Mapping[str, float]:
-    """Returns by how many bytes each memory grew with a job, after the warm-up."""
+    """Returns the growth of each memory in bytes per job, after the warm-up."""
     jobs = [look.jobs for look in looks]
     return {name: _slope(jobs, _sizes(looks, name)) * MIB for name in looks[0].mebibytes}
 

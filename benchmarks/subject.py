@@ -1,4 +1,4 @@
-"""What the benchmarks run on: EfficientNet-Lite0 and pictures, through the library and the engine."""
+"""The subject of the benchmarks: EfficientNet-Lite0 and images, through the library and the engine."""
 
 import argparse
 import json
@@ -30,14 +30,14 @@ SHIPPED = ROOT / "examples" / "images"
 MODELS = ROOT / "clients" / "sagittal" / "cli" / "models.toml"
 
 IMAGES_VARIABLE = "SAGITTAL_BENCHMARK_IMAGES"
-"""Environment variable with a directory of pictures and a `labels.json`; the shipped pictures serve without it."""
+"""Environment variable with a directory of images and a `labels.json`; by default the shipped images are used."""
 
 table = reports.table
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """A picture as the model takes it."""
+    """An image as the model's input."""
 
     name: str
     image: Tensor
@@ -50,7 +50,7 @@ class Outcome:
     insertion: float
     deletion: float
     evaluations: int
-    """Of the search alone, metrics and the prediction not counted."""
+    """Of the search alone, without metrics and the prediction."""
     gradient_evaluations: int
     seconds: float
     saliency: Tensor | None
@@ -64,7 +64,7 @@ def load_model() -> LoadedModel:
 
 
 def pictures(loaded: LoadedModel, names: Sequence[str] = ()) -> Iterator[Picture]:
-    """Yields the pictures of the benchmark directory where there is one, else the shipped ones."""
+    """Yields the images of the benchmark directory if there is one, otherwise the shipped ones."""
     directory = os.environ.get(IMAGES_VARIABLE)
     if directory and not names:
         entries = json.loads((Path(directory) / "labels.json").read_text())
@@ -78,7 +78,7 @@ def pictures(loaded: LoadedModel, names: Sequence[str] = ()) -> Iterator[Picture
 
 
 def run(loaded: LoadedModel, picture: Picture, explainer: Explainer, *, seed: int = 0, **options: Any) -> Outcome:
-    """Explains a picture's top class and measures the explanation; `options` are `budget` and `metrics`."""
+    """Explains an image's top class and measures the explanation; `options` are `budget` and `metrics`."""
     question = Question(image=picture.image, black=black(loaded.entry.preprocessing), seed=seed)
     events: list[Any] = []
     ends: list[BaseException | None] = []
@@ -107,20 +107,20 @@ def run(loaded: LoadedModel, picture: Picture, explainer: Explainer, *, seed: in
 
 
 def machine() -> str:
-    """Says what the figures were measured on."""
+    """Returns a description of the machine."""
     threads = torch.get_num_threads()
     return f"{platform.machine()}, {threads} threads, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def arguments(description: str) -> argparse.Namespace:
-    """Parses `--write FILE`: where the report goes; it goes to standard output without."""
+    """Parses `--write FILE`, the destination of the report; by default standard output."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--write", type=Path, help="file to write the report to")
     return parser.parse_args()
 
 
 def report(text: str, options: argparse.Namespace, section: str = "") -> None:
-    """Writes a report where it was asked for: the whole file, or its section of that name."""
+    """Writes a report to its destination: the whole file, or its section of that name."""
     print(text)
     if options.write and section:
         reports.write_section(options.write, section, text)

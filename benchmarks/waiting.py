@@ -1,4 +1,4 @@
-"""What it costs that a worker's threads wait asleep, and what it saves where others compute too.
+"""The cost of a worker's sleeping threads, and their benefit when other programs compute too.
 
 `python benchmarks/waiting.py [--rounds 2] [--write docs/performance.md]`: passes of EfficientNet-Lite0 on as many
 threads as there are processors, in programs of their own whose threads spin or sleep while they wait for each other, in
@@ -22,9 +22,9 @@ from reports import table, write_section
 
 from sagittal.models.sources import load_source
 
-#: Images in a pass, and passes of each program; the first is not counted.
+#: Images per pass, and passes of each program; the first is not counted.
 BATCH, PASSES = 16, 5
-#: `ACTIVE` is what OpenMP does untold.
+#: `ACTIVE` is OpenMP's default.
 POLICIES = ("ACTIVE", "PASSIVE")
 PROCESSORS = len(os.sched_getaffinity(0))
 
@@ -53,7 +53,7 @@ def measure(policy: str) -> list[float]:
 
 @contextmanager
 def company(count: int) -> Iterator[None]:
-    """Programs that only compute, meanwhile."""
+    """Runs programs that only compute, meanwhile."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -77,7 +77,7 @@ def measure_beside(count: int, rounds: int) -> list[str]:
 
 
 def others_seconds() -> float:
-    """Returns the processor time that has been spent on this machine but by programs that were started here."""
+    """Returns the processor time spent on this machine by programs that were not started here."""
     user, nice, system, *_ = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:])
     ours = resource.getrusage(resource.RUSAGE_CHILDREN)
     return (user + nice + system) / os.sysconf("SC_CLK_TCK") - ours.ru_utime - ours.ru_stime
@@ -91,7 +91,7 @@ def report(rows: Sequence[Sequence[str]], rounds: int) -> str:
 Written by `make bench-service`. A pass of {BATCH} images through EfficientNet-Lite0 on {PROCESSORS} threads, one
 for each processor, in programs whose threads spin (OpenMP's default) or sleep (a worker's, `OMP_WAIT_POLICY=PASSIVE`)
 while they wait for each other: wall time, median of {rounds * (PASSES - 1)} passes in {rounds} programs, in turn.
-"Others" is the share of the processors that programs of no part in this had meanwhile. Machine: {platform.machine()},
+"Others" is the share of the processors that unrelated programs used meanwhile. Machine: {platform.machine()},
 Python {platform.python_version()}, torch {torch.__version__}.
 
 {table(header, rows)}

@@ -1,12 +1,12 @@
-"""How good the explanations are: `make bench-quality` measures and writes docs/quality.md.
+"""Quality of the explanations: `make bench-quality` measures and writes docs/quality.md.
 
-    python -m quality --images 42 --write ../docs/quality.md     from benchmarks/, everything that is not on disk yet
-    python -m quality --report --write ../docs/quality.md        nothing new: the report of what is on disk
-    python -m quality --quick                                    the shipped pictures, the cheap methods
+    python -m quality --images 42 --write ../docs/quality.md     from benchmarks/: measures what is missing on disk
+    python -m quality --report --write ../docs/quality.md        measures nothing: reports what is on disk
+    python -m quality --quick                                    the shipped images, the cheap methods
 
-Pictures are those of SAGITTAL_BENCHMARK_IMAGES or of ../shared/images, else the shipped ones. All of it takes about
-five minutes of one processor core for each picture, half of them the authors' protocol; what was measured is kept in
-.cache/quality, so that a run that is stopped goes on where it was.
+Images are those of SAGITTAL_BENCHMARK_IMAGES or of ../shared/images, otherwise the shipped ones. A complete run takes
+about five minutes of one processor core per image, half of them for the reference implementation. Measurements are kept
+in .cache/quality, so that a stopped run resumes.
 """
 
 import argparse
@@ -40,11 +40,11 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=42, help="number of pictures, always the same first ones")
-    parser.add_argument("--only", default="", help="names of measurements, with commas between; all without")
+    parser.add_argument("--images", type=int, default=42, help="number of images, always the same first ones")
+    parser.add_argument("--only", default="", help="names of measurements, comma separated; by default all")
     parser.add_argument("--report", action="store_true", help="measure nothing: report what is on disk")
-    parser.add_argument("--quick", action="store_true", help="three pictures and the cheap methods alone")
-    parser.add_argument("--write", type=Path, help="file to write the report to; its pictures go to images/ beside it")
+    parser.add_argument("--quick", action="store_true", help="only three images and the cheap methods")
+    parser.add_argument("--write", type=Path, help="file to write the report to; its images go to images/ beside it")
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
-"""What was measured, kept on disk: one file for each picture and setting, written when its measurement is done.
+"""Measurements on disk: one file for each image and setting, written when the measurement is done.
 
-A run that was stopped goes on where it stopped. A file's folder is named by what its content depends on: the method's
-parameters, the seed, the model's digest and the source of the method, so that nothing stale is ever read.
+A stopped run resumes. The name of a file's folder depends on everything that determines its content: the method's
+parameters, the seed, the model's digest and the source of the method, so that outdated results are never read.
 """
 
 import ast
@@ -21,7 +21,7 @@ Record = dict[str, Any]
 
 
 def recorded(folder: Path, picture: str, measure: Callable[[], Mapping[str, Any]]) -> Record:
-    """Returns what is on disk for a picture, measuring and writing it first where there is nothing."""
+    """Returns the record of an image; measures and writes it first if there is none."""
     path = folder / f"{picture}.npz"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def folder(label: str, settings: Mapping[str, Any], modules: tuple[str, ...]) ->
 
 
 def _source(module: str) -> str:
-    """Returns a module's code without its comments and docstrings, so that rewording throws no measurement away."""
+    """Returns a module's code without its comments and docstrings, so that rewording invalidates no measurement."""
     spec = importlib.util.find_spec(module)
     assert spec is not None
     assert spec.origin is not None

@@ -9,7 +9,7 @@ WIDTH, HEIGHT, MARGIN = 640, 360, 56
 
 
 Axis = Callable[[float], float]
-"""From a value to a place in the picture."""
+"""From a value to a position in the chart."""
 
 
 @dataclass(frozen=True, slots=True)

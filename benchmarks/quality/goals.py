@@ -1,4 +1,4 @@
-"""What the explanations are to reach, and whether the figures say that they do."""
+"""Goals of the explanations, and whether the figures meet them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,28 +6,28 @@ from dataclasses import dataclass
 from quality.statistics import Interval
 
 ENOUGH = 40
-"""Pictures on which a goal is judged."""
+"""Number of images on which a goal is judged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A goal with what was measured of it."""
+    """A goal with its measured result."""
 
     text: str
     measured: str
     met: bool
     count: int
-    """Pictures that it was measured on."""
+    """Number of images that it was measured on."""
     wanted: int = ENOUGH
-    """Pictures that it is to be judged on."""
+    """Number of images that it must be judged on."""
 
 
 def goals_table(goals: Sequence[Goal]) -> str:
-    """Returns a Markdown table of goals, those measured on too few pictures marked as such."""
-    lines = ["| goal | measured | pictures | met |", "| --- | --- | --- | --- |"]
+    """Returns a Markdown table of goals; those measured on too few images are marked."""
+    lines = ["| goal | measured | images | met |", "| --- | --- | --- | --- |"]
     for goal in goals:
         verdict = "yes" if goal.met else "**no**"
-        fewer = f"{goal.count} (of {goal.wanted} wanted)" if goal.count < goal.wanted else str(goal.count)
+        fewer = f"{goal.count} (of {goal.wanted} required)" if goal.count < goal.wanted else str(goal.count)
         lines.append(f"| {goal.text} | {goal.measured} | {fewer} | {verdict} |")
     return "\n".join(lines) + "\n"
 

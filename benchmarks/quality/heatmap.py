@@ -1,4 +1,4 @@
-"""Heatmaps, each measured alike: insertion and deletion at 28x28 cells, evaluations and seconds of the search."""
+"""Heatmaps, all measured equally: insertion and deletion at 28x28 cells, evaluations and seconds of the search."""
 
 import dataclasses
 import time
@@ -17,7 +17,7 @@ from sagittal.explain import EXPLAINERS, IGOS, EvaluateMask, Explainer, IGOSPlus
 from sagittal.models.loaded import LoadedModel
 
 CELLS = 28
-"""Side of the heatmaps that are measured, in cells: no method gains from the size of its cells."""
+"""Side of the measured heatmaps, in cells: no method benefits from the size of its cells."""
 
 FINE = "igos++-224"
 
@@ -58,7 +58,7 @@ _DESCENT = tuple(
 
 
 def explainers() -> Mapping[str, Explainer]:
-    """Returns what is measured, by name."""
+    """Returns the measured methods, by name."""
     curve = {f"igos++-{count}": IGOSPlusPlus(**settings) for count, settings in SCHEDULES.items() if count != DEFAULT}
     return {
         **{name: EXPLAINERS[name].explainer() for name in METHODS},
@@ -87,7 +87,7 @@ def place(name: str, explainer: Explainer, digest: str) -> Path:
 
 
 def measured(loaded: LoadedModel, picture: Picture, explainer: Explainer) -> dict[str, Any]:
-    """Explains and measures; seconds are those of one processor core, whatever else the machine does."""
+    """Explains and measures; seconds are those of one processor core, independent of other load."""
     spared = Spared()
     if isinstance(explainer, ReferenceDescent):
         explainer = dataclasses.replace(explainer, spared=spared)
@@ -119,6 +119,6 @@ def at_cells(saliency: Tensor) -> Tensor:
 
 
 def variation(saliency: Tensor) -> float:
-    """Returns the total variation of a mask as pixels show it: mean absolute difference of neighbours at 224x224."""
+    """Returns the total variation of a mask in pixels: mean absolute difference of neighbours at 224x224."""
     pixels = upsample(saliency.unsqueeze(0), (224, 224))[0, 0]
     return float((pixels[1:] - pixels[:-1]).abs().mean() + (pixels[:, 1:] - pixels[:, :-1]).abs().mean())

@@ -21,10 +21,10 @@ SHORT = f"igos++-{heatmap.SHORT}"
 TITLES = {
     DEFAULT: "iGOS++",
     SHORT: f"iGOS++, {heatmap.SHORT} evaluations",
-    REFERENCE: "iGOS++, authors' protocol",
+    REFERENCE: "iGOS++, reimplemented",
     "igos+": "iGOS+",
     "igos": "I-GOS",
-    "igos-reference": "I-GOS, authors' protocol",
+    "igos-reference": "I-GOS, reimplemented",
     "meaningful-perturbation": "meaningful perturbation",
     "rise": "RISE",
     "grad-cam": "Grad-CAM",
@@ -78,11 +78,11 @@ class Heatmaps:
                         f"{fmean(seconds):.1f}" if seconds else "",
                     ]
                 )
-        header = ["method", "pictures", "insertion", "deletion", "iGOS++ over it", "evaluations", "seconds"]
+        header = ["method", "images", "insertion", "deletion", "iGOS++ over it", "evaluations", "seconds"]
         return table(header, rows)
 
     def protocol(self) -> str:
-        """Returns the table of the authors' protocol against the published program, each by the program's measure."""
+        """Returns the table of the reimplementation against the published code, each by its measure."""
         rows = []
         for (method, picture), (insertion, deletion, evaluations) in published.KNOWN.items():
             if found := self._published(method, picture):
@@ -90,22 +90,22 @@ class Heatmaps:
                 spent = f"{fmean(each['evaluations'] for each in found):,.0f}"
                 program = (f"{insertion:.3f}", f"{deletion:.3f}", f"{evaluations:,}")
                 rows.append((TITLES[method], picture, *program, len(found), *said, spent))
-        program = ("program: insertion", "deletion", "evaluations")
-        header = ("method", "picture", *program, "seeds", "protocol: insertion", "deletion", "evaluations")
+        program = ("published code: insertion", "deletion", "evaluations")
+        header = ("method", "image", *program, "seeds", "reimplemented: insertion", "deletion", "evaluations")
         return table(header, rows)
 
     def resampled(self) -> str:
-        """Returns the table of the authors' protocol on pictures that were resampled otherwise."""
+        """Returns the table of the reimplementation on images with other resampling."""
         rows = []
         for how in published.RESAMPLINGS:
             for picture, each in self._measurements.records(f"resampled-{how}").items():
                 figures = (f"{each['insertion']:.3f}", f"{each['deletion']:.3f}", f"{each['evaluations']:,}")
                 rows.append((picture, how, *figures))
-        header = ("picture", "resampling", "protocol: insertion", "deletion", "evaluations")
+        header = ("image", "resampling", "reimplemented: insertion", "deletion", "evaluations")
         return table(header, rows) if rows else "Not measured.\n"
 
     def _published(self, method: str, picture: str) -> list[Mapping[str, Any]]:
-        """Returns the protocol's figures by the program's measure, of each seed."""
+        """Returns the figures of the reimplementation by the published measure, of each seed."""
         seeds = [self._measurements.records(f"published-{method}-{seed}") for seed in published.SEEDS]
         return [records[picture] for records in seeds if picture in records]
 
@@ -125,7 +125,7 @@ class Heatmaps:
             assert over is not None
             assert under is not None
             met = over.difference.mean >= NEAR and over.difference.low > 0
-            text = "default iGOS++ over the authors' protocol: insertion at least 0.03 higher, the interval above zero"
+            text = "default iGOS++ over the reimplementation: insertion at least 0.03 higher, the interval above zero"
             goals.append(Goal(text, signed(over.difference), met, len(pictures)))
             text = "and deletion not higher"
             goals.append(Goal(text, signed(under.difference), under.difference.mean <= 0, len(pictures)))
@@ -147,13 +147,13 @@ class Heatmaps:
         if not far:
             return None
         said = ", ".join(f"{picture} {distance:+.3f}" for picture, distance in far.items())
-        text = f"the protocol's {TITLES[method]}: insertion within {NEAR} of the published program's"
+        text = f"reimplemented {TITLES[method]}: insertion within {NEAR} of the published code's"
         return Goal(text, said, max(map(abs, far.values())) <= NEAR, len(far), wanted=2)
 
     def _cost(self, name: str, part: int) -> Goal:
         pictures = self.common(name, REFERENCE)
         ratio = sum(self.values(REFERENCE, "evaluations", pictures)) / sum(self.values(name, "evaluations", pictures))
-        text = f"{TITLES[name]}: at most 1/{part} of the authors' evaluations"
+        text = f"{TITLES[name]}: at most 1/{part} of the evaluations of the reference implementation"
         return Goal(text, f"1/{ratio:.1f}", ratio >= part, len(pictures))
 
     def _against_others(self) -> list[Goal | None]:
@@ -207,7 +207,7 @@ class Heatmaps:
             (images / "quality-curve.svg").write_text(chart(lines, "Quality of iGOS++ against evaluations"))
             drawn = "\n![Insertion and deletion of iGOS++ against evaluations](images/quality-curve.svg)\n"
         header = ("evaluations", "iterations", "points", "level sets", "insertion", "deletion")
-        return f"On {len(pictures)} pictures of the first half.\n\n" + table(header, rows) + drawn
+        return f"On {len(pictures)} images of the first half.\n\n" + table(header, rows) + drawn
 
     def halves(self) -> str:
         """Returns the default's figures on the half it was chosen on and on the other."""
@@ -221,7 +221,9 @@ class Heatmaps:
                 assert over is not None
                 assert under is not None
                 rows.append((title, len(pictures), signed(over.difference), signed(under.difference)))
-        return table(("half", "pictures", "insertion over the authors'", "deletion over the authors'"), rows)
+        return table(
+            ("half", "images", "insertion over the reimplementation", "deletion over the reimplementation"), rows
+        )
 
     def sanity(self) -> str:
         """Returns the table of rank correlations with the heatmaps of randomised models."""
@@ -232,7 +234,7 @@ class Heatmaps:
                 states = [fmean(float(each[f"state{index}"]) for each in found.values()) for index in range(3)]
                 verdict = "changes" if states[-1] <= UNCHANGED else "**does not**"
                 rows.append([TITLES[name], len(found), *(f"{state:+.2f}" for state in states), verdict])
-        header = ["method", "pictures", *(f"{index + 1}/{weights.STATES} random" for index in range(weights.STATES))]
+        header = ["method", "images", *(f"{index + 1}/{weights.STATES} random" for index in range(weights.STATES))]
         return table([*header, "heatmap"], rows) if rows else "Not measured.\n"
 
 

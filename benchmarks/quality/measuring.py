@@ -1,4 +1,4 @@
-"""What is measured on which picture, in the order in which it matters; whatever is on disk already is not repeated."""
+"""The measurements of each image, in order of importance; those on disk are not repeated."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,18 +24,18 @@ ORDERINGS = ("igos++", "igos", "grad-cam")
 """Heatmaps whose order of patches is compared with the search."""
 
 CHECKED = 3
-"""Pictures of the check against random weights."""
+"""Number of images of the check against random weights."""
 
 
 @dataclass(slots=True)
 class Measurements:
-    """All records by what was measured and by picture."""
+    """All records by measurement and by image."""
 
     subjects: Subjects
     explainers: Mapping[str, Explainer] = field(default_factory=heatmap.explainers)
 
     def jobs(self, quick: bool) -> Iterator[tuple[str, Picture, Path, Callable[[], Mapping[str, Any]]]]:
-        """Yields what there is to measure: a name, a picture, a folder and how."""
+        """Yields the measurements: a name, an image, a folder and a function."""
         others = [name for name in (*heatmap.METHODS, heatmap.FINE) if name not in FIRST]
         for names in (FIRST, others):
             for picture in self.subjects.chosen:
@@ -63,7 +63,7 @@ class Measurements:
         return heatmap.place(name, self.explainers[name], digest)
 
     def records(self, name: str) -> dict[str, cache.Record]:
-        """Returns what is on disk of a measurement, by picture, in the fixed order."""
+        """Returns the records of a measurement on disk, by image, in the fixed order."""
         folder = self.place(name)
         paths = {picture: folder / f"{picture}.npz" for picture in self.subjects.names}
         return {picture: cache.read(path) for picture, path in paths.items() if path.exists()}
@@ -75,7 +75,7 @@ class Measurements:
         return lambda: heatmap.measured(loaded, picture, self.explainers[name])
 
     def _seeds(self) -> Iterator[tuple[str, Picture, Path, Callable[[], Mapping[str, Any]]]]:
-        """Yields the reference implementation where its figures are known: several seeds, other resampling."""
+        """Yields the reference implementation if its figures are known: several seeds, other resampling."""
         for picture in self.subjects.chosen:
             for (method, known), seed in itertools.product(published.KNOWN, published.SEEDS):
                 if known == picture.name:

@@ -1,4 +1,4 @@
-"""The report: what was measured, beside what is wanted."""
+"""The report: results and goals."""
 
 from pathlib import Path
 
@@ -9,47 +9,47 @@ from quality.measuring import Measurements
 from quality.sets_report import Sets
 from subject import machine
 
-TEXT = """# How good the explanations are
+TEXT = """# Quality of the explanations
 
 `make bench-quality` wrote this file ({machine}): EfficientNet-Lite0
-on up to {count} pictures in a fixed random order, of which a row says how many it rests on; the top class, seed 0,
-means with 95 % bootstrap intervals over the pictures, differences paired by picture. A goal is to be judged on 40
-pictures; on fewer, the verdict is what those few say, and `make bench-quality` goes on from there.
+on up to {count} images in a fixed random order. Each row states its number of images. The top class, seed 0, means
+with 95 % bootstrap intervals over the images, differences paired by image. A goal must be judged on 40 images; on
+fewer, the verdict is provisional, and `make bench-quality` measures the rest.
 
-## What is wanted, and what is reached
+## Goals and results
 
 {goals}
-"Authors' protocol" is the published code of I-GOS and iGOS++ as it runs, written anew (`protocol="authors"`). Trials of
-its line search whose failure is certain before all of it is evaluated are left out of the run and counted all the same.
-Against the program itself both are measured as the program does it: cells of equal saliency in the order of a sort,
-which by itself moves a figure by some hundredths. The program's figures are of one run, whose noise nobody fixed; the
-protocol's are the mean of some seeds, with the range.
+"Reimplemented" is the reference implementation of I-GOS and iGOS++, reimplemented with its faults. Trials of its line
+search whose failure is certain before all of it is evaluated are not run, but counted. For the comparison with the
+published code, both are measured in its way: cells of equal saliency in the order of a sort, which alone changes a
+figure by some hundredths. The figures of the published code are of one run, whose noise was not fixed; those of the
+reimplementation are the mean of several seeds, with the range.
 
 {protocol}
-How the pictures behind the program's figures were brought to 224 pixels is not known, and it matters: the same protocol
-with seed 0 on the same pictures, resampled otherwise than bilinear with antialiasing:
+It is not known how the images of the published figures were resized to 224 pixels, and it matters. The
+reimplementation with seed 0 on the same images, with other resampling than bilinear with antialiasing:
 
 {resampled}
 ## Heatmaps
 
 Insertion (high is good) and deletion (low is good, but adversarial masks reach it too) in 50 steps at 28x28 cells with
 a checked blur as baseline; finer heatmaps are averaged over cells, coarser ones upsampled. Methods have their defaults.
-Seconds are those of one core of a busy machine, metrics left out.
+Seconds are those of one core of a busy machine, without metrics.
 
 {methods}
 ## Quality against evaluations
 
 {curve}
-The default spends {spent} at most: a descent whose mask has settled ends.
+The default takes at most {spent}: a descent ends when its mask has converged.
 
 {halves_text}
 
 {halves}
 ## Minimal sufficient explanations
 
-Both searches have 7x7 patches as bilinear tents, a black baseline and a threshold of 0.9. Evaluations are all that were
-made: repeated sets, certificates and orderings included. Smallest and diverse are means over the pictures, the latter
-of the largest family at overlap 1.
+Both searches have 7x7 patches as bilinear tents, a black baseline and a threshold of 0.9. Evaluations include repeated
+sets, certificates and orderings. Smallest and diverse are means over the images, the latter of the largest family at
+overlap 1.
 
 {sets}
 {known}
@@ -62,16 +62,16 @@ sets found at overlap 1 are counted, so that figure is a lower bound):
 {findings}
 ## Do heatmaps change when the weights are random?
 
-Rank correlation with the trained model's heatmap of the same class while ever more layers, from the output down, get
-random weights. Near 0 is good; above 0.5 with all of them random, a heatmap shows the picture and not the model.
+Rank correlation with the trained model's heatmap of the same class, while increasingly many layers, from the output
+down, get random weights. Near 0 is good. Above 0.5 with all layers random, a heatmap shows the image and not the model.
 
 {sanity}
 ## Pointing game
 
-Not measured: no boxes come with these pictures.
+Not measured: these images have no boxes.
 """
 
-HALVES = "Defaults are chosen on one half of the pictures (chelsea and coffee in it), and reported on the other:"
+HALVES = "Defaults are chosen on one half of the images (including chelsea and coffee), and reported on the other:"
 
 
 def write(measurements: Measurements, path: Path | None) -> None:

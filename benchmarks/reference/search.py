@@ -1,9 +1,9 @@
-"""The reference implementation of the beam search for sufficient sets, reimplemented, faults included.
+"""The reference implementation of the beam search for sufficient sets, reimplemented with its faults.
 
 Patches are ordered by two steps of a coarse I-GOS. A beam of states grows by the first successors of each in that
-order; of all successors, best first, each sufficient one is minimised greedily in row-major order, and the best of the
-others are the next beam. As in the published code, an off-by-one keeps one state more than named, successors are never
-de-duplicated, roots are counted at the end of a level alone, and every score is evaluated anew. Patches are tents.
+order. Of all successors, best first, each sufficient one is minimised greedily in row-major order, and the best of the
+others are the next beam. As in the published code, an off-by-one keeps one state more than named, successors are not
+de-duplicated, roots are counted only at the end of a level, and every score is evaluated again. Patches are tents.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ ORDER_STEPS, ORDER_POINTS, ORDER_NOISE = 2, 20, 0.2
 """Steps of the I-GOS that orders the patches, points of its integrated gradient, and its noise."""
 
 FIRST_STEP, DECAY, SHORTEST_STEP, ARMIJO = 200.0, 0.2, 1e-5, 1e-4
-"""Of the line search that each of these steps takes, on the plain objective."""
+"""Parameters of the line search of each of these steps, on the plain objective."""
 
 L1, TV = 1.0, 20.0
 
@@ -47,7 +47,7 @@ class ReferenceSearch(PatchSearch):
     """Where given, no set is evaluated twice, and what was spared by that is counted there."""
 
     def explain(self, problem: Problem) -> Steps[None]:
-        """Yields the roots, certified as sufficient and no more, when the search has ended."""
+        """Yields the roots, certified as sufficient only, when the search has ended."""
         yield from _roots(problem, self.memo(problem), self.max_overlap, self.spared)
 
 
@@ -82,7 +82,7 @@ def _order(problem: Problem, grid: int) -> Steps[list[int]]:
 
 
 def _line_search(problem: Problem, mask: Tensor, gradient: Tensor) -> Steps[Tensor]:
-    """Returns the mask after a step; the shortest one is taken even where it does not descend."""
+    """Returns the mask after a step; the shortest step is taken even if it does not descend."""
     base, length = (yield from _objective(problem, mask)), FIRST_STEP
     while True:
         moved = (mask - length * gradient).clamp(0, 1)
@@ -103,13 +103,13 @@ def _penalty(mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Scorer:
-    """Evaluates sets whether or not they are known, or leaves those that are and counts them."""
+    """Evaluates all sets, or skips known ones and counts them."""
 
     memo: Memo
     spared: Spared | None
 
     def score(self, sets: list[int]) -> Steps[None]:
-        """Sees to it that sets are scored."""
+        """Ensures that sets are scored."""
         wanted = sets
         if self.spared is not None:
             wanted = self.memo.unseen(sets)
@@ -139,7 +139,7 @@ def _search(scorer: _Scorer, order: list[int], roots: list[int]) -> Steps[None]:
 
 
 def _minimise(scorer: _Scorer, bits: int) -> Steps[int]:
-    """Returns what is left when patches, in row-major order, are dropped where the rest still suffices."""
+    """Returns the rest when patches, in row-major order, are removed if the remaining set is sufficient."""
     while True:
         before = bits
         for patch in members(before):

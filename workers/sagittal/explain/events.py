@@ -59,7 +59,7 @@ class CertificateLevel(Enum):
     """Degree to which minimality was proven. Each level includes the levels before it."""
 
     SUFFICIENT = "sufficient"
-    ONE_MINIMAL = "1-minimal"
+    ONE_MINIMAL = "one-minimal"
     SUBSET_MINIMAL = "subset-minimal"
     MINIMUM_SIZE = "minimum-size"
 

@@ -39,7 +39,7 @@ def test_a_smaller_set_elsewhere_bars_the_claim_of_minimum_size_but_leaves_the_s
 
 
 def test_a_score_that_is_not_monotone_does_not_fool_the_certificate(steps):
-    # {0, 1, 2} suffices and no set of two does, but patch 0 alone does: 1-minimal, and not subset-minimal.
+    # {0, 1, 2} suffices and no set of two does, but patch 0 alone does: one-minimal, and not subset-minimal.
     def score(shown):
         return (shown[:, 0] == 1).float() * ((shown.sum(-1) != 2).float() * 0.8 + 0.1)
 

@@ -1,7 +1,7 @@
 """Certificates of minimality: a ladder of claims. Each claim is made only after all its sets were scored.
 
 - sufficient: the set is sufficient, scored alone and in full precision;
-- 1-minimal: no set with one patch less is sufficient;
+- one-minimal: no set with one patch less is sufficient;
 - subset-minimal: no proper subset is sufficient, including the empty set;
 - minimum-size: no smaller set of the whole grid is sufficient.
 
