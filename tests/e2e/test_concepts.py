@@ -177,7 +177,7 @@ def test_names_are_kept_with_the_set_and_shown_in_explanations(client: Client):
     client.concepts.update("named", model="colours", merge={1: 1})
     assert client.concepts.get("named", model="colours").concepts[1].merged_into is None
     client.concepts.delete("named", model="colours")
-    with pytest.raises(NotFound, match=r"colours has no concept set 'named'; there is .*"):
+    with pytest.raises(NotFound, match=r"colours has no concept set 'named'; it has: .*"):
         client.concepts.get("named", model="colours")
 
 
@@ -249,7 +249,7 @@ WRONG = {
     "no class": ({"targets": []}, InvalidRequest, "settings.targets", "empty"),
     "too many x-features": ({"concepts": 33}, InvalidRequest, "settings.fit.concepts", "1 to 32"),
     "a model that does not exist": ({"model": "none"}, NotFound, "settings.model", "no model 'none'"),
-    "no images": ({"images": []}, InvalidRequest, "image", "no image came"),
+    "no images": ({"images": []}, InvalidRequest, "image", "there are no images"),
     "fewer images than x-features": ({"images": PICTURES[:3]}, InvalidRequest, "image", "there are 3 images"),
     "constant features": ({"images": PICTURES[:1] * 20}, InvalidRequest, "image", "the same for every image"),
     "too many images": ({"images": PICTURES[:1] * 51}, InvalidRequest, "image", "more than 50 images"),
@@ -275,7 +275,7 @@ def test_what_is_wrong_is_named(client: Client, fitted: ConceptSet, case: str):
 
 
 def test_a_set_that_is_not_there_is_named_with_those_that_are(client: Client, fitted: ConceptSet):
-    with pytest.raises(NotFound, match=r"no concept set 'none'; there is .*fitted"):
+    with pytest.raises(NotFound, match=r"no concept set 'none'; it has: .*fitted"):
         client.explain(PICTURES[0], model="colours", method=Concepts(concept_set="none"))
 
 

@@ -1,4 +1,4 @@
-"""Turns at Redis, shared fairly by tenants: no tenant waits for all that another has asked."""
+"""Fair sharing of connections to Redis: no tenant waits for all operations of another."""
 
 import asyncio
 import time
@@ -7,19 +7,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 
-#: Tenant for whom the running task works; empty for the service's own work.
+#: Tenant on whose behalf the present task runs; empty for the service's own work.
 ON_BEHALF_OF: ContextVar[str] = ContextVar("on_behalf_of", default="")
 
 
-#: Time for which a tenant counts as active after it asked for a turn, in seconds.
+#: Time for which a tenant counts as active after it requested a turn, in seconds.
 ACTIVE_SECONDS = 1.0
 
 
 class TenantTurns:
-    """Gives `count` turns to the tenants that wait, in rotation; to one tenant `per_tenant` while others are active.
+    """Grants `count` turns to waiting tenants in rotation; to one tenant at most `per_tenant` while others are active.
 
-    The second bound also shares the event loop: what runs between two turns is a tenant's use of it. A tenant that is
-    alone may take all turns, and so may the service's own work.
+    The second limit also shares the event loop, because a tenant uses it between two turns. A tenant that is alone may
+    take all turns, and so may the service's own work.
     """
 
     def __init__(self, count: int, per_tenant: int) -> None:
@@ -27,13 +27,13 @@ class TenantTurns:
         self._per_tenant = per_tenant
         self._held: dict[str, int] = {}
         self._asked: OrderedDict[str, float] = OrderedDict()
-        """When each active tenant last asked, the latest last."""
+        """Time of each active tenant's latest request, newest last."""
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
-        """By tenant; the one whose turn it is comes first."""
+        """Waiting turns by tenant; the next tenant comes first."""
 
     @asynccontextmanager
     async def turn(self, seconds: float) -> AsyncIterator[None]:
-        """Holds a turn of the tenant for whom this task works. Raises TimeoutError if none comes in time."""
+        """Holds a turn for this task's tenant. Raises TimeoutError if it is not granted in time."""
         tenant = ON_BEHALF_OF.get()
         if tenant:
             self._asked[tenant] = time.monotonic()
@@ -54,7 +54,7 @@ class TenantTurns:
             async with asyncio.timeout(seconds):
                 await turn
         except (TimeoutError, asyncio.CancelledError):
-            if turn.done() and not turn.cancelled():  # it was granted at the same moment
+            if turn.done() and not turn.cancelled():  # the turn was granted at the same moment
                 self._release(tenant)
             raise
 
@@ -72,13 +72,13 @@ class TenantTurns:
             self._waiting.move_to_end(tenant)
             if not waiting:
                 del self._waiting[tenant]
-            if not turn.done():  # else whoever waited went away
+            if not turn.done():  # otherwise its caller disconnected
                 self._free -= 1
                 self._held[tenant] = self._held.get(tenant, 0) + 1
                 turn.set_result(None)
 
     def _next(self) -> str | None:
-        """Returns the next tenant that waits and may have another turn."""
+        """Returns the next waiting tenant that may have another turn."""
         long_ago = time.monotonic() - ACTIVE_SECONDS
         while self._asked and next(iter(self._asked.values())) < long_ago:
             self._asked.popitem(last=False)

@@ -1,18 +1,18 @@
-"""Interactive naming: what a person says of the x-features of a set."""
+"""Interactive naming: applies a person's changes to the x-features of a concept set."""
 
 from collections.abc import Callable, Iterable, Mapping
 
 from sagittal.core.errors import InvalidRequest
 from sagittal.v1 import concept_pb2, concept_service_pb2
 
-#: Characters of a name.
+#: Largest number of characters of a name.
 MAX_NAME = 80
 
 
 def apply_changes(
     described: concept_pb2.ConceptSet, changes: Iterable[concept_service_pb2.ConceptChange]
 ) -> concept_pb2.ConceptSet:
-    """Applies changes in order, and returns the set. Raises InvalidRequest, naming the change at fault."""
+    """Applies changes in order and returns the set. Raises InvalidRequest, naming the wrong change."""
     for number, change in enumerate(changes):
         field = f"changes[{number}]"
         _check_index(described, change.index, f"{field}.index")
@@ -25,7 +25,7 @@ def apply_changes(
 
 def _rename(described: concept_pb2.ConceptSet, change: concept_service_pb2.ConceptChange, field: str) -> None:
     if len(change.rename) > MAX_NAME or not change.rename.isprintable():
-        raise InvalidRequest(f"{field} must be up to {MAX_NAME} printable characters", field=field)
+        raise InvalidRequest(f"{field} is not a valid name; give at most {MAX_NAME} printable characters", field=field)
     described.concepts[change.index].name = change.rename
 
 
@@ -40,7 +40,7 @@ def _merge(described: concept_pb2.ConceptSet, change: concept_service_pb2.Concep
     if head != change.index:
         concept.merged_into = head
     for other in described.concepts:
-        # what was shown with this one goes along
+        # x-features that were shown with this one move along
         if other.HasField("merged_into") and other.merged_into == change.index and head != other.index:
             other.merged_into = head
 
@@ -52,7 +52,9 @@ def _mark(described: concept_pb2.ConceptSet, change: concept_service_pb2.Concept
 def _check_index(described: concept_pb2.ConceptSet, index: int, field: str) -> None:
     if index >= len(described.concepts):
         last = len(described.concepts) - 1
-        text = f"{field} is {index}; {described.name!r} has x-features 0 to {last} (x1 to x{last + 1})"
+        text = (
+            f"{field} is {index}; {described.name!r} has x-features 0 to {last} (x1 to x{last + 1}): give one of these"
+        )
         raise InvalidRequest(text, field=field)
 
 

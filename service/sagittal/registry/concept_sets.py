@@ -1,7 +1,7 @@
-"""Concept sets on Redis: a document for each, of a tenant and a model, whose large parts are files.
+"""Concept sets on Redis: a document per tenant, model and name, whose large parts are files.
 
-A set is there once its document is, and its files are written before. Files that no set has are deleted by a sweep:
-those of a set that was deleted or replaced, and those of a fit that ended in between.
+A set exists once its document does; its files are written before. A sweep deletes files that belong to no set: those of
+deleted or replaced sets, and those of fits that ended before the document was stored.
 """
 
 import asyncio
@@ -33,42 +33,42 @@ from sagittal.v1 import concept_pb2
 
 log = structlog.get_logger(__name__)
 
-#: Time in which files must become those of a set once they may be written, in seconds.
+#: Time within which written files must become part of a set, in seconds.
 WRITING_SECONDS = 3600.0
 
-#: Time between two looks for files that no set has, in seconds.
+#: Time between two sweeps for unused files, in seconds.
 SWEEP_SECONDS = 10.0
 
-#: Files that one sweep deletes.
+#: Files that one sweep deletes at a time.
 SWEPT_AT_ONCE = 100
 
 _REVISION = re.compile(r"[0-9]{1,16}")
 
-#: Times that changes are made to a set that others change at the same time.
+#: Attempts to update a set that others update at the same time.
 MOST_ATTEMPTS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StoredConceptSet:
-    """A set as it is stored."""
+    """A concept set as it is stored."""
 
     description: concept_pb2.ConceptSet
-    """Without examples."""
+    """Description without examples."""
     weights: str
-    """Name of the file with its network."""
+    """Name of the file with the explanation network."""
     examples: str
-    """Name of the file with its examples."""
+    """Name of the file with the examples."""
     revision: str = ""
-    """Another after each change; empty before it is stored."""
+    """Changes with each update; empty before the set is stored."""
     job: str = ""
-    """The fit that made it."""
+    """Job that fitted it."""
 
 
 class DamagedConceptSet(FailedPrecondition):
-    """The document of a set cannot be read; it has been set aside."""
+    """The document of a set cannot be read; it was moved aside."""
 
     def __init__(self, name: str) -> None:
-        text = f"the concept set {shown(name)} was damaged while it was stored, and has been set aside: fit it again"
+        text = f"the stored concept set {shown(name)} is damaged and was moved aside: fit it again"
         super().__init__(text, field="name")
 
 
@@ -82,7 +82,7 @@ class ConceptSets:
     async def list(
         self, tenant: str, model: str, *, limit: int, page_token: str
     ) -> tuple[Sequence[concept_pb2.ConceptSet], str]:
-        """Returns a page of a tenant's sets by model and name, of all models for an empty one, and the next token."""
+        """Returns a page of a tenant's sets, by model and name, and the next token; an empty model means all."""
         answer = await self._redis.script(load_script("concepts_list"), tenant, model, page_token, limit)
         more, *flat = answer
         found, last = [], ""
@@ -97,7 +97,7 @@ class ConceptSets:
         return found, last if more else ""
 
     async def get(self, tenant: str, model: str, name: str) -> StoredConceptSet:
-        """Returns a set. Raises NotFound, naming those that exist, and FailedPrecondition for a damaged one."""
+        """Returns a set. Raises NotFound, naming those that exist, or FailedPrecondition for a damaged one."""
         answer = await self._redis.script(load_script("concepts_read"), tenant, model, name)
         stored = parse_set(answer, model, name)
         if stored is None:
@@ -112,13 +112,13 @@ class ConceptSets:
         name: str,
         change: Callable[[concept_pb2.ConceptSet], concept_pb2.ConceptSet],
     ) -> StoredConceptSet:
-        """Changes a set, wholly or not at all, whoever else changes it, and returns it.
+        """Updates a set atomically and returns it.
 
         Args:
-            tenant: Whose it is.
-            model: Its model.
-            name: Its name.
-            change: Changes the description that it is given and returns it; called anew where another was faster.
+            tenant: Tenant to which the set belongs.
+            model: Model of the set.
+            name: Name of the set.
+            change: Changes the given description and returns it; called again if another update came first.
         """
         for _ in range(MOST_ATTEMPTS):
             stored = await self.get(tenant, model, name)
@@ -129,16 +129,16 @@ class ConceptSets:
                 return stored
             if verdict == b"full":
                 raise full(int(detail[0]), self._max_tenant_bytes)
-        raise FailedPrecondition(f"the concept set {shown(name)} is changed by many at once: try again")
+        raise FailedPrecondition(f"the concept set {shown(name)} is being updated by other callers: try again")
 
     async def delete(self, tenant: str, model: str, name: str) -> None:
         """Deletes a set; a sweep deletes its files. Raises NotFound."""
         nonce = secrets.token_hex(8)
         if await self._redis.script(load_script("concepts_delete"), tenant, model, name, nonce) != b"deleted":
-            await self.get(tenant, model, name)  # says which there are
+            await self.get(tenant, model, name)  # raises NotFound with the existing ones
 
     async def sweep(self, files: ConceptFiles) -> int:
-        """Deletes files that no set has, and returns how many. Raises Unavailable."""
+        """Deletes files that belong to no set; returns their number. Raises Unavailable."""
         swept: list[bytes] = []
         while unused := await self._redis.script(load_script("concepts_sweep"), SWEPT_AT_ONCE, *swept[-SWEPT_AT_ONCE:]):
             for name in unused:
@@ -147,7 +147,7 @@ class ConceptSets:
         return len(swept)
 
     async def keep_sweeping(self, files: ConceptFiles) -> None:
-        """Deletes files that no set has, again and again."""
+        """Deletes files that belong to no set, repeatedly."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             try:
@@ -177,12 +177,12 @@ class WorkerConceptSets:
         observer: QueueObserver = UNOBSERVED,
     ) -> None:
         self.files = files
-        """Where their files are."""
+        """The files of the sets."""
         self._max_tenant_bytes = max_tenant_bytes
         self._redis = SyncRunner(connect_sync(settings), settings, root_key(settings), observer)
 
     def get(self, tenant: str, model: str, name: str) -> StoredConceptSet:
-        """Returns a set. Raises NotFound, naming those that exist, and FailedPrecondition for a damaged one."""
+        """Returns a set. Raises NotFound, naming those that exist, or FailedPrecondition for a damaged one."""
         answer = self._redis.script(load_script("concepts_read"), tenant, model, name)
         stored = parse_set(answer, model, name)
         if stored is None:
@@ -192,29 +192,29 @@ class WorkerConceptSets:
         return stored
 
     def write_files(self, files: dict[str, bytes]) -> None:
-        """Writes the files of a set that is about to be stored. Raises Unavailable."""
+        """Writes the files of a set before the set is stored. Raises Unavailable."""
         self._redis.script(load_script("concepts_reserve"), WRITING_SECONDS, *files)
         for name, content in files.items():
             self.files.write(name, content)
 
     def save(self, lease: Lease, stored: StoredConceptSet, size: int, *, replace: bool) -> bool:
-        """Stores a set whose files are written, while the lease of its fit is held; False where the name is taken.
+        """Stores a set whose files are written, if the lease is valid; returns False if the name is taken.
 
         Args:
-            lease: Of the fit. A set that an earlier attempt at it stored is replaced.
+            lease: Lease of the fit. A set stored by an earlier attempt of it is replaced.
             stored: The set.
             size: Bytes of its files.
-            replace: Whether it replaces one of the same name.
+            replace: Whether it replaces a set of the same name.
 
         Raises:
             LeaseLost: the lease is lost.
-            FailedPrecondition: the tenant's sets would take too many bytes.
+            FailedPrecondition: the tenant's sets would exceed their limit.
         """
         job = lease.job
         return self._save("fit", job.job_id, lease.token, job.tenant, stored, size, replace=replace)
 
     def import_set(self, tenant: str, stored: StoredConceptSet, size: int) -> bool:
-        """Stores a set of an older release; False where there is one of its name."""
+        """Stores a set of an older release; returns False if the name is taken."""
         return self._save("import", "import", 0, tenant, stored, size, replace=False)
 
     def close(self) -> None:
@@ -246,7 +246,7 @@ class WorkerConceptSets:
             case b"expired":
                 raise JobFailed(
                     f"the files of the concept set {described.name!r} took more than {WRITING_SECONDS:g} s to write: "
-                    "see whether their store is slow, and fit the set again"
+                    "check whether the store is slow, and fit the set again"
                 )
             case b"full":
                 raise full(int(detail[0]), self._max_tenant_bytes)
@@ -254,11 +254,11 @@ class WorkerConceptSets:
 
 
 def parse_set(answer: Sequence[bytes], model: str, name: str) -> StoredConceptSet | None:
-    """Returns a set from the answer of the script `concepts_read`, None for a damaged one. Raises NotFound."""
+    """Returns the set in an answer of `concepts_read`; None if it is damaged. Raises NotFound."""
     verdict, *rest = answer
     if verdict != b"found":
         there = ", ".join(each.decode(errors="replace") for each in rest) or "none"
-        text = f"{shortened(model, EXCERPT)} has no concept set {shown(name)}; there is {there}"
+        text = f"{shortened(model, EXCERPT)} has no concept set {shown(name)}; it has: {there}"
         raise NotFound(text, field="name")
     document, *texts = rest
     revision, weights, examples, job = (text.decode(errors="replace") for text in texts)
@@ -269,7 +269,7 @@ def parse_set(answer: Sequence[bytes], model: str, name: str) -> StoredConceptSe
 
 
 def parse_document(document: bytes, member: str) -> concept_pb2.ConceptSet | None:
-    """Returns a description; None for one that cannot be read, or is of another set than MODEL/NAME."""
+    """Returns a description; None if it cannot be parsed or does not belong to MODEL/NAME."""
     try:
         described = concept_pb2.ConceptSet.FromString(document)
     except DecodeError:
@@ -278,7 +278,7 @@ def parse_document(document: bytes, member: str) -> concept_pb2.ConceptSet | Non
 
 
 def split_examples(described: concept_pb2.ConceptSet) -> tuple[concept_pb2.ConceptSet, bytes]:
-    """Returns a description without its examples, and these as the content of a file."""
+    """Returns a description without its examples, and the examples as the content of a file."""
     document, examples = concept_pb2.ConceptSet(), concept_pb2.ConceptSet()
     document.CopyFrom(described)
     for concept in document.concepts:
@@ -288,7 +288,7 @@ def split_examples(described: concept_pb2.ConceptSet) -> tuple[concept_pb2.Conce
 
 
 def join_examples(document: concept_pb2.ConceptSet, content: bytes) -> concept_pb2.ConceptSet:
-    """Returns a description with the examples of its file."""
+    """Returns a description with the examples from its file."""
     whole = concept_pb2.ConceptSet()
     whole.CopyFrom(document)
     shown_by = {each.index: each.examples for each in concept_pb2.ConceptSet.FromString(content).concepts}
@@ -298,12 +298,12 @@ def join_examples(document: concept_pb2.ConceptSet, content: bytes) -> concept_p
 
 
 def log_damage(tenant: str, model: str, name: str) -> None:
-    """Reports a set that was set aside."""
-    log.error("concept-set-damaged", tenant=tenant, model=model, concept_set=name, doing="setting it aside")
+    """Logs a damaged set that was moved aside."""
+    log.error("concept-set-damaged", tenant=tenant, model=model, concept_set=name, doing="moving it aside")
 
 
 def full(size: int, most: int) -> FailedPrecondition:
-    """Returns the error for sets that would take too many bytes."""
+    """Returns the error for sets that would exceed the tenant's limit."""
     text = (
         f"the concept sets of this tenant would take {size:,} bytes; SAGITTAL_CONCEPTS__MAX_TENANT_BYTES allows "
         f"{most:,}: delete one with DeleteConceptSet"

@@ -1,4 +1,4 @@
-"""ConceptService: concept sets are fitted by workers; the service itself lists, returns, names and deletes them."""
+"""ConceptService: workers fit concept sets; the service itself lists, returns, updates and deletes them."""
 # ruff: noqa: N802 - names and signatures are those of the API
 
 import asyncio
@@ -30,10 +30,10 @@ from sagittal.server.rpc.layers import Context
 from sagittal.server.settings import ConceptLimits
 from sagittal.v1 import concept_pb2, concept_service_pb2, concept_service_pb2_grpc, explanation_pb2, model_pb2
 
-#: Name of a set.
+#: Valid names of sets.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 
-#: Longest time that the rest of a refused upload is read, and the silence that ends it before, in seconds.
+#: Longest time to read the rest of a refused upload, and the silence that ends it earlier, in seconds.
 _REST_SECONDS = 30.0
 _SILENCE_SECONDS = 1.0
 
@@ -42,9 +42,9 @@ Requests = AsyncIterator[concept_service_pb2.FitConceptsRequest]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """A fit that a call asks for.
+    """A fit that a call requests.
 
-    The images of a call are stored one by one, and the job that uses them comes after the last.
+    The images of the call are stored one by one; the job that uses them is queued after the last.
     """
 
     job: NewJob
@@ -53,7 +53,7 @@ class Asked:
 
 
 class ConceptFits:
-    """Turns calls of FitConcepts into jobs."""
+    """Turns FitConcepts calls into jobs."""
 
     def __init__(
         self, queue: JobQueue, catalogue: Catalogue, intake: Intake, files: ConceptFiles, limits: ConceptLimits
@@ -65,13 +65,13 @@ class ConceptFits:
         self._limits = limits
 
     async def read(self, requests: Requests, caller: Caller) -> Asked:
-        """Reads a call to the end of its images, which are stored, and checks it.
+        """Reads a call to its end, stores its images, and validates it.
 
-        The rest of a call that is refused is read and discarded, within bounds.
+        The rest of a refused call is read and discarded, within limits.
 
         Raises:
-            InvalidRequest: the settings are wrong, or there are too many images, or none.
-            FailedPrecondition: this service could not return the set.
+            InvalidRequest: the settings are wrong, or there are too many images or none.
+            FailedPrecondition: no storage for concept sets is configured.
             Overloaded: there is no room for the images.
         """
         try:
@@ -110,7 +110,7 @@ class ConceptFits:
             return Asked(job=job, settings=settings, model=model)
 
     async def queue(self, asked: Asked) -> tuple[Job, bool]:
-        """Queues a fit that was read, and says whether it is new. Raises Overloaded."""
+        """Queues a fit; returns the job and whether it is new. Raises Overloaded."""
         with self._intake.counting_refusals():
             return await self._intake.submit(asked.job, asked.model)
 
@@ -134,13 +134,16 @@ class ConceptFits:
     async def _attach(
         self, requests: Requests, settings: concept_service_pb2.FitConceptsSettings, job_id: str, caller: Caller
     ) -> None:
-        """Stores the images as they come, and notes in the settings how many there are and what tells them apart."""
+        """Stores the images as they arrive, and sets their number and digests in the settings."""
         digest, annotations, count, size = hashlib.sha256(), hashlib.sha256(), 0, 0
         annotated = False
         async for request in requests:
             check_bounds(request)
             if request.WhichOneof("part") != "image":
-                raise InvalidRequest("the settings came twice; send them first, and then images", field="settings")
+                raise InvalidRequest(
+                    "settings is set in a later message; send it only in the first message, and images after it",
+                    field="settings",
+                )
             part = request.image.SerializeToString(deterministic=True)
             parts = _annotations(request, count)
             count, size = count + 1, size + len(part) + len(parts)
@@ -152,16 +155,20 @@ class ConceptFits:
                 annotated = True
                 await self._queue.attach(job_id, attachment_of(count - 1), parts, tenant=caller.tenant)
         if not settings.dataset and not count:
-            raise InvalidRequest("no image came; send images after the settings, or name a dataset", field="image")
+            raise InvalidRequest(
+                "there are no images; send images after the settings, or set settings.dataset", field="image"
+            )
         settings.image_count, settings.images_digest = count, digest.hexdigest()
         settings.annotations_digest = annotations.hexdigest() if annotated else ""
 
     def _check_size(self, settings: concept_service_pb2.FitConceptsSettings, count: int, size: int) -> None:
         if settings.dataset:
-            text = f"images came, but settings.dataset names {shown(settings.dataset)}; give one or the other"
+            text = f"settings.dataset is {shown(settings.dataset)}, and images were sent; give one or the other"
             raise InvalidRequest(text, field="settings.dataset")
         if count > self._limits.max_images:
-            text = f"more than {self._limits.max_images:,} images came; send fewer, or fit to a dataset of the workers"
+            text = (
+                f"there are more than {self._limits.max_images:,} images; send fewer, or use a dataset of the workers"
+            )
             raise InvalidRequest(text, field="image")
         if size > self._limits.max_bytes:
             text = f"the images have more than {self._limits.max_bytes:,} bytes together; send fewer or smaller ones"
@@ -169,9 +176,10 @@ class ConceptFits:
 
 
 async def _discard(requests: Requests, limits: ConceptLimits) -> None:
-    """Reads what a caller still sends after a refusal: until it ends or pauses, and no more than a fit may have.
+    """Reads the rest of a refused call until it ends or pauses, within the limits of a fit.
 
-    gRPC's asyncio client replaces the status of a call that ends while it sends a message by an error of its own.
+    If a call ends while gRPC's asyncio client sends a message, the client replaces the call's status with its own
+    error.
     """
     size, until = 0, time.monotonic() + _REST_SECONDS
     with contextlib.suppress(TimeoutError, StopAsyncIteration, SagittalError):
@@ -183,14 +191,14 @@ async def _discard(requests: Requests, limits: ConceptLimits) -> None:
 
 
 def check_name(name: str, field: str) -> None:
-    """Raises InvalidRequest for what is no name of a set."""
+    """Raises InvalidRequest if the name of a set is invalid."""
     if not _NAME.match(name):
         text = f"{field} is {shown(name)}; give 1 to 64 letters, digits, dots, dashes or underscores"
         raise InvalidRequest(text, field=field)
 
 
 def _annotations(request: concept_service_pb2.FitConceptsRequest, number: int) -> bytes:
-    """Returns the annotated parts of an image as they are stored; empty for none."""
+    """Returns the annotated parts of an image in their stored form; empty if there are none."""
     check_parts(request.annotated_parts, f"image {number}")
     only = concept_service_pb2.FitConceptsRequest(annotated_parts=request.annotated_parts)
     return only.SerializeToString(deterministic=True)
@@ -200,11 +208,15 @@ async def _first(requests: Requests) -> concept_service_pb2.FitConceptsSettings:
     async for request in requests:
         check_bounds(request)
         if request.annotated_parts:
-            raise InvalidRequest("the settings came with parts; they go with an image", field="annotated_parts")
+            raise InvalidRequest(
+                "annotated_parts is set beside the settings; send it with an image", field="annotated_parts"
+            )
         if request.WhichOneof("part") == "settings":
             return request.settings
         break
-    raise InvalidRequest("the first message must carry the settings; images follow", field="settings")
+    raise InvalidRequest(
+        "the first message has no settings; send the settings first, and images after them", field="settings"
+    )
 
 
 def _seconds(settings: concept_service_pb2.FitConceptsSettings) -> float:
@@ -212,16 +224,16 @@ def _seconds(settings: concept_service_pb2.FitConceptsSettings) -> float:
         return 0.0
     seconds = settings.deadline.seconds + settings.deadline.nanos / 1e9
     if seconds <= 0:
-        raise InvalidRequest(f"settings.deadline is {seconds:g} s; give more", field="settings.deadline")
+        raise InvalidRequest(f"settings.deadline is {seconds:g} s; give more than 0 s", field="settings.deadline")
     return float(seconds)
 
 
-#: Sets on a page if the request names no number, and most.
+#: Default and largest number of sets on a page.
 DEFAULT_PAGE, MAX_PAGE = 50, 1_000
 
 
 class ConceptServicer(concept_service_pb2_grpc.ConceptServiceServicer):
-    """Serves concept sets."""
+    """Serves ConceptService."""
 
     def __init__(
         self,
@@ -242,7 +254,7 @@ class ConceptServicer(concept_service_pb2_grpc.ConceptServiceServicer):
     async def FitConcepts(
         self, request_iterator: AsyncIterator[concept_service_pb2.FitConceptsRequest], context: Context
     ) -> AsyncGenerator[concept_service_pb2.FitConceptsResponse, None]:
-        """Fits a set; a dropped call cancels the job that it made, unless detached."""
+        """Fits a set; a dropped call cancels the job it created, unless detached."""
         asked = await self._fits.read(request_iterator, current_caller())
         settings, accepting = asked.settings, self._fits.queue(asked)
         job, is_new = await (accepting if settings.detach else self._relay.accepted(accepting, rpc="FitConcepts"))
@@ -276,7 +288,7 @@ class ConceptServicer(concept_service_pb2_grpc.ConceptServiceServicer):
     async def GetConceptSet(
         self, request: concept_service_pb2.GetConceptSetRequest, context: Context
     ) -> concept_service_pb2.GetConceptSetResponse:
-        """Returns a set, whole."""
+        """Returns a set with all fields."""
         async with self._found(request.model):
             whole = await self._whole(request.model, request.name)
         return concept_service_pb2.GetConceptSetResponse(concept_set=whole)
@@ -284,13 +296,13 @@ class ConceptServicer(concept_service_pb2_grpc.ConceptServiceServicer):
     async def UpdateConceptSet(
         self, request: concept_service_pb2.UpdateConceptSetRequest, context: Context
     ) -> concept_service_pb2.UpdateConceptSetResponse:
-        """Names, merges or marks x-features, all changes or none."""
+        """Names, merges or marks x-features; applies all changes or none."""
         if not request.changes:
             raise InvalidRequest(f"changes is empty; give 1 to {MAX_CHANGES:,}", field="changes")
         model, name = request.model, request.name
         change = partial(apply_changes, changes=request.changes)
         async with self._found(model):
-            await self._whole(model, name)  # where it cannot be returned, it is not changed either
+            await self._whole(model, name)  # if it cannot be returned, it must not be updated either
             await self._sets.update(current_caller().tenant, model, name, change)
             whole = await self._whole(model, name)
         return concept_service_pb2.UpdateConceptSetResponse(concept_set=whole)
@@ -306,7 +318,7 @@ class ConceptServicer(concept_service_pb2_grpc.ConceptServiceServicer):
 
     @asynccontextmanager
     async def _found(self, model: str) -> AsyncIterator[None]:
-        """Raises UnknownModel in place of NotFound if there is no such model either."""
+        """Raises UnknownModel instead of NotFound if the model does not exist either."""
         try:
             yield
         except NotFound:
@@ -332,9 +344,9 @@ class ConceptServicer(concept_service_pb2_grpc.ConceptServiceServicer):
             except NotFound:
                 if last:
                     raise
-                continue  # it has been fitted again meanwhile, or deleted
+                continue  # the set was fitted again or deleted meanwhile
             return join_examples(stored.description, examples)
-        raise AssertionError("the last look returns or raises")
+        raise AssertionError("the last iteration returns or raises")
 
 
 def _loss(progress: explanation_pb2.Progress) -> concept_service_pb2.FitLoss:

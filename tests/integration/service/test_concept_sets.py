@@ -77,7 +77,7 @@ async def test_with_no_worker_sets_are_listed_returned_named_and_deleted(tmp_pat
         assert (await site.get()).concept_set == changed.concept_set
         await site.stub.DeleteConceptSet(pb.DeleteConceptSetRequest(model="lamp", name="set"))
         assert await site.names() == ["other"]
-        with pytest.raises(grpc.aio.AioRpcError, match="lamp has no concept set 'set'; there is other") as caught:
+        with pytest.raises(grpc.aio.AioRpcError, match="lamp has no concept set 'set'; it has: other") as caught:
             await site.get()
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
         assert await site.stack.queue.jobs.depth() == {}, "nothing was asked of a worker"
@@ -122,7 +122,7 @@ async def test_a_tenant_sees_changes_and_deletes_nothing_of_anothers(tmp_path: P
             (site.stub.DeleteConceptSet, pb.DeleteConceptSetRequest(model="lamp", name="set")),
         )
         for call, request in calls:
-            with pytest.raises(grpc.aio.AioRpcError, match="there is none") as caught:
+            with pytest.raises(grpc.aio.AioRpcError, match="it has: none") as caught:
                 await call(request, metadata=theirs)
             assert caught.value.code() is grpc.StatusCode.NOT_FOUND
         mine = (("authorization", f"Bearer {TENANT}"),)
@@ -162,7 +162,7 @@ async def test_a_damaged_document_is_set_aside_and_the_others_are_served(tmp_pat
             expected = grpc.StatusCode.NOT_FOUND if how == "another type" else grpc.StatusCode.FAILED_PRECONDITION
             assert caught.value.code() is expected
             if how != "another type":
-                assert "has been set aside: fit it again" in str(caught.value.details())
+                assert "was moved aside: fit it again" in str(caught.value.details())
                 assert [log["concept_set"] for log in logs if log["event"] == "concept-set-damaged"] == ["set"]
             assert client.exists(f"{root_key(settings)}quarantine:concept:{TENANT}:lamp/set")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -196,10 +196,10 @@ async def test_examples_that_were_changed_are_refused_and_a_store_that_is_away_c
 async def test_a_service_without_their_files_lists_and_deletes_and_names_the_setting(tmp_path: Path) -> None:
     async with serving(tmp_path, "set", kept=False) as site:
         assert await site.names() == ["set"]
-        with pytest.raises(grpc.aio.AioRpcError, match=r"this service has no place .*SAGITTAL_CONCEPTS__DIRECTORY"):
+        with pytest.raises(grpc.aio.AioRpcError, match=r"this service has no storage .*SAGITTAL_CONCEPTS__DIRECTORY"):
             await site.get()
         fit = pb.FitConceptsSettings(name="new", model="lamp", targets=[explanation_pb2.Target(index=0)])
-        with pytest.raises(grpc.aio.AioRpcError, match="this service has no place"):
+        with pytest.raises(grpc.aio.AioRpcError, match="this service has no storage"):
             async for _ in site.stub.FitConcepts(iter([pb.FitConceptsRequest(settings=fit)])):
                 pass
         await site.stub.DeleteConceptSet(pb.DeleteConceptSetRequest(model="lamp", name="set"))

@@ -63,7 +63,7 @@ async def test_a_set_of_another_digest_is_refused(site: Site):
 
 async def test_another_tenant_sees_nothing_of_it(site: Site):
     await site.store_a_set()
-    with pytest.raises(NotFound, match="there is none"):
+    with pytest.raises(NotFound, match="it has: none"):
         site.store.load("theirs", "model", "set", "d" * 64)
 
 
@@ -98,7 +98,7 @@ async def test_a_worker_that_dies_between_weights_and_document_leaves_nothing_ha
         with pytest.raises(SystemExit):
             site.store.save(lease, a_set(), network(), replace=False)
     assert len(site.concepts.names()) == 2, "its files are written"
-    with pytest.raises(NotFound, match="there is none"):
+    with pytest.raises(NotFound, match="it has: none"):
         site.store.load(MINE, "model", "set", "d" * 64)
     site.queue.worker("dies").release(lease)
     again = site.queue.lease("next")

@@ -1,9 +1,12 @@
 -- Shared by the scripts of concept sets, after arguments.lua, quarantine.lua and common.lua. Keys:
---   concept:TENANT:MODEL/NAME hash of a set: its `document`, its `revision`, the names of the files with its `weights` and its
---   `examples`, the `bytes` of them and of the document, and the `job` that fitted it
---   concepts:TENANT zset of MODEL/NAME, each with score 0   concept_bytes hash by tenant
---   concept_revision string, counts every change of a set   concept_trash set of files to delete
---   concept_files zset of files that no set has yet, by the time until which they may be written
+--   concept:TENANT:MODEL/NAME   hash of a set: its `document`, `revision`, the names of its files (`weights` and
+-- `examples`),
+--                               the `bytes` of files and document, and the `job` that fitted it
+--   concepts:TENANT    zset of MODEL/NAME, all with score 0
+--   concept_bytes      hash of bytes by tenant
+--   concept_revision   string: counts all changes of sets
+--   concept_trash      set of files to delete
+--   concept_files      zset of files that belong to no set yet, by the time until which they are kept
 
 local TENANT, MODEL, SET_NAME = named('tenant', NAME), named('model', NAME), named('name', NAME)
 local MOST_BYTES = named('max_tenant_bytes', SIZE)
@@ -13,13 +16,13 @@ local function member_of(given) return given.model .. '/' .. given.name end
 local function set_key(tenant, member) return root .. 'concept:' .. tenant .. ':' .. member end
 local function index_key(tenant) return root .. 'concepts:' .. tenant end
 
--- Returns a set but for its document; nothing where there is none.
+-- Returns a set without its document; nil if it does not exist.
 local function read_set(tenant, member)
   local set = pick(set_key(tenant, member), {'revision', 'weights', 'examples', 'bytes', 'job'})
   if set.revision ~= '' then return set end
 end
 
--- Returns what is too much, as an answer, where a tenant's sets would take more than they may; else nothing.
+-- Returns the answer {'full', bytes} if a tenant's sets would exceed their limit, else nil.
 local function too_much(tenant, more, most)
   local bytes = (stored(call('HGET', root .. 'concept_bytes', tenant)) or 0) + more
   if more > 0 and bytes > most then return {'full', string.format('%.0f', bytes)} end
@@ -37,7 +40,7 @@ local function drop_set(tenant, member, set)
   count('concept_bytes', tenant, -(stored(set.bytes) or 0))
 end
 
--- Returns the sets of a model, by member, at most `most`, after `after` where it is not empty; of all models for an empty one.
+-- Returns up to `most` keys MODEL/NAME of a model's sets after `after`; an empty model means all models.
 local function members(tenant, model, after, most)
   local first, last = model == '' and '-' or '[' .. model .. '/', model == '' and '+' or '(' .. model .. '0'
   if after ~= '' and (first == '-' or after >= model .. '/') then first = '(' .. after end

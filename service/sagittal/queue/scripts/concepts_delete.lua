@@ -1,5 +1,5 @@
--- Deletes a set; its files are deleted by the next sweep. The nonce makes a repeated call of the same deletion succeed. Returns
--- 'deleted' or 'unknown'.
+-- Deletes a set; the next sweep deletes its files. The nonce makes a repeated call of the same deletion succeed.
+-- Returns 'deleted' or 'unknown'.
 local given = arguments({TENANT, MODEL, SET_NAME, named('nonce', NAME)})
 local tenant, member, mark = given.tenant, member_of(given), root .. 'deleted:' .. given.nonce
 local set = read_set(tenant, member)

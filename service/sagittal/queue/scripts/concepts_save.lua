@@ -1,7 +1,8 @@
--- Stores a set whose files are written: how ('fit' by a worker that holds the lease of the job, or 'import' of a set that an
--- older release stored), job, token, tenant, model, name, '1' to replace a set of that name, document, files with weights and
--- examples, their bytes, and the most bytes of the tenant's sets. Returns {'saved'}, {'lost'} where the lease is, {'exists'},
--- {'expired'} where the files may be deleted by now, or {'full', bytes}. A set that the same job has stored is replaced.
+-- Stores a set whose files are written: how ('fit' by a worker with the lease of the job, or 'import' of a set from an
+-- older release), job, token, tenant, model, name, '1' to replace a set of that name, document, weights file, examples
+-- file, their bytes, and the limit for the tenant's sets. Returns {'saved'}, {'lost'} if the lease is lost, {'exists'},
+-- {'expired'} if the files may already be deleted, or {'full', bytes}. A set that the same job stored earlier is
+-- replaced.
 local given = arguments({{'how', one_of('fit', 'import')}, ANY_ID, TOKEN, TENANT, MODEL, SET_NAME, {'replace', one_of('', '1')},
   named('document', NAME), named('weights', NAME), named('examples', NAME), named('bytes', SIZE), MOST_BYTES})
 local tenant, member, files = given.tenant, member_of(given), root .. 'concept_files'

@@ -1,5 +1,5 @@
--- Replaces the document of a set of this revision. Returns {'saved'}, {'changed'} where its revision is another by now, {'unknown'},
--- or {'full', bytes}.
+-- Replaces the document of a set of this revision. Returns {'saved'}, {'changed'} if the set has another revision,
+-- {'unknown'}, or {'full', bytes}.
 local given = arguments({TENANT, MODEL, SET_NAME, REVISION, named('document', NAME), MOST_BYTES})
 local tenant, member = given.tenant, member_of(given)
 local set = read_set(tenant, member)

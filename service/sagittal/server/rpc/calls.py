@@ -1,4 +1,4 @@
-"""How many calls a tenant may have open: past it the tenant is refused, and others go on."""
+"""Limits the open calls of each tenant; calls beyond the limit are refused, and other tenants are not affected."""
 
 import asyncio
 from collections import Counter as Counts
@@ -11,15 +11,15 @@ from sagittal.server.rpc.access import OPEN_SERVICES, current_caller
 from sagittal.server.rpc.layers import Call, Proceed
 from sagittal.server.settings import CallSettings
 
-#: Bounds that calls are refused by, as the metric names them.
+#: Limits that refuse calls, as labels of the metric.
 TENANT, OPEN = ("max_per_tenant", "max_open_watches")
 
 
 class Calls:
-    """The layer that refuses a tenant's calls beyond the bound, before their messages are read.
+    """Layer that refuses a tenant's calls beyond the limit before their messages are read.
 
-    A refusal is held back for a while, as many at a time as there may be calls: whoever tries again at once then takes
-    little processor time from others.
+    Refusals are delayed, up to the same number of calls at a time. So a client that retries immediately takes little
+    processor time from others.
     """
 
     def __init__(self, settings: CallSettings, refused: Counter) -> None:
@@ -28,7 +28,7 @@ class Calls:
         self._open: Counts[str] = Counts()
         self._held: Counts[str] = Counts()
         for bound in (TENANT, OPEN):
-            refused.labels(bound)  # shown as 0 before the first
+            refused.labels(bound)  # starts at 0
 
     async def __call__(self, call: Call, proceed: Proceed) -> Any:
         """Counts a call while it is open."""
@@ -37,7 +37,7 @@ class Calls:
         elif call.streams:
             tenant, bound, most = "", OPEN, self._settings.max_open_watches
         else:
-            return await proceed()  # it ends at once: a probe is answered whoever floods
+            return await proceed()  # probes end immediately and are always answered
         if self._open[tenant] >= most:
             await self._refuse(tenant, bound, most)
         self._open[tenant] += 1
