@@ -260,39 +260,39 @@ def written(
         "# Concept sets, measured\n\n"
         f"`make bench-concepts` on {machine()}, EfficientNet-Lite0, {where}, {VIEWS} random crops of each that is "
         f"fitted, {CONCEPTS} x-features of the layer `{LAYER}`, {EPOCHS} epochs, {SEEDS} seeds. A fifth of the "
-        f"pictures ({several.images}) is held out, and all figures but stability are of these, uncropped. The score "
-        "that is predicted is the class's logit, the model's output before softmax. Classes are the model's answers to "
-        "evenly spaced pictures: none is chosen for how well it goes. PCA, NMF and the autoencoder never see the "
-        "score: the best linear readout with a constant is put on them. How to use concept sets: [](concept-sets.md)."
+        f"images ({several.images}) is held out, and all figures except stability are measured on these, uncropped. "
+        "The predicted score is the logit of the class, the model's output before softmax. Classes are the model's top "
+        "classes on evenly spaced images: none is selected by its results. PCA, NMF and the autoencoder never see the "
+        "score: the best linear readout with a constant is fitted to their codes. How to use concept sets: "
+        "[](concept-sets.md)."
         f"\n\n{_READING}\n\nMean over the classes:\n\n"
         + table(["", *COLUMNS, "worst correlation"], _means(rows))
         + _LEGEND
         + "\nEach class:\n\n"
         + table(["class", "", *COLUMNS], each)
         + f"\nOne set for the {len(labels)} classes together ({', '.join(labels)}): mean correlation "
-        f"{_figure(several.faithfulness_correlation)}, mean error {_figure(several.faithfulness_error)}, the same of "
-        f"these classes first as the model on {_figure(several.class_agreement)} of the held-out pictures.\n"
+        f"{_figure(several.faithfulness_correlation)}, mean error {_figure(several.faithfulness_error)}, the same top "
+        f"class among these as the model on {_figure(several.class_agreement)} of the held-out images.\n"
         + _locality(together)
-        + f"\nExtracting the features once and fitting these {len(labels) + 1} sets, each {SEEDS} times, with what "
-        f"stands beside them, took {seconds:.0f} s.\n"
+        + f"\nExtracting the features once and fitting these {len(labels) + 1} sets, each {SEEDS} times, with the "
+        f"methods beside them, took {seconds:.0f} s.\n"
     )
 
 
 _READING = (
     "**How to read the correlation.** The layer feeds the model's last linear map: the logit is a linear function of "
-    "its features, and a fit begins at the solution of that linear problem. XNN's correlation and mean error are "
-    "therefore close to given by construction. They show that a fit keeps what it began with. They do not show that "
+    "its features, and a fit starts at the solution of that linear problem. XNN's correlation and mean error are "
+    "therefore close to given by construction. They show that a fit keeps its initial solution. They do not show that "
     "its x-features mean anything, nor that XNN is better than methods that never see the score. The other columns are "
     "results of the fit."
 )
 
 _LEGEND = (
     "\n*pull-away*: mean squared cosine between x-features, 0 for orthogonal ones. *rebuilt*: share of the features of "
-    "whose variance half at least is rebuilt. *variance*: share of the variance of all features that is rebuilt, "
-    "below 0 for less than their mean rebuilds. "
-    "*largest part*: how much of the variance of all contributions the x-feature that contributes most has; near 1 the "
-    "set says little more than the score itself. *stability*: mean absolute correlation of x-features with those "
-    "that other seeds find.\n"
+    "whose variance at least half is reconstructed. *variance*: reconstructed share of the variance of all features, "
+    "below 0 if worse than their mean. "
+    "*largest part*: share of the largest contribution in the variance of all contributions; near 1 the set adds "
+    "little to the score itself. *stability*: mean absolute correlation of x-features with those of other seeds.\n"
 )
 
 
@@ -309,9 +309,9 @@ def _means(rows: Sequence[Sequence[Any]]) -> Sequence[Sequence[str]]:
 def _locality(fit: ConceptFit) -> str:
     local = fit.locality
     if local.mean_entropy is None or local.parts_covered is None:
-        return "\nThese pictures carry no annotated parts (`parts.json`), and so locality is not measured.\n"
+        return "\nThese images have no annotated parts (`parts.json`), so that locality is not measured.\n"
     return (
-        f"\nLocality on {local.images} annotated pictures: entropy {local.mean_entropy:.2f}, {local.parts_covered:.1f} "
+        f"\nLocality on {local.images} annotated images: entropy {local.mean_entropy:.2f}, {local.parts_covered:.1f} "
         "parts covered.\n"
     )
 
@@ -320,8 +320,8 @@ def timing(seconds: float) -> str:
     """Returns the report of the timed fit."""
     return (
         f"\nA fit of {CONCEPTS} x-features, with its default {FitSettings().seeds} seeds and {FitSettings().epochs} "
-        f"epochs, to {TIMED_IMAGES:,} images of {TIMED_FEATURES:,} features that lie in the cache took {seconds:.0f} s "
-        f"on {torch.get_num_threads()} thread(s), the pictures and heatmaps of its x-features included.\n"
+        f"epochs, to {TIMED_IMAGES:,} images of {TIMED_FEATURES:,} cached features took {seconds:.0f} s "
+        f"on {torch.get_num_threads()} thread(s), including the images and heatmaps of its x-features.\n"
     )
 
 

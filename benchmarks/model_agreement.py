@@ -52,7 +52,7 @@ def main() -> int:
     options = arguments(__doc__ or "")
     directory = os.environ.get(IMAGES_VARIABLE)
     if not directory:
-        print(f"set {IMAGES_VARIABLE} to a directory of pictures with a labels.json", file=sys.stderr)
+        print(f"set {IMAGES_VARIABLE} to a directory of images with a labels.json", file=sys.stderr)
         return 2
     pictures = json.loads((Path(directory) / "labels.json").read_text())
     rows, worst = [], 1.0

@@ -37,7 +37,7 @@ NEAR = 0.03
 
 
 class Heatmaps:
-    """Records of heatmaps, compared picture by picture."""
+    """Records of heatmaps, compared image by image."""
 
     def __init__(self, measurements: Measurements) -> None:
         self._measurements = measurements
@@ -45,16 +45,16 @@ class Heatmaps:
         self.records = {name: measurements.records(name) for name in dict.fromkeys(names)}
 
     def values(self, name: str, what: str, pictures: Sequence[str] | None = None) -> list[float]:
-        """Returns one number for each picture."""
+        """Returns one number per image."""
         found = self.records[name]
         return [float(found[picture][what]) for picture in (found if pictures is None else pictures)]
 
     def common(self, *names: str) -> list[str]:
-        """Returns the pictures that all of these were measured on."""
+        """Returns the images that all of these were measured on."""
         return [picture for picture in self.records[names[0]] if all(picture in self.records[name] for name in names)]
 
     def compared(self, first: str, second: str, what: str, pictures: Sequence[str] | None = None) -> Comparison | None:
-        """Compares on the pictures that both were measured on; None where there are none."""
+        """Compares on the images that both were measured on; None if there are none."""
         chosen = self.common(first, second) if pictures is None else pictures
         if not chosen:
             return None
@@ -110,7 +110,7 @@ class Heatmaps:
         return [records[picture] for records in seeds if picture in records]
 
     def goals(self) -> list[Goal]:
-        """Returns what is asked of the default against the authors' protocol, the others, and the finer mask."""
+        """Returns the goals of the default against the reimplementation, the other methods, and the finer mask."""
         found = [*self._against_reference(), *self._against_others(), *self._fine()]
         return [goal for goal in found if goal is not None]
 
@@ -186,7 +186,7 @@ class Heatmaps:
         ]
 
     def curve(self, images: Path | None) -> str:
-        """Returns the table of quality against evaluations on one half of the pictures, and draws it."""
+        """Returns the table of quality against evaluations on one half of the images, and draws it."""
         names = _curve()
         tuning = self._measurements.subjects.tuning
         pictures = [picture for picture in self.common(*names.values()) if picture in tuning]

@@ -1,11 +1,11 @@
-"""The published program's own measure of a heatmap, to compare with the figures that it prints.
+"""The measure of the published code for a heatmap, for comparison with the figures that it prints.
 
-It differs from ours in three ways: cells of equal saliency go in the order of the sort and not as an average over all
-orders, which matters for masks that are mostly ones; the area is a sum of the scores after each step; the blur is
-always the first. The protocol's line search follows its noise, so its figures are those of several seeds.
+It differs from ours in three ways: cells of equal saliency are in the order of the sort, not averaged over all orders,
+which matters for masks that are mostly ones; the area is a sum of the scores after each step; the blur is always the
+first. The line search depends on its noise, so that the figures of the reimplementation are those of several seeds.
 
-How the program's pictures were brought to 224 pixels is not known either. Resampling alone moves its figures, so the
-protocol is run on pictures resampled otherwise than a worker does, too.
+It is not known how the images of the published figures were resized to 224 pixels. Resampling alone changes the
+figures, so that the reimplementation is also run on images with other resampling.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,8 +34,8 @@ KNOWN = {
     ("igos++", "chelsea"): (0.487, 0.321, 9000),
     ("igos++", "coffee"): (0.630, 0.058, 8100),
 }
-"""Insertion, deletion and evaluations of one run of the program with its line search, by method and picture, on the
-same model and by the same metric: blurred baseline 51/50, order of 28x28 cells, 50 steps."""
+"""Insertion, deletion and evaluations of one run of the published code with its line search, by method and image, on
+the same model and by the same metric: blurred baseline 51/50, order of 28x28 cells, 50 steps."""
 
 SEEDS = tuple(range(5))
 
@@ -62,11 +62,11 @@ RESAMPLINGS: Mapping[str, Callable[[Image.Image, Preprocessing], Tensor]] = {
     "bicubic": _bicubic,
     "without antialiasing": _without_antialiasing,
 }
-"""Other ways than a worker's to bring a picture to the size that the model takes."""
+"""Resampling of an image to the model's input size, other than a worker's."""
 
 
 def resampled(loaded: LoadedModel, name: str, how: str) -> Picture:
-    """Returns a shipped picture, resampled in another way."""
+    """Returns a shipped image with other resampling."""
     with Image.open(SHIPPED / f"{name}.png") as picture:
         return Picture(name, RESAMPLINGS[how](picture.convert("RGB"), loaded.entry.preprocessing).to(loaded.device))
 
@@ -74,14 +74,14 @@ def resampled(loaded: LoadedModel, name: str, how: str) -> Picture:
 def measured(
     loaded: LoadedModel, picture: Picture, method: str, seed: int, saliency: Tensor | None = None
 ) -> Mapping[str, Any]:
-    """Returns insertion, deletion and evaluations of the authors' protocol by its own measure.
+    """Returns insertion, deletion and evaluations of the reimplementation by the published measure.
 
     Args:
         loaded: The model.
-        picture: What is explained.
+        picture: The explained image.
         method: `igos` or `igos++`.
-        seed: Of the noise.
-        saliency: What the protocol found with that seed, where it is known; it is searched for otherwise.
+        seed: Seed of the noise.
+        saliency: Result of the reimplementation with that seed, if it is known; otherwise it is computed.
     """
     evaluations = 0
     if saliency is None:
@@ -95,7 +95,7 @@ def measured(
 
 
 def areas(loaded: LoadedModel, picture: Picture, saliency: Tensor) -> tuple[float, float]:
-    """Returns the areas under the insertion and deletion curves of a heatmap (28, 28), as the program adds them up."""
+    """Returns the areas under both curves of a heatmap (28, 28), summed as in the published code."""
     cells = saliency.numel()
     step = max(1, cells // STEPS)
     order = (1 - saliency).flatten().argsort()
@@ -115,7 +115,7 @@ def areas(loaded: LoadedModel, picture: Picture, saliency: Tensor) -> tuple[floa
 
 @torch.inference_mode()
 def _scores(loaded: LoadedModel, picture: Picture, batches: list[Tensor]) -> Tensor:
-    """Returns the scores of the class that the picture itself is given."""
+    """Returns the scores of the top class on the unmasked image."""
     said = PROBABILITIES[loaded.evaluator.output]
     target = int(loaded.evaluator.module(picture.image.unsqueeze(0)).argmax())
     return torch.cat([said(loaded.evaluator.module(batch))[:, target] for batch in batches]).cpu()

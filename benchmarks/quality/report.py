@@ -75,7 +75,7 @@ HALVES = "Defaults are chosen on one half of the images (including chelsea and c
 
 
 def write(measurements: Measurements, path: Path | None) -> None:
-    """Writes the report of what is on disk, or prints it."""
+    """Writes the report of the records on disk, or prints it."""
     heatmaps, sets = Heatmaps(measurements), Sets(measurements)
     text = TEXT.format(
         machine=machine(),

@@ -24,7 +24,7 @@ TITLES = {"igos++": "iGOS++", "igos": "I-GOS", "grad-cam": "Grad-CAM"}
 
 
 class Sets:
-    """Records of searches, compared picture by picture."""
+    """Records of searches, compared image by image."""
 
     def __init__(self, measurements: Measurements) -> None:
         self._measurements = measurements
@@ -54,7 +54,7 @@ class Sets:
         return table(header, rows)
 
     def goals(self) -> list[Goal]:
-        """Returns what is asked of the search."""
+        """Returns the goals of the search."""
         ours, theirs = self.records[OURS], self.records[THEIRS]
         pictures = [picture for picture in ours if picture in theirs]
         if not pictures:
@@ -149,7 +149,7 @@ class Sets:
 
 
 def smallest_of(record: Record) -> int:
-    """Returns the patches of the smallest set; more than any grid has where there is none."""
+    """Returns the number of patches of the smallest set; more than any grid has if there is none."""
     return min(record["sizes"].tolist(), default=10_000)
 
 

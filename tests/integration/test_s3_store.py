@@ -88,8 +88,8 @@ def test_an_object_with_the_wrong_checksum_is_refused_and_not_kept(access, bucke
         pytest.param(
             "left/absent.pt", "left/absent.pt of store models cannot be fetched: FileNotFound", id="no object"
         ),
-        pytest.param("../../theirs/left.pt", "is no path in a store: give names separated by /", id="up"),
-        pytest.param("s3://theirs/left.pt", "is no path in a store: give names separated by /", id="another bucket"),
+        pytest.param("../../theirs/left.pt", "is invalid in a store: give names separated by /", id="up"),
+        pytest.param("s3://theirs/left.pt", "is invalid in a store: give names separated by /", id="another bucket"),
     ],
 )
 def test_nothing_but_what_the_operator_named_is_reached(access, bucket, weights, path, said):

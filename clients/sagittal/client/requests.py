@@ -216,7 +216,7 @@ class BatchOptions(TypedDict, total=False):
     progress_interval: float
     """Minimum time between two progress events, in seconds."""
     labels: Mapping[str, str]
-    """What jobs are found by in lists, counts and streams of changes; no part of what is asked."""
+    """Labels by which lists, counts and streams of changes select jobs; not part of the request's content."""
 
 
 class ExplainOptions(BatchOptions, total=False):

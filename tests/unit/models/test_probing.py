@@ -17,7 +17,7 @@ from sagittal.imaging.fitting import fit_to_input
 from sagittal.models.checking import check_preprocessing, weights_digest
 from sagittal.models.evaluators import choose_place, resolve_preset
 from sagittal.models.loading import load
-from sagittal.models.preprocessing import black, to_input, to_picture
+from sagittal.models.preprocessing import black, to_input, to_rgb
 from sagittal.models.probing import LiveBytes
 from sagittal.models.sources import ModelUnavailable
 from sagittal.worker.hosting.description import describe_model
@@ -217,7 +217,7 @@ def test_the_picture_comes_back_from_the_models_input(order, fit, interpolation)
         input_size=48, resize=64, fit=fit, interpolation=interpolation, channel_order=order, std=(0.2, 0.3, 0.4)
     )
     picture = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
-    returned = to_picture(to_input(picture, preprocessing), preprocessing)
+    returned = to_rgb(to_input(picture, preprocessing), preprocessing)
     assert np.abs(returned.astype(int) - fit_to_input(picture, preprocessing)).max() <= 1
     assert check_preprocessing(preprocessing).passed
 

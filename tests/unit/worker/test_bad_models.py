@@ -26,13 +26,13 @@ def weights(path, **more):
 BAD = {
     "other-architecture": (
         weights("other.safetensors"),
-        "hold features.0.weight of shape (96, 3, 7, 7), the architecture wants (64, 3, 3, 3): is it the right archi",
+        "have features.0.weight of shape (96, 3, 7, 7), the architecture requires (64, 3, 3, 3); check the archi",
     ),
     "absent-weights": (weights("absent.pt"), "the file absent.pt does not exist in"),
     "cut-safetensors": (weights("cut.safetensors"), "cut.safetensors cannot be read"),
     "cut-state-dict": (weights("cut.pt"), "cut.pt cannot be read"),
     "wrong-checksum": (weights("whole.safetensors", sha256="0" * 64), f"expected {'0' * 64}; it is another file"),
-    "zip-bomb": (weights("bomb.pt"), "for 16777216; PyTorch stores tensors as they are, so this archive is not its"),
+    "zip-bomb": (weights("bomb.pt"), "for 16777216; PyTorch stores tensors uncompressed, so that it did not write"),
     "outside": (weights("../outside.pt"), "../outside.pt is outside the allowed directories"),
     "link-to-outside": (weights("link.pt"), "link.pt is outside the allowed directories"),
     "absolute": (weights("/etc/passwd"), "/etc/passwd is outside the allowed directories"),

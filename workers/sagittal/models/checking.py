@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sagittal.core.models import IMAGENET, Layers, ModelEntry, Preprocessing, read_labels
 from sagittal.engine.evaluator import PROBABILITIES, BlackBox, Output
 from sagittal.imaging.fitting import fit_to_input
-from sagittal.models.preprocessing import to_input, to_picture
+from sagittal.models.preprocessing import to_input, to_rgb
 from sagittal.models.probing import SeenLayers
 from sagittal.models.sources import Access, ModelUnavailable
 from sagittal.models.sources.files import find_inside
@@ -20,7 +20,7 @@ from sagittal.models.sources.files import find_inside
 TOLERANCE = 1e-3
 """Largest difference of a probability that counts as rounding."""
 
-PICTURE = (300, 400)
+IMAGE_SIZE = (300, 400)
 """Height and width of the image for the check of the preprocessing, in pixels."""
 
 
@@ -48,7 +48,7 @@ def check_model(module: nn.Module, entry: ModelEntry, probe: Tensor) -> Sequence
         SCORES[entry.output](outputs),
         _batch_agrees(probabilities(outputs), probabilities(singles)),
         _deterministic(outputs, again),
-        _sees_pictures(outputs),
+        _sees_images(outputs),
         check_preprocessing(entry.preprocessing),
     ]
 
@@ -56,9 +56,9 @@ def check_model(module: nn.Module, entry: ModelEntry, probe: Tensor) -> Sequence
 def check_preprocessing(preprocessing: Preprocessing) -> Check:
     """Checks that the preprocessing is reversible: the image can be recovered from the model's input."""
     generator = np.random.default_rng(0)
-    picture = generator.integers(0, 256, (*PICTURE, 3), dtype=np.uint8)
-    returned = to_picture(to_input(picture, preprocessing), preprocessing)
-    difference = int(np.abs(returned.astype(int) - fit_to_input(picture, preprocessing).astype(int)).max())
+    image = generator.integers(0, 256, (*IMAGE_SIZE, 3), dtype=np.uint8)
+    returned = to_rgb(to_input(image, preprocessing), preprocessing)
+    difference = int(np.abs(returned.astype(int) - fit_to_input(image, preprocessing).astype(int)).max())
     detail = f"an image is recovered from the model's input to within {difference} of 255"
     return Check("preprocessing-returns", difference <= 1, detail, required=False)
 
@@ -135,7 +135,7 @@ def _deterministic(outputs: Tensor, again: Tensor) -> Check:
     )
 
 
-def _sees_pictures(outputs: Tensor) -> Check:
+def _sees_images(outputs: Tensor) -> Check:
     spread = float((outputs - outputs[:1]).abs().max())
     detail = "different images give different outputs"
     return Check("sees-pictures", spread > 0, detail if spread else "all images give the same outputs", required=False)

@@ -9,9 +9,9 @@ from sagittal.core.models import Preprocessing
 from sagittal.imaging.fitting import fit_to_input
 
 
-def to_input(picture: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
-    """Returns the input of shape (3, size, size), float32, for an RGB picture (height, width, 3)."""
-    cropped = fit_to_input(picture, preprocessing)
+def to_input(image: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
+    """Returns the input of shape (3, size, size), float32, for an RGB image (height, width, 3)."""
+    cropped = fit_to_input(image, preprocessing)
     values = torch.from_numpy(np.array(cropped)).permute(2, 0, 1).to(torch.float32) / 255
     return normalised(values, preprocessing)
 
@@ -23,7 +23,7 @@ def normalised(values: Tensor, preprocessing: Preprocessing) -> Tensor:
     return (values - _channels(preprocessing.mean)) / _channels(preprocessing.std)
 
 
-def to_picture(values: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+def to_rgb(values: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Returns the RGB image (size, size, 3), uint8, of an input (3, size, size); it inverts `to_input`."""
     scaled = values.cpu() * _channels(preprocessing.std) + _channels(preprocessing.mean)
     if preprocessing.channel_order == "BGR":
