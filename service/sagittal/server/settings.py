@@ -185,15 +185,15 @@ class CallSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     max_per_tenant: Annotated[int, Field(ge=1)] = 512
-    """Calls of one tenant, streams included, over all its connections. Further ones are refused with
-    RESOURCE_EXHAUSTED, before their messages are read. Whoever needs no tokens is one tenant."""
+    """Open calls of one tenant over all its connections, including streams. Further calls are refused with
+    RESOURCE_EXHAUSTED before their messages are read. Without tokens, all callers are one tenant."""
     max_open_watches: Annotated[int, Field(ge=1)] = 64
-    """Streams of the health service, which need no token."""
+    """Open streams of the health service, which need no token."""
     max_pending: Annotated[int, Field(ge=1000)] = 20_000
-    """Calls that have arrived and that the service has not looked at yet. Past it, gRPC resets calls of everybody."""
+    """Calls that have arrived and are not handled yet. Beyond it, gRPC resets calls of all callers."""
     refusal_delay: Annotated[float, Field(ge=0, le=60)] = 1.0
-    """Time for which the refusal of a call past `max_per_tenant` is held back, in seconds, so that whoever tries again
-    at once takes no processor time from others."""
+    """Delay of a refusal beyond `max_per_tenant`, in seconds, so that a client that retries immediately takes no processor
+    time from others."""
 
 
 class ServiceSettings(BaseSettings):

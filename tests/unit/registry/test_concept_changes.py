@@ -37,7 +37,7 @@ def test_what_is_merged_goes_along_when_its_head_is_merged():
     [
         (Change(index=3, rename="x"), r"changes\[0\].index is 3; 'set' has x-features 0 to 2"),
         (Change(index=0, merge_into=9), r"changes\[0\].merge_into is 9"),
-        (Change(index=0, rename="x" * 81), "up to 80 printable"),
+        (Change(index=0, rename="x" * 81), "at most 80 printable"),
         (Change(index=0, rename="a\nb"), "printable"),
         (Change(index=0), "changes nothing"),
     ],

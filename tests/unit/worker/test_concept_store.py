@@ -55,7 +55,7 @@ async def test_a_set_comes_back_with_its_weights(site: Site):
 
 async def test_a_set_of_another_digest_is_refused(site: Site):
     await site.store_a_set()
-    refusal = r"fitted on another model \(digest dddddddddddd\).*fit it again"
+    refusal = r"fitted to another model \(digest dddddddddddd\).*fit it again"
     with pytest.raises(FailedPrecondition, match=refusal) as caught:
         site.store.load(MINE, "model", "set", "e" * 64)
     assert caught.value.field == "spec.method.concepts.concept_set"
