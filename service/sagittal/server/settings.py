@@ -192,8 +192,8 @@ class CallSettings(BaseModel):
     max_pending: Annotated[int, Field(ge=1000)] = 20_000
     """Calls that have arrived and are not handled yet. Beyond it, gRPC resets calls of all callers."""
     refusal_delay: Annotated[float, Field(ge=0, le=60)] = 1.0
-    """Delay of a refusal beyond `max_per_tenant`, in seconds, so that a client that retries immediately takes no processor
-    time from others."""
+    """Delay of a refusal beyond `max_per_tenant`, in seconds, so that a client that retries immediately takes no
+    processor time from others."""
 
 
 class ServiceSettings(BaseSettings):
