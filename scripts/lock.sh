@@ -20,7 +20,7 @@ lock() {
 }
 
 lock build deploy/build.in
-lock service --extra service --extra tracing pyproject.toml
+lock service --extra service --extra page --extra tracing pyproject.toml
 lock worker-cuda --extra worker --extra tracing pyproject.toml deploy/worker.in
 grep -E '^torch(vision)?==' constraints.txt > deploy/torch.txt
 # The CPU build of torch comes from PyTorch's own index and needs no NVIDIA libraries.

@@ -12,6 +12,7 @@ import yaml
 from packaging_support import CHART, load_script
 
 from sagittal.core.models import parse_entries
+from sagittal.page.settings import PageSettings
 from sagittal.queue.settings import QueueSettings
 from sagittal.server.settings import ServiceSettings
 from sagittal.worker.process_metrics import PATIENCE
@@ -23,7 +24,7 @@ FOREIGN = {"ScaledObject", "ServiceMonitor", "PodMonitor", "PrometheusRule"}
 #: Oldest and newest minor version that the chart is checked against.
 MINORS = ("1.30", "1.37")
 #: Time that the programs take after their drain time at most, in seconds; see Service.stop and Worker.run.
-AFTER_DRAIN = {"service": 5, "worker": 25}
+AFTER_DRAIN = {"service": 5, "worker": 25, "page": 5}
 
 every_ci_file = pytest.mark.parametrize("values", CI)
 
@@ -114,7 +115,8 @@ def test_pods_are_given_the_time_that_draining_takes(render, values: str) -> Non
     for workload in kinds(render(values), "Deployment"):
         pod = workload["spec"]["template"]["spec"]
         container = pod["containers"][0]
-        drain = float(environment(container)["SAGITTAL_DRAIN"])
+        variables = environment(container)
+        drain = float(variables.get("SAGITTAL_DRAIN") or variables["SAGITTAL_PAGE_DRAIN"])
         stop = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         assert pod["terminationGracePeriodSeconds"] >= stop + drain + AFTER_DRAIN[component(workload)]
 
@@ -138,12 +140,13 @@ def test_probes_of_a_worker_wait_longer_than_it_waits_for_its_processes(render, 
 def test_settings_in_the_environment_are_settings_of_the_programs(
     render, values: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    classes = {"service": ServiceSettings, "worker": WorkerSettings}
+    classes = {"service": ServiceSettings, "worker": WorkerSettings, "page": PageSettings}
     for workload in kinds(render(values), "Deployment"):
         settings = classes[component(workload)]
+        prefix = str(settings.model_config["env_prefix"])
         with monkeypatch.context() as patch:
             for name, value in environment(workload["spec"]["template"]["spec"]["containers"][0]).items():
-                top = name.removeprefix("SAGITTAL_").split("__")[0].lower()
+                top = name.removeprefix(prefix).split("__")[0].lower()
                 assert top in settings.model_fields, name
                 filled = {
                     "SAGITTAL_WORKER_NAME": "pod-1",
@@ -232,6 +235,7 @@ def test_selectors_never_change_by_an_upgrade(render) -> None:
         "rel-sagittal": {**common, "app.kubernetes.io/component": "service"},
         "rel-sagittal-worker-cpu": {**common, "app.kubernetes.io/component": "worker", "sagittal/worker": "cpu"},
         "rel-sagittal-valkey": {**common, "app.kubernetes.io/component": "valkey"},
+        "rel-sagittal-page": {**common, "app.kubernetes.io/component": "page"},
     }
 
 
@@ -463,7 +467,7 @@ def test_every_other_branch_makes_objects_that_kubernetes_takes(render, values: 
 def test_a_workers_pods_are_labelled_as_it_asks(render) -> None:
     documents = render("cpu-only-values.yaml", "workers[0].podLabels.tier=back", "service.podLabels.tier=front")
     tiers = {component(w): w["spec"]["template"]["metadata"]["labels"].get("tier") for w in workloads(documents)}
-    assert tiers == {"service": "front", "worker": "back", "valkey": None}
+    assert tiers == {"service": "front", "worker": "back", "valkey": None, "page": None}
 
 
 def test_a_worker_has_as_many_threads_as_it_requests_processors_unless_it_is_told(render) -> None:
@@ -566,7 +570,7 @@ NOTES = {
     "traces that nobody lets out": (
         "gpu-values.yaml",
         ("tracing.endpoint=http://collector:4317",),
-        "must let out to http://collector:4317",
+        "must both allow http://collector:4317",
     ),
     "a queue in memory": (
         "cpu-only-values.yaml",
@@ -595,3 +599,18 @@ def test_whoever_installs_is_warned_of(helm: Path, values: str, options: tuple[s
     assert done.returncode == 0, done.stderr
     _, _, notes = done.stdout.partition("NOTES:")
     assert warning in notes
+
+
+def test_the_page_is_one_value_and_asks_for_what_tls_needs(render) -> None:
+    deployments = kinds(render("ha-values.yaml", "page.enabled=true"), "Deployment")
+    assert "rel-sagittal-page" in {document["metadata"]["name"] for document in deployments}
+    with pytest.raises(ValueError, match=r"page\.caSecret: the service uses TLS"):
+        render("ha-values.yaml", "page.enabled=true", "tls.existingSecret=tls")
+    with pytest.raises(ValueError, match=r"page\.enabled: the service asks for client certificates"):
+        render(
+            "ha-values.yaml",
+            "page.enabled=true",
+            "page.caSecret=ca",
+            "tls.existingSecret=tls",
+            "tls.clientCaSecret=ca",
+        )

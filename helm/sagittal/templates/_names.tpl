@@ -37,6 +37,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end -}}
 
+{{- define "sagittal.pageSelector" -}}
+{{ include "sagittal.releaseSelector" . }}
+app.kubernetes.io/component: page
+{{- end -}}
+
 {{- define "sagittal.serviceSelector" -}}
 {{ include "sagittal.releaseSelector" . }}
 app.kubernetes.io/component: service
