@@ -59,6 +59,7 @@ check: $(VENV)/.installed-dev ## Runs every static check; with STRICT=yes, check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/terms.py
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code protos
 	@if git rev-parse --quiet --verify main > /dev/null; then echo buf breaking; $(BIN)/buf breaking --against '.git#branch=main'; fi

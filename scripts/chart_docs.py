@@ -25,7 +25,12 @@ INTRODUCTION = """# The Sagittal chart
 
 Installs the service, workers and, optionally, Valkey. See docs/operations.md for deploying, draining and scaling.
 
-    helm install sagittal helm/sagittal --values helm/sagittal/ci/cpu-only-values.yaml
+On a plain cluster without a GPU, such as kind, build the images and load them first:
+
+    make image COMPUTE=cpu
+    kind load docker-image sagittal-service:0.1.0 sagittal-worker:0.1.0-cpu
+    helm install sagittal helm/sagittal --values helm/sagittal/ci/cpu-only-values.yaml \\
+      --set service.image.repository=sagittal-service --set workerDefaults.image.repository=sagittal-worker
 
 `ci/` has examples to start from: `cpu-only`, `gpu` (two pools, scaled from zero), `ha` (external Redis, autoscaling)
 and `locked-down` (mTLS, tokens, digests). Requires Kubernetes 1.30 or later and Helm 3.17 or later.

@@ -35,6 +35,8 @@ HEATMAPS = (
 )
 #: A photograph and a class of each row of the first picture; the model's top class if none is named.
 ANSWERS = (("chelsea.png", None), ("coffee.png", None), ("coffee.png", "cup"), ("rocket.jpg", None))
+#: A photograph whose attention graph has a node that is reached in two ways.
+GRAPH_OF = "coffee.png"
 #: Most model evaluations of one search, so that the slowest methods end as well.
 EVALUATIONS = 1500
 #: Pixels across a picture in the documentation, and its quality as WebP.
@@ -83,7 +85,7 @@ def draw_answers(rows: Sequence[Explained]) -> Figure:
             alone, seen.keep(part.mask), f"Only this part: {percent(part.alone)}", f"{part.share:.0%} of the area"
         )
         canvas.show(without, seen.keep(1 - part.mask), f"Without it: {percent(part.without)}")
-    fig.tight_layout(w_pad=0.6, h_pad=0.8)
+    fig.tight_layout(w_pad=0.6, h_pad=1.4)
     return fig
 
 
@@ -104,6 +106,7 @@ def _draw_heatmap(over: Axes, alone: Axes, method: str, explanation: Explanation
     canvas.show(over, seen.painted(explanation.mask), method, note)
     size, peak = explanation.mask.shape[0], float(abs(explanation.mask).max())
     canvas.heat(alone, explanation.mask, bool((explanation.mask < 0).any()))
+    canvas.show_faint(alone, explanation.mask, signed=False)
     canvas.frame(alone, note=f"{size} x {size}, peak {peak:.2f}, {explanation.evaluations:,} evaluations")
 
 
@@ -130,10 +133,11 @@ def main() -> int:
         for methods, name in zip(HEATMAPS, ("heatmaps-by-perturbation", "heatmaps-others"), strict=True):
             save(draw_heatmaps({method: explain(client, PHOTOGRAPH, method) for method in methods}), name)
         save(draw_summary(*explain(client, PHOTOGRAPH, "mse")), "sufficient-sets")
-        attention, seen = explain(client, PHOTOGRAPH, "sag")
+        attention, seen = explain(client, GRAPH_OF, "sag")
         if attention.graph is None:
             raise ValueError("the attention graph has no nodes: nothing to draw")
-        save(draw_graph(attention.graph, seen, "Why Egyptian cat?"), "attention-graph")
+        title = f"Why {attention.target.label if attention.target else 'this'}?"
+        save(draw_graph(attention.graph, seen, title), "attention-graph")
         shared = {edge.child for edge in attention.graph.edges}
         sys.stderr.write(f"{len(attention.graph.edges) - len(shared)} edges lead to a shared node\n")
         if "SAGITTAL_BENCHMARK_IMAGES" in os.environ:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from packaging_support import ROOT
+from packaging_support import ROOT, load_script
 
 ROW = re.compile(r"^\| `([A-Z_]+)` \|", re.MULTILINE)
 
@@ -60,3 +60,7 @@ def test_pages_name_files_that_exist() -> None:
         for path in re.findall(r"(?:src|srcset)=\"([^\"]+)\"", text):
             assert (ROOT / page).parent.joinpath(path).exists(), path
         assert Path(ROOT / page).exists()
+
+
+def test_pages_and_code_keep_to_the_glossary() -> None:
+    assert list(load_script("terms").findings()) == []

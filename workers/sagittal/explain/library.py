@@ -199,7 +199,7 @@ def _as_evaluated(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _bar(wanted: bool) -> Iterator[OnEvent | None]:
-    """Yields a listener that updates a progress bar, or None if no bar is wanted."""
+    """Yields a listener that updates a progress bar, or None without a progress bar."""
     if not wanted:
         yield None
         return

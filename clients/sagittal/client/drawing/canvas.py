@@ -38,6 +38,10 @@ SIGNED = ListedColormap(overlays.SIGNED)
 
 #: Pixels per inch.
 DPI = 120
+#: The border of a set of patches, on every page.
+BORDER = "#fefefe"
+#: A heatmap whose peak is below this is shown on a scale of its own, too.
+NEARLY_EMPTY = 0.2
 #: Maximum number of pixels on either side of a PNG.
 MAX_PIXELS = 12_000
 
@@ -119,10 +123,21 @@ def outline(axes: Axes, patches: Sequence[int], grid: int, extent: tuple[float, 
     for row, column in np.argwhere(cells[:, 1:] != cells[:, :-1]):
         lines.append([(column, row - 1), (column, row)])
     places = [[(left + x / grid * (right - left), top + y / grid * (bottom - top)) for x, y in line] for line in lines]
-    axes.add_collection(LineCollection(places, colors="#ffffff", linewidths=1.4, zorder=6))
+    axes.add_collection(LineCollection(places, colors=BORDER, linewidths=1.4, zorder=6), autolim=False)
 
 
 def heat(axes: Axes, saliency: NDArray[np.float32], signed: bool) -> Any:
     """Draws saliency on a fixed scale, never stretched to the image: an empty mask looks empty."""
     low = -1 if signed else 0
     return axes.imshow(saliency, cmap=SIGNED if signed else HEAT, vmin=low, vmax=1, interpolation="nearest")
+
+
+def show_faint(axes: Axes, saliency: NDArray[np.float32], signed: bool) -> None:
+    """Draws a nearly empty heatmap once more, small, in a corner of its own panel, on a scale that ends at its peak."""
+    peak = float(np.abs(saliency).max())
+    if not 0 < peak < NEARLY_EMPTY:
+        return
+    inset = axes.inset_axes((0.6, 0.6, 0.37, 0.37))
+    heat(inset, saliency / peak, signed)
+    frame(inset)
+    inset.text(0, -0.16, f"scale to {peak:.2g}", fontsize=8, color=BORDER, transform=inset.transAxes)

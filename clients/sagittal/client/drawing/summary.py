@@ -19,8 +19,6 @@ from sagittal.imaging.view import View
 
 #: Maximum number of sufficient sets in the summary; each has an image beside it.
 MAX_SETS = 4
-#: A heatmap whose peak is below this is shown on a scale of its own, too.
-NEARLY_EMPTY = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +108,7 @@ def _heatmap(axes: Axes, mask: Mask) -> None:
     bar = axes.figure.colorbar(image, cax=axes.inset_axes((1.02, 0.0, 0.035, 1.0)))
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, colors=canvas.FAINT, length=2)
-    if 0 < peak < NEARLY_EMPTY:
-        inset = axes.inset_axes((0.62, 0.62, 0.36, 0.36))
-        canvas.heat(inset, mask.saliency / peak, mask.signed)
-        canvas.frame(inset)
-        inset.set_title(f"scale to {peak:.2g}", fontsize=8, color=canvas.RULE, pad=2, loc="left")
+    canvas.show_faint(axes, mask.saliency, mask.signed)
 
 
 def _set_panels(explanation: Explanation, seen: View) -> Sequence[Panel]:

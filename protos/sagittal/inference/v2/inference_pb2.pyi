@@ -209,7 +209,7 @@ class ModelInferRequest(_message.Message):
 
     @_typing.final
     class InferRequestedOutputTensor(_message.Message):
-        """An output that is wanted."""
+        """A requested output."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
