@@ -327,8 +327,8 @@ class ExplanationSpec(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """What the caller attaches, to find the job by; no part of what is asked. At most 16; keys of at most 63 letters, digits,
-        '-', '_', '.' and '/', values of at most 128 characters.
+        """Labels by which the caller can find the job; they do not affect the answer. At most 16. Keys have at most 63
+        letters, digits, '-', '_', '.' and '/'; values have at most 128 characters.
         """
 
     def __init__(
@@ -728,8 +728,8 @@ class Prediction(_message.Message):
 
     @_builtins.property
     def preprocessing(self) -> _model_pb2.Preprocessing:
-        """How an image becomes the model's input: where a mask lies on the image. An image given as `model_input` skipped it. Not
-        set if the worker did not report it.
+        """The model's preprocessing, which determines where a mask lies on the image. Images given as `model_input` skip it.
+        Not set if the worker did not report it.
         """
 
     def __init__(

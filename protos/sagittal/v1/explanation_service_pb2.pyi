@@ -32,31 +32,31 @@ class _JobImageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobImage.Val
     JOB_IMAGE_UNSPECIFIED: _JobImage.ValueType  # 0
     """Never sent."""
     JOB_IMAGE_ORIGINAL: _JobImage.ValueType  # 1
-    """As it was sent: the file, the pixels, or the model's input."""
+    """The image as sent: file, pixels, or model input."""
     JOB_IMAGE_MODEL_INPUT: _JobImage.ValueType  # 2
-    """What the model saw: fitted to its input, as PNG. Needs the prediction event."""
+    """The image fitted to the model's input, as PNG. Requires the prediction event."""
     JOB_IMAGE_BASELINE: _JobImage.ValueType  # 3
-    """What replaced the hidden part, at the size of the model's input, as PNG. Needs the prediction event."""
+    """The baseline at the size of the model's input, as PNG. Requires the prediction event."""
     JOB_IMAGE_THUMBNAIL: _JobImage.ValueType  # 4
-    """The image, small, as PNG."""
+    """The image at a small size, as PNG."""
     JOB_IMAGE_OVERLAY: _JobImage.ValueType  # 5
-    """The image with a final mask painted over it, as PNG. What the model did not see is faint. Needs the mask event."""
+    """The image with a final mask over it, as PNG. Parts outside the model's input are faint. Requires the mask event."""
 
 class JobImage(_JobImage, metaclass=_JobImageEnumTypeWrapper):
-    """Which image of a job."""
+    """Kind of image of a job."""
 
 JOB_IMAGE_UNSPECIFIED: JobImage.ValueType  # 0
 """Never sent."""
 JOB_IMAGE_ORIGINAL: JobImage.ValueType  # 1
-"""As it was sent: the file, the pixels, or the model's input."""
+"""The image as sent: file, pixels, or model input."""
 JOB_IMAGE_MODEL_INPUT: JobImage.ValueType  # 2
-"""What the model saw: fitted to its input, as PNG. Needs the prediction event."""
+"""The image fitted to the model's input, as PNG. Requires the prediction event."""
 JOB_IMAGE_BASELINE: JobImage.ValueType  # 3
-"""What replaced the hidden part, at the size of the model's input, as PNG. Needs the prediction event."""
+"""The baseline at the size of the model's input, as PNG. Requires the prediction event."""
 JOB_IMAGE_THUMBNAIL: JobImage.ValueType  # 4
-"""The image, small, as PNG."""
+"""The image at a small size, as PNG."""
 JOB_IMAGE_OVERLAY: JobImage.ValueType  # 5
-"""The image with a final mask painted over it, as PNG. What the model did not see is faint. Needs the mask event."""
+"""The image with a final mask over it, as PNG. Parts outside the model's input are faint. Requires the mask event."""
 Global___JobImage: _TypeAlias = JobImage  # noqa: Y015
 
 @_typing.final
@@ -341,7 +341,7 @@ class ListExplanationsRequest(_message.Message):
 
     @_builtins.property
     def filter(self) -> Global___JobFilter:
-        """More conditions, which hold beside those above."""
+        """Further conditions, which must hold in addition to those above."""
 
     def __init__(
         self,
@@ -363,7 +363,7 @@ Global___ListExplanationsRequest: _TypeAlias = ListExplanationsRequest  # noqa: 
 
 @_typing.final
 class JobFilter(_message.Message):
-    """Conditions for jobs, of which all must hold."""
+    """Conditions for jobs. All of them must hold."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -398,18 +398,18 @@ class JobFilter(_message.Message):
     model: _builtins.str
     """Name of the model. Empty means any."""
     failure_reason: _builtins.str
-    """Why they failed. Empty means any."""
+    """Only jobs that failed for this reason. Empty means any."""
     method: _builtins.str
     """Name of the method, such as "igos++". Empty means any."""
     request_id: _builtins.str
-    """The caller's key. Empty means any."""
+    """The caller's `request_id`. Empty means any."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_explanation_pb2.JobState.ValueType]:
-        """Any of these states. Empty means any."""
+        """Only jobs in one of these states. Empty means any."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """All of these labels. Empty means any."""
+        """Only jobs with all of these labels. Empty means any."""
 
     @_builtins.property
     def create_after(self) -> _timestamp_pb2.Timestamp:
@@ -441,14 +441,14 @@ Global___JobFilter: _TypeAlias = JobFilter  # noqa: Y015
 
 @_typing.final
 class CountExplanationsRequest(_message.Message):
-    """Which jobs to count."""
+    """Filters for counted jobs."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FILTER_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_token: _builtins.str
-    """Where to go on: `next_page_token` of the answer before. Empty means the beginning."""
+    """Page to count: `next_page_token` of the previous response. Empty means the first."""
     @_builtins.property
     def filter(self) -> Global___JobFilter:
         """Conditions for the jobs."""
@@ -469,17 +469,19 @@ Global___CountExplanationsRequest: _TypeAlias = CountExplanationsRequest  # noqa
 
 @_typing.final
 class CountExplanationsResponse(_message.Message):
-    """How many jobs there are."""
+    """Numbers of jobs by state."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     COUNTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Token to count on with, and to add the answers: one call looks at 10,000 jobs. Empty means that all were counted."""
+    """Token for counting further jobs, whose numbers are to be added: one call reads 10,000 jobs. Empty if all were
+    counted.
+    """
     @_builtins.property
     def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateCount]:
-        """For each state that any is in."""
+        """One entry for each state with any jobs."""
 
     def __init__(
         self,
@@ -497,7 +499,7 @@ Global___CountExplanationsResponse: _TypeAlias = CountExplanationsResponse  # no
 
 @_typing.final
 class StateCount(_message.Message):
-    """Jobs in a state."""
+    """Number of jobs in one state."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -506,7 +508,7 @@ class StateCount(_message.Message):
     state: _explanation_pb2.JobState.ValueType
     """The state."""
     count: _builtins.int
-    """How many jobs."""
+    """Number of jobs."""
     def __init__(
         self,
         *,
@@ -523,14 +525,14 @@ Global___StateCount: _TypeAlias = StateCount  # noqa: Y015
 
 @_typing.final
 class WatchJobsRequest(_message.Message):
-    """Which jobs to watch."""
+    """Filters for watched jobs."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FILTER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def filter(self) -> Global___JobFilter:
-        """Conditions for the jobs. Jobs that stop to fulfil them are not sent any more."""
+        """Conditions for the jobs. A job that no longer fulfils them is not sent."""
 
     def __init__(
         self,
@@ -547,7 +549,7 @@ Global___WatchJobsRequest: _TypeAlias = WatchJobsRequest  # noqa: Y015
 
 @_typing.final
 class WatchJobsResponse(_message.Message):
-    """A change."""
+    """A change of one job, or the start of the stream."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -555,14 +557,14 @@ class WatchJobsResponse(_message.Message):
     CHANGED_FIELD_NUMBER: _builtins.int
     GONE_FIELD_NUMBER: _builtins.int
     gone: _builtins.str
-    """Identifier of a job that was deleted, or whose retention has passed; whatever the filter."""
+    """Identifier of a job that was deleted or whose retention passed, regardless of the filter."""
     @_builtins.property
     def listening(self) -> Global___Listening:
-        """Every change from now on is sent: list the jobs now. The first message."""
+        """The first message: every change from now on is sent, so list the jobs now."""
 
     @_builtins.property
     def changed(self) -> _explanation_pb2.Explanation:
-        """A job as it is now, without events."""
+        """A job in its current state, without events."""
 
     def __init__(
         self,
@@ -583,7 +585,7 @@ Global___WatchJobsResponse: _TypeAlias = WatchJobsResponse  # noqa: Y015
 
 @_typing.final
 class Listening(_message.Message):
-    """The stream sees every change from here on."""
+    """Every change from now on is sent."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -921,7 +923,7 @@ Global___RegionScore: _TypeAlias = RegionScore  # noqa: Y015
 
 @_typing.final
 class GetExplanationSpecRequest(_message.Message):
-    """A job whose request to return."""
+    """A job whose specification to return."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -943,14 +945,14 @@ Global___GetExplanationSpecRequest: _TypeAlias = GetExplanationSpecRequest  # no
 
 @_typing.final
 class GetExplanationSpecResponse(_message.Message):
-    """What was asked."""
+    """The specification of the job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SPEC_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def spec(self) -> _explanation_pb2.ExplanationSpec:
-        """The request with its defaults resolved as when it was accepted, without the bytes of its images."""
+        """The specification with the defaults of the time of its acceptance, without the bytes of its images."""
 
     def __init__(
         self,
@@ -978,13 +980,13 @@ class GetExplanationImageRequest(_message.Message):
     job_id: _builtins.str
     """The job. Required."""
     image: Global___JobImage.ValueType
-    """Which image. Required."""
+    """Kind of image. Required."""
     longest: _builtins.int
-    """For thumbnails and overlays, most pixels of the longer side. 0 means 256 for thumbnails and 1,024 for overlays; at most
-    2,048.
+    """For thumbnails and overlays, the largest length of the longer side in pixels. 0 means 256 for thumbnails and 1,024
+    for overlays. At most 2,048.
     """
     mask: _builtins.int
-    """For overlays, which of several final masks, from 0."""
+    """For overlays, the index of the final mask, from 0."""
     def __init__(
         self,
         *,
@@ -1010,12 +1012,12 @@ class GetExplanationImageResponse(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     EXACT_FIELD_NUMBER: _builtins.int
     exact: _builtins.bool
-    """Whether it is what was tested, up to rounding. False for a baseline of noise, which is other noise than the job's, and
-    for an overlay or thumbnail, which are for people.
+    """True if it equals the tested image up to rounding. False for overlays and thumbnails, and for a baseline of noise,
+    whose noise differs from the job's.
     """
     @_builtins.property
     def image(self) -> _tensor_pb2.Image:
-        """As it was sent, or a PNG."""
+        """The image as sent, or a PNG."""
 
     def __init__(
         self,

@@ -168,9 +168,9 @@ class ExplanationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchJobs(self, request, context):
-        """Streams the changes of the tenant's jobs: added, state changed, or gone. List when `listening` comes, and again when the
-        stream ends with UNAVAILABLE: then nothing is missed. A job that changes often is sent as it is now, not once for each
-        change. Progress is no change: WatchExplanation streams it.
+        """Streams changes of the tenant's jobs: a new job, a new state, or a deletion. To miss no change, list the jobs after
+        `listening` arrives, and start again if the stream ends with UNAVAILABLE. A job that changes often is sent in its
+        current state, not once per change. Progress is not a change; WatchExplanation streams it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -54,9 +54,9 @@ class ExplanationServiceStub:
     CountExplanations: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.CountExplanationsRequest, _explanation_service_pb2.CountExplanationsResponse]
     """Counts jobs by state."""
     WatchJobs: _grpc.UnaryStreamMultiCallable[_explanation_service_pb2.WatchJobsRequest, _explanation_service_pb2.WatchJobsResponse]
-    """Streams the changes of the tenant's jobs: added, state changed, or gone. List when `listening` comes, and again when the
-    stream ends with UNAVAILABLE: then nothing is missed. A job that changes often is sent as it is now, not once for each
-    change. Progress is no change: WatchExplanation streams it.
+    """Streams changes of the tenant's jobs: a new job, a new state, or a deletion. To miss no change, list the jobs after
+    `listening` arrives, and start again if the stream ends with UNAVAILABLE. A job that changes often is sent in its
+    current state, not once per change. Progress is not a change; WatchExplanation streams it.
     """
     CancelExplanation: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.CancelExplanationRequest, _explanation_service_pb2.CancelExplanationResponse]
     """Cancels a job. An ended job stays as it is."""
@@ -101,9 +101,9 @@ class ExplanationServiceAsyncStub(ExplanationServiceStub):
     CountExplanations: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.CountExplanationsRequest, _explanation_service_pb2.CountExplanationsResponse]  # type: ignore[assignment]
     """Counts jobs by state."""
     WatchJobs: _aio.UnaryStreamMultiCallable[_explanation_service_pb2.WatchJobsRequest, _explanation_service_pb2.WatchJobsResponse]  # type: ignore[assignment]
-    """Streams the changes of the tenant's jobs: added, state changed, or gone. List when `listening` comes, and again when the
-    stream ends with UNAVAILABLE: then nothing is missed. A job that changes often is sent as it is now, not once for each
-    change. Progress is no change: WatchExplanation streams it.
+    """Streams changes of the tenant's jobs: a new job, a new state, or a deletion. To miss no change, list the jobs after
+    `listening` arrives, and start again if the stream ends with UNAVAILABLE. A job that changes often is sent in its
+    current state, not once per change. Progress is not a change; WatchExplanation streams it.
     """
     CancelExplanation: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.CancelExplanationRequest, _explanation_service_pb2.CancelExplanationResponse]  # type: ignore[assignment]
     """Cancels a job. An ended job stays as it is."""
@@ -193,9 +193,9 @@ class ExplanationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _explanation_service_pb2.WatchJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_explanation_service_pb2.WatchJobsResponse], _abc.AsyncIterator[_explanation_service_pb2.WatchJobsResponse]]:
-        """Streams the changes of the tenant's jobs: added, state changed, or gone. List when `listening` comes, and again when the
-        stream ends with UNAVAILABLE: then nothing is missed. A job that changes often is sent as it is now, not once for each
-        change. Progress is no change: WatchExplanation streams it.
+        """Streams changes of the tenant's jobs: a new job, a new state, or a deletion. To miss no change, list the jobs after
+        `listening` arrives, and start again if the stream ends with UNAVAILABLE. A job that changes often is sent in its
+        current state, not once per change. Progress is not a change; WatchExplanation streams it.
         """
 
     @_abc_1.abstractmethod

@@ -148,7 +148,7 @@ class JobFilter:
     method: str = ""
     request_id: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """All of these labels."""
+    """Labels that the job must have."""
     created_after: float | None = None
     """Created at this time or later, in seconds since the epoch."""
     created_before: float | None = None
@@ -172,13 +172,13 @@ EVERY_JOB = JobFilter()
 
 
 def encode_labels(labels: Mapping[str, str]) -> str:
-    """Returns labels as one text, `&key=value&...&`, in which a label is found by its own text; empty for none."""
+    """Returns labels as one text, `&key=value&...&`, which contains the text of each label; empty if there are none."""
     parts = [f"{quote(key, safe='')}={quote(value, safe='')}" for key, value in sorted(labels.items())]
     return f"&{'&'.join(parts)}&" if parts else ""
 
 
 def decode_labels(text: str) -> Mapping[str, str]:
-    """Returns labels from their text; what is damaged is left out."""
+    """Returns labels from their text, without damaged ones."""
     pairs = (part.partition("=") for part in text.split("&") if part)
     return {unquote(key): unquote(value) for key, _, value in pairs}
 

@@ -1,4 +1,4 @@
-"""How many processes that decode images have ended, as a metric of the service and of the worker."""
+"""Metric of ended image decoding processes, for service and worker."""
 
 from collections.abc import Iterable
 from threading import Lock
@@ -11,7 +11,7 @@ from sagittal.core.decoding import ENDINGS, ended_decoders
 
 
 class DecoderMetrics(Collector):
-    """Shows what `core.decoding` counts for the whole program, by why a process ended."""
+    """Exports the counts of `core.decoding`, by the reason for which a process ended."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._ended = Counter(
@@ -26,7 +26,7 @@ class DecoderMetrics(Collector):
         registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
-        """Returns the counter as it is now."""
+        """Returns the present counts."""
         with self._lock:
             for reason, total in ended_decoders().items():
                 self._ended.labels(reason).inc(total - self._shown[reason])

@@ -174,7 +174,7 @@ class RedisJobQueue:
         return found, page_token
 
     async def count(self, wanted: JobFilter, *, page_token: str) -> tuple[Mapping[JobState, int], str]:
-        """Returns how many jobs there are by state, and where to go on counting."""
+        """Returns the numbers of matching jobs by state, and the token for counting further."""
         counts: Counter[JobState] = Counter()
         for _ in range(MOST_LOOKS):
             page = await self._look(wanted, page_token, 1, count=True)

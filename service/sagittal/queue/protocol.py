@@ -109,7 +109,7 @@ class JobQueue(Protocol):
         ...
 
     async def list(self, wanted: JobFilter = EVERY_JOB, *, limit: int, page_token: str) -> tuple[Sequence[Job], str]:
-        """Returns a page of the wanted jobs, newest first, and the token of the next page (empty at the end).
+        """Returns a page of the matching jobs, newest first, and the token of the next page (empty at the end).
 
         A page may have fewer than `limit` jobs and still a next page, because one call reads a bounded number of jobs.
 
@@ -121,7 +121,7 @@ class JobQueue(Protocol):
         ...
 
     async def count(self, wanted: JobFilter, *, page_token: str) -> tuple[Mapping[JobState, int], str]:
-        """Returns how many jobs are wanted by state, among a bounded number, and where to go on counting."""
+        """Returns the numbers of matching jobs by state, among a bounded number, and the token for counting further."""
         ...
 
     def changes(self, tenant: str) -> AbstractContextManager[JobChanges]:

@@ -26,7 +26,7 @@ FIRST_PAUSE, LAST_PAUSE = 0.1, 2.0
 IDLE_CHANNEL = "idle"
 
 
-#: Most changed jobs that wait for a slow reader: past it, the reader must list again.
+#: Largest number of changed jobs that wait for a slow reader; beyond it, the reader must list again.
 MOST_CHANGES = 10_000
 
 

@@ -24,10 +24,10 @@ from sagittal.server.images import Pictures
 from sagittal.server.messages import event
 from sagittal.v1 import explanation_pb2, explanation_service_pb2, model_pb2, tensor_pb2
 
-#: Most pixels of the longer side of what is drawn, and those unless the request says.
+#: Largest length of the longer side of a drawing in pixels, and the defaults.
 MAX_LONGEST, THUMBNAIL, OVERLAY = 2_048, 256, 1_024
 
-#: Side of the largest model input whose baseline is made here: blurring a larger one takes seconds.
+#: Largest side of a model input whose baseline is computed here, in pixels: blurring a larger one takes seconds.
 MAX_BASELINE = 1_024
 
 #: Events of a job that are read at once.
@@ -42,17 +42,17 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class _Drawing:
-    """What is drawn, and whether it is what was tested."""
+    """A way to draw an image, and whether the result equals the tested image."""
 
     draw: Callable[[Pixels], Picture | Pixels]
     """Draws from the decoded image; runs in a thread."""
     exact: bool
     source: str = "image"
-    """The stored image that it is drawn from."""
+    """Name of the stored image from which it is drawn."""
 
 
 class JobImages:
-    """Answers GetExplanationSpec and GetExplanationImage for jobs that the caller may read."""
+    """Serves GetExplanationSpec and GetExplanationImage for jobs that the caller may read."""
 
     def __init__(self, queue: JobQueue, pictures: Pictures) -> None:
         self._queue = queue
@@ -106,7 +106,7 @@ class JobImages:
         prediction: explanation_pb2.Prediction,
         masks: Mapping[int, explanation_pb2.Mask],
     ) -> _Drawing:
-        """Returns how an image is drawn whose preprocessing is known."""
+        """Returns how to draw an image whose preprocessing is known."""
         match request.image:
             case explanation_service_pb2.JOB_IMAGE_THUMBNAIL:
                 return _Drawing(lambda pixels: shrink(pixels, request.longest or THUMBNAIL), exact=False)
@@ -121,7 +121,7 @@ class JobImages:
         return _Drawing(lambda pixels: fitted.overlay(pixels, saliency, request.longest or OVERLAY), exact=False)
 
     async def _reported(self, job: Job) -> tuple[explanation_pb2.Prediction, Mapping[int, explanation_pb2.Mask]]:
-        """Returns what the latest attempt reported: its prediction, and its final masks by number."""
+        """Returns the latest attempt's prediction and its final masks by index."""
         prediction, masks, after = explanation_pb2.Prediction(), dict[int, explanation_pb2.Mask](), 0
         while True:
             page = await self._queue.page(job.job_id, after, limit=_PAGE_EVENTS, max_bytes=MIB, lasting=True)
@@ -145,14 +145,14 @@ class _Fitted:
 
     how: model_pb2.Preprocessing
     is_input: bool
-    """Whether the caller did the preprocessing."""
+    """True if the caller did the preprocessing."""
 
     def picture(self, pixels: Pixels) -> Pixels:
-        """Returns what the model saw."""
+        """Returns the image fitted to the model's input."""
         return pixels if self.is_input else fit_to_input(pixels, self.how)
 
     def baseline(self, prediction: explanation_pb2.Prediction) -> _Drawing:
-        """Returns what replaced the hidden part."""
+        """Returns the baseline."""
         kind = _BASELINES[prediction.baseline] if prediction.baseline else ""
         if not kind:
             raise FailedPrecondition("nothing was hidden in this job: it has no baseline", field="image")
@@ -183,7 +183,7 @@ def _how(job: Job, prediction: explanation_pb2.Prediction) -> model_pb2.Preproce
 
 
 def _as_pixels(source: tensor_pb2.Image, how: model_pb2.Preprocessing) -> tensor_pb2.Image:
-    """Returns a model's input as the picture that it stands for."""
+    """Returns a model's input as an image, with the normalisation undone."""
     values = array_of(source.model_input, "image").astype(np.float32)
     return tensor_pb2.Image(pixels=tensor_of(picture_of_input(values, how), tensor_pb2.DATA_TYPE_UINT8))
 

@@ -1,4 +1,4 @@
-"""Jobs of a tenant as lists, numbers and a stream of changes."""
+"""Lists, counts and streams of changes of a tenant's jobs."""
 
 import asyncio
 from collections import Counter
@@ -16,13 +16,13 @@ from sagittal.server.messages import STATES, explanation
 from sagittal.server.rpc.access import Caller
 from sagittal.v1 import explanation_pb2, explanation_service_pb2
 
-#: Streams of changes that one tenant has open here at once.
+#: Largest number of open streams of changes per tenant and replica.
 MOST_WATCHED = 64
 
-#: Least time between two looks at the jobs that changed, in seconds: a job that changes often is read once.
+#: Shortest time between two reads of the changed jobs, in seconds, so that a job that changes often is read once.
 PAUSE_SECONDS = 0.1
 
-#: Longest wait for the subscription at the beginning, in seconds.
+#: Longest wait for the subscription at the start, in seconds.
 LISTEN_SECONDS = 5.0
 
 _STATES_BY_NUMBER: dict[int, JobState] = {number: state for state, number in STATES.items()}
@@ -55,7 +55,7 @@ class JobLists:
     async def count(
         self, request: explanation_service_pb2.CountExplanationsRequest, caller: Caller
     ) -> explanation_service_pb2.CountExplanationsResponse:
-        """Returns how many jobs there are by state. Raises InvalidRequest."""
+        """Returns the numbers of jobs by state. Raises InvalidRequest."""
         wanted = _filter(request.filter, caller.tenant, "filter")
         counts, token = await self._queue.count(wanted, page_token=request.page_token)
         found = [
@@ -99,7 +99,7 @@ class JobLists:
 
     @contextmanager
     def _place(self, tenant: str) -> Iterator[None]:
-        """Takes one of the tenant's places for streams of changes."""
+        """Counts a stream of changes of the tenant while it is open."""
         if self._watched[tenant] >= MOST_WATCHED:
             text = f"{MOST_WATCHED} streams of changes are open here already: close one, or share it"
             raise Overloaded(text, retry_after=LISTEN_SECONDS)
@@ -113,7 +113,7 @@ class JobLists:
 
 
 async def _listen(changes: JobChanges) -> None:
-    """Waits until every change is seen. Raises Unavailable."""
+    """Waits until the subscription receives every change. Raises Unavailable."""
     try:
         async with asyncio.timeout(LISTEN_SECONDS):
             while not changes.listening:
