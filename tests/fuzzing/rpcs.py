@@ -150,7 +150,7 @@ def _check_status(status: status_pb2.Status, rpc: MethodDescriptor) -> None:
     assert status.message
     assert len(status.message) < 4000, "an error repeats the request"
     named = any(detail.Unpack(bad) for detail in status.details)
-    if status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0] and "cannot be read: " not in status.message:
+    if status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0] and "cannot be parsed: " not in status.message:
         assert named, f"{rpc.full_name}: no field is named: {status.message}"
     for violation in bad.field_violations:
         assert exists(violation.field, rpc.input_type), f"{rpc.full_name} has no field {violation.field}"
