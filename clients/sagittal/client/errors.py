@@ -12,6 +12,7 @@
     ├── AlreadyExists         ALREADY_EXISTS        a request_id was used with other content
     │   └── ModelExists                             a model's version is registered with other content
     ├── FailedPrecondition    FAILED_PRECONDITION   the model or job does not support the request
+    │   └── ConceptSetDamaged                       a stored concept set was moved aside: fit it again
     ├── NotServed             UNIMPLEMENTED         a part of the API that nothing serves
     ├── Overloaded            RESOURCE_EXHAUSTED    an admission limit is exceeded: retry after `retry_after` seconds
     ├── Unavailable           UNAVAILABLE           the service or its queue is unavailable: try again
@@ -154,6 +155,12 @@ class FailedPrecondition(SagittalError):
     code = code_pb2.FAILED_PRECONDITION
 
 
+class ConceptSetDamaged(FailedPrecondition):
+    """The stored concept set is damaged and was moved aside."""
+
+    reason = "CONCEPT_SET_DAMAGED"
+
+
 class NotServed(SagittalError):
     """A part of the API that nothing serves."""
 
@@ -254,9 +261,9 @@ def _by_reason(classes: Iterable[type[SagittalError]]) -> Mapping[str, type[Sagi
 REASONS: Mapping[str, type[SagittalError]] = _by_reason(
     (
         InvalidRequest, InvalidImage, ArgumentRefused, MessageTooLarge, NotFound, UnknownModel, UnknownJob,
-        EventsExpired, AlreadyExists, ModelExists, FailedPrecondition, NotServed, Overloaded, Unavailable,
-        ConnectionFailed, StreamMoved, Expired, Unauthenticated, PermissionDenied, JobCancelled, JobFailed, ModelFailed,
-        JobBuried, InternalError, QueueFailed,
+        EventsExpired, AlreadyExists, ModelExists, FailedPrecondition, ConceptSetDamaged, NotServed, Overloaded,
+        Unavailable, ConnectionFailed, StreamMoved, Expired, Unauthenticated, PermissionDenied, JobCancelled, JobFailed,
+        ModelFailed, JobBuried, InternalError, QueueFailed,
     )
 )  # fmt: skip
 

@@ -117,6 +117,12 @@ class FailedPrecondition(SagittalError):
     code = code_pb2.FAILED_PRECONDITION
 
 
+class ConceptSetDamaged(FailedPrecondition):
+    """The stored concept set is damaged and was moved aside."""
+
+    reason = "CONCEPT_SET_DAMAGED"
+
+
 class NotServed(SagittalError):
     """No worker serves this part of the API."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import structlog
 from google.protobuf.message import DecodeError
 
-from sagittal.core.errors import FailedPrecondition, JobFailed, NotFound, SagittalError
+from sagittal.core.errors import ConceptSetDamaged, FailedPrecondition, JobFailed, NotFound, SagittalError
 from sagittal.core.jobs import Lease
 from sagittal.core.text import EXCERPT, shortened, shown
 from sagittal.queue.connection import (
@@ -64,14 +64,6 @@ class StoredConceptSet:
     """Job that fitted it."""
 
 
-class DamagedConceptSet(FailedPrecondition):
-    """The document of a set cannot be read; it was moved aside."""
-
-    def __init__(self, name: str) -> None:
-        text = f"the stored concept set {shown(name)} is damaged and was moved aside: fit it again"
-        super().__init__(text, field="name")
-
-
 class ConceptSets:
     """The service's side (asyncio)."""
 
@@ -102,7 +94,7 @@ class ConceptSets:
         stored = parse_set(answer, model, name)
         if stored is None:
             await self._set_aside(tenant, model, name, answer[2])
-            raise DamagedConceptSet(name)
+            raise damaged(name)
         return stored
 
     async def update(
@@ -188,7 +180,7 @@ class WorkerConceptSets:
         if stored is None:
             self._redis.script(load_script("concepts_quarantine"), tenant, model, name, answer[2])
             log_damage(tenant, model, name)
-            raise DamagedConceptSet(name)
+            raise damaged(name)
         return stored
 
     def write_files(self, files: dict[str, bytes]) -> None:
@@ -300,6 +292,12 @@ def join_examples(document: concept_pb2.ConceptSet, content: bytes) -> concept_p
 def log_damage(tenant: str, model: str, name: str) -> None:
     """Logs a damaged set that was moved aside."""
     log.error("concept-set-damaged", tenant=tenant, model=model, concept_set=name, doing="moving it aside")
+
+
+def damaged(name: str) -> ConceptSetDamaged:
+    """Returns the error for a set that was moved aside."""
+    text = f"the stored concept set {shown(name)} is damaged and was moved aside: fit it again"
+    return ConceptSetDamaged(text, field="name")
 
 
 def full(size: int, most: int) -> FailedPrecondition:

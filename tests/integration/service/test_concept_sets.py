@@ -163,6 +163,7 @@ async def test_a_damaged_document_is_set_aside_and_the_others_are_served(tmp_pat
             assert caught.value.code() is expected
             if how != "another type":
                 assert "was moved aside: fit it again" in str(caught.value.details())
+                assert reason(caught.value) == "CONCEPT_SET_DAMAGED"
                 assert [log["concept_set"] for log in logs if log["event"] == "concept-set-damaged"] == ["set"]
             assert client.exists(f"{root_key(settings)}quarantine:concept:{TENANT}:lamp/set")
         with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -16,7 +16,7 @@ def test_public_names_are_exactly_these() -> None:
         "Accepted", "AlreadyExists", "ArgumentRefused", "AsyncClient", "AsyncEventStream", "Baseline", "Box",
         "CausalTriple", "Certificate", "ClassScore", "Client", "Completed", "ConceptContribution", "ConceptExample",
         "ConceptPrediction", "ConceptQuality",
-        "ConceptSet", "Concepts", "ConnectionFailed", "Curve",
+        "ConceptSet", "ConceptSetDamaged", "Concepts", "ConnectionFailed", "Curve",
         "EvaluateMask", "Event", "EventStream", "ExcitationBackprop", "EventsExpired", "Expired", "ExplainedImage",
         "Explanation", "LiveDisplay", "JobImage", "JobChange",
         "MissingExtra", "Table",

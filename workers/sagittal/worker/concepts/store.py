@@ -20,13 +20,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
-from sagittal.core.errors import AlreadyExists, FailedPrecondition, JobFailed, NotFound, SagittalError, Unavailable
+from sagittal.core.errors import (
+    AlreadyExists,
+    ConceptSetDamaged,
+    FailedPrecondition,
+    JobFailed,
+    NotFound,
+    SagittalError,
+    Unavailable,
+)
 from sagittal.core.jobs import Lease
 from sagittal.explain.concepts import SRAE
 from sagittal.queue.metrics import UNOBSERVED, QueueObserver
 from sagittal.queue.settings import QueueSettings
 from sagittal.registry.concept_files import ConceptFiles, ConceptStorage, examples_file, weights_file
-from sagittal.registry.concept_sets import DamagedConceptSet, StoredConceptSet, WorkerConceptSets, split_examples
+from sagittal.registry.concept_sets import StoredConceptSet, WorkerConceptSets, split_examples
 from sagittal.v1 import concept_pb2
 
 log = structlog.get_logger(__name__)
@@ -62,7 +70,7 @@ class ConceptStore:
         self._sets.files.check("worker")
         try:
             stored = self._sets.get(lease.job.tenant, model, name)
-        except (NotFound, DamagedConceptSet):
+        except (NotFound, ConceptSetDamaged):
             return
         if not replace and stored.job != lease.job.job_id:
             raise _taken(model, name)
