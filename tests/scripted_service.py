@@ -180,10 +180,8 @@ class Script(
 
     def ListExplanations(self, request, context):
         self._answer(context)
-        if request.failure_reason:
-            buried = pb.Explanation(
-                job_id=JOB, state=pb.JOB_STATE_FAILED, model="lamp", failure_reason=request.failure_reason
-            )
+        if reason := request.filter.failure_reason:
+            buried = pb.Explanation(job_id=JOB, state=pb.JOB_STATE_FAILED, model="lamp", failure_reason=reason)
             return service_pb.ListExplanationsResponse(explanations=[buried])
         page = int(request.page_token or 0)
         jobs = [pb.Explanation(job_id=f"job-{page}-{n}", state=pb.JOB_STATE_RUNNING) for n in range(2)]
