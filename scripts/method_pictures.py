@@ -35,8 +35,8 @@ HEATMAPS = (
 )
 #: A photograph and a class of each row of the first picture; the model's top class if none is named.
 ANSWERS = (("chelsea.png", None), ("coffee.png", None), ("coffee.png", "cup"), ("rocket.jpg", None))
-#: A photograph whose attention graph has a node that is reached in two ways.
-GRAPH_OF = "coffee.png"
+#: A setting of the attention graph with which a node is reached in two ways.
+EXPAND_ABOVE = 0.2
 #: Most model evaluations of one search, so that the slowest methods end as well.
 EVALUATIONS = 1500
 #: Pixels across a picture in the documentation, and its quality as WebP.
@@ -133,7 +133,7 @@ def main() -> int:
         for methods, name in zip(HEATMAPS, ("heatmaps-by-perturbation", "heatmaps-others"), strict=True):
             save(draw_heatmaps({method: explain(client, PHOTOGRAPH, method) for method in methods}), name)
         save(draw_summary(*explain(client, PHOTOGRAPH, "mse")), "sufficient-sets")
-        attention, seen = explain(client, GRAPH_OF, "sag")
+        attention, seen = explain(client, PHOTOGRAPH, "sag", expand_above=EXPAND_ABOVE)
         if attention.graph is None:
             raise ValueError("the attention graph has no nodes: nothing to draw")
         title = f"Why {attention.target.label if attention.target else 'this'}?"
