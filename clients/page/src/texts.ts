@@ -88,7 +88,7 @@ export const texts = {
     checked: (count: number) => `${count} sets were scored for this claim.`,
     levels: {
       1: "Sufficient: it keeps the class alone.",
-      2: "1-minimal: no single patch can go.",
+      2: "One-minimal: no single patch can go.",
       3: "Subset-minimal: no proper subset suffices.",
       4: "Minimum size: no smaller set suffices.",
     } as Record<number, string>,

@@ -121,7 +121,7 @@ async def test_an_explanation_forms_and_what_if_answers(serve, page, image):
         await expect(page.locator(".figures")).to_contain_text("0.700")
         await expect(page.locator(".figures")).to_contain_text("78 %")
         await page.get_by_role("tab", name="Sufficient sets").click()
-        await expect(page.locator(".card")).to_contain_text("1-minimal")
+        await expect(page.locator(".card")).to_contain_text("One-minimal")
         await page.get_by_role("button", name="Try to prove it wrong").click()
         await expect(page.locator(".now")).to_contain_text("30 %")
         await page.get_by_role("button", name="Show all").click()

@@ -90,7 +90,8 @@ def test_torchscript_has_no_layers_and_says_why_it_is_not_made_faster(tmp_path, 
     script(tmp_path / "model")
     found = loaded("torchscript").found
     assert found.spatial_layers == found.feature_layers == ()
-    assert not any(step.applied for step in found.steps if step.name != EQUAL_ROWS)
+    # The layout of the inputs is chosen by time, and rows are compared for every model.
+    assert not any(step.applied for step in found.steps if step.name not in (EQUAL_ROWS, "channels-last"))
     assert {step.detail for step in found.steps[:3]} == {"TorchScript cannot be traced; it runs as it was saved"}
 
 
