@@ -25,6 +25,10 @@ def curves_of(heatmap):
     return {event.kind: event.auc for event in events if isinstance(event, Curve)}, events
 
 
+def reasons(events):
+    return {event.reason for event in events if isinstance(event, Warning)}
+
+
 def test_the_right_region_beats_its_opposite_on_both_curves():
     right, _ = curves_of(region())
     wrong, _ = curves_of(1 - region())
@@ -32,11 +36,18 @@ def test_the_right_region_beats_its_opposite_on_both_curves():
     assert right[CurveKind.DELETION] < wrong[CurveKind.DELETION] - 0.3
 
 
+def test_a_heatmap_whose_curves_hardly_part_is_told():
+    _, right = curves_of(region())
+    _, wrong = curves_of(1 - region())
+    assert "CURVES_HARDLY_PART" not in reasons(right)
+    assert "CURVES_HARDLY_PART" in reasons(wrong)
+
+
 def test_the_unit_of_the_heatmap_does_not_matter():
     plain, _ = curves_of(region())
     tiny, events = curves_of((region() * 1e-3).half())
     assert tiny == pytest.approx(plain)
-    assert "EMPTY_EXPLANATION" not in {event.reason for event in events if isinstance(event, Warning)}
+    assert "EMPTY_EXPLANATION" not in reasons(events)
 
 
 def test_nothing_else_than_curves_is_evaluated(explained):
@@ -47,7 +58,7 @@ def test_nothing_else_than_curves_is_evaluated(explained):
 
 def test_an_empty_heatmap_stays_empty():
     _, events = curves_of(torch.zeros(7, 7))
-    assert "EMPTY_EXPLANATION" in {event.reason for event in events if isinstance(event, Warning)}
+    assert "EMPTY_EXPLANATION" in reasons(events)
 
 
 def test_a_heatmap_with_negative_values_is_signed(explained):

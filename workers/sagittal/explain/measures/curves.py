@@ -15,9 +15,12 @@ from torch import Tensor
 
 from sagittal.engine.masking import upsample
 from sagittal.engine.requests import OutOfBudget
-from sagittal.explain.events import Curve, CurveKind, Measurement, Progress, Truncated
+from sagittal.explain.events import Curve, CurveKind, Measurement, Progress, Truncated, Warning
 from sagittal.explain.problem import Problem
 from sagittal.explain.steps import Steps
+
+LEAST_GAP = 0.1
+"""Least difference of insertion and deletion, as a share of the unmasked score, of a heatmap that says something."""
 
 
 class CurveProtocol(Enum):
@@ -52,11 +55,25 @@ def measure(problem: Problem, saliency: Tensor, metrics: Metrics, index: int = 0
     except OutOfBudget as spent:
         yield Truncated(spent.limit)
         return
+    areas: dict[CurveKind, float] = {}
     for kind, part in zip((CurveKind.INSERTION, CurveKind.DELETION), scores.target.chunk(2), strict=True):
         found = curve(kind, fractions, part.tolist(), problem.unmasked_score, index)
         yield found
+        areas[kind] = found.auc
         if index == 0:
             yield Measurement(kind.value, found.auc)
+    yield from _warnings(areas[CurveKind.INSERTION], areas[CurveKind.DELETION], problem.unmasked_score)
+
+
+def _warnings(insertion: float, deletion: float, unmasked_score: float) -> Steps[None]:
+    """Warns of a heatmap whose order of cells says little: any order has as much insertion as deletion on average."""
+    if insertion - deletion < LEAST_GAP * unmasked_score:
+        yield Warning(
+            "CURVES_HARDLY_PART",
+            f"Insertion ({insertion:.3f}) exceeds deletion ({deletion:.3f}) by less than {LEAST_GAP:.0%} of the "
+            "unmasked score: the order of this heatmap says little more about the class than a random one. Do not rely "
+            "on it; try another method, or ask for sufficient sets.",
+        )
 
 
 def measurements(metrics: Metrics, size: int) -> int:
