@@ -9,12 +9,20 @@ export const SIDE = 448;
 /** Blur of what is hidden, as a share of the side: the baseline's 50 of 224 pixels. */
 const BLUR = 50 / 224;
 
-/** Returns what the model sees of an image: resized, and cropped or squashed to a square. */
+/** Returns what the model sees of an image: resized, and cropped, squashed or padded to a square. */
 export function modelView(image: ImageBitmap, preprocessing: Preprocessing | undefined): HTMLCanvasElement {
   const [canvas, paint] = square();
   const input = preprocessing?.inputSize || 224;
   if (preprocessing?.fit === "squash") {
     paint.drawImage(image, 0, 0, SIDE, SIDE);
+    return canvas;
+  }
+  if (preprocessing?.fit === "pad") {
+    const scale = SIDE / Math.max(image.width, image.height);
+    const [width, height] = [image.width * scale, image.height * scale];
+    paint.fillStyle = "black";
+    paint.fillRect(0, 0, SIDE, SIDE);
+    paint.drawImage(image, (SIDE - width) / 2, (SIDE - height) / 2, width, height);
     return canvas;
   }
   // The shorter side becomes `resize` pixels, of which the middle `input` are kept.

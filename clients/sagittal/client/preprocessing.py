@@ -17,7 +17,8 @@ class Preprocessing:
     std: tuple[float, ...]
     channel_order: str
     fit: str = "crop"
-    """"crop": resize the shorter side and crop the centre; "squash": resize both sides to the input size."""
+    """"crop": resize the shorter side and crop the centre; "squash": resize both sides to the input size; "pad": resize
+    the longer side to the input size and pad the shorter one with black."""
     layout: str = "NCHW"
     """"NCHW": channels first; "NHWC": channels last."""
     preset: str = ""

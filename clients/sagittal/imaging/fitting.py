@@ -33,7 +33,7 @@ class Fit(Protocol):
 
     @property
     def fit(self) -> str:
-        """Either "crop" or "squash"."""
+        """Either "crop", "squash" or "pad"."""
 
 
 class Scale(Protocol):
@@ -54,7 +54,10 @@ class Scale(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The part of an image that the model sees, as shares of its width and height: the same at every size."""
+    """The part of an image that the model sees, as shares of its width and height: the same at every size.
+
+    A padded input reaches beyond the image: its frame starts below 0 and ends above 1.
+    """
 
     left: float = 0.0
     top: float = 0.0
@@ -65,13 +68,18 @@ class Frame:
 def visible_box(shape: tuple[int, ...], how: Fit) -> tuple[float, float, float, float]:
     """Returns the part of an image (height, width) that the model sees: left, top, right, bottom in its pixels.
 
-    Resizing this part alone, instead of cropping after resizing all, bounds the work for very long images.
+    Resizing this part alone, instead of cropping after resizing all, bounds the work for very long images. With "pad"
+    the part reaches beyond the image.
     """
     height, width = shape
     if how.fit == "squash":
         return 0.0, 0.0, float(width), float(height)
+    if how.fit == "pad":
+        left, top, columns, rows = _padded(shape, how.input_size)
+        left, top = -left * width / columns, -top * height / rows
+        return left, top, left + how.input_size * width / columns, top + how.input_size * height / rows
     if how.fit != "crop":
-        raise ValueError(f"fit is {how.fit!r}; only crop and squash are known")
+        raise ValueError(f"fit is {how.fit!r}; only crop, squash and pad are known")
     side = how.input_size / how.resize * min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
@@ -85,9 +93,21 @@ def frame_of(shape: tuple[int, ...], how: Fit) -> Frame:
 
 def fit_to_input(image: NDArray[np.uint8], how: Fit) -> NDArray[np.uint8]:
     """Returns the part of an image (height, width, 3) that the model sees: (size, size, 3), uint8."""
-    size = how.input_size
-    picture, box = PIL.Image.fromarray(image), visible_box(image.shape[:2], how)
-    return np.asarray(picture.resize((size, size), _RESAMPLING[how.interpolation], box=box))
+    size, resampling = how.input_size, _RESAMPLING[how.interpolation]
+    picture = PIL.Image.fromarray(image)
+    if how.fit != "pad":
+        return np.asarray(picture.resize((size, size), resampling, box=visible_box(image.shape[:2], how)))
+    left, top, columns, rows = _padded(image.shape[:2], size)
+    padded = np.zeros((size, size, 3), np.uint8)
+    padded[top : top + rows, left : left + columns] = picture.resize((columns, rows), resampling)
+    return padded
+
+
+def _padded(shape: tuple[int, ...], size: int) -> tuple[int, int, int, int]:
+    """Returns where a whole image (height, width) lies on a padded input: left, top, columns, rows in its pixels."""
+    height, width = shape
+    rows, columns = (max(1, round(size * side / max(height, width))) for side in (height, width))
+    return (size - columns) // 2, (size - rows) // 2, columns, rows
 
 
 def picture_of_input(values: NDArray[np.float32], how: Scale) -> NDArray[np.uint8]:

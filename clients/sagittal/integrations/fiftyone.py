@@ -61,18 +61,19 @@ def _detections(explanation: Explanation) -> list[Mapping[str, Any]]:
         {
             "_cls": "Detection",
             "label": f"set {number}",
-            "bounding_box": _bounding_box(explanation, each.patches, patch),
+            "bounding_box": box,
             "set": number,
             "score": each.score,
             "certificate": each.certificate.level,
         }
         for number, each in enumerate(explanation.sufficient_sets, start=1)
         for patch in each.patches.patches
+        if all((box := _bounding_box(explanation, each.patches, patch))[2:])
     ]
 
 
 def _bounding_box(explanation: Explanation, patches: PatchSet, patch: int) -> list[float]:
-    """Returns left, top, width and height of a patch, as shares of the original image."""
+    """Returns left, top, width and height of a patch, as shares of the original image; without size in a padding."""
     image = explanation.image
     if image is None:
         raise FailedPrecondition("the explanation has no image", field="image")
@@ -80,7 +81,10 @@ def _bounding_box(explanation: Explanation, patches: PatchSet, patch: int) -> li
     left, top, right, bottom = (edge / size for edge in patch_box(patch, patches.grid, size))
     frame = image.frame
     width, height = frame.right - frame.left, frame.bottom - frame.top
-    return [frame.left + left * width, frame.top + top * height, (right - left) * width, (bottom - top) * height]
+    # patches of a padded input may reach beyond the image
+    left, right = (min(max(frame.left + edge * width, 0.0), 1.0) for edge in (left, right))
+    top, bottom = (min(max(frame.top + edge * height, 0.0), 1.0) for edge in (top, bottom))
+    return [left, top, right - left, bottom - top]
 
 
 def _label(fiftyone: Any, document: Mapping[str, Any]) -> Any:

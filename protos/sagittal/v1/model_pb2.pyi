@@ -433,8 +433,8 @@ class Preprocessing(_message.Message):
     channel_order: _builtins.str
     """"RGB" or "BGR". Empty means "RGB"."""
     fit: _builtins.str
-    """"crop": resize the shorter side, then crop the centre. "squash": resize both sides to the input size. Empty means
-    "crop".
+    """"crop": resize the shorter side, then crop the centre. "squash": resize both sides to the input size. "pad": resize
+    the longer side to the input size and pad the shorter one with black on both sides. Empty means "crop".
     """
     layout: _builtins.str
     """Layout of the model's input: "NCHW" (channels first) or "NHWC" (channels last). Empty means "NCHW"."""

@@ -45,10 +45,11 @@ class Preprocessing(_Strict):
     `channel_order` may be set beside it."""
     input_size: int = Field(default=224, ge=8, le=4096)
     """Side of the square input in pixels."""
-    fit: Literal["crop", "squash"] = "crop"
-    """`crop`: resize the shorter side, then crop the centre; `squash`: resize both sides to the input size."""
+    fit: Literal["crop", "squash", "pad"] = "crop"
+    """`crop`: resize the shorter side, then crop the centre; `squash`: resize both sides to the input size; `pad`:
+    resize the longer side to the input size and pad the shorter one with black on both sides."""
     resize: int = Field(default=256, ge=8, le=8192)
-    """Length of the shorter side before the crop, in pixels; ignored by `squash`."""
+    """Length of the shorter side before the crop, in pixels; ignored by `squash` and `pad`."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     mean: tuple[Finite, Finite, Finite] = (0.485, 0.456, 0.406)
     """Mean of each channel on the 0..1 scale, in the order of `channel_order`."""

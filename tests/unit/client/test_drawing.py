@@ -69,7 +69,7 @@ def seen() -> View:
     return view_of(picture, "blur", 12.0)
 
 
-@pytest.mark.parametrize("fit", ["crop", "squash"])
+@pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
 @pytest.mark.parametrize("shape", [(60, 80), (200, 50), (1, 1)])
 def test_the_picture_is_what_the_worker_gives_the_model(fit, shape) -> None:
     image = GENERATOR.integers(0, 256, (*shape, 3), np.uint8)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,6 +79,9 @@ def test_labels_lie_on_the_original_image(bare) -> None:
     side = 56 / 64 * 60
     assert (left * 90, top * 60) == pytest.approx(((90 - side) / 2 + side / 7, (60 - side) / 2 + side / 7))
     assert (width * 90, height * 60) == pytest.approx((side / 7, side / 7))
+    padded = fiftyone_labels.label_documents(bare.with_image(IMAGE, preprocessing=replace(SQUASH, fit="pad")))
+    box = padded["sagittal_sets"]["detections"][0]["bounding_box"]
+    assert box == pytest.approx([1 / 7, 0, 1 / 7, 7 / 37]), "the padding's part of the patch is cut off"
 
 
 def needs(package: str):

@@ -34,6 +34,21 @@ def test_squash_shows_the_whole_picture():
     assert seen[:, -1].tolist() == [[0, 0, 255]] * 16
 
 
+def test_pad_shows_the_whole_picture_in_its_proportions_between_black():
+    seen = fit_to_input(thirds(height=48, width=96), squash(fit="pad"))
+    assert seen.shape == (16, 16, 3)
+    assert not seen[:4].any()
+    assert not seen[12:].any()
+    assert np.array_equal(seen[4:12], fit_to_input(thirds(), squash())[4:12])
+    assert visible_box((48, 96), squash(fit="pad")) == pytest.approx((0, -24, 96, 72))
+
+
+@pytest.mark.parametrize("shape", [(1, 3000), (60_000, 2)])
+def test_pad_keeps_a_row_of_a_very_long_picture(shape):
+    seen = fit_to_input(np.full((*shape, 3), 51, np.uint8), squash(fit="pad"))
+    assert (seen == 51).any(axis=2).sum() == 16
+
+
 def test_crop_shows_the_centre_of_the_longer_side():
     seen = fit_to_input(thirds(height=32, width=96), crop())
     assert (seen == [0, 255, 0]).all()

@@ -210,7 +210,7 @@ def test_independent_labels_are_explained_by_their_own_score(make, method, flaw,
 
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
-@pytest.mark.parametrize("fit", ["crop", "squash"])
+@pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
 def test_the_picture_comes_back_from_the_models_input(order, fit, interpolation):
     preprocessing = Preprocessing(
