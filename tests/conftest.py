@@ -92,7 +92,8 @@ def new_job() -> Callable[..., NewJob]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Writes in one line which programs were missing, how many tests were skipped for it, and what adds them."""
-    reasons = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    skipped = [report.longrepr for report in terminalreporter.stats.get("skipped", [])]
+    reasons = [each[-1] if isinstance(each, (tuple, list)) else str(each) for each in skipped]
     missing = describe_missing(reasons, redis=shutil.which("redis-server") is not None)
     if missing:
         terminalreporter.write_line(f"not tested here: {missing}", yellow=True)

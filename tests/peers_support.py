@@ -42,7 +42,7 @@ def describe_missing(reasons: Iterable[str], *, redis: bool) -> str:
         reasons: Why tests were skipped; those for want of a program are `Skipped: PROGRAM is not installed: COMMAND`.
         redis: Whether redis-server is installed.
     """
-    matches = (re.search(r"Skipped: (\S+) is not installed: ([^'\n]+)", reason) for reason in reasons)
+    matches = (re.search(r"Skipped: (\S+) is not installed: ([^\n]+)", reason) for reason in reasons)
     counted = Counter(match.groups() for match in matches if match)
     said = [f"{count} skipped for want of {program} ({remedy})" for (program, remedy), count in counted.items()]
     if not redis and oldest_valkey() is not None:

@@ -3,16 +3,17 @@
 import peers_support
 
 REASONS = [
-    "('tests/a.py', 3, 'Skipped: promtool is not installed: apt-get install prometheus')",
-    "('tests/b.py', 4, 'Skipped: promtool is not installed: apt-get install prometheus')",
-    "('tests/b.py', 9, 'Skipped: mlserver is not installed: make peers')",
-    "('tests/c.py', 1, 'Skipped: there are GPUs')",
+    "Skipped: promtool is not installed: apt-get install prometheus",
+    "Skipped: promtool is not installed: apt-get install prometheus",
+    "Skipped: mlflow is not installed: pip install '.[mlflow]'",
+    "Skipped: there are GPUs",
 ]
 
 
 def test_one_line_says_how_many_were_skipped_for_what_and_what_adds_it():
     assert peers_support.describe_missing(REASONS, redis=True) == (
-        "2 skipped for want of promtool (apt-get install prometheus); 1 skipped for want of mlserver (make peers)"
+        "2 skipped for want of promtool (apt-get install prometheus); "
+        "1 skipped for want of mlflow (pip install '.[mlflow]')"
     )
     assert peers_support.describe_missing(REASONS[3:], redis=True) == ""
 
