@@ -75,9 +75,14 @@ def visible_box(shape: tuple[int, ...], how: Fit) -> tuple[float, float, float, 
     if how.fit == "squash":
         return 0.0, 0.0, float(width), float(height)
     if how.fit == "pad":
-        left, top, columns, rows = _padded(shape, how.input_size)
-        left, top = -left * width / columns, -top * height / rows
-        return left, top, left + how.input_size * width / columns, top + how.input_size * height / rows
+        before, above, columns, rows = _padded(shape, how.input_size)
+        across, down = width / columns, height / rows
+        return (
+            -before * across,
+            -above * down,
+            (how.input_size - before) * across,
+            (how.input_size - above) * down,
+        )
     if how.fit != "crop":
         raise ValueError(f"fit is {how.fit!r}; only crop, squash and pad are known")
     side = how.input_size / how.resize * min(height, width)
@@ -98,9 +103,9 @@ def fit_to_input(image: NDArray[np.uint8], how: Fit) -> NDArray[np.uint8]:
     if how.fit != "pad":
         return np.asarray(picture.resize((size, size), resampling, box=visible_box(image.shape[:2], how)))
     left, top, columns, rows = _padded(image.shape[:2], size)
-    padded = np.zeros((size, size, 3), np.uint8)
-    padded[top : top + rows, left : left + columns] = picture.resize((columns, rows), resampling)
-    return padded
+    padded = PIL.Image.new("RGB", (size, size))
+    padded.paste(picture.resize((columns, rows), resampling), (left, top))
+    return np.asarray(padded)
 
 
 def _padded(shape: tuple[int, ...], size: int) -> tuple[int, int, int, int]:
