@@ -258,13 +258,13 @@ def written(
     several = together.quality
     return (
         "# Concept sets, measured\n\n"
-        f"`make bench-concepts` on {machine()}, EfficientNet-Lite0, {where}, {VIEWS} random crops of each that is "
-        f"fitted, {CONCEPTS} x-features of the layer `{LAYER}`, {EPOCHS} epochs, {SEEDS} seeds. A fifth of the "
+        f"`make bench-concepts` on {machine()}, EfficientNet-Lite0, {where}, {VIEWS} random crops of each fitted "
+        f"image, {CONCEPTS} x-features of the layer `{LAYER}`, {EPOCHS} epochs, {SEEDS} seeds. A fifth of the "
         f"images ({several.images}) is held out, and all figures except stability are measured on these, uncropped. "
         "The predicted score is the logit of the class, the model's output before softmax. Classes are the model's top "
-        "classes on evenly spaced images: none is selected by its results. PCA, NMF and the autoencoder never see the "
-        "score: the best linear readout with a constant is fitted to their codes. How to use concept sets: "
-        "[](concept-sets.md)."
+        "classes on evenly spaced images: they are not selected by their results. PCA, NMF and the autoencoder never "
+        "see the score: the best linear readout with a constant is fitted to their codes. [](concept-sets.md) "
+        "describes how to use concept sets."
         f"\n\n{_READING}\n\nMean over the classes:\n\n"
         + table(["", *COLUMNS, "worst correlation"], _means(rows))
         + _LEGEND
@@ -275,24 +275,24 @@ def written(
         f"class among these as the model on {_figure(several.class_agreement)} of the held-out images.\n"
         + _locality(together)
         + f"\nExtracting the features once and fitting these {len(labels) + 1} sets, each {SEEDS} times, with the "
-        f"methods beside them, took {seconds:.0f} s.\n"
+        f"other methods, took {seconds:.0f} s.\n"
     )
 
 
 _READING = (
     "**How to read the correlation.** The layer feeds the model's last linear map: the logit is a linear function of "
     "its features, and a fit starts at the solution of that linear problem. XNN's correlation and mean error are "
-    "therefore close to given by construction. They show that a fit keeps its initial solution. They do not show that "
+    "therefore almost given by construction. They show that a fit keeps its initial solution. They do not show that "
     "its x-features mean anything, nor that XNN is better than methods that never see the score. The other columns are "
     "results of the fit."
 )
 
 _LEGEND = (
-    "\n*pull-away*: mean squared cosine between x-features, 0 for orthogonal ones. *rebuilt*: share of the features of "
-    "whose variance at least half is reconstructed. *variance*: reconstructed share of the variance of all features, "
-    "below 0 if worse than their mean. "
-    "*largest part*: share of the largest contribution in the variance of all contributions; near 1 the set adds "
-    "little to the score itself. *stability*: mean absolute correlation of x-features with those of other seeds.\n"
+    "\n*pull-away*: mean squared cosine between x-features, 0 for orthogonal ones. *rebuilt*: share of the features"
+    " for which the set reconstructs at least half of the variance. *variance*: reconstructed share of the "
+    "variance of all features, below 0 if worse than their mean. *largest part*: share of the largest "
+    "contribution in the variance of all contributions; near 1 the set adds little to the score itself. "
+    "*stability*: mean absolute correlation of x-features with those of other seeds.\n"
 )
 
 
@@ -309,7 +309,7 @@ def _means(rows: Sequence[Sequence[Any]]) -> Sequence[Sequence[str]]:
 def _locality(fit: ConceptFit) -> str:
     local = fit.locality
     if local.mean_entropy is None or local.parts_covered is None:
-        return "\nThese images have no annotated parts (`parts.json`), so that locality is not measured.\n"
+        return "\nThese images have no annotated parts (`parts.json`), so locality is not measured.\n"
     return (
         f"\nLocality on {local.images} annotated images: entropy {local.mean_entropy:.2f}, {local.parts_covered:.1f} "
         "parts covered.\n"

@@ -169,7 +169,7 @@ def _sum_up(world: World, schedule: Schedule, callers: Callers, found: Findings,
     figures.recovery = {
         "a job whose worker was killed or stopped runs again": jobs,
         "the first event after Redis is back": [min((t for t in times if t > m), default=m) - m for m in killed],
-        "a broken stream goes on": callers.seen.resumed,
+        "a broken stream resumes": callers.seen.resumed,
     }
 
 
