@@ -50,6 +50,9 @@ from sagittal.v1 import (
 #: Time after which a call counts as hanging, in seconds.
 PATIENCE = 30
 
+#: Streams that last for as long as their caller stays, and how long that is here, in seconds.
+ENDLESS, STAY = frozenset({"WatchJobs"}), 1.0
+
 #: Time that the service, and torch, may take to start, in seconds: the machine may be busy.
 STARTING = 600
 
@@ -112,6 +115,8 @@ class Server:
             for event in self._answers(rpc, request):
                 _check_event(event, rpc)
         except grpc.RpcError as error:
+            if rpc.name in ENDLESS and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                return  # the caller left
             assert error.code() not in FAULTS, f"{rpc.full_name}: {error.code().name}: {error.details()}"
             assert time.monotonic() - began < PATIENCE, f"{rpc.full_name} gave no answer within {PATIENCE} s"
             _check_refusal(error, rpc)
@@ -122,8 +127,9 @@ class Server:
             f"/{rpc.containing_service.full_name}/{rpc.name}",
             response_deserializer=GetMessageClass(rpc.output_type).FromString,
         )
-        metadata = tuple(FUZZER.items())
-        answer = call(iter([request]) if rpc.client_streaming else request, timeout=PATIENCE, metadata=metadata)
+        asked = iter([request]) if rpc.client_streaming else request
+        timeout = STAY if rpc.name in ENDLESS else PATIENCE
+        answer = call(asked, timeout=timeout, metadata=tuple(FUZZER.items()))
         return answer if rpc.server_streaming else [answer]
 
 
