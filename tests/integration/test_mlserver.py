@@ -92,7 +92,7 @@ def run(loaded, steps):
 def test_it_is_described_by_what_the_server_tells(remote):
     assert remote.found.classes == 2
     assert not remote.found.supports_gradients
-    assert "asks looks-left on mlserver: images as FP32 NCHW" in remote.found.steps[0].detail
+    assert "calls looks-left on mlserver: images as FP32 NCHW" in remote.found.steps[0].detail
 
 
 def test_its_scores_are_those_of_the_model_that_it_serves(remote):
@@ -103,7 +103,7 @@ def test_its_scores_are_those_of_the_model_that_it_serves(remote):
 
 def test_a_model_that_takes_channels_last_gets_them_and_says_the_same(address, remote):
     last = when_ready(entry(model="looks-left-last"), address)
-    assert "asks looks-left-last on mlserver: images as FP32 NHWC" in last.found.steps[0].detail
+    assert "calls looks-left-last on mlserver: images as FP32 NHWC" in last.found.steps[0].detail
     images = torch.stack([image(LEFT), image(RIGHT)])
     with torch.inference_mode():
         torch.testing.assert_close(last.evaluator.module(images), remote.evaluator.module(images))
