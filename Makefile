@@ -36,8 +36,8 @@ demo: $(VENV)/.installed ## Explains an image (IMAGE=path) and writes the result
 
 # The files with the longest tests come first in the tree and therefore start first. Fuzzing is split into two files, one for
 # each process.
-test: $(VENV)/.installed-dev $(VENV)-peers/.installed ## Runs the whole test suite in JOBS (2) processes; a file's tests stay together.
-	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
+test: $(VENV)/.installed-dev $(VENV)-peers/.installed ## Runs the whole test suite in JOBS (3) processes; a file's tests stay together.
+	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder
 
 test-architectures: $(VENV)/.installed-dev ## Runs every method on whole ResNet, MobileNet, ConvNeXt, ViT and Swin networks (a minute or more).
 	SAGITTAL_TEST_WHOLE=yes $(BIN)/python -m pytest tests/unit/models/test_architectures.py

@@ -27,6 +27,7 @@ QUIET = (
     "sagittal_jobs_dropped_total",
     "sagittal_answers_shared_total",
     "sagittal_redis_failures_total",
+    "sagittal_quarantined_records_total",
     'code="CANCELLED"',
 )
 #: Panels that show nothing in an installation where nothing has gone wrong, or no exporter runs.
