@@ -61,9 +61,10 @@ from sagittal.client.events import (
     Warning,
 )
 from sagittal.client.explained_image import ExplainedImage, JobImage
-from sagittal.client.explanation import Explanation, Graph, Job, JobChange, RegionScore, RegionScores
+from sagittal.client.explanation import Explanation, Graph
 from sagittal.client.extras import MissingExtra
 from sagittal.client.images import ImageLike, ModelInput
+from sagittal.client.jobs import Job, JobChange
 from sagittal.client.live import LiveDisplay
 from sagittal.client.methods import (
     IGOS,
@@ -89,6 +90,7 @@ from sagittal.client.methods import (
 from sagittal.client.models import MethodInfo, Model, ParameterInfo, SelfCheck, WorkerState
 from sagittal.client.options import TLS, Options, Retry
 from sagittal.client.preprocessing import Preprocessing
+from sagittal.client.region_scores import RegionScore, RegionScores
 from sagittal.client.requests import Baseline, Box, Metrics
 from sagittal.client.sync import Client, EventStream
 from sagittal.client.table import Table

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sagittal.client.errors import InvalidRequest, Overloaded, SagittalError
-from sagittal.client.explanation import Explanation, Gathering, terminal_error
+from sagittal.client.explanation import Explanation
+from sagittal.client.gathering import Gathering, terminal_error
 from sagittal.client.images import ACCEPTED, ImageLike
 from sagittal.client.options import Retry
 from sagittal.client.parsing import parse_event

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sagittal.client.errors import InvalidRequest, Unavailable, from_rpc_error
 from sagittal.client.events import From
-from sagittal.client.explanation import terminal_error
+from sagittal.client.gathering import terminal_error
 from sagittal.client.images import ACCEPTED, ImageLike, UnreadableImage, encode_image
 from sagittal.client.parsing import parse
 from sagittal.client.requests import (

@@ -1,20 +1,19 @@
-"""Jobs and explanations, gathered from their events."""
+"""An explanation with its image: its figures, and its heatmaps on the image."""
 
 import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from sagittal.client.errors import FailedPrecondition, JobCancelled, SagittalError, from_status
+from sagittal.client.errors import FailedPrecondition, SagittalError
 from sagittal.client.events import (
     Accepted,
     ClassScore,
@@ -22,8 +21,6 @@ from sagittal.client.events import (
     ConceptContribution,
     ConceptPrediction,
     Curve,
-    Event,
-    From,
     GraphEdge,
     GraphNode,
     Mask,
@@ -37,17 +34,11 @@ from sagittal.client.events import (
 from sagittal.client.explained_image import ExplainedImage, explained_image
 from sagittal.client.extras import import_extra
 from sagittal.client.images import ImageLike
-from sagittal.client.parsing import parse, parse_event
 from sagittal.client.preprocessing import Preprocessing
 from sagittal.imaging.fitting import shrink
 from sagittal.imaging.masks import place_mask, place_patches
 from sagittal.imaging.overlays import overlay, show_only, to_image
 from sagittal.imaging.view import View
-from sagittal.v1 import explanation_pb2 as pb
-from sagittal.v1 import explanation_service_pb2 as service_pb
-from sagittal.v1 import tensor_pb2
-
-E = TypeVar("E", bound=Event)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -79,42 +70,6 @@ class Graph:
         for edge in self.edges:
             found.add_edge(edge.parent, edge.child, removed_patch=edge.removed_patch)
         return found
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """The state of a job."""
-
-    job_id: str
-    state: str
-    """"queued", "running", "completed", "failed" or "cancelled"."""
-    request_id: str
-    model: str
-    model_version: str
-    method: str
-    lane: str
-    """"interactive" or "batch"."""
-    created: Annotated[datetime, From("create_time")]
-    ended: Annotated[datetime | None, From("end_time")]
-    attempt: int
-    """Number of attempts that a worker started."""
-    worker: str
-    failure_reason: str = ""
-    """Reason of the failure, such as "JOB_BURIED"; empty if the job did not fail."""
-    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """Labels that the caller attached."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobChange:
-    """A change of one of the tenant's jobs."""
-
-    kind: str
-    """"listening": list the jobs now, and no later change is missed (the first change, and after each lost connection);
-    "changed"; or "gone": deleted, or past its retention."""
-    job_id: str = ""
-    job: Job | None = None
-    """The current job, if it changed."""
 
 
 #: Maximum number of characters of one name in the text of an explanation, and of the whole text.
@@ -405,148 +360,3 @@ def _facts(explanation: Explanation) -> Iterable[str]:
         yield f"{len(explanation.warnings)} warning{'s' if len(explanation.warnings) > 1 else ''}"
     yield explanation.state
     yield explanation.job_id[:_MAX_NAME] and f"job {explanation.job_id[:_MAX_NAME]}"
-
-
-@dataclass(slots=True)
-class Gathering:
-    """Gathers the events of one job to its explanation."""
-
-    model: str = ""
-    job_id: str = ""
-    image: tensor_pb2.Image | None = None
-    """The explained image, if it is known."""
-    baseline: tensor_pb2.Image | None = None
-    """The given baseline image, if any."""
-    kept: dict[type[Event], list[Any]] = field(default_factory=dict)
-
-    @property
-    def completed(self) -> bool:
-        """Whether the last event has arrived."""
-        return Completed in self.kept
-
-    def add(self, event: Event) -> None:
-        """Adds an event. A worker that starts the job again repeats all events; earlier ones are dropped."""
-        self.job_id = event.job_id
-        if isinstance(event, Started):
-            self.kept = {kind: events for kind, events in self.kept.items() if kind is Accepted}
-        if isinstance(event, Mask) and not event.final:
-            return
-        self.kept.setdefault(type(event), []).append(event)
-
-    def explanation(self, state: str = "completed", error: SagittalError | None = None) -> Explanation:
-        """Returns the explanation gathered so far."""
-        # A repeated event replaces the earlier one: only at the end is it certain whether a set is diverse.
-        sets = {found.patches: found for found in self._all(SufficientSet)}
-        nodes = {node.id: node for node in self._all(GraphNode)}
-        edges = {(edge.parent, edge.child): edge for edge in self._all(GraphEdge)}
-        return Explanation(
-            job_id=self.job_id,
-            state=state,
-            model=self.model,
-            prediction=self._last(Prediction),
-            masks=tuple(sorted(self._all(Mask), key=lambda mask: mask.index)),
-            curves=tuple(self._all(Curve)),
-            sufficient_sets=tuple(sets.values()),
-            graph=Graph(tuple(nodes.values()), tuple(edges.values())) if nodes else None,
-            concepts=tuple(self._all(ConceptContribution)),
-            concept_prediction=next(iter(self._all(ConceptPrediction)), None),
-            warnings=tuple(self._all(Warning)),
-            completed=self._last(Completed),
-            accepted=self._last(Accepted),
-            started=self._last(Started),
-            progress=self._last(Progress),
-            error=error,
-            image=self._explained(self._last(Prediction)),
-        )
-
-    def attached(self, found: Explanation) -> Explanation:
-        """Returns an explanation from elsewhere with the image that is known here."""
-        return replace(found, image=self._explained(found.prediction))
-
-    def _explained(self, prediction: Prediction | None) -> ExplainedImage | None:
-        """Returns the image, if the worker reported the position of a mask on it."""
-        if self.image is None or prediction is None or prediction.preprocessing is None:
-            return None
-        return ExplainedImage(self.image, prediction.preprocessing, self.baseline)
-
-    def _all(self, kind: type[E]) -> Iterable[E]:
-        return self.kept.get(kind, ())
-
-    def _last(self, kind: type[E]) -> E | None:
-        return next(reversed(self.kept.get(kind, ())), None)
-
-
-def gathering_of(spec: pb.ExplanationSpec | None, job_id: str) -> Gathering:
-    """Returns a gathering for the events of a job, with its request if it is known."""
-    if spec is None:
-        return Gathering(job_id=job_id)
-    given = spec.baseline.image if spec.baseline.HasField("image") else None
-    return Gathering(model=spec.model, job_id=job_id, image=spec.image, baseline=given)
-
-
-def attach_image(found: Explanation, image: tensor_pb2.Image) -> Explanation:
-    """Returns an explanation with its image, if the worker reported the conversion to the model's input."""
-    return Gathering(image=image).attached(found)
-
-
-def terminal_error(event: pb.ExplanationEvent) -> SagittalError | None:
-    """Returns the error of an event that ends a job, or None for other events."""
-    match event.WhichOneof("event"):
-        case "failed":
-            return from_status(event.failed, job_id=event.job_id)
-        case "cancelled":
-            reason = event.cancelled.reason or "no reason given"
-            return JobCancelled(f"job {event.job_id} was cancelled: {reason}", job_id=event.job_id)
-    return None
-
-
-def parse_job(message: pb.Explanation) -> Job:
-    """Returns the state of a job."""
-    job = parse(Job, message)
-    return job if job.lane else replace(job, lane="interactive")
-
-
-def parse_change(message: service_pb.WatchJobsResponse) -> JobChange:
-    """Returns a change of the tenant's jobs."""
-    kind = message.WhichOneof("change") or ""
-    job = parse_job(message.changed) if kind == "changed" else None
-    return JobChange(kind=kind, job_id=job.job_id if job else message.gone, job=job)
-
-
-def parse_explanation(message: pb.Explanation) -> Explanation:
-    """Returns the explanation of a stored job, from its events so far."""
-    gathering, error = Gathering(model=message.model, job_id=message.job_id), None
-    for event in message.events:
-        failure = terminal_error(event)
-        if failure is None:
-            gathering.add(parse_event(event))
-        error = failure or error
-    return gathering.explanation(parse_job(message).state, error)
-
-
-@dataclass(frozen=True, slots=True)
-class RegionScore:
-    """The score of one set of patches."""
-
-    score: float
-    """The target's probability."""
-    relative_score: float
-    """That probability over the unmasked score."""
-    top: ClassScore
-    """The top class for that set."""
-    cached: bool
-    """True if the job had scored the set before."""
-
-
-@dataclass(frozen=True, slots=True)
-class RegionScores:
-    """The scores of sets of patches, in their order."""
-
-    full: ClassScore
-    """The target's probability on the unmasked image."""
-    scores: tuple[RegionScore, ...]
-
-
-def parse_regions(message: service_pb.ScoreRegionsResponse) -> RegionScores:
-    """Returns the response as a dataclass."""
-    return parse(RegionScores, message)

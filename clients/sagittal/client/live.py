@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from sagittal.client.events import Completed, Event, Mask
-from sagittal.client.explanation import Explanation, Gathering
+from sagittal.client.explanation import Explanation
 from sagittal.client.extras import import_extra
+from sagittal.client.gathering import Gathering
 from sagittal.client.images import ImageLike
 
 

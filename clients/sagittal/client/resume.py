@@ -21,7 +21,7 @@ from sagittal.client.errors import (
     trailing_metadata,
 )
 from sagittal.client.events import Event
-from sagittal.client.explanation import Gathering, terminal_error
+from sagittal.client.gathering import Gathering, terminal_error
 from sagittal.client.options import TLS, Retry
 from sagittal.client.parsing import parse_event
 from sagittal.client.tracing import CallSpan

@@ -6,9 +6,10 @@ from typing import Any
 from sagittal.client.batch import Outcome
 from sagittal.client.documents import explanation_row
 from sagittal.client.errors import InvalidRequest
-from sagittal.client.explanation import Explanation, Job
+from sagittal.client.explanation import Explanation
 from sagittal.client.extras import import_extra
 from sagittal.client.html import cell_text, table_html
+from sagittal.client.jobs import Job
 from sagittal.client.models import Model
 
 #: Maximum number of rows shown; the rest are counted.

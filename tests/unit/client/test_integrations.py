@@ -9,7 +9,8 @@ import pytest
 from scripted_service import JOB, whole_log
 
 from sagittal.client import FailedPrecondition, MissingExtra, Preprocessing
-from sagittal.client.explanation import Explanation, parse_explanation
+from sagittal.client.explanation import Explanation
+from sagittal.client.gathering import parse_explanation
 from sagittal.integrations import fiftyone as fiftyone_labels
 from sagittal.integrations import mlflow as mlflow_records
 from sagittal.integrations import wandb as wandb_records

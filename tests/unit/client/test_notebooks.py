@@ -24,7 +24,7 @@ from sagittal.client import (
     Preprocessing,
     Table,
 )
-from sagittal.client.explanation import Gathering, parse_explanation
+from sagittal.client.gathering import Gathering, parse_explanation
 from sagittal.client.parsing import parse_event
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import model_pb2

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sagittal.client.events import Event
-from sagittal.client.explanation import Explanation, Gathering
+from sagittal.client.explanation import Explanation
+from sagittal.client.gathering import Gathering
 from sagittal.client.parsing import parse_event
 from sagittal.engine import Budget, Engine, Output, Task, TorchEvaluator, Usage
 from sagittal.explain import events

@@ -43,21 +43,14 @@ from sagittal.client.errors import (
 )
 from sagittal.client.events import ClassScore, Event, PatchSet
 from sagittal.client.explained_image import JobImage
-from sagittal.client.explanation import (
-    Explanation,
-    Job,
-    JobChange,
-    RegionScores,
-    attach_image,
-    parse_change,
-    parse_explanation,
-    parse_job,
-    parse_regions,
-)
+from sagittal.client.explanation import Explanation
+from sagittal.client.gathering import attach_image, parse_explanation
 from sagittal.client.images import ImageLike, encode_image
+from sagittal.client.jobs import Job, JobChange, parse_change, parse_job
 from sagittal.client.models import Model, parse_model
 from sagittal.client.options import TLS, Options
 from sagittal.client.parsing import enum_name, parse
+from sagittal.client.region_scores import RegionScores, parse_regions
 from sagittal.client.registration import ModelTable, model_message, update_request
 from sagittal.client.requests import (
     BatchOptions,

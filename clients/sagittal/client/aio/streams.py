@@ -19,7 +19,8 @@ from sagittal.client.aio.concurrency import (
 from sagittal.client.diagnosis import diagnosed
 from sagittal.client.errors import ConnectionFailed, Unavailable
 from sagittal.client.events import Event
-from sagittal.client.explanation import Explanation, gathering_of
+from sagittal.client.explanation import Explanation
+from sagittal.client.gathering import gathering_of
 from sagittal.client.resume import TERMINAL, Cursor, take_event
 from sagittal.v1 import explanation_pb2 as pb
 
