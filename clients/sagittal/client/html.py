@@ -54,7 +54,7 @@ def table_html(columns: Sequence[str], rows: Iterable[Sequence[object]], note: s
 
 
 def percent(share: float) -> str:
-    """Returns a probability for people."""
+    """Returns a probability as a percentage with one decimal."""
     return f"{share:.1%}" if share >= 0.001 or share == 0 else "<0.1%"
 
 

@@ -32,7 +32,7 @@ class Job:
     failure_reason: str = ""
     """Reason of the failure, such as "JOB_BURIED"; empty if the job did not fail."""
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """Labels that the caller attached."""
+    """Labels that the caller set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

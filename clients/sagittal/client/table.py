@@ -19,8 +19,10 @@ SHOWN = 50
 class Table(Sequence[Mapping[str, Any]]):
     """Rows of figures, one for each job, model, explanation or outcome.
 
-    Table(client.models())
-    Table(client.list(states="failed")).to_pandas()
+    For example::
+
+        Table(client.models())
+        Table(client.list(states="failed")).to_pandas()
     """
 
     def __init__(self, found: Iterable[Job | Model | Explanation | Outcome]) -> None:

@@ -1,4 +1,4 @@
-"""How an image is fitted to a model's square input, and where on the image the input lies."""
+"""Fits an image to a model's square input, and returns the position of the input on the image."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _RESAMPLING: Mapping[str, PIL.Image.Resampling] = {
 
 
 class Fit(Protocol):
-    """The part of a model's preprocessing that concerns places."""
+    """The settings of a model's preprocessing that determine positions."""
 
     @property
     def input_size(self) -> int:
@@ -37,15 +37,15 @@ class Fit(Protocol):
 
 
 class Scale(Protocol):
-    """The part of a model's preprocessing that concerns values."""
+    """The settings of a model's preprocessing that determine values."""
 
     @property
     def mean(self) -> Sequence[float]:
-        """Of each channel in the order of `channel_order`, on the 0..1 scale."""
+        """Mean of each channel in the order of `channel_order`, on the 0..1 scale."""
 
     @property
     def std(self) -> Sequence[float]:
-        """Of each channel in the order of `channel_order`, on the 0..1 scale."""
+        """Standard deviation of each channel in the order of `channel_order`, on the 0..1 scale."""
 
     @property
     def channel_order(self) -> str:
@@ -109,21 +109,21 @@ def fit_to_input(image: NDArray[np.uint8], how: Fit) -> NDArray[np.uint8]:
 
 
 def _padded(shape: tuple[int, ...], size: int) -> tuple[int, int, int, int]:
-    """Returns where a whole image (height, width) lies on a padded input: left, top, columns, rows in its pixels."""
+    """Returns the position of a whole image (height, width) on a padded input, in pixels: left, top, columns, rows."""
     height, width = shape
     rows, columns = (max(1, round(size * side / max(height, width))) for side in (height, width))
     return (size - columns) // 2, (size - rows) // 2, columns, rows
 
 
 def picture_of_input(values: NDArray[np.float32], how: Scale) -> NDArray[np.uint8]:
-    """Returns what a model's input (3, height, width) stands for: uint8 RGB of shape (height, width, 3), clipped."""
+    """Returns a model's input (3, height, width) without its normalisation: uint8 RGB (height, width, 3), clipped."""
     mean, std = (np.array(each, np.float32).reshape(3, 1, 1) for each in (how.mean, how.std))
     scaled = (values * std + mean)[:: -1 if how.channel_order == "BGR" else 1]
     return np.asarray(np.rint(np.clip(scaled, 0, 1) * 255).transpose(1, 2, 0), np.uint8)
 
 
 def shrink(image: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
-    """Returns an image whose longer side has at most so many pixels, its proportions kept."""
+    """Returns an image whose longer side has at most `longest` pixels; its proportions are kept."""
     height, width = image.shape[:2]
     scale = longest / max(height, width)
     if scale >= 1:

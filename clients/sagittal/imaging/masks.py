@@ -1,4 +1,4 @@
-"""Masks and sets of patches at the size of the model's input, and on the image that the input was made from."""
+"""Masks and sets of patches at the size of the model's input, and on the original image."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def upsample(mask: Mask, size: int) -> Mask:
 
 
 def patch_mask(patches: Sequence[int], grid: int, size: int) -> Mask:
-    """Returns the mask (size, size) that is 1 on these patches and else 0: exact rectangles."""
+    """Returns the mask (size, size) that is 1 on these patches and 0 elsewhere: exact rectangles."""
     cells = np.zeros(grid * grid, np.float32)
     cells[list(patches)] = 1
     index = _cell_of_pixel(np.arange(size), grid, size)
@@ -35,7 +35,7 @@ def patch_box(patch: int, grid: int, size: int) -> tuple[int, int, int, int]:
 
 
 def place_mask(mask: Mask, frame: Frame, shape: tuple[int, ...]) -> Mask:
-    """Returns a mask (n, n) on an image (height, width), NaN where the model sees nothing of the image."""
+    """Returns a mask (n, n) on an image (height, width), NaN outside the part that the model sees."""
     rows, seen_rows = _stretched(shape[0], frame.top, frame.bottom, mask.shape[0])
     columns, seen_columns = _stretched(shape[1], frame.left, frame.right, mask.shape[1])
     placed = rows @ mask.astype(np.float32) @ columns.T
@@ -55,12 +55,12 @@ def place_patches(patches: Sequence[int], grid: int, size: int, frame: Frame, sh
 
 
 def _cell_of_pixel(pixels: NDArray[np.int64], grid: int, size: int) -> NDArray[np.int64]:
-    """Each pixel takes the cell that its centre lies in."""
+    """Returns the cell that contains the centre of each pixel."""
     return np.asarray(np.minimum(((pixels + 0.5) * grid / size).astype(int), grid - 1))
 
 
 def _places(pixels: int, low: float, high: float) -> NDArray[np.float64]:
-    """Returns where the centres of a line's pixels lie on the input, as shares of its side: unseen beyond 0 to 1."""
+    """Returns the positions of a line's pixel centres as shares of the input's side; outside 0 to 1 they are unseen."""
     return ((np.arange(pixels) + 0.5) / pixels - low) / (high - low)
 
 
@@ -71,7 +71,7 @@ def _cells(pixels: int, low: float, high: float, grid: int, size: int) -> tuple[
 
 
 def _stretched(pixels: int, low: float, high: float, cells: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Returns what each cell of a line adds to each pixel, of shape (pixels, cells), and which pixels are seen."""
+    """Returns the weight of each cell for each pixel of a line, of shape (pixels, cells), and which pixels are seen."""
     places = _places(pixels, low, high)
     at = np.clip(places * cells - 0.5, 0, cells - 1)
     first = np.minimum(at.astype(int), max(cells - 2, 0))

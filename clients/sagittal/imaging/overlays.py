@@ -1,4 +1,4 @@
-"""Saliency and sets of patches painted over an image, on a fixed scale: an empty mask paints nothing."""
+"""Paints saliency and sets of patches over an image, on a fixed scale, so an empty mask paints nothing."""
 
 import io
 
@@ -22,23 +22,23 @@ HEAT = _table(
     "000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 bc3754 d24644 e45a31 f1731d f98e09 fcac11 f9cb35 f2ea69 "
     "fcffa4"
 )
-#: Colours of evidence against (blue) and for (red) the class.
+#: Colours of signed saliency: blue is evidence against the class, red is evidence for it.
 SIGNED = _table(
     "053061 175290 2a71b2 3f8ec0 6bacd1 9bc9e0 c2ddec e0ecf3 f7f6f6 fbe5d8 fbccb4 f5aa89 e48066 d05548 ba2832 930e26 "
     "67001f"
 )
 
-#: What the model does not see, and what a set of patches leaves out: so much of it is left, on light grey.
+#: Contrast and grey level of hidden parts: those that the model does not see, or that a set of patches excludes.
 _FAINT, _GREY = 0.25, 0.7
 
 
 def overlay(image: Picture, saliency: NDArray[np.float32]) -> Picture:
-    """Returns an image with saliency painted over it; where there is none, the image shows untouched.
+    """Returns an image with saliency painted over it; where saliency is 0, the image is unchanged.
 
     Args:
         image: float32 RGB of shape (height, width, 3), 0 to 1.
-        saliency: Shape (height, width), 0 to 1, or -1 to 1 if it is signed. Where it is NaN the model sees nothing, and
-            the image is faint and grey.
+        saliency: Shape (height, width), 0 to 1, or -1 to 1 if it is signed. NaN marks parts that the model does not
+            see; the image is faint and grey there.
     """
     unseen = np.isnan(saliency)
     values = np.where(unseen, 0, saliency)
@@ -52,13 +52,13 @@ def overlay(image: Picture, saliency: NDArray[np.float32]) -> Picture:
 
 
 def show_only(image: Picture, shown: NDArray[np.float32]) -> Picture:
-    """Returns an image in which only what is 1 in `shown` (height, width) is seen, and the rest is faint."""
+    """Returns an image that is unchanged where `shown` (height, width) is 1, and faint elsewhere."""
     kept = np.where(np.isnan(shown), 0, shown)[..., None]
     return np.asarray(image * kept + faint(image) * (1 - kept), np.float32)
 
 
 def faint(image: Picture) -> Picture:
-    """Returns an image as a trace of itself, in light grey."""
+    """Returns an image with low contrast, in light grey."""
     return np.asarray(image.mean(2, keepdims=True) * _FAINT + _GREY, np.float32)
 
 
@@ -69,12 +69,12 @@ def heatmap(saliency: NDArray[np.float32], signed: bool = False) -> Picture:
 
 
 def to_image(picture: Picture) -> PIL.Image.Image:
-    """Returns a picture to be stored."""
+    """Returns a picture as an image of Pillow."""
     return PIL.Image.fromarray((np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8))
 
 
 def to_png(image: PIL.Image.Image) -> bytes:
-    """Returns an image as the bytes of a PNG file, the same each time."""
+    """Returns an image as the bytes of a PNG file; equal images give equal bytes."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=False)
     return buffer.getvalue()

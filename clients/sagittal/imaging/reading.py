@@ -1,4 +1,4 @@
-"""Encoded images as upright RGB over white."""
+"""Reads encoded images as upright RGB over white."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ _TURNS: Mapping[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
 def read_image(data: bytes) -> NDArray[np.uint8]:
     """Returns an encoded image as uint8 RGB of shape (height, width, 3), upright, alpha composed over white.
 
-    It sets no limits: `sagittal.core.images` reads what strangers send.
+    It sets no limits; `sagittal.core.images` reads images from callers within limits.
 
     Raises:
         OSError, SyntaxError, ValueError: it is damaged, or neither JPEG, PNG nor WebP.
@@ -37,18 +37,18 @@ def read_image(data: bytes) -> NDArray[np.uint8]:
 
 
 def orientation_of(picture: PIL.Image.Image) -> int:
-    """Returns the orientation of a picture as EXIF numbers it; 1 is upright."""
+    """Returns the EXIF orientation of an image, 1 to 8; 1 is upright."""
     return int(picture.getexif().get(_EXIF_ORIENTATION, 1))
 
 
 def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Returns pixels of shape (height, width, 3) turned as their EXIF orientation says."""
+    """Returns pixels of shape (height, width, 3) turned upright according to their EXIF orientation."""
     turn = _TURNS.get(orientation)
     return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
 def in_colour(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """Returns a picture of any mode as RGB over white."""
+    """Returns an image of any mode as RGB over white."""
     if picture.mode.startswith("I"):
         return _from_16_bit(picture).convert("RGB")
     if "transparency" in picture.info and picture.mode in ("1", "L", "P", "RGB"):

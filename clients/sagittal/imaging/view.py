@@ -1,4 +1,4 @@
-"""What a model saw, and what replaces its hidden part, as the workers make it."""
+"""The model's input as an image, and its baseline, computed as the workers compute them."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ BLUR_SHARE = 50 / 224
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """A picture as the model saw it, and what replaced its hidden part."""
+    """The model's input as a picture, and the baseline that replaces its hidden part."""
 
     picture: Picture
     baseline: Picture
@@ -39,7 +39,7 @@ class View:
         return overlay(self.picture, upsample(saliency, self.size))
 
     def only(self, patches: Sequence[int], grid: int) -> Picture:
-        """Returns the picture on these patches and the baseline elsewhere: what the model was given for the set."""
+        """Returns the picture on these patches and the baseline elsewhere: the input for which the set was scored."""
         return self.keep(patch_mask(patches, grid, self.size))
 
 
@@ -47,9 +47,9 @@ def view_of(picture: Picture, kind: str, blur_sigma: float = 0.0, given: Picture
     """Returns a picture with the baseline of a kind that a job reported.
 
     Args:
-        picture: What the model saw.
-        kind: "blur", "black", "mean", "noise" or "image"; the mean colour stands for any other.
-        blur_sigma: Of the blur, in pixels; 0 for the default.
+        picture: The model's input as a picture.
+        kind: "blur", "black", "mean", "noise" or "image"; for any other kind, the mean colour is used.
+        blur_sigma: Standard deviation of the blur, in pixels; 0 for the default.
         given: The baseline of kind "image".
     """
     mean = picture.mean((0, 1), keepdims=True)
@@ -61,7 +61,7 @@ def view_of(picture: Picture, kind: str, blur_sigma: float = 0.0, given: Picture
         case "image" if given is not None:
             baseline = given
         case "noise":
-            # Other noise than the job's, with the same mean and spread: torch's generator is not here.
+            # Not the job's own noise, which needs torch's generator, but noise with the same mean and spread.
             noise = np.random.default_rng(0).standard_normal(picture.shape)
             baseline = np.clip(mean + noise * picture.std((0, 1), keepdims=True), 0, 1)
         case _:

@@ -1,4 +1,5 @@
-"""Where experiments are kept: explanations in MLflow, Weights & Biases and FiftyOne, over their public APIs.
+"""Stores explanations in experiment trackers (MLflow, Weights & Biases, FiftyOne) through their public APIs.
 
-It knows `sagittal.client` only. Each module imports its package when it is used, and names the extra that brings it.
+It imports only `sagittal.client` and `sagittal.imaging`. Each module imports its tracker on first use, and names the
+extra to install if it is missing.
 """

@@ -1,9 +1,11 @@
 """Explanations in MLflow: figures as metrics, images and files as artefacts, and an evaluator of image classifiers.
 
-with mlflow.start_run():
-log_explanation(explanation, "chelsea")
+For example::
 
-evaluate_classifier(client, images, model="efficientnet-lite0", method=IGOSPlusPlus())
+    with mlflow.start_run():
+        log_explanation(explanation, "chelsea")
+
+    evaluate_classifier(client, images, model="efficientnet-lite0", method=IGOSPlusPlus())
 """
 
 from collections.abc import Mapping
@@ -24,9 +26,9 @@ def log_explanation(explanation: Explanation, name: str, *, run_id: str | None =
     """Logs an explanation, with its image, to the active run: metrics under `name/`, files below `explanations/name`.
 
     Args:
-        explanation: What to log.
-        name: Tells it from others of the run.
-        run_id: Another run than the active one.
+        explanation: The explanation to log.
+        name: Name of the explanation, unique within the run.
+        run_id: The run to log to; None for the active one.
         step: Step of the metrics.
 
     Raises:
@@ -46,15 +48,15 @@ def log_explanation(explanation: Explanation, name: str, *, run_id: str | None =
 def evaluate_classifier(
     client: Client, images: Mapping[str, ImageLike], *, keep: int = 10, **options: Unpack[BatchOptions]
 ) -> Mapping[str, float]:
-    """Explains images of a classifier and logs how well the explanations hold to the active run.
+    """Explains images with a classifier and logs the quality of the explanations to the active run.
 
-    It logs the means of the figures, how many images failed, a table of all of them (`explanations.json`), and the
-    first `keep` explanations whole.
+    It logs the means of the figures, the number of failed images, a table of all images (`explanations.json`), and the
+    first `keep` explanations completely.
 
     Args:
         client: A connection to the service that has the model.
         images: The images by name.
-        keep: Explanations that are logged whole.
+        keep: Number of explanations that are logged completely.
         options: See `BatchOptions`.
 
     Returns:

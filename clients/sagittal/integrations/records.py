@@ -1,4 +1,4 @@
-"""What an experiment tracker keeps of an explanation, for every tracker the same: metrics, tags, images and files."""
+"""The parts of an explanation that every experiment tracker stores: metrics, tags, images and files."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ def metrics_of(explanation: Explanation) -> Mapping[str, float]:
 
 
 def tags_of(explanation: Explanation) -> Mapping[str, str]:
-    """Returns what identifies an explanation, by name."""
+    """Returns the names and identifiers of an explanation: job, model, method and target."""
     target = explanation.target
     found = {
         "job_id": explanation.job_id,

@@ -1,7 +1,9 @@
 """Explanations in Weights & Biases: figures as metrics, overlays as images, and the files as an artefact.
 
-with wandb.init(project="faithfulness") as run:
-log_explanation(run, explanation, "chelsea")
+For example::
+
+    with wandb.init(project="faithfulness") as run:
+        log_explanation(run, explanation, "chelsea")
 """
 
 from pathlib import Path
@@ -17,9 +19,9 @@ def log_explanation(run: Any, explanation: Explanation, name: str, *, step: int 
     """Logs an explanation, with its image, to a run: metrics and overlays under `name/`, files as an artefact.
 
     Args:
-        run: What `wandb.init` returned.
-        explanation: What to log.
-        name: Tells it from others of the run: letters, digits, '-', '_' and '.'.
+        run: The run that `wandb.init` returned.
+        explanation: The explanation to log.
+        name: Name of the explanation, unique within the run: letters, digits, '-', '_' and '.'.
         step: Step of the metrics.
 
     Raises:

@@ -83,7 +83,7 @@ class NewJob:
     estimated_evaluations: int = 0
     """Expected model evaluations; 0 if unknown."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """What the caller attached, to find the job by; no part of its content."""
+    """Labels for finding the job. They are not part of its content, so they do not prevent a shared answer."""
     setting: str = ""
     """The part of the request that determines its cost (`setting_of`); empty if no cost is learned from the job."""
     trace_context: str = ""
@@ -131,7 +131,7 @@ class Job:
     reason: str = ""
     """Stable reason of the failure, such as `JOB_BURIED`; empty if the job did not fail."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """What the caller attached."""
+    """Labels that the caller set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

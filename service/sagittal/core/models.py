@@ -83,7 +83,7 @@ class Layers(_Strict):
 
 
 class DeviceWishes(_Strict):
-    """What a model asks of the workers that serve it."""
+    """Requirements of a model for the workers that serve it."""
 
     kind: Literal["", "cpu", "cuda"] = ""
     """Device kind; empty takes the worker's."""

@@ -32,7 +32,7 @@ UNSIGNED_TERMINAL = b"T"
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What the queue reads from a worker's terminal event."""
+    """The values that the queue reads from a worker's terminal event."""
 
     evaluations: int = 0
     """Model evaluations of a completed explanation; 0 if it was truncated, or exceeded MAX_EVALUATIONS."""

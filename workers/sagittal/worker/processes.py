@@ -83,7 +83,7 @@ class DeviceProcess:
 
     @property
     def sentinels(self) -> Sequence[Connection | int]:
-        """What becomes readable when there is something to tend."""
+        """File objects that become readable when the process ends or needs attention."""
         return [self._process.sentinel, *self._rehearsals.sentinels] if self._process is not None else []
 
     @property

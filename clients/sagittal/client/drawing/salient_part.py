@@ -28,10 +28,10 @@ class SalientPart:
 
 
 def salient_part(saliency: NDArray[np.float32], curves: Sequence[Curve], size: int) -> SalientPart | None:
-    """Returns the part of a saliency (n, n) that shows best what it is worth, or None without both curves.
+    """Returns the smallest part of a saliency (n, n) at which the curves are far apart, or None without both curves.
 
     Args:
-        saliency: What the curves were measured of.
+        saliency: The saliency for which the curves were measured.
         curves: Insertion and deletion of this saliency.
         size: Side of the model's input in pixels.
     """
@@ -50,7 +50,7 @@ def salient_part(saliency: NDArray[np.float32], curves: Sequence[Curve], size: i
 
 
 def _first(saliency: NDArray[np.float32], share: float) -> NDArray[np.float32]:
-    """Returns the mask of the most salient cells; cells that are equal are in by the share of them that would be."""
+    """Returns the mask of the most salient cells; equal cells at the border share the remaining area."""
     _, group, sizes = np.unique(-saliency.ravel(), return_inverse=True, return_counts=True)
     before = (sizes.cumsum() - sizes)[group]
     mask = np.clip((round(share * saliency.size) - before) / sizes[group], 0, 1)

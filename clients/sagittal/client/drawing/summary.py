@@ -69,7 +69,7 @@ def _mask_panels(explanation: Explanation, seen: View) -> Sequence[Panel]:
 
 
 def _part_panels(explanation: Explanation, mask: Mask, seen: View) -> Sequence[Panel]:
-    """The salient part alone and the rest: at a point of the curves with its scores, else by the mask itself."""
+    """Returns the panels of the salient part alone and of the rest: from the curves, or else from the mask alone."""
     part = _part(explanation, seen.size)
     if part is None:
         keep = np.clip(upsample(mask.saliency, seen.size), 0, 1)
@@ -100,7 +100,7 @@ def _background(explanation: Explanation, seen: View) -> str:
 
 
 def _heatmap(axes: Axes, mask: Mask) -> None:
-    """On the fixed scale, and beside it, small, on a scale of its own if the fixed one shows next to nothing."""
+    """Draws a mask on the fixed scale; a nearly empty mask also gets a small drawing on a scale of its own."""
     image = canvas.heat(axes, mask.saliency, mask.signed)
     size = mask.saliency.shape[0]
     peak = float(np.abs(mask.saliency).max())
@@ -112,7 +112,7 @@ def _heatmap(axes: Axes, mask: Mask) -> None:
 
 
 def _set_panels(explanation: Explanation, seen: View) -> Sequence[Panel]:
-    """The sets that overlap least come first, and small sets before large ones."""
+    """Returns a panel for each set: diverse sets first, then small sets before large ones."""
     ordered = sorted(explanation.sufficient_sets, key=lambda each: (not each.diverse, len(each.patches.patches)))
 
     def panel(number: int) -> Panel:

@@ -189,7 +189,7 @@ class Client(BaseClient):
 
         Raises:
             ModelFailed: every worker that tried could not load the model.
-                SagittalError: the reason why the service or model was not ready when the time, in seconds, was over.
+            SagittalError: the reason why the service or model was not ready when the time, in seconds, was over.
         """
         ends = time.monotonic() + checked_timeout(timeout)
         while True:

@@ -1,4 +1,4 @@
-"""What threads do in their own way; `sagittal.client.aio.concurrency` has the same names for asyncio."""
+"""Channel, queues and pauses of the sync client; `sagittal.client.aio.concurrency` has the same names for asyncio."""
 
 import contextlib
 import queue
