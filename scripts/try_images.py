@@ -4,11 +4,9 @@
 import argparse
 import json
 import secrets
-import socket
 import subprocess
 import sys
 import time
-import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -16,12 +14,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sagittal.cli.stack import MODELS_FILE, free_ports, model_names
 from sagittal.client import Client, SagittalError
 from sagittal.process.embedded import EmbeddedValkey
 
 ROOT = Path(__file__).parents[1]
-MODELS = ROOT / "clients" / "sagittal" / "cli" / "models.toml"
-PICTURE = ROOT / "examples" / "images" / "chelsea.png"
+IMAGE = ROOT / "examples" / "images" / "chelsea.png"
 
 #: Time until a container's probes answer, and again until it is ready, in seconds. It is the limit of the chart's
 #: startup probe of a worker, because importing torch from a cold disk is slow.
@@ -107,7 +105,7 @@ class Container:
 @contextmanager
 def container(engine: str, image: str, environment: Mapping[str, str], *options: str) -> Iterator[Container]:
     """Yields a hardened container whose probe answers, and stops it afterwards. Prints its log on failure."""
-    port = free_port()
+    (port,) = free_ports(1)
     started = Container(engine, image, f"sagittal-try-{secrets.token_hex(4)}", port)
     settings = {**environment, "SAGITTAL_METRICS_HOST": "127.0.0.1", "SAGITTAL_METRICS_PORT": str(port)}
     named = [f"--env={key}={value}" for key, value in settings.items()]
@@ -145,7 +143,7 @@ def wait_for(condition: Callable[[], bool], what: str) -> float:
 def answers(client: Client) -> bool:
     """Returns whether the service and its queue answer."""
     try:
-        client.models()
+        next(client.models(), None)
     except SagittalError:
         return False
     return True
@@ -162,19 +160,13 @@ def is_ready(worker: Container, client: Client, model: str) -> bool:
     return any(hosting.state == "ready" for known in found for hosting in known.workers)
 
 
-def free_port() -> int:
-    """Returns a port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def try_images(engine: str, service: str, worker: str) -> None:
     """Explains an image with both, or only calls the service if there is no worker."""
-    (model, *_) = tomllib.loads(MODELS.read_text())["models"]
+    model, *_ = model_names(MODELS_FILE)
+    queue_port, service_port = free_ports(2)
     with ExitStack() as stack:
-        queue = {"SAGITTAL_QUEUE__URL": stack.enter_context(EmbeddedValkey(port=free_port())).url}
-        address = f"127.0.0.1:{free_port()}"
+        queue = {"SAGITTAL_QUEUE__URL": stack.enter_context(EmbeddedValkey(port=queue_port)).url}
+        address = f"127.0.0.1:{service_port}"
         stack.enter_context(container(engine, service, {**queue, "SAGITTAL_LISTEN": address}))
         client = stack.enter_context(Client(address))
         wait_for(lambda: answers(client), "a service that answers")
@@ -182,14 +174,14 @@ def try_images(engine: str, service: str, worker: str) -> None:
         if not worker:
             report("no worker was built, so nothing is explained")
             return
-        models = f"--volume={MODELS}:/etc/sagittal/models.toml:ro"
+        models = f"--volume={MODELS_FILE}:/etc/sagittal/models.toml:ro"
         running = stack.enter_context(container(engine, worker, queue, models))
-        took = wait_for(lambda: is_ready(running, client, model["name"]), "a worker with its model")
+        took = wait_for(lambda: is_ready(running, client, model), "a worker with its model")
         report(f"the worker has its model after {took:.1f} s more")
-        explanation = client.explain(PICTURE, model=model["name"])
+        explanation = client.explain(IMAGE, model=model)
         if explanation.state != "completed":
-            raise ImageFailed(f"the explanation of {PICTURE.name} ended as {explanation.state}; expected completed")
-        report(f"explained {PICTURE.name}: {explanation.state}")
+            raise ImageFailed(f"the explanation of {IMAGE.name} ended as {explanation.state}; expected completed")
+        report(f"explained {IMAGE.name}: {explanation.state}")
 
 
 def main() -> None:
