@@ -193,7 +193,7 @@ class Concept(_message.Message):
 
     @_builtins.property
     def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """What one unit of it adds to the output of each target."""
+        """Contribution of one unit of it to the output of each target."""
 
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartShare]:

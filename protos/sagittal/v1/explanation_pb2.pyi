@@ -237,7 +237,7 @@ Global___CurveKind: _TypeAlias = CurveKind  # noqa: Y015
 
 @_typing.final
 class ExplanationSpec(_message.Message):
-    """What to explain, and how."""
+    """Specification of an explanation: the image, the model, the method and their options."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -311,7 +311,7 @@ class ExplanationSpec(_message.Message):
 
     @_builtins.property
     def baseline(self) -> Global___Baseline:
-        """What replaces the hidden part of the image. Not set means a blur whose strength is checked."""
+        """The baseline, which replaces the hidden part of the image. Not set means a blur whose strength is checked."""
 
     @_builtins.property
     def metrics(self) -> Global___Metrics:
@@ -389,7 +389,7 @@ Global___Target: _TypeAlias = Target  # noqa: Y015
 
 @_typing.final
 class Baseline(_message.Message):
-    """What replaces the hidden part of the image."""
+    """A baseline: it replaces the hidden part of the image."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -788,7 +788,7 @@ class Progress(_message.Message):
     objective: _builtins.float
     """The objective that is minimised, if the method has one."""
     phase: _builtins.str
-    """What the job is doing, in one or two words, such as "optimise" or "curves"."""
+    """Current step of the job, in one or two words, such as "optimise" or "curves"."""
     @_builtins.property
     def terms(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Terms of the objective by name, without their weights, and their "epoch", if the method reports them."""
@@ -852,7 +852,7 @@ Global___Mask: _TypeAlias = Mask  # noqa: Y015
 
 @_typing.final
 class Certificate(_message.Message):
-    """How a claim of minimality was proven."""
+    """Proof of a claim of minimality."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -971,7 +971,7 @@ class SufficientSet(_message.Message):
 
     @_builtins.property
     def certificate(self) -> Global___Certificate:
-        """What was proven about it."""
+        """Proof of its minimality."""
 
     @_builtins.property
     def causal(self) -> Global___CausalTriple:
@@ -1255,7 +1255,7 @@ class Warning(_message.Message):
     reason: _builtins.str
     """Stable identifier in capitals, such as BASELINE_STILL_CONFIDENT."""
     message: _builtins.str
-    """What it means, and what to do."""
+    """Meaning of the warning, and the remedy."""
     def __init__(
         self,
         *,
@@ -1497,7 +1497,7 @@ class Explanation(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """What the caller attached."""
+        """Labels that the caller set."""
 
     def __init__(
         self,

@@ -71,7 +71,7 @@ class ExplainRequest(_message.Message):
     """True lets the job continue if the call is dropped."""
     @_builtins.property
     def spec(self) -> _explanation_pb2.ExplanationSpec:
-        """What to explain, and how."""
+        """Specification of the explanation."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class ExplainManyRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def spec(self) -> _explanation_pb2.ExplanationSpec:
-        """What to explain, and how. `request_id` is required and must be unique within the call."""
+        """Specification of the explanation. `request_id` is required and must be unique within the call."""
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class SubmitExplanationRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def spec(self) -> _explanation_pb2.ExplanationSpec:
-        """What to explain, and how."""
+        """Specification of the explanation."""
 
     def __init__(
         self,
@@ -834,7 +834,7 @@ class RegionSubject(_message.Message):
 
     @_builtins.property
     def baseline(self) -> _explanation_pb2.Baseline:
-        """What replaces the hidden part. Not set means a blur whose strength is checked."""
+        """The baseline, which replaces the hidden part. Not set means a blur whose strength is checked."""
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ class _OptimizerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Optimizer.V
     """Nesterov accelerated gradient without a line search (Khorram et al., BMVC 2023)."""
 
 class Optimizer(_Optimizer, metaclass=_OptimizerEnumTypeWrapper):
-    """How an objective is minimised."""
+    """Algorithm that minimises an objective."""
 
 OPTIMIZER_UNSPECIFIED: Optimizer.ValueType  # 0
 """The method's default."""
@@ -136,7 +136,7 @@ Global___Sufficiency: _TypeAlias = Sufficiency  # noqa: Y015
 
 @_typing.final
 class Method(_message.Message):
-    """How to explain: one method with its parameters.
+    """A method of explanation with its parameters.
 
     A parameter that is not set takes the method's default; GetModel lists defaults and ranges. A parameter that is set
     is used literally: 0 means zero, not the default.
@@ -276,7 +276,7 @@ class IGOS(_message.Message):
     step_size: _builtins.float
     """Size of the first optimiser step, in units of the mask (0 to 1). Above 0."""
     optimizer: Global___Optimizer.ValueType
-    """How the objective is minimised."""
+    """Algorithm that minimises the objective."""
     protocol: Global___Protocol.ValueType
     """Which version of the method to use."""
     starts: _builtins.int
@@ -391,7 +391,7 @@ class IGOSPlus(_message.Message):
     step_size: _builtins.float
     """Size of the first optimiser step, in units of the mask (0 to 1). Above 0."""
     optimizer: Global___Optimizer.ValueType
-    """How the objective is minimised."""
+    """Algorithm that minimises the objective."""
     protocol: Global___Protocol.ValueType
     """Which version of the method to use."""
     starts: _builtins.int
@@ -506,7 +506,7 @@ class IGOSPlusPlus(_message.Message):
     step_size: _builtins.float
     """Size of the first optimiser step, in units of the mask (0 to 1). Above 0."""
     optimizer: Global___Optimizer.ValueType
-    """How the objective is minimised."""
+    """Algorithm that minimises the objective."""
     protocol: Global___Protocol.ValueType
     """Which version of the method to use."""
     starts: _builtins.int

@@ -211,7 +211,7 @@ class Model(_message.Message):
 
     @_builtins.property
     def preprocessing(self) -> Global___Preprocessing:
-        """How an image becomes the model's input."""
+        """Conversion of an image to the model's input."""
 
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -221,7 +221,7 @@ class Model(_message.Message):
 
     @_builtins.property
     def capabilities(self) -> Global___Capabilities:
-        """What workers found when they loaded it. Not set until then."""
+        """Results of the checks and measurements when workers loaded it. Not set until then."""
 
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerModel]:
@@ -362,7 +362,7 @@ class SelfCheck(_message.Message):
     passed: _builtins.bool
     """Whether the check passed."""
     detail: _builtins.str
-    """What was found, and what to do if the check did not pass."""
+    """Result of the check, and the remedy if it did not pass."""
     required: _builtins.bool
     """True if a model that does not pass is not served."""
     def __init__(
@@ -411,7 +411,7 @@ Global___ModelSource: _TypeAlias = ModelSource  # noqa: Y015
 
 @_typing.final
 class Preprocessing(_message.Message):
-    """How an image becomes the model's input: fit it to the square, scale to 0..1, subtract mean, divide by std."""
+    """Conversion of an image to the model's input: fit it to the square, scale to 0..1, subtract mean, divide by std."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -679,7 +679,7 @@ class MethodDescription(_message.Message):
     field: _builtins.str
     """Field of Method that carries it, such as "igos_plus_plus"; "custom" if it has none."""
     summary: _builtins.str
-    """What the method does, in one sentence."""
+    """Description of the method, in one sentence."""
     unavailable: _builtins.str
     """Why the model does not support the method; empty if it does."""
     stateful: _builtins.bool
@@ -737,7 +737,7 @@ class ParameterDescription(_message.Message):
     exclusive_minimum: _builtins.bool
     """True if `minimum` itself is not allowed."""
     summary: _builtins.str
-    """What it means, with its unit."""
+    """Meaning of the parameter, with its unit."""
     exclusive_maximum: _builtins.bool
     """True if `maximum` itself is not allowed."""
     @_builtins.property
