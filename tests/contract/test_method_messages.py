@@ -2,7 +2,7 @@
 
 import pytest
 
-from sagittal.core.methods import enum_name
+from sagittal.core.enums import enum_name
 from sagittal.explain import EXPLAINERS, parameters
 from sagittal.v1 import method_pb2
 

@@ -12,9 +12,10 @@ from typing import Any, NewType
 
 import numpy as np
 from google.protobuf import json_format, struct_pb2
-from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from sagittal.core.enums import enum_name
 from sagittal.core.errors import FailedPrecondition, InvalidRequest, NotServed
 from sagittal.core.tensors import array_of
 from sagittal.core.text import shown
@@ -185,8 +186,7 @@ def resolve(
     Raises:
         InvalidRequest: a parameter is unknown or out of bounds, or no method has the given name.
         NotServed: no worker of the model offers the method.
-        FailedPrecondition: the model does not support the method.
-        FailedPrecondition: the model does not admit this method.
+        FailedPrecondition: no worker has loaded the model yet, or the model does not support the method.
     """
     listed = list(catalogue)
     if not listed:
@@ -206,15 +206,6 @@ def resolve(
 def typed_parameters(message: Message, path: Path) -> dict[str, Any]:
     """Returns the parameters that are set; enums as their names in the catalogue, such as `line-search`."""
     return {field.name: _plain(field, value, path) for field, value in message.ListFields()}
-
-
-def enum_name(enum: EnumDescriptor, number: int) -> str | None:
-    """Returns the catalogue's name of an enum's value; None if the enum has no such value."""
-    value = enum.values_by_number.get(number)
-    if value is None:
-        return None
-    prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
-    return str(value.name.removeprefix(prefix).lower().replace("_", "-"))
 
 
 def _by_name(custom: method_pb2.CustomMethod, listed: list[model_pb2.MethodDescription], path: Path) -> ResolvedMethod:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from google.protobuf import json_format
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from sagittal.core.enums import check_enum
 from sagittal.core.errors import InvalidRequest
 from sagittal.core.methods import shortest
 from sagittal.core.text import shown
@@ -210,8 +211,8 @@ def entry_of(model: model_pb2.Model, *, field: str = "model") -> ModelEntry:
     Raises:
         InvalidRequest: a field is wrong.
     """
-    _check_enum(model_pb2.OutputKind.DESCRIPTOR, model.output, f"{field}.output")
-    _check_enum(model_pb2.LoadPolicy.DESCRIPTOR, model.load_policy, f"{field}.load_policy")
+    check_enum(model_pb2.OutputKind.DESCRIPTOR, model.output, f"{field}.output")
+    check_enum(model_pb2.LoadPolicy.DESCRIPTOR, model.load_policy, f"{field}.load_policy")
     said = {
         "name": model.name,
         "version": model.version or "1",
@@ -240,12 +241,6 @@ def _invalid(error: ValidationError, field: str) -> InvalidRequest:
     names = (_API_NAMES.get(str(part), str(part)) for part in place if part not in ("str", "list[str]"))
     path = ".".join((field, *names))
     return InvalidRequest(f"{path}: {said}", field=path)
-
-
-def _check_enum(enum: Any, number: int, field: str) -> None:
-    if number not in enum.values_by_number:
-        names = ", ".join(value.name for value in enum.values if value.number)
-        raise InvalidRequest(f"{field} is {number}; give one of {names}", field=field)
 
 
 def _name_of(table: Mapping[Any, int], number: int, otherwise: str) -> str:

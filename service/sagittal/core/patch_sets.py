@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from sagittal.core.enums import check_enum
 from sagittal.core.errors import InvalidRequest
 from sagittal.v1 import explanation_pb2, explanation_service_pb2, method_pb2
 
@@ -46,8 +47,7 @@ def check_sets(sets: Sequence[explanation_pb2.PatchSet], input_size: int = 0) ->
 
 def check_patch_shape(shape: int, field: str) -> None:
     """Raises InvalidRequest if this API version does not know the shape."""
-    if shape not in method_pb2.PatchShape.DESCRIPTOR.values_by_number:
-        raise InvalidRequest(f"{field} is {shape}; give PATCH_SHAPE_BOX or PATCH_SHAPE_TENT", field=field)
+    check_enum(method_pb2.PatchShape.DESCRIPTOR, shape, field)
 
 
 def bits_of(patch_set: explanation_pb2.PatchSet) -> int:

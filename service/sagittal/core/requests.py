@@ -1,6 +1,6 @@
-"""Checks an explanation's specification field by field against its model.
+"""Checks requests field by field: an explanation's specification against its model, and a fit's annotated parts.
 
-Each error is an InvalidRequest that names the field, the given value and the allowed values.
+An InvalidRequest names the field, the given value and the allowed values.
 """
 
 import difflib
@@ -13,8 +13,8 @@ from itertools import islice
 from typing import Any
 
 from google.protobuf import duration_pb2
-from google.protobuf.descriptor import EnumDescriptor
 
+from sagittal.core.enums import check_enum
 from sagittal.core.errors import FailedPrecondition, InvalidRequest
 from sagittal.core.jobs import MAX_EVALUATIONS, setting_of
 from sagittal.core.methods import ResolvedMethod, resolve, shortest
@@ -212,8 +212,8 @@ def check_spec(
     check_image_set(spec.image, f"{field}.image")
     check_request_id(spec.request_id, f"{field}.request_id")
     check_labels(spec.labels, f"{field}.labels")
-    _check_enum(explanation_pb2.Lane.DESCRIPTOR, spec.lane, f"{field}.lane")
-    _check_enum(explanation_pb2.CachePolicy.DESCRIPTOR, spec.cache_policy, f"{field}.cache_policy")
+    check_enum(explanation_pb2.Lane.DESCRIPTOR, spec.lane, f"{field}.lane")
+    check_enum(explanation_pb2.CachePolicy.DESCRIPTOR, spec.cache_policy, f"{field}.cache_policy")
     check_baseline(spec.baseline, f"{field}.baseline")
     _check_metrics(spec.metrics, model.preprocessing.input_size, f"{field}.metrics")
     if spec.max_evaluations > MAX_EVALUATIONS:
@@ -272,7 +272,7 @@ def check_image_set(image: tensor_pb2.Image, field: str) -> None:
 
 def check_baseline(baseline: explanation_pb2.Baseline, field: str) -> None:
     """Checks a baseline, except the content of its image. Raises InvalidRequest."""
-    _check_enum(explanation_pb2.BaselineKind.DESCRIPTOR, baseline.kind, f"{field}.kind")
+    check_enum(explanation_pb2.BaselineKind.DESCRIPTOR, baseline.kind, f"{field}.kind")
     by_image = baseline.kind == explanation_pb2.BASELINE_KIND_IMAGE
     if by_image:
         check_image_set(baseline.image, f"{field}.image")
@@ -312,19 +312,13 @@ def _seconds(duration: duration_pb2.Duration, low: float, high: float, field: st
     return float(seconds)
 
 
-def _check_enum(enum: EnumDescriptor, number: int, field: str) -> None:
-    if number not in enum.values_by_number:
-        raise InvalidRequest(f"{field} is {number}; give one of {_values(enum.values_by_name)}", field=field)
-
-
-def _values(names: Iterable[str]) -> str:
-    return ", ".join(name for name in names if not name.endswith("_UNSPECIFIED"))
-
-
 def _check_metrics(metrics: explanation_pb2.Metrics, input_size: int, field: str) -> None:
-    _check_enum(explanation_pb2.CurveProtocol.DESCRIPTOR, metrics.curve_protocol, f"{field}.curve_protocol")
+    check_enum(explanation_pb2.CurveProtocol.DESCRIPTOR, metrics.curve_protocol, f"{field}.curve_protocol")
     if metrics.curve_steps > MAX_CURVE_STEPS:
-        text = f"{field}.curve_steps is {metrics.curve_steps}; give 1 to {MAX_CURVE_STEPS:,}, or 0 for 50"
+        text = (
+            f"{field}.curve_steps is {metrics.curve_steps}; give 1 to {MAX_CURVE_STEPS:,}, or 0 for "
+            f"{DEFAULT_CURVE_STEPS}"
+        )
         raise InvalidRequest(text, field=f"{field}.curve_steps")
     if len(metrics.boxes) > MAX_BOXES:
         text = f"{field}.boxes has {len(metrics.boxes)} boxes; give at most {MAX_BOXES:,}"
