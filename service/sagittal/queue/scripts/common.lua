@@ -451,8 +451,6 @@ end
 local KINDS = {explanation = true, prediction = true, regions = true, fit = true}
 
 -- Returns the fields of a job that callers may see, in the order that `queue.scripts.parse_job` expects.
-
--- Returns the fields of a job that callers may see, in the order that `queue.scripts.parse_job` expects.
 local function view(id)
   local job = read_job(id)
   if not job or not KINDS[job.kind] then return false end
