@@ -24,6 +24,9 @@ from sagittal.v1 import method_pb2, model_pb2, tensor_pb2
 Path = NewType("Path", str)
 """Path of a message in the request, such as `spec.method.igos_plus_plus`; errors name it."""
 
+#: Retry delay for a model that no worker has loaded yet, in seconds.
+LOADING_SECONDS = 5.0
+
 #: Choices that an error lists before it refers to GetModel.
 _CHOICES_SHOWN = 12
 
@@ -191,7 +194,7 @@ def resolve(
     listed = list(catalogue)
     if not listed:
         text = "no worker has loaded this model yet, so its methods are unknown; try again when GetModel lists them"
-        raise FailedPrecondition(text, field=field)
+        raise FailedPrecondition(text, field=field, retry_after=LOADING_SECONDS)
     chosen = method.WhichOneof("method")
     if chosen == _CUSTOM:
         return _by_name(method.custom, listed, Path(f"{field}.{_CUSTOM}"))

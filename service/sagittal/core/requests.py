@@ -17,7 +17,7 @@ from google.protobuf import duration_pb2
 from sagittal.core.enums import check_enum
 from sagittal.core.errors import FailedPrecondition, InvalidRequest
 from sagittal.core.jobs import MAX_EVALUATIONS, setting_of
-from sagittal.core.methods import ResolvedMethod, resolve, shortest
+from sagittal.core.methods import LOADING_SECONDS, ResolvedMethod, resolve, shortest
 from sagittal.core.text import EXCERPT, shown
 from sagittal.v1 import concept_service_pb2, explanation_pb2, model_pb2, tensor_pb2
 
@@ -59,8 +59,10 @@ def resolve_target(target: explanation_pb2.Target, model: model_pb2.Model, field
 
 def _by_label(label: str, model: model_pb2.Model, field: str) -> int:
     if not model.labels:
-        why = "has no labels" if is_described(model) else "is not loaded by any worker yet, so its labels are unknown"
-        raise FailedPrecondition(f"{model.name} {why}; give the class by `index`", field=field)
+        if is_described(model):
+            raise FailedPrecondition(f"{model.name} has no labels; give the class by `index`", field=field)
+        text = f"{model.name} is not loaded by any worker yet, so its labels are unknown; give the class by `index`"
+        raise FailedPrecondition(f"{text}, or try again later", field=field, retry_after=LOADING_SECONDS)
     wanted = label.strip().casefold()
     found = [index for index, known in enumerate(model.labels) if known.casefold() == wanted]
     if len(found) == 1:

@@ -177,8 +177,9 @@ def test_a_method_that_a_worker_adds_needs_nothing_here() -> None:
 
 
 def test_a_model_that_no_worker_has_loaded_says_so() -> None:
-    with pytest.raises(FailedPrecondition, match="no worker has loaded this model yet"):
+    with pytest.raises(FailedPrecondition, match="no worker has loaded this model yet") as caught:
         resolve(method_pb2.Method(), [])
+    assert caught.value.retry_after
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from sagittal.core import requests
-from sagittal.core.errors import InvalidRequest
+from sagittal.core.errors import FailedPrecondition, InvalidRequest
 from sagittal.core.models import read_labels
 from sagittal.core.requests import resolve_target
 from sagittal.v1 import explanation_pb2, model_pb2
@@ -40,6 +40,15 @@ def test_few_labels_are_compared_letter_by_letter(label: str, monkeypatch: pytes
 )
 def test_a_misspelt_label_is_suggested_among_a_thousand(label: str, meant: str) -> None:
     assert repr(meant) in refusal(label, read_labels("imagenet-1k"))
+
+
+def test_a_label_of_a_model_that_is_yet_to_be_loaded_is_asked_for_again() -> None:
+    """A model that was just registered has no labels yet; one that a worker has loaded will never have any."""
+    loaded = model_pb2.Model(name="lamp", methods=[model_pb2.MethodDescription(name="rise")])
+    for model, again in ((model_pb2.Model(name="lamp"), True), (loaded, False)):
+        with pytest.raises(FailedPrecondition, match="`index`") as caught:
+            resolve_target(explanation_pb2.Target(label="on"), model)
+        assert bool(caught.value.retry_after) is again
 
 
 def test_a_label_of_many_classes_names_a_few_of_them() -> None:
