@@ -12,8 +12,9 @@ import pytest
 from google.protobuf import duration_pb2, timestamp_pb2
 from torch import Tensor, full
 
-from sagittal.client import Preprocessing
+from sagittal.client import Explanation, Preprocessing
 from sagittal.client import events as sdk
+from sagittal.client.gathering import parse_explanation
 from sagittal.client.images import to_tensor
 from sagittal.client.parsing import KINDS, parse_event, targets_of
 from sagittal.engine import Usage
@@ -117,6 +118,23 @@ def reported() -> dict[str, object]:
         if message is not None:
             found[message.WhichOneof("event")] = message
     return found
+
+
+def test_an_explanation_of_every_event_is_equal_after_it_was_stored_and_read(tmp_path) -> None:
+    names = sorted(FIELDS - NO_EVENT_OF_THE_SDK, key=lambda name: (name != "started", name == "completed"))
+    events = [pb.ExplanationEvent(job_id="job", sequence=number) for number in range(1, len(names) + 1)]
+    for event, name in zip(events, names, strict=True):
+        fill(getattr(event, name))
+        if name == "mask":
+            event.mask.final = True
+        if name == "completed":
+            event.completed.parameters_json = '{"size": 1}'
+    state = pb.JOB_STATE_COMPLETED
+    whole = parse_explanation(pb.Explanation(job_id="job", state=state, model="lamp", events=events))
+    assert [name for name in Explanation.__dataclass_fields__ if not getattr(whole, name)] == ["error", "image"]
+    found = Explanation.load(whole.save(tmp_path / "one"))
+    assert found == whole
+    assert found.to_dict() == whole.to_dict()
 
 
 def test_explainers_or_the_worker_report_every_event_of_the_api() -> None:

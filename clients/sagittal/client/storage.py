@@ -9,6 +9,7 @@ import json
 import os
 import types
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -21,12 +22,19 @@ from sagittal.client import errors
 from sagittal.client.errors import InvalidRequest, SagittalError
 from sagittal.client.explained_image import ExplainedImage
 from sagittal.client.explanation import Explanation
+from sagittal.client.requests import shown
 from sagittal.v1 import tensor_pb2
 
 #: Version of the format; a reader refuses later versions.
 FORMAT = 1
 
 _DOCUMENT, _IMAGE, _BASELINE = "explanation.json", "image.pb", "baseline.pb"
+
+#: Errors of reading a file that is damaged or has other content; RuntimeError is of an encrypted or unknown archive.
+_DAMAGED = (
+    OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, DecodeError, AttributeError, KeyError, TypeError,
+    ValueError,
+)  # fmt: skip
 
 #: Maximum unpacked size of one part, in bytes.
 _MAX_PART = 512 * 2**20
@@ -40,7 +48,7 @@ def save_explanation(explanation: Explanation, path: str | os.PathLike[str]) -> 
     """
     arrays: list[np.ndarray] = []
     document = {"format": FORMAT, "explanation": _encoded(explanation, arrays)}
-    target = Path(path)
+    target = checked_path(path)
     try:
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(_DOCUMENT, json.dumps(document))
@@ -61,12 +69,19 @@ def load_explanation(path: str | os.PathLike[str]) -> Explanation:
     Raises:
         InvalidRequest: the file cannot be read, or is no such file.
     """
+    source = checked_path(path)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(source) as archive:
             return _Reader(archive).explanation()
-    except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError, DecodeError) as error:
-        text = f"{os.fspath(path)} is no file that Explanation.save wrote: {error}"
-        raise InvalidRequest(text, field="path") from error
+    except _DAMAGED as error:
+        raise InvalidRequest(f"{source} is no file that Explanation.save wrote: {error}", field="path") from error
+
+
+def checked_path(path: object) -> Path:
+    """Returns a path. Raises InvalidRequest for anything else."""
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidRequest(f"got {shown(path)}; expected the path of a file", field="path")
+    return Path(path)
 
 
 def _images(image: ExplainedImage | None) -> Iterable[tuple[str, tensor_pb2.Image]]:

@@ -152,6 +152,30 @@ def test_another_file_is_refused(tmp_path, content) -> None:
     assert refused.value.field == "path"
 
 
+def test_a_damaged_file_is_refused_wherever_it_is_damaged(explanation, tmp_path) -> None:
+    """Every third byte in turn, among them those of compressed data, of sizes and of flags."""
+    whole = explanation.with_image(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "one").read_bytes()
+    path = tmp_path / "damaged"
+    refused = 0
+    for place in range(0, len(whole), 3):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            Explanation.load(path)
+        except InvalidRequest:
+            refused += 1
+    assert refused > len(whole) / 6
+
+
+@pytest.mark.parametrize("path", [5, None, b"one", ["one"]])
+def test_what_is_no_path_is_refused(explanation, path) -> None:
+    for call in (explanation.save, Explanation.load):
+        with pytest.raises(InvalidRequest, match="expected the path of a file") as refused:
+            call(path)
+        assert refused.value.field == "path"
+
+
 def test_a_stored_array_is_never_unpickled(explanation, tmp_path) -> None:
     path = explanation.save(tmp_path / "one")
     with zipfile.ZipFile(path) as archive:
