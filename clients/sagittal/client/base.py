@@ -17,7 +17,7 @@ from sagittal.client.requests import (
     build_states,
     check_kind,
     check_names,
-    split_model,
+    model_alone,
 )
 from sagittal.client.resume import Cursor, Patience
 from sagittal.client.tracing import CallSpan, begin_call, rpc_of
@@ -84,7 +84,7 @@ IMAGE_KINDS: Mapping[str, int] = {
 
 def image_request(job_id: str, kind: str, longest: int, mask: int) -> service_pb.GetExplanationImageRequest:
     """Returns the request for an image of a job. Raises InvalidRequest for an unknown kind."""
-    if kind not in IMAGE_KINDS:
+    if not isinstance(kind, str) or kind not in IMAGE_KINDS:
         raise InvalidRequest(f"got {kind!r}; expected one of {', '.join(IMAGE_KINDS)}", field="kind")
     number = IMAGE_KINDS[kind]
     return build(service_pb.GetExplanationImageRequest, job_id=job_id, image=number, longest=longest, mask=mask)
@@ -119,15 +119,10 @@ class JobConditions(TypedDict, total=False):
 def job_filter(conditions: JobConditions) -> service_pb.JobFilter:
     """Returns conditions as the API has them. Raises InvalidRequest for one that there is not."""
     check_names(conditions, JobConditions.__optional_keys__)
-    model = conditions.get("model", "")
-    name, version = split_model(model, "")
-    if version:
-        text = f"got {model!r}; expected the name alone: jobs are listed for all versions of a model"
-        raise InvalidRequest(text, field="model")
     found = build(
         service_pb.JobFilter,
         "filter",
-        model=name,
+        model=model_alone(conditions.get("model", "")),
         states=build_states(conditions.get("states", ())),
         failure_reason=conditions.get("reason", ""),
         method=conditions.get("method", ""),

@@ -19,9 +19,11 @@ from sagittal.client.requests import (
     build,
     build_durations,
     build_target,
+    check_kind,
     check_listener,
     check_names,
     check_several,
+    model_alone,
     split_model,
 )
 from sagittal.client.resume import Cursor
@@ -119,7 +121,12 @@ class ConceptSet:
 
 def page_request(model: str, token: str) -> service_pb.ListConceptSetsRequest:
     """Returns the request for a page of sets."""
-    return service_pb.ListConceptSetsRequest(model=model, page_size=PAGE, page_token=token)
+    return build(service_pb.ListConceptSetsRequest, model=model_alone(model), page_size=PAGE, page_token=token)
+
+
+def named_set(name: str, model: str) -> Mapping[str, str]:
+    """Returns the fields of a request about a set."""
+    return {"name": check_kind(name, str, "name", "the name of a concept set"), "model": model_alone(model)}
 
 
 def update_request(
@@ -127,17 +134,20 @@ def update_request(
 ) -> service_pb.UpdateConceptSetRequest:
     """Returns the request that names, merges and marks x-features by index."""
     made = changes(rename=rename, merge=merge, mixed=mixed)
-    return service_pb.UpdateConceptSetRequest(model=model, name=name, changes=made)
+    return build(service_pb.UpdateConceptSetRequest, **named_set(name, model), changes=made)
 
 
 def changes(
     *, rename: Names | None = None, merge: dict[int, int] | None = None, mixed: dict[int, bool] | None = None
 ) -> Sequence[service_pb.ConceptChange]:
     """Returns changes to x-features by index: names, the x-features they are shown with, whether they are mixed."""
-    made = [service_pb.ConceptChange(index=index, rename=name) for index, name in (rename or {}).items()]
-    made += [service_pb.ConceptChange(index=index, merge_into=head) for index, head in (merge or {}).items()]
-    made += [service_pb.ConceptChange(index=index, mixed=flag) for index, flag in (mixed or {}).items()]
-    return made
+    given = (("rename", "rename", rename), ("merge", "merge_into", merge), ("mixed", "mixed", mixed))
+    return [
+        build(service_pb.ConceptChange, option, **{"index": index, field: value})
+        for option, field, values in given
+        if values is not None
+        for index, value in check_kind(values, dict, option, "a value for each x-feature by its index").items()
+    ]
 
 
 def parse_concept_set(message: pb.ConceptSet) -> ConceptSet:
@@ -227,7 +237,7 @@ class Fitting:
         model: str,
         targets: Sequence[int | str],
         options: FitOptions,
-        on_progress: OnProgress,
+        on_progress: OnProgress | None,
     ) -> None:
         check_names(options, FitOptions.__optional_keys__)
         check_listener(on_progress, "on_progress")
@@ -262,7 +272,7 @@ class Fitting:
         if failure is not None:
             raise failure
         progress = parse_progress(event)
-        if progress is not None:
+        if progress is not None and self._on_progress is not None:
             self._on_progress(progress)
 
     def check_repeatable(self, cursor: Cursor, error: grpc.RpcError | Unavailable) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sagittal.client.errors import InvalidImage, InvalidRequest
 from sagittal.client.images import ImageLike, UnreadableImage, encode_image, to_array
 from sagittal.client.preprocessing import Preprocessing
+from sagittal.client.requests import check_kind
 from sagittal.imaging.fitting import Frame, fit_to_input, frame_of, picture_of_input
 from sagittal.imaging.overlays import to_png
 from sagittal.imaging.reading import read_image
@@ -103,6 +104,8 @@ def explained_image(
     source = image if isinstance(image, tensor_pb2.Image) else encode_image(image, field="image")
     if baseline is not None and not isinstance(baseline, tensor_pb2.Image):
         baseline = encode_image(baseline, field="baseline")
+    if preprocessing is not None:
+        check_kind(preprocessing, Preprocessing, "preprocessing", "Preprocessing(...)")
     found = ExplainedImage(source, preprocessing, baseline)
     if preprocessing is None:
         height, width = found.pixels.shape[:2]

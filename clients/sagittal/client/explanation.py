@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from sagittal.client.errors import FailedPrecondition, SagittalError
+from sagittal.client.errors import FailedPrecondition, InvalidRequest, SagittalError
 from sagittal.client.events import (
     Accepted,
     ClassScore,
@@ -35,6 +35,7 @@ from sagittal.client.explained_image import ExplainedImage, explained_image
 from sagittal.client.extras import import_extra
 from sagittal.client.images import ImageLike
 from sagittal.client.preprocessing import Preprocessing
+from sagittal.client.requests import check_kind, shown
 from sagittal.imaging.fitting import shrink
 from sagittal.imaging.masks import place_mask, place_patches
 from sagittal.imaging.overlays import overlay, show_only, to_image
@@ -140,9 +141,11 @@ class Explanation:
 
         Raises:
             FailedPrecondition: there is no such mask, or no image.
+            InvalidRequest: `shape` is no height and width.
         """
         image = self._image()
-        return place_mask(self._mask(mask).saliency, image.frame, shape or image.pixels.shape[:2])
+        whole = image.pixels.shape[:2] if shape is None else _checked_shape(shape)
+        return place_mask(self._mask(mask).saliency, image.frame, whole)
 
     def overlay(self, of: int | PatchSet | NDArray[np.float32] = 0, *, longest: int | None = None) -> PIL.Image.Image:
         """Returns the original image with an overlay; parts that the model did not see are faint.
@@ -154,15 +157,20 @@ class Explanation:
 
         Raises:
             FailedPrecondition: there is no such mask, or no image: see `with_image`.
+            InvalidRequest: `of` or `longest` has another type.
         """
         image = self._image()
         pixels = image.pixels
+        if longest is not None and check_kind(longest, int, "longest", "a number of pixels, or None") < 1:
+            raise InvalidRequest(f"got {longest}; expected at least 1 pixel", field="longest")
         frame, small = image.frame, pixels if longest is None else shrink(pixels, longest)
         shape, picture = small.shape[:2], np.asarray(small / 255, np.float32)
         if isinstance(of, PatchSet):
             size = image.preprocessing.input_size if image.preprocessing else pixels.shape[0]
             return to_image(show_only(picture, place_patches(of.patches, of.grid, size, frame, shape)))
         saliency = of if isinstance(of, np.ndarray) else self._mask(of).saliency
+        if saliency.ndim != 2:
+            raise InvalidRequest(f"got an array of shape {saliency.shape}; expected (height, width)", field="of")
         return to_image(overlay(picture, place_mask(saliency, frame, shape)))
 
     def view(self) -> View:
@@ -245,6 +253,7 @@ class Explanation:
         return self.image
 
     def _mask(self, number: int) -> Mask:
+        check_kind(number, int, "mask", "the index of a final mask, a PatchSet or a heatmap")
         if not 0 <= number < len(self.masks):
             text = f"there is no final mask {number}: the explanation has {len(self.masks)}"
             raise FailedPrecondition(text, field="mask", job_id=self.job_id)
@@ -336,6 +345,13 @@ class Explanation:
 
 def _relative(area: float | None, unmasked: float | None) -> float | None:
     return area / unmasked if area is not None and unmasked else None
+
+
+def _checked_shape(shape: object) -> tuple[int, int]:
+    match shape:
+        case (int(height), int(width)) if height > 0 and width > 0:
+            return height, width
+    raise InvalidRequest(f"got {shown(shape)}; expected (height, width) in pixels", field="shape")
 
 
 def _facts(explanation: Explanation) -> Iterable[str]:

@@ -6,7 +6,7 @@ from typing import Any
 from google.protobuf import json_format
 
 from sagittal.client.errors import InvalidRequest
-from sagittal.client.requests import check_several
+from sagittal.client.requests import check_kind, check_several
 from sagittal.v1 import model_pb2
 from sagittal.v1 import model_service_pb2 as models_pb
 
@@ -43,6 +43,7 @@ def update_request(table: ModelTable, fields: Sequence[str]) -> models_pb.Update
     model = model_message(table)
     request = models_pb.UpdateModelRequest(model=model)
     for name in check_several(fields, "fields", "names such as 'latest'"):
+        check_kind(name, str, "fields", "names such as 'latest'")
         by_name = name == "labels" and bool(model.labels_from)
         request.update_mask.paths.append("labels_from" if by_name else _FIELDS.get(name, name))
     return request

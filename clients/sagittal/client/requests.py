@@ -101,6 +101,15 @@ def split_model(model: object, version: object, path: str = "") -> tuple[str, st
     return name, wanted or given
 
 
+def model_alone(model: object) -> str:
+    """Returns the name of a model. Raises InvalidRequest for "name@version", where all versions are meant."""
+    name, version = split_model(model, "")
+    if version:
+        text = f"got {model!r}; expected the name alone: jobs and concept sets are listed for all versions of a model"
+        raise InvalidRequest(text, field="model")
+    return name
+
+
 def named(model: object, version: object) -> Mapping[str, str]:
     """Returns the fields of a request about a model."""
     name, version = split_model(model, version)
@@ -261,12 +270,12 @@ def build_spec(
         model_version=model_version,
         method=packed_method,
         baseline=_baseline(baseline, "spec.baseline"),
-        metrics=_metrics(metrics or Metrics()),
+        metrics=_metrics(Metrics() if metrics is None else metrics),
         lane=enum_value(pb.Lane, "LANE_", lane, "spec.lane"),
         request_id=request_id or f"client-{uuid.uuid4().hex}",
         cache_policy=enum_value(pb.CachePolicy, "CACHE_POLICY_", cache, "spec.cache_policy"),
         partial_masks=partial_masks,
-        labels=labels or {},
+        labels={} if labels is None else labels,
         seed=seed,
         max_evaluations=max_evaluations,
         target=None if target is None else build_target(target, "spec.target"),

@@ -11,6 +11,7 @@ from sagittal.client.extras import import_extra
 from sagittal.client.html import cell_text, table_html
 from sagittal.client.jobs import Job
 from sagittal.client.models import Model
+from sagittal.client.requests import check_several
 
 #: Maximum number of rows shown; the rest are counted.
 SHOWN = 50
@@ -31,7 +32,7 @@ class Table(Sequence[Mapping[str, Any]]):
         Raises:
             InvalidRequest: it yields something else.
         """
-        self._rows = tuple(map(_row, found))
+        self._rows = tuple(map(_row, check_several(found, "found", "jobs, models, explanations or outcomes")))
 
     @property
     def columns(self) -> Sequence[str]:

@@ -27,7 +27,7 @@ def test_a_fit_whose_connection_breaks_is_watched_from_where_it_broke(client, sc
 
 def test_a_fit_that_breaks_before_its_job_is_known_is_asked_for_again_as_the_same(client, script) -> None:
     script.breaks = [(0, *GONE), (0, *GONE)]
-    client.concepts.fit(PICTURES, **ASKED)
+    client.concepts.fit(PICTURES, on_progress=None, **ASKED)
     assert len(script.fits) == 3
     assert len({asked[0].settings.request_id for asked in script.fits}) == 1
     assert all(asked == script.fits[0] for asked in script.fits)

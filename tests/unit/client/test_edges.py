@@ -32,6 +32,7 @@ from sagittal.client import (
     Overloaded,
     PatchSet,
     Retry,
+    Table,
     Unavailable,
     UnknownModel,
 )
@@ -201,6 +202,26 @@ MISTAKES = {
     "fit's option": lambda client: client.concepts.fit([], name="s", model="lamp", targets=[1], epoch=3),
     "fit's target": lambda client: client.concepts.fit([], name="s", model="lamp", targets=[1.5]),
     "fit's number": lambda client: client.concepts.fit([], name="s", model="lamp", targets=[1], epochs="many"),
+    "set": lambda client: client.concepts.get(5, model="lamp"),
+    "set's model": lambda client: client.concepts.get("s", model="lamp@1"),
+    "listed set's model": lambda client: list(client.concepts.list(5)),
+    "deleted set": lambda client: client.concepts.delete(None, model="lamp"),
+    "updated set": lambda client: client.concepts.update(5, model="lamp"),
+    "set's names": lambda client: client.concepts.update("s", model="lamp", rename=["eye"]),
+    "set's name": lambda client: client.concepts.update("s", model="lamp", rename={1: 5}),
+    "x-feature": lambda client: client.concepts.update("s", model="lamp", merge={"eye": 1}),
+    "image's kind": lambda client: client.image("job", ["thumbnail"]),
+    "no place": lambda client: client.watch("job", after_sequence=None),
+    "updated field": lambda client: client.update_model({"name": "lamp", "version": "1"}, fields=[5]),
+    "wait": lambda client: client.wait_until_ready(timeout="1"),
+    "mask": lambda client: client.get("job").with_image(IMAGE[:, :4]).overlay("heatmap"),
+    "heatmap": lambda client: client.get("job").with_image(IMAGE[:, :4]).overlay(np.zeros(3, np.float32)),
+    "longest": lambda client: client.get("job").with_image(IMAGE[:, :4]).overlay(longest="20"),
+    "mask on image": lambda client: client.get("job").with_image(IMAGE[:, :4]).saliency_on_image(None),
+    "shape": lambda client: client.get("job").with_image(IMAGE[:, :4]).saliency_on_image(shape=20),
+    "labels": lambda client: client.submit(IMAGE, model="lamp", labels=np.zeros(3)),
+    "preprocessing": lambda client: client.get("job").with_image(IMAGE, preprocessing="squash"),
+    "rows": lambda _client: Table(5),
     "fit's deadline": lambda client: client.concepts.fit([], name="s", model="lamp", targets=[1], deadline="1"),
 }  # fmt: skip
 
@@ -403,7 +424,7 @@ def test_waiting_ends_when_a_worker_is_ready(client, script) -> None:
 
     timer = threading.Timer(0.3, load)
     timer.start()
-    client.wait_until_ready("lamp", timeout=30)
+    client.wait_until_ready("lamp", timeout=None)
     assert script.model.workers[0].state == model_pb2.MODEL_STATE_READY
     client.wait_until_ready()
     timer.join()

@@ -1,6 +1,7 @@
 """A connection to Sagittal, with all calls of the API."""
 
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -58,6 +59,7 @@ from sagittal.client.requests import (
     RegionOptions,
     build,
     build_regions,
+    check_kind,
     check_listener,
     checked_options,
     checked_timeout,
@@ -184,14 +186,19 @@ class AsyncClient(BaseClient):
                     wait = await wait_after(cursor, error)
                 await sleep(wait)
 
-    async def wait_until_ready(self, model: str = "", *, timeout: float = 60.0) -> None:
+    async def wait_until_ready(self, model: str = "", *, timeout: float | None = 60.0) -> None:
         """Waits until the service answers, and until a worker has a model ready if one is named.
+
+        Args:
+            model: Name of a registered model, or "name@version".
+            timeout: Time to wait, in seconds; None for no limit.
 
         Raises:
             ModelFailed: every worker that tried could not load the model.
             SagittalError: the reason why the service or model was not ready when the time, in seconds, was over.
         """
-        ends = time.monotonic() + checked_timeout(timeout)
+        seconds = checked_timeout(timeout)
+        ends = math.inf if seconds is None else time.monotonic() + seconds
         while True:
             try:
                 missing = await self._missing(model)
@@ -211,6 +218,7 @@ class AsyncClient(BaseClient):
 
     def watch(self, job_id: str, *, after_sequence: int = 0) -> AsyncEventStream:
         """Yields the events of a job after a sequence number, to its end. Closing the stream leaves the job running."""
+        check_kind(after_sequence, int, "after_sequence", "a sequence number, 0 for all events")
         request = build(service_pb.WatchExplanationRequest, job_id=job_id, after_sequence=after_sequence)
         cursor = self._cursor(request, job_id=job_id, after_sequence=after_sequence)
         return AsyncEventStream(Reading(cursor, self._watch, self.get))

@@ -13,12 +13,14 @@ from sagittal.client.concepts import (
     FitOptions,
     Fitting,
     OnProgress,
+    named_set,
     page_request,
     parse_concept_set,
     update_request,
 )
 from sagittal.client.errors import ConnectionFailed, Unavailable
 from sagittal.client.images import ImageLike
+from sagittal.client.requests import build
 from sagittal.client.resume import Cursor
 from sagittal.client.sync.concurrency import ChannelClosed, let_end, sleep, to_the_end
 from sagittal.client.sync.streams import wait_after
@@ -30,10 +32,6 @@ from sagittal.v1 import explanation_service_pb2_grpc as jobs_grpc
 
 #: Timeout of cancelling a job, in seconds.
 _ABANDON_SECONDS = 2.0
-
-
-def _ignore(_progress: object) -> None:
-    """Does nothing."""
 
 
 class ConceptCalls:
@@ -67,7 +65,7 @@ class ConceptCalls:
         name: str,
         model: str,
         targets: Sequence[int | str],
-        on_progress: OnProgress = _ignore,
+        on_progress: OnProgress | None = None,
         **options: Unpack[FitOptions],
     ) -> ConceptSet:
         """Fits a set and returns it. Interrupting or cancelling the caller cancels the job, unless `detach` is set.
@@ -106,7 +104,7 @@ class ConceptCalls:
 
     def get(self, name: str, *, model: str) -> ConceptSet:
         """Returns a complete set."""
-        request = service_pb.GetConceptSetRequest(model=model, name=name)
+        request = build(service_pb.GetConceptSetRequest, **named_set(name, model))
         answer = self._call(self._stub.GetConceptSet, request)
         return parse_concept_set(answer.concept_set)
 
@@ -126,7 +124,8 @@ class ConceptCalls:
 
     def delete(self, name: str, *, model: str) -> None:
         """Deletes a set."""
-        self._call(self._stub.DeleteConceptSet, service_pb.DeleteConceptSetRequest(model=model, name=name))
+        request = build(service_pb.DeleteConceptSetRequest, **named_set(name, model))
+        self._call(self._stub.DeleteConceptSet, request)
 
     def _follow(self, fitting: Fitting, cursor: Cursor) -> float:
         """Reads one call; returns the pause before the next one in seconds."""
