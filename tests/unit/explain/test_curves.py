@@ -9,7 +9,7 @@ from sagittal.engine.requests import Subject
 from sagittal.engine.task import STRETCHED
 from sagittal.explain import Occlusion, explanation_steps
 from sagittal.explain.baselines import Black
-from sagittal.explain.events import Curve, SaliencyMask, Truncated
+from sagittal.explain.events import Curve, SaliencyMask, Truncated, Warning
 from sagittal.explain.measures.curves import CurveProtocol, Metrics, area, insertion_masks, measure
 from sagittal.explain.problem import Problem, Question
 
@@ -26,7 +26,7 @@ class Additive(nn.Module):
         return torch.stack([score, 1 - score], -1)
 
 
-def curves_of(weights, saliency, **metrics):
+def events_of(weights, saliency, **metrics):
     size = weights.shape[-1]
     subject = Subject(torch.ones(3, size, size), torch.zeros(3, size, size), 0)
     problem = Problem(subject=subject, unmasked_score=float(weights.sum()), baseline_score=0.0)
@@ -35,7 +35,11 @@ def curves_of(weights, saliency, **metrics):
     task = Task(steps=measure(problem, saliency, Metrics(**metrics)), on_event=events.append, on_end=ends.append)
     Engine(evaluator).run(task)
     assert ends == [None]
-    return [event for event in events if isinstance(event, Curve)]
+    return events
+
+
+def curves_of(weights, saliency, **metrics):
+    return [event for event in events_of(weights, saliency, **metrics) if isinstance(event, Curve)]
 
 
 def test_four_cells_in_order_of_their_weight():
@@ -59,6 +63,14 @@ def test_a_heatmap_without_any_difference_scores_like_chance():
     insertion, deletion = curves_of(weights, torch.zeros(2, 2), steps=4)
     assert insertion.auc == pytest.approx(0.5)
     assert deletion.auc == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("tilt", "warned"), [(-0.02, True), (0.02, True), (0.03, False)])
+def test_a_heatmap_is_warned_of_below_a_difference_of_a_tenth_of_the_unmasked_score(tilt, warned):
+    weights = torch.tensor([[0.1 + tilt, 0.1], [0.1, 0.1 - tilt]])  # insertion exceeds deletion by 1.5 tilt, of 0.4
+    events = events_of(weights, torch.tensor([[3.0, 2.0], [1.0, 0.0]]), steps=4)
+    reasons = [event.reason for event in events if isinstance(event, Warning)]
+    assert reasons == ["CURVES_HARDLY_PART"] * warned
 
 
 def test_normalised_area_is_over_the_unmasked_score():

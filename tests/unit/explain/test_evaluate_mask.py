@@ -36,11 +36,15 @@ def test_the_right_region_beats_its_opposite_on_both_curves():
     assert right[CurveKind.DELETION] < wrong[CurveKind.DELETION] - 0.3
 
 
-def test_a_heatmap_whose_curves_hardly_part_is_told():
-    _, right = curves_of(region())
-    _, wrong = curves_of(1 - region())
-    assert "CURVES_HARDLY_PART" not in reasons(right)
-    assert "CURVES_HARDLY_PART" in reasons(wrong)
+@pytest.mark.parametrize("heatmap", [1 - region(), torch.ones(14, 14)], ids=["opposite", "no order"])
+def test_a_heatmap_whose_curves_hardly_part_is_told(heatmap):
+    _, events = curves_of(heatmap)
+    assert "CURVES_HARDLY_PART" in reasons(events)
+
+
+def test_the_right_region_is_not_warned_of():
+    _, events = curves_of(region())
+    assert "CURVES_HARDLY_PART" not in reasons(events)
 
 
 def test_the_unit_of_the_heatmap_does_not_matter():

@@ -20,7 +20,10 @@ from sagittal.explain.problem import Problem
 from sagittal.explain.steps import Steps
 
 LEAST_GAP = 0.1
-"""Least difference of insertion and deletion, as a share of the unmasked score, of a heatmap that says something."""
+"""Difference of insertion and deletion, as a share of the unmasked score, below which a heatmap is warned of.
+
+The value is a choice, not calibrated: random heatmaps have a difference of zero on average, but single ones exceed it.
+"""
 
 
 class CurveProtocol(Enum):
@@ -66,13 +69,13 @@ def measure(problem: Problem, saliency: Tensor, metrics: Metrics, index: int = 0
 
 
 def _warnings(insertion: float, deletion: float, unmasked_score: float) -> Steps[None]:
-    """Warns of a heatmap whose order of cells says little: any order has as much insertion as deletion on average."""
+    """Warns of a heatmap with almost equal areas, as random orders of the cells have on average."""
     if insertion - deletion < LEAST_GAP * unmasked_score:
         yield Warning(
             "CURVES_HARDLY_PART",
             f"Insertion ({insertion:.3f}) exceeds deletion ({deletion:.3f}) by less than {LEAST_GAP:.0%} of the "
-            "unmasked score: the order of this heatmap says little more about the class than a random one. Do not rely "
-            "on it; try another method, or ask for sufficient sets.",
+            "unmasked score. For a random order of the cells the difference is zero on average: this order may be no "
+            "better. Do not rely on it alone; try another method, or ask for sufficient sets.",
         )
 
 
