@@ -40,11 +40,6 @@ class Comparison:
     second_higher: int
     ties: int
 
-    @property
-    def conclusive(self) -> bool:
-        """Whether the interval of the difference excludes zero."""
-        return self.difference.low > 0 or self.difference.high < 0
-
 
 def bootstrap(values: ArrayLike, *, seed: int, level: float = 0.95, resamples: int = RESAMPLES) -> Interval:
     """Returns the mean with its percentile bootstrap interval.
