@@ -78,27 +78,18 @@ def explain(
     """
     device = next((each.device for each in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     method = IGOSPlusPlus() if method is None else method
-    question = Question(
-        image=_checked_image(image).to(device),
-        target=_index_of(target, labels),
-        baseline=baseline,
-        black=black,
-        seed=seed,
+    shown, index = _checked_image(image).to(device), _index_of(target, labels)
+    question = Question(image=shown, target=index, baseline=baseline, black=black, seed=seed)
+    budget = Budget(
+        evaluations=max_evaluations,
+        deadline=None if seconds is None else time.monotonic() + seconds,
+        measurements=measurements(metrics, question.image.shape[-1]),
     )
+    evaluator = TorchEvaluator(module=model, device=device, output=_output(output))
     with _as_evaluated(model), _bar(progress) as show:
         run = _Run(labels, (show, on_event))
-        evaluator = TorchEvaluator(module=model, device=device, output=_output(output))
-        deadline = None if seconds is None else time.monotonic() + seconds
-        task = Task(
-            steps=explanation_steps(question, method, metrics),
-            on_event=run.note,
-            on_end=run.end,
-            budget=Budget(
-                evaluations=max_evaluations,
-                deadline=deadline,
-                measurements=measurements(metrics, question.image.shape[-1]),
-            ),
-        )
+        steps = explanation_steps(question, method, metrics)
+        task = Task(steps=steps, on_event=run.note, on_end=run.end, budget=budget)
         run.usage = task.usage
         Engine(evaluator, batch_size=batch_size).run(task)
     return run.explanation(method, seed)
