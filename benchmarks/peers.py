@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from bare import Clock, clock_of
 from reports import table, write_section
+from side_processes import ask, read, send
 from subject import MODELS, load_model, machine, pictures
 from torch import Tensor, nn
 
@@ -205,16 +206,15 @@ def _their_side() -> _Run:
 def compare(peers: Path) -> list[list[object]]:
     """Returns a row for each method: the other library, the similarity of the heatmaps, and the speed-up."""
     sides = {"theirs": _start("theirs", peers), "ours": _start("ours", peers)}
-    _write(sides["theirs"], _picture())
+    send(sides["theirs"], _picture())
     for side in sides.values():
-        _read(side)
+        read(side)
     rows = []
     for name, (_, _, _, other) in OURS.items():
         answers: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
         for _ in range(ROUNDS):
             for which, side in sides.items():
-                _write(side, name)
-                answers[which].append(_read(side))
+                answers[which].append(ask(side, name))
         seconds = {which: min(answer["seconds"] for answer in each) for which, each in answers.items()}
         likeness = _likeness(answers["ours"][-1]["heatmap"], answers["theirs"][-1]["heatmap"])
         said = ["", ""] if name.startswith(OTHERWISE) else [f"{likeness[0]:.3f}", f"{likeness[1]:.1g}"]
@@ -245,21 +245,6 @@ def _start(side: str, peers: Path) -> subprocess.Popen[str]:
     program = f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]; "
     program += f"sys.path.append({str(peers)!r}); import peers; peers.serve({side!r})"
     return subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def _write(side: subprocess.Popen[str], line: str) -> None:
-    assert side.stdin is not None
-    side.stdin.write(f"{line}\n")
-    side.stdin.flush()
-
-
-def _read(side: subprocess.Popen[str]) -> dict[str, Any]:
-    assert side.stdout is not None
-    for line in side.stdout:
-        if line.startswith("{"):
-            answer: dict[str, Any] = json.loads(line)
-            return answer
-    raise RuntimeError("a side of the comparison ended; its error is above")
 
 
 def write(options: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from bare import Bare, clock_of
+from side_processes import ask, read
 
 from sagittal.engine.cpu.memory import keep_freed_memory
 from sagittal.engine.optimise import optimise
@@ -43,12 +44,12 @@ class Compared:
 def compare(source: Mapping[str, Any]) -> Compared:
     """Runs both sides in turn."""
     sides = {name: _start(name, source) for name in ("plain", "optimised")}
-    said = {name: _read(side) for name, side in sides.items()}
+    said = {name: read(side) for name, side in sides.items()}
     times: dict[tuple[str, str], list[float]] = {}
     for _ in range(ROUNDS):
         for mode in ("forward", "backward"):
             for name, side in sides.items():
-                times.setdefault((name, mode), []).append(_ask(side, mode)["seconds"])
+                times.setdefault((name, mode), []).append(ask(side, mode)["seconds"])
     for side in sides.values():
         side.communicate("")
     forward, backward = (_ratio(times["plain", mode], times["optimised", mode]) for mode in ("forward", "backward"))
@@ -63,23 +64,6 @@ def _ratio(plain: Sequence[float], optimised: Sequence[float]) -> float:
 def _start(side: str, source: Mapping[str, Any]) -> subprocess.Popen[str]:
     command = [sys.executable, __file__, side, json.dumps(source)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def _ask(side: subprocess.Popen[str], mode: str) -> dict[str, Any]:
-    assert side.stdin is not None
-    side.stdin.write(f"{mode}\n")
-    side.stdin.flush()
-    return _read(side)
-
-
-def _read(side: subprocess.Popen[str]) -> dict[str, Any]:
-    """Returns the next answer; lines printed by the model's package are skipped."""
-    assert side.stdout is not None
-    for line in side.stdout:
-        if line.startswith("{"):
-            answer: dict[str, Any] = json.loads(line)
-            return answer
-    raise RuntimeError("a side of the comparison ended; its error is above")
 
 
 def serve(side: str, source: Mapping[str, Any]) -> None:
