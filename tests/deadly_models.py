@@ -14,7 +14,7 @@ MIB = 2**20
 
 
 class Slow(nn.Module):
-    """Looks at the left, and takes its time."""
+    """Looks at the left, and takes its time for images of jobs, not for the noise with which loading measures it."""
 
     seconds = 0.03
 
@@ -23,10 +23,13 @@ class Slow(nn.Module):
         self.left = LooksAtRegions(LEFT)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if any_is_red(inputs):
+        scores = self.left(inputs)
+        red = any_is_red(inputs)
+        if red:
             self.meet_red()
-        time.sleep(self.seconds)
-        return self.left(inputs)
+        if red or any_shows_left(scores):
+            time.sleep(self.seconds)
+        return scores
 
     def meet_red(self) -> None:
         """What happens in a batch with a red image."""
@@ -35,6 +38,11 @@ class Slow(nn.Module):
 def any_is_red(inputs: Tensor) -> bool:
     means = inputs.detach().mean((-2, -1))
     return bool((means[:, 0] - means[:, 1] > 0.5).any())
+
+
+def any_shows_left(scores: Tensor) -> bool:
+    """Whether an image shows a fifth of the checkerboard, which noise is far from."""
+    return bool((scores.detach()[:, 1] > -3).any())
 
 
 class DiesOfRed(Slow):
