@@ -144,14 +144,19 @@ def forgotten_request(job_id: str) -> FailedPrecondition:
 
 
 def classify(payload: bytes) -> bytes:
-    """Returns PASSING for events that matter only while the job runs (progress, partial masks), else LASTING."""
+    """Returns LASTING or PASSING for a serialized event; see `is_lasting`."""
     event = explanation_pb2.ExplanationEvent()
     try:
         event.ParseFromString(payload)
     except DecodeError:
         return LASTING  # unreadable events are kept
-    partial = event.HasField("mask") and not event.mask.final
-    return PASSING if partial or event.HasField("progress") else LASTING
+    return LASTING if is_lasting(event) else PASSING
+
+
+def is_lasting(event: explanation_pb2.ExplanationEvent) -> bool:
+    """Returns whether an event matters after its job has ended: all do except progress and partial masks."""
+    kind = event.WhichOneof("event")
+    return kind != "progress" and (kind != "mask" or event.mask.final)
 
 
 def _event(now: float) -> explanation_pb2.ExplanationEvent:

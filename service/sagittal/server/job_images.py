@@ -6,6 +6,7 @@ and both by what the job's prediction event reports: they are what was tested.
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +20,8 @@ from sagittal.imaging.masks import place_mask
 from sagittal.imaging.overlays import overlay, to_image, to_png
 from sagittal.imaging.view import Picture, view_of
 from sagittal.queue.protocol import JobQueue
-from sagittal.queue.settings import MIB
 from sagittal.server.images import Pictures
-from sagittal.server.messages import event
+from sagittal.server.relay import stored_events
 from sagittal.v1 import explanation_pb2, explanation_service_pb2, model_pb2, tensor_pb2
 
 #: Largest length of the longer side of a drawing in pixels, and the defaults.
@@ -29,9 +29,6 @@ MAX_LONGEST, THUMBNAIL, OVERLAY = 2_048, 256, 1_024
 
 #: Largest side of a model input whose baseline is computed here, in pixels: blurring a larger one takes seconds.
 MAX_BASELINE = 1_024
-
-#: Events of a job that are read at once.
-_PAGE_EVENTS = 1_000
 
 _BASELINES: Mapping[int, str] = {
     number: name.removeprefix("BASELINE_KIND_").lower() for name, number in explanation_pb2.BaselineKind.items()
@@ -122,21 +119,17 @@ class JobImages:
 
     async def _reported(self, job: Job) -> tuple[explanation_pb2.Prediction, Mapping[int, explanation_pb2.Mask]]:
         """Returns the latest attempt's prediction and its final masks by index."""
-        prediction, masks, after = explanation_pb2.Prediction(), dict[int, explanation_pb2.Mask](), 0
-        while True:
-            page = await self._queue.page(job.job_id, after, limit=_PAGE_EVENTS, max_bytes=MIB, lasting=True)
-            for stored in page.events:
-                found = event(stored, job)
-                match found.WhichOneof("event"):
+        prediction, masks = explanation_pb2.Prediction(), dict[int, explanation_pb2.Mask]()
+        async with aclosing(stored_events(self._queue, job)) as events:
+            async for event in events:
+                match event.WhichOneof("event"):
                     case "started":
                         prediction, masks = explanation_pb2.Prediction(), {}
                     case "prediction":
-                        prediction = found.prediction
-                    case "mask" if found.mask.final:
-                        masks[found.mask.index] = found.mask
-            if page.next_sequence is None:
-                return prediction, masks
-            after = page.next_sequence
+                        prediction = event.prediction
+                    case "mask" if event.mask.final:
+                        masks[event.mask.index] = event.mask
+        return prediction, masks
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,9 +67,3 @@ def event(stored: StoredEvent, job: Job) -> explanation_pb2.ExplanationEvent:
     message.request_id = job.request_id
     message.sequence = stored.sequence
     return message
-
-
-def lasting(message: explanation_pb2.ExplanationEvent) -> bool:
-    """Returns whether an event still matters after its job has ended: all except progress and partial masks."""
-    kind = message.WhichOneof("event")
-    return kind != "progress" and (kind != "mask" or message.mask.final)

@@ -1,6 +1,7 @@
 """ScoreRegions: scores of sets of patches, from a job's events if they contain them, otherwise from the model."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import structlog
@@ -19,20 +20,16 @@ from sagittal.core.patch_sets import (
 )
 from sagittal.core.requests import check_baseline, check_image_set, resolve_target
 from sagittal.queue.protocol import JobQueue
-from sagittal.queue.settings import MIB
 from sagittal.server.catalogue import Catalogue, check_loadable
 from sagittal.server.images import Pictures
 from sagittal.server.intake import Intake
-from sagittal.server.messages import event
-from sagittal.server.relay import Relay, outcome
+from sagittal.server.relay import Relay, outcome, stored_events
 from sagittal.server.rpc.access import Caller
 from sagittal.v1 import explanation_pb2, explanation_service_pb2, method_pb2, model_pb2
 
 #: Evaluations in addition to the sets: the unmasked image, and baselines until one hides the class.
 _PREPARATION = 4
 
-#: Events of a job that are read at once.
-_PAGE_EVENTS = 1_000
 #: Kinds of events that contain scores.
 _SCORED = frozenset({"prediction", "sufficient_set", "graph_node"})
 
@@ -140,14 +137,8 @@ class Regions:
 
     async def _scored_sets(self, job: Job) -> list[explanation_pb2.ExplanationEvent]:
         """Returns the events of a job that contain scores, without its masks, which are large."""
-        events, after = [], 0
-        while True:
-            page = await self._queue.page(job.job_id, after, limit=_PAGE_EVENTS, max_bytes=MIB, lasting=True)
-            found = (event(one, job) for one in page.events)
-            events += [one for one in found if one.WhichOneof("event") in _SCORED]
-            if page.next_sequence is None:
-                return events
-            after = page.next_sequence
+        async with aclosing(stored_events(self._queue, job)) as events:
+            return [event async for event in events if event.WhichOneof("event") in _SCORED]
 
     async def _model_of(self, job: Job) -> model_pb2.Model:
         try:

@@ -13,9 +13,11 @@ from sagittal.core.jobs import Job, StoredEvent
 from sagittal.core.text import shown
 from sagittal.process.supervision import Supervisor
 from sagittal.process.tracing import JOB_ID, JOB_STATE, current_span
+from sagittal.queue.events import is_lasting
 from sagittal.queue.protocol import JobQueue
+from sagittal.queue.settings import MIB
 from sagittal.server.catalogue import ready_workers
-from sagittal.server.messages import event, lasting
+from sagittal.server.messages import event
 from sagittal.server.metrics import ServiceMetrics
 from sagittal.server.rpc.access import Caller
 from sagittal.server.rpc.layers import Context
@@ -64,6 +66,9 @@ _JOB_ID = re.compile(r"^[0-9a-f]{32}$")
 
 #: Largest sequence number: the queue's scripts count in double precision.
 MAX_SEQUENCE = 2**53 - 1
+
+#: Events of a job that `stored_events` reads at once.
+_PAGE_EVENTS = 1_000
 
 
 class Relay:
@@ -146,10 +151,20 @@ class Relay:
             self.drop(job, rpc=rpc)
 
 
+async def stored_events(queue: JobQueue, job: Job) -> AsyncGenerator[explanation_pb2.ExplanationEvent, None]:
+    """Yields the events that a job has now, without waiting for more; for an ended job only the lasting ones."""
+    after: int | None = 0
+    while after is not None:
+        page = await queue.page(job.job_id, after, limit=_PAGE_EVENTS, max_bytes=MIB, lasting=True)
+        for stored in page.events:
+            yield event(stored, job)
+        after = page.next_sequence
+
+
 def _note(message: explanation_pb2.ExplanationEvent) -> None:
     """Adds a relayed event to the call's span; progress and partial masks are left out."""
     kind = message.WhichOneof("event") or ""
-    if not lasting(message):
+    if not is_lasting(message):
         return
     about: dict[str, str | int] = {JOB_ID: message.job_id, "sagittal.sequence": message.sequence}
     if kind == "cancelled":
