@@ -1,7 +1,7 @@
-"""The images of a job, for dashboards: as sent, as the model saw them, and drawn for people.
+"""The images of a job, for dashboards: the original, the model's input, the baseline, thumbnails and overlays.
 
-A model's input is made from the image by the worker's own code (`sagittal.imaging`), a baseline by the same formula,
-and both by what the job's prediction event reports: they are what was tested.
+Model inputs are computed by the code that workers use (`sagittal.imaging`), and baselines by the same formula, with
+the preprocessing that the job's prediction event reports. So they equal the tested images.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ class JobImages:
         """Returns a job's request without its images.
 
         Raises:
-            FailedPrecondition: the job is no explanation, or its request is no longer kept.
+            FailedPrecondition: the job is not an explanation, or its request is deleted.
         """
         _check_kind(job)
         return explanation_pb2.ExplanationSpec.FromString((await self._queue.request_of(job.job_id)).request)
@@ -70,8 +70,8 @@ class JobImages:
         """Returns one image of a job.
 
         Raises:
-            InvalidRequest: no image is named, or it is to be too large.
-            FailedPrecondition: images are no longer kept, or the job has no such image yet.
+            InvalidRequest: no image is named, or `longest` is too large.
+            FailedPrecondition: the images are deleted, or the job has no such image yet.
         """
         _check_kind(job)
         _check_request(request)
@@ -80,16 +80,16 @@ class JobImages:
         if request.image == explanation_service_pb2.JOB_IMAGE_ORIGINAL:
             return explanation_service_pb2.GetExplanationImageResponse(image=source, exact=True)
         prediction, masks = await self._reported(job)
-        is_input = source.WhichOneof("source") == "model_input"
-        if request.image == explanation_service_pb2.JOB_IMAGE_THUMBNAIL and not is_input:
+        if request.image == explanation_service_pb2.JOB_IMAGE_THUMBNAIL:
             drawing = _Drawing(lambda pixels: shrink(pixels, request.longest or THUMBNAIL), exact=False)
         else:
-            drawing = self._drawing(job, request, _Fitted(_how(job, prediction), is_input), prediction, masks)
+            fitted = _Fitted(_how(job, prediction), source.WhichOneof("source") == "model_input")
+            drawing = self._drawing(job, request, fitted, prediction, masks)
         if drawing.source not in images:
             raise FailedPrecondition("the image of the baseline is no longer kept", field="image")
         source = tensor_pb2.Image.FromString(images[drawing.source])
         if source.WhichOneof("source") == "model_input":
-            source = await asyncio.to_thread(_as_pixels, source, prediction.preprocessing)
+            source = await asyncio.to_thread(_as_pixels, source, _how(job, prediction))
         data = await self._pictures.draw(source, lambda pixels: _png(drawing.draw(pixels)), job.tenant)
         return explanation_service_pb2.GetExplanationImageResponse(
             image=tensor_pb2.Image(encoded=data), exact=drawing.exact
@@ -103,10 +103,8 @@ class JobImages:
         prediction: explanation_pb2.Prediction,
         masks: Mapping[int, explanation_pb2.Mask],
     ) -> _Drawing:
-        """Returns how to draw an image whose preprocessing is known."""
+        """Returns the drawing of a model input, a baseline or an overlay."""
         match request.image:
-            case explanation_service_pb2.JOB_IMAGE_THUMBNAIL:
-                return _Drawing(lambda pixels: shrink(pixels, request.longest or THUMBNAIL), exact=False)
             case explanation_service_pb2.JOB_IMAGE_MODEL_INPUT:
                 return _Drawing(fitted.picture, exact=not fitted.is_input)
             case explanation_service_pb2.JOB_IMAGE_BASELINE:
