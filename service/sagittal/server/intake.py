@@ -125,11 +125,31 @@ class Intake:
             estimated_evaluations=evaluations,
             trace_context=caller.trace_context,
         )
-        return (await self._submit(job, model))[0]
+        return (await self.submit(job, model))[0]
 
-    async def submit(self, job: NewJob, model: model_pb2.Model) -> tuple[Job, bool]:
-        """Queues a validated job; returns it and whether it is new."""
-        return await self._submit(job, model)
+    async def submit(self, new: NewJob, model: model_pb2.Model, seconds: float = 0.0) -> tuple[Job, bool]:
+        """Queues a validated job, which may run for `seconds` (0: unknown); returns it and whether it is new."""
+        workers = ready_workers(model)
+        attributes = {JOB_ID: new.job_id, "sagittal.model": new.model, "sagittal.method": new.method}
+        with within(current_span().child("submit", kind=SpanKind.PRODUCER, attributes=attributes)) as span:
+            new = replace(new, trace_context=span.context or new.trace_context)
+            job, is_new = await self._queue.submit(new, _accepted(new, workers, seconds))
+            span.set({JOB_ID: job.job_id, "sagittal.job.new": is_new})
+        if is_new:
+            self._metrics.accepted(new)
+        say = _log.info if workers else _log.warning
+        say(
+            "job-accepted" if is_new else "job-known",
+            job_id=job.job_id,
+            kind=new.kind.value,
+            model=new.model,
+            version=new.version,
+            method=new.method,
+            lane=new.lane.value,
+            estimated_evaluations=new.estimated_evaluations,
+            ready_workers=workers,
+        )
+        return job, is_new
 
     @contextmanager
     def counting_refusals(self) -> Iterator[None]:
@@ -169,7 +189,7 @@ class Intake:
             labels=dict(request.labels),
             trace_context=caller.trace_context,
         )
-        return await self._submit(job, model, cost.seconds)
+        return await self.submit(job, model, cost.seconds)
 
     async def _predict(
         self, request: model_service_pb2.PredictRequest, caller: Caller, deadline: float
@@ -185,29 +205,6 @@ class Intake:
         request.model_version = model.version
         payload = request.SerializeToString()
         return await self.inquire(JobKind.PREDICTION, model, payload, examined.images, caller, deadline), model
-
-    async def _submit(self, new: NewJob, model: model_pb2.Model, seconds: float = 0.0) -> tuple[Job, bool]:
-        workers = ready_workers(model)
-        attributes = {JOB_ID: new.job_id, "sagittal.model": new.model, "sagittal.method": new.method}
-        with within(current_span().child("submit", kind=SpanKind.PRODUCER, attributes=attributes)) as span:
-            new = replace(new, trace_context=span.context or new.trace_context)
-            job, is_new = await self._queue.submit(new, _accepted(new, workers, seconds))
-            span.set({JOB_ID: job.job_id, "sagittal.job.new": is_new})
-        if is_new:
-            self._metrics.accepted(new)
-        say = _log.info if workers else _log.warning
-        say(
-            "job-accepted" if is_new else "job-known",
-            job_id=job.job_id,
-            kind=new.kind.value,
-            model=new.model,
-            version=new.version,
-            method=new.method,
-            lane=new.lane.value,
-            estimated_evaluations=new.estimated_evaluations,
-            ready_workers=workers,
-        )
-        return job, is_new
 
 
 def _accepted(job: NewJob, workers: int, seconds: float) -> bytes:
