@@ -1,4 +1,5 @@
 """ExplanationService: accepts, streams, lists, cancels, retries and deletes jobs, and scores their regions."""
+# ruff: noqa: N802 - names and signatures are those of the API
 
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -64,9 +65,6 @@ class Retries:
             return False
         async with aclosing(self._relay.events(job, job.last_sequence - 1)) as events:
             return any([isinstance(from_status(event.failed), JobBuried) async for event in events])
-
-
-# ruff: noqa: N802 - names and signatures are those of the API
 
 
 #: Jobs on a page if the request does not set a size.

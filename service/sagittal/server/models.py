@@ -1,4 +1,5 @@
 """ModelService: lists and registers models, and predicts their classes for an image."""
+# ruff: noqa: N802 - names and signatures are those of the API
 
 from collections.abc import Iterable
 
@@ -119,9 +120,6 @@ def _take(wanted: model_pb2.Model, asked: model_pb2.Model, field: str) -> None:
             only.ClearField(descriptor.name)  # type: ignore[arg-type]  # the name of a field of this message
     wanted.ClearField(field)  # type: ignore[arg-type]  # checked to be a field's name
     wanted.MergeFrom(only)
-
-
-# ruff: noqa: N802 - names and signatures are those of the API
 
 
 #: Models on a page if the request does not set a size.
