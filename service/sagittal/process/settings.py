@@ -10,9 +10,6 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsError
 
 S = TypeVar("S", bound=BaseSettings)
 
-#: Prefix of all settings in the environment.
-PREFIX = "SAGITTAL_"
-
 #: Parts of names whose values may be secret; errors do not show them.
 SECRET = ("PASSWORD", "TOKENS", "HEADERS", "URL", "METADATA", "OPTIONS", "STORES")
 
@@ -23,17 +20,18 @@ class UnusableSettings(Exception):
 
 def read_settings(kind: type[S]) -> S:
     """Reads settings from the environment. Raises UnusableSettings."""
+    prefix = kind.model_config["env_prefix"]
     try:
         return kind()
     except ValidationError as error:
-        faults = [_fault(fault) for fault in error.errors(include_url=False)]
+        faults = [_fault(fault, prefix) for fault in error.errors(include_url=False)]
     except SettingsError as error:
-        faults = list(_unparsed(kind)) or [str(error)]
+        faults = list(_unparsed(kind, prefix)) or [str(error)]
     raise UnusableSettings("invalid settings:\n" + "\n".join(f"  {fault}" for fault in faults))
 
 
-def _fault(fault: Mapping[str, Any]) -> str:
-    name = PREFIX + "__".join(str(part) for part in fault["loc"]).upper()
+def _fault(fault: Mapping[str, Any], prefix: str) -> str:
+    name = prefix + "__".join(str(part) for part in fault["loc"]).upper()
     if fault["type"] == "extra_forbidden":
         return f"{name}: unknown setting; docs/operations.md lists all settings"
     value = fault["input"]
@@ -41,10 +39,10 @@ def _fault(fault: Mapping[str, Any]) -> str:
     return f"{name}: {fault['msg'].removeprefix('Value error, ')}" + (f"; it is {value!r}" if shown else "")
 
 
-def _unparsed(kind: type[BaseModel]) -> Iterator[str]:
+def _unparsed(kind: type[BaseModel], prefix: str) -> Iterator[str]:
     """Yields an error for each variable that must be JSON and is not."""
     for variable, value in os.environ.items():
-        if not variable.upper().startswith(PREFIX) or not _is_structure(kind, variable[len(PREFIX) :].lower()):
+        if not variable.upper().startswith(prefix) or not _is_structure(kind, variable[len(prefix) :].lower()):
             continue
         try:
             json.loads(value)

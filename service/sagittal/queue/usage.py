@@ -13,6 +13,7 @@ from itertools import islice
 import redis
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from sagittal.process.settings import UnusableSettings, read_settings
 from sagittal.queue.connection import close_sync, connect_sync
 from sagittal.queue.failures import translate
 from sagittal.queue.scripts import root_key
@@ -132,11 +133,15 @@ def _escaped(root: str) -> str:
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Prints the report; returns the exit status."""
+    """Prints the report; returns the exit status: 1 if Redis failed, 2 for wrong arguments or settings."""
     if arguments:
         sys.stdout.write(f"{__doc__}\n")
         return 0 if arguments[0] in ("-h", "--help") else 2
-    settings = UsageSettings().queue
+    try:
+        settings = read_settings(UsageSettings).queue
+    except UnusableSettings as error:
+        sys.stderr.write(f"sagittal.queue.usage: {error}\n")
+        return 2
     client = connect_sync(settings)
     try:
         lines = list(measure_usage(client, root_key(settings)).lines())

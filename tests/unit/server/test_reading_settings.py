@@ -2,7 +2,9 @@ import re
 
 import pytest
 
+from sagittal.page.settings import PageSettings
 from sagittal.process.settings import UnusableSettings, read_settings
+from sagittal.queue import usage
 from sagittal.server.settings import ServiceSettings
 from sagittal.worker.settings import WorkerSettings
 
@@ -40,3 +42,15 @@ def test_no_secret_is_shown(monkeypatch) -> None:
     with pytest.raises(UnusableSettings, match="SAGITTAL_TOKENS: must be JSON") as raised:
         read_settings(ServiceSettings)
     assert "hunter2" not in str(raised.value)
+
+
+def test_a_wrong_setting_of_the_page_is_named_with_its_own_prefix(monkeypatch) -> None:
+    monkeypatch.setenv("SAGITTAL_PAGE_LISTEN_PORT", "0")
+    with pytest.raises(UnusableSettings, match=r"SAGITTAL_PAGE_LISTEN_PORT: Input should be greater"):
+        read_settings(PageSettings)
+
+
+def test_the_report_of_the_queues_memory_names_a_wrong_setting(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("SAGITTAL_QUEUE__LEASE_SECONDS", "abc")
+    assert usage.main() == 2
+    assert "SAGITTAL_QUEUE__LEASE_SECONDS: Input should be a valid number" in capsys.readouterr().err
