@@ -1,1 +1,1 @@
-"""The page and its gateway: the API for browsers, by Connect and gRPC-Web over HTTP, as a thin program of its own."""
+"""The program `sagittal-page`: serves the page, and the API for browsers by Connect and gRPC-Web over HTTP."""

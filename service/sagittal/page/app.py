@@ -1,4 +1,4 @@
-"""The page as an ASGI application: its files, the API beside them, and what browsers are told of both."""
+"""The ASGI application: the files of the page, the API, and their security headers."""
 
 from collections.abc import Sequence
 from importlib import resources
@@ -18,7 +18,7 @@ from sagittal.page.gateway import Gateway
 from sagittal.page.settings import PageSettings
 from sagittal.v1 import concept_service_pb2, explanation_service_pb2, model_service_pb2
 
-#: What a browser may load, and from where: nothing but this origin, and images that the page itself made.
+#: Sources from which a browser may load: only this origin, and images that the page itself created.
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -32,7 +32,7 @@ HEADERS = {
     b"permissions-policy": b"camera=(), geolocation=(), microphone=()",
 }
 
-#: Headers that callers of other origins may send and read.
+#: Request headers that pages of other origins may send, and response headers that they may read.
 _SENT = (
     "authorization",
     "content-type",
@@ -51,13 +51,13 @@ _SERVICES = tuple(
 
 
 class SafeHeaders:
-    """Adds the headers that keep a browser within this origin to every response."""
+    """Adds security headers to every response, which restrict a browser to this origin."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request."""
+        """Handles a request."""
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -77,7 +77,7 @@ def make_app(channel: grpc.aio.Channel, settings: PageSettings) -> Starlette:
         routes=[
             Route("/", _index),
             Route("/livez", _live),
-            *(Mount(each.path, _Whole(each)) for each in applications),
+            *(Mount(each.path, _WithFullPath(each)) for each in applications),
             Mount("/", StaticFiles(directory=files(), html=False)),
         ],
         middleware=[Middleware(SafeHeaders), *_cors(settings.origins)],
@@ -85,12 +85,12 @@ def make_app(channel: grpc.aio.Channel, settings: PageSettings) -> Starlette:
 
 
 def files() -> Path:
-    """Returns the folder of the built page."""
+    """Returns the directory of the built page."""
     return Path(str(resources.files("sagittal.page") / "built"))
 
 
-class _Whole:
-    """An application that wants the whole path, mounted at the beginning of it."""
+class _WithFullPath:
+    """An application that gets the full path although it is mounted at a prefix."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

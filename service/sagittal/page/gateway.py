@@ -1,7 +1,7 @@
-"""Connect and gRPC-Web for browsers: each call is forwarded to the gRPC service as it came, token and all.
+"""Connect and gRPC-Web for browsers: forwards each call, with its token, to the gRPC service.
 
-The service alone authenticates, admits and answers: nothing is decided here. Messages in binary pass through as bytes;
-only callers that speak JSON have theirs converted. Closing a request cancels the call.
+Only the service authenticates and admits calls. Binary messages pass through unchanged; JSON messages are converted.
+Closing a request cancels the call.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -21,13 +21,13 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc import status_pb2
 from protobuf.wkt import Any as ConnectAny
 
-#: Headers that are passed on to the service as metadata.
+#: Headers that are forwarded to the service as metadata.
 FORWARDED = ("authorization", "traceparent", "tracestate")
 
 #: Metadata in which gRPC sends the details of an error.
 _DETAILS = "grpc-status-details-bin"
 
-#: Statuses of gRPC as Connect spells them.
+#: Connect code of each gRPC status.
 _CODES: Mapping[grpc.StatusCode, Code] = {
     status: Code["CANCELED" if status is grpc.StatusCode.CANCELLED else status.name]
     for status in grpc.StatusCode
@@ -38,7 +38,7 @@ Context = RequestContext[Any, Any]
 
 
 class Encoded(bytes):
-    """A serialized message that knows its type, for callers that want it as JSON."""
+    """A serialized message with its type, which the conversion to JSON requires."""
 
     kind: type[Message]
 
@@ -51,7 +51,7 @@ class Encoded(bytes):
 
 
 class Bytes(Codec[Any, Any]):
-    """Binary messages, passed through."""
+    """Codec for binary messages, which pass through unchanged."""
 
     def name(self) -> str:
         """Returns the name in content types."""
@@ -67,7 +67,7 @@ class Bytes(Codec[Any, Any]):
 
 
 class Json(Codec[Any, Any]):
-    """Messages as JSON."""
+    """Codec for messages in JSON."""
 
     def name(self) -> str:
         """Returns the name in content types."""
@@ -78,7 +78,7 @@ class Json(Codec[Any, Any]):
         return json_format.MessageToJson(message.kind.FromString(message)).encode()
 
     def decode(self, data: bytes | bytearray, message_class: type[Message]) -> Encoded:
-        """Returns a message of JSON, serialized. Raises ConnectError."""
+        """Returns the serialized message of a JSON text. Raises ConnectError."""
         message = message_class()
         try:
             json_format.Parse(bytes(data), message, ignore_unknown_fields=True)
@@ -89,20 +89,20 @@ class Json(Codec[Any, Any]):
 
 
 class Gateway:
-    """Forwards the calls of some services to a channel."""
+    """Forwards calls of services to a channel."""
 
     def __init__(self, channel: grpc.aio.Channel, *, token_header: str = "") -> None:
-        """Makes the gateway.
+        """Stores the arguments; `application` serves calls.
 
         Args:
-            channel: To the service.
+            channel: Channel to the service.
             token_header: Header with the caller's bearer token, if a reverse proxy sets one; empty for `Authorization`.
         """
         self._channel = channel
         self._token_header = token_header.lower()
 
     def application(self, service: ServiceDescriptor, *, max_bytes: int) -> "ServiceApplication":
-        """Returns the ASGI application of a service, which takes requests of at most so many bytes."""
+        """Returns the ASGI application of a service; it accepts requests of at most `max_bytes`."""
         endpoints: dict[str, Any] = {
             f"/{service.full_name}/{method.name}": self._endpoint(method) for method in service.methods
         }
@@ -173,7 +173,7 @@ class Gateway:
 
 
 class ServiceApplication(ConnectASGIApplication[None]):
-    """The calls of one service over HTTP."""
+    """ASGI application for the calls of one service."""
 
     def __init__(self, path: str, endpoints: Mapping[str, Any], max_bytes: int) -> None:
         super().__init__(
@@ -183,7 +183,7 @@ class ServiceApplication(ConnectASGIApplication[None]):
 
     @property
     def path(self) -> str:
-        """Where its calls begin."""
+        """Prefix of the paths of its calls."""
         return self._path
 
 
@@ -196,7 +196,7 @@ _STREAMS = {
 
 
 def connect_error(error: grpc.aio.AioRpcError) -> ConnectError:
-    """Returns a gRPC error as Connect has it, with its details."""
+    """Returns a gRPC error as a Connect error, with its details."""
     return ConnectError(_CODES[error.code()], error.details() or "", details=list(_details(error)))
 
 

@@ -12,7 +12,7 @@ from sagittal.page.settings import PageSettings
 from sagittal.process.logs import configure_logging
 from sagittal.process.settings import UnusableSettings, read_settings
 
-#: Exit codes: stopped as asked; a setting is wrong.
+#: Exit codes: stopped on request; invalid setting.
 EXIT_OK, EXIT_SETTINGS = 0, 2
 
 _log = structlog.get_logger(__name__)

@@ -21,24 +21,24 @@ class PageSettings(BaseSettings):
     listen_port: Annotated[int, Field(ge=1, le=65535)] = 8080
     """Port to listen on."""
     address: str = "127.0.0.1:50051"
-    """Address of the gRPC service that calls are forwarded to, host:port or a gRPC target such as `dns:///name:50051`."""
+    """Address of the gRPC service: host:port, or a gRPC target such as `dns:///name:50051`."""
     ca: Path | None = None
-    """PEM file with the authorities of the service's certificate. Not set: no TLS to the service."""
+    """PEM file with the trusted authorities for the service's certificate. Not set: no TLS to the service."""
     certificate: Path | None = None
-    """PEM file with the page's own certificate: it is then served over HTTPS."""
+    """PEM file with the page's certificate. Not set: the page is served over plain HTTP."""
     key: Path | None = None
     """PEM file with that certificate's key."""
     origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins of other pages that may call the API from a browser, comma separated, such as https://tools.example."""
     token_header: str = ""
-    """Header from which a reverse proxy passes on the caller's bearer token, such as X-Forwarded-Access-Token (OIDC).
+    """Header in which a reverse proxy sends the caller's bearer token, such as X-Forwarded-Access-Token (OIDC).
     Empty: callers send `Authorization` themselves."""
     max_message_bytes: Annotated[int, Field(ge=MIB)] = 32 * MIB
     """Largest request, in bytes."""
     max_calls: Annotated[int, Field(ge=1)] = 500
-    """Requests at the same time; further ones get 503."""
+    """Largest number of simultaneous requests; further ones get 503."""
     drain: Annotated[int, Field(ge=0)] = 10
-    """Time that requests have to end after SIGTERM, in seconds."""
+    """Time for requests to end after SIGTERM, in seconds."""
     log_format: LogFormat = "console"
     """`console` for people, `json` for machines."""
     log_level: LogLevel = "info"

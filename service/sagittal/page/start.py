@@ -1,4 +1,4 @@
-"""The program `sagittal-page` from its first moment; see `sagittal.process.starting`."""
+"""Entry point of `sagittal-page`; see `sagittal.process.starting`."""
 
 import sys
 
@@ -9,7 +9,7 @@ def main() -> None:
     """Runs the page."""
     end_on_signals()
     with naming_extra("sagittal-page", "page"):
-        from sagittal.page.main import main as serve  # noqa: PLC0415 - it takes its time, and can be stopped meanwhile
+        from sagittal.page.main import main as serve  # noqa: PLC0415 - slow; can be stopped meanwhile
 
     sys.exit(serve())
 
