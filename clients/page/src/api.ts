@@ -1,4 +1,4 @@
-/** The API of the service, as this page calls it. */
+/** Calls of the service's API, with the retries of this page. */
 
 import { Code, ConnectError, createClient, type Interceptor } from "@connectrpc/connect";
 import { createConnectTransport } from "@connectrpc/connect-web";
@@ -8,7 +8,7 @@ import type { ExplanationEvent } from "../gen/sagittal/v1/explanation_pb";
 
 const TOKEN = "sagittal-token";
 
-/** First and longest pause before a broken stream is watched again, in milliseconds. */
+/** First and longest pause before a broken stream is resumed, in milliseconds. */
 const FIRST_PAUSE = 250;
 const LONGEST_PAUSE = 5000;
 
@@ -31,18 +31,18 @@ const transport = createConnectTransport({
 export const explanations = createClient(ExplanationService, transport);
 export const models = createClient(ModelService, transport);
 
-/** Whether the caller must send another token. */
+/** Returns whether an error asks for another token. */
 export function isUnauthenticated(error: unknown): boolean {
   return ConnectError.from(error).code === Code.Unauthenticated;
 }
 
-/** Whether the same call may succeed later; a call that this page did not cancel was cut off by a server that stops. */
+/** Returns whether the same call may succeed later. A cancelled call counts: a stopping server ends its calls so. */
 export function isAway(error: unknown): boolean {
   const codes = [Code.Unavailable, Code.DeadlineExceeded, Code.Unknown, Code.Canceled];
   return codes.includes(ConnectError.from(error).code);
 }
 
-/** Makes a call that may be made twice, again and again while the service is away. */
+/** Makes an idempotent call, and repeats it while the service is unavailable. */
 export async function patiently<T>(call: () => Promise<T>, signal?: AbortSignal): Promise<T> {
   for (let pause = FIRST_PAUSE; ; pause = Math.min(2 * pause, LONGEST_PAUSE)) {
     try {
@@ -54,7 +54,7 @@ export async function patiently<T>(call: () => Promise<T>, signal?: AbortSignal)
   }
 }
 
-/** Returns an identifier that no other request has. */
+/** Returns a unique identifier for a request. */
 export function uniqueId(): string {
   return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
@@ -63,12 +63,12 @@ function wait(milliseconds: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, milliseconds));
 }
 
-/** Returns what an error says, without its code. */
+/** Returns the message of an error, without its code. */
 export function messageOf(error: unknown): string {
   return ConnectError.from(error).rawMessage;
 }
 
-/** Yields the events of a job to its end. A broken stream is watched again from where it broke. */
+/** Yields the events of a job to its end. A broken stream is resumed after its last event. */
 export async function* watch(
   jobId: string,
   signal: AbortSignal,

@@ -1,16 +1,16 @@
-/** The first view: drop an image, watch an explanation form, and try to prove it wrong. */
+/** The first view: upload an image, watch the progress of its explanation, and test the result. */
 
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { ClassScore } from "../gen/sagittal/v1/explanation_pb";
 import { JobImage } from "../gen/sagittal/v1/explanation_service_pb";
 import type { Model } from "../gen/sagittal/v1/model_pb";
 import { explanations, isUnauthenticated, messageOf, models as modelService, patiently, uniqueId, watch } from "./api";
-import { AskForm, type Asked } from "./ask";
+import { AskForm, type Asked } from "./form";
 import { nameOf, nothing, withEvent, type Explanation } from "./explanation";
 import { GraphView } from "./graph";
 import { HeatmapView } from "./heatmap";
 import { modelView, SIDE } from "./image";
-import { Status } from "./picture";
+import { Status } from "./components";
 import { SetsView } from "./sets";
 import { texts } from "./texts";
 import { WhatIfView } from "./whatif";
@@ -107,7 +107,7 @@ export function ExplainView(props: { models: Model[]; jobId: string; onToken: ()
     try {
       const request = {
         spec: {
-          // The same request twice is one job: so it can be sent again after an answer that was lost.
+          // Equal request ids give the same job, so the request can be repeated after a lost answer.
           requestId: uniqueId(),
           model: asked.model,
           image: { source: { case: "encoded" as const, value: shown.bytes } },
@@ -187,7 +187,7 @@ async function follow(
   for await (const event of watch(jobId, signal, onBreak)) onFound((known) => withEvent(known ?? nothing(), event));
 }
 
-/** Returns the image of a job as it was sent; the service keeps it for a while. */
+/** Returns the original image of a job, which the service stores for a limited time. */
 async function imageOf(jobId: string): Promise<Shown | undefined> {
   const { image } = await explanations.getExplanationImage({ jobId, image: JobImage.ORIGINAL });
   if (image?.source.case !== "encoded") return undefined;
@@ -195,19 +195,19 @@ async function imageOf(jobId: string): Promise<Shown | undefined> {
   return { bytes, bitmap: await createImageBitmap(new Blob([bytes.slice()])), name: jobId };
 }
 
-/** Returns the tab that shows what a method gives. */
+/** Returns the tab that shows the results of a method. */
 function tabFor(method: string, tab: Tab): Tab {
   if (["mse", "minimal-sufficient-explanations"].includes(method)) return "sets";
   if (["sag", "structured-attention-graph"].includes(method)) return "graph";
   return tab === "whatIf" ? tab : "heatmap";
 }
 
-/** Stands for an image that this page was not given: a job that was opened by its link. */
+/** Returns a placeholder for an image that this page does not have, because the job was opened by its link. */
 function unseen(): HTMLCanvasElement {
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = SIDE;
   const paint = canvas.getContext("2d")!;
-  // Checks, of which a blur leaves nothing: what is hidden differs from what is kept here too.
+  // A checkerboard, which a blur turns grey, so that hidden parts differ from shown ones.
   const check = SIDE / 28;
   for (let row = 0; row < 28; row++)
     for (let column = 0; column < 28; column++) {

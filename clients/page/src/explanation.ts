@@ -1,4 +1,4 @@
-/** What is known of an explanation, gathered from its events. */
+/** An explanation, gathered from the events of its job. */
 
 import type {
   ClassScore,
@@ -61,7 +61,7 @@ export function nothing(): Explanation {
   };
 }
 
-/** Returns an explanation with one event more. An attempt that starts anew says all again. */
+/** Returns an explanation with one more event. A new attempt repeats all events. */
 export function withEvent(known: Explanation, { event }: ExplanationEvent): Explanation {
   switch (event.case) {
     case "accepted":

@@ -1,10 +1,10 @@
-/** The attention graph: roots are sufficient sets, each edge removes a patch; a node marks its patches everywhere. */
+/** The attention graph: roots are sufficient sets, and each edge removes a patch. A node highlights its patches. */
 
 import { useMemo, useState } from "preact/hooks";
 import type { GraphEdge, GraphNode } from "../gen/sagittal/v1/explanation_pb";
 import { nameOf, type Explanation } from "./explanation";
 import { covered, SIDE } from "./image";
-import { Status } from "./picture";
+import { Status } from "./components";
 import { texts } from "./texts";
 
 const NODE = 116;
@@ -111,7 +111,7 @@ export function GraphView(props: { found: Explanation; view: HTMLCanvasElement }
   );
 }
 
-/** Returns where nodes go: roots in the first row, every other node below its parents and near the middle of them. */
+/** Returns the positions of nodes: roots in the first row, every other node below the middle of its parents. */
 function arrange(nodes: GraphNode[], edges: GraphEdge[]): Place[] {
   const parents = new Map<string, string[]>();
   for (const { parent, child } of edges) parents.set(child, [...(parents.get(child) ?? []), parent]);

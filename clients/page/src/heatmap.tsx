@@ -1,22 +1,22 @@
-/** The heatmap: over the image, its most salient part alone, the image without it, and both curves. */
+/** The heatmap: the overlay, the most salient part alone, the image without that part, and both curves. */
 
 import { useMemo, useState } from "preact/hooks";
 import { CurveKind, type Curve } from "../gen/sagittal/v1/explanation_pb";
 import { nameOf, scoreAt, type Explanation } from "./explanation";
 import { covered, mostSalient, overlaid } from "./image";
-import { Picture, Share, Status } from "./picture";
+import { Picture, Share, Status } from "./components";
 import { texts } from "./texts";
 
-/** Below this peak a map shows nothing, and below this it is weak. */
+/** Peaks below which a heatmap counts as empty, and as weak. */
 const EMPTY = 0.05;
 const FAINT = 0.3;
 
-/** Share of the unmasked score that a part must bring back to count as sufficient, and the area until that is known. */
+/** Share of the unmasked score at which a part counts as sufficient, and the area shown until the curves arrive. */
 const SUFFICIENT = 0.9;
 const FIRST_AREA = 0.15;
 const AREAS = { minimum: 0.02, maximum: 0.6 };
 
-/** Returns the smallest area that alone brings the class back. */
+/** Returns the smallest area that is sufficient alone. */
 function sufficientArea(found: Explanation): number {
   const { insertion } = found.curves;
   const enough = SUFFICIENT * (found.prediction?.target?.score ?? 1);

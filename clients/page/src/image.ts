@@ -1,15 +1,15 @@
-/** Images as the model sees them, and what is painted over them. */
+/** Fits images to the model's input, and paints masks and patches over them. */
 
 import type { Preprocessing } from "../gen/sagittal/v1/model_pb";
 import type { Heatmap } from "./explanation";
 
-/** Side of the pictures that are drawn, in pixels. */
+/** Side of a drawing, in pixels. */
 export const SIDE = 448;
 
-/** Blur of what is hidden, as a share of the side: the baseline's 50 of 224 pixels. */
+/** Standard deviation of the blur that stands for the baseline, as a share of the side: 50 of 224 pixels. */
 const BLUR = 50 / 224;
 
-/** Returns what the model sees of an image: resized, and cropped, squashed or padded to a square. */
+/** Returns an image fitted to the model's square input: resized, then cropped, squashed or padded. */
 export function modelView(image: ImageBitmap, preprocessing: Preprocessing | undefined): HTMLCanvasElement {
   const [canvas, paint] = square();
   const input = preprocessing?.inputSize || 224;
@@ -31,7 +31,7 @@ export function modelView(image: ImageBitmap, preprocessing: Preprocessing | und
   return canvas;
 }
 
-/** Returns a view with saliency painted over it, 0 leaving it as it is. */
+/** Returns a view with saliency painted over it; where saliency is 0, the view is unchanged. */
 export function overlaid(view: HTMLCanvasElement, heatmap: Heatmap, opacity: number): HTMLCanvasElement {
   const [canvas, paint] = square();
   paint.drawImage(view, 0, 0);
@@ -40,7 +40,7 @@ export function overlaid(view: HTMLCanvasElement, heatmap: Heatmap, opacity: num
   return canvas;
 }
 
-/** Returns a view of which only the cells are kept for which `keep` is true; a blur stands for the baseline. */
+/** Returns a view in which the cells are blurred for which `keep` is false; the blur stands for the baseline. */
 export function covered(view: HTMLCanvasElement, keep: (row: number, column: number) => boolean, rows: number) {
   const [canvas, paint] = square();
   paint.drawImage(blurred(view), 0, 0);

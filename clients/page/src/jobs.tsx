@@ -1,12 +1,12 @@
-/** Jobs of the caller: what was asked, how it stands, and why it failed. */
+/** The caller's jobs: model, method, state, and reason of a failure. */
 
 import { useEffect, useState } from "preact/hooks";
 import { type Explanation as Job, JobState } from "../gen/sagittal/v1/explanation_pb";
 import { explanations, isUnauthenticated, messageOf } from "./api";
-import { Status } from "./picture";
+import { Status } from "./components";
 import { texts } from "./texts";
 
-/** Time between two looks at the list, in milliseconds. */
+/** Time between two updates of the list, in milliseconds. */
 const LOOK = 3000;
 
 export function JobsView(props: { onToken: () => void }) {

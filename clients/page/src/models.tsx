@@ -1,7 +1,7 @@
-/** Models: where each is ready, what it takes, and what was found when it was loaded. */
+/** Models: their workers, inputs and methods, and the results of their self-checks. */
 
 import { type Model, ModelState } from "../gen/sagittal/v1/model_pb";
-import { Status } from "./picture";
+import { Status } from "./components";
 import { texts } from "./texts";
 
 export function ModelsView(props: { models: Model[] }) {

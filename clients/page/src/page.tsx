@@ -1,4 +1,4 @@
-/** The page: its frame, its views by the address's hash, and the token where the service asks for one. */
+/** The page: its frame, the view that the URL's hash selects, and the field for a token if the service requires one. */
 
 import { render } from "preact";
 import { useEffect, useState } from "preact/hooks";
@@ -7,10 +7,10 @@ import { isUnauthenticated, messageOf, models as modelService, token } from "./a
 import { ExplainView } from "./explain";
 import { JobsView } from "./jobs";
 import { ModelsView } from "./models";
-import { Status } from "./picture";
+import { Status } from "./components";
 import { texts } from "./texts";
 
-/** Time between two looks at the models, in milliseconds. */
+/** Time between two updates of the models, in milliseconds. */
 const LOOK = 5000;
 
 function Page() {
@@ -75,7 +75,7 @@ function Page() {
   );
 }
 
-/** Returns all models with their methods: the list names them, and each says the rest. */
+/** Returns all models with their methods, which the list omits: they are read model by model. */
 async function allModels(signal: AbortSignal): Promise<Model[]> {
   const { models } = await modelService.listModels({}, { signal });
   const whole = await Promise.all(

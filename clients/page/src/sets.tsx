@@ -1,10 +1,10 @@
-/** Minimal sufficient sets: each shown alone, with what the model says without it and what was proven. */
+/** Minimal sufficient sets: each set alone, with the score without it and its certificate. */
 
 import { useMemo } from "preact/hooks";
 import type { SufficientSet } from "../gen/sagittal/v1/explanation_pb";
 import { nameOf, type Explanation } from "./explanation";
 import { covered } from "./image";
-import { Picture, Share, Status } from "./picture";
+import { Picture, Share, Status } from "./components";
 import { texts } from "./texts";
 
 export function SetsView(props: {

@@ -1,4 +1,4 @@
-/** Every English text of the page, for translators. */
+/** All English texts of the page, in one place for translation. */
 
 export const texts = {
   name: "Sagittal",

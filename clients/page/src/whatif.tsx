@@ -1,4 +1,4 @@
-/** What if: hide patches and see at once what the model says then. */
+/** The view "What if": hides patches and shows the model's scores immediately. */
 
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { ClassScore } from "../gen/sagittal/v1/explanation_pb";
@@ -6,7 +6,7 @@ import type { RegionScore } from "../gen/sagittal/v1/explanation_service_pb";
 import { explanations, messageOf } from "./api";
 import { nameOf } from "./explanation";
 import { covered } from "./image";
-import { Picture, Share, Status } from "./picture";
+import { Picture, Share, Status } from "./components";
 import { texts } from "./texts";
 
 /** Most patches that "smallest change" hides before it gives up. */
@@ -161,7 +161,7 @@ export function WhatIfView(props: { jobId: string; view: HTMLCanvasElement; grid
   );
 }
 
-/** Hides, one by one, the patch that lowers the class most, until the model says another. */
+/** Hides, one by one, the patch that lowers the score most, until another class is on top. */
 async function smallestFlip(jobId: string, grid: number, show: (hidden: number[]) => void) {
   const found: number[] = [];
   while (found.length < MOST) {
@@ -177,7 +177,7 @@ async function smallestFlip(jobId: string, grid: number, show: (hidden: number[]
   return { found, label: "" };
 }
 
-/** Returns what the model says when each of some sets of patches is hidden. */
+/** Returns the model's scores when each of these sets of patches is hidden. */
 async function score(
   jobId: string,
   grid: number,

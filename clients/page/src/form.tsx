@@ -1,4 +1,4 @@
-/** The form: class, model, method and its parameters, made from what the model's workers publish. */
+/** The form for class, model, method and parameters, built from the catalogue that the model's workers publish. */
 
 import type { JsonObject } from "@bufbuild/protobuf";
 import type { ClassScore } from "../gen/sagittal/v1/explanation_pb";
@@ -108,7 +108,7 @@ export function AskForm(props: {
   );
 }
 
-/** Whether a method can be asked for by this form: it takes no heatmap of the caller's and no stored concept set. */
+/** Returns whether this form supports a method: one that needs neither a caller's heatmap nor a concept set. */
 function isAskable(method: MethodDescription): boolean {
   return !method.stateful && !method.parameters.some((each) => each.type === "tensor");
 }

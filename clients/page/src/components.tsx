@@ -1,4 +1,4 @@
-/** Small parts that several views are made of. */
+/** Components that several views share: a drawing with a caption, a probability, a status message. */
 
 import { useEffect, useRef } from "preact/hooks";
 import type { ComponentChildren } from "preact";
@@ -35,7 +35,7 @@ export function Share(props: { value: number | undefined; tone?: "kept" | "remov
   );
 }
 
-/** A message that is read out when it changes. */
+/** A message that screen readers announce when it changes. */
 export function Status(props: { tone?: "bad" | "warn"; children: ComponentChildren }) {
   return (
     <p class={`status ${props.tone ?? ""}`} role={props.tone === "bad" ? "alert" : "status"}>
