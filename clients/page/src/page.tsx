@@ -77,9 +77,15 @@ function Page() {
 
 /** Returns all models with their methods, which the list omits: they are read model by model. */
 async function allModels(signal: AbortSignal): Promise<Model[]> {
-  const { models } = await modelService.listModels({}, { signal });
+  const listed: Model[] = [];
+  let pageToken = "";
+  do {
+    const page = await modelService.listModels({ pageToken }, { signal });
+    listed.push(...page.models);
+    pageToken = page.nextPageToken;
+  } while (pageToken);
   const whole = await Promise.all(
-    models.map(({ name, version }) => modelService.getModel({ name, version }, { signal })),
+    listed.map(({ name, version }) => modelService.getModel({ name, version }, { signal })),
   );
   return whole.map((answer) => answer.model).filter((model): model is Model => model !== undefined);
 }

@@ -12,11 +12,12 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 
 from sagittal.core.jobs import JobKind
 from sagittal.core.tensors import tensor_of
+from sagittal.server.models import DEFAULT_PAGE
 from sagittal.server.settings import Token
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import tensor_pb2
 
-from ..service.support import Run, picture, quick_settings, running
+from ..service.support import Run, lamp, picture, quick_settings, running
 from .conftest import page_over
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -154,6 +155,16 @@ async def test_a_job_opens_by_its_link_and_shows_in_the_list(serve, page, image)
         await page.goto(link)
         await expect(page.locator(".progress")).to_contain_text("Done: 550 model evaluations")
         await expect(page.locator(".top li")).to_have_count(2)  # its image came back with it
+
+
+async def test_models_of_every_page_are_listed(serve, page):
+    async with serve() as (address, stack):
+        for number in range(DEFAULT_PAGE):
+            model = lamp()
+            model.name = f"lamp-{number}"
+            stack.registry.workers.publish(model)
+        await page.goto(address + "/#/models")
+        await expect(page.locator(".cards.wide > li")).to_have_count(DEFAULT_PAGE + 1)
 
 
 async def test_a_stream_that_breaks_is_resumed(page, image):
