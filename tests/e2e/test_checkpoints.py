@@ -6,15 +6,19 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from deaths_support import model
 from e2e_stack import promised_tolerance
 from known_models import LEFT, image
 
 from sagittal.client import Client, IGOSPlusPlus, ModelInput, Progress, Started
 
-LONG = IGOSPlusPlus(mask_size=14, iterations=250, points=2, levels=0, tolerance=0)
-OPTIONS = {"model": "left", "target": 1, "method": LONG, "seed": 11, "cache": "bypass", "progress_interval": 0.0}
+SLOW = model("Slow", "slow")
+"""A model that waits in each step: a break that a busy machine delays is still a break in the middle."""
 
-BREAKS = [(0.15, signal.SIGKILL), (0.5, signal.SIGTERM)]
+LONG = IGOSPlusPlus(mask_size=14, iterations=150, points=2, levels=0, tolerance=0)
+OPTIONS = {"model": "slow", "target": 1, "method": LONG, "seed": 11, "cache": "bypass", "progress_interval": 0.0}
+
+BREAKS = [(0.15, signal.SIGKILL), (0.35, signal.SIGTERM)]
 """When a worker is stopped, as a share of the job, and how: one dies, one hands its jobs back."""
 
 
@@ -28,8 +32,8 @@ def test_the_result_of_a_run_that_was_broken_twice_is_that_of_an_undisturbed_one
     stack = private_stack
     stack.start_service()
     quick = {"SAGITTAL_CHECKPOINT_SECONDS": "0.05", "SAGITTAL_DRAIN": "0"}
-    workers = [stack.start_worker(**quick)]
-    stack.wait_for_model("left")
+    workers = [stack.start_worker(models=SLOW, **quick)]
+    stack.wait_for_model("slow")
     subject = ModelInput(image(LEFT).numpy())
     attempts: list[list[float]] = []
     with Client(stack.address) as client:
@@ -42,9 +46,9 @@ def test_the_result_of_a_run_that_was_broken_twice_is_that_of_an_undisturbed_one
                 done = len(attempts) - 1
                 if len(workers) == done + 1 <= len(BREAKS) and event.fraction > BREAKS[done][0]:
                     workers[done].stop(BREAKS[done][1])
-                    workers.append(stack.start_worker(**quick))
+                    workers.append(stack.start_worker(models=SLOW, **quick))
         broken = client.get(event.job_id)
-        tolerance = promised_tolerance(client.model("left"))
+        tolerance = promised_tolerance(client.model("slow"))
     np.testing.assert_allclose(broken.mask, undisturbed.mask, rtol=0, atol=tolerance)
     assert broken.insertion == pytest.approx(undisturbed.insertion, abs=tolerance)
     assert broken.deletion == pytest.approx(undisturbed.deletion, abs=tolerance)
