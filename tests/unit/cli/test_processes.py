@@ -58,13 +58,24 @@ def wait_until(condition, seconds: float = 60.0) -> bool:
     return True
 
 
+#: What `nohup program &` does in a shell without job control: the program begins deaf to Ctrl-C and to a hangup.
+NOHUP = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 @pytest.fixture
 def up(tmp_path):
+    """`sagittal up`, started as `nohup` starts it, and its output."""
     models = tmp_path / "models.toml"
     models.write_text(MODELS)
     (port,) = free_ports(1)
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
-    command = [*SAGITTAL, "up", "--listen", f"127.0.0.1:{port}", "--metrics-port", "0", "--models", str(models)]
+    command = [sys.executable, "-c", NOHUP, *SAGITTAL, "up", "--listen", f"127.0.0.1:{port}"]
+    command += ["--metrics-port", "0", "--models", str(models)]
     output = (tmp_path / "output").open("w")
     process = subprocess.Popen(
         command,
@@ -118,6 +129,30 @@ def test_what_nohup_starts_in_the_background_heeds_sigint_and_outlives_its_termi
         process.send_signal(signal.SIGINT)
         process.wait(30)
         assert "Stopped" in process.stderr.read()
+
+
+#: Hides every package that a bare install does not bring, then starts a program.
+BARE = """
+import importlib, importlib.metadata, sys
+bare = {"googleapis-common-protos", "grpcio", "numpy", "pillow", "protobuf", "sagittal", "typing_extensions"}
+for package, distributions in importlib.metadata.packages_distributions().items():
+    if not bare.intersection(map(str.lower, distributions)):
+        sys.modules[package] = None
+importlib.import_module(sys.argv.pop(1)).main()
+"""
+
+
+@pytest.mark.parametrize(("module", "extra"), [
+    ("sagittal.server.start", "service"),
+    ("sagittal.worker.start", "worker"),
+    ("sagittal.page.start", "page"),
+    ("sagittal.cli.main", "cli"),
+])  # fmt: skip
+def test_a_program_of_a_bare_install_names_its_extra(module, extra) -> None:
+    done = subprocess.run([sys.executable, "-c", BARE, module], capture_output=True, text=True, check=False)
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.strip().endswith(f"is not installed: pip install 'sagittal[{extra}]'")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("module", "extra", "missing"), [
