@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from e2e_stack import promised_tolerance
 
-from sagittal.client import AsyncClient, Client, IGOSPlusPlus, Mask, Progress
+from sagittal.client import AsyncClient, Client, Expired, Explanation, IGOSPlusPlus, Mask, Metrics, Progress
 
 CHELSEA = Path(__file__).parents[2] / "examples" / "images" / "chelsea.png"
 QUICK = IGOSPlusPlus(mask_size=14, iterations=4)
@@ -43,6 +43,31 @@ def test_the_same_seed_repeats_the_same_result(client: Client):
     np.testing.assert_allclose(runs[0].mask, runs[1].mask, rtol=0, atol=tolerance)
     assert runs[0].insertion == pytest.approx(runs[1].insertion, abs=tolerance)
     assert np.abs(runs[0].mask - other.mask).max() > 0.01
+
+
+def explain_until(client: Client, deadline: float, **options) -> Explanation:
+    """Returns a result by a deadline; a busy machine that has none by then gets four times as long."""
+    try:
+        return client.explain(CHELSEA, deadline=deadline, cache="bypass", **options)
+    except Expired:
+        return explain_until(client, 4 * deadline, **options)
+
+
+@pytest.mark.parametrize("lane", ["interactive", "batch"])
+def test_a_deadline_ends_the_search_and_the_best_result_is_marked_as_cut(client: Client, lane):
+    endless = IGOSPlusPlus(mask_size=7, iterations=1_000, points=64, tolerance=0)
+    found = explain_until(
+        client, 1, model="efficientnet-lite0", method=endless, metrics=Metrics(curve_steps=150), lane=lane
+    )
+    assert (found.state, found.completed.truncated_by) == ("completed", "deadline")
+    assert found.mask.shape == (7, 7)
+
+
+@pytest.mark.parametrize("lane", ["interactive", "batch"])
+def test_a_deadline_that_is_too_short_is_the_error_and_advises_no_lane(client: Client, lane):
+    with pytest.raises(Expired) as caught:
+        client.explain(CHELSEA, model="efficientnet-lite0", deadline=0.001, lane=lane, cache="bypass")
+    assert "lane" not in str(caught.value)
 
 
 async def test_asyncio_gets_the_same(stack):
