@@ -36,9 +36,11 @@ def jpeg() -> bytes:
     return buffer.getvalue()
 
 
-def report(run: Run, *, baseline: int = explanation_pb2.BASELINE_KIND_BLUR, sigma: float = 6.0) -> None:
+def report(
+    run: Run, *, baseline: int = explanation_pb2.BASELINE_KIND_BLUR, sigma: float = 6.0, fit: str = "crop"
+) -> None:
     """Reports what a worker does: the prediction with the preprocessing, and a mask."""
-    how = model_pb2.Preprocessing(**HOW, **PLAIN, channel_order="RGB")
+    how = model_pb2.Preprocessing(**HOW | {"fit": fit}, **PLAIN, channel_order="RGB")
     prediction = explanation_pb2.Prediction(baseline=baseline, blur_sigma=sigma, preprocessing=how)
     prediction.target.score = 0.5
     run.send(prediction=prediction)
@@ -68,10 +70,10 @@ def pixels(response: api.GetExplanationImageResponse) -> np.ndarray:
     return np.asarray(PIL.Image.open(io.BytesIO(response.image.encoded), formats=["PNG"]))
 
 
-def seen_by_the_worker() -> torch.Tensor:
+def seen_by_the_worker(fit: str) -> torch.Tensor:
     """The model's input, made by the worker's own code."""
     decoded = np.asarray(PIL.Image.open(io.BytesIO(jpeg())))
-    return to_input(decoded, Preprocessing(**HOW, **PLAIN))
+    return to_input(decoded, Preprocessing(**HOW | {"fit": fit}, **PLAIN))
 
 
 async def test_the_request_of_a_job_comes_without_its_images(stack: Stack) -> None:
@@ -87,10 +89,11 @@ async def test_an_image_comes_as_it_was_sent(stack: Stack) -> None:
     assert found.exact
 
 
-async def test_the_models_input_and_the_baseline_are_those_of_the_worker(stack: Stack) -> None:
-    job_id = await ended(stack)
+@pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
+async def test_the_models_input_and_the_baseline_are_those_of_the_worker(stack: Stack, fit: str) -> None:
+    job_id = await ended(stack, lambda run: report(run, fit=fit))
     seen = await image(stack, job_id, INPUT)
-    expected = seen_by_the_worker()
+    expected = seen_by_the_worker(fit)
     assert seen.exact
     assert np.array_equal(pixels(seen), (expected * 255).round().byte().permute(1, 2, 0).numpy())
     baseline = await image(stack, job_id, BASELINE)
@@ -127,6 +130,18 @@ async def test_a_thumbnail_and_an_overlay_keep_the_images_proportions(stack: Sta
     original = np.asarray(PIL.Image.open(io.BytesIO(jpeg())))
     assert np.array_equal(overlay[10, 65], original[10, 65]), "saliency is 0 in this corner"
     assert not np.array_equal(overlay[10, 25], original[10, 25])
+
+
+@pytest.mark.parametrize(("fit", "first_row_ends", "last_row_starts"), [("squash", 33, 56), ("pad", 55, 34)])
+async def test_an_overlay_of_a_whole_image_has_the_mask_where_the_model_saw_it(
+    stack: Stack, fit: str, first_row_ends: int, last_row_starts: int
+) -> None:
+    """Squashed, the image has the mask's whole diagonal; padded, that from a sixth to five sixths of its height."""
+    job_id = await ended(stack, lambda run: report(run, fit=fit))
+    overlay = pixels(await image(stack, job_id, OVERLAY)).astype(int)
+    painted = np.abs(overlay - np.asarray(PIL.Image.open(io.BytesIO(jpeg())), int)).sum(2) > 0
+    assert abs(np.flatnonzero(painted[0])[-1] - first_row_ends) <= 2
+    assert abs(np.flatnonzero(painted[-1])[0] - last_row_starts) <= 2
 
 
 async def test_a_models_input_is_drawn_by_the_models_preprocessing(stack: Stack) -> None:
