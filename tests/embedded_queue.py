@@ -3,7 +3,7 @@
 import asyncio
 import atexit
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from types import TracebackType
@@ -117,3 +117,8 @@ class Registry:
         """Closes all connections."""
         await self.models.close()
         self.workers.close()
+
+
+async def depth(jobs: JobQueue) -> Mapping[tuple[str, str], int]:
+    """Returns the queued and running executions by (model, lane)."""
+    return {where: backlog.queued + backlog.running for where, backlog in (await jobs.backlog()).items()}

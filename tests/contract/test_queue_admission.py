@@ -1,7 +1,7 @@
 """Past an admission bound the caller hears so at once."""
 
 import pytest
-from embedded_queue import stored_events
+from embedded_queue import depth, stored_events
 
 from sagittal.core.errors import Overloaded, UnknownJob
 from sagittal.core.jobs import Cost, JobState, Lane
@@ -30,7 +30,7 @@ async def test_a_refused_job_leaves_nothing_behind(make_queue, new_job) -> None:
         await queue.jobs.submit(refused, b"a")
     with pytest.raises(UnknownJob):
         await queue.jobs.get(refused.job_id)
-    assert await queue.jobs.depth() == {("model", "interactive"): 1}
+    assert await depth(queue.jobs) == {("model", "interactive"): 1}
 
 
 async def test_one_tenant_cannot_fill_the_lane(make_queue, new_job) -> None:
@@ -153,7 +153,7 @@ async def test_stored_bytes_are_bounded_the_oldest_ended_jobs_go_first(make_queu
     assert (await queue.jobs.get(first.job_id)).state is JobState.COMPLETED
     with pytest.raises(Overloaded, match="max_stored_bytes"):
         await queue.jobs.submit(new_job(**large), b"a")
-    assert await queue.jobs.depth() == {("model", "interactive"): 2}
+    assert await depth(queue.jobs) == {("model", "interactive"): 2}
 
 
 async def test_logs_make_room_too_and_running_jobs_are_never_touched(make_queue, new_job) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import time
 
 import pytest
-from embedded_queue import stored_events
+from embedded_queue import depth, stored_events
 
 from sagittal.core.errors import AlreadyExists, EventsExpired, FailedPrecondition, ModelFailed, UnknownJob, to_status
 from sagittal.core.jobs import JobFilter, JobKind, JobState, Lane, StoredEvent
@@ -132,7 +132,7 @@ async def test_a_queued_job_that_is_cancelled_ends_at_once(queue, new_job) -> No
     assert (event.job_id, event.request_id) == (job.job_id, "mine")
     assert event.time.seconds > 0
     assert queue.worker().lease([("model", "1")], block_seconds=0) is None
-    assert await queue.jobs.depth() == {}
+    assert await depth(queue.jobs) == {}
     assert await queue.jobs.cancel(job.job_id, "again") == cancelled
 
 
@@ -233,7 +233,7 @@ async def test_depth_and_backlog_count_what_waits_and_runs(queue, new_job) -> No
     for lane in (Lane.BATCH, Lane.BATCH, Lane.INTERACTIVE):
         await queue.jobs.submit(new_job(lane=lane), b"a")
     lease = queue.lease()
-    assert await queue.jobs.depth() == {("model", "batch"): 2, ("model", "interactive"): 1}
+    assert await depth(queue.jobs) == {("model", "batch"): 2, ("model", "interactive"): 1}
     backlog = await queue.jobs.backlog()
     assert (backlog["model", "batch"].queued, backlog["model", "batch"].running) == (2, 0)
     assert (backlog["model", "interactive"].queued, backlog["model", "interactive"].running) == (0, 1)
@@ -242,7 +242,7 @@ async def test_depth_and_backlog_count_what_waits_and_runs(queue, new_job) -> No
     queue.worker().settle(lease, b"done", JobState.COMPLETED)
     for _ in range(2):
         queue.worker().settle(queue.lease(), b"done", JobState.COMPLETED)
-    assert await queue.jobs.depth() == {}
+    assert await depth(queue.jobs) == {}
 
 
 async def test_a_queued_job_past_its_deadline_fails_without_a_worker(make_queue, new_job) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import pytest
+from embedded_queue import depth
 
 from sagittal.core.jobs import JobState, Lane, Lease
 from sagittal.v1 import explanation_pb2
@@ -132,7 +133,7 @@ async def test_a_suspect_that_waits_ends_by_its_cancellation_and_by_its_deadline
     async for _ in queue.jobs.events(ids[1]):
         pass
     assert (await queue.jobs.get(ids[1])).state is JobState.FAILED
-    assert await queue.jobs.depth() == {}
+    assert await depth(queue.jobs) == {}
 
 
 @pytest.mark.parametrize("how", ["cancelled", "deadline"])

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from embedded_queue import depth
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from queue_scripts import Argument, Scripts, plain_job, use_as_a_neighbour
@@ -171,7 +172,7 @@ async def test_a_refused_argument_is_an_error_that_names_it(request, server, new
         with pytest.raises(ArgumentRefused, match="estimated_evaluations is") as caught:
             await jobs.submit(new_job(estimated_evaluations=estimate), b"a")
         assert caught.value.field == "estimated_evaluations"
-    assert await jobs.depth() == {}
+    assert await depth(jobs) == {}
     job, _ = await jobs.submit(new_job(estimated_evaluations=10**12), b"a")
     worker.settle(worker.lease([("model", "1")], block_seconds=0), b"done", JobState.COMPLETED)
     assert (await jobs.get(job.job_id)).state is JobState.COMPLETED

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 import redis
-from embedded_queue import stored_events
+from embedded_queue import depth, stored_events
 
 from sagittal.core.errors import Overloaded, Unavailable
 from sagittal.core.jobs import JobState
@@ -74,7 +74,7 @@ async def test_a_killed_redis_loses_nothing_and_everyone_goes_on(server, new_job
             worker.settle(following, b"done", JobState.COMPLETED)
             seen.append(following.job.job_id)
         assert seen == ids
-        assert await jobs.depth() == {}
+        assert await depth(jobs) == {}
 
 
 async def test_a_watcher_resumes_after_a_restart_and_misses_and_repeats_nothing(server, new_job) -> None:
@@ -114,7 +114,7 @@ async def test_a_redis_that_forgot_its_scripts_is_sent_them(queue_settings, new_
 async def test_nobody_there_is_said_in_bounded_time(tmp_path, new_job) -> None:
     settings = QueueSettings(url=f"unix://{tmp_path}/nobody.sock", operation_timeout=1.0, retry_after=3.0)
     async with connected(settings) as (jobs, worker):
-        for call in (jobs.ping(), jobs.submit(new_job(), b""), jobs.get("x"), jobs.depth(), stored_events(jobs, "x")):
+        for call in (jobs.ping(), jobs.submit(new_job(), b""), jobs.get("x"), jobs.backlog(), stored_events(jobs, "x")):
             with pytest.raises(Unavailable) as caught:
                 await asyncio.wait_for(call, 20)
             assert caught.value.retry_after == 3.0
@@ -237,7 +237,7 @@ async def test_every_answer_may_be_lost_and_everything_still_happens_once(proxie
         assert [event.payload for event in events] == [b"accepted", b"one", b"two", b"done"]
         lossy()
         await jobs.delete(job.job_id)
-        assert await jobs.depth() == {}
+        assert await depth(jobs) == {}
         assert proxy.lost == 10
 
 

@@ -209,10 +209,6 @@ class RedisJobQueue:
             "1" if count else "",
         )
 
-    async def depth(self) -> Mapping[tuple[str, str], int]:
-        """Returns the queued and running executions by (model, lane)."""
-        return {where: backlog.queued + backlog.running for where, backlog in (await self.backlog()).items()}
-
     async def backlog(self) -> Mapping[tuple[str, str], Backlog]:
         """Returns the queued and running executions by (model, lane), with the age of the oldest queued one."""
         flat = await self._script("backlog")

@@ -128,12 +128,11 @@ class JobQueue(Protocol):
         """Gives the changes of a tenant's explanations from now on: added, state changed, or gone."""
         ...
 
-    async def depth(self) -> Mapping[tuple[str, str], int]:
-        """Returns the queued and running executions by (model, lane); jobs that share an execution count once."""
-        ...
-
     async def backlog(self) -> Mapping[tuple[str, str], Backlog]:
-        """Returns the queued and running executions by (model, lane), with the age of the oldest queued one."""
+        """Returns the queued and running executions by (model, lane), with the age of the oldest queued one.
+
+        Jobs that share an execution count once.
+        """
         ...
 
     async def costs(self, model: str, version: str, method: str) -> Mapping[str, Cost]:

@@ -11,7 +11,7 @@ import pytest
 import redis
 import structlog.testing
 from concept_support import Concepts, a_set
-from embedded_queue import Queue
+from embedded_queue import Queue, depth
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -80,7 +80,7 @@ async def test_with_no_worker_sets_are_listed_returned_named_and_deleted(tmp_pat
         with pytest.raises(grpc.aio.AioRpcError, match="lamp has no concept set 'set'; it has: other") as caught:
             await site.get()
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-        assert await site.stack.queue.jobs.depth() == {}, "nothing was asked of a worker"
+        assert await depth(site.stack.queue.jobs) == {}, "nothing was asked of a worker"
 
 
 async def test_a_deleted_sets_files_are_deleted_after_it(tmp_path: Path, monkeypatch) -> None:

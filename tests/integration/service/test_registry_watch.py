@@ -2,6 +2,7 @@
 
 import grpc
 import structlog
+from embedded_queue import depth
 from prometheus_client import CollectorRegistry
 
 from sagittal.core.models import ModelEntry
@@ -47,8 +48,7 @@ async def test_a_fresh_install_takes_jobs_for_the_models_of_its_files_before_any
             stub = explanation_service_pb2_grpc.ExplanationServiceStub(channel)
             request = explanation_service_pb2.SubmitExplanationRequest(spec=spec(model="candle"))
             assert (await stub.SubmitExplanation(request)).explanation.job_id
-        depth = await queue.jobs.depth()
-        assert depth == {("candle", "interactive"): 1}, "the autoscaler sees it"
+        assert await depth(queue.jobs) == {("candle", "interactive"): 1}, "the autoscaler sees it"
     finally:
         await service.stop()
         await queue.close()
