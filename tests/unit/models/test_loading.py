@@ -1,6 +1,7 @@
 """What is found about a model when it is loaded is true."""
 
 import sys
+import time
 import types
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from torch import nn
 from sagittal.core.models import ModelEntry
 from sagittal.engine import Task
 from sagittal.engine.requests import Evaluate, Subject
-from sagittal.models import evaluators
+from sagittal.models import evaluators, loading
 from sagittal.models.checking import model_digest
 from sagittal.models.loading import choose_device, load
 from sagittal.models.row_equality import EQUAL_ROWS
@@ -78,6 +79,14 @@ def test_a_network_without_linear_layers_has_spatial_ones():
     assert found.classes == 7
     assert found.spatial_layers
     assert not found.feature_layers
+
+
+def test_the_load_time_includes_measuring_the_memory_of_a_batch(tiny, monkeypatch):
+    passed = []
+    clock = types.SimpleNamespace(monotonic=lambda: time.monotonic() + sum(passed))
+    monkeypatch.setattr(loading, "time", clock)
+    monkeypatch.setattr(loading, "batch_bytes", lambda *_: passed.append(10_000) or 1)
+    assert load(tiny(), CPU).load_seconds > 9_000
 
 
 def test_a_model_that_gives_no_gradients_is_found_out_and_still_scores(tiny):

@@ -102,6 +102,7 @@ class Loading:
 
     def loaded(self) -> LoadedModel:
         """Returns the model after all stages."""
+        activation_bytes = batch_bytes(variant_of(self.evaluator), self.probe) * self.plan.batch_size
         equality = RowEquality(equal=self.plan.equal_rows, quantum=self.plan.quantum, detail=self.plan.equality)
         found = Found(
             classes=self.classes,
@@ -124,8 +125,8 @@ class Loading:
             labels=self.labels,
             evaluator=self.evaluator,
             found=found,
+            activation_bytes=activation_bytes,
             load_seconds=time.monotonic() - self.started,
-            activation_bytes=batch_bytes(variant_of(self.evaluator), self.probe) * found.batch_size,
         )
 
 
