@@ -1,4 +1,4 @@
-"""Jobs that a worker hands back in the middle go on at another, budgets and sums included."""
+"""Jobs that a worker releases half-way continue at another, budgets and sums included."""
 
 import asyncio
 import threading
@@ -59,7 +59,7 @@ class Site:
 
     @contextmanager
     def worker(self, name: str) -> Iterator[Worker]:
-        """Runs a worker until the context ends; it hands back what it has not finished."""
+        """Runs a worker until the context ends; it releases the jobs that it has not finished."""
         settings = WorkerSettings(
             models_file=self.models, worker_name=name, batch_size=16, drain=0.0, checkpoint_seconds=0.0
         )

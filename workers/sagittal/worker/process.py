@@ -355,7 +355,7 @@ class Worker:
             return
         with self._runs_lock:
             left = list(self._runs.values())
-        log.info("handing-back", jobs=len(left))
+        log.info("releasing-jobs", jobs=len(left))
         for run in left:
             run.release()
         self._work_arrived.set()

@@ -74,7 +74,7 @@ class JobRun:
         self._cancelled_because = ""
         self._cancelled_at = 0.0
         self._expired = False
-        self._handing_back = False
+        self._releasing = False
         self.task: Task | None = None
         started = pb.Started(worker=name, attempt=lease.job.attempt, waited=duration(self._waited))
         self._send(pb.ExplanationEvent(started=started))
@@ -135,7 +135,7 @@ class JobRun:
 
     def release(self) -> None:
         """Stops the job and releases it to the queue."""
-        self._handing_back = True
+        self._releasing = True
         if self.task is not None:
             self.task.cancel()
 
@@ -179,7 +179,7 @@ class JobRun:
             return
         # If the queue is unavailable while a job's parts are read, the job does not end: another attempt reads them.
         away = isinstance(error, Unavailable) and not isinstance(error, QueueFailed)
-        if away or (isinstance(error, TaskCancelled) and self._handing_back):
+        if away or (isinstance(error, TaskCancelled) and self._releasing):
             self._trace.end("released", self.task)
             self._checkpoints.store_newest()
             self._writer.release(self._outbox)
