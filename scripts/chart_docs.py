@@ -137,6 +137,22 @@ SPREAD = listed(
 AFFINITY = closed(**{name: {"type": "object"} for name in ("nodeAffinity", "podAffinity", "podAntiAffinity")})
 ENVIRONMENT = listed({**closed(name=TEXT, value=TEXT, valueFrom={"type": "object"}), "required": ["name"]})
 
+
+def alert_changes() -> dict[str, Any]:
+    """Returns the schema of `prometheusRule.rules`: what may change of each rule of files/alerts.yaml."""
+    changes = {}
+    for group in yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())["groups"]:
+        for rule in group["rules"]:
+            threshold = {"threshold": NUMBER} if "threshold" in rule["annotations"] else {}
+            changes[rule["alert"]] = closed(
+                enabled={"type": "boolean"},
+                severity={"enum": ["warning", "critical"]},
+                **{"for": {"type": "string", "pattern": "^[0-9]+(s|m|h|d)$"}},
+                **threshold,
+            )
+    return closed(**changes)
+
+
 #: Rules for values beyond the type of the default, by the last parts of their path.
 RULES: Mapping[str, Mapping[str, Any]] = {
     "digest": DIGEST,
@@ -147,6 +163,19 @@ RULES: Mapping[str, Mapping[str, Any]] = {
     "keda.minReplicas": COUNT,
     "maxReplicas": {"minimum": 1},
     "jobsPerWorker": {"minimum": 1},
+    "evaluationsPerWorker": COUNT,
+    "keda.behavior": closed(scaleUp={"type": "object"}, scaleDown={"type": "object"}),
+    "prometheusRule.rules": alert_changes(),
+    "runbookUrl": {"pattern": "^(https?://.+)?$"},
+    "parentRefs": listed(
+        {
+            **closed(
+                group=TEXT, kind=TEXT, name=TEXT, namespace=TEXT, sectionName=TEXT, port={"type": "integer", **PORT}
+            ),
+            "required": ["name"],
+        }
+    ),
+    "hostnames": listed(TEXT),
     "port": PORT,
     "metricsPort": PORT,
     "servicePort": PORT,

@@ -17,6 +17,7 @@ from pydantic_core import to_jsonable_python
 
 from sagittal.explain import EXPLAINERS, parameters
 from sagittal.explain.parameters import describe
+from sagittal.process.build_info import export_build_info
 from sagittal.process.decoder_metrics import DecoderMetrics
 from sagittal.process.supervision import SupervisionMetrics
 from sagittal.queue.failures import REPLIES, UNKNOWN, UNREACHABLE
@@ -34,6 +35,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 UNITS: Mapping[str, str] = {
     "_seconds": "seconds",
     "_bytes": "bytes",
+    "_bytes_limit": "bytes",
     "_ratio": "0 to 1",
     "_auc": "0 to 1",
     "_up": "0 or 1",
@@ -63,6 +65,7 @@ def service_registry() -> CollectorRegistry:
     """Returns a registry with the service's metrics."""
     registry = CollectorRegistry()
     ServiceMetrics(registry)
+    export_build_info(registry)
     QueueMetrics(registry)
     SupervisionMetrics(registry)
     return registry
@@ -72,6 +75,7 @@ def worker_registry() -> CollectorRegistry:
     """Returns a registry with a worker's metrics."""
     registry = CollectorRegistry()
     WorkerMetrics.create(registry)
+    export_build_info(registry)
     DecoderMetrics(registry)
     QueueMetrics(registry)
     SupervisionMetrics(registry)

@@ -245,6 +245,27 @@ async def test_depth_and_backlog_count_what_waits_and_runs(queue, new_job) -> No
     assert await depth(queue.jobs) == {}
 
 
+async def test_backlog_sums_the_evaluations_of_queued_jobs_over_versions(queue, new_job) -> None:
+    await queue.jobs.submit(new_job(estimated_evaluations=300), b"a")
+    assert (await queue.jobs.backlog())["model", "interactive"].queued_evaluations == 300
+    await queue.jobs.submit(new_job(version="2", estimated_evaluations=40), b"a")
+    await queue.jobs.submit(new_job(model="other", estimated_evaluations=5), b"a")
+    backlog = await queue.jobs.backlog()
+    assert backlog["model", "interactive"].queued_evaluations == 340
+    assert backlog["other", "interactive"].queued_evaluations == 5
+    queue.lease()
+    assert (await queue.jobs.backlog())["model", "interactive"].queued_evaluations == 40, "a running job waits no more"
+
+
+async def test_stored_bytes_grow_with_requests_and_shrink_when_jobs_are_deleted(queue, new_job) -> None:
+    assert await queue.jobs.stored_bytes() == 0
+    job, _ = await queue.jobs.submit(new_job(), b"a" * 1000)
+    assert await queue.jobs.stored_bytes() >= 1000
+    await queue.jobs.cancel(job.job_id, "requested")
+    await queue.jobs.delete(job.job_id)
+    assert await queue.jobs.stored_bytes() == 0
+
+
 async def test_a_queued_job_past_its_deadline_fails_without_a_worker(make_queue, new_job) -> None:
     queue = make_queue(sweep_seconds=0.05)
     job, _ = await queue.jobs.submit(new_job(deadline=time.time() + 0.05), b"accepted")

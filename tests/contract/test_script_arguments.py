@@ -49,6 +49,7 @@ class Prepared:
             "attach": (plain_job().job_id, "part", b"bytes", "default", 2**30, 2**29),
             "attachment": (waiting, "part"),
             "backlog": (),
+            "stored": (),
             "costs": ("model", "1", "igos++"),
             "registry_changes": (),
             "registry_quarantine": ("models", "model@1", "is damaged"),

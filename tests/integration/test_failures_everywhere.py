@@ -27,7 +27,7 @@ CHANGES = ("declare", "wish", "remove")
 #: operations are in test_redis_replies.py.
 OF_SERVICE = {
     "calls": {"submit", "get", "read", "cancel", "delete", "list", *(f"registry_{do}" for do in CHANGES)},
-    "readiness": {"PING", "backlog", "registry_read", "SET", "GET"},
+    "readiness": {"PING", "backlog", "stored", "registry_read", "SET", "GET"},
     "sweeper": {"sweep"},
     "log-notifications": {"SUBSCRIBE"},
 }

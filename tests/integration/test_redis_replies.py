@@ -108,6 +108,7 @@ OF_THE_SERVICE: Mapping[str, Operation] = {
     "delete": lambda sides: sides.jobs.delete("0" * 32),
     "list": lambda sides: sides.jobs.list(limit=1, page_token=""),
     "backlog": lambda sides: sides.jobs.backlog(),
+    "stored": lambda sides: sides.jobs.stored_bytes(),
     "sweep": lambda sides: sides.jobs.sweep(),
     "end": end_something,
     "costs": lambda sides: sides.jobs.costs("model", "1", "igos++"),

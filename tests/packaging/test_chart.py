@@ -392,6 +392,22 @@ def test_values_in_each_of_their_notations_are_taken(render, option: str) -> Non
     assert render("cpu-only-values.yaml", option)
 
 
+def test_a_grpc_route_leads_from_a_gateway_to_the_service(render) -> None:
+    gateway = ("grpcRoute.parentRefs[0].name=public", "grpcRoute.parentRefs[0].namespace=gateways")
+    documents = render(
+        "cpu-only-values.yaml", "grpcRoute.enabled=true", *gateway, "grpcRoute.hostnames[0]=a.example.com"
+    )
+    (route,) = kinds(documents, "GRPCRoute")
+    assert route["apiVersion"] == "gateway.networking.k8s.io/v1"
+    assert route["spec"]["parentRefs"] == [{"name": "public", "namespace": "gateways"}]
+    assert route["spec"]["hostnames"] == ["a.example.com"]
+    ((backend,),) = (rule["backendRefs"] for rule in route["spec"]["rules"])
+    (service,) = (d for d in kinds(documents, "Service") if d["metadata"]["name"] == backend["name"])
+    assert backend["port"] in {port["port"] for port in service["spec"]["ports"]}
+    with pytest.raises(ValueError, match=r"grpcRoute\.parentRefs: needed"):
+        render("cpu-only-values.yaml", "grpcRoute.enabled=true")
+
+
 def test_an_ingress_has_the_clusters_default_class_unless_it_names_one(render) -> None:
     enabled = ("ingress.enabled=true", "ingress.host=explain.example.com", "ingress.tlsSecret=cert")
     (ingress,) = kinds(render("cpu-only-values.yaml", *enabled), "Ingress")

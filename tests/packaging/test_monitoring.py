@@ -168,6 +168,68 @@ def test_a_release_whose_workers_may_all_be_scaled_to_zero_does_not_miss_them(re
     assert "SagittalNoWorker" not in rendered_rules(render, "workers[1].keda.minReplicas=0")
 
 
+def test_a_rule_can_be_switched_off_and_changed(render) -> None:
+    rules = "prometheusRule.rules"
+    installed = rendered_rules(
+        render,
+        f"{rules}.SagittalRedisSlow.enabled=false",
+        f"{rules}.SagittalOldestJobTooOld.threshold=90",
+        f"{rules}.SagittalRedisErrors.threshold=0.25",
+        f"{rules}.SagittalQueueGrowing.for=1h",
+        f"{rules}.SagittalQueueGrowing.severity=critical",
+        "prometheusRule.runbookUrl=https://example.org/runbooks/",
+    )
+    assert "SagittalRedisSlow" not in installed
+    oldest = installed["SagittalOldestJobTooOld"]
+    assert 'lane="interactive"}) > 90\n' in oldest["expr"]
+    assert 'lane="batch"}) > 90 * 60\n' in oldest["expr"]
+    assert oldest["annotations"]["threshold"] == "90"
+    assert installed["SagittalRedisErrors"]["expr"].count("> 0.25") == 2
+    growing = installed["SagittalQueueGrowing"]
+    assert (growing["for"], growing["labels"]["severity"]) == ("1h", "critical")
+    assert growing["annotations"]["runbook_url"] == "https://example.org/runbooks/queue-growing"
+
+
+def test_a_rule_that_does_not_exist_cannot_be_changed(render) -> None:
+    with pytest.raises(ValueError, match="SagittalRedisSlwo"):
+        rendered_rules(render, "prometheusRule.rules.SagittalRedisSlwo.enabled=false")
+
+
+def test_the_threshold_of_a_rule_is_in_its_expression() -> None:
+    for rule in rules():
+        threshold = rule["annotations"].get("threshold")
+        if threshold is not None:
+            assert re.search(rf"[<>] {re.escape(threshold)}\b", rule["expr"]), rule["alert"]
+
+
+def test_workers_can_be_scaled_by_the_evaluations_that_wait(promtool, render, tmp_path) -> None:
+    """A hundred cheap jobs and a costly one: as many workers as their work needs, with 8 jobs a worker to divide by."""
+    documents = render("gpu-values.yaml", "workers[1].keda.evaluationsPerWorker=1000")
+    trigger = next(
+        document["spec"]["triggers"][0]["metadata"]
+        for document in documents
+        if document["kind"] == "ScaledObject" and document["metadata"]["name"].endswith("small")
+    )
+    labels = '{namespace="ns", pod="a", model="efficientnet-lite0", lane="batch"}'
+    promtool_test(
+        promtool,
+        tmp_path,
+        input_series=[
+            {"series": f"sagittal_queue_depth{labels}", "values": "101x5"},
+            {"series": f"sagittal_queue_evaluations{labels}", "values": "3000x5"},
+            {"series": f"sagittal_queue_running{labels}", "values": "0x5"},
+            {"series": 'sagittal_queue_up{namespace="ns", pod="a"}', "values": "1x5"},
+        ],
+        promql_expr_test=[
+            {
+                "expr": f"{trigger['query']} / {trigger['threshold']}",
+                "eval_time": "3m",
+                "exp_samples": [{"value": 3}],
+            }
+        ],
+    )
+
+
 def test_counters_that_alerts_watch_are_shown_as_0_before_the_first() -> None:
     script = load_script("reference_docs")
     registry = CollectorRegistry()

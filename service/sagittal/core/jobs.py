@@ -255,6 +255,8 @@ class Backlog:
     """Executions that a worker has leased."""
     oldest_seconds: float
     """How long the oldest queued execution has waited, in seconds; 0 if none waits."""
+    queued_evaluations: int = 0
+    """Model evaluations that the queued executions are estimated to need."""
 
 
 #: Version of the answers. Increase it if the same request would get a different answer, so that stored ones expire.

@@ -213,10 +213,20 @@ class RedisJobQueue:
         """Returns the queued and running executions by (model, lane), with the age of the oldest queued one."""
         flat = await self._script("backlog")
         found = {}
-        for where, queued, running, oldest in zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True):
+        columns = [flat[column::5] for column in range(5)]
+        for where, queued, running, oldest, evaluations in zip(*columns, strict=True):
             lane, _, model = where.decode(errors="replace").partition(":")
-            found[model, lane] = Backlog(queued=int(queued), running=int(running), oldest_seconds=float(oldest))
+            found[model, lane] = Backlog(
+                queued=int(queued),
+                running=int(running),
+                oldest_seconds=float(oldest),
+                queued_evaluations=int(evaluations),
+            )
         return found
+
+    async def stored_bytes(self) -> int:
+        """Returns the bytes of requests, images, events and uploads, which `max_stored_bytes` limits."""
+        return int(await self._script("stored"))
 
     async def costs(self, model: str, version: str, method: str) -> Mapping[str, Cost]:
         """Returns the cost of each setting of a method on a model."""

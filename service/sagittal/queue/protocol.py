@@ -135,6 +135,10 @@ class JobQueue(Protocol):
         """
         ...
 
+    async def stored_bytes(self) -> int:
+        """Returns the bytes of requests, images, events and uploads, which `max_stored_bytes` limits."""
+        ...
+
     async def costs(self, model: str, version: str, method: str) -> Mapping[str, Cost]:
         """Returns the cost of each setting of a method on a model, learned from completed jobs."""
         ...

@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY
 from pydantic import BaseModel
 
 from sagittal.core.models import InvalidModelFile, ModelEntry, read_entries
+from sagittal.process.build_info import export_build_info
 from sagittal.process.logs import configure_logging, own_name
 from sagittal.process.probes import LIVE, READY, MetricsServer, start_metrics_server
 from sagittal.process.settings import UnusableSettings, read_settings
@@ -69,6 +70,7 @@ async def serve(settings: ServiceSettings, tracer: Tracer = NO_TRACER, entries: 
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    export_build_info(REGISTRY)
     observer = QueueMetrics(REGISTRY)
     registry = RedisModelRegistry(settings.queue, observer)
     inspect = partial(check_server, settings.queue)

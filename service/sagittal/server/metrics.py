@@ -68,6 +68,14 @@ class ServiceMetrics:
         self.queue_errors = Counter(
             "sagittal_queue_errors", "Failed calls to the queue, by call.", ["call"], registry=registry
         )
+        self.stored_bytes = Gauge(
+            "sagittal_stored_bytes", "Stored bytes of requests, images, events and uploads.", registry=registry
+        )
+        self.stored_bytes_limit = Gauge(
+            "sagittal_stored_bytes_limit",
+            "Limit of the stored bytes (max_stored_bytes), past which the oldest results are deleted early.",
+            registry=registry,
+        )
         self.registry_lost = Counter(
             "sagittal_registry_lost",
             "Times that the model registry was found to have lost its data.",
@@ -130,7 +138,13 @@ class QueueGauges(Collector):
         self._oldest = Gauge(
             "sagittal_queue_oldest_seconds", "Age of the oldest queued execution in seconds.", labels, registry=None
         )
-        self.metrics = (self._queued, self._running, self._oldest)
+        self._evaluations = Gauge(
+            "sagittal_queue_evaluations",
+            "Model evaluations that the queued executions are estimated to need.",
+            labels,
+            registry=None,
+        )
+        self.metrics = (self._queued, self._running, self._oldest, self._evaluations)
         self._shown: set[tuple[str, str]] = set()
         self._lock = Lock()
         registry.register(self)
@@ -151,3 +165,4 @@ class QueueGauges(Collector):
                 self._queued.labels(model, lane).set(work.queued)
                 self._running.labels(model, lane).set(work.running)
                 self._oldest.labels(model, lane).set(work.oldest_seconds)
+                self._evaluations.labels(model, lane).set(work.queued_evaluations)

@@ -133,6 +133,7 @@ class Readiness:
                 await self._queue.ping()
                 models = {model.name for model in await self._watch.look()}
                 self._metrics.backlog(await self._queue.backlog(), models)
+                self._metrics.stored_bytes.set(await self._queue.stored_bytes())
         except (SagittalError, TimeoutError) as error:
             self._metrics.queue_errors.labels("look").inc()
             reason = str(error) or f"no answer within {patience:g} s"

@@ -127,6 +127,7 @@ class Service:
         self._settings = settings
         self._queue = queue
         self._metrics = ServiceMetrics(metrics)
+        self._metrics.stored_bytes_limit.set(settings.queue.max_stored_bytes)
         self._streams = Streams(settings.connections.max_stream_seconds)
         self._background = BackgroundTasks(self._supervisor)
         self._registry = registry

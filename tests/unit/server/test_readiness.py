@@ -28,6 +28,9 @@ class Asked:
     async def backlog(self) -> Mapping[Any, Any]:
         return {}
 
+    async def stored_bytes(self) -> int:
+        return 0
+
     async def look(self) -> Sequence[Any]:
         return []
 

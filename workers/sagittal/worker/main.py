@@ -14,6 +14,7 @@ from sagittal.core.models import InvalidModelFile
 from sagittal.engine.cpu.memory import keep_freed_memory
 from sagittal.models.loading import choose_device
 from sagittal.models.sources import ModelUnavailable
+from sagittal.process.build_info import export_build_info
 from sagittal.process.decoder_metrics import DecoderMetrics
 from sagittal.process.logs import configure_logging
 from sagittal.process.probes import LIVE, READY, serve_metrics, start_metrics_server
@@ -111,6 +112,7 @@ def _make(settings: WorkerSettings, device: torch.device, tracer: Tracer, watche
     queue = RedisWorkerQueue(settings.queue, worker=settings.worker_name, observer=observer)
     concepts = connect_concept_store(settings.concepts, settings.queue, observer)
     supervision = SupervisionMetrics(REGISTRY)
+    export_build_info(REGISTRY)
     worker = Worker(settings, queue, models, metrics, tracer, supervision, watched.vitals, concepts=concepts)
     checks = {LIVE: worker.live, READY: worker.ready}
     if watched.listener is not None:
