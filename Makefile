@@ -6,7 +6,7 @@ IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: page demo test test-architectures test-kernels chaos check protos client bench bench-engine bench-service bench-peers bench-isolation soak bench-quality bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan peers
+.PHONY: page demo test test-architectures test-callers caller-packages test-kernels chaos check protos client bench bench-engine bench-service bench-peers bench-isolation soak bench-quality bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan peers
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -27,6 +27,11 @@ $(VENV)-peers/.installed: tests/peers/requirements.txt
 	$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check -r tests/peers/requirements.txt
 	@touch $@
 
+# Packages of the Node example. Without the npm registry its test is skipped.
+NODE_CALLER := examples/callers/node/node_modules/.package-lock.json
+$(NODE_CALLER): examples/callers/node/package-lock.json $(VENV)/.installed-dev
+	-@$(BIN)/python scripts/npm.py examples/callers/node
+
 peers: $(VENV)-peers/.installed ## Installs MLServer, an S3-compatible store and an older Valkey, which some tests need.
 
 install: $(VENV)/.installed-dev ## Creates .venv with everything.
@@ -36,11 +41,19 @@ demo: $(VENV)/.installed ## Explains an image (IMAGE=path) and writes the result
 
 # The files with the longest tests come first in the tree and therefore start first. Fuzzing is split into two files, one for
 # each process.
-test: $(VENV)/.installed-dev $(VENV)-peers/.installed ## Runs the whole test suite in JOBS (3) processes; a file's tests stay together.
+test: $(VENV)/.installed-dev $(VENV)-peers/.installed $(NODE_CALLER) ## Runs the whole test suite in JOBS (3) processes; a file's tests stay together.
 	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder
 
 test-architectures: $(VENV)/.installed-dev ## Runs every method on whole ResNet, MobileNet, ConvNeXt, ViT and Swin networks (a minute or more).
 	SAGITTAL_TEST_WHOLE=yes $(BIN)/python -m pytest tests/unit/models/test_architectures.py
+
+CALLER_PACKAGES := golang-go golang-google-grpc-dev golang-github-golang-protobuf-1-5-dev protoc-gen-go protoc-gen-go-grpc \
+  default-jdk-headless protobuf-compiler protobuf-compiler-grpc-java-plugin libgrpc-java libnetty-java libperfmark-java
+caller-packages: ## Lists the packages of Debian that the callers in Go and Java need.
+	@echo $(CALLER_PACKAGES)
+
+test-callers: $(VENV)/.installed-dev $(NODE_CALLER) ## Runs the callers in Node, Go and Java against a service (a minute).
+	SAGITTAL_TEST_CALLERS=yes $(BIN)/python -m pytest tests/packaging/test_callers.py
 
 # Results of libraries depend on the processor. These settings simulate other processors.
 ENGINE_TESTS := $(BIN)/python -m pytest --quiet tests/unit/engine tests/unit/models/test_loading.py tests/unit/models/test_row_equality.py

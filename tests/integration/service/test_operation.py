@@ -10,6 +10,7 @@ import pytest
 import structlog
 from embedded_queue import Queue, own_settings
 from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import status_pb2
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
@@ -81,6 +82,15 @@ async def test_reflection_lists_every_service(stack: Stack) -> None:
     answer = await anext(aiter(call))
     names = {service.name for service in answer.list_services_response.service}
     assert {EXPLANATIONS, "sagittal.v1.ModelService", "sagittal.v1.ConceptService", "grpc.health.v1.Health"} <= names
+
+
+@pytest.mark.parametrize("detail", ["ErrorInfo", "BadRequest", "RetryInfo"])
+async def test_reflection_describes_the_details_of_errors(stack: Stack, detail: str) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(stack.channel)
+    asked = reflection_pb2.ServerReflectionRequest(file_containing_symbol=f"google.rpc.{detail}")
+    answer = await anext(aiter(stub.ServerReflectionInfo(iter([asked]))))
+    files = map(FileDescriptorProto.FromString, answer.file_descriptor_response.file_descriptor_proto)
+    assert detail in {message.name for file in files if file.package == "google.rpc" for message in file.message_type}
 
 
 async def test_a_message_over_the_limit_is_refused_with_the_limit() -> None:
