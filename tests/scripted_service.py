@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from sagittal.client import Options, Retry
 from sagittal.client.images import to_tensor
-from sagittal.v1 import concept_pb2, model_pb2
+from sagittal.v1 import concept_pb2, model_pb2, tensor_pb2
 from sagittal.v1 import concept_service_pb2 as concepts_pb
 from sagittal.v1 import concept_service_pb2_grpc as concepts_grpc
 from sagittal.v1 import explanation_pb2 as pb
@@ -114,6 +114,8 @@ class Script(
     """Whether the caller of each stream that came to its end was still there."""
     model: model_pb2.Model = field(default_factory=lambda: model_pb2.Model(name="lamp", version="1", latest=True))
     changes: list[object] = field(default_factory=list)
+    images: dict[int, bytes] = field(default_factory=dict)
+    """Files of the images that are kept, by their kind."""
 
     def Explain(self, request: service_pb.ExplainRequest, context: grpc.ServicerContext) -> Iterator:
         self.specs.append(request.spec)
@@ -177,6 +179,14 @@ class Script(
         found = pb.Explanation(job_id=request.job_id, state=state, model="lamp", events=self.log[start : start + size])
         token = str(start + size) if start + size < len(self.log) else ""
         return service_pb.GetExplanationResponse(explanation=found, next_page_token=token)
+
+    def GetExplanationImage(self, request, context):
+        if request.image not in self.images:
+            gone = failure(9, "FAILED_PRECONDITION", message="the images are no longer kept")
+            context.set_trailing_metadata((("grpc-status-details-bin", gone.SerializeToString()),))
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, gone.message)
+        image = tensor_pb2.Image(encoded=self.images[request.image])
+        return service_pb.GetExplanationImageResponse(image=image, exact=True)
 
     def ListExplanations(self, request, context):
         self._answer(context)

@@ -68,6 +68,18 @@ export function messageOf(error: unknown): string {
   return ConnectError.from(error).rawMessage;
 }
 
+/** Saves the report of a job as a file: one HTML document that needs no network. */
+export async function saveReport(jobId: string): Promise<void> {
+  const headers: Record<string, string> = token.get() ? { Authorization: `Bearer ${token.get()}` } : {};
+  const answer = await fetch(`/reports/${encodeURIComponent(jobId)}`, { headers });
+  if (!answer.ok) throw new ConnectError(await answer.text(), answer.status === 401 ? Code.Unauthenticated : Code.Unknown);
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(await answer.blob());
+  link.download = `report-${jobId}.html`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
 /** Yields the events of a job to its end. A broken stream is resumed after its last event. */
 export async function* watch(
   jobId: string,

@@ -4,7 +4,7 @@ import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { ClassScore } from "../gen/sagittal/v1/explanation_pb";
 import { JobImage } from "../gen/sagittal/v1/explanation_service_pb";
 import type { Model } from "../gen/sagittal/v1/model_pb";
-import { explanations, isUnauthenticated, messageOf, models as modelService, patiently, uniqueId, watch } from "./api";
+import { explanations, isUnauthenticated, messageOf, models as modelService, patiently, saveReport, uniqueId, watch } from "./api";
 import { AskForm, type Asked } from "./form";
 import { nameOf, nothing, withEvent, type Explanation } from "./explanation";
 import { GraphView } from "./graph";
@@ -160,6 +160,7 @@ export function ExplainView(props: { models: Model[]; jobId: string; onToken: ()
       <section aria-busy={busy}>
         {problem && <Status tone="bad">{problem}</Status>}
         {found && <Progress found={found} broken={broken} />}
+        {found && jobId && <ShareBar jobId={jobId} onFailed={failed} />}
         {found?.warnings.map((warning) => (
           <Status key={warning.reason} tone="warn">
             {warning.message}
@@ -320,6 +321,33 @@ function Progress(props: { found: Explanation; broken: boolean }) {
       {found.state === "cancelled" && <Status tone="warn">{texts.state.cancelled}</Status>}
       {said && <Status>{said}</Status>}
       {["queued", "running"].includes(found.state) && <progress max={1} value={found.fraction} aria-label={said} />}
+    </div>
+  );
+}
+
+/** Passes an explanation on: its link for those who may see it, and a report as a file for everyone else. */
+function ShareBar(props: { jobId: string; onFailed: (error: unknown) => void }) {
+  const [said, setSaid] = useState("");
+  const copy = () =>
+    navigator.clipboard.writeText(location.href).then(
+      () => setSaid(texts.share.copied),
+      () => setSaid(location.href),
+    );
+  const save = () => {
+    setSaid(texts.share.drawing);
+    saveReport(props.jobId).then(
+      () => setSaid(texts.share.saved),
+      (error) => {
+        setSaid("");
+        props.onFailed(error);
+      },
+    );
+  };
+  return (
+    <div class="buttons share-bar">
+      <button type="button" onClick={copy}>{texts.share.link}</button>
+      <button type="button" onClick={save}>{texts.share.report}</button>
+      <output class="faint">{said}</output>
     </div>
   );
 }

@@ -44,6 +44,13 @@ export const texts = {
     offline: "The service cannot be reached. Retrying…",
     retry: "Try again",
   },
+  share: {
+    link: "Copy link",
+    copied: "Copied. Whoever may see your jobs can open it.",
+    report: "Save report",
+    drawing: "Drawing the report…",
+    saved: "Saved: one HTML file that opens without a network.",
+  },
   token: {
     title: "This service asks for a token",
     wrong: "The service does not know this token.",

@@ -7,7 +7,7 @@ import click
 from sagittal.cli.concepts import concepts
 from sagittal.cli.explain import explain
 from sagittal.cli.failures import Group
-from sagittal.cli.jobs import cancel, delete, get, list_jobs, retry, watch
+from sagittal.cli.jobs import cancel, delete, get, list_jobs, report, retry, watch
 from sagittal.cli.local import demo, up
 from sagittal.cli.models import models, predict
 
@@ -25,5 +25,5 @@ def app() -> None:
     """Explains the predictions of image classifiers."""
 
 
-for command in (up, demo, explain, predict, models, concepts, watch, get, list_jobs, cancel, delete, retry):
+for command in (up, demo, explain, predict, models, concepts, watch, get, report, list_jobs, cancel, delete, retry):
     app.add_command(command)

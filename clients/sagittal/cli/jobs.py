@@ -1,7 +1,8 @@
-"""`sagittal watch`, `get`, `list`, `cancel`, `delete` and `retry`: commands on submitted jobs."""
+"""`sagittal watch`, `get`, `report`, `list`, `cancel`, `delete` and `retry`: commands on submitted jobs."""
 
 from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 
 import click
 
@@ -9,7 +10,7 @@ from sagittal.cli.connection import connected
 from sagittal.cli.failures import echo
 from sagittal.cli.report import dump, job_json
 from sagittal.cli.terminal import make_reporter
-from sagittal.client import Client
+from sagittal.client import Client, Explanation
 
 STATES = ("queued", "running", "completed", "failed", "cancelled")
 
@@ -32,6 +33,28 @@ def get(client: Client, *, job: str) -> None:
     """Prints the explanation of JOB so far as JSON."""
     explanation = client.get(job)
     echo(dump(explanation.to_dict() | {"files": {}}))
+
+
+@click.command()
+@click.argument("source", metavar="JOB|FILE")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="report.html",
+    show_default=True,
+    help="File to write.",
+)
+@connected
+def report(client: Client, *, source: str, output: Path) -> None:
+    """Writes a report: one HTML file that needs no network, and prints well.
+
+    It has the image, heatmaps, curves, sets, graph, certificates, parameters and digests, and how to reproduce it. FILE
+    is one that `Explanation.save` of the Python client wrote; it needs no service.
+    """
+    text = Explanation.load(source).report() if Path(source).is_file() else client.report(source)
+    output.write_text(text, encoding="utf-8")
+    echo(f"{output}: {len(text) / 1024:,.0f} KiB")
 
 
 @click.command("list")

@@ -240,6 +240,15 @@ class Explanation:
 
         return load_explanation(path)
 
+    def report(self) -> str:
+        """Returns a report: one HTML document with everything, which needs no network and prints well."""
+        from sagittal.client.report import digest_of, report_html  # noqa: PLC0415 - a circular import
+
+        if self.image is None:
+            return report_html(self)
+        seen = None if self.prediction is None else self.view()
+        return report_html(self, seen, image_digest=digest_of(self.image.source))
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the content as plain values for JSON, without masks, the points of curves and the image."""
         from sagittal.client.documents import explanation_document  # noqa: PLC0415 - a circular import

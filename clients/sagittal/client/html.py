@@ -5,9 +5,10 @@ All text from a service or a model is escaped. Images are embedded, so that a st
 
 import base64
 import io
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from html import escape
+from html import escape as escape_markup
 
 import numpy as np
 import PIL.Image
@@ -24,8 +25,14 @@ _SIDE, _SMALL = 240, 150
 #: Maximum number of sufficient sets and concepts shown; the rest are counted.
 _MAX_SETS, _MAX_CONCEPTS = 6, 8
 
+#: Categories of characters that control a display: control characters, surrogates, and separators of lines. Classes of
+#: marks that change the direction of the text after them.
+_CONTROLS = frozenset({"Cc", "Cs", "Zl", "Zp"})
+_DIRECTIONS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+
 _INK, _FAINT, _RULE, _WARN = "#1f2328", "#6e7781", "#d0d7de", "#9a6700"
-_CURVE_COLOURS = {"insertion": "#1a7f37", "deletion": "#cf222e"}
+#: Colour of each kind of curve.
+CURVE_COLOURS = {"insertion": "#1a7f37", "deletion": "#cf222e"}
 
 _BOX = (
     f"font-family:system-ui,sans-serif;font-size:13px;color:{_INK};background:#fff;border:1px solid {_RULE};"
@@ -51,6 +58,18 @@ def table_html(columns: Sequence[str], rows: Iterable[Sequence[object]], note: s
     caption = f'<div style="color:{_FAINT}">{escape(note)}</div>' if note else ""
     table = f'<table style="border-collapse:collapse"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     return f'<div style="font-family:system-ui,sans-serif;font-size:13px">{table}{caption}</div>'
+
+
+def escape(text: str) -> str:
+    r"""Returns text for HTML: markup is escaped, and characters that control a display are shown, such as `\\x1b`."""
+    return escape_markup("".join(map(_visible, text)))
+
+
+def _visible(character: str) -> str:
+    controls = unicodedata.category(character) in _CONTROLS or unicodedata.bidirectional(character) in _DIRECTIONS
+    if not controls or character in "\n\t":
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 def percent(share: float) -> str:
@@ -167,8 +186,13 @@ def _caption(lines: Sequence[str]) -> str:
 
 
 def _curves(curves: Sequence[Curve]) -> str:
-    """Returns both curves as an SVG: the share inserted or deleted from left to right, the probability upwards."""
-    width, height, left, bottom = 260, 200, 34, 22
+    names = "<br>".join(map(_curve_name, curves))
+    return f'<div>{curves_svg(curves)}<div style="font-size:12px">{names}</div></div>'
+
+
+def curves_svg(curves: Sequence[Curve], width: int = 260, height: int = 200) -> str:
+    """Returns curves as an SVG: the share inserted or deleted from left to right, the probability upwards."""
+    left, bottom = 34, 22
     across, up = width - left - 18, height - bottom - 8
     lines = [
         f'<rect x="{left}" y="8" width="{across}" height="{up}" fill="none" stroke="{_RULE}"/>',
@@ -179,16 +203,16 @@ def _curves(curves: Sequence[Curve]) -> str:
             f"{left + share * across:.1f},{8 + up * (1 - score):.1f}"
             for share, score in zip(curve.fractions.tolist(), curve.scores.tolist(), strict=True)
         )
-        colour = _CURVE_COLOURS.get(curve.kind, _INK)
+        colour = CURVE_COLOURS.get(curve.kind, _INK)
         lines.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-    text = f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}">{"".join(lines)}</svg>'
-    names = "<br>".join(map(_curve_name, curves))
-    return f'<div>{text}<div style="font-size:12px">{names}</div></div>'
+    title = escape(" and ".join(curve.kind for curve in curves))
+    head = f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="{title}">'
+    return f"{head}{''.join(lines)}</svg>"
 
 
 def _curve_name(curve: Curve) -> str:
     text = f"{curve.kind} {curve.auc:.3f}, relative {curve.auc_normalized:.2f}"
-    return f'<span style="color:{_CURVE_COLOURS.get(curve.kind, _INK)}">{escape(text)}</span>'
+    return f'<span style="color:{CURVE_COLOURS.get(curve.kind, _INK)}">{escape(text)}</span>'
 
 
 def _ticks(left: int, across: int, up: int) -> Iterator[str]:

@@ -161,15 +161,9 @@ class Gateway:
     def _options(self, context: Context) -> Mapping[str, Any]:
         left = context.timeout_ms
         return {
-            "metadata": self._metadata(context.request_headers),
+            "metadata": forwarded_metadata(context.request_headers, self._token_header),
             "timeout": None if left is None else max(0.001, left / 1000),
         }
-
-    def _metadata(self, headers: Headers) -> Sequence[tuple[str, str]]:
-        found = {name: value for name in FORWARDED if (value := headers.get(name))}
-        if self._token_header and (token := headers.get(self._token_header)):
-            found["authorization"] = f"Bearer {token.removeprefix('Bearer ')}"
-        return tuple(found.items())
 
 
 class ServiceApplication(ConnectASGIApplication[None]):
@@ -193,6 +187,19 @@ _STREAMS = {
     (False, True): StreamType.SERVER_STREAM,
     (True, True): StreamType.BIDI_STREAM,
 }
+
+
+def forwarded_metadata(headers: Mapping[str, str] | Headers, token_header: str) -> Sequence[tuple[str, str]]:
+    """Returns the headers of a request that the service gets as metadata.
+
+    Args:
+        headers: The headers of the request.
+        token_header: Lower-case name of the header in which a reverse proxy sends the caller's token; empty for none.
+    """
+    found = {name: value for name in FORWARDED if (value := headers.get(name))}
+    if token_header and (token := headers.get(token_header)):
+        found["authorization"] = f"Bearer {token.removeprefix('Bearer ')}"
+    return tuple(found.items())
 
 
 def connect_error(error: grpc.aio.AioRpcError) -> ConnectError:

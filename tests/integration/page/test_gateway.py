@@ -139,6 +139,10 @@ async def test_a_token_is_passed_on_and_a_wrong_one_refused(serve):
         wrong = await ask(address + LIST, b"{}", content_type="application/json", authorization="Bearer wrong")
         right = await ask(address + LIST, b"{}", content_type="application/json", authorization="Bearer right")
         assert (wrong[0], right[0]) == (401, 200)
+        report = f"{address}/reports/{'0' * 32}"
+        assert (await ask(report))[0] == 401
+        status, _, text = await ask(report, authorization="Bearer right")
+        assert (status, b"0000" in text) == (404, True)
 
 
 async def test_a_reverse_proxy_passes_on_the_token_by_a_header_of_its_own(serve):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from sagittal.core.jobs import JobKind
@@ -32,10 +33,13 @@ FLAGS = (
 )
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">\x1b[31m"
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium")
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),  # one browser for all tests
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium"),
+]
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
@@ -43,7 +47,7 @@ async def browser() -> AsyncIterator[Browser]:
         await browser.close()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def page(browser: Browser) -> AsyncIterator[Page]:
     """A page that fails the test if a script fails or the policy is violated."""
     page = await browser.new_page()
@@ -53,6 +57,7 @@ async def page(browser: Browser) -> AsyncIterator[Page]:
         "console", lambda message: wrong.append(message.text) if "Content Security Policy" in message.text else None
     )
     yield page
+    await page.close()
     assert wrong == []
 
 
@@ -155,6 +160,25 @@ async def test_a_job_opens_by_its_link_and_shows_in_the_list(serve, page, image)
         await page.goto(link)
         await expect(page.locator(".progress")).to_contain_text("Done: 550 model evaluations")
         await expect(page.locator(".top li")).to_have_count(2)  # its image came back with it
+
+
+async def test_a_report_is_saved_and_names_in_it_are_text(serve, page, browser, image, tmp_path):
+    async with serve() as (address, stack), stack.worker(explain_in_full).at_work():
+        await explained(page, address, image)
+        async with page.expect_download() as downloading:
+            await page.get_by_role("button", name="Save report").click()
+        report = tmp_path / "report.html"
+        await (await downloading.value).save_as(report)
+    # the service is gone: the report needs nothing but itself
+    alone, requests = await browser.new_page(), []
+    alone.on("request", lambda request: requests.append(request.url))
+    await alone.goto(report.as_uri())
+    await expect(alone.get_by_role("heading", level=1)).to_contain_text("Why <img src=x onerror=")
+    await expect(alone.get_by_role("heading", level=1)).to_contain_text(r"\x1b[31m? 90.0%")
+    await expect(alone.locator("body")).to_contain_text("Set 1: 2 patches")
+    assert [url for url in requests if not url.startswith(("data:", "file:"))] == []
+    assert (await alone.title()).startswith("Why <img src=x")
+    assert await alone.locator("img:not([src^='data:'])").count() == 0
 
 
 async def test_models_of_every_page_are_listed(serve, page):

@@ -1,5 +1,7 @@
 """What the commands print, write and return."""
 
+import hashlib
+import io
 import json
 
 import numpy as np
@@ -9,6 +11,9 @@ from click.testing import CliRunner
 from scripted_service import JOB, failure
 
 from sagittal.cli.app import app
+from sagittal.client import Preprocessing
+from sagittal.client.gathering import parse_explanation
+from sagittal.v1 import explanation_pb2 as pb
 
 
 def test_explain_writes_its_files(run, picture, tmp_path) -> None:
@@ -89,6 +94,27 @@ def test_models_predict_and_jobs(run) -> None:
     assert run("list", "--reason", "JOB_BURIED").stdout.endswith("failed     lamp    JOB_BURIED\n")
     assert json.loads(run("get", JOB).stdout)["insertion"] == 0.4375
     assert "insertion 0.438" in run("watch", JOB).stderr
+
+
+def test_a_report_is_one_file_from_a_job_or_from_a_stored_explanation(run, script, picture, tmp_path) -> None:
+    pixels = PIL.Image.open(picture).resize((56, 56))
+    buffer = io.BytesIO()
+    pixels.save(buffer, "PNG")
+    script.images = dict.fromkeys((1, 2, 3), buffer.getvalue())
+    result = run("report", JOB, "-o", tmp_path / "job.html")
+    assert result.exit_code == 0, result.output
+    report = (tmp_path / "job.html").read_text(encoding="utf-8")
+    assert report.count("data:image/jpeg") == 6  # seen and hidden; input, overlay, the salient part and the rest
+    assert hashlib.sha256(buffer.getvalue()).hexdigest() in report
+    script.images = {}
+    run("report", JOB, "-o", tmp_path / "without.html")
+    assert "The image is no longer kept" in (tmp_path / "without.html").read_text(encoding="utf-8")
+    seen = Preprocessing(56, 64, "bilinear", (0.5,) * 3, (0.5,) * 3, "RGB")
+    stored = parse_explanation(pb.Explanation(job_id=JOB, state=pb.JOB_STATE_COMPLETED, events=script.log))
+    stored.with_image(picture, preprocessing=seen).save(tmp_path / "stored")
+    result = run("report", tmp_path / "stored", "-o", tmp_path / "file.html", "--address", "127.0.0.1:1")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "file.html").read_text(encoding="utf-8").count("data:image/jpeg") == 6
 
 
 def test_predict_lists_classes(run, picture) -> None:

@@ -25,7 +25,8 @@ from sagittal.client import (
     Preprocessing,
 )
 from sagittal.client.drawing import canvas
-from sagittal.client.drawing.graph import THUMBNAIL, arrange, draw_graph, place_nodes
+from sagittal.client.drawing.graph import THUMBNAIL, draw_graph, place_nodes
+from sagittal.client.drawing.layers import arrange
 from sagittal.client.drawing.salient_part import salient_part
 from sagittal.client.drawing.summary import draw_summary
 from sagittal.core import models

@@ -35,6 +35,7 @@ from sagittal.client.batch import Batch, Images, Outcome
 from sagittal.client.diagnosis import diagnosed
 from sagittal.client.errors import (
     ConnectionFailed,
+    FailedPrecondition,
     InvalidRequest,
     ModelFailed,
     NotFound,
@@ -53,6 +54,7 @@ from sagittal.client.options import TLS, Options
 from sagittal.client.parsing import enum_name, parse
 from sagittal.client.region_scores import RegionScores, parse_regions
 from sagittal.client.registration import ModelTable, model_message, update_request
+from sagittal.client.report import IMAGES, report_of_job
 from sagittal.client.requests import (
     BatchOptions,
     ExplainOptions,
@@ -262,6 +264,18 @@ class AsyncClient(BaseClient):
         """
         request = image_request(job_id, kind, longest, mask)
         return JobImage.of(await self._call(self._jobs.GetExplanationImage, request))
+
+    async def report(self, job_id: str) -> str:
+        """Returns a report of a job: one HTML document with everything, which needs no network and prints well.
+
+        It shows the image while images are kept.
+        """
+        images: dict[str, JobImage] = {}
+        found = await self.get(job_id)
+        for kind in IMAGES:
+            with contextlib.suppress(FailedPrecondition):  # not kept, or the job has none
+                images[kind] = await self.image(job_id, kind)
+        return await off_the_loop(report_of_job, found, images)
 
     async def list(self, **conditions: Unpack[JobConditions]) -> AsyncIterator[Job]:
         """Yields jobs, newest first, those for which all `JobConditions` hold.
