@@ -1,4 +1,4 @@
-"""docs/guarantees.md and SECURITY.md name the tests that break each promise: they exist."""
+"""The documents name the tests that break each promise: they exist."""
 
 import re
 from pathlib import Path
@@ -6,18 +6,27 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_test_that_the_guarantees_name_exists() -> None:
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "guarantees.md").read_text()))
+def test_every_test_that_a_document_names_exists() -> None:
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    named = {name: path.name for path in documents for name in re.findall(r"`(test_\w+)`", path.read_text())}
     sources = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
     defined = {name for source in sources for name in re.findall(r"def (test_\w+)", source)}
-    assert named
-    assert named - defined == set()
+    assert {"guarantees.md", "security.md"} <= set(named.values())
+    assert {name: document for name, document in named.items() if name not in defined} == {}
 
 
 def test_each_of_the_promises_names_a_test_that_breaks_it() -> None:
     rows = re.findall(r"^\| (\d+) \|.*\| (.*) \|$", (ROOT / "docs" / "guarantees.md").read_text(), re.MULTILINE)
     assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
     assert [number for number, tests in rows if "`test_" not in tests] == []
+
+
+def test_each_row_about_hostile_clients_and_about_tenants_names_a_test() -> None:
+    for document, header in (("security.md", "| the client |"), ("guarantees.md", "| resource |")):
+        text = (ROOT / "docs" / document).read_text()
+        rows = text[text.index(header) :].partition("\n\n")[0].splitlines()[2:]
+        assert rows
+        assert [row for row in rows if "`test_" not in row.rpartition(" | ")[2]] == []
 
 
 def threat_rows() -> list[list[str]]:
