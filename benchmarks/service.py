@@ -7,8 +7,9 @@ import argparse
 import asyncio
 import os
 import platform
+import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,10 @@ from sagittal.queue.usage import Usage, measure_usage
 
 #: Numbers of concurrent streams.
 STREAMS = (1, 32, 256)
+
+#: Few and many streams, compared in turn, and how often.
+FEW, MANY = 32, 256
+TURNS = 4
 
 #: Number of streams for the comparison with `appendfsync everysec`.
 COMPARED = (32,)
@@ -51,6 +56,11 @@ class Measured:
         """Completed jobs per second."""
         return self.timings.jobs / self.timings.seconds
 
+    @property
+    def cpu_per_job(self) -> float:
+        """Seconds of processor time of all programs for each job."""
+        return sum(self.cpu.values()) / self.timings.jobs
+
     def per_job(self, seconds: float) -> str:
         """Returns milliseconds per job."""
         return f"{1e3 * seconds / self.timings.jobs:.2f}"
@@ -77,13 +87,25 @@ def measure_loads(
         return loads, measure_usage(stack.redis(), root_key(stack.settings))
 
 
+def compare_streams(seconds: float) -> list[tuple[Measured, Measured]]:
+    """Applies loads of few and of many streams in turn, each pair in the other order; returns the pairs."""
+    with running_stack([str(HERE / "answering_worker.py")], model=MODEL) as stack:
+        measure(stack, 8, 2.0, 10**9)
+        pairs = []
+        for turn in range(TURNS):
+            order = (FEW, MANY) if turn % 2 == 0 else (MANY, FEW)
+            found = {number: measure(stack, number, seconds, (2 * turn + (number == MANY)) * 10**6) for number in order}
+            pairs.append((found[FEW], found[MANY]))
+        return pairs
+
+
 def _calls(stack: Stack) -> Mapping[str, int]:
     with stack.redis() as client:
         stats = client.info("commandstats")
     return {name.removeprefix("cmdstat_"): int(each["calls"]) for name, each in stats.items()}
 
 
-def report(loads: list[Measured], relaxed: Measured, usage: Usage) -> str:
+def report(loads: list[Measured], relaxed: Measured, pairs: Sequence[tuple[Measured, Measured]], usage: Usage) -> str:
     """Returns the section about the load."""
     programs = list(loads[0].cpu)
     cpu = [[each.streams, *(each.per_job(each.cpu[name]) for name in programs)] for each in loads]
@@ -108,6 +130,14 @@ With `appendfsync everysec`, which may lose what was acknowledged last, {relaxed
 Processor time for each job, in ms:
 
 {table(["streams", *programs], cpu)}
+### Few and many streams
+
+{FEW} and {MANY} streams in turn on one installation, {len(pairs)} times, each pair in the other order. The processor
+time is that of all four programs. {MANY} streams complete
+{_median_ratio(pairs, lambda each: each.jobs_a_second):.2f} times as many jobs per second as {FEW}, for
+{_median_ratio(pairs, lambda each: each.cpu_per_job):.2f} times the processor time for each job (medians of the pairs).
+
+{table(["pair", *_COMPARED_COLUMNS], [_pair_of_loads(number, *pair) for number, pair in enumerate(pairs, 1)])}
 ### Where the time goes
 
 Median ms of each stage, from the times in the events:
@@ -123,6 +153,28 @@ Kept for each ended job while its image ({len(picture()):,} bytes) is, by `pytho
 
 {table(["what", "bytes a job"], [[kind, f"{part.bytes / usage.jobs:,.0f}"] for kind, part in usage.parts.items()])}
 """
+
+
+_COMPARED_COLUMNS = (
+    f"jobs/s, {FEW}",
+    f"jobs/s, {MANY}",
+    "ratio",
+    f"ms of processor time a job, {FEW}",
+    f"ms of processor time a job, {MANY}",
+    "ratio",
+)
+
+
+def _pair_of_loads(number: int, few: Measured, many: Measured) -> list[object]:
+    jobs, cpu = (few.jobs_a_second, many.jobs_a_second), (1e3 * few.cpu_per_job, 1e3 * many.cpu_per_job)
+    return [
+        number, *(f"{each:.0f}" for each in jobs), f"{jobs[1] / jobs[0]:.2f}",
+        *(f"{each:.2f}" for each in cpu), f"{cpu[1] / cpu[0]:.2f}",
+    ]  # fmt: skip
+
+
+def _median_ratio(pairs: Sequence[tuple[Measured, Measured]], of: Callable[[Measured], float]) -> float:
+    return statistics.median(of(many) / of(few) for few, many in pairs)
 
 
 def _latencies(measured: Measured) -> list[object]:
@@ -153,7 +205,8 @@ def main() -> None:
     if options.seconds:
         loads, usage = measure_loads(STREAMS, options.seconds)
         (relaxed,), _ = measure_loads(COMPARED, options.seconds, redis_options=("--appendfsync", "everysec"))
-        _publish("service", report(loads, relaxed, usage), options.write)
+        pairs = compare_streams(options.seconds)
+        _publish("service", report(loads, relaxed, pairs, usage), options.write)
     if options.pairs:
         with service_overhead.running_model() as (stack, loaded):
             _publish("overhead", service_overhead.report(stack, loaded, options.pairs), options.write)

@@ -3,13 +3,16 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import AsyncIterator
 
 import redis
 from embedded_queue import stored_events
 
-from sagittal.core.jobs import JobState
+from sagittal.core.jobs import JobState, StoredEvent
+from sagittal.queue import watch
 from sagittal.queue.jobs import RedisJobQueue
 from sagittal.queue.leases import RedisWorkerQueue
+from sagittal.queue.metrics import NoObserver
 
 MODEL = [("model", "1")]
 
@@ -117,3 +120,37 @@ def _lasting(client: redis.Redis, prefix: str) -> set[bytes]:
             if (client.ttl(key) == -1 or client.ttl(key) > 60) and key.removeprefix(root) not in (b"bytes", b"turn"):
                 found.add(key)
     return found
+
+
+class Reads(NoObserver):
+    """Counts the reads of logs."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def answered(self, operation: str, seconds: float) -> None:
+        self.count += operation == "read"
+
+
+async def test_a_watcher_reads_once_for_each_change_and_not_for_its_subscription(
+    queue_settings, new_job, monkeypatch
+) -> None:
+    monkeypatch.setattr(watch, "SUBSCRIBE_SECONDS", 60.0)
+    reads = Reads()
+    jobs, worker = RedisJobQueue(queue_settings, reads), RedisWorkerQueue(queue_settings, worker="worker")
+    job, _ = await jobs.submit(new_job(), b"accepted")
+    events = jobs.events(job.job_id)
+    assert (await anext(events)).payload == b"accepted"
+    assert jobs._notifications._confirmed
+    rest = asyncio.ensure_future(_payloads(events))
+    lease = worker.lease(MODEL, block_seconds=0)
+    worker.settle(lease, b"done", JobState.COMPLETED, [b"mask"])
+    assert await rest == [b"mask", b"done"]
+    assert reads.count == 2
+    assert not jobs._notifications._confirmed
+    worker.close()
+    await jobs.close()
+
+
+async def _payloads(events: AsyncIterator[StoredEvent]) -> list[bytes]:
+    return [event.payload async for event in events]

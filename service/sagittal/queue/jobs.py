@@ -111,6 +111,7 @@ class RedisJobQueue:
     async def events(self, job_id: str, after_sequence: int = 0) -> AsyncIterator[StoredEvent]:
         """Yields the events after a sequence number as they arrive, at the caller's pace."""
         with self._notifications.watch(job_id) as grown:
+            await self._notifications.subscribed(job_id, grown)
             sequence, begun = after_sequence, False
             while True:
                 grown.clear()

@@ -20,6 +20,9 @@ log = structlog.get_logger(__name__)
 
 #: Longest time without a notification after which a watcher reads anyway, in seconds.
 LOOK_SECONDS = 5.0
+#: Longest time for which a watcher's first read waits for its subscription, in seconds. An earlier read must be
+#: repeated when the subscription takes effect.
+SUBSCRIBE_SECONDS = 0.25
 #: First and longest pause before a reconnect, in seconds; it doubles each time.
 FIRST_PAUSE, LAST_PAUSE = 0.1, 2.0
 #: Channel that keeps the subscription open while nothing is watched.
@@ -83,8 +86,17 @@ class LogNotifications:
     def watch(self, job_id: str) -> Iterator[asyncio.Event]:
         """Yields an event that is set whenever the job's log may have grown."""
         grown = asyncio.Event()
-        with self._watching(f"{self._root}log:{job_id}".encode(), grown):
+        with self._watching(self._log_channel(job_id), grown):
             yield grown
+
+    async def subscribed(self, job_id: str, grown: asyncio.Event) -> None:
+        """Waits for the subscription of a watched log, but at most `SUBSCRIBE_SECONDS`."""
+        if self._log_channel(job_id) in self._confirmed:
+            return
+        # Not wait_for: before Python 3.12 it may swallow the cancellation of a stream.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SUBSCRIBE_SECONDS):
+                await grown.wait()
 
     @contextlib.contextmanager
     def changes(self, tenant: str) -> Iterator[JobChanges]:
@@ -94,6 +106,9 @@ class LogNotifications:
         changes.listening = channel in self._confirmed
         with self._watching(channel, changes):
             yield changes
+
+    def _log_channel(self, job_id: str) -> bytes:
+        return f"{self._root}log:{job_id}".encode()
 
     @contextlib.contextmanager
     def _watching(self, channel: bytes, watcher: asyncio.Event | JobChanges) -> Iterator[None]:
@@ -174,7 +189,7 @@ class LogNotifications:
     def _tell(self, message: Mapping[str, Any]) -> None:
         """Passes a message on to those who watch its channel."""
         channel = message["channel"]
-        if message["type"] == "subscribe":
+        if message["type"] == "subscribe" and channel in self._watchers:
             self._confirmed.add(channel)
         for watcher in self._watchers.get(channel, ()):
             if isinstance(watcher, JobChanges):

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,7 @@ def main() -> int:
     except TracingMissing as error:
         sys.stderr.write(f"sagittal-service: {error}\n")
         return EXIT_SETTINGS
+    gc.freeze()  # full collections, which stop all calls, do not visit what was imported
     try:
         asyncio.run(serve(settings, tracer, entries))
     except (CannotListen, OSError) as error:
