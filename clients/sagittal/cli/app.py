@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 import click
 
+from sagittal.cli.backup import backup, restore
 from sagittal.cli.concepts import concepts
 from sagittal.cli.explain import explain
 from sagittal.cli.failures import Group
@@ -25,5 +26,7 @@ def app() -> None:
     """Explains the predictions of image classifiers."""
 
 
-for command in (up, demo, explain, predict, models, concepts, watch, get, report, list_jobs, cancel, delete, retry):
+for command in (
+    up, demo, explain, predict, models, concepts, watch, get, report, list_jobs, cancel, delete, retry, backup, restore,
+):  # fmt: skip
     app.add_command(command)
