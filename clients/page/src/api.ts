@@ -36,6 +36,11 @@ export function isUnauthenticated(error: unknown): boolean {
   return ConnectError.from(error).code === Code.Unauthenticated;
 }
 
+/** Returns whether an error states that there is no such job, model or concept set. */
+export function isNotFound(error: unknown): boolean {
+  return ConnectError.from(error).code === Code.NotFound;
+}
+
 /** Returns whether the same call may succeed later. A cancelled call counts: a stopping server ends its calls so. */
 export function isAway(error: unknown): boolean {
   const codes = [Code.Unavailable, Code.DeadlineExceeded, Code.Unknown, Code.Canceled];

@@ -1,75 +1,32 @@
 /** The first view: upload an image, watch the progress of its explanation, and test the result. */
 
-import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import type { ClassScore } from "../gen/sagittal/v1/explanation_pb";
-import { JobImage } from "../gen/sagittal/v1/explanation_service_pb";
 import type { Model } from "../gen/sagittal/v1/model_pb";
-import { explanations, isUnauthenticated, messageOf, models as modelService, patiently, saveReport, uniqueId, watch } from "./api";
-import { AskForm, type Asked } from "./form";
-import { nameOf, nothing, withEvent, type Explanation } from "./explanation";
+import { isUnauthenticated, messageOf, saveReport } from "./api";
+import { readImage, useExplaining } from "./explaining";
+import { AskForm } from "./form";
+import { nameOf, type Explanation } from "./explanation";
 import { GraphView } from "./graph";
 import { HeatmapView } from "./heatmap";
-import { modelView, SIDE } from "./image";
 import { Status } from "./components";
 import { SetsView } from "./sets";
 import { texts } from "./texts";
 import { WhatIfView } from "./whatif";
 
-const MOST_BYTES = 32 * 1024 * 1024;
-const DEFAULT_METHOD = "igos++";
-
 type Tab = "heatmap" | "sets" | "graph" | "whatIf";
-
-interface Shown {
-  bytes: Uint8Array;
-  bitmap: ImageBitmap;
-  name: string;
-}
 
 export function ExplainView(props: { models: Model[]; jobId: string; onToken: () => void }) {
   const { models } = props;
-  const [shown, setShown] = useState<Shown>();
-  const [asked, setAsked] = useState<Asked>({ model: models[0]?.name ?? "", method: DEFAULT_METHOD, parameters: {} });
-  const [top, setTop] = useState<ClassScore[]>([]);
-  const [jobId, setJobId] = useState(props.jobId);
-  const [found, setFound] = useState<Explanation>();
-  const [broken, setBroken] = useState(false);
   const [problem, setProblem] = useState("");
   const [tab, setTab] = useState<Tab>("heatmap");
   const [trial, setTrial] = useState<{ grid: number; patches: number[] }>({ grid: 7, patches: [] });
-  const model = models.find((each) => each.name === asked.model);
-  const view = useMemo(() => (shown ? modelView(shown.bitmap, model?.preprocessing) : unseen()), [shown, model]);
-  const busy = found !== undefined && ["queued", "running"].includes(found.state);
-
   const failed = (error: unknown) => {
     if (isUnauthenticated(error)) props.onToken();
     setProblem(messageOf(error));
   };
-
-  useEffect(() => {
-    if (!jobId) return;
-    const stop = new AbortController();
-    follow(jobId, stop.signal, setFound, setBroken).catch(failed);
-    return () => stop.abort();
-  }, [jobId]);
-
-  useEffect(() => {
-    if (!props.jobId) return;
-    imageOf(props.jobId).then(
-      (sent) => sent && setShown((known) => known ?? sent),
-      () => setProblem(texts.views.imageGone),
-    );
-  }, []);
-
-  useEffect(() => {
-    if (!shown || !asked.model) return;
-    const stop = new AbortController();
-    const image = { source: { case: "encoded" as const, value: shown.bytes } };
-    patiently(() => modelService.predict({ model: asked.model, image, top: 10 }, stop), stop.signal)
-      .then((answer) => setTop(answer.top))
-      .catch((error) => !stop.signal.aborted && failed(error));
-    return () => stop.abort();
-  }, [shown, asked.model]);
+  const here = useExplaining(models, props.jobId, failed);
+  const { shown, found, view, jobId, busy } = here;
 
   useEffect(() => {
     const paste = (event: ClipboardEvent) => {
@@ -80,57 +37,45 @@ export function ExplainView(props: { models: Model[]; jobId: string; onToken: ()
     return () => window.removeEventListener("paste", paste);
   });
 
+  // A job that opens by its link shows what its method found.
+  const method = found?.completed?.method ?? "";
+  useEffect(() => {
+    if (method && props.jobId) setTab((known) => tabFor(method, known));
+  }, [method]);
+
   const take = async (file: File) => {
     setProblem("");
-    if (file.size > MOST_BYTES) {
-      setProblem(texts.drop.tooLarge((file.size / 1024 / 1024).toFixed(1)));
-      return;
-    }
     try {
-      const bitmap = await createImageBitmap(file);
-      setShown({ bytes: new Uint8Array(await file.arrayBuffer()), bitmap, name: file.name });
-      setFound(undefined);
-      setTop([]);
-      setJobId("");
-      setAsked((known) => ({ ...known, target: undefined }));
-    } catch {
-      setProblem(texts.drop.notRead(file.name));
+      here.take(await readImage(file));
+      // The browser's "back" returns to the explanation that was shown.
+      if (jobId) history.pushState(null, "", "#/explain");
+    } catch (error) {
+      setProblem(messageOf(error));
     }
   };
 
   const explain = async () => {
-    if (!shown) return;
     setProblem("");
-    setFound(nothing());
     setTrial({ grid: 7, patches: [] });
-    setTab(tabFor(asked.method, tab));
-    try {
-      const request = {
-        spec: {
-          // Equal request ids give the same job, so the request can be repeated after a lost answer.
-          requestId: uniqueId(),
-          model: asked.model,
-          image: { source: { case: "encoded" as const, value: shown.bytes } },
-          target: asked.target === undefined ? undefined : { target: { case: "index" as const, value: asked.target } },
-          method: { method: { case: "custom" as const, value: { name: asked.method, parameters: asked.parameters } } },
-          partialMasks: true,
-        },
-      };
-      const { explanation: job } = await patiently(() => explanations.submitExplanation(request));
-      setJobId(job?.jobId ?? "");
-      history.replaceState(null, "", `#/job/${job?.jobId}`);
-    } catch (error) {
-      setFound(undefined);
-      failed(error);
-    }
+    setTab(tabFor(here.asked.method, tab));
+    const id = await here.explain();
+    if (id) history.replaceState(null, "", `#/job/${id}`);
   };
 
-  const cancel = () => explanations.cancelExplanation({ jobId }).catch(failed);
   const tryIt = (grid: number, patches: number[]) => {
     setTrial({ grid, patches });
     setTab("whatIf");
   };
 
+  if (here.gone)
+    return (
+      <>
+        <Status tone="bad">{texts.state.gone}</Status>
+        <p>
+          <a href="#/explain">{texts.state.startAgain}</a>
+        </p>
+      </>
+    );
   if (!shown && !jobId)
     return (
       <>
@@ -141,25 +86,26 @@ export function ExplainView(props: { models: Model[]; jobId: string; onToken: ()
   return (
     <div class="explain">
       <aside>
-        {shown && (
+        {shown && models.length > 0 && (
           <>
             <AskForm
               models={models}
-              top={top}
-              asked={asked}
+              top={here.top}
+              asked={here.asked}
               busy={busy}
-              onAsked={setAsked}
+              onAsked={here.setAsked}
               onExplain={explain}
-              onCancel={cancel}
+              onCancel={here.cancel}
             />
-            <TopClasses top={top} />
+            <TopClasses top={here.top} />
           </>
         )}
         <FileButton label={shown ? texts.drop.replace : texts.drop.choose} onFile={take} />
       </aside>
       <section aria-busy={busy}>
         {problem && <Status tone="bad">{problem}</Status>}
-        {found && <Progress found={found} broken={broken} />}
+        {here.imageGone && <Status tone="warn">{texts.views.imageGone}</Status>}
+        {found && <Progress found={found} broken={here.broken} />}
         {found && jobId && <ShareBar jobId={jobId} onFailed={failed} />}
         {found?.warnings.map((warning) => (
           <Status key={warning.reason} tone="warn">
@@ -168,32 +114,19 @@ export function ExplainView(props: { models: Model[]; jobId: string; onToken: ()
         ))}
         {found && <Tabs tab={tab} found={found} onTab={setTab} />}
         {!found && shown && <Preview view={view} name={shown.name} />}
-        {found && tab === "heatmap" && <HeatmapView found={found} view={view} />}
-        {found && tab === "sets" && <SetsView found={found} view={view} onTry={tryIt} />}
-        {found && tab === "graph" && <GraphView found={found} view={view} />}
-        {found && tab === "whatIf" && jobId && (
-          <WhatIfView jobId={jobId} view={view} grid={trial.grid} start={trial.patches} />
+        {found && (
+          <div id="panel" role="tabpanel" aria-labelledby={`tab-${tab}`}>
+            {tab === "heatmap" && <HeatmapView found={found} view={view} />}
+            {tab === "sets" && <SetsView found={found} view={view} onTry={tryIt} />}
+            {tab === "graph" && <GraphView found={found} view={view} />}
+            {tab === "whatIf" && jobId && (
+              <WhatIfView jobId={jobId} view={view} grid={trial.grid} start={trial.patches} />
+            )}
+          </div>
         )}
       </section>
     </div>
   );
-}
-
-async function follow(
-  jobId: string,
-  signal: AbortSignal,
-  onFound: (update: (known: Explanation | undefined) => Explanation) => void,
-  onBreak: (broken: boolean) => void,
-) {
-  for await (const event of watch(jobId, signal, onBreak)) onFound((known) => withEvent(known ?? nothing(), event));
-}
-
-/** Returns the original image of a job, which the service stores for a limited time. */
-async function imageOf(jobId: string): Promise<Shown | undefined> {
-  const { image } = await explanations.getExplanationImage({ jobId, image: JobImage.ORIGINAL });
-  if (image?.source.case !== "encoded") return undefined;
-  const bytes = image.source.value;
-  return { bytes, bitmap: await createImageBitmap(new Blob([bytes.slice()])), name: jobId };
 }
 
 /** Returns the tab that shows the results of a method. */
@@ -203,22 +136,7 @@ function tabFor(method: string, tab: Tab): Tab {
   return tab === "whatIf" ? tab : "heatmap";
 }
 
-/** Returns a placeholder for an image that this page does not have, because the job was opened by its link. */
-function unseen(): HTMLCanvasElement {
-  const canvas = document.createElement("canvas");
-  canvas.width = canvas.height = SIDE;
-  const paint = canvas.getContext("2d")!;
-  // A checkerboard, which a blur turns grey, so that hidden parts differ from shown ones.
-  const check = SIDE / 28;
-  for (let row = 0; row < 28; row++)
-    for (let column = 0; column < 28; column++) {
-      paint.fillStyle = (row + column) % 2 ? "#b9bec4" : "#e4e6e9";
-      paint.fillRect(column * check, row * check, check, check);
-    }
-  return canvas;
-}
-
-function DropZone(props: { onFile: (file: File) => void }) {
+export function DropZone(props: { onFile: (file: File) => void }) {
   const [over, setOver] = useState(false);
   return (
     <div
@@ -244,7 +162,7 @@ function DropZone(props: { onFile: (file: File) => void }) {
   );
 }
 
-function FileButton(props: { label: string; onFile: (file: File) => void }) {
+export function FileButton(props: { label: string; onFile: (file: File) => void }) {
   const input = useRef<HTMLInputElement>(null);
   return (
     <>
@@ -277,7 +195,7 @@ function Preview(props: { view: HTMLCanvasElement; name: string }) {
   );
 }
 
-function TopClasses(props: { top: ClassScore[] }) {
+export function TopClasses(props: { top: ClassScore[] }) {
   if (!props.top.length) return <p class="faint">{texts.state.predicting}</p>;
   return (
     <ol class="top">
@@ -292,7 +210,7 @@ function TopClasses(props: { top: ClassScore[] }) {
   );
 }
 
-function Progress(props: { found: Explanation; broken: boolean }) {
+export function Progress(props: { found: Explanation; broken: boolean }) {
   const { found } = props;
   const count = (value: number) => value.toLocaleString("en");
   let said = "";
@@ -347,6 +265,7 @@ function ShareBar(props: { jobId: string; onFailed: (error: unknown) => void }) 
     <div class="buttons share-bar">
       <button type="button" onClick={copy}>{texts.share.link}</button>
       <button type="button" onClick={save}>{texts.share.report}</button>
+      <a class="button" href={`#/compare/${props.jobId}`}>{texts.share.compare}</a>
       <output class="faint">{said}</output>
     </div>
   );
@@ -359,14 +278,26 @@ function Tabs(props: { tab: Tab; found: Explanation; onTab: (tab: Tab) => void }
     graph: props.found.nodes.length ? ` ${props.found.nodes.length}` : "",
     whatIf: "",
   };
+  const all = Object.keys(counts) as Tab[];
+  const move = (event: KeyboardEvent) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (step === undefined) return;
+    event.preventDefault();
+    const next = all[(all.indexOf(props.tab) + step + all.length) % all.length]!;
+    props.onTab(next);
+    document.getElementById(`tab-${next}`)?.focus();
+  };
   return (
-    <div class="tabs" role="tablist">
-      {(Object.keys(counts) as Tab[]).map((each) => (
+    <div class="tabs" role="tablist" onKeyDown={move}>
+      {all.map((each) => (
         <button
           key={each}
+          id={`tab-${each}`}
           type="button"
           role="tab"
           aria-selected={each === props.tab}
+          aria-controls="panel"
+          tabIndex={each === props.tab ? 0 : -1}
           onClick={() => props.onTab(each)}
         >
           {texts.views[each]}

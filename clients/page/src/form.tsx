@@ -1,17 +1,12 @@
 /** The form for class, model, method and parameters, built from the catalogue that the model's workers publish. */
 
 import type { JsonObject } from "@bufbuild/protobuf";
+import { useId, useState } from "preact/hooks";
 import type { ClassScore } from "../gen/sagittal/v1/explanation_pb";
 import type { MethodDescription, Model, ParameterDescription } from "../gen/sagittal/v1/model_pb";
+import { type Asked, keyOf } from "./explaining";
 import { nameOf } from "./explanation";
 import { texts } from "./texts";
-
-export interface Asked {
-  model: string;
-  method: string;
-  target?: number;
-  parameters: JsonObject;
-}
 
 export function AskForm(props: {
   models: Model[];
@@ -23,7 +18,7 @@ export function AskForm(props: {
   onCancel: () => void;
 }) {
   const { models, top, asked, busy } = props;
-  const model = models.find((each) => each.name === asked.model);
+  const model = models.find((each) => keyOf(each) === asked.model);
   const methods = (model?.methods ?? []).filter(isAskable);
   const method = methods.find((each) => each.name === asked.method);
   return (
@@ -41,29 +36,18 @@ export function AskForm(props: {
           onChange={(event) => props.onAsked({ ...asked, model: event.currentTarget.value, parameters: {}, target: undefined })}
         >
           {models.map((each) => (
-            <option key={each.name} value={each.name}>
-              {each.name}
+            <option key={keyOf(each)} value={keyOf(each)}>
+              {models.some((other) => other !== each && other.name === each.name) ? keyOf(each) : each.name}
             </option>
           ))}
         </select>
       </label>
-      <label>
-        <span>{texts.ask.target}</span>
-        <select
-          value={asked.target === undefined ? "" : String(asked.target)}
-          onChange={(event) => {
-            const value = event.currentTarget.value;
-            props.onAsked({ ...asked, target: value === "" ? undefined : Number(value) });
-          }}
-        >
-          <option value="">{texts.ask.targetTop}</option>
-          {top.map((each) => (
-            <option key={each.index} value={String(each.index)}>
-              {nameOf(each)} · {texts.percent(each.score)}
-            </option>
-          ))}
-        </select>
-      </label>
+      <ClassField
+        labels={model?.labels ?? []}
+        top={top}
+        target={asked.target}
+        onTarget={(target) => props.onAsked({ ...asked, target })}
+      />
       <label>
         <span>{texts.ask.method}</span>
         <select
@@ -95,16 +79,92 @@ export function AskForm(props: {
           </button>
         </details>
       )}
-      {busy ? (
-        <button type="button" onClick={props.onCancel}>
-          {texts.ask.cancel}
-        </button>
-      ) : (
-        <button type="submit" class="primary" disabled={!method || !!method.unavailable}>
-          {texts.ask.explain}
-        </button>
-      )}
+      <button
+        type={busy ? "button" : "submit"}
+        class={busy ? "" : "primary"}
+        disabled={!busy && (!method || !!method.unavailable)}
+        onClick={busy ? props.onCancel : undefined}
+      >
+        {busy ? texts.ask.cancel : texts.ask.explain}
+      </button>
     </form>
+  );
+}
+
+const OTHER = "other";
+
+/** Selects the class to explain: the top class, another probable one, or any class by its name or index. */
+function ClassField(props: {
+  labels: string[];
+  top: ClassScore[];
+  target: number | string | undefined;
+  onTarget: (target: number | string | undefined) => void;
+}) {
+  const { top, target } = props;
+  const isListed = target === undefined || top.some((each) => each.index === target);
+  const [other, setOther] = useState(false);
+  return (
+    <>
+      <label>
+        <span>{texts.ask.target}</span>
+        <select
+          value={other || !isListed ? OTHER : target === undefined ? "" : String(target)}
+          onChange={(event) => {
+            const value = event.currentTarget.value;
+            setOther(value === OTHER);
+            if (value !== OTHER) props.onTarget(value === "" ? undefined : Number(value));
+          }}
+        >
+          <option value="">{texts.ask.targetTop}</option>
+          {top.map((each) => (
+            <option key={each.index} value={String(each.index)}>
+              {nameOf(each)} · {texts.percent(each.score)}
+            </option>
+          ))}
+          <option value={OTHER}>{texts.ask.targetOther}</option>
+        </select>
+      </label>
+      {(other || !isListed) && (
+        <ClassInput
+          label={texts.ask.otherClass}
+          labels={props.labels}
+          value={isListed ? "" : String(target)}
+          onValue={props.onTarget}
+        />
+      )}
+    </>
+  );
+}
+
+/** A field for any class of the model, by name or index. */
+export function ClassInput(props: {
+  label: string;
+  labels: string[];
+  value: string;
+  onValue: (target: number | string | undefined) => void;
+}) {
+  const list = useId();
+  const [text, setText] = useState(props.value);
+  return (
+    <label>
+      <span>{props.label}</span>
+      <input
+        type="text"
+        list={list}
+        value={text}
+        onInput={(event) => {
+          const typed = event.currentTarget.value;
+          setText(typed);
+          const name = typed.trim();
+          props.onValue(name === "" ? undefined : /^\d+$/.test(name) ? Number(name) : name);
+        }}
+      />
+      <datalist id={list}>
+        {props.labels.map((label, index) => (
+          <option key={index} value={label} />
+        ))}
+      </datalist>
+    </label>
   );
 }
 

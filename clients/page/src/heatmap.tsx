@@ -107,7 +107,7 @@ function Skeleton(props: { view: HTMLCanvasElement }) {
   );
 }
 
-function Slider(props: {
+export function Slider(props: {
   label: string;
   value: number;
   minimum: number;

@@ -114,3 +114,61 @@ function square(): [HTMLCanvasElement, CanvasRenderingContext2D] {
   paint.imageSmoothingQuality = "high";
   return [canvas, paint];
 }
+
+/** Colours of what only the first and only the second of two explanations has; all eyes can tell them apart. */
+const FIRST = [230, 97, 0] as const;
+const SECOND = [93, 58, 155] as const;
+
+/** Returns a view on which colours mark where two heatmaps differ: the more, the stronger. */
+export function parted(view: HTMLCanvasElement, first: Heatmap, second: Heatmap): HTMLCanvasElement {
+  const rows = Math.max(first.rows, second.rows);
+  const valueAt = (heatmap: Heatmap, row: number, column: number) =>
+    heatmap.values[Math.floor((row * heatmap.rows) / rows) * heatmap.columns + Math.floor((column * heatmap.columns) / rows)] ?? 0;
+  const cells = document.createElement("canvas");
+  cells.width = cells.height = rows;
+  const pixels = new ImageData(rows, rows);
+  for (let row = 0; row < rows; row++)
+    for (let column = 0; column < rows; column++) {
+      const difference = valueAt(first, row, column) - valueAt(second, row, column);
+      const strength = Math.min(1, Math.abs(difference));
+      pixels.data.set([...(difference > 0 ? FIRST : SECOND), 230 * strength], 4 * (row * rows + column));
+    }
+  cells.getContext("2d")!.putImageData(pixels, 0, 0);
+  const [canvas, paint] = faded(view);
+  paint.drawImage(cells, 0, 0, SIDE, SIDE);
+  return canvas;
+}
+
+/** Returns a view on which colours mark patches of two sets. */
+export function tinted(view: HTMLCanvasElement, first: ReadonlySet<number>, second: ReadonlySet<number>, grid: number) {
+  const [canvas, paint] = faded(view);
+  const side = SIDE / grid;
+  for (const [patches, colour] of [[first, FIRST], [second, SECOND]] as const)
+    for (const patch of patches) {
+      paint.fillStyle = `rgb(${colour.join(" ")} / 0.55)`;
+      paint.fillRect((patch % grid) * side, Math.floor(patch / grid) * side, side, side);
+    }
+  return canvas;
+}
+
+/** Returns a view in grey, on which colours are told apart easily. */
+function faded(view: HTMLCanvasElement): [HTMLCanvasElement, CanvasRenderingContext2D] {
+  const [canvas, paint] = square();
+  paint.filter = "grayscale(1)";
+  paint.drawImage(view, 0, 0);
+  paint.filter = "none";
+  return [canvas, paint];
+}
+
+/** Returns a placeholder for an image that this page does not have, because the job was opened by its link. */
+export function unseenView(): HTMLCanvasElement {
+  const [canvas, paint] = square();
+  // A checkerboard, which a blur turns grey, so that hidden parts differ from shown ones.
+  const check = SIDE / 28;
+  for (let row = 0; row < 28; row++)
+    for (let column = 0; column < 28; column++) {
+      paint.fillStyle = (row + column) % 2 ? "#b9bec4" : "#e4e6e9";
+      paint.fillRect(column * check, row * check, check, check);
+    }
+  return canvas;
+}

@@ -4,6 +4,7 @@ import { render } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import type { Model } from "../gen/sagittal/v1/model_pb";
 import { isUnauthenticated, messageOf, models as modelService, token } from "./api";
+import { CompareView } from "./compare";
 import { ExplainView } from "./explain";
 import { JobsView } from "./jobs";
 import { ModelsView } from "./models";
@@ -14,13 +15,13 @@ import { texts } from "./texts";
 const LOOK = 5000;
 
 function Page() {
-  const [route, setRoute] = useState(location.hash);
+  const [{ route, visit }, setRoute] = useState({ route: location.hash, visit: 0 });
   const [models, setModels] = useState<Model[]>();
   const [problem, setProblem] = useState("");
   const [asksToken, setAsksToken] = useState(false);
   const [turn, setTurn] = useState(0);
   useEffect(() => {
-    const changed = () => setRoute(location.hash);
+    const changed = () => setRoute((known) => ({ route: location.hash, visit: known.visit + 1 }));
     window.addEventListener("hashchange", changed);
     return () => window.removeEventListener("hashchange", changed);
   }, []);
@@ -45,7 +46,7 @@ function Page() {
       clearInterval(timer);
     };
   }, [turn]);
-  const [, view = "explain", id = ""] = route.split("/");
+  const [, view = "explain", id = "", second = ""] = route.split("/");
   const onToken = () => setAsksToken(true);
   return (
     <>
@@ -53,7 +54,7 @@ function Page() {
       <header>
         <a class="name" href="#/explain">{texts.name}</a>
         <nav>
-          {(["explain", "jobs", "models"] as const).map((each) => (
+          {(["explain", "compare", "jobs", "models"] as const).map((each) => (
             <a key={each} href={`#/${each}`} aria-current={each === view || (view === "job" && each === "explain") ? "page" : undefined}>
               {texts.pages[each]}
             </a>
@@ -65,8 +66,11 @@ function Page() {
         {problem && <Status tone="bad">{texts.state.offline} {problem}</Status>}
         {!asksToken && !models && !problem && <Status>{texts.state.loading}</Status>}
         {models?.length === 0 && view !== "jobs" && <Status>{texts.state.noModels}</Status>}
-        {!asksToken && models && models.length > 0 && (view === "explain" || view === "job") && (
-          <ExplainView key={view === "job" ? id : "new"} models={models} jobId={view === "job" ? id : ""} onToken={onToken} />
+        {!asksToken && models && (view === "job" || (view === "explain" && models.length > 0)) && (
+          <ExplainView key={visit} models={models} jobId={view === "job" ? id : ""} onToken={onToken} />
+        )}
+        {!asksToken && models && view === "compare" && (id !== "" || models.length > 0) && (
+          <CompareView key={visit} models={models} first={id} second={second} onToken={onToken} />
         )}
         {!asksToken && view === "jobs" && <JobsView onToken={onToken} />}
         {!asksToken && view === "models" && models && models.length > 0 && <ModelsView models={models} />}

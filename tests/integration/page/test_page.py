@@ -1,6 +1,7 @@
 """The page in Chromium: an image is dropped, an explanation forms, what-if answers, bad files and tokens are told."""
 
 import hashlib
+import re
 import shutil
 import threading
 from collections.abc import AsyncIterator
@@ -32,6 +33,9 @@ FLAGS = (
     "--disable-sync",
 )
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">\x1b[31m"
+
+#: Longest wait for what the page shows, in milliseconds: a busy machine takes its time.
+expect.set_options(timeout=60_000)
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),  # one browser for all tests
@@ -86,9 +90,13 @@ def explain_in_full(run: Run) -> None:
         run.send(region_scores=sets)
         run.settle(completed=pb.Completed(evaluations=len(sets.scores), model_digest="d" * 64, model_version="1"))
         return
-    run.send(prediction=pb.Prediction(target=on, top=[on, off], baseline_score=0.01))
+    asked = pb.ExplanationSpec.FromString(run.lease.request).target
+    target = off if asked.WhichOneof("target") == "index" and asked.index == 0 else on
+    run.send(prediction=pb.Prediction(target=target, top=[on, off], baseline_score=0.01))
     saliency = np.zeros((7, 7), np.float32)
     saliency[2:4, 2:5] = 1.0
+    if target is off:
+        saliency = saliency.T
     tensor = tensor_of(saliency, tensor_pb2.DATA_TYPE_FLOAT16)
     run.send(progress=pb.Progress(fraction=0.5, evaluations=100, phase="optimise"))
     run.send(mask=pb.Mask(saliency=tensor, final=True))
@@ -150,6 +158,28 @@ async def test_labels_files_and_warnings_are_text_whatever_they_hold(serve, page
         assert await page.locator("img").count() == 0
 
 
+async def test_a_wrong_prediction_is_compared_with_the_class_it_should_have_had(serve, page, image):
+    async with serve() as (address, stack), stack.worker(explain_in_full).at_work():
+        await explained(page, address, image)
+        await page.get_by_role("link", name="Compare…").click()
+        await page.get_by_label("class it should have had").fill("off")
+        await page.get_by_role("button", name="Explain it beside").click()
+        figures = page.locator(".paired")
+        unmasked = figures.get_by_role("row", name=re.compile("^Unmasked score"))
+        await expect(unmasked).to_have_text("Unmasked score90 %10 %\N{MINUS SIGN}80 %")
+        await expect(figures.get_by_role("row", name=re.compile("^Insertion 0"))).to_contain_text("0.700")
+        # two rectangles of 2 x 3 cells, one lying and one standing, share their 2 x 2 cells
+        await page.get_by_role("slider").fill("0.12")
+        await expect(page.locator(".parting")).to_contain_text("The most salient 12 % of both: 50 % in common")
+        await expect(page.locator(".parting")).to_contain_text("2 in both, 0 and 0 in one only")
+        await expect(page.get_by_role("region", name="Second")).to_contain_text("off")
+        link = page.url
+        assert len(link.partition("#/compare/")[2].split("/")) == 2
+        await page.goto("about:blank")
+        await page.goto(link)
+        await expect(unmasked).to_contain_text("80 %")
+
+
 async def test_a_job_opens_by_its_link_and_shows_in_the_list(serve, page, image):
     async with serve() as (address, stack), stack.worker(explain_in_full).at_work():
         await explained(page, address, image)
@@ -207,10 +237,10 @@ async def test_a_stream_that_breaks_is_resumed(page, image):
             await page.get_by_role("button", name="Explain", exact=True).click()
             await expect(page.locator(".progress")).to_contain_text("Queued")
             await page.wait_for_url("**/#/job/*")
-        await expect(page.locator(".progress")).to_contain_text("reconnecting", timeout=20_000)
+        await expect(page.locator(".progress")).to_contain_text("reconnecting")
         async with page_over(stack, port=int(address.rpartition(":")[2])):
             go.set()
-            await expect(page.locator(".progress")).to_contain_text("Done: 550 model evaluations", timeout=20_000)
+            await expect(page.locator(".progress")).to_contain_text("Done: 550 model evaluations")
 
 
 async def test_bad_files_are_told_with_the_remedy(serve, page, tmp_path):
