@@ -21,7 +21,7 @@ REPLACEMENTS = (
     (r"\ban asynchronous\b", "an"),
     (r"\ban `async with`", "a `with`"),
     (r"\b(async|await) ", ""),
-    (r"\bAsync(Client|EventStream|ConceptCalls|Iterator|Generator)\b", r"\1"),
+    (r"\bAsync(Client|Connection|ModelCalls|EventStream|ConceptCalls|Iterator|Generator)\b", r"\1"),
     (r"\b__a(enter|exit|iter|next)__", r"__\1__"),
     (r"\bStopAsyncIteration\b", "StopIteration"),
     (r"\ba(close|closing|next)\b", r"\1"),

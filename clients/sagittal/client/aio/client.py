@@ -1,29 +1,24 @@
-"""A connection to Sagittal, with all calls of the API."""
+"""The client: a connection with all calls of the API. This module has those about explanations and jobs."""
 
 import contextlib
-import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
-from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Unpack
 
 import grpc
-from google.protobuf.message import Message
 
 from sagittal.client.aio.concept_calls import AsyncConceptCalls
 from sagittal.client.aio.concurrency import (
     ChannelClosed,
     RequestQueue,
-    UnaryCall,
     off_the_loop,
-    open_channel,
     sleep,
 )
+from sagittal.client.aio.model_calls import AsyncModelCalls
 from sagittal.client.aio.streams import AsyncEventStream, Reading, wait_after
 from sagittal.client.base import (
-    BaseClient,
     JobConditions,
     image_request,
     job_filter,
@@ -32,28 +27,19 @@ from sagittal.client.base import (
     wanted_name,
 )
 from sagittal.client.batch import Batch, Images, Outcome
-from sagittal.client.diagnosis import diagnosed
 from sagittal.client.errors import (
     ConnectionFailed,
     FailedPrecondition,
     InvalidRequest,
-    ModelFailed,
-    NotFound,
-    SagittalError,
-    Unavailable,
-    from_rpc_error,
 )
-from sagittal.client.events import ClassScore, Event, PatchSet
+from sagittal.client.events import Event, PatchSet
 from sagittal.client.explained_image import JobImage
 from sagittal.client.explanation import Explanation
 from sagittal.client.gathering import attach_image, parse_explanation
-from sagittal.client.images import ImageLike, encode_image
+from sagittal.client.images import ImageLike
 from sagittal.client.jobs import Job, JobChange, parse_change, parse_job
-from sagittal.client.models import Model, parse_model
-from sagittal.client.options import TLS, Options
-from sagittal.client.parsing import enum_name, parse
+from sagittal.client.parsing import enum_name
 from sagittal.client.region_scores import RegionScores, parse_regions
-from sagittal.client.registration import ModelTable, model_message, update_request
 from sagittal.client.report import IMAGES, report_of_job
 from sagittal.client.requests import (
     BatchOptions,
@@ -65,52 +51,21 @@ from sagittal.client.requests import (
     check_listener,
     checked_options,
     checked_timeout,
-    named,
-    split_model,
     with_image,
 )
-from sagittal.client.resume import Cursor, Patience
-from sagittal.client.tracing import CallSpan, Metadata
+from sagittal.client.resume import Cursor
+from sagittal.client.tracing import CallSpan
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import explanation_service_pb2 as service_pb
-from sagittal.v1 import explanation_service_pb2_grpc as service_grpc
-from sagittal.v1 import model_service_pb2 as models_pb
-from sagittal.v1 import model_service_pb2_grpc as models_grpc
-
-Answer = TypeVar("Answer")
-
-#: Interval of checks whether a model is ready, in seconds.
-POLL_SECONDS = 0.25
 
 
-class AsyncClient(BaseClient):
+class AsyncClient(AsyncModelCalls):
     """A connection to Sagittal; close it, or use it in an `async with` statement.
 
     An asyncio client belongs to one event loop. A synchronous client is thread-safe.
 
     Every method raises `errors.SagittalError`, as the class that the service reported.
     """
-
-    def __init__(
-        self,
-        address: str = "localhost:50051",
-        *,
-        token: str = "",
-        tls: TLS | None = None,
-        options: Options | None = None,
-    ) -> None:
-        """Prepares a connection, which is opened when it is first needed.
-
-        Args:
-            address: Host and port (50051 by default), or a `unix:` path.
-            token: Bearer token; empty sends none.
-            tls: TLS settings; None for an unencrypted connection.
-            options: Limits and retries.
-        """
-        super().__init__(address, token=token, tls=tls, options=options)
-        self._channel = open_channel(self.address, tls, self.options.channel_arguments(tls))
-        self._jobs = service_grpc.ExplanationServiceStub(self._channel)
-        self._models = models_grpc.ModelServiceStub(self._channel)
 
     async def explain(
         self,
@@ -187,30 +142,6 @@ class AsyncClient(BaseClient):
                 except grpc.RpcError as error:
                     wait = await wait_after(cursor, error)
                 await sleep(wait)
-
-    async def wait_until_ready(self, model: str = "", *, timeout: float | None = 60.0) -> None:
-        """Waits until the service answers, and until a worker has a model ready if one is named.
-
-        Args:
-            model: Name of a registered model, or "name@version".
-            timeout: Time to wait, in seconds; None for no limit.
-
-        Raises:
-            ModelFailed: every worker that tried could not load the model.
-            SagittalError: the reason why the service or model was not ready when the time, in seconds, was over.
-        """
-        seconds = checked_timeout(timeout)
-        ends = math.inf if seconds is None else time.monotonic() + seconds
-        while True:
-            try:
-                missing = await self._missing(model)
-            except (Unavailable, NotFound) as error:
-                missing = error
-            if missing is None:
-                return
-            if time.monotonic() + POLL_SECONDS > ends:
-                raise missing
-            await sleep(POLL_SECONDS)
 
     async def submit(self, image: ImageLike, **options: Unpack[ExplainOptions]) -> Job:
         """Submits a job and returns immediately; `watch` or `get` it by its `job_id`."""
@@ -349,120 +280,10 @@ class AsyncClient(BaseClient):
         """Returns the scores if only these patches are shown (or, with `hide`, hidden)."""
         return parse_regions(await self._call(self._jobs.ScoreRegions, build_regions(sets, **options)))
 
-    async def models(self) -> AsyncIterator[Model]:
-        """Yields the registered models by name and version, without labels and methods."""
-        token = ""
-        while True:
-            page = await self._call(self._models.ListModels, models_pb.ListModelsRequest(page_token=token))
-            for model in page.models:
-                yield parse_model(model)
-            token = page.next_page_token
-            if not token:
-                return
-
-    async def model(self, name: str, *, version: str = "") -> Model:
-        """Returns the complete description of a model; an empty version means the latest."""
-        request = build(models_pb.GetModelRequest, **named(name, version))
-        response = await self._call(self._models.GetModel, request)
-        return parse_model(response.model)
-
-    async def register_model(self, model: ModelTable) -> Model:
-        """Registers a version of a model, given as a `[[models]]` table of a model file; needs the role `admin`.
-
-        Workers load and check it: `model(...)` shows the results.
-        """
-        request = models_pb.RegisterModelRequest(model=model_message(model))
-        response = await self._call(self._models.RegisterModel, request)
-        return parse_model(response.model)
-
-    async def update_model(self, model: ModelTable, *, fields: Sequence[str] = ()) -> Model:
-        """Changes a registered version: the named fields, or all fields if none are named.
-
-        `fields=["latest"]` with `latest=True` makes it the version of requests that name none.
-        """
-        response = await self._call(self._models.UpdateModel, update_request(model, fields))
-        return parse_model(response.model)
-
-    async def unregister_model(self, name: str, version: str) -> None:
-        """Removes a version; running jobs complete on it, queued ones are cancelled."""
-        await self._call(self._models.UnregisterModel, build(models_pb.UnregisterModelRequest, **named(name, version)))
-
-    async def load_model(self, name: str, *, version: str = "") -> None:
-        """Asks workers to load a model, including workers that failed to load it before."""
-        await self._call(self._models.LoadModel, build(models_pb.LoadModelRequest, **named(name, version)))
-
-    async def unload_model(self, name: str, *, version: str = "") -> None:
-        """Asks workers to unload a model when no job runs on it; a later job loads it again."""
-        await self._call(self._models.UnloadModel, build(models_pb.UnloadModelRequest, **named(name, version)))
-
-    async def predict(
-        self, image: ImageLike, *, model: str, model_version: str = "", top: int = 5
-    ) -> Sequence[ClassScore]:
-        """Returns the model's most probable classes, best first."""
-        name, version = split_model(model, model_version)
-        encoded = await off_the_loop(encode_image, image, field="image")
-        request = build(models_pb.PredictRequest, model=name, model_version=version, image=encoded, top=top)
-        response = await self._call(self._models.Predict, request)
-        return tuple(parse(ClassScore, each) for each in response.top)
-
     @property
     def concepts(self) -> AsyncConceptCalls:
         """Calls about concept sets: fit, list, get, update, delete."""
         return AsyncConceptCalls(self._channel, self._metadata, self._call, self._cursor)
-
-    async def close(self) -> None:
-        """Closes the connection."""
-        await self._channel.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def _call(self, method: UnaryCall[Answer], request: Message, *, patience: Patience | None = None) -> Answer:
-        """Makes an idempotent call, and retries it while the service is unavailable."""
-        with self._span(request) as span:
-            metadata = self._metadata + span.metadata
-            return await self._repeat(method, request, metadata, patience or self._call_patience())
-
-    async def _repeat(
-        self, method: UnaryCall[Answer], request: Message, metadata: Metadata, patience: Patience
-    ) -> Answer:
-        while True:
-            try:
-                return await method(request, timeout=self.options.timeout, metadata=metadata)
-            except grpc.RpcError as error:
-                failure = from_rpc_error(error, address=self.address)
-                if not isinstance(failure, Unavailable):
-                    raise failure from error
-                wait = await self._wait_after(patience, failure)
-            except ChannelClosed as error:
-                raise ConnectionFailed("this client is closed; make another") from error
-            await sleep(wait)
-
-    async def _wait_after(self, patience: Patience, failure: Unavailable) -> float:
-        try:
-            return patience.wait_after(failure)
-        except ConnectionFailed as error:
-            raise await off_the_loop(diagnosed, error, self.address, self._tls) from error.__cause__
-
-    async def _missing(self, model: str) -> SagittalError | None:
-        """Returns the reason why a job of a model cannot run; None if it can."""
-        once = Patience(self.options.retry, 0.0)
-        if not model:
-            await self._call(self._models.ListModels, models_pb.ListModelsRequest(page_size=1), patience=once)
-            return None
-        request = build(models_pb.GetModelRequest, **named(model, ""))
-        response = await self._call(self._models.GetModel, request, patience=once)
-        found = parse_model(response.model)
-        if found.failures and all(worker.state == "failed" for worker in found.workers):
-            raise ModelFailed(f"no worker can load {model}: {found.failures[0]}")
-        if found.ready_workers:
-            return None
-        return Unavailable(f"no worker has the model {model} ready", reason="NO_WORKER", retry_after=POLL_SECONDS)
 
     def _watch(self, cursor: Cursor) -> Any:
         request = service_pb.WatchExplanationRequest(job_id=cursor.job_id, after_sequence=cursor.sequence)
