@@ -269,7 +269,7 @@ class GetExplanationRequest(_message.Message):
     job_id: _builtins.str
     """Identifier of the job. Required."""
     page_size: _builtins.int
-    """Largest number of events on the page. 0 means as many as fit into 3 MiB, which limits every page. At most 1,000."""
+    """Largest number of events on the page. 0 means as many as fit into 512 KiB, which limits every page. At most 1,000."""
     page_token: _builtins.str
     """Page to return: `next_page_token` of the previous page. Empty means the first."""
     def __init__(

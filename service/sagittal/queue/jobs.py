@@ -54,11 +54,11 @@ from sagittal.queue.watch import LOOK_SECONDS, JobChanges, LogNotifications
 log = structlog.get_logger(__name__)
 
 #: Events and bytes per read, which bound the memory of a stream; a single event may exceed the bytes.
-EVENTS_AT_ONCE, BYTES_AT_ONCE = 16, 4 * MIB
-#: Jobs that one call of the script `list` reads.
-JOBS_AT_ONCE = 500
+EVENTS_AT_ONCE, BYTES_AT_ONCE = 16, MIB
+#: Jobs that one call of the script `list` reads: nothing else runs in Redis, and then in the event loop, meanwhile.
+JOBS_AT_ONCE = 100
 #: Calls of `list` for one page; a page that needs more has fewer jobs than its limit.
-MOST_LOOKS = 20
+MOST_LOOKS = 100
 
 #: Verdicts of `submit` for jobs that need no execution of their own.
 SHARED: Mapping[bytes, Literal["cache", "flight"]] = {b"cached": "cache", b"joined": "flight"}

@@ -73,8 +73,8 @@ DEFAULT_PAGE = 50
 #: Largest number of jobs or events on a page.
 MAX_PAGE = 1_000
 
-#: Bytes of the events on a page with several events, so that it fits into a gRPC message of default size.
-PAGE_BYTES = 3 * MIB
+#: Bytes of the events on a page with several events: a page is read and sent in one step of the event loop.
+PAGE_BYTES = MIB // 2
 
 _TOKEN = re.compile(r"^[0-9]{1,15}$")
 

@@ -25,6 +25,9 @@ PAUSE_SECONDS = 0.1
 #: Longest wait for the subscription at the start, in seconds.
 LISTEN_SECONDS = 5.0
 
+#: Jobs that are converted to messages in one step of the event loop.
+_AT_ONCE = 100
+
 _STATES_BY_NUMBER: dict[int, JobState] = {number: state for state, number in STATES.items()}
 
 _log = structlog.get_logger(__name__)
@@ -48,9 +51,11 @@ class JobLists:
         jobs, token = await self._queue.list(
             _listed(request, caller.tenant), limit=limit, page_token=request.page_token
         )
-        return explanation_service_pb2.ListExplanationsResponse(
-            explanations=[explanation(job) for job in jobs], next_page_token=token
-        )
+        page = explanation_service_pb2.ListExplanationsResponse(next_page_token=token)
+        for first in range(0, len(jobs), _AT_ONCE):
+            page.explanations.extend(explanation(job) for job in jobs[first : first + _AT_ONCE])
+            await asyncio.sleep(0)  # others have their turn
+        return page
 
     async def count(
         self, request: explanation_service_pb2.CountExplanationsRequest, caller: Caller

@@ -132,16 +132,22 @@ class TlsSettings(BaseModel):
 
 
 class LoginSettings(BaseModel):
-    """Limits for unknown tokens from one address."""
+    """Limits for calls without a known token from one address."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     attempts: Annotated[int, Field(ge=1)] = 10
-    """Consecutive unknown tokens after which further ones from an address must wait; known tokens never wait."""
+    """Calls with an unknown token, or with none, after which further ones from an address must wait; known tokens never
+    wait."""
     window: Positive = 60.0
     """Time after which an address has all its attempts again, in seconds."""
     max_addresses: Annotated[int, Field(ge=1)] = 10_000
     """Addresses that are remembered; an IPv6 network of 64 bits counts as one."""
+    refusal_delay: Annotated[float, Field(ge=0, le=60)] = 1.0
+    """Delay of the refusal of a call that must wait, in seconds, so that a client that guesses without pause takes no
+    processor time from others."""
+    max_delayed: Annotated[int, Field(ge=1)] = 1_000
+    """Refusals that are delayed at the same time, of all addresses; further ones are immediate."""
 
 
 class ConnectionSettings(BaseModel):

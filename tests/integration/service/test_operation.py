@@ -182,7 +182,8 @@ async def test_with_tokens_configured_only_their_bearers_are_served(
 
 
 async def test_who_guesses_tokens_must_wait_and_locks_nobody_out() -> None:
-    async with running(quick_settings(tokens=TOKENS, logins={"attempts": 3, "window": 3600})) as stack:
+    logins = {"attempts": 3, "window": 3600, "refusal_delay": 0}
+    async with running(quick_settings(tokens=TOKENS, logins=logins)) as stack:
         with structlog.testing.capture_logs() as logs:
             guesses = [await refusal(submit(stack, **bearer(f"guess-{number}"))) for number in range(5)]
             # not known from this address: a service that was just started knows no address
@@ -194,6 +195,20 @@ async def test_who_guesses_tokens_must_wait_and_locks_nobody_out() -> None:
         assert details(still).retry_after > 0
         assert [line["address"] for line in logs if line["event"] == "logins-limited"] == ["127.0.0.1"]
         assert await health(stack, "") == SERVING
+
+
+@pytest.mark.parametrize("token", [bearer("guess"), {}], ids=["unknown", "none"])
+async def test_the_refusal_of_who_must_wait_is_held_back_and_known_tokens_are_served(token: dict[str, Any]) -> None:
+    logins = {"attempts": 1, "window": 3600, "refusal_delay": 60, "max_delayed": 1}
+    async with running(quick_settings(tokens=TOKENS, logins=logins)) as stack:
+        await refusal(submit(stack, **token))
+        # at most one is held, so that holding them takes bounded memory: the other is refused at once
+        calls = {asyncio.ensure_future(refusal(submit(stack, **token))) for _ in range(2)}
+        (refused,), (held,) = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        assert refused.result().code() == grpc.StatusCode.UNAUTHENTICATED
+        await submit(stack, **bearer("ann"))
+        assert not held.done()
+        held.cancel()
 
 
 async def test_admin_rpcs_want_the_admin_role() -> None:

@@ -1,5 +1,6 @@
 """Authentication and authorisation: the tenant and roles of each call."""
 
+import asyncio
 import hashlib
 import time
 from collections import OrderedDict
@@ -30,7 +31,7 @@ class _Peer:
     """Remaining attempts of one address."""
 
     tries: float
-    """Unknown tokens that it may still send."""
+    """Calls without a known token that it may still send."""
     seen: float
     """Time at which `tries` was computed, on the clock."""
 
@@ -39,23 +40,42 @@ class FailedLogins:
     """A bucket of attempts for each address, for a bounded number of addresses.
 
     A known token never waits, so nobody is locked out by others behind the same proxy. The length of a token protects
-    it against guessing. The limit only keeps a misconfigured or hostile caller from filling the log, and alerts the
-    operator.
+    it against guessing. The limit only keeps a misconfigured or hostile caller from filling the log and from taking
+    processor time, and alerts the operator.
     """
 
     def __init__(self, settings: LoginSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
         self._clock = clock
         self._peers: OrderedDict[str, _Peer] = OrderedDict()
+        self._delayed = 0
+
+    async def refusal(self, peer: str, text: str) -> Unauthenticated:
+        """Counts a call without a known token. Returns its error, after a delay if the address has no attempts left."""
+        try:
+            self.failed(peer)
+        except Unauthenticated as error:
+            await self._delay()
+            return error
+        return Unauthenticated(text)
+
+    async def _delay(self) -> None:
+        if self._delayed < self._settings.max_delayed:
+            self._delayed += 1
+            try:
+                await asyncio.sleep(self._settings.refusal_delay)
+            finally:
+                self._delayed -= 1
 
     def failed(self, peer: str) -> None:
-        """Counts an unknown token. Raises Unauthenticated if the address has no attempts left."""
+        """Counts a call without a known token. Raises Unauthenticated if the address has no attempts left."""
         address = address_of(peer)
         known = self._refilled(address)
         if known.tries < 1:
             wait = (1 - known.tries) * self._seconds_for_a_try
             raise Unauthenticated(
-                f"too many unknown tokens were sent from your address: try again in {wait:.0f} s, or send a known one",
+                f"too many calls without a known token came from your address: try again in {wait:.0f} s, or send a "
+                "known token",
                 retry_after=wait,
             )
         known.tries -= 1
@@ -146,30 +166,29 @@ class Access:
         trace = current_span().context or trace_context(metadata) or new_trace_context()
         structlog.contextvars.bind_contextvars(rpc=call.method.rpartition("/")[2], trace_id=trace_id(trace))
         if not call.method.startswith(OPEN_SERVICES):
-            caller = self._admit(call, metadata.get("authorization", ""), trace)
+            caller = await self._admit(call, metadata.get("authorization", ""), trace)
             _CALLER.set(caller)
             ON_BEHALF_OF.set(caller.tenant)
         return await proceed()
 
-    def _admit(self, call: Call, authorization: str, trace: str) -> Caller:
+    async def _admit(self, call: Call, authorization: str, trace: str) -> Caller:
         if not self._tokens:
             return Caller(trace_context=trace)
-        token = self._token(authorization, call.context.peer())
+        token = await self._token(authorization, call.context.peer())
         needed = _needed(call.method)
         if needed not in token.roles:
             raise PermissionDenied(f"this token lacks the role {needed!r}: use one that has it")
         structlog.contextvars.bind_contextvars(tenant=token.tenant)
         return Caller(token.tenant, token.roles, trace)
 
-    def _token(self, authorization: str, peer: str) -> Token:
+    async def _token(self, authorization: str, peer: str) -> Token:
         digest = _digest(authorization)
-        if not digest:
-            raise Unauthenticated("this service requires a token: send the metadata `authorization: Bearer TOKEN`")
         token = self._tokens.get(digest)  # comparing digests leaks nothing about the secret
-        if token is None:
-            self._logins.failed(peer)
-            raise Unauthenticated("this token is unknown: check it, or ask the operator for one")
-        return token
+        if token is not None:
+            return token
+        required = "this service requires a token: send the metadata `authorization: Bearer TOKEN`"
+        unknown = "this token is unknown: check it, or ask the operator for one"
+        raise await self._logins.refusal(peer, unknown if digest else required)
 
 
 def _needed(method: str) -> Role:
