@@ -42,7 +42,7 @@ SCALARS: Mapping[int, str] = {
     if name not in ("TYPE_MESSAGE", "TYPE_ENUM", "TYPE_GROUP")
 }
 #: Files that come first; messages that they share follow, by the name of their file.
-FIRST = ("explanation_service", "model_service", "concept_service")
+FIRST = ("explanation_service", "batch_service", "model_service", "concept_service")
 #: Numbers of fields in descriptors, as used in paths of source locations.
 MESSAGES, ENUMS, SERVICES, FIELDS, NESTED, NESTED_ENUMS, VALUES, METHODS = 4, 5, 6, 2, 3, 4, 2, 2
 

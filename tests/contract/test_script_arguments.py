@@ -33,7 +33,8 @@ class Prepared:
 
     def __init__(self, client: redis.Redis) -> None:
         self.scripts = scripts = Scripts(client)
-        self.jobs = [plain_job() for _ in range(3)]
+        scripts.run("batch_create", "default", "batch", b"spec", 10, 100)
+        self.jobs = [plain_job(), plain_job(), plain_job(batch="batch", item="item")]
         for job in self.jobs:
             scripts.submit(job)
         ended, running = scripts.lease(), scripts.lease()
@@ -65,8 +66,19 @@ class Prepared:
             "release": held,
             "request": (waiting,),
             "settle": (*held, "completed", 60.0, 2**20, 2**30, 2**29, 10, 1.5, "", b"e1", b"tdone"),
-            "submit": tuple(submit_arguments(plain_job(content_key="k"), b"accepted", scripts.settings)),
+            "submit": tuple(
+                submit_arguments(plain_job(content_key="k", batch="batch", item="new"), b"accepted", scripts.settings)
+            ),
             "sweep": sweep_arguments(scripts.settings),
+            "batch_change": ("default", "batch", "paused"),
+            "batch_create": ("default", "batch", b"spec", 10, 100),
+            "batch_delete": ("default", "batch", "nonce"),
+            "batch_fail": ("default", "batch", "other", b"event", 100),
+            "batch_get": ("default", "batch"),
+            "batch_items": ("default", "batch", 0, 10, "qf"),
+            "batch_list": ("default", "", 10),
+            "batch_live": ("default", "batch", 0, 10),
+            "batch_retry": ("default", "batch", 0, 10, "key"),
             "concepts_delete": ("tenant", "model", "set", "nonce"),
             "concepts_list": ("tenant", "model", "", 50),
             "concepts_quarantine": ("tenant", "model", "set", "1"),
@@ -137,7 +149,14 @@ def test_no_script_takes_too_few_or_half_a_group_of_arguments(client, name) -> N
     plain = list(prepared.plain[name])
     if plain:
         assert not call(prepared, name, [])
-    if name not in ("append", "settle", "lease", "concepts_reserve", "concepts_sweep"):  # which take any number
+    if name not in (
+        "append",
+        "settle",
+        "lease",
+        "batch_retry",
+        "concepts_reserve",
+        "concepts_sweep",
+    ):  # which take any number
         assert not call(prepared, name, [*plain, "more"])
 
 

@@ -39,6 +39,7 @@ from fuzzing.messages import Words, messages, nearly
 from fuzzing.oracles import MEBI, LoopMeter, Oracles
 from sagittal.core.jobs import JobKind
 from sagittal.v1 import (
+    batch_service_pb2,
     concept_service_pb2,
     explanation_pb2,
     explanation_service_pb2,
@@ -73,7 +74,7 @@ FUZZER, NEIGHBOUR = ({"authorization": f"Bearer {name}"} for name in ("fuzzer", 
 
 RPCS: tuple[MethodDescriptor, ...] = tuple(
     method
-    for file in (explanation_service_pb2, model_service_pb2, concept_service_pb2)
+    for file in (explanation_service_pb2, model_service_pb2, concept_service_pb2, batch_service_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 )
@@ -187,6 +188,13 @@ def requests(rpc: MethodDescriptor, words: Words) -> st.SearchStrategy[bytes]:
 
 def _valid(kind: type[Message]) -> Iterator[Message]:
     fields = kind.DESCRIPTOR.fields_by_name
+    if kind is batch_service_pb2.CreateBatchRequest:
+        yield kind(name="1", spec=explanation_pb2.ExplanationSpec(model="lamp"))
+        return
+    if kind is batch_service_pb2.AddBatchItemsRequest:
+        yield kind(batch="1", key="1", spec=explanation_pb2.ExplanationSpec(image=picture()))
+        yield kind(batch="1", key="2", unreadable=batch_service_pb2.UnreadableItem(message="gone"))
+        return
     if "spec" in fields and fields["spec"].message_type is explanation_pb2.ExplanationSpec.DESCRIPTOR:
         for seed_ in range(3):
             yield kind(spec=spec(seed=seed_, request_id="same" if seed_ else ""))
@@ -307,6 +315,7 @@ def _words(job_ids: list[str]) -> Words:
         "name": st.sampled_from(["lamp", "igos++", "mse", "rise", "1", "on", "set"]),
         "model_version": st.just("1"),
         "version": st.just("1"),
+        "batch": st.just("1"),
         "label": st.sampled_from(["on", "off"]),
         "encoded": files,
         "sagittal.v1.Image": st.just(picture()),

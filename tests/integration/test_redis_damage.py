@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from sagittal.core.errors import QueueFailed, SagittalError, UnknownJob
 from sagittal.core.jobs import JobFilter, JobState, Lease, NewJob
+from sagittal.queue.batches import BatchState, ItemState
 from sagittal.queue.jobs import RedisJobQueue
 from sagittal.queue.leases import RedisWorkerQueue
 from sagittal.queue.metrics import QueueMetrics
@@ -29,7 +30,8 @@ GARBAGE = b"\xffgarbage"
 
 #: What stands before the first colon of every key that the queue and the registry keep.
 KINDS = [
-    "age", "alone", "answer", "attaching", "bell", "bytes", "changes", "concept", "concept_bytes", "concept_files",
+    "age", "alone", "answer", "attaching", "batch", "batchchanges", "batchcount", "batches", "batchfailures",
+    "batchitems", "batchlive", "bell", "bytes", "changes", "concept", "concept_bytes", "concept_files",
     "concept_revision", "concept_trash", "concepts", "cost", "created", "damaged", "deadlines",
     "declared", "deleted", "ended", "flight", "held", "holds", "job", "jobs", "lanes", "latest", "leases", "load",
     "log", "models", "origins", "pace", "parts", "quarantine", "quarantined", "readers", "ready", "request", "revision",
@@ -103,6 +105,9 @@ class Site:
         self.lease = self.worker.lease(MODEL, block_seconds=0, busy=True)
         await self.submit(content_key="shared")
         await self.submit(content_key="shared")
+        await self.jobs.batches.create("default", "batch", b"spec", 5)
+        await self.submit(batch="batch", item="live", content_key="live")
+        await self.jobs.batches.fail("default", "batch", "bad", b"event")
         await self.jobs.attach("f" * 32, "part", b"bytes", tenant="default")
         for number, name in enumerate(("kept", "deleted")):
             self.store_a_set(name, number)
@@ -139,6 +144,7 @@ class Site:
         await self.expect(self.jobs.list(JobFilter(tenant="default"), limit=100, page_token=""))
         await self.expect(self.models.models())
         await self.expect(self.models.model("model"))
+        await self.ask_about_batches()
         for job_id in self.ids:
             await self.expect(self.jobs.get(job_id))
             await self.expect(stored_events(self.jobs, job_id))
@@ -163,6 +169,20 @@ class Site:
         self.store_a_set("kept", secrets.randbelow(10**60))
         assert (await self.sets.get("default", "model", "kept")).description.name == "kept"
         await self.expect(self.jobs.sweep())
+
+    async def ask_about_batches(self) -> None:
+        batches = self.jobs.batches
+        await self.expect(batches.list("default", limit=10, page_token=""))
+        await self.expect(batches.get("default", "batch"))
+        await self.expect(batches.change("default", "batch", BatchState.PAUSED))
+        await self.expect(batches.items("default", "batch", [ItemState.FAILED], limit=10, page_token=""))
+        await self.expect(batches.items("default", "batch", [], limit=10, page_token=""))
+        await self.expect(batches.fail("default", "batch", "worse", b"event"))
+        await self.expect(collected(batches.live_jobs("default", "batch")))
+        await self.expect(batches.retry("default", "batch", []))
+        await self.expect(batches.delete("default", "batch"))
+        await batches.create("default", "new", b"spec", 1)
+        assert (await batches.get("default", "new")).name == "new"
 
     async def expect(self, call: object) -> None:
         with tolerated():
@@ -208,6 +228,10 @@ def rename(described: concept_pb2.ConceptSet) -> concept_pb2.ConceptSet:
 
 
 READY = model_pb2.WorkerModel(state=model_pb2.MODEL_STATE_READY)
+
+
+async def collected(found: AsyncIterator[str]) -> list[str]:
+    return [each async for each in found]
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from sagittal.core.errors import (
 from sagittal.core.jobs import JobState, Lease, NewJob
 from sagittal.process.embedded import EmbeddedValkey
 from sagittal.queue import connection
+from sagittal.queue.batches import BatchState
 from sagittal.queue.connection import check_server
 from sagittal.queue.failures import REPLIES, UNKNOWN, Meaning, Reply
 from sagittal.queue.jobs import RedisJobQueue
@@ -122,6 +123,15 @@ OF_THE_SERVICE: Mapping[str, Operation] = {
     "registry_quarantine": lambda sides: sides.models._redis.script(
         load_script("registry_quarantine"), "models", "nobody@1", "damaged"
     ),
+    "batch_create": lambda sides: sides.jobs.batches.create("default", secrets.token_hex(4), b"spec", 1),
+    "batch_get": lambda sides: sides.jobs.batches.get("default", "none"),
+    "batch_list": lambda sides: sides.jobs.batches.list("default", limit=1, page_token=""),
+    "batch_change": lambda sides: sides.jobs.batches.change("default", "none", BatchState.PAUSED),
+    "batch_live": lambda sides: anext(sides.jobs.batches.live_jobs("default", "none"), None),
+    "batch_items": lambda sides: sides.jobs.batches.items("default", "none", [], limit=1, page_token=""),
+    "batch_fail": lambda sides: sides.jobs.batches.fail("default", "none", "key", b"event"),
+    "batch_retry": lambda sides: sides.jobs.batches.retry("default", "none", []),
+    "batch_delete": lambda sides: sides.jobs.batches.delete("default", "none"),
     "concepts_list": lambda sides: sides.sets.list("default", "", limit=1, page_token=""),
     "concepts_read": lambda sides: sides.sets.get("default", "model", "set"),
     "concepts_update": lambda sides: sides.sets.update("default", "model", "set", rename),

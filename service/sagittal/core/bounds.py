@@ -29,6 +29,9 @@ _SENTENCE = 8_192
 #: Classes that one concept fit may name.
 _MAX_TARGETS = 1_000
 
+#: Characters of the key of an item in a batch.
+MAX_ITEM_KEY = 512
+
 #: Changes to a concept set in one request.
 MAX_CHANGES = 1_000
 
@@ -136,6 +139,20 @@ CHARACTERS: Mapping[str, int] = {
     "sagittal.v1.ConceptChange.rename": _NAME,
     "sagittal.v1.DeleteConceptSetRequest.model": _NAME,
     "sagittal.v1.DeleteConceptSetRequest.name": _NAME,
+    "sagittal.v1.CreateBatchRequest.name": _NAME,
+    "sagittal.v1.AddBatchItemsRequest.batch": _NAME,
+    "sagittal.v1.AddBatchItemsRequest.key": MAX_ITEM_KEY,
+    "sagittal.v1.UnreadableItem.message": _PATH,
+    "sagittal.v1.GetBatchRequest.name": _NAME,
+    "sagittal.v1.ListBatchesRequest.page_token": _TOKEN,
+    "sagittal.v1.PauseBatchRequest.name": _NAME,
+    "sagittal.v1.ResumeBatchRequest.name": _NAME,
+    "sagittal.v1.CancelBatchRequest.name": _NAME,
+    "sagittal.v1.ListBatchItemsRequest.name": _NAME,
+    "sagittal.v1.ListBatchItemsRequest.page_token": _TOKEN,
+    "sagittal.v1.RetryBatchItemsRequest.name": _NAME,
+    "sagittal.v1.RetryBatchItemsRequest.keys": MAX_ITEM_KEY,
+    "sagittal.v1.DeleteBatchRequest.name": _NAME,
     "google.protobuf.FieldMask.paths": _NAME,
     "grpc.health.v1.HealthCheckRequest.service": _NAME,
 }
@@ -166,6 +183,8 @@ ELEMENTS: Mapping[str, int] = {
     "sagittal.v1.FitConceptsSettings.targets": _MAX_TARGETS,
     "sagittal.v1.FitConceptsRequest.annotated_parts": MAX_PARTS,
     "sagittal.v1.UpdateConceptSetRequest.changes": MAX_CHANGES,
+    "sagittal.v1.ListBatchItemsRequest.states": 64,
+    "sagittal.v1.RetryBatchItemsRequest.keys": 1_000,
     "google.protobuf.FieldMask.paths": 64,
 }
 """Maximum elements of each list, and pairs of each map."""

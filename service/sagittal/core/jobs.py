@@ -88,6 +88,12 @@ class NewJob:
     """The part of the request that determines its cost (`setting_of`); empty if no cost is learned from the job."""
     trace_context: str = ""
     """W3C traceparent of the request, followed by a space and its tracestate; empty if there is none."""
+    batch: str = ""
+    """Name of the tenant's batch to which the job belongs; empty for none."""
+    item: str = ""
+    """Key of the job's item in the batch."""
+    renew: bool = False
+    """Whether a completed item whose result is deleted runs again."""
 
     @property
     def fingerprint(self) -> str:

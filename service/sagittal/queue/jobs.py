@@ -33,6 +33,7 @@ from sagittal.core.jobs import (
     encode_labels,
 )
 from sagittal.process.supervision import Supervised, Supervisor
+from sagittal.queue.batches import Batches, ItemKnown, parse_item, refused_item
 from sagittal.queue.connection import AsyncRunner, close_async, connect_async
 from sagittal.queue.events import Ending, cancelled_event, expired_events, forgotten_request
 from sagittal.queue.metrics import UNOBSERVED, QueueObserver
@@ -77,6 +78,7 @@ class RedisJobQueue:
         self._redis = AsyncRunner(connect_async(settings), settings, self._root, observer)
         client = connect_async(settings.model_copy(update={"max_connections": 1}))
         self._notifications = LogNotifications(client, self._root, self._supervisor)
+        self.batches = Batches(self._script, settings)
         self._next_audit = 0.0
         self._sweeper: Supervised | None = None
 
@@ -93,6 +95,10 @@ class RedisJobQueue:
         if verdict == b"full":
             what, bound, seconds = (part.decode() for part in rest)
             raise overloaded(what, int(bound), float(seconds) if seconds else None, self._settings)
+        if verdict == b"item":
+            raise ItemKnown(parse_item(job.item, *rest))
+        if verdict == b"batch":
+            raise refused_item(rest[0], job.batch, self._settings)
         if verdict in SHARED:
             self._observer.shared(job.model, SHARED[verdict])
         return parse_job(rest[0]), verdict != b"same"
@@ -271,8 +277,9 @@ class RedisJobQueue:
     async def _sweep(self) -> int:
         ended = 0
         for _ in range(SWEEPS_IN_A_ROW):
-            arguments = sweep_arguments(self._settings, audit=time.monotonic() >= self._next_audit)
-            self._next_audit = max(self._next_audit, time.monotonic() + AUDIT_SECONDS if arguments[-1] else 0.0)
+            audit = time.monotonic() >= self._next_audit
+            arguments = sweep_arguments(self._settings, audit=audit)
+            self._next_audit = max(self._next_audit, time.monotonic() + AUDIT_SECONDS if audit else 0.0)
             swept = parse_sweep(await self._redis.script(load_script("sweep"), *arguments))
             for record in swept.quarantined:
                 record.report(self._observer)

@@ -24,6 +24,7 @@ from sagittal.core.jobs import (
     StoredEvent,
     StoredRequest,
 )
+from sagittal.queue.batches import Batches
 from sagittal.queue.settings import QueueSettings
 from sagittal.queue.watch import JobChanges
 
@@ -34,6 +35,9 @@ class LeaseLost(Exception):
 
 class JobQueue(Protocol):
     """The service's side. Every method raises `core.errors.Unavailable` if the store does not answer in time."""
+
+    batches: Batches
+    """Named sets of items, whose jobs this queue executes."""
 
     async def submit(self, job: NewJob, accepted: bytes) -> tuple[Job, bool]:
         """Accepts a job atomically: stores it, appends `accepted` as event 1, and queues it.
@@ -47,6 +51,10 @@ class JobQueue(Protocol):
         Raises:
             AlreadyExists: the `request_id` belongs to a job with different content.
             Overloaded: an admission limit is exceeded.
+            ItemKnown: the item of the batch was added before.
+            BatchPaused: the batch takes no items until it is resumed.
+            NotFound: the batch does not exist.
+            FailedPrecondition: the batch is cancelled.
         """
         ...
 

@@ -31,12 +31,12 @@ from sagittal.queue.settings import QueueSettings
 #: Number of fields that the script function `view` returns for a job.
 VIEW_FIELDS = 18
 
-#: Parts shared by scripts: two for the registry of models, three for the queue, and one more for `sweep` and
+#: Parts shared by scripts: two for the registry of models, four for the queue, and one more for `sweep` and
 #: `concepts_*`.
-SHARED = ("arguments", "quarantine", "common", "audit", "concepts")
+SHARED = ("arguments", "quarantine", "common", "batches", "audit", "concepts")
 
 #: Scripts that Redis refuses if its memory is full. The others complete jobs that are already accepted.
-REFUSED_WHEN_FULL = frozenset({"submit", "attach", "concepts_update"})
+REFUSED_WHEN_FULL = frozenset({"submit", "attach", "batch_create", "batch_fail", "concepts_update"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def load_script(name: str) -> Script:
     """Returns the script with this name, with its shared parts in front."""
     folder = resources.files("sagittal.queue") / "scripts"
     shebang = "#!lua" if name in REFUSED_WHEN_FULL else "#!lua flags=allow-oom"
-    shared = SHARED[: 2 if name.startswith("registry") else 3]
+    shared = SHARED[: 2 if name.startswith("registry") else 4]
     if name == "sweep":
         shared += ("audit",)
     elif name.startswith("concepts"):
@@ -109,6 +109,10 @@ def submit_arguments(job: NewJob, accepted: bytes, settings: QueueSettings) -> l
         job.setting,
         settings.absent_share,
         encode_labels(job.labels),
+        job.batch,
+        job.item,
+        "1" if job.renew else "",
+        settings.max_batch_items,
     ]
     for name, image in job.images.items():
         arguments += [name, image]

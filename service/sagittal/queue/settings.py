@@ -60,6 +60,12 @@ class QueueSettings(BaseModel):
     """Time for which the request and images of an ended job are kept, in seconds."""
     cache_seconds: Annotated[float, Field(ge=0, le=1e9)] = 3600.0
     """Time for which equal requests share a stored answer, in seconds, within `retention_seconds`; 0 disables it."""
+    batch_retention_seconds: Seconds = 30 * 86_400.0
+    """Time for which a batch is kept after its last change, in seconds. Its jobs are kept as all others."""
+    max_batches: Count = 1_000
+    """Batches of one tenant."""
+    max_batch_items: Count = 3_000_000
+    """Items of all batches of one tenant. An item that has ended uses about 100 bytes in Redis, plus its key."""
     attachment_seconds: Seconds = 600.0
     """Time for which uploaded parts are kept without a submitted job, in seconds since the last part."""
     max_stored_bytes: Annotated[int, Field(ge=MIB, le=2**53)] = 2048 * MIB

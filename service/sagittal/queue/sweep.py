@@ -63,6 +63,7 @@ def sweep_arguments(settings: QueueSettings, *, audit: bool = False) -> tuple[in
         settings.lease_seconds,
         settings.attachment_seconds,
         "1" if audit else "",
+        settings.batch_retention_seconds,
     )
 
 

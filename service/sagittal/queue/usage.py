@@ -36,6 +36,8 @@ KINDS: Mapping[str, str] = {
     "request": "request ids",
     "cost": "learned costs",
     "concept": "concept sets: documents",
+    "batchitems": "batches: items",
+    "batchfailures": "batches: failures",
 }
 
 #: Kinds of keys of the model registry.

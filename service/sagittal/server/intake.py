@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -63,6 +63,16 @@ class Estimates:
         return observed
 
 
+@dataclass(frozen=True, slots=True)
+class ItemOfBatch:
+    """The item of a batch to which an explanation belongs."""
+
+    batch: str
+    key: str
+    renew: bool
+    """Whether it runs again if it is completed and its result is deleted."""
+
+
 #: Largest number of classes that Predict returns.
 MAX_TOP = 1_000
 
@@ -82,14 +92,31 @@ class Intake:
         self._settings = settings
         self._metrics = metrics
 
-    async def explain(self, spec: explanation_pb2.ExplanationSpec, caller: Caller) -> tuple[Job, bool]:
+    async def explain(
+        self, spec: explanation_pb2.ExplanationSpec, caller: Caller, item: ItemOfBatch | None = None
+    ) -> tuple[Job, bool]:
         """Queues an explanation; returns the job and whether it is new. Removes the images from `spec`.
+
+        Args:
+            spec: The specification.
+            caller: Who wants it.
+            item: The item of a batch that it belongs to. Without a deadline it may then wait for any time.
 
         Raises:
             SagittalError: the request is invalid or cannot be admitted.
+            ItemKnown, BatchPaused: as `JobQueue.submit`.
         """
         with self.counting_refusals():
-            return await self._explain(spec, caller)
+            return await self._explain(spec, caller, item)
+
+    async def check(self, spec: explanation_pb2.ExplanationSpec) -> None:
+        """Checks what items of a batch have in common, which lacks the image. Raises SagittalError."""
+        model = await self._catalogue.model(spec.model, spec.model_version, field="spec.model")
+        check_loadable(model, "spec.model")
+        whole = explanation_pb2.ExplanationSpec()
+        whole.CopyFrom(spec)
+        whole.image.encoded = b"of each item"
+        check_spec(whole, model, self._settings.limits())
 
     async def predict(
         self, request: model_service_pb2.PredictRequest, caller: Caller, deadline: float
@@ -161,7 +188,10 @@ class Intake:
             _log.info("job-refused", reason=error.reason, field=error.field, error=error.message)
             raise
 
-    async def _explain(self, spec: explanation_pb2.ExplanationSpec, caller: Caller) -> tuple[Job, bool]:
+    async def _explain(
+        self, spec: explanation_pb2.ExplanationSpec, caller: Caller, item: ItemOfBatch | None
+    ) -> tuple[Job, bool]:
+        unlimited = item is not None and not spec.HasField("deadline")
         model = await self._catalogue.model(spec.model, spec.model_version, field="spec.model")
         check_loadable(model, "spec.model")
         checked = check_spec(spec, model, self._settings.limits())
@@ -179,7 +209,7 @@ class Intake:
             lane=LANES[request.lane],
             request=request.SerializeToString(),
             images=examined.images,
-            deadline=time.time() + checked.deadline,
+            deadline=None if unlimited else time.time() + checked.deadline,
             request_id=request.request_id,
             tenant=caller.tenant,
             content_key=examined.content_key,
@@ -189,6 +219,8 @@ class Intake:
             labels=dict(request.labels),
             trace_context=caller.trace_context,
         )
+        if item is not None:
+            job = replace(job, batch=item.batch, item=item.key, renew=item.renew)
         return await self.submit(job, model, cost.seconds)
 
     async def _predict(

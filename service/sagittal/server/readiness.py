@@ -61,7 +61,12 @@ class RegistryWatch:
 
 
 #: Services whose health status follows Redis. The status of `""` is liveness and does not.
-READY_SERVICES = ("sagittal.v1.ExplanationService", "sagittal.v1.ModelService", "sagittal.v1.ConceptService")
+READY_SERVICES = (
+    "sagittal.v1.BatchService",
+    "sagittal.v1.ConceptService",
+    "sagittal.v1.ExplanationService",
+    "sagittal.v1.ModelService",
+)
 
 #: Time beyond the interval after which a check that has not ended means that the event loop hangs, in seconds.
 STALLED_SECONDS = 60.0

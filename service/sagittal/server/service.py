@@ -20,6 +20,7 @@ from sagittal.queue.protocol import JobQueue
 from sagittal.registry.concept_files import ConceptFiles
 from sagittal.registry.concept_sets import ConceptSets
 from sagittal.registry.protocol import ModelRegistry
+from sagittal.server.batches import BatchServicer
 from sagittal.server.catalogue import Catalogue
 from sagittal.server.concepts import ConceptFits, ConceptServicer
 from sagittal.server.explain_many import Many
@@ -41,7 +42,12 @@ from sagittal.server.rpc.layers import Layers
 from sagittal.server.rpc.streams import Streams
 from sagittal.server.rpc.tracing import Tracing
 from sagittal.server.settings import ServiceSettings, TlsSettings
-from sagittal.v1 import concept_service_pb2_grpc, explanation_service_pb2_grpc, model_service_pb2_grpc
+from sagittal.v1 import (
+    batch_service_pb2_grpc,
+    concept_service_pb2_grpc,
+    explanation_service_pb2_grpc,
+    model_service_pb2_grpc,
+)
 
 _SERVICES = ("grpc.health.v1.Health", "grpc.channelz.v1.Channelz", reflection.SERVICE_NAME)
 
@@ -246,7 +252,9 @@ class Service:
         limits = self._settings.fits
         fits = ConceptFits(self._queue, self._catalogue, intake, self._concept_files, limits)
         concepts = ConceptServicer(self._catalogue, relay, fits, self._concepts, self._concept_files, limits)
+        batches = BatchServicer(self._queue, intake, max_items_in_flight=jobs.max_items_in_flight)
         explanation_service_pb2_grpc.add_ExplanationServiceServicer_to_server(explanations, server)
+        batch_service_pb2_grpc.add_BatchServiceServicer_to_server(batches, server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
         concept_service_pb2_grpc.add_ConceptServiceServicer_to_server(concepts, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -81,6 +81,8 @@ class JobSettings(BaseModel):
     """Longest time that ScoreRegions waits for its answer, in seconds."""
     max_in_flight: Annotated[int, Field(ge=1)] = 64
     """Jobs that one ExplainMany call may have in flight; flow control delays the other requests."""
+    max_items_in_flight: Annotated[int, Field(ge=1)] = 512
+    """Items that one AddBatchItems call may have in flight; flow control delays the other requests."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from sagittal.core.errors import Overloaded, StreamMoved, Unavailable, from_status
 from sagittal.core.jobs import JobState
+from sagittal.server.readiness import READY_SERVICES
 from sagittal.v1 import explanation_service_pb2 as api
 from sagittal.v1 import explanation_service_pb2_grpc, model_service_pb2, tensor_pb2
 
@@ -67,8 +68,8 @@ async def test_the_service_is_ready_while_the_queue_answers_and_alive_always(sta
     await until_health(stack, EXPLANATIONS, SERVING)
     answers, stack.queue.jobs.ping = stack.queue.jobs.ping, away  # type: ignore[method-assign]
     await until_health(stack, EXPLANATIONS, NOT_SERVING)
-    await until_health(stack, "sagittal.v1.ModelService", NOT_SERVING)
-    await until_health(stack, "sagittal.v1.ConceptService", NOT_SERVING)
+    for service in READY_SERVICES:
+        await until_health(stack, service, NOT_SERVING)
     assert await health(stack, "") == SERVING
     assert stack.metric("sagittal_queue_up") == 0
     stack.queue.jobs.ping = answers  # type: ignore[method-assign]
@@ -81,7 +82,7 @@ async def test_reflection_lists_every_service(stack: Stack) -> None:
     call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
     answer = await anext(aiter(call))
     names = {service.name for service in answer.list_services_response.service}
-    assert {EXPLANATIONS, "sagittal.v1.ModelService", "sagittal.v1.ConceptService", "grpc.health.v1.Health"} <= names
+    assert {EXPLANATIONS, *READY_SERVICES, "grpc.health.v1.Health"} <= names
 
 
 @pytest.mark.parametrize("detail", ["ErrorInfo", "BadRequest", "RetryInfo"])

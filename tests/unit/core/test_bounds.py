@@ -8,6 +8,7 @@ from sagittal.core import bounds
 from sagittal.core.bounds import check_bounds
 from sagittal.core.errors import InvalidRequest
 from sagittal.v1 import (
+    batch_service_pb2,
     concept_service_pb2,
     explanation_pb2,
     explanation_service_pb2,
@@ -20,7 +21,7 @@ from sagittal.v1 import (
 def requests() -> list[Descriptor]:
     return [
         rpc.input_type
-        for module in (explanation_service_pb2, model_service_pb2, concept_service_pb2)
+        for module in (explanation_service_pb2, model_service_pb2, concept_service_pb2, batch_service_pb2)
         for service in module.DESCRIPTOR.services_by_name.values()
         for rpc in service.methods
     ]

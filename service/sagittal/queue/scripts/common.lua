@@ -1,5 +1,5 @@
--- Shared by all scripts of the queue. Each script is sent as: shebang, arguments.lua, quarantine.lua, this file, its
--- own body.
+-- Shared by all scripts of the queue. Each script is sent as: shebang, arguments.lua, quarantine.lua, this file,
+-- batches.lua, its own body.
 --
 -- A job is what a caller sees: state and event log. An execution is the work for it, which jobs with equal content
 -- share; keys, fields and variables call it `run`. Each lease of an execution is an attempt. Keys:
@@ -34,6 +34,8 @@
 --   request:TENANT:KEY, flight:CONTENT, answer:CONTENT   strings: the id of a job or an execution
 --   take:NONCE         string: the execution that a call of lease.lua took
 -- Times are seconds since the epoch on Redis's clock. Scripts are atomic and never wait.
+
+local end_item, forget_job_of_item -- in batches.lua
 
 -- Formats a number exactly: Lua prints 14 digits, but times and tags need 17.
 local function exact(number) return string.format('%.17g', number) end
@@ -96,7 +98,8 @@ local function fault_of_run(run)
 end
 
 local JOB = {'run', 'kind', 'model', 'version', 'method', 'lane', 'tenant', 'request_id', 'created', 'deadline', 'fingerprint',
-  'state', 'bytes', 'ended', 'attempt', 'worker', 'reason', 'accepted', 'closing', 'upto', 'stamp', 'age', 'labels'}
+  'state', 'bytes', 'ended', 'attempt', 'worker', 'reason', 'accepted', 'closing', 'upto', 'stamp', 'age', 'labels', 'batch',
+  'item'}
 local JOB_TEXTS = {'run', 'kind', 'model', 'version', 'tenant', 'fingerprint', 'accepted'}
 local JOB_NUMBERS = {'created', 'bytes'}
 local ENDED_NUMBERS = {'ended', 'attempt'}
@@ -335,7 +338,8 @@ end
 
 local function index_member(id, created) return string.format('%017.6f', tonumber(created)) .. ':' .. id end
 
-local function end_job(id, run, state)
+-- Ends a job. `element` is its last event; `spent` is the cost of the execution, if it was computed for this job.
+local function end_job(id, run, state, element, spent)
   local job = read_job(id)
   if not job then return end
   call('HSET', job_key(id), 'state', state, 'ended', exact(now), 'attempt', run.attempt, 'worker', run.worker,
@@ -343,13 +347,14 @@ local function end_job(id, run, state)
   call('ZREM', root .. 'deadlines', id)
   call('ZREM', root .. 'damaged', id)
   list_droppable('ended', job.tenant, id, now)
+  end_item(id, job, state, element, spent)
   announce_change(job.kind, job.tenant, id)
 end
 
 -- Ends an execution and every job that shares it. The last element is the terminal event.
 local function finish(id, run, state, elements)
   push(id, run, elements)
-  for _, sub in ipairs(split(run.subs)) do end_job(sub, run, state) end
+  for _, sub in ipairs(split(run.subs)) do end_job(sub, run, state, elements[#elements], sub == id and run.spent) end
   if run.state == 'running' then unlease(id, run) else dequeue(id, run) end
   call('HSET', run_key(id), 'state', state)
   call('HDEL', run_key(id), 'checkpoint')
@@ -366,7 +371,7 @@ local function close(id, run_id, run, state, element)
   call('HSET', job_key(id), 'closing', element, 'upto', call('LLEN', log_key(run_id)))
   call('HINCRBY', job_key(id), 'bytes', #element)
   count_bytes(run.tenant, #element)
-  end_job(id, run, state)
+  end_job(id, run, state, element)
   announce_growth(id)
 end
 
@@ -389,6 +394,7 @@ end
 local function drop_job(id)
   local job = read_job(id)
   if not job then call('ZREM', root .. 'ended', id) return end
+  forget_job_of_item(id, job)
   call('DEL', job_key(id))
   stop_reading(job.run, job.tenant)
   unlist_droppable('ended', job.tenant, id)

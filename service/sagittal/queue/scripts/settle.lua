@@ -57,7 +57,7 @@ if state == 'completed' and evaluations > 0 and seconds > 0 and run.attempt == '
   learn_cost(run)
   learn_pace(run)
 end
-run.reason = given.reason
+run.reason, run.spent = given.reason, {evaluations = evaluations, seconds = seconds}
 make_room(size_of(elements), run.tenant, given) -- a full store does not stop accepted jobs
 finish(id, run, state, elements)
 if state == 'completed' and run.content ~= '' and cache_seconds > 0 then

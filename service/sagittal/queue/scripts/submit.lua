@@ -1,5 +1,6 @@
 -- Accepts a job. Returns {'new' | 'same' | 'cached' | 'joined', view}, {'reused', id}, or {'full', limit name, limit,
--- seconds until there is room or ''}.
+-- seconds until there is room or ''}. For an item of a batch also {'item', letter of its state, job, last event} if it is
+-- known, or {'batch', 'unknown' | 'paused' | 'cancelled' | 'full'}.
 local evaluations = {integer(1, MOST_EVALUATIONS)}
 local new = arguments({ID, named('kind', NAME), named('model', NAME), named('version', NAME), {'method', any},
   {'lane', one_of('interactive', 'batch')}, named('tenant', NAME), {'request_id', any},
@@ -9,7 +10,8 @@ local new = arguments({ID, named('kind', NAME), named('model', NAME), named('ver
   named('max_tenant', COUNT), named('max_evaluations', COUNT), named('max_tenant_evaluations', COUNT),
   named('max_sharers', COUNT), ROOM[1], ROOM[2], named('assumed_evaluations', evaluations),
   {'weight', number(1e-6, 1e6)}, named('cache_seconds', SECONDS), {'setting', any},
-  {'absent_share', number(0, 1)}, {'labels', any}},
+  {'absent_share', number(0, 1)}, {'labels', any}, {'batch', found_batch, 'the name of a batch, or nothing'}, {'item', any},
+  {'renew', one_of('', '1')}, named('max_items', COUNT)},
   {named('image', NAME), {'image', any}})
 local images = new.rest
 new.id = new.job_id
@@ -23,6 +25,28 @@ end
 if job then
   if job.fingerprint ~= new.fingerprint then return {'reused', known} end
   return {known == new.id and 'new' or 'same', view(known)}
+end
+
+-- Returns the answer for an item that is not to be queued; nil otherwise.
+local function known_item()
+  local batch = read_batch(new.tenant, new.batch)
+  if not batch then return {'batch', 'unknown'} end
+  local letter, id = read_item(new.tenant, new.batch, new.item)
+  local its_job = letter and id ~= '' and read_job(id)
+  if letter == FLIGHT and its_job and its_job.state ~= '' then
+    end_item(id, its_job, its_job.state) -- by a release that knew no batches
+    letter = LETTERS[its_job.state]
+  end
+  local lost = letter == FLIGHT and not its_job or letter == LETTERS.completed and not its_job and new.renew == '1'
+  if letter and not lost then
+    return {'item', letter, id, call('HGET', batch_key('batchfailures', new.tenant, new.batch), new.item) or ''}
+  end
+  if batch.state ~= 'open' then return {'batch', batch.state} end
+  if not letter and counted('items', new.tenant) >= new.max_items then return {'batch', 'full'} end
+end
+if new.batch ~= '' then
+  local answer = known_item()
+  if answer then return answer end
 end
 
 local content = new.content ~= '' and new.cache ~= 'bypass' and new.content or ''
@@ -44,6 +68,10 @@ local function store_job(run, before)
   call('HSET', job_key(new.id), 'run', run, 'kind', new.kind, 'model', new.model, 'version', new.version, 'method',
     new.method, 'lane', new.lane, 'tenant', new.tenant, 'request_id', new.request_id, 'created', created, 'deadline',
     new.deadline, 'fingerprint', new.fingerprint, 'state', '', 'accepted', accepted, 'bytes', #accepted + #new.labels, 'labels', new.labels)
+  if new.batch ~= '' then
+    call('HSET', job_key(new.id), 'batch', new.batch, 'item', new.item)
+    write_item(new.tenant, new.batch, new.item, FLIGHT, new.id)
+  end
   count_bytes(new.tenant, #accepted + #new.labels)
   call('HINCRBY', readers_key(run), 'jobs', 1)
   local member = index_member(new.id, created)

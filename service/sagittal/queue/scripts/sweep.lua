@@ -3,7 +3,8 @@
 -- reason ('buried' for dead-lettered, 'cancelled', 'expired', 'damaged'), scope ('run' or 'job'), id, token, attempt,
 -- worker, detail.
 local given = arguments({named('limit', COUNT), named('max_attempts', COUNT), named('retention_seconds', SECONDS),
-  named('image_retention_seconds', SECONDS), named('lease_seconds', SECONDS), named('attachment_seconds', SECONDS), {'audit', one_of('', '1')}})
+  named('image_retention_seconds', SECONDS), named('lease_seconds', SECONDS), named('attachment_seconds', SECONDS), {'audit', one_of('', '1')},
+  named('batch_retention_seconds', SECONDS)})
 if given.audit == '1' or call('EXISTS', root .. 'audit') == 1 or not counts_agree() then audit() end
 
 local limit, max_attempts = given.limit, given.max_attempts
@@ -71,6 +72,15 @@ for _, id in ipairs(passed('ended', given.retention_seconds)) do drop_job(id) en
 for _, id in ipairs(passed('attaching', given.attachment_seconds)) do
   drop_parts(id)
   call('ZREM', root .. 'attaching', id)
+end
+for _, member in ipairs(passed('batchchanges', given.batch_retention_seconds)) do
+  local tenant, name = string.match(member, '^(.*):([^:]*)$')
+  if tenant and call('SCARD', batch_key('batchlive', tenant, name)) == 0 then
+    drop_batch(tenant, name)
+  elseif tenant then
+    touch_batch(tenant, name)
+  end
+  if not tenant then call('ZREM', root .. 'batchchanges', member) end
 end
 table.insert(ends, 1, keep('LPOP', 'quarantined', 100) or {})
 table.insert(ends, 1, more)
