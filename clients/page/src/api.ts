@@ -2,7 +2,7 @@
 
 import { Code, ConnectError, createClient, type Interceptor } from "@connectrpc/connect";
 import { createConnectTransport } from "@connectrpc/connect-web";
-import { ExplanationService } from "../gen/sagittal/v1/explanation_service_pb";
+import { ExplanationService, type WatchJobsResponse } from "../gen/sagittal/v1/explanation_service_pb";
 import { ModelService } from "../gen/sagittal/v1/model_service_pb";
 import type { ExplanationEvent } from "../gen/sagittal/v1/explanation_pb";
 
@@ -110,6 +110,28 @@ export async function* watch(
     onBreak(true);
     await wait(pause);
     pause = Math.min(2 * pause, LONGEST_PAUSE);
+  }
+}
+
+/** Yields changes of the caller's jobs. `listening` comes first, and again after each break: list the jobs then. */
+export async function* watchJobs(
+  filter: { model: string; method: string },
+  signal: AbortSignal,
+  onBreak: (broken: boolean) => void,
+): AsyncGenerator<WatchJobsResponse> {
+  for (let pause = FIRST_PAUSE; !signal.aborted; pause = Math.min(2 * pause, LONGEST_PAUSE)) {
+    try {
+      for await (const change of explanations.watchJobs({ filter }, { signal })) {
+        onBreak(false);
+        pause = FIRST_PAUSE;
+        yield change;
+      }
+    } catch (error) {
+      if (signal.aborted) return;
+      if (!isAway(error)) throw error;
+    }
+    onBreak(true);
+    await wait(pause);
   }
 }
 

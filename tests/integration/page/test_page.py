@@ -17,9 +17,9 @@ from sagittal.core.tensors import tensor_of
 from sagittal.server.models import DEFAULT_PAGE
 from sagittal.server.settings import Token
 from sagittal.v1 import explanation_pb2 as pb
-from sagittal.v1 import tensor_pb2
+from sagittal.v1 import explanation_service_pb2, tensor_pb2
 
-from ..service.support import Run, lamp, picture, quick_settings, running
+from ..service.support import Run, eventually, lamp, picture, quick_settings, running, spec
 from .conftest import page_over
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -114,9 +114,7 @@ def explain_in_full(run: Run) -> None:
     run.settle(completed=pb.Completed(evaluations=550, model_digest="d" * 64, model_version="1"))
 
 
-def explanation_request(run: Run):
-    from sagittal.v1 import explanation_service_pb2
-
+def explanation_request(run: Run) -> explanation_service_pb2.ScoreRegionsRequest:
     return explanation_service_pb2.ScoreRegionsRequest.FromString(run.lease.request)
 
 
@@ -209,6 +207,41 @@ async def test_a_report_is_saved_and_names_in_it_are_text(serve, page, browser, 
     assert [url for url in requests if not url.startswith(("data:", "file:"))] == []
     assert (await alone.title()).startswith("Why <img src=x")
     assert await alone.locator("img:not([src^='data:'])").count() == 0
+
+
+async def test_jobs_change_while_they_are_watched_and_a_deletion_can_be_undone(serve, page):
+    go, lists = threading.Event(), []
+
+    def later(run: Run) -> None:
+        go.wait(60)
+        explain_in_full(run)
+
+    # a deletion waits for as long as this test needs to undo it
+    longer = "const real = setTimeout; window.setTimeout = (call, ms) => real(call, ms === 6000 ? 6e8 : ms)"
+    await page.add_init_script(longer)
+    page.on("request", lambda request: lists.append(request.url) if "ListExplanations" in request.url else None)
+    async with serve() as (address, stack), stack.worker(later).at_work():
+        await page.goto(address + "/#/jobs")
+        await expect(page.get_by_role("status")).to_have_text("No jobs yet.")
+        await stack.explanations.SubmitExplanation(explanation_service_pb2.SubmitExplanationRequest(spec=spec()))
+        row = page.locator(".rows li")
+        await expect(row).to_contain_text("running")
+        go.set()
+        await expect(row).to_contain_text("completed")
+        await expect(row.locator(".thumbnail img")).to_be_visible()
+        assert len(lists) == 1  # nothing was polled
+        await row.get_by_role("button", name="Delete").click()
+        await expect(row).to_contain_text("Deleted.")
+        await row.get_by_role("button", name="Undo").click()
+        await expect(row).to_contain_text("completed")
+        await row.get_by_role("button", name="Delete").click()
+        await page.get_by_role("link", name="Models").click()  # who leaves the list does not undo any more
+        listed = explanation_service_pb2.ListExplanationsRequest()
+
+        async def deleted() -> bool:
+            return not (await stack.explanations.ListExplanations(listed)).explanations
+
+        await eventually(deleted)
 
 
 async def test_models_of_every_page_are_listed(serve, page):
