@@ -40,6 +40,7 @@ class Question:
     deadline: float | None
     cache: Literal["use", "refresh", "bypass"]
     protocol: Literal["mask", "pixel"]
+    predictability: int = 0
 
 
 @click.command()
@@ -77,6 +78,13 @@ class Question:
     default="mask",
     show_default=True,
     help="Resolution of insertion and deletion.",
+)
+@click.option(
+    "--predictability",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Also measures how well the explanation predicts the model on N random occlusions, such as 200.",
 )
 @click.option(
     "-o",
@@ -118,7 +126,7 @@ def ask(client: Client, question: Question, reporter: Reporter) -> Explanation:
         method=Method(question.method, **question.parameters),
         target=_target(question.target),
         baseline=_baseline(question.baseline),
-        metrics=Metrics(protocol=question.protocol),
+        metrics=Metrics(protocol=question.protocol, predictability=question.predictability),
         seed=question.seed,
         max_evaluations=question.max_evaluations,
         deadline=question.deadline,
@@ -166,7 +174,7 @@ def tell(explanation: Explanation, directory: Path | None, files: Mapping[str, s
 
 
 def areas(explanation: Explanation) -> Iterator[str]:
-    """Yields a line for each curve: its area, raw and relative to the unmasked score."""
+    """Yields a line for each curve, its area raw and relative to the unmasked score, and one for predictability."""
     for name, area, relative, good in (
         ("insertion", explanation.insertion, explanation.relative_insertion, "high"),
         ("deletion", explanation.deletion, explanation.relative_deletion, "low"),
@@ -174,6 +182,10 @@ def areas(explanation: Explanation) -> Iterator[str]:
         if area is not None:
             share = f", relative to the unmasked score {relative:.2f}" if relative is not None else ""
             yield f"{name} {area:.3f}{share} ({good} is good)"
+    completed = explanation.completed
+    if completed is not None and completed.predictability_auroc is not None:
+        right = completed.predictability_balanced_accuracy or 0.0
+        yield f"predictability {completed.predictability_auroc:.3f} AUROC, balanced accuracy {right:.0%}"
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

@@ -94,6 +94,9 @@ def _found(explanation: Explanation) -> Iterator[tuple[str, Any]]:
     completed, said = explanation.completed, explanation.concept_prediction
     if completed and completed.pointing_game_hit is not None:
         yield "pointing_game_hit", completed.pointing_game_hit
+    if completed and completed.predictability_auroc is not None:
+        yield "predictability_auroc", completed.predictability_auroc
+        yield "predictability_balanced_accuracy", completed.predictability_balanced_accuracy
     if explanation.sufficient_sets:
         yield "sufficient_sets", [_sufficient_set(each) for each in explanation.sufficient_sets]
     if explanation.graph is not None:

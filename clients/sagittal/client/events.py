@@ -279,6 +279,9 @@ class Completed(Event):
     truncated: bool
     truncated_by: str
     pointing_game_hit: bool | None
+    predictability_auroc: float | None
+    """How well the explanation predicts the model on random occlusions; None if it was not measured."""
+    predictability_balanced_accuracy: float | None
     cache_age_seconds: Annotated[float | None, From("cache_age")]
 
 

@@ -196,6 +196,8 @@ class Metrics:
     """Number of steps of each curve at mask resolution; 0 means 50."""
     boxes: Sequence[Box] = ()
     """Boxes of the object, for the pointing game; none skips it."""
+    predictability: int = 0
+    """Number of random occlusions that the explanation must predict, such as 200; 0 measures nothing."""
 
 
 class BatchOptions(TypedDict, total=False):
@@ -362,6 +364,7 @@ def _metrics(metrics: Metrics) -> pb.Metrics:
         curve_protocol=enum_value(pb.CurveProtocol, "CURVE_PROTOCOL_", given.protocol, f"{path}.curve_protocol"),
         curve_steps=given.curve_steps,
         boxes=[_box(box, f"{path}.boxes") for box in check_several(given.boxes, f"{path}.boxes", "Box(...)")],
+        predictability=given.predictability,
     )
 
 

@@ -429,12 +429,17 @@ class Metrics(_message.Message):
     CURVE_PROTOCOL_FIELD_NUMBER: _builtins.int
     CURVE_STEPS_FIELD_NUMBER: _builtins.int
     BOXES_FIELD_NUMBER: _builtins.int
+    PREDICTABILITY_FIELD_NUMBER: _builtins.int
     skip_curves: _builtins.bool
     """True turns insertion and deletion off."""
     curve_protocol: Global___CurveProtocol.ValueType
     """Resolution of the curves."""
     curve_steps: _builtins.int
     """Steps of each curve at mask resolution. 0 means 50. At most 1,000."""
+    predictability: _builtins.int
+    """Number of random occlusions that the explanation must predict, such as 200; each costs an evaluation. The rule that
+    reads the explanation is fixed: see `Completed.predictability_auroc`. 0 measures nothing; otherwise 20 to 2,000.
+    """
     @_builtins.property
     def boxes(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Box]:
         """Bounding boxes of the object. The pointing game is measured if there is at least one."""
@@ -446,10 +451,11 @@ class Metrics(_message.Message):
         curve_protocol: Global___CurveProtocol.ValueType = ...,
         curve_steps: _builtins.int = ...,
         boxes: _abc.Iterable[_tensor_pb2.Box] | None = ...,
+        predictability: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "curve_protocol", b"curve_protocol", "curve_steps", b"curve_steps", "skip_curves", b"skip_curves"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "curve_protocol", b"curve_protocol", "curve_steps", b"curve_steps", "predictability", b"predictability", "skip_curves", b"skip_curves"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1314,6 +1320,8 @@ class Completed(_message.Message):
     METRIC_EVALUATIONS_FIELD_NUMBER: _builtins.int
     POINTING_GAME_HIT_FIELD_NUMBER: _builtins.int
     CACHE_AGE_FIELD_NUMBER: _builtins.int
+    PREDICTABILITY_AUROC_FIELD_NUMBER: _builtins.int
+    PREDICTABILITY_BALANCED_ACCURACY_FIELD_NUMBER: _builtins.int
     insertion: _builtins.float
     """Area under the insertion curve, 0 to 1; not set if it was not measured."""
     deletion: _builtins.float
@@ -1344,6 +1352,13 @@ class Completed(_message.Message):
     """Evaluations for metrics; included in `evaluations`."""
     pointing_game_hit: _builtins.bool
     """Whether the heatmap's maximum is in a box, within 15 pixels; not set without boxes."""
+    predictability_auroc: _builtins.float
+    """How well the explanation predicts which random occlusions leave the class at least half of its unmasked score: the
+    area under the ROC curve, 0 to 1, 0.5 for a guess. It reads the share of the saliency that an occlusion keeps, the
+    largest share of one sufficient set, or of a graph's node times its relative score. Not set if it was not measured.
+    """
+    predictability_balanced_accuracy: _builtins.float
+    """The same as the balanced accuracy of a threshold that is chosen on one half of the occlusions and judged on the other."""
     @_builtins.property
     def run_time(self) -> _duration_pb2.Duration:
         """Time from start to end on the worker. If a worker was lost, this includes the time up to its last checkpoint."""
@@ -1381,10 +1396,12 @@ class Completed(_message.Message):
         metric_evaluations: _builtins.int = ...,
         pointing_game_hit: _builtins.bool | None = ...,
         cache_age: _duration_pb2.Duration | None = ...,
+        predictability_auroc: _builtins.float | None = ...,
+        predictability_balanced_accuracy: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_deletion", b"_deletion", "_insertion", b"_insertion", "_pointing_game_hit", b"_pointing_game_hit", "cache_age", b"cache_age", "deletion", b"deletion", "insertion", b"insertion", "pointing_game_hit", b"pointing_game_hit", "run_time", b"run_time", "wait_time", b"wait_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deletion", b"_deletion", "_insertion", b"_insertion", "_pointing_game_hit", b"_pointing_game_hit", "_predictability_auroc", b"_predictability_auroc", "_predictability_balanced_accuracy", b"_predictability_balanced_accuracy", "cache_age", b"cache_age", "deletion", b"deletion", "insertion", b"insertion", "pointing_game_hit", b"pointing_game_hit", "predictability_auroc", b"predictability_auroc", "predictability_balanced_accuracy", b"predictability_balanced_accuracy", "run_time", b"run_time", "wait_time", b"wait_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deletion", b"_deletion", "_insertion", b"_insertion", "_pointing_game_hit", b"_pointing_game_hit", "cache_age", b"cache_age", "cache_hits", b"cache_hits", "deletion", b"deletion", "evaluations", b"evaluations", "gradient_evaluations", b"gradient_evaluations", "insertion", b"insertion", "method", b"method", "metric_evaluations", b"metric_evaluations", "model_digest", b"model_digest", "model_version", b"model_version", "parameters_json", b"parameters_json", "pointing_game_hit", b"pointing_game_hit", "run_time", b"run_time", "seed", b"seed", "truncated", b"truncated", "truncated_by", b"truncated_by", "versions", b"versions", "wait_time", b"wait_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deletion", b"_deletion", "_insertion", b"_insertion", "_pointing_game_hit", b"_pointing_game_hit", "_predictability_auroc", b"_predictability_auroc", "_predictability_balanced_accuracy", b"_predictability_balanced_accuracy", "cache_age", b"cache_age", "cache_hits", b"cache_hits", "deletion", b"deletion", "evaluations", b"evaluations", "gradient_evaluations", b"gradient_evaluations", "insertion", b"insertion", "method", b"method", "metric_evaluations", b"metric_evaluations", "model_digest", b"model_digest", "model_version", b"model_version", "parameters_json", b"parameters_json", "pointing_game_hit", b"pointing_game_hit", "predictability_auroc", b"predictability_auroc", "predictability_balanced_accuracy", b"predictability_balanced_accuracy", "run_time", b"run_time", "seed", b"seed", "truncated", b"truncated", "truncated_by", b"truncated_by", "versions", b"versions", "wait_time", b"wait_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deletion: _TypeAlias = _typing.Literal["deletion"]  # noqa: Y015
     _WhichOneofArgType__deletion: _TypeAlias = _typing.Literal["_deletion", b"_deletion"]  # noqa: Y015
@@ -1392,12 +1409,20 @@ class Completed(_message.Message):
     _WhichOneofArgType__insertion: _TypeAlias = _typing.Literal["_insertion", b"_insertion"]  # noqa: Y015
     _WhichOneofReturnType__pointing_game_hit: _TypeAlias = _typing.Literal["pointing_game_hit"]  # noqa: Y015
     _WhichOneofArgType__pointing_game_hit: _TypeAlias = _typing.Literal["_pointing_game_hit", b"_pointing_game_hit"]  # noqa: Y015
+    _WhichOneofReturnType__predictability_auroc: _TypeAlias = _typing.Literal["predictability_auroc"]  # noqa: Y015
+    _WhichOneofArgType__predictability_auroc: _TypeAlias = _typing.Literal["_predictability_auroc", b"_predictability_auroc"]  # noqa: Y015
+    _WhichOneofReturnType__predictability_balanced_accuracy: _TypeAlias = _typing.Literal["predictability_balanced_accuracy"]  # noqa: Y015
+    _WhichOneofArgType__predictability_balanced_accuracy: _TypeAlias = _typing.Literal["_predictability_balanced_accuracy", b"_predictability_balanced_accuracy"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__deletion) -> _WhichOneofReturnType__deletion | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__insertion) -> _WhichOneofReturnType__insertion | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pointing_game_hit) -> _WhichOneofReturnType__pointing_game_hit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__predictability_auroc) -> _WhichOneofReturnType__predictability_auroc | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__predictability_balanced_accuracy) -> _WhichOneofReturnType__predictability_balanced_accuracy | None: ...
 
 Global___Completed: _TypeAlias = Completed  # noqa: Y015
 

@@ -112,6 +112,9 @@ MAX_CURVE_STEPS = 1_000
 #: Steps of a curve if the request does not set them.
 DEFAULT_CURVE_STEPS = 50
 
+#: Occlusions of predictability, if it is measured: fewer say nothing.
+MIN_OCCLUSIONS, MAX_OCCLUSIONS = 20, 2_000
+
 #: Boxes of the pointing game.
 MAX_BOXES = 1_000
 
@@ -175,21 +178,25 @@ class CheckedSpec:
         """The part of the request that determines its cost; empty if the method is not known yet."""
         if self.method is None:
             return ""
-        skip, protocol, steps, _ = self._metrics
-        return setting_of(self.method.parameters, curve_steps=0 if skip else steps, curve_protocol=str(protocol))
+        skip, protocol, steps, *_ = self._metrics
+        occlusions = {"predictability": n} if (n := self.request.metrics.predictability) else {}
+        curves = {"curve_steps": 0 if skip else steps, "curve_protocol": str(protocol)}
+        return setting_of(self.method.parameters, **curves, **occlusions)
 
     @property
     def most_evaluations(self) -> int:
-        """Upper bound for the job's evaluations from its budget, including two curves; 0 if there is no bound."""
-        skip, _, steps, _ = self._metrics
+        """Upper bound for the job's evaluations from its budget, including its metrics; 0 if there is no bound."""
+        skip, _, steps, *_ = self._metrics
         bound = self.request.max_evaluations
-        return bound + (0 if skip else 2 * steps) if bound else 0
+        return bound + (0 if skip else 2 * steps) + self.request.metrics.predictability if bound else 0
 
     @property
     def _metrics(self) -> list[Any]:
         metrics = self.request.metrics
         boxes = [[box.left, box.top, box.right, box.bottom] for box in metrics.boxes]
-        return [metrics.skip_curves, metrics.curve_protocol, metrics.curve_steps, boxes]
+        # Left out if 0, so that answers stored before this metric existed are still found.
+        occlusions = [metrics.predictability] if metrics.predictability else []
+        return [metrics.skip_curves, metrics.curve_protocol, metrics.curve_steps, boxes, *occlusions]
 
 
 def check_labels(labels: Mapping[str, str], field: str) -> None:
@@ -322,6 +329,12 @@ def _check_metrics(metrics: explanation_pb2.Metrics, input_size: int, field: str
             f"{DEFAULT_CURVE_STEPS}"
         )
         raise InvalidRequest(text, field=f"{field}.curve_steps")
+    if metrics.predictability and not MIN_OCCLUSIONS <= metrics.predictability <= MAX_OCCLUSIONS:
+        text = (
+            f"{field}.predictability is {metrics.predictability}; give {MIN_OCCLUSIONS} to {MAX_OCCLUSIONS:,} "
+            "occlusions, or 0 not to measure it"
+        )
+        raise InvalidRequest(text, field=f"{field}.predictability")
     if len(metrics.boxes) > MAX_BOXES:
         text = f"{field}.boxes has {len(metrics.boxes)} boxes; give at most {MAX_BOXES:,}"
         raise InvalidRequest(text, field=f"{field}.boxes")

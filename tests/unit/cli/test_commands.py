@@ -58,6 +58,17 @@ def test_what_was_found_is_told_with_what_it_took(run, script, picture) -> None:
     assert "20 evaluations in 1.5 s, ended early by its budget of evaluations\n" in told
 
 
+def test_predictability_is_asked_for_and_told(run, script, picture) -> None:
+    assert "predictability" not in run("explain", picture, "--model", "lamp").stdout
+    completed = script.log[-1].completed
+    completed.predictability_auroc, completed.predictability_balanced_accuracy = 0.9375, 0.8125
+    result = run("explain", picture, "--model", "lamp", "--predictability", 200)
+    assert script.specs[-1].metrics.predictability == 200
+    assert "predictability 0.938 AUROC, balanced accuracy 81%\n" in result.stdout
+    document = json.loads(run("explain", picture, "--model", "lamp", "--json").stdout)
+    assert (document["predictability_auroc"], document["predictability_balanced_accuracy"]) == (0.9375, 0.8125)
+
+
 def test_names_and_messages_of_the_service_do_not_drive_the_terminal(run, script, picture) -> None:
     evil = "\x1b]0;owned\x07\x9b2J"
     script.model.version = evil

@@ -100,7 +100,8 @@ def test_tensors_make_the_round_trip(dtype) -> None:
 def test_everything_asked_arrives(client, script, picture) -> None:
     client.submit(
         picture, model="lamp", model_version="2", method=IGOSPlusPlus(mask_size=28), target=4,
-        baseline=Baseline(kind="image", image=picture), metrics=Metrics(protocol="pixel", boxes=[Box(1, 2, 3, 4)]),
+        baseline=Baseline(kind="image", image=picture),
+        metrics=Metrics(protocol="pixel", boxes=[Box(1, 2, 3, 4)], predictability=200),
         seed=7, lane="batch", deadline=1.5, max_evaluations=100, request_id="mine", cache="bypass",
         partial_masks=True, progress_interval=0.25,
     )  # fmt: skip
@@ -109,6 +110,7 @@ def test_everything_asked_arrives(client, script, picture) -> None:
     assert spec.method.igos_plus_plus.mask_size == 28
     assert (spec.baseline.kind, spec.baseline.HasField("image")) == (pb.BASELINE_KIND_IMAGE, True)
     assert (spec.metrics.curve_protocol, spec.metrics.boxes[0].bottom) == (pb.CURVE_PROTOCOL_PIXEL, 4)
+    assert spec.metrics.predictability == 200
     assert (spec.lane, spec.cache_policy, spec.partial_masks) == (pb.LANE_BATCH, pb.CACHE_POLICY_BYPASS, True)
     assert (spec.deadline.seconds, spec.deadline.nanos) == (1, 500_000_000)
     assert (spec.max_evaluations, spec.request_id, spec.progress_interval.nanos) == (100, "mine", 250_000_000)

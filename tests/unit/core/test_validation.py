@@ -66,7 +66,9 @@ def test_everything_that_may_be_said_is_accepted() -> None:
     full = spec(
         target=api.Target(index=0),
         baseline=api.Baseline(kind=api.BASELINE_KIND_IMAGE, image=IMAGE),
-        metrics=api.Metrics(curve_steps=1000, boxes=[tensor_pb2.Box(left=0, top=0, right=224, bottom=1)]),
+        metrics=api.Metrics(
+            curve_steps=1000, predictability=2000, boxes=[tensor_pb2.Box(left=0, top=0, right=224, bottom=1)]
+        ),
         lane=api.LANE_BATCH,
         cache_policy=api.CACHE_POLICY_BYPASS,
         deadline=seconds(1000),
@@ -105,6 +107,8 @@ def test_everything_that_may_be_said_is_accepted() -> None:
         ({"max_evaluations": 2**64 - 1}, "max_evaluations", "1 to 1,000,000,000, or 0"),
         (metrics(curve_protocol=9), "metrics.curve_protocol", "CURVE_PROTOCOL_MASK"),
         (metrics(curve_steps=1001), "metrics.curve_steps", "1 to 1,000"),
+        (metrics(predictability=19), "metrics.predictability", "20 to 2,000 occlusions, or 0"),
+        (metrics(predictability=2001), "metrics.predictability", "20 to 2,000 occlusions, or 0"),
         (metrics(boxes=[tensor_pb2.Box()] * 1001), "metrics.boxes", "at most 1,000"),
         (box(5, 0, 5, 1), "metrics.boxes[0].right", "more than left, which is 5"),
         (box(0, 2, 1, 1), "metrics.boxes[0].bottom", "more than top"),
@@ -151,6 +155,7 @@ def test_the_question_is_the_same_with_defaults_spelled_out() -> None:
         {"target": api.Target(index=1)},
         baseline(kind=api.BASELINE_KIND_BLACK),
         metrics(curve_steps=10),
+        metrics(predictability=20),
     ],
 )
 def test_what_changes_the_answer_changes_the_question(fields: dict[str, Any]) -> None:
@@ -160,6 +165,15 @@ def test_what_changes_the_answer_changes_the_question(fields: dict[str, Any]) ->
 @pytest.mark.parametrize("fields", [{"lane": api.LANE_BATCH}, {"request_id": "a"}, {"deadline": seconds(5)}])
 def test_what_does_not_change_the_answer_does_not_change_the_question(fields: dict[str, Any]) -> None:
     assert question(spec(**fields), bird_model()) == question(spec(), bird_model())
+
+
+def test_predictability_counts_for_cost_only_if_it_is_asked_for() -> None:
+    plain = check_spec(spec(max_evaluations=100), bird_model(), LIMITS)
+    asked = check_spec(spec(max_evaluations=100, **metrics(predictability=200)), bird_model(), LIMITS)
+    assert asked.most_evaluations == plain.most_evaluations + 200
+    assert asked.setting != plain.setting
+    assert plain.question is not None
+    assert len(plain.question["metrics"]) == 4  # as in stored answers of earlier versions
 
 
 def question(asked: api.ExplanationSpec, model: model_pb2.Model) -> dict[str, Any]:

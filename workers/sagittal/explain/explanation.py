@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from sagittal.explain.events import Measurement, SaliencyMask, Warning
+from sagittal.explain.events import GraphNode, Measurement, SaliencyMask, SufficientSet, Warning
 from sagittal.explain.explainer import Explainer
 from sagittal.explain.measures.curves import Metrics, measure, pointing_game
+from sagittal.explain.measures.predictability import Finding, measure_predictability
 from sagittal.explain.problem import Problem, Question, prepare
 from sagittal.explain.steps import Steps, T
 
@@ -17,16 +18,19 @@ EMPTY = 0.05
 
 def explanation_steps(question: Question, explainer: Explainer, metrics: Metrics = Metrics()) -> Steps[None]:
     """Yields the requests and events of one explanation, from prediction to metrics."""
-    problem = yield from prepare(question, hides=explainer.hides or metrics.curves)
-    finals: list[SaliencyMask] = []
+    problem = yield from prepare(question, hides=explainer.hides or metrics.curves or metrics.predictability > 0)
+    found: list[Finding] = []
 
     def note(event: Any) -> None:
-        if isinstance(event, SaliencyMask) and event.final:
-            finals.append(event)
+        if isinstance(event, SufficientSet | GraphNode) or (isinstance(event, SaliencyMask) and event.final):
+            found.append(event)
 
     yield from observe(explainer.explain(problem), note)
-    for mask in finals:
-        yield from assess(problem, mask, metrics)
+    for mask in found:
+        if isinstance(mask, SaliencyMask):
+            yield from assess(problem, mask, metrics)
+    if metrics.predictability:
+        yield from measure_predictability(problem, found, metrics.predictability)
 
 
 def observe(steps: Steps[T], note: Callable[[Any], None]) -> Steps[T]:

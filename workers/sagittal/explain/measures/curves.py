@@ -45,6 +45,8 @@ class Metrics:
     """Number of steps of a curve at mask resolution."""
     boxes: Sequence[tuple[int, int, int, int]] = ()
     """Boxes of the object for the pointing game: left, top, right, bottom in pixels."""
+    predictability: int = 0
+    """Number of random occlusions that the explanation must predict (see `predictability`); 0 measures nothing."""
 
 
 def measure(problem: Problem, saliency: Tensor, metrics: Metrics, index: int = 0) -> Steps[None]:
@@ -80,9 +82,9 @@ def _warnings(insertion: float, deletion: float, unmasked_score: float) -> Steps
 
 
 def measurements(metrics: Metrics, size: int) -> int:
-    """Returns about how many evaluations it takes to measure a mask, for an image of `size` pixels a side."""
+    """Returns about how many evaluations it takes to measure an explanation, for an image of `size` pixels a side."""
     steps = size if metrics.protocol is CurveProtocol.PIXEL else metrics.steps
-    return 2 * (steps + 1) if metrics.curves else 0
+    return (2 * (steps + 1) if metrics.curves else 0) + metrics.predictability
 
 
 def _cells(problem: Problem, saliency: Tensor, metrics: Metrics) -> tuple[Tensor, int]:

@@ -143,6 +143,7 @@ def _metrics(metrics: explanation_pb2.Metrics) -> Metrics:
         protocol=CurveProtocol.PIXEL if by_pixel else CurveProtocol.MASK,
         steps=metrics.curve_steps or DEFAULT_CURVE_STEPS,
         boxes=tuple((box.left, box.top, box.right, box.bottom) for box in metrics.boxes),
+        predictability=metrics.predictability,
     )
 
 
