@@ -157,6 +157,13 @@ async def test_it_runs_as_a_program(client, settings, tmp_path) -> None:
     assert {key: after[key] for key in before if "concept" in key} == {
         k: v for k, v in before.items() if "concept" in k
     }
+    for _ in range(2):
+        (tmp_path / "backups").mkdir(exist_ok=True)
+        (tmp_path / "backups" / "sagittal-20200101T000000Z.backup").write_bytes(b"old")
+        assert run("save", str(tmp_path / "backups"), "1").returncode == 0
+    (kept,) = (tmp_path / "backups").iterdir()
+    assert kept.stat().st_size > 100
+    assert run("restore", str(tmp_path / "backups")).returncode == 0
     done = run("restore", str(tmp_path / "nothing"))
     assert done.returncode == 2
     assert "nothing" in done.stderr

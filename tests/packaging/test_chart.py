@@ -392,6 +392,55 @@ def test_values_in_each_of_their_notations_are_taken(render, option: str) -> Non
     assert render("cpu-only-values.yaml", option)
 
 
+def test_backups_are_made_with_the_services_settings_on_a_volume_of_their_own(render) -> None:
+    claims = ("backup.existingClaim=backups", "conceptStorage.existingClaim=concepts")
+    documents = render("cpu-only-values.yaml", "backup.enabled=true", *claims, "backup.keep=3")
+    (cron,) = kinds(documents, "CronJob")
+    pod = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] == ["python", "-m", "sagittal.registry.backup", "save", "/backups", "3"]
+    service = next(d for d in kinds(documents, "Deployment") if d["metadata"]["name"] == "rel-sagittal")
+    given = {each["name"]: each for each in container["env"]}
+    for each in service["spec"]["template"]["spec"]["containers"][0]["env"]:
+        if each["name"].startswith(("SAGITTAL_QUEUE__", "SAGITTAL_CONCEPTS__")):
+            assert given[each["name"]] == each
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    assert mounts["/concepts"]["readOnly"] is True
+    assert {"name": "backups", "persistentVolumeClaim": {"claimName": "backups"}} in pod["volumes"]
+    labels = cron["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
+    for policy in kinds(documents, "NetworkPolicy"):
+        if policy["metadata"]["name"] == "rel-sagittal-valkey":
+            admitted = [peer["podSelector"]["matchLabels"] for peer in policy["spec"]["ingress"][0]["from"]]
+            assert any(each.items() <= labels.items() for each in admitted)
+        if policy["metadata"]["name"] == "rel-sagittal-backup":
+            assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    with pytest.raises(ValueError, match=r"backup\.existingClaim: needed"):
+        render("cpu-only-values.yaml", "backup.enabled=true")
+
+
+def test_weights_can_be_fetched_into_a_volume_before_a_worker_starts(render) -> None:
+    (worker,) = (
+        d["spec"]["template"]["spec"]
+        for d in kinds(
+            render(
+                "cpu-only-values.yaml",
+                "workerDefaults.initContainers[0].name=fetch",
+                "workerDefaults.initContainers[0].image=fetcher",
+                "workerDefaults.extraVolumes[0].name=node",
+                "workerDefaults.extraVolumes[0].hostPath.path=/weights",
+                "workerDefaults.extraVolumeMounts[0].name=node",
+                "workerDefaults.extraVolumeMounts[0].mountPath=/weights",
+                "serviceAccounts.workerAnnotations.role=reader",
+            ),
+            "Deployment",
+        )
+        if "worker" in d["metadata"]["name"]
+    )
+    assert worker["initContainers"] == [{"name": "fetch", "image": "fetcher"}]
+    assert {"name": "node", "hostPath": {"path": "/weights"}} in worker["volumes"]
+    assert {"name": "node", "mountPath": "/weights"} in worker["containers"][0]["volumeMounts"]
+
+
 def test_a_grpc_route_leads_from_a_gateway_to_the_service(render) -> None:
     gateway = ("grpcRoute.parentRefs[0].name=public", "grpcRoute.parentRefs[0].namespace=gateways")
     documents = render(

@@ -9,18 +9,19 @@ from sagittal.registry import backup as program
 
 @click.command()
 @click.argument("file")
-def backup(file: str) -> None:
-    """Saves models registered over the API and all concept sets to FILE; '-' is standard output.
+@click.option("--keep", type=click.IntRange(1), help="Deletes all but so many newest backups, if FILE is a directory.")
+def backup(file: str, keep: int | None) -> None:
+    """Saves models registered over the API and all concept sets to FILE, a directory or '-' (standard output).
 
     Connects to Redis and the store of concept sets by SAGITTAL_QUEUE__* and SAGITTAL_CONCEPTS__*, like the service.
     """
-    sys.exit(program.main(["save", file]))
+    sys.exit(program.main(["save", file, *([] if keep is None else [str(keep)])]))
 
 
 @click.command()
 @click.argument("file")
 def restore(file: str) -> None:
-    """Restores a backup from FILE; '-' is standard input. Replaces nothing that exists with other content.
+    """Restores a backup from FILE, the newest of a directory or '-' (standard input). Replaces nothing.
 
     Connects to Redis and the store of concept sets by SAGITTAL_QUEUE__* and SAGITTAL_CONCEPTS__*, like the service.
     """

@@ -42,6 +42,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/component: page
 {{- end -}}
 
+{{- define "sagittal.backupSelector" -}}
+{{ include "sagittal.releaseSelector" . }}
+app.kubernetes.io/component: backup
+{{- end -}}
+
 {{- define "sagittal.serviceSelector" -}}
 {{ include "sagittal.releaseSelector" . }}
 app.kubernetes.io/component: service

@@ -1,8 +1,12 @@
 """`python -m sagittal.registry.backup save FILE` and `restore FILE`: what only Redis and the concept store have.
 
+    save FILE             writes a backup to FILE, to a new file in FILE if it is a directory, or to standard output (-)
+    save DIRECTORY KEEP   also deletes all but the newest KEEP backups in DIRECTORY
+    restore FILE          restores FILE, the newest backup in FILE if it is a directory, or standard input (-)
+
 A backup holds the models that were registered over the API, with their latest versions, and all concept sets with their
 files. It has no jobs, no answers and no models of model files, which their programs register again. The program reads
-`SAGITTAL_QUEUE__*` and `SAGITTAL_CONCEPTS__*` like the service. FILE is `-` for standard output or input.
+`SAGITTAL_QUEUE__*` and `SAGITTAL_CONCEPTS__*` like the service.
 """
 
 import asyncio
@@ -40,6 +44,10 @@ FORMAT = 1
 
 #: Name of the table of contents.
 CONTENTS = "backup.json"
+
+#: Names of backups in a directory sort by the time at which they were made.
+_FILES = "sagittal-*.backup"
+_FILE = "sagittal-%Y%m%dT%H%M%SZ.backup"
 
 
 class BackupSettings(BaseSettings):
@@ -173,9 +181,8 @@ def _save_sets(settings: BackupSettings, archive: zipfile.ZipFile, summary: Summ
     root = root_key(settings.queue)
     files = ConceptFiles(settings.concepts)
     try:
-        for key in sorted(client.scan_iter(match=_escaped(f"{root}concepts:") + "*")):
-            tenant = key.decode().removeprefix(f"{root}concepts:")
-            for member in client.zrange(key, 0, -1):
+        for tenant in sorted(each.decode() for each in client.hkeys(f"{root}concept_bytes")):
+            for member in client.zrange(f"{root}concepts:{tenant}", 0, -1):
                 files.check("program")
                 path = f"{root}concept:{tenant}:{member.decode()}"
                 found = client.hmget(path, "document", "weights", "examples")
@@ -243,17 +250,19 @@ def _set(archive: zipfile.ZipFile, entry: Mapping[str, str]) -> StoredSet:
     return entry["tenant"], stored, {name: archive.read(f"files/{name}") for name in names}
 
 
-def _escaped(text: str) -> str:
-    """Returns a text escaped for use in a glob pattern of Redis."""
-    return "".join(f"\\{letter}" if letter in "*?[]^\\" else letter for letter in text)
-
-
 def write_file(path: str, content: bytes) -> None:
-    """Writes a file atomically, readable by its owner only; `-` is standard output. Raises OSError."""
+    """Writes a backup atomically, readable by its owner only. Raises OSError.
+
+    Args:
+        path: File, directory in which it gets a name by the time, or `-` for standard output.
+        content: The backup.
+    """
     if path == "-":
         sys.stdout.buffer.write(content)
         sys.stdout.flush()
         return
+    if Path(path).is_dir():
+        path = str(Path(path) / time.strftime(_FILE, time.gmtime()))
     partial = Path(f"{path}.{secrets.token_hex(4)}")
     try:
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -266,8 +275,20 @@ def write_file(path: str, content: bytes) -> None:
 
 
 def read_file(path: str) -> bytes:
-    """Returns a file; `-` is standard input. Raises OSError."""
-    return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    """Returns a backup: a file, the newest in a directory, or standard input for `-`. Raises OSError."""
+    if path == "-":
+        return sys.stdin.buffer.read()
+    if not Path(path).is_dir():
+        return Path(path).read_bytes()
+    if not (found := sorted(Path(path).glob(_FILES))):
+        raise FileNotFoundError(f"{path} has no backup ({_FILES})")
+    return found[-1].read_bytes()
+
+
+def drop_old(directory: str, keep: int) -> None:
+    """Deletes all but the newest `keep` backups in a directory. Raises OSError."""
+    for file in sorted(Path(directory).glob(_FILES))[:-keep]:
+        file.unlink()
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -275,15 +296,21 @@ def main(arguments: Sequence[str] = ()) -> int:
 
     0: all was saved or restored; 1: some was not, or Redis failed; 2: wrong arguments, settings or file.
     """
-    if len(arguments) != 2 or arguments[0] not in ("save", "restore"):
-        sys.stdout.write(f"{__doc__}\n")
-        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
-    what, path = arguments
+    match arguments:
+        case ["save" | "restore" as what, path]:
+            keep = 0
+        case ["save" as what, path, number] if number.isdecimal() and int(number) and Path(path).is_dir():
+            keep = int(number)
+        case _:
+            sys.stdout.write(f"{__doc__}\n")
+            return 0 if list(arguments) in (["-h"], ["--help"]) else 2
     try:
         settings = read_settings(BackupSettings)
         if what == "save":
             content, summary = save_backup(settings)
             write_file(path, content)
+            if keep:
+                drop_old(path, keep)
         else:
             summary = restore_backup(settings, read_file(path))
     except (UnusableSettings, BackupUnusable, OSError) as error:
