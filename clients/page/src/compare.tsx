@@ -124,7 +124,11 @@ function Side(props: {
       <h2>
         {props.name} <span class="faint">{[here.found && nameOf(target), here.found && here.asked.method].filter(Boolean).join(" · ")}</span>
       </h2>
-      {here.gone && <Status tone="bad">{texts.state.gone}</Status>}
+      {here.gone && (
+        <Status tone="bad">
+          {texts.state.goneTitle}. {texts.state.gone}
+        </Status>
+      )}
       {here.imageGone && <Status tone="warn">{texts.views.imageGone}</Status>}
       {here.shown && props.models.length > 0 && (
         <details open={!here.found}>

@@ -35,6 +35,16 @@ export function Share(props: { value: number | undefined; tone?: "kept" | "remov
   );
 }
 
+/** A state in which a view has nothing else to show: what is the case, and what to do. */
+export function Notice(props: { title: string; tone?: "bad"; children?: ComponentChildren }) {
+  return (
+    <div class={`notice ${props.tone ?? ""}`} role={props.tone === "bad" ? "alert" : "status"}>
+      <h1>{props.title}</h1>
+      {props.children}
+    </div>
+  );
+}
+
 /** A message that screen readers announce when it changes. */
 export function Status(props: { tone?: "bad" | "warn"; children: ComponentChildren }) {
   return (

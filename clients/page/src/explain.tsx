@@ -9,7 +9,7 @@ import { AskForm } from "./form";
 import { nameOf, type Explanation } from "./explanation";
 import { GraphView } from "./graph";
 import { HeatmapView } from "./heatmap";
-import { Status } from "./components";
+import { Notice, Status } from "./components";
 import { SetsView } from "./sets";
 import { texts } from "./texts";
 import { WhatIfView } from "./whatif";
@@ -69,12 +69,10 @@ export function ExplainView(props: { models: Model[]; jobId: string; onToken: ()
 
   if (here.gone)
     return (
-      <>
-        <Status tone="bad">{texts.state.gone}</Status>
-        <p>
-          <a href="#/explain">{texts.state.startAgain}</a>
-        </p>
-      </>
+      <Notice title={texts.state.goneTitle} tone="bad">
+        <p>{texts.state.gone}</p>
+        <a class="button" href="#/explain">{texts.state.startAgain}</a>
+      </Notice>
     );
   if (!shown && !jobId)
     return (
@@ -85,6 +83,7 @@ export function ExplainView(props: { models: Model[]; jobId: string; onToken: ()
     );
   return (
     <div class="explain">
+      <h1 class="unseen">{texts.pages.explain}</h1>
       <aside>
         {shown && models.length > 0 && (
           <>
@@ -169,7 +168,7 @@ export function FileButton(props: { label: string; onFile: (file: File) => void 
       <input
         ref={input}
         type="file"
-        accept="image/jpeg,image/png,image/webp"
+        accept="image/*"
         hidden
         onChange={(event) => {
           const file = event.currentTarget.files?.[0];

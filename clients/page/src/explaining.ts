@@ -68,7 +68,8 @@ export async function readImage(file: File): Promise<Shown> {
   try {
     return { bytes: new Uint8Array(await file.arrayBuffer()), bitmap: await createImageBitmap(file), name: file.name };
   } catch {
-    throw new Error(texts.drop.notRead(file.name));
+    const kind = /\.(heic|heif)$/i.test(file.name) ? "heic" : /svg/i.test(file.type) ? "svg" : "other";
+    throw new Error(`${texts.drop.notRead(file.name)} ${texts.drop.remedies[kind]}`);
   }
 }
 

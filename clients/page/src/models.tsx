@@ -2,16 +2,19 @@
 
 import { type Model, ModelState } from "../gen/sagittal/v1/model_pb";
 import { Status } from "./components";
+import { keyOf } from "./explaining";
 import { texts } from "./texts";
 
 export function ModelsView(props: { models: Model[] }) {
-  if (!props.models.length) return <Status>{texts.state.noModels}</Status>;
   return (
-    <ul class="cards wide">
-      {props.models.map((model) => (
-        <ModelCard key={`${model.name}@${model.version}`} model={model} />
-      ))}
-    </ul>
+    <>
+      <h1 class="unseen">{texts.pages.models}</h1>
+      <ul class="cards wide">
+        {props.models.map((model) => (
+          <ModelCard key={keyOf(model)} model={model} />
+        ))}
+      </ul>
+    </>
   );
 }
 

@@ -8,7 +8,7 @@ import { CompareView } from "./compare";
 import { ExplainView } from "./explain";
 import { JobsView } from "./jobs";
 import { ModelsView } from "./models";
-import { Status } from "./components";
+import { Notice, Status } from "./components";
 import { texts } from "./texts";
 
 /** Time between two updates of the models, in milliseconds. */
@@ -63,9 +63,18 @@ function Page() {
       </header>
       <main id="content">
         {asksToken && <TokenForm wrong={token.get() !== ""} onToken={() => setTurn(turn + 1)} />}
-        {problem && <Status tone="bad">{texts.state.offline} {problem}</Status>}
+        {problem && (
+          <Status tone="bad">
+            {texts.state.offline} {problem}
+          </Status>
+        )}
         {!asksToken && !models && !problem && <Status>{texts.state.loading}</Status>}
-        {models?.length === 0 && view !== "jobs" && <Status>{texts.state.noModels}</Status>}
+        {!asksToken && models?.length === 0 && view !== "jobs" && id === "" && (
+          <Notice title={texts.state.noModels}>
+            <p>{texts.state.noModelsRemedy}</p>
+            <pre>{texts.state.noModelsCommand}</pre>
+          </Notice>
+        )}
         {!asksToken && models && (view === "job" || (view === "explain" && models.length > 0)) && (
           <ExplainView key={visit} models={models} jobId={view === "job" ? id : ""} onToken={onToken} />
         )}

@@ -10,8 +10,12 @@ export const texts = {
     choose: "choose a file",
     kinds: "JPEG, PNG or WebP, at most 32 MB. It is sent to your Sagittal service and nowhere else.",
     tooLarge: (mib: string) => `The file has ${mib} MB. Send an image of at most 32 MB.`,
-    notRead: (name: string) =>
-      `${name} could not be read as an image. Send a JPEG, PNG or WebP; convert HEIC and SVG first.`,
+    notRead: (name: string) => `"${name}" could not be read as an image.`,
+    remedies: {
+      heic: "Browsers cannot read HEIC. Export the photo as JPEG and send that.",
+      svg: "SVG is a drawing, which a model cannot see. Export it as PNG and send that.",
+      other: "Send a JPEG, PNG or WebP.",
+    },
     replace: "Another image",
   },
   ask: {
@@ -42,9 +46,12 @@ export const texts = {
     cut: (limit: string) => `The search was cut by its ${limit} budget: this is the best so far.`,
     failed: "The job failed:",
     cancelled: "Cancelled.",
-    noModels: "No model is registered yet. Start a worker, or register a model with `sagittal models register`.",
+    noModels: "No model is registered yet",
+    noModelsRemedy: "Start a worker with models, or register one. This page continues by itself as soon as there is one.",
+    noModelsCommand: "sagittal models register FILE",
     offline: "The service cannot be reached. Retrying…",
-    gone: "This job no longer exists: it expired or was deleted, or another tenant has it.",
+    goneTitle: "This job no longer exists",
+    gone: "It expired or was deleted, or it belongs to another tenant.",
     startAgain: "Explain an image",
   },
   share: {

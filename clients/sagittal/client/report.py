@@ -219,7 +219,9 @@ def _graph(explanation: Explanation, drawing: PatchDrawing) -> str:
     if explanation.graph is None:
         return ""
     note = "Each image at the top is one sufficient set. Each line removes one patch; the number is its probability."
-    return f'<p class="faint">{note}</p><div class="scroll">{graph_svg(explanation.graph, drawing)}</div>'
+    picture = graph_svg(explanation.graph, drawing)
+    scrolled = f'<div class="scroll" tabindex="0" role="group" aria-label="attention graph">{picture}</div>'
+    return f'<p class="faint">{note}</p>{scrolled}'
 
 
 def _concepts(explanation: Explanation, seen: View | None) -> str:

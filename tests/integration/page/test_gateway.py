@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import hashlib
 import json
 import struct
@@ -58,8 +59,12 @@ async def test_the_page_is_served_and_lets_nothing_leave_its_origin(serve):
         policy = headers["content-security-policy"]
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
+        size = len(gzip.compress(body))
         for name in ("page.js", "page.css", "icon.svg"):
-            assert (await ask(f"{address}/{name}"))[0] == 200
+            status, _, content = await ask(f"{address}/{name}")
+            assert status == 200
+            size += len(gzip.compress(content))
+        assert size <= 200_000
         assert (await ask(address + "/livez"))[2] == b"ok\n"
         assert (await ask(address + "/../settings.py"))[0] == 404
 

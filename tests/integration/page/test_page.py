@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pytest_asyncio
+from axe_playwright_python.base import AXE_SCRIPT
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from sagittal.core.jobs import JobKind
@@ -276,18 +277,6 @@ async def test_a_stream_that_breaks_is_resumed(page, image):
             await expect(page.locator(".progress")).to_contain_text("Done: 550 model evaluations")
 
 
-async def test_bad_files_are_told_with_the_remedy(serve, page, tmp_path):
-    broken, large = tmp_path / "photo.heic", tmp_path / "large.png"
-    broken.write_bytes(b"ftypheic" * 10)
-    large.write_bytes(b"\0" * (33 * 2**20))
-    async with serve() as (address, stack), stack.worker(explain_in_full).at_work():
-        await page.goto(address)
-        await page.set_input_files("input[type=file]", broken)
-        await expect(page.get_by_role("alert")).to_contain_text("convert HEIC and SVG first")
-        await page.set_input_files("input[type=file]", large)
-        await expect(page.get_by_role("alert")).to_contain_text("33.0 MB")
-
-
 async def test_a_wrong_token_is_asked_for_again(serve, page):
     tokens = {hashlib.sha256(b"right").hexdigest(): Token(tenant="t", roles=("explain",))}
     async with serve(quick_settings(tokens=tokens)) as (address, _):
@@ -299,3 +288,79 @@ async def test_a_wrong_token_is_asked_for_again(serve, page):
         await page.get_by_label("Bearer token").fill("right")
         await page.get_by_role("button", name="Use it").click()
         await expect(page.locator(".drop")).to_be_visible()
+
+
+async def violations(page: Page) -> list[str]:
+    """The rules of accessibility that a view breaks; in the dark theme, those of colours."""
+    if not await page.evaluate("'axe' in window"):
+        await page.evaluate(AXE_SCRIPT)
+    found = []
+    for scheme, options in (("light", {}), ("dark", {"runOnly": ["color-contrast"]})):
+        await page.emulate_media(color_scheme=scheme)
+        answer = await page.evaluate("options => axe.run(options)", {**options, "resultTypes": ["violations"]})
+        broken = answer["violations"]
+        found += [f"{page.url} {scheme}: {each['id']} {[node['target'] for node in each['nodes']]}" for each in broken]
+    return found
+
+
+async def test_no_view_breaks_a_rule_of_accessibility(serve, page, image):
+    async with serve() as (address, stack), stack.worker(explain_in_full).at_work():
+        await page.goto(address)
+        await expect(page.locator(".drop")).to_be_visible()
+        found = await violations(page)
+        await explained(page, address, image)
+        found += await violations(page)
+        for tab in ("Sufficient sets", "What if?"):
+            await page.get_by_role("tab", name=tab).click()
+            found += await violations(page)
+        link = page.url
+        for view, shown in (
+            (link.replace("#/job", "#/compare"), "Change and"),
+            ("#/jobs", "completed"),
+            ("#/models", "lamp"),
+        ):
+            await page.goto(view if view.startswith("http") else f"{address}/{view}")
+            await expect(page.locator("main")).to_contain_text(shown)
+            found += await violations(page)
+        assert found == []
+
+
+async def test_the_keyboard_alone_suffices(serve, page, image):
+    async with serve() as (address, stack), stack.worker(explain_in_full).at_work():
+        await page.goto(address)
+        await page.keyboard.press("Tab")
+        await expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+        await page.set_input_files("input[type=file]", image)
+        await expect(page.locator(".top li")).to_have_count(2)
+        await page.get_by_role("button", name="Explain", exact=True).focus()
+        await page.keyboard.press("Enter")
+        await expect(page.locator(".progress")).to_contain_text("Done: 550 model evaluations")
+        await expect(page.locator(".ask > button")).to_be_focused()  # the button that cancelled meanwhile
+        await page.get_by_role("tab", name="Heatmap").focus()
+        await page.keyboard.press("ArrowRight")
+        await expect(page.get_by_role("tab", name="Sufficient sets")).to_be_focused()
+        await expect(page.locator(".card")).to_contain_text("One-minimal")
+
+
+async def test_every_state_without_a_result_is_drawn(serve, page, tmp_path):
+    files = {
+        "photo.heic": (b"ftypheic" * 10, "Export the photo as JPEG"),
+        "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "Export it as PNG"),
+        "large.png": (b"\0" * (50 * 2**20), "The file has 50.0 MB. Send an image of at most 32 MB."),
+    }
+    async with serve() as (address, stack):
+        await page.goto(address)
+        for name, (content, told) in files.items():
+            (tmp_path / name).write_bytes(content)
+            await page.set_input_files("input[type=file]", tmp_path / name)
+            await expect(page.get_by_role("alert")).to_contain_text(told)
+        await page.goto(f"{address}/#/job/{'0' * 32}")
+        await expect(page.get_by_role("alert")).to_contain_text("This job no longer exists")
+        await stack.service.stop()
+        await page.goto("about:blank")
+        await page.goto(address)
+        await expect(page.get_by_role("alert")).to_contain_text("The service cannot be reached. Retrying…")
+        answer = {"status": 200, "content_type": "application/proto", "body": b""}  # a list of no models
+        await page.route("**/ListModels", lambda route: route.fulfill(**answer))
+        await page.reload()
+        await expect(page.get_by_role("heading", level=1)).to_have_text("No model is registered yet")
