@@ -21,11 +21,11 @@ REPLACEMENTS = (
     (r"\ban asynchronous\b", "an"),
     (r"\ban `async with`", "a `with`"),
     (r"\b(async|await) ", ""),
-    (r"\bAsync(Client|Connection|ModelCalls|EventStream|ConceptCalls|Iterator|Generator)\b", r"\1"),
+    (r"\bAsync(Client|Connection|ModelCalls|EventStream|BatchCalls|ConceptCalls|Iterator|Generator)\b", r"\1"),
     (r"\b__a(enter|exit|iter|next)__", r"__\1__"),
     (r"\bStopAsyncIteration\b", "StopIteration"),
     (r"\ba(close|closing|next)\b", r"\1"),
-    (r"\bCallable\[(\[\w+\]), Awaitable\[(\w+)\]\]", r"Callable[\1, \2]"),
+    (r"\bCallable\[(\[[\w, ]+\]), Awaitable\[(\w+)\]\]", r"Callable[\1, \2]"),
     (r"\bAwaitable, ", ""),
     (r"\bclient\.aio\b", "client.sync"),
 )

@@ -9,6 +9,7 @@ It depends only on the API: neither torch nor Redis is required.
 
 from sagittal.client.aio import AsyncClient, AsyncEventStream
 from sagittal.client.batch import Outcome
+from sagittal.client.batches import Batch, BatchCost, BatchCounts, BatchItem, BatchResult
 from sagittal.client.concepts import ConceptExample, ConceptQuality, ConceptSet, FitProgress, XFeature
 from sagittal.client.errors import (
     AlreadyExists,
@@ -105,6 +106,11 @@ __all__ = [
     "AsyncClient",
     "AsyncEventStream",
     "Baseline",
+    "Batch",
+    "BatchCost",
+    "BatchCounts",
+    "BatchItem",
+    "BatchResult",
     "Box",
     "CausalTriple",
     "Certificate",

@@ -39,7 +39,7 @@ class _Entry:
     """Clock time after which it may be sent again."""
 
 
-class Batch:
+class ManyImages:
     """The state of one `explain_many`.
 
     If the call breaks, the service cancels its jobs. Unfinished images are sent again with a new request_id; results

@@ -103,6 +103,17 @@ def explain_at_once(run: Run) -> None:
     run.settle(completed=explanation_pb2.Completed(evaluations=7, model_digest="d" * 64, model_version="1"))
 
 
+def explain_readably(run: Run) -> None:
+    """A script: an explanation that a client can parse, with a mask of 2 x 2 and a curve."""
+    mask = tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_FLOAT16, shape=[2, 2], data=bytes(8))
+    top = [explanation_pb2.ClassScore(index=1, label="on", score=0.9)]
+    run.send(prediction=explanation_pb2.Prediction(target=top[0], top=top))
+    run.send(mask=explanation_pb2.Mask(saliency=mask, final=True))
+    run.send(curve=explanation_pb2.Curve(kind=explanation_pb2.CURVE_KIND_INSERTION, fractions=[0, 1], scores=[0, 1]))
+    done = explanation_pb2.Completed(insertion=0.5, deletion=0.25, evaluations=7, model_version="1", method="igos++")
+    run.settle(completed=done)
+
+
 def wait_for_cancel(run: Run) -> None:
     """A script: starts, then waits to be cancelled."""
     run.send(started=explanation_pb2.Started(worker="scripted", attempt=1))

@@ -13,7 +13,9 @@ from sagittal.client import GradCAM, IGOSPlusPlus, MinimalSufficientExplanations
 
 def test_public_names_are_exactly_these() -> None:
     assert set(sagittal.client.__all__) == {
-        "Accepted", "AlreadyExists", "ArgumentRefused", "AsyncClient", "AsyncEventStream", "Baseline", "Box",
+        "Accepted", "AlreadyExists", "ArgumentRefused", "AsyncClient", "AsyncEventStream", "Baseline",
+        "Batch", "BatchCost", "BatchCounts", "BatchItem",
+        "BatchResult", "Box",
         "CausalTriple", "Certificate", "ClassScore", "Client", "Completed", "ConceptContribution", "ConceptExample",
         "ConceptPrediction", "ConceptQuality",
         "ConceptSet", "ConceptSetDamaged", "Concepts", "ConnectionFailed", "Curve",

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 
 import grpc
 
+from sagittal.client.aio.batch_calls import AsyncBatchCalls
 from sagittal.client.aio.concept_calls import AsyncConceptCalls
 from sagittal.client.aio.concurrency import (
     ChannelClosed,
@@ -26,7 +27,7 @@ from sagittal.client.base import (
     spec_for,
     wanted_name,
 )
-from sagittal.client.batch import Batch, Images, Outcome
+from sagittal.client.batch import Images, ManyImages, Outcome
 from sagittal.client.errors import (
     ConnectionFailed,
     FailedPrecondition,
@@ -38,6 +39,7 @@ from sagittal.client.explanation import Explanation
 from sagittal.client.gathering import attach_image, parse_explanation
 from sagittal.client.images import ImageLike
 from sagittal.client.jobs import Job, JobChange, parse_change, parse_job
+from sagittal.client.models import Model
 from sagittal.client.parsing import enum_name
 from sagittal.client.region_scores import RegionScores, parse_regions
 from sagittal.client.report import IMAGES, report_of_job
@@ -128,7 +130,7 @@ class AsyncClient(AsyncModelCalls):
             raise InvalidRequest("a batch has one job per image; omit request_id", field="request_id")
         checked = checked_options({"lane": "batch", "request_id": "", **options})
         model = await self.model(checked["model"], version=checked.get("model_version", ""))
-        batch = Batch(images, spec_for(checked, model), in_flight=in_flight, retry=self.options.retry)
+        batch = ManyImages(images, spec_for(checked, model), in_flight=in_flight, retry=self.options.retry)
         cursor = self._cursor(service_pb.ExplainManyRequest())
         cursor.retries_overload = True
         cursor.patience.renew(self.options.retry.stream_seconds)  # the service answered just now
@@ -285,6 +287,15 @@ class AsyncClient(AsyncModelCalls):
         """Calls about concept sets: fit, list, get, update, delete."""
         return AsyncConceptCalls(self._channel, self._metadata, self._call, self._cursor)
 
+    @property
+    def batches(self) -> AsyncBatchCalls:
+        """Calls about batches: create, run, get, list, pause, resume, cancel, retry, delete."""
+
+        async def describe(model: str, version: str) -> Model:
+            return await self.model(model, version=version)
+
+        return AsyncBatchCalls(self._channel, self._metadata, self.options, self._call, self._cursor, describe)
+
     def _watch(self, cursor: Cursor) -> Any:
         request = service_pb.WatchExplanationRequest(job_id=cursor.job_id, after_sequence=cursor.sequence)
         metadata = self._metadata + cursor.span.metadata
@@ -302,7 +313,7 @@ class AsyncClient(AsyncModelCalls):
             catalogue = await self.model(checked["model"], version=checked.get("model_version", ""))
         return await off_the_loop(with_image, spec_for(checked, catalogue), image)
 
-    async def _run_batch(self, batch: Batch, cursor: Cursor) -> AsyncGenerator[Outcome, None]:
+    async def _run_batch(self, batch: ManyImages, cursor: Cursor) -> AsyncGenerator[Outcome, None]:
         """Yields outcomes over one call, until it ends."""
         requests = RequestQueue()
         requests.put(batch.reopen())
@@ -329,7 +340,7 @@ class AsyncClient(AsyncModelCalls):
             requests.end()
             call.cancel()
 
-    async def _send(self, batch: Batch, requests: RequestQueue) -> Sequence[Outcome]:
+    async def _send(self, batch: ManyImages, requests: RequestQueue) -> Sequence[Outcome]:
         """Sends the requests that fit the window; returns outcomes of images that cannot be sent."""
         await sleep(batch.pause)
         ready, refused = await off_the_loop(batch.fill)

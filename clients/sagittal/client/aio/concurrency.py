@@ -24,6 +24,9 @@ _END_SECONDS = 2.0
 
 sleep = asyncio.sleep
 
+#: Wakes who waits for a change.
+Signal = asyncio.Event
+
 
 class EventCall(Protocol):
     """A streaming call whose messages have one event each."""

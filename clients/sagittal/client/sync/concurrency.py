@@ -26,6 +26,9 @@ _END_SECONDS = 2.0
 
 sleep = time.sleep
 
+#: Wakes who waits for a change.
+Signal = threading.Event
+
 
 class EventCall(Protocol):
     """A streaming call whose messages carry one event each."""
