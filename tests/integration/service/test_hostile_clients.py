@@ -151,7 +151,7 @@ async def test_a_flood_of_calls_and_a_crowd_that_trickles_do_not_stop_others() -
         for _ in range(CROWD):
             client = await crowd.enter_async_context(connect(stack.port))
             client.send(frame(HEADERS, stream=1, payload=b"\0"))
-        answered = asyncio.create_task(flood(stack.port, LIST, message, connections=20, calls=150, streams=40))
+        answered = asyncio.create_task(flood(stack.port, LIST, message, connections=20, calls=150, streams=20))
         await others_are_served(stack)
         async with asyncio.timeout(PATIENCE):
             assert await answered == 3000
