@@ -12,7 +12,7 @@ from sagittal.cli.connection import connected
 from sagittal.cli.failures import FAILED, USAGE, Failure, echo
 from sagittal.cli.report import dump
 from sagittal.cli.terminal import LiveReporter, PlainReporter, effort, make_reporter
-from sagittal.client import Baseline, Client, Explanation, Method, Metrics
+from sagittal.client import Baseline, Client, Explanation, Method, Metrics, RobustnessTest
 from sagittal.core.errors import SagittalError as CoreError
 from sagittal.core.images import ImageLimits, check
 from sagittal.v1 import tensor_pb2
@@ -41,6 +41,7 @@ class Question:
     cache: Literal["use", "refresh", "bypass"]
     protocol: Literal["mask", "pixel"]
     predictability: int = 0
+    robust: bool = False
 
 
 @click.command()
@@ -79,6 +80,7 @@ class Question:
     show_default=True,
     help="Resolution of insertion and deletion.",
 )
+@click.option("--robust", is_flag=True, help="Tests sufficient sets after JPEG and shifts, and on drawn backgrounds.")
 @click.option(
     "--predictability",
     type=click.IntRange(0),
@@ -126,7 +128,11 @@ def ask(client: Client, question: Question, reporter: Reporter) -> Explanation:
         method=Method(question.method, **question.parameters),
         target=_target(question.target),
         baseline=_baseline(question.baseline),
-        metrics=Metrics(protocol=question.protocol, predictability=question.predictability),
+        metrics=Metrics(
+            protocol=question.protocol,
+            predictability=question.predictability,
+            robustness=RobustnessTest() if question.robust else None,
+        ),
         seed=question.seed,
         max_evaluations=question.max_evaluations,
         deadline=question.deadline,
@@ -160,6 +166,9 @@ def tell(explanation: Explanation, directory: Path | None, files: Mapping[str, s
         sizes = [len(each.patches.patches) for each in explanation.sufficient_sets]
         one = f"a sufficient set of {sizes[0]} patches"
         echo(one if len(sizes) == 1 else f"{len(sizes)} sufficient sets, the smallest of {min(sizes)} patches")
+    for found in explanation.sufficient_sets:
+        if found.certificate.robust is not None:
+            echo(f"  {len(found.patches.patches)} patches: {found.certificate.robust.text}")
     said = explanation.concept_prediction
     if said is not None:
         echo(f"the concepts add up to {said.predicted:+.3g}; the model's own output is {said.output:+.3g}")

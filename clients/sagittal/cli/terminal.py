@@ -151,7 +151,8 @@ def _started(event: Started) -> str:
 
 def _set_found(event: SufficientSet) -> str:
     count = len(event.patches.patches)
-    return f"sufficient set of {count} patches keeps {event.score:.1%} ({event.certificate.level})"
+    robust = f": {event.certificate.robust.text}" if event.certificate.robust is not None else ""
+    return f"sufficient set of {count} patches keeps {event.score:.1%} ({event.certificate.level}){robust}"
 
 
 def _node_found(event: GraphNode) -> str:

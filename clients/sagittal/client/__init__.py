@@ -42,6 +42,8 @@ from sagittal.client.errors import (
 )
 from sagittal.client.events import (
     Accepted,
+    AlterationTest,
+    BackgroundTally,
     CausalTriple,
     Certificate,
     ClassScore,
@@ -49,6 +51,7 @@ from sagittal.client.events import (
     ConceptContribution,
     ConceptPrediction,
     Curve,
+    DrawsBound,
     Event,
     GraphEdge,
     GraphNode,
@@ -56,6 +59,7 @@ from sagittal.client.events import (
     PatchSet,
     Prediction,
     Progress,
+    Robustness,
     Started,
     SufficientSet,
     Unrecognised,
@@ -92,7 +96,7 @@ from sagittal.client.models import MethodInfo, Model, ParameterInfo, SelfCheck, 
 from sagittal.client.options import TLS, Options, Retry
 from sagittal.client.preprocessing import Preprocessing
 from sagittal.client.region_scores import RegionScore, RegionScores
-from sagittal.client.requests import Baseline, Box, Metrics
+from sagittal.client.requests import Baseline, Box, Metrics, RobustnessTest
 from sagittal.client.sync import Client, EventStream
 from sagittal.client.table import Table
 
@@ -102,9 +106,11 @@ __all__ = [
     "TLS",
     "Accepted",
     "AlreadyExists",
+    "AlterationTest",
     "ArgumentRefused",
     "AsyncClient",
     "AsyncEventStream",
+    "BackgroundTally",
     "Baseline",
     "Batch",
     "BatchCost",
@@ -126,6 +132,7 @@ __all__ = [
     "Concepts",
     "ConnectionFailed",
     "Curve",
+    "DrawsBound",
     "EvaluateMask",
     "Event",
     "EventStream",
@@ -186,6 +193,8 @@ __all__ = [
     "RegionScore",
     "RegionScores",
     "Retry",
+    "Robustness",
+    "RobustnessTest",
     "SagittalError",
     "SelfCheck",
     "Started",

@@ -1,6 +1,7 @@
 """An explanation as a document: plain values for JSON, and rows for tables."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sagittal.client.events import CausalTriple, ClassScore, Curve, GraphNode, SufficientSet
@@ -130,6 +131,7 @@ def _sufficient_set(each: SufficientSet) -> dict[str, Any]:
             "checked": each.certificate.checked,
             "required_score": each.certificate.required_score,
             "model_digest": each.certificate.model_digest,
+            "robust": None if each.certificate.robust is None else asdict(each.certificate.robust),
         },
         "causal": _causal(each.causal),
         "top": _scored(each.top),

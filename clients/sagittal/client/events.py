@@ -7,6 +7,7 @@ generic; `From` names a field with another name.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
+from math import floor
 from typing import Annotated
 
 import numpy as np
@@ -58,6 +59,80 @@ class CausalTriple:
 
 
 @dataclass(frozen=True, slots=True)
+class AlterationTest:
+    """A set and the sets with one patch less, scored after an alteration of the composed images."""
+
+    alteration: str
+    """"rounding" (8-bit pixels), "jpeg" (quality 95) or "shift" (by one pixel; the worst of four directions)."""
+    sufficient: bool
+    minimal: bool
+    """Whether the set is sufficient and no set with one patch less is."""
+    score: float
+    """Lowest score of the set."""
+    removal_score: float
+    """Highest score of a set with one patch less."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrawsBound:
+    """A lower confidence bound on the probability of a property, from independent draws."""
+
+    at_least: float
+    held: int
+    """Number of draws for which the property held."""
+    draws: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackgroundTally:
+    """Draws of one kind of background."""
+
+    kind: str
+    """"blur", "mean", "noise" or "image"."""
+    draws: int
+    sufficient: int
+    """Number of draws for which the set was sufficient."""
+    minimal: int
+    """Number of draws for which no set with one patch less was sufficient either."""
+
+
+@dataclass(frozen=True, slots=True)
+class Robustness:
+    """Sufficiency and minimality of a set after alterations, and on drawn backgrounds."""
+
+    alterations: tuple[AlterationTest, ...]
+    sufficient: DrawsBound
+    minimal: DrawsBound
+    """Of draws for which the set is sufficient and no set with one patch less is."""
+    confidence: float
+    """Probability that a bound does not exceed the truth, for each bound by itself, whenever the draws ended."""
+    backgrounds: tuple[BackgroundTally, ...]
+    """The draws by kind of background."""
+
+    @property
+    def survives(self) -> Mapping[str, bool]:
+        """Whether the set is sufficient and minimal after each alteration, by name."""
+        return {each.alteration: each.minimal for each in self.alterations}
+
+    @property
+    def text(self) -> str:
+        """One line, such as "holds 8-bit, JPEG 95; sufficient on at least 90% of backgrounds (33 of 33 drawn)"."""
+        names = {"rounding": "8-bit", "jpeg": "JPEG 95", "shift": "shifted by a pixel"}
+        tested = {names.get(name, name): held for name, held in self.survives.items()}
+        parts = [
+            f"{word} {', '.join(found)}"
+            for word, found in (
+                ("holds", [name for name, held in tested.items() if held]),
+                ("does not hold", [name for name, held in tested.items() if not held]),
+            )
+            if found
+        ]
+        held, draws, at_least = self.sufficient.held, self.sufficient.draws, floor(100 * self.sufficient.at_least)
+        parts.append(f"sufficient on at least {at_least}% of backgrounds ({held} of {draws} drawn)")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
 class Certificate:
     """A claim of minimality, and the checks behind it."""
 
@@ -68,6 +143,8 @@ class Certificate:
     required_score: float
     """The score that a sufficient set must reach."""
     model_digest: str
+    robust: Robustness | None = None
+    """How the claim fares on altered images; None if it was not tested: see `Metrics.robustness`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

@@ -154,6 +154,8 @@ def _set(explanation: Explanation, each: SufficientSet) -> str:
         lines.append(f"{percent(each.causal.without)} without")
     certificate = each.certificate
     lines.append(f"{certificate.level}, {certificate.checked:,} sets checked")
+    if certificate.robust is not None:
+        lines += certificate.robust.text.split("; ")
     if explanation.image is not None:
         return _figure(explanation.overlay(each.patches, longest=_SMALL), *lines)
     grid = np.zeros((each.patches.grid, each.patches.grid), np.float32)

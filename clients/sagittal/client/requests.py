@@ -185,6 +185,21 @@ class Box:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RobustnessTest:
+    """Tests each sufficient set's certificate on altered images, and on backgrounds that are drawn at random."""
+
+    delta: float = 0.0
+    """The draws of a set end when the probability that it is sufficient and minimal is known to be at least 1 - delta;
+    0 means 0.1."""
+    confidence: float = 0.0
+    """Probability that a bound does not exceed the truth; 0 means 0.95."""
+    max_draws: int = 0
+    """Maximum number of drawn backgrounds for each set; 0 means 40."""
+    images: Sequence[ImageLike] = ()
+    """Images that are backgrounds too, for example of other classes; at most 8."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
     """Measurements of the result."""
 
@@ -198,6 +213,8 @@ class Metrics:
     """Boxes of the object, for the pointing game; none skips it."""
     predictability: int = 0
     """Number of random occlusions that the explanation must predict, such as 200; 0 measures nothing."""
+    robustness: RobustnessTest | None = None
+    """Tests the certificates of sufficient sets; None skips it. It costs some hundred evaluations for each set."""
 
 
 class BatchOptions(TypedDict, total=False):
@@ -365,7 +382,16 @@ def _metrics(metrics: Metrics) -> pb.Metrics:
         curve_steps=given.curve_steps,
         boxes=[_box(box, f"{path}.boxes") for box in check_several(given.boxes, f"{path}.boxes", "Box(...)")],
         predictability=given.predictability,
+        robustness=None if given.robustness is None else _robustness(given.robustness, f"{path}.robustness"),
     )
+
+
+def _robustness(test: RobustnessTest, path: str) -> pb.RobustnessTest:
+    given = check_kind(test, RobustnessTest, path, "RobustnessTest(...)")
+    message = build(pb.RobustnessTest, path, delta=given.delta, confidence=given.confidence, max_draws=given.max_draws)
+    for number, image in enumerate(check_several(given.images, f"{path}.images", "images")):
+        message.images.append(encode_image(image, field=f"{path}.images[{number}]"))
+    return message
 
 
 def _box(box: Box, path: str) -> tensor_pb2.Box:

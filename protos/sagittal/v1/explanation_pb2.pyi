@@ -211,6 +211,34 @@ CERTIFICATE_LEVEL_MINIMUM_SIZE: CertificateLevel.ValueType  # 4
 """No set with fewer patches is sufficient: all were scored."""
 Global___CertificateLevel: _TypeAlias = CertificateLevel  # noqa: Y015
 
+class _AlterationKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AlterationKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AlterationKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ALTERATION_KIND_UNSPECIFIED: _AlterationKind.ValueType  # 0
+    """Never sent."""
+    ALTERATION_KIND_ROUNDING: _AlterationKind.ValueType  # 1
+    """Rounding to 8-bit pixels, as in a file without loss."""
+    ALTERATION_KIND_JPEG: _AlterationKind.ValueType  # 2
+    """A JPEG file of quality 95."""
+    ALTERATION_KIND_SHIFT: _AlterationKind.ValueType  # 3
+    """A shift by one pixel up, down, left or right: the worst of the four."""
+
+class AlterationKind(_AlterationKind, metaclass=_AlterationKindEnumTypeWrapper):
+    """A change to composed images under which a certificate is tested."""
+
+ALTERATION_KIND_UNSPECIFIED: AlterationKind.ValueType  # 0
+"""Never sent."""
+ALTERATION_KIND_ROUNDING: AlterationKind.ValueType  # 1
+"""Rounding to 8-bit pixels, as in a file without loss."""
+ALTERATION_KIND_JPEG: AlterationKind.ValueType  # 2
+"""A JPEG file of quality 95."""
+ALTERATION_KIND_SHIFT: AlterationKind.ValueType  # 3
+"""A shift by one pixel up, down, left or right: the worst of the four."""
+Global___AlterationKind: _TypeAlias = AlterationKind  # noqa: Y015
+
 class _CurveKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -430,6 +458,7 @@ class Metrics(_message.Message):
     CURVE_STEPS_FIELD_NUMBER: _builtins.int
     BOXES_FIELD_NUMBER: _builtins.int
     PREDICTABILITY_FIELD_NUMBER: _builtins.int
+    ROBUSTNESS_FIELD_NUMBER: _builtins.int
     skip_curves: _builtins.bool
     """True turns insertion and deletion off."""
     curve_protocol: Global___CurveProtocol.ValueType
@@ -444,6 +473,10 @@ class Metrics(_message.Message):
     def boxes(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Box]:
         """Bounding boxes of the object. The pointing game is measured if there is at least one."""
 
+    @_builtins.property
+    def robustness(self) -> Global___RobustnessTest:
+        """Tests each sufficient set's certificate on altered images and drawn backgrounds. Not set means no test."""
+
     def __init__(
         self,
         *,
@@ -452,14 +485,53 @@ class Metrics(_message.Message):
         curve_steps: _builtins.int = ...,
         boxes: _abc.Iterable[_tensor_pb2.Box] | None = ...,
         predictability: _builtins.int = ...,
+        robustness: Global___RobustnessTest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["robustness", b"robustness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "curve_protocol", b"curve_protocol", "curve_steps", b"curve_steps", "predictability", b"predictability", "skip_curves", b"skip_curves"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "curve_protocol", b"curve_protocol", "curve_steps", b"curve_steps", "predictability", b"predictability", "robustness", b"robustness", "skip_curves", b"skip_curves"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Metrics: _TypeAlias = Metrics  # noqa: Y015
+
+@_typing.final
+class RobustnessTest(_message.Message):
+    """Options of the test of certificates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELTA_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    MAX_DRAWS_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    delta: _builtins.float
+    """Draws of a set end when the probability that it is sufficient and minimal is known to be at least 1 - delta. Below
+    1. 0 means 0.1.
+    """
+    confidence: _builtins.float
+    """Probability that a bound does not exceed the truth. Below 1. 0 means 0.95."""
+    max_draws: _builtins.int
+    """Largest number of drawn backgrounds for each set. 0 means 40. At most 1,000."""
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Image]:
+        """Images that are backgrounds too, for example of other classes; the model's preprocessing is applied. At most 8."""
+
+    def __init__(
+        self,
+        *,
+        delta: _builtins.float = ...,
+        confidence: _builtins.float = ...,
+        max_draws: _builtins.int = ...,
+        images: _abc.Iterable[_tensor_pb2.Image] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "delta", b"delta", "images", b"images", "max_draws", b"max_draws"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RobustnessTest: _TypeAlias = RobustnessTest  # noqa: Y015
 
 @_typing.final
 class ExplanationEvent(_message.Message):
@@ -866,6 +938,7 @@ class Certificate(_message.Message):
     CHECKED_FIELD_NUMBER: _builtins.int
     REQUIRED_SCORE_FIELD_NUMBER: _builtins.int
     MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    ROBUST_FIELD_NUMBER: _builtins.int
     level: Global___CertificateLevel.ValueType
     """The proven level."""
     checked: _builtins.int
@@ -874,6 +947,10 @@ class Certificate(_message.Message):
     """The score that a set must reach to be sufficient. 0 for SUFFICIENCY_TOP_CLASS."""
     model_digest: _builtins.str
     """Digest of the model on which it was proven."""
+    @_builtins.property
+    def robust(self) -> Global___Robustness:
+        """How the claim fares on altered images. Not set if it was not tested: see `Metrics.robustness`."""
+
     def __init__(
         self,
         *,
@@ -881,14 +958,165 @@ class Certificate(_message.Message):
         checked: _builtins.int = ...,
         required_score: _builtins.float = ...,
         model_digest: _builtins.str = ...,
+        robust: Global___Robustness | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["robust", b"robust"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked", b"checked", "level", b"level", "model_digest", b"model_digest", "required_score", b"required_score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked", b"checked", "level", b"level", "model_digest", b"model_digest", "required_score", b"required_score", "robust", b"robust"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Certificate: _TypeAlias = Certificate  # noqa: Y015
+
+@_typing.final
+class Robustness(_message.Message):
+    """Sufficiency and minimality of a set on altered images and on drawn backgrounds. Minimal means here that the set is
+    sufficient and no set with one patch less is.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALTERATIONS_FIELD_NUMBER: _builtins.int
+    SUFFICIENT_FIELD_NUMBER: _builtins.int
+    MINIMAL_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    BACKGROUNDS_FIELD_NUMBER: _builtins.int
+    confidence: _builtins.float
+    """Probability that a bound does not exceed the truth, for each bound by itself, whenever the draws ended."""
+    @_builtins.property
+    def alterations(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlterationTest]:
+        """One test for each alteration."""
+
+    @_builtins.property
+    def sufficient(self) -> Global___DrawsBound:
+        """Bound on the probability that the set is sufficient on a drawn background."""
+
+    @_builtins.property
+    def minimal(self) -> Global___DrawsBound:
+        """Bound on the probability that it is minimal too."""
+
+    @_builtins.property
+    def backgrounds(self) -> _containers.RepeatedCompositeFieldContainer[Global___BackgroundTally]:
+        """The draws by kind of background."""
+
+    def __init__(
+        self,
+        *,
+        alterations: _abc.Iterable[Global___AlterationTest] | None = ...,
+        sufficient: Global___DrawsBound | None = ...,
+        minimal: Global___DrawsBound | None = ...,
+        confidence: _builtins.float = ...,
+        backgrounds: _abc.Iterable[Global___BackgroundTally] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["minimal", b"minimal", "sufficient", b"sufficient"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alterations", b"alterations", "backgrounds", b"backgrounds", "confidence", b"confidence", "minimal", b"minimal", "sufficient", b"sufficient"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Robustness: _TypeAlias = Robustness  # noqa: Y015
+
+@_typing.final
+class AlterationTest(_message.Message):
+    """A set and the sets with one patch less, scored after an alteration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALTERATION_FIELD_NUMBER: _builtins.int
+    SUFFICIENT_FIELD_NUMBER: _builtins.int
+    MINIMAL_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    REMOVAL_SCORE_FIELD_NUMBER: _builtins.int
+    alteration: Global___AlterationKind.ValueType
+    """The alteration."""
+    sufficient: _builtins.bool
+    """Whether the set is still sufficient."""
+    minimal: _builtins.bool
+    """Whether it is also still true that no set with one patch less is sufficient."""
+    score: _builtins.float
+    """Lowest score of the set."""
+    removal_score: _builtins.float
+    """Highest score of a set with one patch less."""
+    def __init__(
+        self,
+        *,
+        alteration: Global___AlterationKind.ValueType = ...,
+        sufficient: _builtins.bool = ...,
+        minimal: _builtins.bool = ...,
+        score: _builtins.float = ...,
+        removal_score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alteration", b"alteration", "minimal", b"minimal", "removal_score", b"removal_score", "score", b"score", "sufficient", b"sufficient"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AlterationTest: _TypeAlias = AlterationTest  # noqa: Y015
+
+@_typing.final
+class DrawsBound(_message.Message):
+    """A lower confidence bound on the probability of a property, from independent draws."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_LEAST_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    DRAWS_FIELD_NUMBER: _builtins.int
+    at_least: _builtins.float
+    """The bound."""
+    held: _builtins.int
+    """Number of draws for which the property held."""
+    draws: _builtins.int
+    """Number of draws."""
+    def __init__(
+        self,
+        *,
+        at_least: _builtins.float = ...,
+        held: _builtins.int = ...,
+        draws: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least", b"at_least", "draws", b"draws", "held", b"held"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrawsBound: _TypeAlias = DrawsBound  # noqa: Y015
+
+@_typing.final
+class BackgroundTally(_message.Message):
+    """Draws of one kind of background."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    DRAWS_FIELD_NUMBER: _builtins.int
+    SUFFICIENT_FIELD_NUMBER: _builtins.int
+    MINIMAL_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"blur", "mean", "noise" or "image"."""
+    draws: _builtins.int
+    """Number of draws."""
+    sufficient: _builtins.int
+    """Draws for which the set was sufficient."""
+    minimal: _builtins.int
+    """Draws for which no set with one patch less was sufficient either."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        draws: _builtins.int = ...,
+        sufficient: _builtins.int = ...,
+        minimal: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draws", b"draws", "kind", b"kind", "minimal", b"minimal", "sufficient", b"sufficient"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackgroundTally: _TypeAlias = BackgroundTally  # noqa: Y015
 
 @_typing.final
 class PatchSet(_message.Message):

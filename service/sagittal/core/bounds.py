@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from sagittal.core.errors import InvalidRequest
 from sagittal.core.models import MAX_LABELS
 from sagittal.core.patch_sets import MAX_GRID, MAX_SETS
-from sagittal.core.requests import MAX_BOXES, MAX_JOB_LABELS, MAX_NAME, MAX_PARTS, MAX_REQUEST_ID
+from sagittal.core.requests import MAX_BACKGROUNDS, MAX_BOXES, MAX_JOB_LABELS, MAX_NAME, MAX_PARTS, MAX_REQUEST_ID
 from sagittal.core.tensors import MAX_DIMENSIONS
 
 #: Names of models, versions, methods and concept sets; tokens issued by the service; file names and layers.
@@ -161,6 +161,7 @@ CHARACTERS: Mapping[str, int] = {
 ELEMENTS: Mapping[str, int] = {
     "sagittal.v1.Tensor.shape": MAX_DIMENSIONS,
     "sagittal.v1.Metrics.boxes": MAX_BOXES,
+    "sagittal.v1.RobustnessTest.images": MAX_BACKGROUNDS,
     "sagittal.v1.ListExplanationsRequest.states": 64,
     "sagittal.v1.ExplanationSpec.labels": MAX_JOB_LABELS,
     "sagittal.v1.JobFilter.labels": MAX_JOB_LABELS,

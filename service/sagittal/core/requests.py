@@ -118,6 +118,12 @@ MIN_OCCLUSIONS, MAX_OCCLUSIONS = 20, 2_000
 #: Boxes of the pointing game.
 MAX_BOXES = 1_000
 
+#: Defaults of a test of certificates.
+DEFAULT_DELTA, DEFAULT_CONFIDENCE, DEFAULT_DRAWS = 0.1, 0.95, 40
+
+#: Drawn backgrounds of a set, and images that are backgrounds.
+MAX_DRAWS, MAX_BACKGROUNDS = 1_000, 8
+
 #: Standard deviation of a blurred baseline, in pixels.
 MAX_BLUR_SIGMA = 1_000.0
 
@@ -178,25 +184,35 @@ class CheckedSpec:
         """The part of the request that determines its cost; empty if the method is not known yet."""
         if self.method is None:
             return ""
-        skip, protocol, steps, *_ = self._metrics
-        occlusions = {"predictability": n} if (n := self.request.metrics.predictability) else {}
-        curves = {"curve_steps": 0 if skip else steps, "curve_protocol": str(protocol)}
-        return setting_of(self.method.parameters, **curves, **occlusions)
+        metrics = self.request.metrics
+        others: dict[str, float | str] = {
+            "curve_steps": 0 if metrics.skip_curves else metrics.curve_steps,
+            "curve_protocol": str(metrics.curve_protocol),
+        }
+        if metrics.predictability:
+            others["predictability"] = metrics.predictability
+        if metrics.HasField("robustness"):
+            others["robustness_draws"] = metrics.robustness.max_draws
+        return setting_of(self.method.parameters, **others)
 
     @property
     def most_evaluations(self) -> int:
         """Upper bound for the job's evaluations from its budget, including its metrics; 0 if there is no bound."""
-        skip, _, steps, *_ = self._metrics
-        bound = self.request.max_evaluations
-        return bound + (0 if skip else 2 * steps) + self.request.metrics.predictability if bound else 0
+        metrics, bound = self.request.metrics, self.request.max_evaluations
+        if not bound or metrics.HasField("robustness"):
+            return 0
+        return bound + (0 if metrics.skip_curves else 2 * metrics.curve_steps) + metrics.predictability
 
     @property
     def _metrics(self) -> list[Any]:
         metrics = self.request.metrics
         boxes = [[box.left, box.top, box.right, box.bottom] for box in metrics.boxes]
-        # Left out if 0, so that answers stored before this metric existed are still found.
+        # Left out if not asked for, so that answers stored before these metrics existed are still found.
         occlusions = [metrics.predictability] if metrics.predictability else []
-        return [metrics.skip_curves, metrics.curve_protocol, metrics.curve_steps, boxes, *occlusions]
+        test = metrics.robustness
+        robustness = [[test.delta, test.confidence, test.max_draws]] if metrics.HasField("robustness") else []
+        curves = [metrics.skip_curves, metrics.curve_protocol, metrics.curve_steps, boxes]
+        return [*curves, *occlusions, *robustness]
 
 
 def check_labels(labels: Mapping[str, str], field: str) -> None:
@@ -252,7 +268,16 @@ def _take_images(spec: explanation_pb2.ExplanationSpec, field: str) -> Mapping[s
     if spec.baseline.HasField("image"):
         images["baseline"] = (f"{field}.baseline.image", spec.baseline.image)
         spec.baseline.ClearField("image")
+    for index, image in enumerate(spec.metrics.robustness.images):
+        images[background_name(index)] = (f"{field}.metrics.robustness.images[{index}]", image)
+    if spec.metrics.HasField("robustness"):
+        spec.metrics.robustness.ClearField("images")
     return images
+
+
+def background_name(index: int) -> str:
+    """Returns the name under which the image of a background is stored."""
+    return f"background-{index}"
 
 
 def _resolved(
@@ -269,6 +294,10 @@ def _resolved(
     resolved.baseline.kind = spec.baseline.kind or explanation_pb2.BASELINE_KIND_BLUR
     resolved.metrics.curve_protocol = spec.metrics.curve_protocol or explanation_pb2.CURVE_PROTOCOL_MASK
     resolved.metrics.curve_steps = spec.metrics.curve_steps or DEFAULT_CURVE_STEPS
+    if spec.metrics.HasField("robustness"):
+        test = resolved.metrics.robustness
+        test.delta, test.confidence = test.delta or DEFAULT_DELTA, test.confidence or DEFAULT_CONFIDENCE
+        test.max_draws = test.max_draws or DEFAULT_DRAWS
     return resolved
 
 
@@ -340,6 +369,24 @@ def _check_metrics(metrics: explanation_pb2.Metrics, input_size: int, field: str
         raise InvalidRequest(text, field=f"{field}.boxes")
     for index, box in enumerate(metrics.boxes):
         _check_box(box, input_size, f"{field}.boxes[{index}]")
+    if metrics.HasField("robustness"):
+        _check_robustness(metrics.robustness, f"{field}.robustness")
+
+
+def _check_robustness(test: explanation_pb2.RobustnessTest, field: str) -> None:
+    for name, default in (("delta", DEFAULT_DELTA), ("confidence", DEFAULT_CONFIDENCE)):
+        value = getattr(test, name)
+        if not 0 <= value < 1:
+            text = f"{field}.{name} is {value:g}; give a number above 0 and below 1, or 0 for {default:g}"
+            raise InvalidRequest(text, field=f"{field}.{name}")
+    if test.max_draws > MAX_DRAWS:
+        text = f"{field}.max_draws is {test.max_draws}; give 1 to {MAX_DRAWS:,}, or 0 for {DEFAULT_DRAWS}"
+        raise InvalidRequest(text, field=f"{field}.max_draws")
+    if len(test.images) > MAX_BACKGROUNDS:
+        text = f"{field}.images has {len(test.images)} images; give at most {MAX_BACKGROUNDS}"
+        raise InvalidRequest(text, field=f"{field}.images")
+    for index, image in enumerate(test.images):
+        check_image_set(image, f"{field}.images[{index}]")
 
 
 def _check_box(box: tensor_pb2.Box, input_size: int, field: str) -> None:

@@ -9,6 +9,7 @@ import structlog
 
 from sagittal.core.errors import FailedPrecondition, InvalidRequest, JobBuried, from_status
 from sagittal.core.jobs import Job, JobKind, JobState
+from sagittal.core.requests import MAX_BACKGROUNDS, background_name
 from sagittal.core.text import shown
 from sagittal.queue.protocol import JobQueue
 from sagittal.queue.settings import MIB
@@ -48,6 +49,9 @@ class Retries:
         spec.image.ParseFromString(stored.images["image"])
         if "baseline" in stored.images:
             spec.baseline.image.ParseFromString(stored.images["baseline"])
+        backgrounds = (background_name(index) for index in range(MAX_BACKGROUNDS))
+        for name in filter(stored.images.__contains__, backgrounds):
+            spec.metrics.robustness.images.add().ParseFromString(stored.images[name])
         spec.ClearField("request_id")  # it still belongs to the dead-lettered job
         job, _ = await self._intake.explain(spec, caller)
         _log.info("job-retried", job_id=dead.job_id, new_job_id=job.job_id)

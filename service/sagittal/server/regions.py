@@ -30,6 +30,9 @@ from sagittal.v1 import explanation_pb2, explanation_service_pb2, method_pb2, mo
 #: Evaluations in addition to the sets: the unmasked image, and baselines until one hides the class.
 _PREPARATION = 4
 
+#: Images of a job that its regions are composed of.
+SUBJECT_IMAGES = frozenset({"image", "baseline"})
+
 #: Kinds of events that contain scores.
 _SCORED = frozenset({"prediction", "sufficient_set", "graph_node"})
 
@@ -128,12 +131,13 @@ class Regions:
             seed=spec.seed,
             patch_shape=method_pb2.PatchShape.Value(shape),
         )
+        images = {name: image for name, image in stored.images.items() if name in SUBJECT_IMAGES}
         if "patch_shape" not in parameters or parameters.get("grid") != grid:
-            return _Subject(about=about, model=model, images=stored.images)
+            return _Subject(about=about, model=model, images=images)
         events = await self._scored_sets(job)
         unmasked = unmasked_score(events)
         known = known_sets(events, grid, model.digest) if unmasked else {}
-        return _Subject(about=about, model=model, images=stored.images, unmasked=unmasked, known=known)
+        return _Subject(about=about, model=model, images=images, unmasked=unmasked, known=known)
 
     async def _scored_sets(self, job: Job) -> list[explanation_pb2.ExplanationEvent]:
         """Returns the events of a job that contain scores, without its masks, which are large."""

@@ -18,6 +18,7 @@ from .support import ScriptedWorker, Stack, images_are_gone, picture, quick_sett
 
 SHORT = {"lease_seconds": 0.2, "heartbeat_seconds": 0.05, "sweep_seconds": 0.02, "max_attempts": 1}
 BASELINE = {"kind": explanation_pb2.BASELINE_KIND_IMAGE, "image": picture(9, 9)}
+METRICS = {"robustness": {"images": [picture(9, 8), picture(8, 9)]}}
 
 
 async def refusal(call: Any) -> grpc.aio.AioRpcError:
@@ -74,7 +75,7 @@ async def finished(stack: Stack, job_id: str) -> tuple[explanation_pb2.Explanati
 
 async def test_a_buried_job_runs_again_as_a_new_one_and_stays_as_it_is() -> None:
     async with running(queue=Queue(own_settings(**SHORT))) as stack:
-        old = await buried(stack, request_id="mine", seed=4, baseline=BASELINE)
+        old = await buried(stack, request_id="mine", seed=4, baseline=BASELINE, metrics=METRICS)
         before = await got(stack, old)
         new = (await retry(stack, old)).explanation
         assert (new.state, new.request_id) == (explanation_pb2.JOB_STATE_QUEUED, "")
@@ -82,10 +83,10 @@ async def test_a_buried_job_runs_again_as_a_new_one_and_stays_as_it_is() -> None
         after, worker = await finished(stack, new.job_id)
         assert after.state == explanation_pb2.JOB_STATE_COMPLETED
         (lease,) = worker.leases
-        assert (lease.job.attempt, set(lease.images)) == (1, {"image", "baseline"})
+        assert (lease.job.attempt, set(lease.images)) == (1, {"image", "baseline", "background-0", "background-1"})
         assert explanation_pb2.ExplanationSpec.FromString(lease.request).seed == 4
         assert await got(stack, old) == before
-        assert await submitted(stack, request_id="mine", seed=4, baseline=BASELINE) == old
+        assert await submitted(stack, request_id="mine", seed=4, baseline=BASELINE, metrics=METRICS) == old
 
 
 async def test_only_buried_jobs_run_again() -> None:

@@ -69,6 +69,35 @@ def test_predictability_is_asked_for_and_told(run, script, picture) -> None:
     assert (document["predictability_auroc"], document["predictability_balanced_accuracy"]) == (0.9375, 0.8125)
 
 
+def test_a_tested_certificate_is_asked_for_and_told(run, script, picture) -> None:
+    found = next(event.sufficient_set for event in script.log if event.HasField("sufficient_set"))
+    found.certificate.robust.CopyFrom(ROBUST)
+    result = run("explain", picture, "--model", "lamp", "--robust")
+    line = "holds 8-bit; does not hold JPEG 95; sufficient on at least 87% of backgrounds (39 of 40 drawn)"
+    assert f"  2 patches: {line}\n" in result.stdout
+    assert script.specs[-1].metrics.HasField("robustness")
+    document = json.loads(run("explain", picture, "--model", "lamp", "--json").stdout)
+    robust = document["sufficient_sets"][0]["certificate"]["robust"]
+    assert robust["alterations"][1] == {
+        "alteration": "jpeg", "sufficient": True, "minimal": False, "score": 0.75, "removal_score": 0.625,
+    }  # fmt: skip
+    assert robust["minimal"] == {"at_least": 0.5, "held": 30, "draws": 40}
+    assert robust["backgrounds"] == [{"kind": "noise", "draws": 40, "sufficient": 39, "minimal": 30}]
+    assert not script.specs[-1].metrics.HasField("robustness")
+
+
+ROBUST = pb.Robustness(
+    alterations=[
+        {"alteration": pb.ALTERATION_KIND_ROUNDING, "sufficient": True, "minimal": True, "score": 0.75},
+        {"alteration": pb.ALTERATION_KIND_JPEG, "sufficient": True, "score": 0.75, "removal_score": 0.625},
+    ],
+    sufficient={"at_least": 0.875, "held": 39, "draws": 40},
+    minimal={"at_least": 0.5, "held": 30, "draws": 40},
+    confidence=0.95,
+    backgrounds=[{"kind": "noise", "draws": 40, "sufficient": 39, "minimal": 30}],
+)
+
+
 def test_names_and_messages_of_the_service_do_not_drive_the_terminal(run, script, picture) -> None:
     evil = "\x1b]0;owned\x07\x9b2J"
     script.model.version = evil

@@ -32,6 +32,7 @@ from sagittal.client import (
     Overloaded,
     PatchSet,
     Retry,
+    RobustnessTest,
     Table,
     Unavailable,
     UnknownModel,
@@ -175,6 +176,10 @@ MISTAKES = {
     "baseline's image": lambda client: client.explain(IMAGE, model="lamp", baseline=Baseline(kind="image", image="x")),
     "metrics": lambda client: client.explain(IMAGE, model="lamp", metrics=True),
     "boxes": lambda client: client.explain(IMAGE, model="lamp", metrics=Metrics(boxes=[(1, 2, 3, 4)])),
+    "robustness": lambda client: client.explain(IMAGE, model="lamp", metrics=Metrics(robustness=True)),
+    "draws": lambda client: client.explain(
+        IMAGE, model="lamp", metrics=Metrics(robustness=RobustnessTest(max_draws=-1))
+    ),
     "steps": lambda client: client.explain(IMAGE, model="lamp", metrics=Metrics(curve_steps=1.5)),
     "seed": lambda client: client.explain(IMAGE, model="lamp", seed="x"),
     "lane": lambda client: client.explain(IMAGE, model="lamp", lane=1),

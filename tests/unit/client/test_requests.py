@@ -20,6 +20,7 @@ from sagittal.client import (
     Metrics,
     ModelInput,
     PatchSet,
+    RobustnessTest,
 )
 from sagittal.client.images import encode_image, to_array, to_tensor
 from sagittal.core.images import ImageLimits, decode
@@ -100,8 +101,10 @@ def test_tensors_make_the_round_trip(dtype) -> None:
 def test_everything_asked_arrives(client, script, picture) -> None:
     client.submit(
         picture, model="lamp", model_version="2", method=IGOSPlusPlus(mask_size=28), target=4,
-        baseline=Baseline(kind="image", image=picture),
-        metrics=Metrics(protocol="pixel", boxes=[Box(1, 2, 3, 4)], predictability=200),
+        baseline=Baseline(kind="image", image=picture), metrics=Metrics(
+            protocol="pixel", boxes=[Box(1, 2, 3, 4)], predictability=200,
+            robustness=RobustnessTest(delta=0.25, max_draws=7, images=[picture])
+        ),
         seed=7, lane="batch", deadline=1.5, max_evaluations=100, request_id="mine", cache="bypass",
         partial_masks=True, progress_interval=0.25,
     )  # fmt: skip
@@ -111,6 +114,9 @@ def test_everything_asked_arrives(client, script, picture) -> None:
     assert (spec.baseline.kind, spec.baseline.HasField("image")) == (pb.BASELINE_KIND_IMAGE, True)
     assert (spec.metrics.curve_protocol, spec.metrics.boxes[0].bottom) == (pb.CURVE_PROTOCOL_PIXEL, 4)
     assert spec.metrics.predictability == 200
+    robustness = spec.metrics.robustness
+    assert (robustness.delta, robustness.confidence, robustness.max_draws) == (0.25, 0, 7)
+    assert robustness.images == [spec.image]
     assert (spec.lane, spec.cache_policy, spec.partial_masks) == (pb.LANE_BATCH, pb.CACHE_POLICY_BYPASS, True)
     assert (spec.deadline.seconds, spec.deadline.nanos) == (1, 500_000_000)
     assert (spec.max_evaluations, spec.request_id, spec.progress_interval.nanos) == (100, "mine", 250_000_000)

@@ -109,6 +109,12 @@ def test_everything_that_may_be_said_is_accepted() -> None:
         (metrics(curve_steps=1001), "metrics.curve_steps", "1 to 1,000"),
         (metrics(predictability=19), "metrics.predictability", "20 to 2,000 occlusions, or 0"),
         (metrics(predictability=2001), "metrics.predictability", "20 to 2,000 occlusions, or 0"),
+        (metrics(robustness={"delta": 1}), "metrics.robustness.delta", "above 0 and below 1, or 0 for 0.1"),
+        (metrics(robustness={"delta": float("nan")}), "metrics.robustness.delta", "above 0 and below 1"),
+        (metrics(robustness={"confidence": -1}), "metrics.robustness.confidence", "below 1, or 0 for 0.95"),
+        (metrics(robustness={"max_draws": 1001}), "metrics.robustness.max_draws", "1 to 1,000, or 0 for 40"),
+        (metrics(robustness={"images": [IMAGE] * 9}), "metrics.robustness.images", "at most 8"),
+        (metrics(robustness={"images": [{}]}), "metrics.robustness.images[0]", "is not set"),
         (metrics(boxes=[tensor_pb2.Box()] * 1001), "metrics.boxes", "at most 1,000"),
         (box(5, 0, 5, 1), "metrics.boxes[0].right", "more than left, which is 5"),
         (box(0, 2, 1, 1), "metrics.boxes[0].bottom", "more than top"),
@@ -156,6 +162,7 @@ def test_the_question_is_the_same_with_defaults_spelled_out() -> None:
         baseline(kind=api.BASELINE_KIND_BLACK),
         metrics(curve_steps=10),
         metrics(predictability=20),
+        metrics(robustness={}),
     ],
 )
 def test_what_changes_the_answer_changes_the_question(fields: dict[str, Any]) -> None:
@@ -202,6 +209,15 @@ def test_what_is_queued_leaves_nothing_to_the_defaults_of_who_reads_it() -> None
     assert (queued.request_id, queued.seed) == ("mine", 7)
     assert not queued.HasField("image")
     assert checked.images["image"] == ("spec.image", IMAGE)
+
+
+def test_a_test_of_certificates_is_queued_with_its_defaults_and_its_images_beside_it() -> None:
+    checked = check_spec(spec(**metrics(robustness={"images": [IMAGE]})), bird_model(), LIMITS)
+    queued = checked.request.metrics.robustness
+    assert (queued.delta, queued.confidence, queued.max_draws, len(queued.images)) == (0.1, 0.95, 40, 0)
+    assert checked.images["background-0"] == ("spec.metrics.robustness.images[0]", IMAGE)
+    assert "robustness_draws" in checked.setting
+    assert check_spec(spec(**metrics(robustness={}), max_evaluations=9), bird_model(), LIMITS).most_evaluations == 0
 
 
 def test_a_request_that_names_its_defaults_is_the_same_question() -> None:

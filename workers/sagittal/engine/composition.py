@@ -202,14 +202,21 @@ class Composer:
 
     @torch.no_grad()
     def compose(self, part: Part, inputs: Tensor) -> Composed:
-        """Writes `image * mask + baseline * (1 - mask)` into inputs (rows, ...), with noise if requested."""
+        """Writes `image * mask + baseline * (1 - mask)` into inputs (rows, ...), with noise and alterations.
+
+        Raises ValueError for alterations of a request with gradient: the gradient does not pass through them.
+        """
         request, canvas = part.request, self._canvas(part.request.subject)
+        if request.gradient and request.alterations:
+            raise ValueError("alterations have no gradient; request scores without gradient")
         masks = self._moved(request.masks[part.start : part.stop].detach())
         stretch = self._stretch(masks.shape[1:], canvas.size, request.upsampling)
         torch.addcmul(canvas.baseline, stretch.up(masks).unsqueeze(1), canvas.difference, out=inputs)
         if request.noise > 0:
             rows = range(request.noise_seed + part.start, request.noise_seed + part.stop)
             self._noise.add(inputs, rows, request.noise)
+        for alter in request.alterations:
+            alter(inputs)
         return Composed(part.rows, stretch, canvas.difference)
 
     def _stretch(self, cells: torch.Size, size: tuple[int, int], how: Upsampling) -> Stretch:

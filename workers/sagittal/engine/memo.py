@@ -104,7 +104,8 @@ class ScoreMemo:
     def _keys(self, request: Evaluate, unit: int) -> Sequence[bytes]:
         """Returns keys that distinguish the evaluation of each row from evaluations that are computed differently."""
         masks = request.masks.detach().to("cpu", torch.float32).contiguous()
-        said = (tuple(masks.shape[1:]), request.upsampling.value, request.exact or not self._reduced, unit)
+        exact = request.exact or not self._reduced
+        said = (tuple(masks.shape[1:]), request.upsampling.value, request.alterations, exact, unit)
         common = repr(said).encode() + self._of_subject(request.subject)
         rows = [row.numpy().tobytes() for row in masks]
         whole = len(rows) - len(rows) % unit

@@ -12,6 +12,8 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
+from sagittal.engine.alterations import Alteration
+
 T = TypeVar("T")
 
 
@@ -60,6 +62,8 @@ class Evaluate:
     noise_seed: int = 0
     """Seed of that noise: row i of the masks has the same noise in every evaluation."""
     upsampling: Upsampling = Upsampling.BILINEAR
+    alterations: tuple[Alteration, ...] = ()
+    """Changes to the masked images before the model sees them, in order; not with `gradient`."""
     exact: bool = False
     """Requests full precision, for scores that are reported or that decide."""
     metric: bool = False

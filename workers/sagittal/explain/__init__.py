@@ -4,6 +4,7 @@ The package works without the service: `explain(model, image, IGOSPlusPlus())` e
 classifier.
 """
 
+from sagittal.engine.alterations import PixelScale
 from sagittal.explain.attribution.evaluate_mask import EvaluateMask
 from sagittal.explain.attribution.excitation_backprop import ExcitationBackprop
 from sagittal.explain.attribution.grad_cam import GradCAM
@@ -12,6 +13,7 @@ from sagittal.explain.attribution.layers import Unsupported
 from sagittal.explain.attribution.occlusion import Occlusion
 from sagittal.explain.attribution.rise import RISE
 from sagittal.explain.attribution.score_cam import ScoreCAM
+from sagittal.explain.backgrounds import RobustnessTest
 from sagittal.explain.baselines import Black, Blur, Given, MeanColour, Noise
 from sagittal.explain.concepts.explainer import Concepts
 from sagittal.explain.explainer import Explainer, Needs
@@ -51,9 +53,11 @@ __all__ = [
     "Needs",
     "Noise",
     "Occlusion",
+    "PixelScale",
     "Problem",
     "Question",
     "RegionScore",
+    "RobustnessTest",
     "Row",
     "ScoreCAM",
     "StructuredAttentionGraph",

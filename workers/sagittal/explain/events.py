@@ -64,6 +64,68 @@ class CertificateLevel(Enum):
     MINIMUM_SIZE = "minimum-size"
 
 
+class AlterationKind(Enum):
+    """A change to composed images under which a certificate is tested."""
+
+    ROUNDING = "rounding"
+    """Rounding to 8-bit pixels, as in a file without loss."""
+    JPEG = "jpeg"
+    """A JPEG file of quality 95."""
+    SHIFT = "shift"
+    """A shift by one pixel up, down, left or right: the worst of the four."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlterationTest:
+    """A set and the sets with one patch less, scored after an alteration of the composed images."""
+
+    alteration: AlterationKind
+    sufficient: bool
+    minimal: bool
+    """Whether the set is sufficient and no set with one patch less is."""
+    score: float
+    """Lowest score of the set."""
+    removal_score: float
+    """Highest score of a set with one patch less."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrawsBound:
+    """A lower confidence bound on the probability of a property over drawn backgrounds, valid at any stopping time."""
+
+    at_least: float
+    held: int
+    """Number of draws for which the property held."""
+    draws: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackgroundTally:
+    """Draws of one kind of background."""
+
+    kind: str
+    """`blur`, `mean`, `noise` or `image`."""
+    draws: int
+    sufficient: int
+    """Number of draws for which the set was sufficient."""
+    minimal: int
+    """Number of draws for which no set with one patch less was sufficient either."""
+
+
+@dataclass(frozen=True, slots=True)
+class Robustness:
+    """Sufficiency and minimality of a set after alterations, and on drawn backgrounds."""
+
+    alterations: tuple[AlterationTest, ...]
+    sufficient: DrawsBound
+    minimal: DrawsBound
+    """Of draws for which the set is sufficient and no set with one patch less is."""
+    confidence: float
+    """Probability that a bound does not exceed the truth, for each bound by itself."""
+    backgrounds: tuple[BackgroundTally, ...]
+    """The draws by kind of background."""
+
+
 @dataclass(frozen=True, slots=True)
 class Certificate:
     """A claim of minimality, and the checks behind it."""
@@ -73,6 +135,8 @@ class Certificate:
     """Number of sets that the claim rests on, including the certified set; each was scored."""
     required_score: float
     """The score that a sufficient set must reach; 0 if the target must be the top class instead."""
+    robust: Robustness | None = None
+    """How the claim fares on altered images; None if it was not tested."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,18 @@
 """A complete explanation: prediction, baseline, the steps of the method, and the curves that measure its quality."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from sagittal.explain.events import GraphNode, Measurement, SaliencyMask, SufficientSet, Warning
+from sagittal.explain.events import Checkpoint, GraphNode, Measurement, SaliencyMask, SufficientSet, Warning
 from sagittal.explain.explainer import Explainer
-from sagittal.explain.measures.curves import Metrics, measure, pointing_game
+from sagittal.explain.measures.curves import Metrics, curve_evaluations, measure, pointing_game
 from sagittal.explain.measures.predictability import Finding, measure_predictability
-from sagittal.explain.problem import Problem, Question, prepare
+from sagittal.explain.problem import Problem, Question, State, prepare
+from sagittal.explain.sets.robustness import assess_robustness, robustness_evaluations
+from sagittal.explain.sets.sufficient_sets import UPSAMPLING, PatchSearch
 from sagittal.explain.steps import Steps, T
 
 EMPTY = 0.05
@@ -19,18 +22,52 @@ EMPTY = 0.05
 def explanation_steps(question: Question, explainer: Explainer, metrics: Metrics = Metrics()) -> Steps[None]:
     """Yields the requests and events of one explanation, from prediction to metrics."""
     problem = yield from prepare(question, hides=explainer.hides or metrics.curves or metrics.predictability > 0)
-    found: list[Finding] = []
-
-    def note(event: Any) -> None:
-        if isinstance(event, SufficientSet | GraphNode) or (isinstance(event, SaliencyMask) and event.final):
-            found.append(event)
-
-    yield from observe(explainer.explain(problem), note)
-    for mask in found:
-        if isinstance(mask, SaliencyMask):
-            yield from assess(problem, mask, metrics)
+    found = _Findings(state=problem.restored)
+    yield from observe(explainer.explain(problem), found.note)
+    for each in found.told:
+        if isinstance(each, SaliencyMask):
+            yield from assess(problem, each, metrics)
     if metrics.predictability:
-        yield from measure_predictability(problem, found, metrics.predictability)
+        yield from measure_predictability(problem, found.told, metrics.predictability)
+    if metrics.robustness is not None and isinstance(explainer, PatchSearch):
+        yield from assess_robustness(
+            problem,
+            found.sets,
+            metrics.robustness,
+            rule=explainer.rule(problem),
+            upsampling=UPSAMPLING[explainer.patch_shape],
+            state=found.state,
+        )
+
+
+def measurements(metrics: Metrics, size: int) -> int:
+    """Returns about how many evaluations it takes to measure a result, for an image of `size` pixels a side."""
+    curves, robustness = curve_evaluations(metrics, size), robustness_evaluations(metrics.robustness)
+    return curves + metrics.predictability + robustness
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Findings:
+    """The findings of an explainer that are measured."""
+
+    state: State
+    """State of its last checkpoint."""
+    told: list[Finding] = field(default_factory=list)
+    """Final masks, sets and nodes as they were yielded."""
+
+    @property
+    def sets(self) -> list[SufficientSet]:
+        """The sets as last yielded, diverse sets before others and small ones before large ones."""
+        latest = {each.patches: each for each in self.told if isinstance(each, SufficientSet)}
+        return sorted(latest.values(), key=lambda each: (not each.diverse, len(each.patches)))
+
+    def note(self, event: Any) -> None:
+        """Adds an event."""
+        match event:
+            case SaliencyMask(final=True) | SufficientSet() | GraphNode():
+                self.told.append(event)
+            case Checkpoint():
+                self.state = event.state
 
 
 def observe(steps: Steps[T], note: Callable[[Any], None]) -> Steps[T]:

@@ -14,12 +14,13 @@ from sagittal.client.explanation import Explanation
 from sagittal.client.gathering import Gathering
 from sagittal.client.parsing import parse_event
 from sagittal.engine import Budget, Engine, Output, Task, TorchEvaluator, Usage
+from sagittal.engine.alterations import PixelScale
 from sagittal.explain import events
 from sagittal.explain.baselines import Baseline, Blur
 from sagittal.explain.explainer import Explainer
-from sagittal.explain.explanation import explanation_steps
+from sagittal.explain.explanation import explanation_steps, measurements
 from sagittal.explain.masks.igos import IGOSPlusPlus
-from sagittal.explain.measures.curves import Metrics, measurements
+from sagittal.explain.measures.curves import Metrics
 from sagittal.explain.messages import EventMessages, Summary
 from sagittal.explain.methods import EXPLAINERS
 from sagittal.explain.parameters import InvalidParameter
@@ -39,6 +40,7 @@ def explain(
     output: Output | str = Output.LOGITS,
     baseline: Baseline = Blur(),
     black: Tensor | None = None,
+    pixels: PixelScale | None = None,
     metrics: Metrics = Metrics(),
     seed: int = 0,
     max_evaluations: int | None = None,
@@ -60,8 +62,11 @@ def explain(
         output: Type of the model's output: "logits", "probabilities", "multi-label-logits" or
             "multi-label-probabilities".
         baseline: Replaces the hidden part of the image.
-        black: Normalised value of black, of shape (3, 1, 1), for the baseline `Black`; zero by default.
-        metrics: Measurements of each final heatmap.
+        black: Normalised value of black, of shape (3, 1, 1), for the baseline `Black`; by default that of `pixels`, or
+            zero.
+        pixels: Values of black and white pixels in the model's input. If they are given, masked images have 8-bit
+            pixels, and certificates can be tested with `Metrics(robustness=RobustnessTest())`.
+        metrics: Measurements of each final heatmap and each sufficient set.
         seed: Seed of all random choices.
         max_evaluations: Maximum number of model evaluations in the search, at least 1; measurements do not count.
         seconds: Maximum time for the search and the curves, in seconds.
@@ -79,7 +84,9 @@ def explain(
     device = next((each.device for each in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     method = IGOSPlusPlus() if method is None else method
     shown, index = _checked_image(image).to(device), _index_of(target, labels)
-    question = Question(image=shown, target=index, baseline=baseline, black=black, seed=seed)
+    if black is None and pixels is not None:
+        black = torch.tensor(pixels.black, device=device).view(3, 1, 1)
+    question = Question(image=shown, target=index, baseline=baseline, black=black, pixels=pixels, seed=seed)
     budget = Budget(
         evaluations=max_evaluations,
         deadline=None if seconds is None else time.monotonic() + seconds,

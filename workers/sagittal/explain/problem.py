@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sagittal.engine.alterations import Alteration, PixelScale, Rounding
 from sagittal.engine.masking import stretched_units
 from sagittal.engine.requests import Evaluate, Inspect, ModelView, Scores, Subject
 from sagittal.explain.baselines import Baseline, Blur, Candidate, is_low
@@ -57,6 +58,8 @@ class Problem:
     seed: int = 0
     restored: State = field(default_factory=dict)
     """State of the last checkpoint of an earlier attempt; empty for a first attempt."""
+    pixels: PixelScale | None = None
+    """Scale of the image's 8-bit pixels; None if its pixels are not 8-bit, or if the scale is not known."""
     _edges: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
     _axes: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False, repr=False)
 
@@ -101,9 +104,20 @@ class Problem:
             self._axes[cells, pixels] = stretched_units(cells, pixels, self.image.device)
         return self._axes[cells, pixels]
 
-    def evaluate(self, masks: Tensor, **options: Any) -> Steps[Scores]:
-        """Requests and returns the scores of masks (n, h, w); the options are those of `Evaluate`."""
-        return ask(Evaluate(subject=self.subject, masks=masks, **options))
+    def evaluate(self, masks: Tensor, *, gradient: bool = False, noise: float = 0.0, **options: Any) -> Steps[Scores]:
+        """Requests and returns the scores of masks (n, h, w); the options are those of `Evaluate`.
+
+        Without gradient and noise, masked images are images that could exist: their pixels are 8-bit.
+        """
+        rounding = () if gradient or noise else self.rounding
+        return ask(
+            Evaluate(subject=self.subject, masks=masks, gradient=gradient, noise=noise, alterations=rounding, **options)
+        )
+
+    @property
+    def rounding(self) -> tuple[Alteration, ...]:
+        """The alteration to 8-bit pixels; none if the image has no such pixels."""
+        return () if self.pixels is None else (Rounding(self.pixels),)
 
     def inspect(self, call: Callable[[ModelView], T], *, gradient: bool = True) -> Steps[T]:
         """Requests a call with the model that evaluates it once, with or without gradient; returns its result."""
@@ -143,9 +157,16 @@ class Question:
     baseline: Baseline = Blur()
     black: Tensor | None = None
     """Normalised value of black, of shape (3, 1, 1); None if black is zero."""
+    pixels: PixelScale | None = None
+    """Values of black and white pixels in the model's input; None if they are not known."""
     seed: int = 0
     restored: State = field(default_factory=dict)
     """State of the last checkpoint of an earlier attempt; empty for a first attempt."""
+
+    @property
+    def pixel_scale(self) -> PixelScale | None:
+        """The scale of 8-bit pixels, if the image has such pixels."""
+        return self.pixels if self.pixels is not None and self.pixels.fits(self.image) else None
 
 
 def prepare(question: Question, *, hides: bool = True) -> Steps[Problem]:
@@ -182,6 +203,7 @@ def prepare(question: Question, *, hides: bool = True) -> Steps[Problem]:
         baseline_score=score,
         seed=question.seed,
         restored=question.restored,
+        pixels=question.pixel_scale,
     )
 
 
@@ -206,7 +228,10 @@ def _find_baseline(question: Question, target: int, unmasked_score: float) -> St
     black = torch.zeros(3, 1, 1) if question.black is None else question.black
     seed = derive_seed(question.seed, "baseline")
     tried: list[tuple[float, Candidate]] = []
+    scale = question.pixel_scale
     for candidate in question.baseline.candidates(question.image, black.to(question.image), seed):
+        if scale is not None:
+            candidate = replace(candidate, image=scale.rounded(candidate.image))  # noqa: PLW2901
         score = float((yield from _probabilities(candidate.image))[target])
         tried.append((score, candidate))
         if is_low(score, unmasked_score):

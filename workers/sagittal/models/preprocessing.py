@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sagittal.core.models import Preprocessing
+from sagittal.engine.alterations import PixelScale
 from sagittal.imaging.fitting import fit_to_input
 
 
@@ -34,6 +35,14 @@ def to_rgb(values: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint8]:
 def black(preprocessing: Preprocessing) -> Tensor:
     """Returns the normalised value of black, of shape (3, 1, 1)."""
     return (0 - _channels(preprocessing.mean)) / _channels(preprocessing.std)
+
+
+def pixel_scale(preprocessing: Preprocessing) -> PixelScale:
+    """Returns the normalised values of black and white."""
+    (red, green, blue), (high_red, high_green, high_blue) = (
+        ((level - _channels(preprocessing.mean)) / _channels(preprocessing.std)).flatten().tolist() for level in (0, 1)
+    )
+    return PixelScale((red, green, blue), (high_red, high_green, high_blue), preprocessing.channel_order == "BGR")
 
 
 def _channels(values: tuple[float, ...]) -> Tensor:

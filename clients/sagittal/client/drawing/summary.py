@@ -121,6 +121,8 @@ def _set_panels(explanation: Explanation, seen: View) -> Sequence[Panel]:
         title = f"Sufficient set {number + 1}: {count} patch{'es' if count != 1 else ''}"
         without = f", {percent(each.causal.without)} without it" if each.causal else ""
         note = f"{percent(each.score)} alone{without} · {each.certificate.level}"
+        if each.certificate.robust is not None:
+            note = f"{note}\n{textwrap.fill(each.certificate.robust.text, 60)}"
         return Panel(lambda axes: _draw_set(axes, each, seen, title, note))
 
     return [panel(number) for number in range(min(MAX_SETS, len(ordered)))]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sagittal.engine.masking import upsample
 from sagittal.engine.requests import OutOfBudget
+from sagittal.explain.backgrounds import RobustnessTest
 from sagittal.explain.events import Curve, CurveKind, Measurement, Progress, Truncated, Warning
 from sagittal.explain.problem import Problem
 from sagittal.explain.steps import Steps
@@ -37,7 +38,7 @@ class CurveProtocol(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """Measurements of each final mask."""
+    """Measurements of each final mask and of each sufficient set."""
 
     curves: bool = True
     protocol: CurveProtocol = CurveProtocol.MASK
@@ -47,6 +48,8 @@ class Metrics:
     """Boxes of the object for the pointing game: left, top, right, bottom in pixels."""
     predictability: int = 0
     """Number of random occlusions that the explanation must predict (see `predictability`); 0 measures nothing."""
+    robustness: RobustnessTest | None = None
+    """Test of each sufficient set's certificate on altered images; None for none."""
 
 
 def measure(problem: Problem, saliency: Tensor, metrics: Metrics, index: int = 0) -> Steps[None]:
@@ -81,10 +84,10 @@ def _warnings(insertion: float, deletion: float, unmasked_score: float) -> Steps
         )
 
 
-def measurements(metrics: Metrics, size: int) -> int:
-    """Returns about how many evaluations it takes to measure an explanation, for an image of `size` pixels a side."""
+def curve_evaluations(metrics: Metrics, size: int) -> int:
+    """Returns about how many evaluations it takes to measure a mask, for an image of `size` pixels a side."""
     steps = size if metrics.protocol is CurveProtocol.PIXEL else metrics.steps
-    return (2 * (steps + 1) if metrics.curves else 0) + metrics.predictability
+    return 2 * (steps + 1) if metrics.curves else 0
 
 
 def _cells(problem: Problem, saliency: Tensor, metrics: Metrics) -> tuple[Tensor, int]:

@@ -12,7 +12,7 @@ from sagittal.core.decoding import decoders
 from sagittal.core.errors import InvalidRequest
 from sagittal.core.images import ImageLimits, model_input
 from sagittal.core.methods import ResolvedMethod, resolve
-from sagittal.core.requests import DEFAULT_CURVE_STEPS, resolve_target
+from sagittal.core.requests import DEFAULT_CURVE_STEPS, MAX_BACKGROUNDS, background_name, resolve_target
 from sagittal.core.tensors import array_of
 from sagittal.explain import (
     Black,
@@ -24,12 +24,13 @@ from sagittal.explain import (
     Metrics,
     Noise,
     Question,
+    RobustnessTest,
     find_method,
 )
 from sagittal.explain.baselines import Baseline
 from sagittal.explain.parameters import InvalidParameter
 from sagittal.models.loaded import LoadedModel
-from sagittal.models.preprocessing import black, to_input
+from sagittal.models.preprocessing import black, pixel_scale, to_input
 from sagittal.v1 import explanation_pb2, explanation_service_pb2, model_pb2, tensor_pb2
 
 
@@ -62,7 +63,7 @@ def read_request(
         question=read_question(spec, images, loaded, described, limits, "spec"),
         method=method,
         explainer=make_explainer(method, loaded.device),
-        metrics=_metrics(spec.metrics),
+        metrics=_metrics(spec.metrics, images, loaded, limits),
         max_evaluations=spec.max_evaluations or None,
         progress_seconds=_progress_seconds(spec),
         partial_masks=spec.partial_masks,
@@ -83,6 +84,7 @@ def read_question(
         target=resolve_target(asked.target, described, f"{field}.target") if asked.HasField("target") else None,
         baseline=_baseline(asked.baseline, images, loaded, limits, f"{field}.baseline"),
         black=black(loaded.entry.preprocessing).to(loaded.device),
+        pixels=pixel_scale(loaded.entry.preprocessing),
         seed=asked.seed,
     )
 
@@ -136,7 +138,9 @@ def _baseline(
             return Blur(sigma=baseline.blur_sigma)
 
 
-def _metrics(metrics: explanation_pb2.Metrics) -> Metrics:
+def _metrics(
+    metrics: explanation_pb2.Metrics, images: Mapping[str, bytes], loaded: LoadedModel, limits: ImageLimits
+) -> Metrics:
     by_pixel = metrics.curve_protocol == explanation_pb2.CURVE_PROTOCOL_PIXEL
     return Metrics(
         curves=not metrics.skip_curves,
@@ -144,6 +148,22 @@ def _metrics(metrics: explanation_pb2.Metrics) -> Metrics:
         steps=metrics.curve_steps or DEFAULT_CURVE_STEPS,
         boxes=tuple((box.left, box.top, box.right, box.bottom) for box in metrics.boxes),
         predictability=metrics.predictability,
+        robustness=_robustness(metrics.robustness, images, loaded, limits) if metrics.HasField("robustness") else None,
+    )
+
+
+def _robustness(
+    test: explanation_pb2.RobustnessTest, images: Mapping[str, bytes], loaded: LoadedModel, limits: ImageLimits
+) -> RobustnessTest:
+    names = [name for name in map(background_name, range(MAX_BACKGROUNDS)) if name in images]
+    return RobustnessTest(
+        delta=test.delta,
+        confidence=test.confidence,
+        max_draws=test.max_draws,
+        images=[
+            read_image(images[name], loaded, limits, f"spec.metrics.robustness.images[{index}]")
+            for index, name in enumerate(names)
+        ],
     )
 
 

@@ -13,7 +13,7 @@ from sagittal.core.patch_sets import check_patch_shape, check_sets
 from sagittal.engine.requests import Upsampling
 from sagittal.engine.task import Usage
 from sagittal.explain import Concepts, explanation_steps
-from sagittal.explain.measures.curves import measurements
+from sagittal.explain.explanation import measurements
 from sagittal.explain.problem import predict
 from sagittal.explain.sets.regions import ask_regions
 from sagittal.models.loaded import LoadedModel
