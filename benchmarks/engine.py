@@ -1,7 +1,7 @@
-"""What the engine costs beside the bare model, and how cost grows: ratios from runs in turn.
+"""The cost of the engine compared with the bare model, and its growth, as ratios of alternating runs.
 
-On a CPU the clock is the time of the one thread that computes, so that neighbours on the machine disturb little; on
-CUDA it is the wall's.
+On a CPU the clock is the processor time of the one thread that computes, so that other programs disturb it little. On
+CUDA it is wall time.
 """
 
 import argparse
@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bench:
-    """What every section measures with."""
+    """The model, the question and the clock that all sections share."""
 
     loaded: LoadedModel
     question: Question

@@ -95,7 +95,7 @@ class Flood:
             call.cancel()
 
     async def held_watches(self) -> None:
-        """Holds watches of a job that waits open; each is made anew when it ends."""
+        """Keeps streams of a waiting job open; when one ends, it opens another."""
         if not hasattr(self, "waits"):
             spec = self.spec(self.small, model=ABSENT)
             made = await self.stub.SubmitExplanation(api.SubmitExplanationRequest(spec=spec), metadata=METADATA)
@@ -125,7 +125,7 @@ class Flood:
         await self.stub.ListExplanations(api.ListExplanationsRequest(), metadata=guess, timeout=PATIENCE)
 
     async def many_connections(self) -> None:
-        """Connects anew for each call."""
+        """Opens a new connection for each call."""
         options = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(self.address, options=options) as channel:
             stub = rpc.ExplanationServiceStub(channel)

@@ -1,8 +1,8 @@
 """The cost of a worker's sleeping threads, and their benefit when other programs compute too.
 
-`python benchmarks/waiting.py [--rounds 2] [--write docs/performance.md]`: passes of EfficientNet-Lite0 on as many
-threads as there are processors, in programs of their own whose threads spin or sleep while they wait for each other, in
-turn; alone, and beside as many programs that only compute.
+`python benchmarks/waiting.py [--rounds 2] [--write docs/performance.md]`: passes of EfficientNet-Lite0 with one
+thread for each processor, in separate programs. Their threads spin or sleep while they wait for each other, in
+alternating runs. Each is measured alone, and beside as many programs that only compute.
 """
 
 import argparse

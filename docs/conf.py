@@ -1,4 +1,4 @@
-"""How the documentation becomes a site: `make docs` builds it, warnings being errors, without a look at the network."""
+"""Configuration of the documentation's site. `make docs` builds it without the network; every warning is an error."""
 
 import re
 from importlib.metadata import version as installed_version
@@ -39,7 +39,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 
-#: Documents that lie elsewhere in the repository, and the page that includes each.
+#: Documents elsewhere in the repository, and the page that includes each.
 PAGES = {
     "../helm/sagittal/README.md": "chart.md",
     "../SECURITY.md": "threats.md",
@@ -48,22 +48,18 @@ PAGES = {
     "../README.md": "index.md",
 }
 
-#: Pages of the navigation that a release may lack.
-OPTIONAL = ("models", "concepts")
-
-
 #: A picture in a paragraph of its own.
 PICTURE = re.compile(r"^!\[([^\]]*)\]\((images/[\w-]+)\.webp\)$", re.MULTILINE)
 
 
 def point_at_pages(_app: Sphinx, _name: str, text: list[str]) -> None:
-    """Lets links to documents elsewhere in the repository lead to the pages that include them."""
+    """Redirects links to documents elsewhere in the repository to the pages that include them."""
     for outside, page in PAGES.items():
         text[0] = text[0].replace(f"]({outside}", f"]({page}")
 
 
 def add_dark_pictures(app: Sphinx, _name: str, text: list[str]) -> None:
-    """Puts the drawing for dark pages beside each one that has it; the theme shows the one that fits."""
+    """Adds the drawing for dark pages beside the one for light pages, if there is one; the theme shows one of them."""
 
     def both(found: re.Match[str]) -> str:
         alt, stem = found[1], found[2]
@@ -76,15 +72,7 @@ def add_dark_pictures(app: Sphinx, _name: str, text: list[str]) -> None:
     text[0] = PICTURE.sub(both, text[0])
 
 
-def leave_out_what_is_not_written(app: Sphinx, name: str, text: list[str]) -> None:
-    """Takes pages out of the navigation that this release does not have."""
-    for page in OPTIONAL:
-        if name == "index" and not (Path(app.srcdir) / f"{page}.md").exists():
-            text[0] = text[0].replace(f"\n{page}\n", "\n")
-
-
 def setup(app: Sphinx) -> None:
-    """Registers what is done to sources before they are read."""
+    """Registers the changes of sources before they are read."""
     app.connect("source-read", point_at_pages)
     app.connect("source-read", add_dark_pictures)
-    app.connect("source-read", leave_out_what_is_not_written)

@@ -2,7 +2,7 @@
 """Draws docs/images: the shipped photographs explained by EfficientNet-Lite0 with every method, through a real stack.
 
 Takes several minutes on two cores. Each drawing is written for light and for dark pages, as WebP. The drawing of
-concepts needs images to fit a set to: give a directory of them in SAGITTAL_BENCHMARK_IMAGES, or it is left as it is.
+concepts needs images for a fit: set SAGITTAL_BENCHMARK_IMAGES to a directory of them. Without it, that drawing stays.
 """
 
 import os

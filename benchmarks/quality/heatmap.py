@@ -43,8 +43,8 @@ SCHEDULES: Mapping[int, Mapping[str, int]] = {
     648: {"iterations": 92, "points": 1, "levels": 4},
     1008: {"iterations": 152, "points": 1, "levels": 4},
 }
-"""How iGOS++ spends a number of evaluations: iterations times (two terms times points, and level sets), and 96 for the
-choice among its masks and their scales where there are level sets."""
+"""Settings of iGOS++ for a number of evaluations: iterations times (two terms times points, and level sets). If there
+are level sets, 96 more for the choice among its masks and their scales."""
 
 DEFAULT = 440
 """Evaluations of the default: its point of the curve is measured with the methods."""

@@ -66,8 +66,8 @@ class ReferenceDescent(Explainer):
     mask_size: int = parameter(28, "Side of the square mask in cells", minimum=7, maximum=224)
     noise: float = parameter(0.2, "Standard deviation of the noise on the normalised input", minimum=0, maximum=10)
     spared: Spared | None = None
-    """Where given, trials whose failure is certain before all is evaluated are left at that, and what they still lacked
-    is counted here. The masks are the same either way."""
+    """If given, a trial ends as soon as its failure is certain, and the evaluations that this saves are counted here.
+    The masks are the same in both cases."""
 
     def explain(self, problem: Problem) -> Steps[None]:
         """Yields progress and the final mask."""

@@ -44,7 +44,7 @@ class ReferenceSearch(PatchSearch):
     """The sufficient sets that the reference implementation finds."""
 
     spared: Spared | None = None
-    """Where given, no set is evaluated twice, and what was spared by that is counted there."""
+    """If given, no set is evaluated twice, and the evaluations that this saves are counted here."""
 
     def explain(self, problem: Problem) -> Steps[None]:
         """Yields the roots, certified as sufficient only, when the search has ended."""

@@ -96,7 +96,7 @@ def list_request(wanted: service_pb.JobFilter, page_token: str) -> service_pb.Li
 
 
 class JobConditions(TypedDict, total=False):
-    """Conditions for jobs, of which all must hold."""
+    """Conditions for jobs; all of them must hold."""
 
     model: str
     """Name of the model."""
@@ -117,7 +117,7 @@ class JobConditions(TypedDict, total=False):
 
 
 def job_filter(conditions: JobConditions) -> service_pb.JobFilter:
-    """Returns conditions as the API has them. Raises InvalidRequest for one that there is not."""
+    """Returns the API's message for conditions. Raises InvalidRequest for an unknown condition."""
     check_names(conditions, JobConditions.__optional_keys__)
     found = build(
         service_pb.JobFilter,

@@ -102,7 +102,7 @@ def split_model(model: object, version: object, path: str = "") -> tuple[str, st
 
 
 def model_alone(model: object) -> str:
-    """Returns the name of a model. Raises InvalidRequest for "name@version", where all versions are meant."""
+    """Returns the name of a model. Raises InvalidRequest for "name@version"."""
     name, version = split_model(model, "")
     if version:
         text = f"got {model!r}; expected the name alone: jobs and concept sets are listed for all versions of a model"

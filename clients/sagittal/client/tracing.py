@@ -65,7 +65,7 @@ class _OpenSpan(CallSpan):
 
 
 def begin_call(rpc: str, address: str) -> CallSpan:
-    """Starts the span of an operation whose first RPC this is, named `service/method`."""
+    """Starts the span of an operation, named after its first RPC, `service/method`."""
     try:
         from opentelemetry import trace  # noqa: PLC0415 - optional
         from opentelemetry.trace.propagation import tracecontext  # noqa: PLC0415

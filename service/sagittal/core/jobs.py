@@ -142,7 +142,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFilter:
-    """Conditions for jobs, of which all must hold; an empty one holds for every job."""
+    """Conditions for jobs; all of them must hold, and an empty one holds for every job."""
 
     tenant: str = ""
     kind: JobKind | None = None
@@ -260,7 +260,7 @@ class Backlog:
     running: int
     """Executions that a worker has leased."""
     oldest_seconds: float
-    """How long the oldest queued execution has waited, in seconds; 0 if none waits."""
+    """Waiting time of the oldest queued execution, in seconds; 0 if none waits."""
     queued_evaluations: int = 0
     """Model evaluations that the queued executions are estimated to need."""
 

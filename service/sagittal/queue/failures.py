@@ -197,13 +197,13 @@ def classify(error: BaseException) -> Reply:
 
 
 def translate(error: Exception, settings: QueueSettings, *, accepted: bool = False) -> SagittalError:
-    """Returns our error for an error of Redis.
+    """Returns the SagittalError for an error of Redis.
 
     Args:
         error: The error of an operation.
         settings: Settings with the retry delays for callers.
         accepted: Whether the work is already accepted, as all work of workers is. It then waits for memory, and a
-            refused argument is a bug of ours.
+            refused argument is a bug of Sagittal.
     """
     reply = classify(error)
     if not accepted and (refused := _ARGUMENT.match(str(error))):

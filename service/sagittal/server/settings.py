@@ -188,7 +188,7 @@ class ConnectionSettings(BaseModel):
 
 
 class CallSettings(BaseModel):
-    """How many calls may be open at the same time, in each replica."""
+    """Maximum number of open calls in each replica."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
