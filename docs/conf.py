@@ -37,6 +37,7 @@ html_title = f"Sagittal {release}"
 html_show_sphinx = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["tables.js"]
 html_copy_source = False
 
 #: Documents elsewhere in the repository, and the page that includes each.

@@ -1,12 +1,14 @@
 """The documentation: it builds without a warning, loads nothing from elsewhere, and its links lead somewhere."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from packaging_support import ROOT, load_script
+from playwright.async_api import async_playwright
 
 SITE = re.compile(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=\"(?:https?:)?//")
 LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
@@ -47,3 +49,28 @@ def test_links_of_what_is_read_in_the_repository_lead_somewhere() -> None:
 def test_the_reference_of_the_api_is_current() -> None:
     script = load_script("api_docs")
     assert script.PAGE.read_text() == script.page(), "run make reference"
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+#: Tables with long cells, with identifiers, and with figures.
+WITH_TABLES = ("errors.html", "guarantees.html", "quality.html")
+
+#: Tables that are wider than the screen, and cells without the name of their column.
+FAULTS = """[...document.querySelectorAll("article .table-wrapper")].filter((table) =>
+  table.scrollWidth > table.clientWidth + 1 || table.querySelector("tbody td:not([data-column])")).length"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium")
+async def test_every_table_fits_a_phone(site: Path) -> None:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"], timeout=300_000
+        )
+        page = await browser.new_page(viewport={"width": 390, "height": 844})
+        page.set_default_timeout(300_000)
+        for name in WITH_TABLES:
+            await page.goto((site / name).as_uri())
+            assert await page.locator("article .table-wrapper").count() > 0
+            assert await page.evaluate(FAULTS) == 0, name
+        await browser.close()
