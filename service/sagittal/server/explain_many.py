@@ -12,7 +12,7 @@ from sagittal.core.errors import InvalidRequest, SagittalError, to_status
 from sagittal.core.jobs import Job
 from sagittal.core.requests import MAX_REQUEST_ID
 from sagittal.core.text import shown
-from sagittal.server.intake import Intake
+from sagittal.server.intake import Acceptance, Intake
 from sagittal.server.messages import timestamp
 from sagittal.server.relay import Relay
 from sagittal.server.rpc.access import Caller
@@ -57,7 +57,7 @@ class Pipeline:
         self._caller = caller
         self._slots = asyncio.Semaphore(max_in_flight)
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._accepting: dict[str, asyncio.Task[tuple[Job, bool]]] = {}
+        self._accepting: dict[str, Acceptance] = {}
         self._owned: dict[str, Job] = {}
         self.outbox: asyncio.Queue[explanation_pb2.ExplanationEvent | Exception | None] = asyncio.Queue(maxsize=1)
         """Events, read at the caller's pace; an exception ends the call with an error, None ends it."""
@@ -124,10 +124,10 @@ class Pipeline:
         return None
 
     async def _run(self, spec: explanation_pb2.ExplanationSpec, request_id: str) -> None:
-        accepting = asyncio.create_task(self._intake.explain(spec, self._caller))
+        accepting = Acceptance(self._intake.explain(spec, self._caller))
         self._accepting[request_id] = accepting
         try:
-            job, is_new = await asyncio.shield(accepting)
+            job, is_new = await asyncio.shield(accepting.task)
         except SagittalError as error:
             await self.outbox.put(_refusal(request_id, error))
             return

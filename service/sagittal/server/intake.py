@@ -1,18 +1,22 @@
 """From request to queued job: validates, checks images, resolves the model, estimates the cost, and submits."""
 
+import asyncio
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from typing import Any
 
 import structlog
 
-from sagittal.core.errors import InvalidRequest, SagittalError
+from sagittal.core.errors import InvalidRequest, SagittalError, Unavailable
 from sagittal.core.jobs import MAX_EVALUATIONS, CachePolicy, Cost, Job, JobKind, Lane, NewJob, estimate, new_job_id
 from sagittal.core.requests import check_image_set, check_spec
 from sagittal.process.tracing import JOB_ID, SpanKind, current_span, within
 from sagittal.queue.protocol import JobQueue
+from sagittal.queue.turns import TenantTurns
 from sagittal.server.catalogue import Catalogue, check_loadable, ready_workers
 from sagittal.server.images import Pictures
 from sagittal.server.messages import CACHE_POLICIES, LANES, timestamp
@@ -73,8 +77,25 @@ class ItemOfBatch:
     """Whether it runs again if it is completed and its result is deleted."""
 
 
+class Acceptance:
+    """A job that is being accepted in a task of its own, so that it can outlive its call."""
+
+    def __init__(self, accepting: Coroutine[Any, Any, tuple[Job, bool]]) -> None:
+        """Starts the task."""
+        self.submitting = False
+        """Whether the job is being submitted; before that, cancelling the task leaves nothing behind."""
+        token = _ACCEPTANCE.set(self)
+        self.task = asyncio.create_task(accepting)
+        _ACCEPTANCE.reset(token)
+
+
+_ACCEPTANCE: ContextVar[Acceptance | None] = ContextVar("acceptance", default=None)
+
 #: Largest number of classes that Predict returns.
 MAX_TOP = 1_000
+
+#: Requests that a replica accepts at the same time, and the longest time that one waits for its turn, in seconds.
+ACCEPTED_AT_ONCE, PATIENCE = 64, 30.0
 
 _log = structlog.get_logger(__name__)
 
@@ -91,6 +112,7 @@ class Intake:
         self._pictures = pictures
         self._settings = settings
         self._metrics = metrics
+        self._turns = TenantTurns(ACCEPTED_AT_ONCE, settings.max_accepting_per_tenant)
 
     async def explain(
         self, spec: explanation_pb2.ExplanationSpec, caller: Caller, item: ItemOfBatch | None = None
@@ -107,7 +129,8 @@ class Intake:
             ItemKnown, BatchPaused: as `JobQueue.submit`.
         """
         with self.counting_refusals():
-            return await self._explain(spec, caller, item)
+            async with self._turn():
+                return await self._explain(spec, caller, item)
 
     async def check(self, spec: explanation_pb2.ExplanationSpec) -> None:
         """Checks what items of a batch have in common, which lacks the image. Raises SagittalError."""
@@ -123,7 +146,8 @@ class Intake:
     ) -> tuple[Job, model_pb2.Model]:
         """Queues a prediction that must end within `deadline` seconds. Removes the image from `request`."""
         with self.counting_refusals():
-            return await self._predict(request, caller, deadline)
+            async with self._turn():
+                return await self._predict(request, caller, deadline)
 
     async def inquire(
         self,
@@ -160,6 +184,8 @@ class Intake:
         attributes = {JOB_ID: new.job_id, "sagittal.model": new.model, "sagittal.method": new.method}
         with within(current_span().child("submit", kind=SpanKind.PRODUCER, attributes=attributes)) as span:
             new = replace(new, trace_context=span.context or new.trace_context)
+            if (acceptance := _ACCEPTANCE.get()) is not None:
+                acceptance.submitting = True
             job, is_new = await self._queue.submit(new, _accepted(new, workers, seconds))
             span.set({JOB_ID: job.job_id, "sagittal.job.new": is_new})
         if is_new:
@@ -187,6 +213,17 @@ class Intake:
             self._metrics.jobs_rejected.labels(error.reason).inc()
             _log.info("job-refused", reason=error.reason, field=error.field, error=error.message)
             raise
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Waits for the tenant's turn to have a request accepted, which takes time of processes and the event loop."""
+        async with AsyncExitStack() as turn:
+            try:
+                await turn.enter_async_context(self._turns.turn(PATIENCE))
+            except TimeoutError as error:
+                text = f"other requests of your tenant took {PATIENCE:g} s: send fewer at a time"
+                raise Unavailable(text, retry_after=1.0) from error
+            yield
 
     async def _explain(
         self, spec: explanation_pb2.ExplanationSpec, caller: Caller, item: ItemOfBatch | None

@@ -17,6 +17,7 @@ from sagittal.queue.events import is_lasting
 from sagittal.queue.protocol import JobQueue
 from sagittal.queue.settings import MIB
 from sagittal.server.catalogue import ready_workers
+from sagittal.server.intake import Acceptance
 from sagittal.server.messages import event
 from sagittal.server.metrics import ServiceMetrics
 from sagittal.server.rpc.access import Caller
@@ -111,17 +112,24 @@ class Relay:
                 yield message
 
     async def accepted(self, accepting: Coroutine[Any, Any, tuple[Job, bool]], *, rpc: str) -> tuple[Job, bool]:
-        """Waits until a job is accepted; if the caller disconnects meanwhile, cancels the job once it is accepted."""
-        task = asyncio.create_task(accepting)
+        """Waits until a job is accepted. If the caller disconnects meanwhile, there is no job, or it is cancelled."""
+        acceptance = Acceptance(accepting)
         try:
-            return await asyncio.shield(task)
+            return await asyncio.shield(acceptance.task)
         except asyncio.CancelledError:
-            self.abandon(task, rpc=rpc, drop=True)
+            self.abandon(acceptance, rpc=rpc, drop=True)
             raise
 
-    def abandon(self, accepting: asyncio.Task[tuple[Job, bool]], *, rpc: str, drop: bool) -> None:
-        """Lets the acceptance of a job end in the background, and then cancels the job if `drop` is set."""
-        self._background.run(self._end_accepting(accepting, rpc, drop=drop), doing="accept")
+    def abandon(self, acceptance: Acceptance, *, rpc: str, drop: bool) -> None:
+        """Lets the acceptance of a job end in the background, and then cancels the job if `drop` is set.
+
+        If the job is not being submitted yet, dropping it ends the acceptance instead, so that calls that end early
+        leave no work behind.
+        """
+        if drop and not acceptance.submitting and not stream_is_moving():
+            acceptance.task.cancel()
+            return
+        self._background.run(self._end_accepting(acceptance.task, rpc, drop=drop), doing="accept")
 
     async def owned_events(self, job: Job, *, rpc: str) -> AsyncGenerator[explanation_pb2.ExplanationEvent, None]:
         """Yields a job's events; cancels the job if the caller disconnects before the end."""

@@ -67,7 +67,7 @@ class ImageSettings(BaseModel):
 
 
 class JobSettings(BaseModel):
-    """Deadlines of jobs, and the jobs in flight of one call."""
+    """Deadlines of jobs, and how many are accepted at the same time."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -79,6 +79,9 @@ class JobSettings(BaseModel):
     """Longest time that Predict waits for its answer, in seconds."""
     regions_deadline: Positive = 300.0
     """Longest time that ScoreRegions waits for its answer, in seconds."""
+    max_accepting_per_tenant: Annotated[int, Field(ge=1)] = 2
+    """Requests of one tenant that a replica checks and stores at the same time while other tenants send requests too.
+    Further ones wait. A tenant that is alone may have 64."""
     max_in_flight: Annotated[int, Field(ge=1)] = 64
     """Jobs that one ExplainMany call may have in flight; flow control delays the other requests."""
     max_items_in_flight: Annotated[int, Field(ge=1)] = 512

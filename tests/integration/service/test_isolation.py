@@ -11,6 +11,8 @@ from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from sagittal.core.errors import Overloaded, from_status
+from sagittal.core.jobs import NewJob
+from sagittal.queue import turns
 from sagittal.v1 import explanation_service_pb2 as api
 
 from .http2 import END_HEADERS, HEADERS, connect, frame, header_block
@@ -89,6 +91,40 @@ async def test_a_refusal_is_held_back_so_that_who_tries_again_at_once_is_slowed_
         # as many are held as there may be calls, so that holding them back takes bounded memory
         await refusal(stack.explanations.ListExplanations(api.ListExplanationsRequest(), metadata=HOSTILE))
         held.cancel()
+
+
+async def test_a_tenants_requests_wait_for_each_other_and_who_leaves_meanwhile_leaves_nothing(monkeypatch) -> None:
+    monkeypatch.setattr(turns, "ACTIVE_SECONDS", 1e9)  # the other tenant counts as active to the end
+    settings = tenants().model_copy(update={"jobs": quick_settings(jobs={"max_accepting_per_tenant": 1}).jobs})
+    async with running(settings) as stack:
+        submit, go_on, submitted = stack.queue.jobs.submit, asyncio.Event(), []
+
+        async def slow_submit(job: NewJob, accepted: bytes) -> Any:
+            submitted.append(job.request_id)
+            if job.tenant == "hostile":
+                await go_on.wait()
+            return await submit(job, accepted)
+
+        def metric(name: str, **labels: str) -> float:
+            return stack.metric(f"sagittal_rpcs_{name}_total", rpc="sagittal.v1.ExplanationService/Explain", **labels)
+
+        def ask(metadata: Any, name: str) -> Any:
+            request = api.ExplainRequest(spec=spec(request_id=name), detach=name != "leaves")
+            return stack.explanations.Explain(request, metadata=metadata, timeout=PATIENCE)
+
+        stack.queue.jobs.submit = slow_submit  # type: ignore[method-assign]
+        await ask(OTHER, "first").read()
+        held = asyncio.ensure_future(ask(HOSTILE, "held").read())
+        await eventually(lambda: "held" in submitted)
+        leaving, last = ask(HOSTILE, "leaves"), asyncio.ensure_future(ask(HOSTILE, "last").read())
+        await eventually(lambda: metric("started") == 4)
+        await ask(OTHER, "second").read()
+        leaving.cancel()
+        await eventually(lambda: metric("handled", code="CANCELLED") == 1)
+        assert submitted == ["first", "held", "second"]
+        go_on.set()
+        await asyncio.gather(held, last)
+        assert submitted == ["first", "held", "second", "last"]
 
 
 async def test_watches_of_health_need_no_token_and_are_bounded_and_checks_are_not() -> None:
