@@ -6,7 +6,7 @@ IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: page demo test test-architectures test-callers caller-packages test-kernels chaos check protos client bench bench-engine bench-service bench-peers bench-isolation soak bench-quality bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan peers
+.PHONY: page demo test test-architectures test-callers caller-packages test-kernels chaos check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation soak bench-quality bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan peers
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -161,6 +161,9 @@ bench-peers: .cache/peers/.installed ## Compares with captum, grad-cam and the p
 bench-service: $(VENV)/.installed-dev ## Measures the service and its overhead, and writes their parts of docs/performance.md.
 	$(BIN)/python benchmarks/service.py --write docs/performance.md
 	$(BIN)/python benchmarks/waiting.py --write docs/performance.md
+
+bench-page: $(VENV)/.installed-dev ## Measures events through the page beside native gRPC and writes it to docs/performance.md.
+	$(BIN)/python benchmarks/page_overhead.py --write docs/performance.md
 
 bench-isolation: $(VENV)/.installed-dev ## Measures the effect of twelve floods by one tenant on another and writes it to docs/performance.md.
 	$(BIN)/python benchmarks/isolation.py --write docs/performance.md

@@ -1,0 +1,213 @@
+"""Processor time per event of a stream through sagittal-page (Connect over HTTP/1.1), beside native gRPC.
+
+Partial masks of 28 x 28 cells, as a search sends them. Live: many jobs at once, each event sent on its own. Replayed:
+the stored events of ended jobs. Counted is the processor time of the service and, on the page's side, of sagittal-page;
+the callers and Redis do the same work on both sides.
+"""
+
+import argparse
+import http.client
+import os
+import signal
+import statistics
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+from answering_worker import MODEL, model
+from reports import table, write_section
+from service_load import picture
+from service_stack import PATIENCE, Program, Stack, free_port, running_stack
+
+from sagittal.core.jobs import JobState, Lease
+from sagittal.queue.leases import RedisWorkerQueue
+from sagittal.queue.settings import QueueSettings
+from sagittal.registry.redis import RedisWorkerRegistry
+from sagittal.v1 import explanation_pb2 as pb
+from sagittal.v1 import explanation_service_pb2 as service_pb
+from sagittal.v1 import explanation_service_pb2_grpc as service_grpc
+from sagittal.v1 import model_pb2, tensor_pb2
+
+#: Jobs at the same time, events of each, and the time between two of them in seconds.
+STREAMS, EVENTS, PACE = 20, 100, 0.05
+
+#: Comparisons of both sides, in turn.
+TURNS = 5
+
+#: Largest ratio that is wanted.
+GOAL = 1.3
+
+WATCH, EXPLAIN = "WatchExplanation", "Explain"
+SERVICE = "/sagittal.v1.ExplanationService/"
+
+
+def work() -> None:
+    """The worker: sends partial masks at a pace, for all jobs at once."""
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    settings = QueueSettings(url=os.environ["SAGITTAL_QUEUE__URL"])
+    registry = RedisWorkerRegistry(settings)
+    registry.publish(model())
+    ready = [(MODEL, "1", model_pb2.WorkerModel(state=model_pb2.MODEL_STATE_READY))]
+    for number in range(STREAMS):
+        registry.announce(f"paced-{number}", ready, ttl=86_400.0)
+    with ThreadPoolExecutor(STREAMS) as pool:
+        for number in range(STREAMS):
+            pool.submit(_answer, settings, f"paced-{number}", stopped)
+    registry.close()
+
+
+def _answer(settings: QueueSettings, name: str, stopped: threading.Event) -> None:
+    queue = RedisWorkerQueue(settings, worker=name)
+    while not stopped.is_set():
+        lease = queue.lease([(MODEL, "1")], block_seconds=0.5)
+        if lease is None:
+            continue
+        half = tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_FLOAT16, shape=[28, 28], data=bytes(28 * 28 * 2))
+        for number in range(EVENTS):
+            queue.append(lease, [_event(lease, mask=pb.Mask(saliency=half, final=number == EVENTS - 1, index=number))])
+            time.sleep(PACE)
+        queue.settle(lease, _event(lease, completed=pb.Completed(model_version="1")), JobState.COMPLETED)
+    queue.close()
+
+
+def _event(lease: Lease, **fact: object) -> bytes:
+    event = pb.ExplanationEvent(job_id=lease.job.job_id, **fact)
+    event.time.GetCurrentTime()
+    return event.SerializeToString()
+
+
+def by_grpc(address: str, name: str, request: service_pb.ExplainRequest | service_pb.WatchExplanationRequest) -> int:
+    """Returns the number of events of one stream by native gRPC."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(address, options) as channel:
+        call = getattr(service_grpc.ExplanationServiceStub(channel), name)
+        return sum(1 for _ in call(request))
+
+
+def by_page(address: str, name: str, request: service_pb.ExplainRequest | service_pb.WatchExplanationRequest) -> int:
+    """Returns the number of events of one stream through the page, as a browser reads it."""
+    data = request.SerializeToString()
+    connection = http.client.HTTPConnection(address, timeout=PATIENCE)
+    headers = {"content-type": "application/connect+proto"}
+    connection.request("POST", SERVICE + name, struct.pack(">BI", 0, len(data)) + data, headers)
+    answer, events = connection.getresponse(), 0
+    while head := answer.read(5):
+        flags, size = struct.unpack(">BI", head)
+        answer.read(size)
+        events += not flags & 2
+    connection.close()
+    return events
+
+
+def run(stack: Stack, requests: list, read: Callable[..., int], address: str, name: str) -> Mapping[str, float]:
+    """Returns the microseconds of processor time per event of each process, for streams at the same time."""
+    before = stack.cpu_seconds()
+    with ThreadPoolExecutor(len(requests)) as pool:
+        events = sum(pool.map(lambda request: read(address, name, request), requests))
+    return {program: 1e6 * (used - before[program]) / events for program, used in stack.cpu_seconds().items()}
+
+
+def measure(stack: Stack, page: str, turns: int) -> Mapping[str, Mapping[str, list[Mapping[str, float]]]]:
+    """Returns the processor time of both sides by load: "live" and "replayed"."""
+    found: dict[str, dict[str, list[Mapping[str, float]]]] = {
+        load: {"gRPC": [], "page": []} for load in ("live", "replayed")
+    }
+    seeds = iter(range(10**6))
+    sides = (("gRPC", by_grpc, stack.address), ("page", by_page, page))
+    for _ in range(turns):
+        for side, read, address in sides:
+            specs = [
+                pb.ExplanationSpec(
+                    model=MODEL,
+                    image=tensor_pb2.Image(encoded=picture()),
+                    seed=next(seeds),
+                    cache_policy=pb.CACHE_POLICY_BYPASS,
+                    partial_masks=True,
+                )
+                for _ in range(STREAMS)
+            ]
+            found["live"][side].append(
+                run(stack, [service_pb.ExplainRequest(spec=each) for each in specs], read, address, EXPLAIN)
+            )
+        with grpc.insecure_channel(stack.address) as channel:
+            listed = service_grpc.ExplanationServiceStub(channel).ListExplanations(
+                service_pb.ListExplanationsRequest(page_size=2 * STREAMS)
+            )
+        watched = [service_pb.WatchExplanationRequest(job_id=each.job_id) for each in listed.explanations]
+        for side, read, address in sides:
+            found["replayed"][side].append(run(stack, watched * 3, read, address, WATCH))
+    return found
+
+
+def report(found: Mapping[str, Mapping[str, list[Mapping[str, float]]]], turns: int) -> str:
+    """Returns the section about a measurement."""
+    rows = []
+    for load, sides in found.items():
+        service, through, page = (
+            statistics.median(each[program] for each in sides[side])
+            for side, program in (("gRPC", "service"), ("page", "service"), ("page", "page"))
+        )
+        rows.append([load, f"{service:.0f}", f"{through:.0f}", f"{page:.0f}", f"{(through + page) / service:.2f}"])
+    header = ["events", "native gRPC: service, µs", "through the page: service, µs", "sagittal-page, µs", "ratio"]
+    return f"""## Events through the page
+
+Written by `make bench-page`. Processor time for each event (a partial mask of 28 x 28 cells), medians of {turns}
+turns: live from {STREAMS} jobs at a time, each with {EVENTS} events {1e3 * PACE:.0f} ms apart; and replayed from
+ended jobs.
+
+{table(header, rows)}
+The ratio is that of all processor time on both sides, without callers, Redis and worker. `sagittal-page` is a
+process of its own: it adds its time to the service's, and takes none away. The goal is at most {GOAL:.1f}. The
+load average was {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors.
+"""
+
+
+def main() -> None:
+    """Measures; `--write` puts the section into a document."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", type=Path)
+    parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        return work()
+    with running_stack([__file__, "--worker"], model=MODEL) as stack:
+        port = free_port()
+        variables = os.environ | {"SAGITTAL_PAGE_ADDRESS": stack.address, "SAGITTAL_PAGE_LISTEN_PORT": str(port)}
+        variables["SAGITTAL_PAGE_LOG_LEVEL"] = "warning"
+        process = subprocess.Popen([sys.executable, "-m", "sagittal.page.main"], env=variables)
+        try:
+            stack.programs.append(Program("page", process.pid))
+            _wait_for_page(port)
+            text = report(measure(stack, f"127.0.0.1:{port}", options.turns), options.turns)
+        finally:
+            process.terminate()
+            process.wait(PATIENCE)
+    print(text)
+    if options.write:
+        write_section(options.write, "page", text)
+    return None
+
+
+def _wait_for_page(port: int) -> None:
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port)
+            connection.request("GET", "/livez")
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise SystemExit(f"sagittal-page did not answer within {PATIENCE:g} s")
+
+
+if __name__ == "__main__":
+    main()
