@@ -5,6 +5,7 @@ from importlib.metadata import version
 import click
 
 from sagittal.cli.backup import backup, restore
+from sagittal.cli.batches import batch
 from sagittal.cli.concepts import concepts
 from sagittal.cli.explain import explain
 from sagittal.cli.failures import Group
@@ -27,6 +28,7 @@ def app() -> None:
 
 
 for command in (
-    up, demo, explain, predict, models, concepts, watch, get, report, list_jobs, cancel, delete, retry, backup, restore,
+    up, demo, explain, predict, models, concepts, watch, get, report, list_jobs, cancel, delete, retry, batch, backup,
+    restore,
 ):  # fmt: skip
     app.add_command(command)

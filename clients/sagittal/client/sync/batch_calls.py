@@ -3,6 +3,7 @@
 
 import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 import grpc
@@ -13,6 +14,7 @@ from sagittal.client.batches import (
     Batch,
     BatchItem,
     BatchResult,
+    ItemState,
     OnWaiting,
     ReadAhead,
     Window,
@@ -32,6 +34,8 @@ from sagittal.client.sync.streams import wait_after
 from sagittal.client.tracing import Metadata
 from sagittal.v1 import batch_service_pb2 as service_pb
 from sagittal.v1 import batch_service_pb2_grpc as service_grpc
+from sagittal.v1 import explanation_service_pb2 as jobs_pb
+from sagittal.v1 import explanation_service_pb2_grpc as jobs_grpc
 
 
 class Feed(Iterator[service_pb.AddBatchItemsRequest]):
@@ -88,6 +92,7 @@ class BatchCalls:
             describe: Returns the description of a model by its name and version.
         """
         self._stub: Any = service_grpc.BatchServiceStub(channel)
+        self._jobs: Any = jobs_grpc.ExplanationServiceStub(channel)
         self._metadata = metadata
         self._options = options
         self._call = call
@@ -223,6 +228,19 @@ class BatchCalls:
         request = build(service_pb.RetryBatchItemsRequest, name=checked_batch(name), keys=several)
         return int((self._call(self._stub.RetryBatchItems, request)).items)
 
+    def _whole(self, result: BatchResult) -> BatchResult:
+        """Returns a result with its events, which are read in pages if they were too large for a message."""
+        if result.state != ItemState.COMPLETED or result.message is None or result.message.events:
+            return result
+        request = jobs_pb.GetExplanationRequest(job_id=result.job_id)
+        page = self._call(self._jobs.GetExplanation, request)
+        found = page.explanation
+        while page.next_page_token:
+            request.page_token = page.next_page_token
+            page = self._call(self._jobs.GetExplanation, request)
+            found.events.extend(page.explanation.events)
+        return replace(result, message=found)
+
     def _results(self, window: Window, cursor: Cursor, on_waiting: OnWaiting | None) -> Generator[BatchResult, None]:
         """Yields results over one call, until it ends."""
         window.reopen()
@@ -239,7 +257,7 @@ class BatchCalls:
                 result = window.admit(response)
                 feed.look()
                 if result is not None:
-                    yield result
+                    yield self._whole(result)
         finally:
             feed.end()
             call.cancel()

@@ -1,0 +1,103 @@
+"""`sagittal batch` on a real service: a manifest in, one row for each key out."""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+import pyarrow.parquet
+from click.testing import CliRunner, Result
+
+from sagittal.cli.app import app
+
+from .support import Stack, eventually, explain_readably, picture
+
+
+def write_images(folder: Path, number: int) -> Path:
+    folder.mkdir(exist_ok=True)
+    for each in range(number):
+        (folder / f"{each:03d}.png").write_bytes(picture(8 + each).encoded)
+    return folder
+
+
+def keys(out: Path) -> list[str]:
+    found = []
+    for shard in sorted(out.glob("figures-*.parquet")):
+        found += pyarrow.parquet.read_table(shard, columns=["key"]).column("key").to_pylist()
+    return found
+
+
+async def sagittal(stack: Stack, *arguments: object) -> Result:
+    runner = CliRunner(env={"SAGITTAL_ADDRESS": f"127.0.0.1:{stack.port}"})
+    return await asyncio.to_thread(runner.invoke, app, ["batch", *map(str, arguments)])
+
+
+async def test_a_folder_becomes_rows_and_running_it_again_does_nothing(stack, tmp_path) -> None:
+    images, out = write_images(tmp_path / "images", 5), tmp_path / "out"
+    async with stack.worker(explain_readably).at_work() as worker:
+        first = await sagittal(stack, "run", images, "--out", out, "--model", "lamp")
+        again = await sagittal(stack, "run", images, "--out", out, "--model", "lamp")
+    assert first.exit_code == again.exit_code == 0, first.output
+    assert sorted(keys(out)) == [f"{each:03d}.png" for each in range(5)]
+    assert len(worker.leases) == 5
+    assert "5 completed, 0 failed" in again.output
+    assert "<h1>" in (out / "summary.html").read_text()
+    state = json.loads((await sagittal(stack, "status", out, "--json")).stdout)
+    assert (state["state"], state["completed"], state["model_version"]) == ("completed", 5, "1")
+
+
+async def test_failures_are_listed_with_remedies_and_retried_after_the_repair(stack, tmp_path) -> None:
+    images, out = write_images(tmp_path / "images", 2), tmp_path / "out"
+    (images / "bad.png").write_bytes(b"no image")
+    async with stack.worker(explain_readably).at_work():
+        first = await sagittal(stack, "run", images, "--out", out, "--model", "lamp")
+        listed = await sagittal(stack, "failures", out)
+        by_name = await sagittal(stack, "failures", json.loads((out / "batch.json").read_text())["name"])
+        (images / "bad.png").write_bytes(picture(40).encoded)
+        last = await sagittal(stack, "retry", out)
+    assert first.exit_code == 1
+    assert json.loads(listed.stdout)["remedy"].startswith("Repair or replace the image")
+    assert json.loads(by_name.stdout)["key"] == "bad.png"
+    assert (last.exit_code, sorted(keys(out))) == (0, ["000.png", "001.png", "bad.png"])
+    assert (out / "failures.jsonl").read_text() == ""
+
+
+async def test_a_directory_is_for_one_batch_and_other_options_are_refused(stack, tmp_path) -> None:
+    images, out = write_images(tmp_path / "images", 1), tmp_path / "out"
+    async with stack.worker(explain_readably).at_work():
+        await sagittal(stack, "run", images, "--out", out, "--model", "lamp", "--name", "one")
+        other = await sagittal(stack, "run", images, "--out", out, "--model", "lamp", "--seed", 7)
+        listed = await sagittal(stack, "list")
+        paused = await sagittal(stack, "pause", "one")
+        resumed = await sagittal(stack, "resume", out)
+        cancelled = await sagittal(stack, "cancel", out)
+    assert "other options" in other.output
+    assert "one  completed" in listed.output
+    assert "one is paused" in paused.output
+    assert resumed.exit_code == 0
+    assert "one is cancelled" in cancelled.output
+
+
+async def test_a_run_that_is_killed_continues_and_computes_again_at_most_what_was_in_flight(stack, tmp_path) -> None:
+    images, out, in_flight = write_images(tmp_path / "images", 40), tmp_path / "out", 4
+    command = [sys.executable, "-m", "sagittal.cli.main", "batch", "run", str(images), "--out", str(out)]
+    command += ["--model", "lamp"]
+    environment = os.environ | {"SAGITTAL_ADDRESS": f"127.0.0.1:{stack.port}"}
+    async with stack.worker(explain_readably).at_work() as worker:
+        running = await asyncio.create_subprocess_exec(*command, "--in-flight", str(in_flight), env=environment)
+        await eventually(lambda: len(worker.leases) > 8)
+        running.kill()
+        await running.wait()
+        # as if hours had passed: what the service keeps of ended jobs is gone
+        for job in [lease.job.job_id for lease in worker.leases]:
+            await eventually(lambda job=job: _ended(stack, job))
+            await stack.queue.jobs.delete(job)
+        before = len(worker.leases)
+        assert (await sagittal(stack, "resume", out)).exit_code == 0
+    assert sorted(keys(out)) == [f"{each:03d}.png" for each in range(40)]
+    assert len(worker.leases) <= 40 + in_flight, before
+
+
+async def _ended(stack: Stack, job_id: str) -> bool:
+    return (await stack.queue.jobs.get(job_id)).state.ended
