@@ -20,13 +20,15 @@ lock() {
 }
 
 lock build deploy/build.in
-lock service --extra service --extra page --extra tracing pyproject.toml
-lock worker-cuda --extra worker --extra tracing pyproject.toml deploy/worker.in
+lock service --extra service --extra page --extra kserve --extra tracing pyproject.toml
+# The worker's image also has the service and the explainer for KServe, which needs both.
+worker=(--extra worker --extra service --extra kserve --extra tracing)
+lock worker-cuda "${worker[@]}" pyproject.toml deploy/worker.in
 grep -E '^torch(vision)?==' constraints.txt > deploy/torch.txt
 # The CPU build of torch comes from PyTorch's own index and needs no NVIDIA libraries.
 mapfile -t cuda < <(grep -oE '^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==' deploy/requirements-worker-cuda.txt | tr -d '=')
-lock worker-cpu --extra worker --extra tracing pyproject.toml deploy/worker.in "${cuda[@]/#/--no-emit-package=}"
+lock worker-cpu "${worker[@]}" pyproject.toml deploy/worker.in "${cuda[@]/#/--no-emit-package=}"
 # Packages that EXTRAS=yes adds: their versions agree with the other files, and none is listed twice.
 mapfile -t held < <(grep -oE '^[a-z0-9._-]+==' deploy/requirements-worker-cuda.txt | tr -d '=')
-lock worker-extras --extra worker --extra tracing --extra timm --extra onnx --extra stores pyproject.toml deploy/worker.in \
+lock worker-extras "${worker[@]}" --extra timm --extra onnx --extra stores pyproject.toml deploy/worker.in \
   --constraints deploy/requirements-worker-cuda.txt "${held[@]/#/--no-emit-package=}"

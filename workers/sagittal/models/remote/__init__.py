@@ -1,1 +1,1 @@
-"""Remote models: called over gRPC in the Open Inference Protocol v2."""
+"""Remote models: called in the Open Inference Protocol v2, over gRPC or HTTP."""

@@ -5,60 +5,19 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import grpc
 import structlog
 
 from sagittal.engine.evaluator import EvaluationFailed, ModelUnreachable
 from sagittal.inference.v2 import inference_pb2 as pb
-from sagittal.models.sources.access import MIB, Server
-from sagittal.models.sources.source import ModelUnavailable
+from sagittal.models.remote.grpc_transport import GrpcTransport
+from sagittal.models.remote.http_transport import HttpTransport
+from sagittal.models.remote.transport import CallFailed, Metadata, Transport
+from sagittal.models.sources.access import Server
 
-Metadata = tuple[tuple[str, str | bytes], ...]
-"""Call metadata in gRPC's form."""
-
-MESSAGE_BYTES = 256 * MIB
-"""Maximum size of a sent or received message, in bytes."""
-
-_OPTIONS = (
-    ("grpc.max_send_message_length", MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MESSAGE_BYTES),
-    # gRPC waits up to two minutes before it reconnects; a restarted server is back sooner.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-    # Retries are made here, not by gRPC.
-    ("grpc.enable_retries", 0),
-)
-
-
-def open_channel(server: Server) -> grpc.Channel:
-    """Returns a channel that connects with the first call. Raises ModelUnavailable if a file cannot be read."""
-    if not server.tls:
-        return grpc.insecure_channel(server.address, options=_OPTIONS)
-    credentials = grpc.ssl_channel_credentials(
-        root_certificates=_read(server.ca_file),
-        private_key=_read(server.key_file),
-        certificate_chain=_read(server.certificate_file),
-    )
-    return grpc.secure_channel(server.address, credentials, options=_OPTIONS)
-
-
-def _read(path: Path | None) -> bytes | None:
-    if path is None:
-        return None
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelUnavailable(f"the file {path} of a model server cannot be read: {error.strerror}") from error
-
-
-def metadata_of(server: Server) -> Metadata:
-    """Returns the metadata of a call, with files read again. Raises OSError."""
-    from_files = {name: path.read_text().strip() for name, path in server.metadata_files.items()}
-    return tuple((server.metadata | from_files).items())
-
+Answer = TypeVar("Answer")
 
 FIRST_PAUSE = 0.1
 """Maximum pause before the second attempt, in seconds; it doubles with each attempt."""
@@ -105,8 +64,6 @@ def pause_before(attempt: int) -> float:
 
 log = structlog.get_logger(__name__)
 
-_SERVICE = "/inference.GRPCInferenceService/"
-
 _AWAY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED})
 """Codes for which a retry may help. A call that timed out is not retried: it would time out again."""
 
@@ -120,47 +77,36 @@ class InferenceClient:
         self._server = server
         self._sleep = sleep
         self._budget = RetryBudget(server.retry_budget)
-        self._channel = open_channel(server)
-        self._ready = self._method("ModelReady", pb.ModelReadyRequest, pb.ModelReadyResponse)
-        self._metadata = self._method("ModelMetadata", pb.ModelMetadataRequest, pb.ModelMetadataResponse)
-        self._infer = self._method("ModelInfer", pb.ModelInferRequest, pb.ModelInferResponse)
+        self._transport: Transport = (HttpTransport if server.protocol == "http" else GrpcTransport)(server)
         if not server.tls and (server.metadata or server.metadata_files):
             log.warning("metadata-in-the-clear", server=name, remedy="set tls where the network is not your own")
 
-    def _method(self, name: str, request: Any, response: Any) -> Callable[..., Any]:
-        method: Callable[..., Any] = self._channel.unary_unary(
-            _SERVICE + name, request_serializer=request.SerializeToString, response_deserializer=response.FromString
-        )
-        return method
-
     def is_ready(self, model: str, version: str) -> bool:
         """Returns whether a model is ready. Raises EvaluationFailed."""
-        return bool(self._call(self._ready, pb.ModelReadyRequest(name=model, version=version)).ready)
+        asked = pb.ModelReadyRequest(name=model, version=version)
+        return self._call(lambda timeout, metadata: self._transport.is_ready(asked, timeout, metadata))
 
     def describe(self, model: str, version: str) -> pb.ModelMetadataResponse:
         """Returns the inputs and outputs of a model. Raises EvaluationFailed."""
-        response: pb.ModelMetadataResponse = self._call(
-            self._metadata, pb.ModelMetadataRequest(name=model, version=version)
-        )
-        return response
+        asked = pb.ModelMetadataRequest(name=model, version=version)
+        return self._call(lambda timeout, metadata: self._transport.describe(asked, timeout, metadata))
 
     def infer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
         """Returns a model's response. Raises EvaluationFailed, or ModelUnreachable if the server is unavailable."""
-        response: pb.ModelInferResponse = self._call(self._infer, request)
-        return response
+        return self._call(lambda timeout, metadata: self._transport.infer(request, timeout, metadata))
 
     def close(self) -> None:
         """Closes the connection; calls in flight are cancelled."""
-        self._channel.close()
+        self._transport.close()
 
-    def _call(self, method: Callable[..., Any], request: object) -> Any:
+    def _call(self, call: Callable[[float, Metadata], Answer]) -> Answer:
         attempt = 1
         while True:
             try:
-                response = method(request, timeout=self._server.timeout, metadata=metadata_of(self._server))
+                response = call(self._server.timeout, metadata_of(self._server))
             except OSError as error:
                 raise EvaluationFailed(f"the metadata of server {self._name} cannot be read: {error}") from error
-            except grpc.RpcError as error:
+            except CallFailed as error:
                 if not self._may_repeat(error, attempt):
                     raise self._translate(error, attempt) from error
                 attempt += 1
@@ -169,17 +115,15 @@ class InferenceClient:
                 self._budget.succeed()
                 return response
 
-    def _may_repeat(self, error: grpc.RpcError, attempt: int) -> bool:
+    def _may_repeat(self, error: CallFailed, attempt: int) -> bool:
         if not _is_away(error):
             return False
         budget_left = self._budget.fail()
-        log.warning(
-            "model-server-away", server=self._name, attempt=attempt, code=error.code().name, error=error.details()
-        )
+        log.warning("model-server-away", server=self._name, attempt=attempt, code=error.code.name, error=error.details)
         return budget_left and attempt < self._server.attempts
 
-    def _translate(self, error: grpc.RpcError, attempts: int) -> EvaluationFailed:
-        code, details = error.code(), error.details()
+    def _translate(self, error: CallFailed, attempts: int) -> EvaluationFailed:
+        code, details = error.code, error.details
         if _is_away(error):
             return ModelUnreachable(
                 f"server {self._name} cannot be reached after {attempts} attempts: {code.name}: {details}"
@@ -190,10 +134,16 @@ class InferenceClient:
         return EvaluationFailed(f"server {self._name} refused: {code.name}: {details}{hint}")
 
 
-def _is_away(error: grpc.RpcError) -> bool:
-    return error.code() in _AWAY and not _is_too_large(error)
+def metadata_of(server: Server) -> Metadata:
+    """Returns the metadata of a call, with files read again. Raises OSError."""
+    from_files = {name: path.read_text().strip() for name, path in server.metadata_files.items()}
+    return tuple((server.metadata | from_files).items())
 
 
-def _is_too_large(error: grpc.RpcError) -> bool:
+def _is_away(error: CallFailed) -> bool:
+    return error.code in _AWAY and not _is_too_large(error)
+
+
+def _is_too_large(error: CallFailed) -> bool:
     """Returns whether a message exceeded a size limit, which has the same code as an overloaded server."""
-    return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in (error.details() or "")
+    return error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in error.details

@@ -98,6 +98,8 @@ class Deployment:
 
     server: str
     """Name of the server in the operator's settings."""
+    host: str
+    """Host that the model names; empty if the settings name it."""
     model: str
     version: str
     """Version; empty lets the server choose."""
@@ -108,6 +110,11 @@ class Deployment:
     """Maximum number of images per call."""
     fixed_batch: bool
     """Whether a call must have exactly that number."""
+
+    @property
+    def where(self) -> str:
+        """The server, for messages."""
+        return f"{self.server} at {self.host}" if self.host else self.server
 
 
 class RemoteModel(BlackBox):
@@ -122,9 +129,10 @@ class RemoteModel(BlackBox):
             concurrency: Maximum number of concurrent calls.
             described: The server's description of the model, for its digest.
         """
-        known = json.dumps(asdict(deployment), sort_keys=True).encode()
+        told = {name: value for name, value in asdict(deployment).items() if name != "host" or value}
+        known = json.dumps(told, sort_keys=True).encode()
         super().__init__(
-            where=f"on server {deployment.server}",
+            where=f"on server {deployment.where}",
             identity=hashlib.sha256(known + described).hexdigest(),
             batch_size=deployment.max_batch * concurrency,
         )

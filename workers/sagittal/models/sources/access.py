@@ -4,17 +4,24 @@ Only the operator's settings define them: a model file or a registration names t
 widen them.
 """
 
+import re
 import tempfile
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MIB = 2**20
 """Bytes."""
 
 STORE_SCHEMES = ("s3", "http", "https")
 """Valid schemes of a store's URL."""
+
+HOST = "{host}"
+"""Part of a server's address that a model names."""
+
+_HOST_AND_PORT = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?:[0-9]{1,5}")
 
 
 class _Strict(BaseModel):
@@ -40,10 +47,17 @@ class Store(_Strict):
 
 
 class Server(_Strict):
-    """A server of the Open Inference Protocol v2 over gRPC; model files refer to it by name, never by address."""
+    """A server of the Open Inference Protocol v2; model files refer to it by name, never by address."""
 
     address: str = Field(min_length=1)
-    """Address in gRPC's form, such as `triton:8001` or `dns:///models.example.com:443`."""
+    """Address: `host:port`, such as `triton:8001`, or with `protocol` `grpc` another form of gRPC's, such as
+    `dns:///models.example.com:443`. `{host}` stands for the `source.host` of a model, which `hosts` must allow."""
+    hosts: tuple[str, ...] = ()
+    """Patterns of the hosts that models may name for `{host}`, such as `["*-predictor.models:80"]`; `*` stands for any
+    text. They are the predictors of many InferenceServices of KServe, for example."""
+    protocol: Literal["grpc", "http"] = "grpc"
+    """The form of the Open Inference Protocol. Over HTTP, tensors are sent as binary data if the server's metadata has
+    the extension `binary_tensor_data`, and otherwise as JSON."""
     tls: bool = False
     """Whether to encrypt the connection and check the server's certificate."""
     ca_file: Path | None = None
@@ -66,6 +80,24 @@ class Server(_Strict):
     retry_budget: float = Field(default=10.0, ge=0)
     """Number of consecutive failures after which calls are not retried, so that retries do not overload a failing
     server. Each success returns a tenth."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if HOST in self.address and not self.hosts:
+            raise ValueError(f"address has {HOST}: give hosts, the patterns of the hosts that models may name")
+        if self.protocol == "http" and not _HOST_AND_PORT.fullmatch(self.address.replace(HOST, "host:1")):
+            raise ValueError(f"the address {self.address!r} is not host:port, which protocol http needs")
+        return self
+
+    def at(self, host: str) -> "Server":
+        """Returns the server at the `source.host` of a model. Raises ValueError if `hosts` does not allow it."""
+        if HOST not in self.address:
+            if host:
+                raise ValueError(f"the server's address has no {HOST}; leave out source.host")
+            return self
+        if not _HOST_AND_PORT.fullmatch(host) or not any(fnmatchcase(host, pattern) for pattern in self.hosts):
+            raise ValueError(f"{host!r} is not among the server's hosts: {', '.join(self.hosts)}")
+        return self.model_copy(update={"address": self.address.replace(HOST, host)})
 
     @field_validator("metadata", "metadata_files")
     @classmethod

@@ -1,4 +1,4 @@
-"""Remote models, on a server of the Open Inference Protocol v2 over gRPC."""
+"""Remote models, on a server of the Open Inference Protocol v2."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -29,6 +29,8 @@ class Remote(Source):
 
     server: str
     """Name of the server in the operator's settings."""
+    host: str = ""
+    """Host and port of the server, if its address in the settings has `{host}`."""
     model: str
     """Name of the model on the server."""
     version: str = ""
@@ -54,6 +56,10 @@ class Remote(Source):
             raise ModelUnavailable(
                 f"source.server: there is no server {self.server!r}; SAGITTAL_SOURCES__SERVERS lists: {known}"
             )
+        try:
+            server = server.at(self.host)
+        except ValueError as error:
+            raise ModelUnavailable(f"source.host: {error}") from error
         client = InferenceClient(self.server, server)
         try:
             described = self._describe(client)
@@ -89,6 +95,7 @@ class Remote(Source):
         fixed = shape[0] if shape and shape[0] > 0 else 0
         return Deployment(
             server=self.server,
+            host=self.host,
             model=self.model,
             version=self.version,
             output=self.output or (output.name if output is not None else ""),
@@ -108,7 +115,7 @@ class Remote(Source):
         return Step(
             "remote",
             True,
-            f"calls {deployment.model} on {deployment.server}: {form.name} as {form.datatype} {layout}, "
+            f"calls {deployment.model} on {deployment.where}: {form.name} as {form.datatype} {layout}, "
             f"{deployment.max_batch} images per call, {concurrency} concurrent calls",
         )
 
