@@ -116,6 +116,8 @@ class Script(
     changes: list[object] = field(default_factory=list)
     images: dict[int, bytes] = field(default_factory=dict)
     """Files of the images that are kept, by their kind."""
+    model_exists: bool = False
+    """Refuses the registration of a model, because its version is registered with other content."""
 
     def Explain(self, request: service_pb.ExplainRequest, context: grpc.ServicerContext) -> Iterator:
         self.specs.append(request.spec)
@@ -221,10 +223,14 @@ class Script(
         return models_pb.GetModelResponse(model=self.model)
 
     def RegisterModel(self, request, context):
+        if self.model_exists:
+            self.refuse = failure(6, "MODEL_EXISTS")
+            self._refuse(context)
         self.changes.append(request)
         return models_pb.RegisterModelResponse(model=request.model)
 
     def UpdateModel(self, request, context):
+        self.refuse = None
         self.changes.append(request)
         return models_pb.UpdateModelResponse(model=request.model)
 

@@ -126,9 +126,12 @@ class Plan:
     """Port of the worker's metrics; 0 for none."""
     page: int = 0
     """Port of the page; 0 for none."""
-    models_file: Path
+    models_file: Path | None
+    """Models to serve; None for those that are registered over the API."""
     state: Path | None = None
     """Directory that keeps jobs and logs; None for a temporary one."""
+    worker: Mapping[str, str] = field(default_factory=dict)
+    """Further settings of the worker."""
 
 
 @dataclass(slots=True)
@@ -210,7 +213,7 @@ class LocalStack:
 
     def wait_for_models(self, client: Client, say: Callable[[str], None]) -> None:
         """Returns when every model of the file is ready; reports what it waits for."""
-        for name in model_names(self.plan.models_file):
+        for name in model_names(self.plan.models_file) if self.plan.models_file else ():
             say(f"loading model {name}")
             self._wait(lambda name=name: _loaded(client, name), f"model {name} is not loaded")  # type: ignore[misc]
 
@@ -266,9 +269,10 @@ def page_environment(plan: Plan) -> dict[str, str]:
 def worker_environment(plan: Plan) -> dict[str, str]:
     """Returns the settings of the worker."""
     return {
-        "SAGITTAL_MODELS_FILE": str(plan.models_file.resolve()),
+        "SAGITTAL_MODELS_FILE": str(plan.models_file.resolve()) if plan.models_file else "",
         "SAGITTAL_METRICS_PORT": str(plan.worker_metrics),
         "SAGITTAL_DRAIN": "0",
+        **plan.worker,
     }
 
 

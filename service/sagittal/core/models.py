@@ -307,15 +307,19 @@ def read_entries(path: Path) -> list[ModelEntry]:
         mean = [0.498, 0.498, 0.498]
         std = [0.502, 0.502, 0.502]
     """
+    return parse_entries(read_document(path), str(path))
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Returns the content of a TOML file. Raises InvalidModelFile."""
     try:
-        document = tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text())
     except OSError as error:
         raise InvalidModelFile(
             f"{path}: cannot be read: {error.strerror}. Set SAGITTAL_MODELS_FILE (service: MODELS_FILES)."
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidModelFile(f"{path}: is not valid TOML: {error}") from error
-    return parse_entries(document, str(path))
 
 
 def parse_entries(document: dict[str, Any], where: str) -> list[ModelEntry]:

@@ -18,11 +18,11 @@ class UnusableSettings(Exception):
     """Settings with which a program cannot start; the message names each of them."""
 
 
-def read_settings(kind: type[S]) -> S:
-    """Reads settings from the environment. Raises UnusableSettings."""
+def read_settings(kind: type[S], **arguments: Any) -> S:
+    """Reads settings from the environment, which arguments of a command line replace. Raises UnusableSettings."""
     prefix = kind.model_config["env_prefix"]
     try:
-        return kind()
+        return kind(**arguments)
     except ValidationError as error:
         faults = [_fault(fault, prefix) for fault in error.errors(include_url=False)]
     except SettingsError as error:
@@ -31,6 +31,8 @@ def read_settings(kind: type[S]) -> S:
 
 
 def _fault(fault: Mapping[str, Any], prefix: str) -> str:
+    if not fault["loc"]:  # of several settings, which the message names
+        return str(fault["msg"]).removeprefix("Value error, ")
     name = prefix + "__".join(str(part) for part in fault["loc"]).upper()
     if fault["type"] == "extra_forbidden":
         return f"{name}: unknown setting; docs/operations.md lists all settings"

@@ -146,6 +146,7 @@ importlib.import_module(sys.argv.pop(1)).main()
     ("sagittal.server.start", "service"),
     ("sagittal.worker.start", "worker"),
     ("sagittal.page.start", "page"),
+    ("sagittal.kserve.start", "kserve"),
     ("sagittal.cli.main", "cli"),
 ])  # fmt: skip
 def test_a_program_of_a_bare_install_names_its_extra(module, extra) -> None:

@@ -24,33 +24,55 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%sagittal/inference/v2/inference.proto\x12\x15sagittal.inference.v2\"2\n\x11ModelReadyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"#\n\x12ModelReadyResponse\x12\r\n\x05ready\x18\x01 \x01(\x08\"5\n\x14ModelMetadataRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\xa5\x02\n\x15ModelMetadataResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08versions\x18\x02 \x03(\t\x12\x10\n\x08platform\x18\x03 \x01(\t\x12K\n\x06inputs\x18\x04 \x03(\x0b\x32;.sagittal.inference.v2.ModelMetadataResponse.TensorMetadata\x12L\n\x07outputs\x18\x05 \x03(\x0b\x32;.sagittal.inference.v2.ModelMetadataResponse.TensorMetadata\x1a?\n\x0eTensorMetadata\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"\xf6\x02\n\x11ModelInferRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12I\n\x06inputs\x18\x05 \x03(\x0b\x32\x39.sagittal.inference.v2.ModelInferRequest.InferInputTensor\x12T\n\x07outputs\x18\x06 \x03(\x0b\x32\x43.sagittal.inference.v2.ModelInferRequest.InferRequestedOutputTensor\x12\x1a\n\x12raw_input_contents\x18\x07 \x03(\x0c\x1a\x41\n\x10InferInputTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x1a*\n\x1aInferRequestedOutputTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xb9\x02\n\x12ModelInferResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12L\n\x07outputs\x18\x05 \x03(\x0b\x32;.sagittal.inference.v2.ModelInferResponse.InferOutputTensor\x12\x1b\n\x13raw_output_contents\x18\x06 \x03(\x0c\x1a\x80\x01\n\x11InferOutputTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12<\n\x08\x63ontents\x18\x05 \x01(\x0b\x32*.sagittal.inference.v2.InferTensorContents\"C\n\x13InferTensorContents\x12\x15\n\rfp32_contents\x18\x06 \x03(\x02\x12\x15\n\rfp64_contents\x18\x07 \x03(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%sagittal/inference/v2/inference.proto\x12\x15sagittal.inference.v2\"\x13\n\x11ServerLiveRequest\"\"\n\x12ServerLiveResponse\x12\x0c\n\x04live\x18\x01 \x01(\x08\"\x14\n\x12ServerReadyRequest\"$\n\x13ServerReadyResponse\x12\r\n\x05ready\x18\x01 \x01(\x08\"\x17\n\x15ServerMetadataRequest\"K\n\x16ServerMetadataResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\nextensions\x18\x03 \x03(\t\"2\n\x11ModelReadyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"#\n\x12ModelReadyResponse\x12\r\n\x05ready\x18\x01 \x01(\x08\"5\n\x14ModelMetadataRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\xa5\x02\n\x15ModelMetadataResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08versions\x18\x02 \x03(\t\x12\x10\n\x08platform\x18\x03 \x01(\t\x12K\n\x06inputs\x18\x04 \x03(\x0b\x32;.sagittal.inference.v2.ModelMetadataResponse.TensorMetadata\x12L\n\x07outputs\x18\x05 \x03(\x0b\x32;.sagittal.inference.v2.ModelMetadataResponse.TensorMetadata\x1a?\n\x0eTensorMetadata\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"\x99\x01\n\x0eInferParameter\x12\x14\n\nbool_param\x18\x01 \x01(\x08H\x00\x12\x15\n\x0bint64_param\x18\x02 \x01(\x03H\x00\x12\x16\n\x0cstring_param\x18\x03 \x01(\tH\x00\x12\x16\n\x0c\x64ouble_param\x18\x04 \x01(\x01H\x00\x12\x16\n\x0cuint64_param\x18\x05 \x01(\x04H\x00\x42\x12\n\x10parameter_choice\"\xdc\x04\n\x11ModelInferRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12L\n\nparameters\x18\x04 \x03(\x0b\x32\x38.sagittal.inference.v2.ModelInferRequest.ParametersEntry\x12I\n\x06inputs\x18\x05 \x03(\x0b\x32\x39.sagittal.inference.v2.ModelInferRequest.InferInputTensor\x12T\n\x07outputs\x18\x06 \x03(\x0b\x32\x43.sagittal.inference.v2.ModelInferRequest.InferRequestedOutputTensor\x12\x1a\n\x12raw_input_contents\x18\x07 \x03(\x0c\x1a\x7f\n\x10InferInputTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12<\n\x08\x63ontents\x18\x05 \x01(\x0b\x32*.sagittal.inference.v2.InferTensorContents\x1a*\n\x1aInferRequestedOutputTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x1aX\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x34\n\x05value\x18\x02 \x01(\x0b\x32%.sagittal.inference.v2.InferParameter:\x02\x38\x01\"\xe2\x03\n\x12ModelInferResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12M\n\nparameters\x18\x04 \x03(\x0b\x32\x39.sagittal.inference.v2.ModelInferResponse.ParametersEntry\x12L\n\x07outputs\x18\x05 \x03(\x0b\x32;.sagittal.inference.v2.ModelInferResponse.InferOutputTensor\x12\x1b\n\x13raw_output_contents\x18\x06 \x03(\x0c\x1a\x80\x01\n\x11InferOutputTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12<\n\x08\x63ontents\x18\x05 \x01(\x0b\x32*.sagittal.inference.v2.InferTensorContents\x1aX\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x34\n\x05value\x18\x02 \x01(\x0b\x32%.sagittal.inference.v2.InferParameter:\x02\x38\x01\"r\n\x13InferTensorContents\x12\x15\n\ruint_contents\x18\x04 \x03(\r\x12\x15\n\rfp32_contents\x18\x06 \x03(\x02\x12\x15\n\rfp64_contents\x18\x07 \x03(\x01\x12\x16\n\x0e\x62ytes_contents\x18\x08 \x03(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sagittal.inference.v2.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELREADYREQUEST']._serialized_start=64
-  _globals['_MODELREADYREQUEST']._serialized_end=114
-  _globals['_MODELREADYRESPONSE']._serialized_start=116
-  _globals['_MODELREADYRESPONSE']._serialized_end=151
-  _globals['_MODELMETADATAREQUEST']._serialized_start=153
-  _globals['_MODELMETADATAREQUEST']._serialized_end=206
-  _globals['_MODELMETADATARESPONSE']._serialized_start=209
-  _globals['_MODELMETADATARESPONSE']._serialized_end=502
-  _globals['_MODELMETADATARESPONSE_TENSORMETADATA']._serialized_start=439
-  _globals['_MODELMETADATARESPONSE_TENSORMETADATA']._serialized_end=502
-  _globals['_MODELINFERREQUEST']._serialized_start=505
-  _globals['_MODELINFERREQUEST']._serialized_end=879
-  _globals['_MODELINFERREQUEST_INFERINPUTTENSOR']._serialized_start=770
-  _globals['_MODELINFERREQUEST_INFERINPUTTENSOR']._serialized_end=835
-  _globals['_MODELINFERREQUEST_INFERREQUESTEDOUTPUTTENSOR']._serialized_start=837
-  _globals['_MODELINFERREQUEST_INFERREQUESTEDOUTPUTTENSOR']._serialized_end=879
-  _globals['_MODELINFERRESPONSE']._serialized_start=882
-  _globals['_MODELINFERRESPONSE']._serialized_end=1195
-  _globals['_MODELINFERRESPONSE_INFEROUTPUTTENSOR']._serialized_start=1067
-  _globals['_MODELINFERRESPONSE_INFEROUTPUTTENSOR']._serialized_end=1195
-  _globals['_INFERTENSORCONTENTS']._serialized_start=1197
-  _globals['_INFERTENSORCONTENTS']._serialized_end=1264
+  _globals['_MODELINFERREQUEST_PARAMETERSENTRY']._loaded_options = None
+  _globals['_MODELINFERREQUEST_PARAMETERSENTRY']._serialized_options = b'8\001'
+  _globals['_MODELINFERRESPONSE_PARAMETERSENTRY']._loaded_options = None
+  _globals['_MODELINFERRESPONSE_PARAMETERSENTRY']._serialized_options = b'8\001'
+  _globals['_SERVERLIVEREQUEST']._serialized_start=64
+  _globals['_SERVERLIVEREQUEST']._serialized_end=83
+  _globals['_SERVERLIVERESPONSE']._serialized_start=85
+  _globals['_SERVERLIVERESPONSE']._serialized_end=119
+  _globals['_SERVERREADYREQUEST']._serialized_start=121
+  _globals['_SERVERREADYREQUEST']._serialized_end=141
+  _globals['_SERVERREADYRESPONSE']._serialized_start=143
+  _globals['_SERVERREADYRESPONSE']._serialized_end=179
+  _globals['_SERVERMETADATAREQUEST']._serialized_start=181
+  _globals['_SERVERMETADATAREQUEST']._serialized_end=204
+  _globals['_SERVERMETADATARESPONSE']._serialized_start=206
+  _globals['_SERVERMETADATARESPONSE']._serialized_end=281
+  _globals['_MODELREADYREQUEST']._serialized_start=283
+  _globals['_MODELREADYREQUEST']._serialized_end=333
+  _globals['_MODELREADYRESPONSE']._serialized_start=335
+  _globals['_MODELREADYRESPONSE']._serialized_end=370
+  _globals['_MODELMETADATAREQUEST']._serialized_start=372
+  _globals['_MODELMETADATAREQUEST']._serialized_end=425
+  _globals['_MODELMETADATARESPONSE']._serialized_start=428
+  _globals['_MODELMETADATARESPONSE']._serialized_end=721
+  _globals['_MODELMETADATARESPONSE_TENSORMETADATA']._serialized_start=658
+  _globals['_MODELMETADATARESPONSE_TENSORMETADATA']._serialized_end=721
+  _globals['_INFERPARAMETER']._serialized_start=724
+  _globals['_INFERPARAMETER']._serialized_end=877
+  _globals['_MODELINFERREQUEST']._serialized_start=880
+  _globals['_MODELINFERREQUEST']._serialized_end=1484
+  _globals['_MODELINFERREQUEST_INFERINPUTTENSOR']._serialized_start=1223
+  _globals['_MODELINFERREQUEST_INFERINPUTTENSOR']._serialized_end=1350
+  _globals['_MODELINFERREQUEST_INFERREQUESTEDOUTPUTTENSOR']._serialized_start=1352
+  _globals['_MODELINFERREQUEST_INFERREQUESTEDOUTPUTTENSOR']._serialized_end=1394
+  _globals['_MODELINFERREQUEST_PARAMETERSENTRY']._serialized_start=1396
+  _globals['_MODELINFERREQUEST_PARAMETERSENTRY']._serialized_end=1484
+  _globals['_MODELINFERRESPONSE']._serialized_start=1487
+  _globals['_MODELINFERRESPONSE']._serialized_end=1969
+  _globals['_MODELINFERRESPONSE_INFEROUTPUTTENSOR']._serialized_start=1751
+  _globals['_MODELINFERRESPONSE_INFEROUTPUTTENSOR']._serialized_end=1879
+  _globals['_MODELINFERRESPONSE_PARAMETERSENTRY']._serialized_start=1396
+  _globals['_MODELINFERRESPONSE_PARAMETERSENTRY']._serialized_end=1484
+  _globals['_INFERTENSORCONTENTS']._serialized_start=1971
+  _globals['_INFERTENSORCONTENTS']._serialized_end=2085
 # @@protoc_insertion_point(module_scope)
