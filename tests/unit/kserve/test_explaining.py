@@ -94,6 +94,8 @@ async def test_an_image_is_returned_to_a_caller_that_accepts_images(api):
 
 async def test_a_method_without_a_heatmap_is_said_to_a_caller_that_accepts_images(api):
     api.script.log = [each for each in whole_log() if not each.HasField("mask")]
+    for number, each in enumerate(api.script.log, start=1):
+        each.sequence = number
     response = await api.explain(b"\xff\xd8 bare", content_type="image/jpeg", accept="image/png")
     assert response.status == 400
     assert "makes no heatmap" in response.document["error"]
