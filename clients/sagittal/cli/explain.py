@@ -41,6 +41,7 @@ class Question:
     cache: Literal["use", "refresh", "bypass"]
     protocol: Literal["mask", "pixel"]
     predictability: int = 0
+    stability: int = 0
     robust: bool = False
 
 
@@ -79,6 +80,13 @@ class Question:
     default="mask",
     show_default=True,
     help="Resolution of insertion and deletion.",
+)
+@click.option(
+    "--stability",
+    type=click.IntRange(0, 15),
+    default=0,
+    metavar="N",
+    help="Also runs the method with N other seeds, and reports how much the heatmap changes.",
 )
 @click.option("--robust", is_flag=True, help="Tests sufficient sets after JPEG and shifts, and on drawn backgrounds.")
 @click.option(
@@ -131,6 +139,7 @@ def ask(client: Client, question: Question, reporter: Reporter) -> Explanation:
         metrics=Metrics(
             protocol=question.protocol,
             predictability=question.predictability,
+            stability=question.stability,
             robustness=RobustnessTest() if question.robust else None,
         ),
         seed=question.seed,
@@ -195,6 +204,8 @@ def areas(explanation: Explanation) -> Iterator[str]:
     if completed is not None and completed.predictability_auroc is not None:
         right = completed.predictability_balanced_accuracy or 0.0
         yield f"predictability {completed.predictability_auroc:.3f} AUROC, balanced accuracy {right:.0%}"
+    if explanation.stability is not None:
+        yield f"stability: {explanation.stability.text}"
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sagittal.client.events import CausalTriple, ClassScore, Curve, GraphNode, SufficientSet
+from sagittal.client.events import CausalTriple, ClassScore, Curve, GraphNode, Stability, SufficientSet
 from sagittal.client.explanation import Explanation, Graph
 
 
@@ -98,6 +98,8 @@ def _found(explanation: Explanation) -> Iterator[tuple[str, Any]]:
     if completed and completed.predictability_auroc is not None:
         yield "predictability_auroc", completed.predictability_auroc
         yield "predictability_balanced_accuracy", completed.predictability_balanced_accuracy
+    if explanation.stability is not None:
+        yield "stability", _stability(explanation.stability)
     if explanation.sufficient_sets:
         yield "sufficient_sets", [_sufficient_set(each) for each in explanation.sufficient_sets]
     if explanation.graph is not None:
@@ -119,6 +121,17 @@ def _baseline(explanation: Explanation) -> dict[str, Any] | None:
         if prediction and prediction.baseline
         else None
     )
+
+
+def _stability(found: Stability) -> dict[str, Any]:
+    """Returns the figures of a stability, and the mean over the cells of their deviation."""
+    numbers = ("runs", "rank_correlation", "lowest_rank_correlation", "unstable", "confidence")
+    areas = {"insertion": found.insertion, "deletion": found.deletion}
+    return {
+        **{name: getattr(found, name) for name in numbers},
+        **{name: None if area is None else [area.low, area.high] for name, area in areas.items()},
+        "mean_deviation": float(found.deviation.mean()),
+    }
 
 
 def _sufficient_set(each: SufficientSet) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from sagittal.client.events import (
     PatchSet,
     Prediction,
     Progress,
+    Stability,
     Started,
     SufficientSet,
     Warning,
@@ -95,6 +96,8 @@ class Explanation:
     graph: Graph | None = None
     concepts: tuple[ConceptContribution, ...] = ()
     concept_prediction: ConceptPrediction | None = None
+    stability: Stability | None = None
+    """How much the heatmap changes with the seed; None if it was not measured: see `Metrics.stability`."""
     warnings: tuple[Warning, ...] = ()
     completed: Completed | None = None
     """The figures at the end; None if the job has not ended with a result."""

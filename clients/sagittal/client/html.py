@@ -121,6 +121,8 @@ def _rows(explanation: Explanation) -> Iterator[str]:
         yield f'<div style="margin-top:8px">{text}</div>'
     concepts = sorted(explanation.concepts, key=lambda each: -abs(each.contribution))
     yield _row(_concept(explanation, each) for each in concepts[:_MAX_CONCEPTS])
+    if explanation.stability is not None:
+        yield f'<div style="color:{_FAINT}">stability: {escape(explanation.stability.text)}</div>'
     said = explanation.concept_prediction
     if said is not None:
         text = f"the concepts add up to {said.predicted:+.3g}; the model's own output is {said.output:+.3g}"

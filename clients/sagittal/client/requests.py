@@ -213,6 +213,9 @@ class Metrics:
     """Boxes of the object, for the pointing game; none skips it."""
     predictability: int = 0
     """Number of random occlusions that the explanation must predict, such as 200; 0 measures nothing."""
+    stability: int = 0
+    """Number of further runs with other seeds, at most 15, which state how stable the heatmap is; each costs as much as
+    the explanation. 0 measures nothing."""
     robustness: RobustnessTest | None = None
     """Tests the certificates of sufficient sets; None skips it. It costs some hundred evaluations for each set."""
 
@@ -382,6 +385,7 @@ def _metrics(metrics: Metrics) -> pb.Metrics:
         curve_steps=given.curve_steps,
         boxes=[_box(box, f"{path}.boxes") for box in check_several(given.boxes, f"{path}.boxes", "Box(...)")],
         predictability=given.predictability,
+        stability=given.stability,
         robustness=None if given.robustness is None else _robustness(given.robustness, f"{path}.robustness"),
     )
 

@@ -459,6 +459,7 @@ class Metrics(_message.Message):
     BOXES_FIELD_NUMBER: _builtins.int
     PREDICTABILITY_FIELD_NUMBER: _builtins.int
     ROBUSTNESS_FIELD_NUMBER: _builtins.int
+    STABILITY_FIELD_NUMBER: _builtins.int
     skip_curves: _builtins.bool
     """True turns insertion and deletion off."""
     curve_protocol: Global___CurveProtocol.ValueType
@@ -468,6 +469,10 @@ class Metrics(_message.Message):
     predictability: _builtins.int
     """Number of random occlusions that the explanation must predict, such as 200; each costs an evaluation. The rule that
     reads the explanation is fixed: see `Completed.predictability_auroc`. 0 measures nothing; otherwise 20 to 2,000.
+    """
+    stability: _builtins.int
+    """Number of further runs of the method with other seeds, which state how stable its heatmap is; each costs as much as
+    the explanation and its curves. 0 measures nothing; at most 15.
     """
     @_builtins.property
     def boxes(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Box]:
@@ -486,10 +491,11 @@ class Metrics(_message.Message):
         boxes: _abc.Iterable[_tensor_pb2.Box] | None = ...,
         predictability: _builtins.int = ...,
         robustness: Global___RobustnessTest | None = ...,
+        stability: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["robustness", b"robustness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "curve_protocol", b"curve_protocol", "curve_steps", b"curve_steps", "predictability", b"predictability", "robustness", b"robustness", "skip_curves", b"skip_curves"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "curve_protocol", b"curve_protocol", "curve_steps", b"curve_steps", "predictability", b"predictability", "robustness", b"robustness", "skip_curves", b"skip_curves", "stability", b"stability"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -562,6 +568,7 @@ class ExplanationEvent(_message.Message):
     REGION_SCORES_FIELD_NUMBER: _builtins.int
     CONCEPT_PREDICTION_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
+    STABILITY_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Identifier of the job."""
     sequence: _builtins.int
@@ -641,6 +648,10 @@ class ExplanationEvent(_message.Message):
     def answer(self) -> _any_pb2.Any:
         """Not used any more: the service itself reads concept sets, so no job has this event."""
 
+    @_builtins.property
+    def stability(self) -> Global___Stability:
+        """How much the heatmap and its curves change with the seed."""
+
     def __init__(
         self,
         *,
@@ -665,12 +676,13 @@ class ExplanationEvent(_message.Message):
         region_scores: Global___RegionScores | None = ...,
         concept_prediction: Global___ConceptPrediction | None = ...,
         answer: _any_pb2.Any | None = ...,
+        stability: Global___Stability | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "cancelled", b"cancelled", "completed", b"completed", "concept", b"concept", "concept_prediction", b"concept_prediction", "curve", b"curve", "event", b"event", "failed", b"failed", "graph_edge", b"graph_edge", "graph_node", b"graph_node", "mask", b"mask", "prediction", b"prediction", "progress", b"progress", "region_scores", b"region_scores", "started", b"started", "sufficient_set", b"sufficient_set", "time", b"time", "warning", b"warning"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "cancelled", b"cancelled", "completed", b"completed", "concept", b"concept", "concept_prediction", b"concept_prediction", "curve", b"curve", "event", b"event", "failed", b"failed", "graph_edge", b"graph_edge", "graph_node", b"graph_node", "mask", b"mask", "prediction", b"prediction", "progress", b"progress", "region_scores", b"region_scores", "stability", b"stability", "started", b"started", "sufficient_set", b"sufficient_set", "time", b"time", "warning", b"warning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "cancelled", b"cancelled", "completed", b"completed", "concept", b"concept", "concept_prediction", b"concept_prediction", "curve", b"curve", "event", b"event", "failed", b"failed", "graph_edge", b"graph_edge", "graph_node", b"graph_node", "job_id", b"job_id", "mask", b"mask", "prediction", b"prediction", "progress", b"progress", "region_scores", b"region_scores", "request_id", b"request_id", "sequence", b"sequence", "started", b"started", "sufficient_set", b"sufficient_set", "time", b"time", "warning", b"warning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "cancelled", b"cancelled", "completed", b"completed", "concept", b"concept", "concept_prediction", b"concept_prediction", "curve", b"curve", "event", b"event", "failed", b"failed", "graph_edge", b"graph_edge", "graph_node", b"graph_node", "job_id", b"job_id", "mask", b"mask", "prediction", b"prediction", "progress", b"progress", "region_scores", b"region_scores", "request_id", b"request_id", "sequence", b"sequence", "stability", b"stability", "started", b"started", "sufficient_set", b"sufficient_set", "time", b"time", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "started", "prediction", "progress", "mask", "sufficient_set", "graph_node", "graph_edge", "curve", "concept", "warning", "completed", "failed", "cancelled", "region_scores", "concept_prediction", "answer"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "started", "prediction", "progress", "mask", "sufficient_set", "graph_node", "graph_edge", "curve", "concept", "warning", "completed", "failed", "cancelled", "region_scores", "concept_prediction", "answer", "stability"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -1397,6 +1409,88 @@ class Curve(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Curve: _TypeAlias = Curve  # noqa: Y015
+
+@_typing.final
+class AreaInterval(_message.Message):
+    """An interval for the area of a curve."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    low: _builtins.float
+    """Its lower end."""
+    high: _builtins.float
+    """Its upper end."""
+    def __init__(
+        self,
+        *,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["high", b"high", "low", b"low"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AreaInterval: _TypeAlias = AreaInterval  # noqa: Y015
+
+@_typing.final
+class Stability(_message.Message):
+    """How much a heatmap and its curves change with the seed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNS_FIELD_NUMBER: _builtins.int
+    RANK_CORRELATION_FIELD_NUMBER: _builtins.int
+    LOWEST_RANK_CORRELATION_FIELD_NUMBER: _builtins.int
+    UNSTABLE_FIELD_NUMBER: _builtins.int
+    DEVIATION_FIELD_NUMBER: _builtins.int
+    INSERTION_FIELD_NUMBER: _builtins.int
+    DELETION_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    runs: _builtins.int
+    """Number of runs, the explanation among them."""
+    rank_correlation: _builtins.float
+    """Mean rank correlation of the explanation's heatmap with those of the other runs, -1 to 1."""
+    lowest_rank_correlation: _builtins.float
+    """Lowest of these."""
+    unstable: _builtins.bool
+    """True if the mean rank correlation is below 0.5."""
+    confidence: _builtins.float
+    """Probability that an interval contains it, if areas are normally distributed over seeds."""
+    @_builtins.property
+    def deviation(self) -> _tensor_pb2.Tensor:
+        """Standard deviation of each cell over the runs: FLOAT16 of the mask's shape."""
+
+    @_builtins.property
+    def insertion(self) -> Global___AreaInterval:
+        """Interval that contains the area under the insertion curve of one more run. Not set without curves."""
+
+    @_builtins.property
+    def deletion(self) -> Global___AreaInterval:
+        """The same for the deletion curve."""
+
+    def __init__(
+        self,
+        *,
+        runs: _builtins.int = ...,
+        rank_correlation: _builtins.float = ...,
+        lowest_rank_correlation: _builtins.float = ...,
+        unstable: _builtins.bool = ...,
+        deviation: _tensor_pb2.Tensor | None = ...,
+        insertion: Global___AreaInterval | None = ...,
+        deletion: Global___AreaInterval | None = ...,
+        confidence: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deletion", b"deletion", "deviation", b"deviation", "insertion", b"insertion"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "deletion", b"deletion", "deviation", b"deviation", "insertion", b"insertion", "lowest_rank_correlation", b"lowest_rank_correlation", "rank_correlation", b"rank_correlation", "runs", b"runs", "unstable", b"unstable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stability: _TypeAlias = Stability  # noqa: Y015
 
 @_typing.final
 class ConceptPrediction(_message.Message):

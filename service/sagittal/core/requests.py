@@ -118,6 +118,9 @@ MIN_OCCLUSIONS, MAX_OCCLUSIONS = 20, 2_000
 #: Boxes of the pointing game.
 MAX_BOXES = 1_000
 
+#: Further runs with other seeds.
+MAX_RUNS = 15
+
 #: Defaults of a test of certificates.
 DEFAULT_DELTA, DEFAULT_CONFIDENCE, DEFAULT_DRAWS = 0.1, 0.95, 40
 
@@ -191,6 +194,8 @@ class CheckedSpec:
         }
         if metrics.predictability:
             others["predictability"] = metrics.predictability
+        if metrics.stability:
+            others["stability"] = metrics.stability
         if metrics.HasField("robustness"):
             others["robustness_draws"] = metrics.robustness.max_draws
         return setting_of(self.method.parameters, **others)
@@ -199,7 +204,7 @@ class CheckedSpec:
     def most_evaluations(self) -> int:
         """Upper bound for the job's evaluations from its budget, including its metrics; 0 if there is no bound."""
         metrics, bound = self.request.metrics, self.request.max_evaluations
-        if not bound or metrics.HasField("robustness"):
+        if not bound or metrics.HasField("robustness") or metrics.stability:
             return 0
         return bound + (0 if metrics.skip_curves else 2 * metrics.curve_steps) + metrics.predictability
 
@@ -212,7 +217,8 @@ class CheckedSpec:
         test = metrics.robustness
         robustness = [[test.delta, test.confidence, test.max_draws]] if metrics.HasField("robustness") else []
         curves = [metrics.skip_curves, metrics.curve_protocol, metrics.curve_steps, boxes]
-        return [*curves, *occlusions, *robustness]
+        runs = [f"stability {metrics.stability}"] if metrics.stability else []
+        return [*curves, *occlusions, *runs, *robustness]
 
 
 def check_labels(labels: Mapping[str, str], field: str) -> None:
@@ -369,6 +375,9 @@ def _check_metrics(metrics: explanation_pb2.Metrics, input_size: int, field: str
         raise InvalidRequest(text, field=f"{field}.boxes")
     for index, box in enumerate(metrics.boxes):
         _check_box(box, input_size, f"{field}.boxes[{index}]")
+    if metrics.stability > MAX_RUNS:
+        text = f"{field}.stability is {metrics.stability}; give 1 to {MAX_RUNS} further runs, or 0 for none"
+        raise InvalidRequest(text, field=f"{field}.stability")
     if metrics.HasField("robustness"):
         _check_robustness(metrics.robustness, f"{field}.robustness")
 

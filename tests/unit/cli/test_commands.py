@@ -13,6 +13,7 @@ from scripted_service import JOB, failure
 from sagittal.cli.app import app
 from sagittal.client import Preprocessing
 from sagittal.client.gathering import parse_explanation
+from sagittal.client.images import to_tensor
 from sagittal.v1 import explanation_pb2 as pb
 
 
@@ -84,6 +85,23 @@ def test_a_tested_certificate_is_asked_for_and_told(run, script, picture) -> Non
     assert robust["minimal"] == {"at_least": 0.5, "held": 30, "draws": 40}
     assert robust["backgrounds"] == [{"kind": "noise", "draws": 40, "sufficient": 39, "minimal": 30}]
     assert not script.specs[-1].metrics.HasField("robustness")
+
+
+def test_a_measured_stability_is_asked_for_and_told(run, script, picture) -> None:
+    place = next(number for number, event in enumerate(script.log) if event.HasField("curve"))
+    found = script.log[place].stability
+    found.runs, found.rank_correlation, found.unstable = 4, 0.25, True
+    found.insertion.low, found.insertion.high = 0.5, 0.75
+    found.deviation.CopyFrom(to_tensor(np.full((7, 7), 0.125, np.float16)))
+    result = run("explain", picture, "--model", "lamp", "--stability", 3)
+    line = "stability: rank correlation 0.25 with 3 other seeds; insertion 0.500 to 0.750 (unstable)"
+    assert f"{line}\n" in result.stdout
+    assert script.specs[-1].metrics.stability == 3
+    document = json.loads(run("explain", picture, "--model", "lamp", "--json").stdout)
+    assert document["stability"] == {
+        "runs": 4, "rank_correlation": 0.25, "lowest_rank_correlation": 0, "unstable": True, "confidence": 0,
+        "insertion": [0.5, 0.75], "deletion": None, "mean_deviation": 0.125,
+    }  # fmt: skip
 
 
 ROBUST = pb.Robustness(

@@ -109,6 +109,7 @@ def test_everything_that_may_be_said_is_accepted() -> None:
         (metrics(curve_steps=1001), "metrics.curve_steps", "1 to 1,000"),
         (metrics(predictability=19), "metrics.predictability", "20 to 2,000 occlusions, or 0"),
         (metrics(predictability=2001), "metrics.predictability", "20 to 2,000 occlusions, or 0"),
+        (metrics(stability=16), "metrics.stability", "1 to 15 further runs, or 0"),
         (metrics(robustness={"delta": 1}), "metrics.robustness.delta", "above 0 and below 1, or 0 for 0.1"),
         (metrics(robustness={"delta": float("nan")}), "metrics.robustness.delta", "above 0 and below 1"),
         (metrics(robustness={"confidence": -1}), "metrics.robustness.confidence", "below 1, or 0 for 0.95"),
@@ -163,6 +164,7 @@ def test_the_question_is_the_same_with_defaults_spelled_out() -> None:
         metrics(curve_steps=10),
         metrics(predictability=20),
         metrics(robustness={}),
+        metrics(stability=3),
     ],
 )
 def test_what_changes_the_answer_changes_the_question(fields: dict[str, Any]) -> None:

@@ -231,6 +231,34 @@ class Curve:
     mask_index: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class AreaInterval:
+    """An interval for the area of a curve."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stability:
+    """How much a heatmap and its curves change with the seed."""
+
+    runs: int
+    """Number of runs, the explanation among them."""
+    rank_correlation: float
+    """Mean rank correlation of the explanation's heatmap with those of the other runs."""
+    lowest_rank_correlation: float
+    unstable: bool
+    """Whether the mean rank correlation is below 0.5."""
+    deviation: Tensor
+    """Standard deviation of each cell over the runs: float32 of shape (height, width)."""
+    insertion: AreaInterval | None
+    """Interval that contains the area of one more run; None without curves."""
+    deletion: AreaInterval | None
+    confidence: float
+    """Probability that an interval contains it, if areas are normally distributed over seeds."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ConceptContribution:
     """The contribution of one x-feature to the prediction."""
@@ -302,6 +330,7 @@ Event = (
     | GraphEdge
     | RegionScores
     | Curve
+    | Stability
     | ConceptPrediction
     | ConceptContribution
     | Warning

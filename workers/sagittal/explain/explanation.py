@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from sagittal.explain.events import Checkpoint, GraphNode, Measurement, SaliencyMask, SufficientSet, Warning
+from sagittal.explain.events import Checkpoint, Curve, GraphNode, Measurement, SaliencyMask, SufficientSet, Warning
 from sagittal.explain.explainer import Explainer
 from sagittal.explain.measures.curves import Metrics, curve_evaluations, measure, pointing_game
 from sagittal.explain.measures.predictability import Finding, measure_predictability
+from sagittal.explain.measures.stability import measure_stability
 from sagittal.explain.problem import Problem, Question, State, prepare
 from sagittal.explain.sets.robustness import assess_robustness, robustness_evaluations
 from sagittal.explain.sets.sufficient_sets import UPSAMPLING, PatchSearch
@@ -26,9 +27,12 @@ def explanation_steps(question: Question, explainer: Explainer, metrics: Metrics
     yield from observe(explainer.explain(problem), found.note)
     for each in found.told:
         if isinstance(each, SaliencyMask):
-            yield from assess(problem, each, metrics)
+            yield from observe(assess(problem, each, metrics), found.note_curve)
     if metrics.predictability:
         yield from measure_predictability(problem, found.told, metrics.predictability)
+    first = found.first_mask
+    if metrics.stability and first is not None:
+        yield from measure_stability(problem, explainer, first, found.curves, metrics, found.state)
     if metrics.robustness is not None and isinstance(explainer, PatchSearch):
         yield from assess_robustness(
             problem,
@@ -43,7 +47,7 @@ def explanation_steps(question: Question, explainer: Explainer, metrics: Metrics
 def measurements(metrics: Metrics, size: int) -> int:
     """Returns about how many evaluations it takes to measure a result, for an image of `size` pixels a side."""
     curves, robustness = curve_evaluations(metrics, size), robustness_evaluations(metrics.robustness)
-    return curves + metrics.predictability + robustness
+    return (1 + metrics.stability) * curves + metrics.predictability + robustness
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -54,6 +58,12 @@ class _Findings:
     """State of its last checkpoint."""
     told: list[Finding] = field(default_factory=list)
     """Final masks, sets and nodes as they were yielded."""
+    curves: list[Curve] = field(default_factory=list)
+
+    @property
+    def first_mask(self) -> SaliencyMask | None:
+        """The final mask with index 0, if there is one."""
+        return next((each for each in self.told if isinstance(each, SaliencyMask) and each.index == 0), None)
 
     @property
     def sets(self) -> list[SufficientSet]:
@@ -68,6 +78,11 @@ class _Findings:
                 self.told.append(event)
             case Checkpoint():
                 self.state = event.state
+
+    def note_curve(self, event: Any) -> None:
+        """Adds a curve."""
+        if isinstance(event, Curve):
+            self.curves.append(event)
 
 
 def observe(steps: Steps[T], note: Callable[[Any], None]) -> Steps[T]:

@@ -190,7 +190,8 @@ def _heading(fig: Figure, explanation: Explanation, width: float, height: float)
 
 def _notes(explanation: Explanation, columns: int) -> Sequence[str]:
     width = 55 * columns
-    notes = [f"⚠ {each.message} ({each.reason})" for each in explanation.warnings]
+    notes = [] if explanation.stability is None else [f"Stability: {explanation.stability.text}."]
+    notes += [f"⚠ {each.message} ({each.reason})" for each in explanation.warnings]
     if explanation.completed and explanation.completed.truncated:
         notes.append(f"⚠ Ended early by its budget of {explanation.completed.truncated_by}: the best result so far.")
     return [textwrap.fill(note, width) for note in notes]

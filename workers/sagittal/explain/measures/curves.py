@@ -48,6 +48,8 @@ class Metrics:
     """Boxes of the object for the pointing game: left, top, right, bottom in pixels."""
     predictability: int = 0
     """Number of random occlusions that the explanation must predict (see `predictability`); 0 measures nothing."""
+    stability: int = 0
+    """Number of further runs of the method with other seeds (see `stability`), at most 15; 0 for none."""
     robustness: RobustnessTest | None = None
     """Test of each sufficient set's certificate on altered images; None for none."""
 

@@ -148,6 +148,7 @@ def _metrics(
         steps=metrics.curve_steps or DEFAULT_CURVE_STEPS,
         boxes=tuple((box.left, box.top, box.right, box.bottom) for box in metrics.boxes),
         predictability=metrics.predictability,
+        stability=metrics.stability,
         robustness=_robustness(metrics.robustness, images, loaded, limits) if metrics.HasField("robustness") else None,
     )
 
