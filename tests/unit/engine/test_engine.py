@@ -44,6 +44,32 @@ class Recorder:
         )
 
 
+class Beside(Recorder):
+    """A recorder whose batches run beside the program: their scores can be read later."""
+
+    def __init__(self, limit=None):
+        super().__init__(limit)
+        self.running, self.most, self.log = 0, 0, []
+
+    def launch(self, parts):
+        scores = self.evaluate(parts)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        self.log.append("start")
+        return self.Batch(self, scores)
+
+    class Batch:
+        seconds = 0.25
+
+        def __init__(self, recorder, scores):
+            self.recorder, self.scores = recorder, scores
+
+        def read(self):
+            self.recorder.running -= 1
+            self.recorder.log.append("read")
+            return self.scores
+
+
 SUBJECT = Subject(torch.zeros(3, 8, 8), torch.zeros(3, 8, 8), 0)
 
 
@@ -68,9 +94,10 @@ def finished(engine, tasks):
     ),
     batch_size=st.integers(1, 17),
     unit=st.sampled_from((1, 2, 4)),
+    depth=st.integers(1, 3),
 )
 @settings(max_examples=80, deadline=None)
-def test_every_request_is_answered_once_and_in_order(jobs, batch_size, unit):
+def test_every_request_is_answered_once_and_in_order(jobs, batch_size, unit, depth):
     seen = {number: [] for number in range(len(jobs))}
 
     def steps(number, requests):
@@ -81,9 +108,10 @@ def test_every_request_is_answered_once_and_in_order(jobs, batch_size, unit):
             assert (scores.gradient is not None) == gradient
             seen[number].append(index)
 
-    recorder = Recorder()
-    engine = Engine(recorder, batch_size=batch_size, unit=unit)
+    recorder = Beside()
+    engine = Engine(recorder, batch_size=batch_size, unit=unit, depth=depth)
     ends = finished(engine, {number: Task(steps=steps(number, job)) for number, job in enumerate(jobs)})
+    assert recorder.most <= depth
     assert all(error is None for error in ends.values()), ends
     assert seen == {number: list(range(len(job))) for number, job in enumerate(jobs)}
     assert max(recorder.batches) <= STRETCHED * batch_size
@@ -269,8 +297,109 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing():
     assert sum(recorder.batches) == 20
 
 
+def test_the_next_batch_starts_before_the_scores_of_the_running_one_are_read():
+    def steps():
+        for _ in range(3):
+            yield ask(8)
+
+    recorder = Beside()
+    engine = Engine(recorder, batch_size=8, depth=2)
+    assert finished(engine, {number: Task(steps=steps()) for number in range(2)}) == {0: None, 1: None}
+    assert recorder.log[:6] == ["start", "start", "read", "start", "read", "start"]
+    assert engine.counters.busy == 0.25 * 6, "the device's own clock counts"
+    assert engine.counters.rows == 48
+
+
+def test_one_task_alone_is_not_held_up_by_a_batch_that_never_comes():
+    def steps():
+        for _ in range(3):
+            yield ask(8)
+
+    recorder = Beside()
+    assert finished(Engine(recorder, batch_size=8, depth=2), {0: Task(steps=steps())}) == {0: None}
+    assert recorder.log == ["start", "read"] * 3
+
+
+def test_a_task_that_is_cancelled_while_its_batch_runs_ends_and_the_others_are_answered():
+    def steps():
+        for _ in range(2):
+            yield ask(4)
+
+    recorder, ends = Beside(), []
+    engine = Engine(recorder, batch_size=8, depth=2)
+    cancelled, other = Task(steps=steps(), on_end=ends.append), Task(steps=steps())
+    engine.submit(cancelled)
+    engine.submit(other)
+    engine.step()
+    assert recorder.running == 1
+    cancelled.cancel()
+    while engine.step():
+        pass
+    assert isinstance(ends[0], TaskCancelled)
+    assert other.usage.evaluations == 8
+    assert recorder.running == 0
+
+
+def test_a_deadline_that_passes_while_a_batch_runs_does_not_mix_up_answers():
+    told = []
+
+    def steps():
+        try:
+            yield ask(8)
+        except OutOfBudget as spent:
+            told.append(spent.limit)
+        request = replace(ask(2, value=5.0, metric=True), report=True)
+        scores = yield request
+        torch.testing.assert_close(scores.target, request.masks.mean((-2, -1)))
+
+    now = [0.0]
+    recorder = Beside()
+    task = Task(steps=steps(), budget=Budget(deadline=10.0), clock=lambda: now[0])
+    engine, ends = Engine(recorder, batch_size=4, depth=3), []
+    task.on_end = ends.append
+    engine.submit(task)
+    engine.step()
+    engine.step()
+    assert recorder.running == 2, "both halves of the first request run"
+    now[0] = 11.0
+    while engine.step():
+        pass
+    assert (told, ends) == (["deadline"], [None])
+    assert recorder.batches == [4, 4, 2]
+
+
+def test_out_of_memory_beside_a_running_batch_loses_nothing():
+    recorder = Beside(limit=3)
+    engine = Engine(recorder, batch_size=8, depth=2)
+
+    def steps():
+        for value in (1.0, 2.0):
+            request = ask(10, value=value)
+            scores = yield request
+            torch.testing.assert_close(scores.target, request.masks.mean((-2, -1)))
+
+    assert finished(engine, {number: Task(steps=steps()) for number in range(3)}) == dict.fromkeys(range(3))
+    assert engine.batch_size <= 3
+    assert sum(recorder.batches) == 60
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_lost_device_ends_the_step_and_not_a_job(depth):
+    def lost(_parts):
+        raise torch.AcceleratorError("by construction")
+
+    recorder, ends = Beside(), []
+    recorder.evaluate = lost
+    engine = Engine(recorder, depth=depth)
+    engine.submit(Task(steps=iter([ask(1)]), on_end=ends.append))
+    with pytest.raises(torch.AcceleratorError):
+        engine.step()
+    assert ends == [], "another process runs the job"
+
+
 @pytest.mark.parametrize("fault", ["raise", "shape", "nan"])
-def test_a_model_that_fails_on_one_job_fails_that_job_alone(fault):
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_model_that_fails_on_one_job_fails_that_job_alone(fault, depth):
     evaluator = TorchEvaluator(module=known_models.Faulty(fault), device=torch.device("cpu"))
     good = Subject(torch.zeros(3, 8, 8), torch.zeros(3, 8, 8), 0)
     bad = Subject(torch.full((3, 8, 8), 200.0), torch.zeros(3, 8, 8), 0)
@@ -280,7 +409,7 @@ def test_a_model_that_fails_on_one_job_fails_that_job_alone(fault):
             yield Evaluate(subject=subject, masks=torch.ones(2, 4, 4))
 
     tasks = {name: Task(steps=steps(subject)) for name, subject in (("good", good), ("bad", bad), ("other", good))}
-    ends = finished(Engine(evaluator), tasks)
+    ends = finished(Engine(evaluator, depth=depth), tasks)
     assert ends["good"] is None
     assert ends["other"] is None
     assert isinstance(ends["bad"], EvaluationFailed)

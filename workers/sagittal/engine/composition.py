@@ -1,17 +1,19 @@
 """Composition of a model's inputs from masks, and the gradient with respect to the masks.
 
 The backward pass is explicit: autograd ends at the model's inputs, and the composition before them is linear in the
-mask.
+mask. On CUDA one compiled kernel composes the inputs; see `sagittal.engine.cuda.fusing`.
 """
 
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sagittal.engine.cuda.fusing import Fused, Taps, taps_of
 from sagittal.engine.masking import upsample
 from sagittal.engine.requests import Evaluate, Subject, Upsampling
 
@@ -38,10 +40,17 @@ class NoiseTable:
     def rows(self, seeds: Sequence[int], shape: torch.Size) -> Tensor:
         """Returns noise of shape (seeds, *shape), float32; equal seeds and shapes give equal noise."""
         length = shape.numel()
+        windows = self.table(length)[: OFFSETS + length - 1].unfold(0, length, 1)
+        return windows.index_select(0, self.offsets(seeds)).view(len(seeds), *shape)
+
+    def table(self, length: int) -> Tensor:
+        """Returns the table, with windows of at least a length."""
         self._draw(length)
-        offsets = torch.tensor([_hash(seed) % OFFSETS for seed in seeds], device=self._device)
-        windows = self._table[: OFFSETS + length - 1].unfold(0, length, 1)
-        return windows.index_select(0, offsets).view(len(seeds), *shape)
+        return self._table
+
+    def offsets(self, seeds: Sequence[int]) -> Tensor:
+        """Returns where the window of each seed begins, int64 of shape (seeds,)."""
+        return moved(torch.tensor([_hash(seed) % OFFSETS for seed in seeds]), self._device)
 
     def add(self, inputs: Tensor, seeds: Sequence[int], scale: float) -> None:
         """Adds noise, multiplied by `scale`, to inputs (seeds, ...)."""
@@ -79,7 +88,7 @@ ALIGNED = 16
 the result of a row should not depend on its position in the batch."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Stretch:
     """Upsamples masks of one size to images of another, and returns gradients.
 
@@ -108,6 +117,12 @@ class Stretch:
             return of_pixels
         gradient = _between(self.rows.T, _padded(of_pixels), self.columns)
         return gradient[:, : self.cells[0], : self.cells[1]].contiguous()
+
+    @cached_property
+    def taps(self) -> Taps:
+        """The same upsampling as weighted sums of cells."""
+        (height, width), (h, w) = self.size, self.cells
+        return taps_of(self.rows[:height, :h], self.columns[:width, :w])
 
 
 def stretch_of(cells: tuple[int, int], size: tuple[int, int], how: Upsampling, device: torch.device) -> Stretch:
@@ -177,9 +192,12 @@ class Composed:
     rows: int
     stretch: Stretch
     difference: Tensor
+    fused: Fused | None = None
 
     def gradient(self, of_inputs: Tensor) -> Tensor:
         """Returns the gradient with respect to the masks, given that with respect to the inputs."""
+        if self.fused is not None:
+            return self.stretch.back(self.fused.by_pixel(of_inputs, self.difference))
         of_pixels = of_inputs[:, 0] * self.difference[0]
         for channel in range(1, len(self.difference)):
             of_pixels.addcmul_(of_inputs[:, channel], self.difference[channel])
@@ -193,6 +211,8 @@ class Composer:
     device: torch.device
     layout: torch.memory_format = torch.contiguous_format
     """Memory layout of the inputs that the model needs."""
+    fused: Fused | None = None
+    """Compiled functions that compose; None for matrix products."""
     _noise: NoiseTable = field(init=False)
     _canvases: OrderedDict[int, Canvas] = field(default_factory=OrderedDict)
     _stretches: dict[tuple[torch.Size, tuple[int, int], Upsampling], Stretch] = field(default_factory=dict)
@@ -209,15 +229,36 @@ class Composer:
         request, canvas = part.request, self._canvas(part.request.subject)
         if request.gradient and request.alterations:
             raise ValueError("alterations have no gradient; request scores without gradient")
-        masks = self._moved(request.masks[part.start : part.stop].detach())
+        masks = self.moved(request.masks[part.start : part.stop].detach().to(torch.float32))
         stretch = self._stretch(masks.shape[1:], canvas.size, request.upsampling)
-        torch.addcmul(canvas.baseline, stretch.up(masks).unsqueeze(1), canvas.difference, out=inputs)
-        if request.noise > 0:
-            rows = range(request.noise_seed + part.start, request.noise_seed + part.stop)
-            self._noise.add(inputs, rows, request.noise)
+        seeds = range(request.noise_seed + part.start, request.noise_seed + part.stop) if request.noise > 0 else ()
+        if self.fused is not None:
+            self._compose_fused(self.fused, inputs, masks, stretch, canvas, seeds, request.noise)
+        else:
+            torch.addcmul(canvas.baseline, stretch.up(masks).unsqueeze(1), canvas.difference, out=inputs)
+            if seeds:
+                self._noise.add(inputs, seeds, request.noise)
         for alter in request.alterations:
             alter(inputs)
-        return Composed(part.rows, stretch, canvas.difference)
+        return Composed(part.rows, stretch, canvas.difference, self.fused)
+
+    def _compose_fused(
+        self,
+        fused: Fused,
+        inputs: Tensor,
+        masks: Tensor,
+        stretch: Stretch,
+        canvas: Canvas,
+        seeds: Sequence[int],
+        noise: float,
+    ) -> None:
+        arguments = (inputs, masks, stretch.taps, canvas.baseline, canvas.difference)
+        if seeds:
+            table, offsets = self._noise.table(canvas.difference.numel()), self._noise.offsets(seeds)
+            # A tensor, because each other number would be compiled anew.
+            fused.compose_noisy(*arguments, noise=(table, offsets, self.moved(torch.tensor(noise))))
+        else:
+            fused.compose(*arguments)
 
     def _stretch(self, cells: torch.Size, size: tuple[int, int], how: Upsampling) -> Stretch:
         """Returns the upsampling for a mask and image size, cached from earlier requests."""
@@ -247,10 +288,15 @@ class Composer:
 
     def _laid_out(self, image: Tensor) -> Tensor:
         """Returns an image on the device, in the layout that composed inputs will have."""
-        return self._moved(image).unsqueeze(0).contiguous(memory_format=self.layout)[0]
+        return self.moved(image.to(torch.float32)).unsqueeze(0).contiguous(memory_format=self.layout)[0]
 
-    def _moved(self, tensor: Tensor) -> Tensor:
-        """Returns a tensor on the device; from the host to CUDA through pinned memory, without waiting for the copy."""
-        if self.device.type == "cuda" and tensor.device.type == "cpu":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, torch.float32, non_blocking=True)
+    def moved(self, tensor: Tensor) -> Tensor:
+        """Returns a tensor on the device; see `moved`."""
+        return moved(tensor, self.device)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Returns a tensor on a device; from the host to CUDA through pinned memory, without waiting for the copy."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -3,12 +3,15 @@
 Each step gathers requests of the running tasks into one batch that fits the device, runs it, and returns each task its
 part. A task that starts or ends changes the next batch, never the current one. The task with the least service relative
 to its weight goes first. Interactive tasks have a larger weight, and no task starves.
+
+On CUDA the engine starts the next batch before it reads the scores of the one that runs, so that the device never waits
+for explainers while other tasks have rows.
 """
 
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +20,14 @@ from sagittal.engine.composition import Part
 from sagittal.engine.evaluator import EvaluationFailed, Evaluator, ModelUnreachable
 from sagittal.engine.memo import ScoreMemo
 from sagittal.engine.requests import Evaluate, Inspect, Scores
+from sagittal.engine.scoring import Launched
 from sagittal.engine.task import Task, TaskCancelled, join
 
 NOTHING_READY = 0.005
 """Pause before the next check if every task waits for something other than the device, in seconds."""
+
+DEVICE_LOST = torch.AcceleratorError
+"""Error after which this process cannot use its GPU any more: a step raises it, and the process must start again."""
 
 RECALL_SECONDS = 0.01
 """Time per step for answers from memory, before the device gets its next batch, in seconds."""
@@ -35,6 +42,17 @@ class EngineCounters:
     """Masked images evaluated."""
     out_of_memory: int = 0
     """Batches that were halved and run again."""
+    busy: float = 0.0
+    """Time of batches and of calls with the model, in seconds: on CUDA by the device's clock."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Running:
+    """A batch that was started, whose scores are not read yet."""
+
+    batch: Sequence[tuple[Task, Part]]
+    read: Callable[[], tuple[Sequence[Scores | Exception], float]]
+    """Waits for the batch; returns the answer to each part, and the time of the batch in seconds."""
 
 
 class Engine:
@@ -47,6 +65,7 @@ class Engine:
         batch_size: int = 16,
         unit: int = 1,
         reduced: bool = False,
+        depth: int = 1,
         memo: ScoreMemo | None = None,
     ) -> None:
         """Constructs an engine.
@@ -58,16 +77,20 @@ class Engine:
                 always computed in the same way, whatever other tasks run, without padding.
             reduced: Whether the model runs in reduced precision for requests that are not exact. Exact requests then
                 share no batch with others.
+            depth: Number of batches on the device: 2 starts a batch before the scores of the one before are read. It
+                requires an evaluator with `launch`.
             memo: Memory of evaluated masked images, for this evaluator only; None for none.
         """
         self.evaluator = evaluator
         self.batch_size = batch_size
         self.unit = unit
         self.reduced = reduced
+        self.depth = depth
         self.memo = memo
         self.counters = EngineCounters()
         self._tasks: list[Task] = []
         self._arrived: deque[Task] = deque()
+        self._batches: deque[Running] = deque()
         self._wake = threading.Event()
 
     @property
@@ -88,19 +111,25 @@ class Engine:
         return self.running > 0
 
     def step(self) -> bool:
-        """Runs one batch or one inspection; returns whether there was work."""
+        """Starts one batch or runs one inspection, and reads the batch that is due; returns whether there was work.
+
+        Raises DEVICE_LOST.
+        """
         self._admit()
         self._drop()
         for task in self._tasks:
             task.stop_overdue()
         self._recall()
         order = sorted((task for task in self._tasks if task.ready), key=lambda task: task.served)
+        worked = bool(order or self._batches)
         if order:
             self._serve(order)
-        elif self._tasks:
+        if len(self._batches) >= self.depth or (self._batches and not order):
+            self._finish(self._batches.popleft())
+        if self._tasks and not worked:
             time.sleep(NOTHING_READY)
         self._drop()
-        return bool(order)
+        return worked
 
     def run(self, task: Task) -> None:
         """Runs steps until the task has ended, along with other tasks; for callers without an engine thread."""
@@ -142,7 +171,7 @@ class Engine:
         elif isinstance(first.pending, Inspect):
             self._inspect(first)
         else:
-            self._evaluate(self._batch(order))
+            self._start(self._batch(order))
 
     def _batch(self, order: Sequence[Task]) -> list[tuple[Task, Part]]:
         """Fills a batch with rows of the first task's mode: with or without gradient, exact or not."""
@@ -170,29 +199,63 @@ class Engine:
 
     def _inspect(self, task: Task) -> None:
         request, begun = task.pending, time.perf_counter()
+        answer: object
         try:
-            result = self.evaluator.inspect(request)  # type: ignore[arg-type]
+            answer = self.evaluator.inspect(request)  # type: ignore[arg-type]
+        except DEVICE_LOST:
+            raise
         except Exception as error:  # noqa: BLE001 - an error of a method fails its task, not the engine
-            task.charge(time.perf_counter() - begun)
-            task.fail(error)
+            answer = error
+        seconds = time.perf_counter() - begun
+        self.counters.busy += seconds
+        task.charge(seconds)
+        if isinstance(answer, Exception):
+            task.fail(answer)
         else:
-            task.charge(time.perf_counter() - begun)
-            task.answer_inspection(result)
+            task.answer_inspection(answer)
 
-    def _evaluate(self, batch: Sequence[tuple[Task, Part]]) -> None:
+    def _start(self, batch: Sequence[tuple[Task, Part]]) -> None:
+        """Starts a batch; without a device that runs beside this program, it has ended on return."""
+        self.counters.batches += 1
+        self.counters.rows += sum(part.rows for _, part in batch)
+        self._batches.append(self._launched(batch) if self.depth > 1 else self._ended(batch))
+
+    def _launched(self, batch: Sequence[tuple[Task, Part]]) -> Running:
+        """Returns a batch that runs on the device; one that cannot be started is evaluated part by part instead."""
+        try:
+            launched: Launched = self.evaluator.launch([part for _, part in batch])  # type: ignore[attr-defined]
+        except DEVICE_LOST:
+            raise
+        except Exception:  # noqa: BLE001 - it is raised again for the part that causes it
+            return self._ended(batch)
+
+        def read() -> tuple[Sequence[Scores | Exception], float]:
+            scores = launched.read()
+            return scores, launched.seconds
+
+        return Running(batch, read)
+
+    def _ended(self, batch: Sequence[tuple[Task, Part]]) -> Running:
         begun = time.perf_counter()
         answers = self._run(batch)
-        self.counters.batches += 1
-        sound = _all_sound(answers)  # waits for the device
-        rows, seconds = sum(part.rows for _, part in batch), time.perf_counter() - begun
-        self.counters.rows += rows
-        for (task, part), answer in zip(batch, answers, strict=True):
+        seconds = time.perf_counter() - begun
+        return Running(batch, lambda: (answers, seconds))
+
+    def _finish(self, running: Running) -> None:
+        """Reads the scores of a batch, and gives each task its part."""
+        answers, seconds = running.read()
+        self.counters.busy += seconds
+        rows = sum(part.rows for _, part in running.batch)
+        for (task, part), answer in zip(running.batch, answers, strict=True):
             task.charge(seconds * part.rows / rows)
-            error = answer if isinstance(answer, Exception) else None if sound else _fault(answer)
-            if error is not None:
-                task.fail(error)
+            if not task.expects(part):
+                continue  # it ended, or its deadline passed, while the batch ran
+            if isinstance(answer, Exception):
+                task.fail(answer)
+            elif fault := _fault(answer):
+                task.fail(fault)
             else:
-                task.answer(part, answer)  # type: ignore[arg-type]
+                task.answer(part, answer)
 
     def _run(self, batch: Sequence[tuple[Task, Part]]) -> list[Scores | Exception]:
         """Evaluates a batch. If it fails, evaluates each part alone, so that a task fails only by its own fault."""
@@ -201,6 +264,8 @@ class Engine:
             return list(self.evaluator.evaluate(parts))
         except torch.cuda.OutOfMemoryError:
             return self._run_halves(batch)
+        except DEVICE_LOST:
+            raise
         except ModelUnreachable as away:
             # No part is at fault, and each part alone would time out again.
             return [away for _ in batch]
@@ -233,19 +298,11 @@ class Engine:
         return join(pieces)
 
 
-def _all_sound(answers: Sequence[Scores | Exception]) -> bool:
-    """Returns whether all scores and gradients are finite. Checked once per batch, because it waits for the device."""
-    scores = [answer for answer in answers if isinstance(answer, Scores)]
-    sums = [answer.target.sum() for answer in scores]
-    sums += [answer.gradient.sum() for answer in scores if answer.gradient is not None]
-    return not sums or bool(torch.isfinite(torch.stack(sums)).all())
-
-
 def _fault(scores: Scores) -> EvaluationFailed | None:
     """Returns the error of unusable scores; None if they are usable."""
     if not bool(torch.isfinite(scores.target).all()):
         return EvaluationFailed("the model returned NaN or infinity")
-    if scores.gradient is not None and not bool(torch.isfinite(scores.gradient).all()):
+    if not scores.finite:
         return EvaluationFailed("the model's gradient is NaN or infinity")
     return None
 

@@ -1,7 +1,8 @@
 """Evaluates masked images on one model and device: composition, forward pass, scores and gradients."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sagittal.engine.composition import Composed, Composer, Part
+from sagittal.engine.cuda.graphs import Graphs
 from sagittal.engine.requests import Inspect, ModelView, Scores
+from sagittal.engine.scoring import TOP, Clock, Launched, Mode, NewSlot, Passed, Slot, pack, to_host
 
 
 class Output(Enum):
@@ -34,6 +37,10 @@ PROBABILITIES: dict[Output, Callable[[Tensor], Tensor]] = {
     Output.MULTI_LABEL_LOGITS: lambda outputs: outputs.float().sigmoid(),
     Output.MULTI_LABEL_PROBABILITIES: lambda outputs: outputs.float(),
 }
+
+
+FLOAT16_SCALE = 1024.0
+"""Factor of scores whose gradient is computed in float16."""
 
 
 class EvaluationFailed(Exception):
@@ -60,6 +67,9 @@ class TorchEvaluator:
 
     Every row of a request has the same noise in every evaluation. A result depends neither on how its rows were divided
     into batches nor, beyond rounding, on the other rows.
+
+    On CUDA, batches run on a stream of their own, and `launch` returns before they end. Only masks that are on the host
+    cross the bus for a batch, and its scores, once; images cross it once for each job.
     """
 
     module: nn.Module
@@ -70,7 +80,9 @@ class TorchEvaluator:
     """The model with its own layers, for `Inspect`; None for the same module."""
     channels_last: bool = False
     autocast: torch.dtype | None = None
-    """Reduced precision of requests that are not exact, on CUDA only; None for full precision."""
+    """Reduced precision of requests that are not exact; None for full precision. Loading sets it on CUDA only."""
+    reduced: nn.Module | None = None
+    """The model with weights in reduced precision, for autocast only; None to convert weights in each pass."""
     supports_gradients: bool = True
     classes: int = 0
     """Number of classes; 0 skips the check."""
@@ -82,12 +94,18 @@ class TorchEvaluator:
     """Whether batches smaller than the quantum are also padded. If not, each must hold a single request; an engine
     whose `unit` is the quantum guarantees this."""
     buckets: tuple[int, ...] = ()
-    """Sizes to which batches are further padded, for models that are compiled for each size; empty for others."""
+    """Sizes to which batches are further padded, for models that are compiled or captured for each size; empty for
+    others."""
+    graphs: Graphs | None = None
+    """Captured passes for the sizes of `buckets`; None to launch each kernel of every pass."""
 
     _composer: Composer = field(init=False)
+    _stream: "torch.cuda.Stream | None" = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self._composer = Composer(self.device, self._layout)
+        if self.device.type == "cuda":
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     @property
     def unit(self) -> int:
@@ -95,20 +113,32 @@ class TorchEvaluator:
         return 1 if self.pads_small else self.quantum
 
     @property
+    def depth(self) -> int:
+        """Number of batches that an engine should keep on the device: the next is prepared while one runs on CUDA."""
+        return 2 if self.device.type == "cuda" else 1
+
+    @property
+    def composer(self) -> Composer:
+        """Composes its inputs."""
+        return self._composer
+
+    @property
     def _layout(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def evaluate(self, parts: Sequence[Part]) -> list[Scores]:
         """Scores parts as one batch, all with gradient or all without. Raises EvaluationFailed."""
-        gradient = parts[0].request.gradient
-        with torch.inference_mode(not gradient), torch.set_grad_enabled(gradient):
-            inputs, composed = self._compose(parts)
-            inputs.requires_grad_(gradient)
-            exact = any(part.request.exact for part in parts)
-            probabilities = self._probabilities(self._run(inputs, exact)[: sum(part.rows for part in parts)])
-            targets = self._targets(parts, probabilities)
-            gradients = self._gradients(targets, inputs, composed) if gradient else [None] * len(parts)
-            return self._split(parts, probabilities.detach(), targets.detach(), gradients)
+        return self.launch(parts).read()
+
+    def launch(self, parts: Sequence[Part]) -> Launched:
+        """Starts the evaluation of parts as one batch. Raises EvaluationFailed."""
+        try:
+            with self._computing() as caller:
+                return self._launch(parts, caller)
+        except torch.cuda.OutOfMemoryError:
+            if self.graphs is not None:
+                self.graphs.clear()  # smaller batches are captured again
+            raise
 
     def inspect(self, request: Inspect[object]) -> object:
         """Runs a call with the model. Raises EvaluationFailed."""
@@ -116,16 +146,68 @@ class TorchEvaluator:
         with torch.enable_grad():
             return request.call(ModelView(module, PROBABILITIES[self.output], request.subject))
 
-    def _compose(self, parts: Sequence[Part]) -> tuple[Tensor, list[Composed]]:
-        """Returns the inputs of all parts as one batch, padded to the quantum, in the model's memory layout."""
-        rows, size = sum(part.rows for part in parts), parts[0].request.subject.image.shape
-        inputs = torch.empty((self._padded(rows), *size), device=self.device, memory_format=self._layout)
+    def score(self, inputs: Tensor, targets: Tensor, mode: Mode) -> Passed:
+        """Runs a pass.
+
+        Args:
+            inputs: Of shape (n, 3, height, width), in the model's memory layout.
+            targets: Int64 of shape (n,): the class that is scored for each row, or `TOP`.
+            mode: Precision, and whether the gradient with respect to the inputs is computed.
+        """
+        with torch.inference_mode(not mode.gradient), torch.set_grad_enabled(mode.gradient):
+            leaf = inputs.detach().requires_grad_() if mode.gradient else inputs
+            probabilities = self._probabilities(self._run(leaf, reduced=mode.reduced))
+            classes = torch.where(targets < 0, probabilities.detach().argmax(-1), targets)
+            scores = probabilities.gather(1, classes.unsqueeze(1)).squeeze(1)
+            gradient = self._of_inputs(scores, leaf, mode) if mode.gradient else None
+            return Passed(probabilities.detach(), scores.detach(), gradient)
+
+    def slot(self, size: int, shape: torch.Size, mode: Mode) -> Slot:
+        """Returns memory for a batch of a size, whose images have a shape (3, height, width)."""
+        if self.graphs is not None and size in self.buckets and shape == self.graphs.shape:
+            return self.graphs.slot(size, mode)
+        inputs = torch.empty((size, *shape), device=self.device, memory_format=self._layout)
+        return NewSlot(inputs, torch.empty(size, dtype=torch.int64, device=self.device), mode, self.score)
+
+    @contextmanager
+    def _computing(self) -> Iterator["torch.cuda.Stream | None"]:
+        """Runs a block on the stream of batches, after the work of the caller's stream; yields the caller's stream."""
+        if self._stream is None:
+            yield None
+            return
+        caller = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(caller)
+        with torch.cuda.stream(self._stream):
+            yield caller
+
+    def _launch(self, parts: Sequence[Part], caller: "torch.cuda.Stream | None") -> Launched:
+        exact, gradient = any(part.request.exact for part in parts), parts[0].request.gradient
+        mode = Mode(gradient=gradient, reduced=self.autocast is not None and not exact)
+        every = any(part.request.probabilities for part in parts)
+        rows = sum(part.rows for part in parts)
+        with torch.no_grad():
+            clock = Clock(self.device)
+            slot = self.slot(self._padded(rows), parts[0].request.subject.image.shape, mode)
+            composed = self._compose(parts, slot)
+            passed = slot.run()
+            gradients = self._gradients(passed, composed)
+            packed = to_host(pack(passed, rows, gradients, probabilities=every))
+            clock.stop()
+        if caller is not None:
+            for each in gradients:
+                if each is not None:
+                    each.record_stream(caller)  # the explainer reads it there, after this stream has freed it
+        return Launched(parts, gradients, packed, passed.probabilities.shape[1] if every else 0, clock)
+
+    def _compose(self, parts: Sequence[Part], slot: Slot) -> list[Composed]:
+        """Writes the inputs and targets of all parts into the slot, which has rows for padding."""
         composed, row = [], 0
         for part in parts:
-            composed.append(self._composer.compose(part, inputs[row : row + part.rows]))
+            composed.append(self._composer.compose(part, slot.inputs[row : row + part.rows]))
             row += part.rows
-        inputs[rows:] = inputs[rows - 1]
-        return inputs, composed
+        slot.inputs[row:] = slot.inputs[row - 1]
+        slot.targets.copy_(self._composer.moved(_targets(parts, len(slot.targets))))
+        return composed
 
     def _padded(self, rows: int) -> int:
         """Returns the size of the batch that is run for a number of rows."""
@@ -134,19 +216,28 @@ class TorchEvaluator:
         return rows if rows < self.quantum and not self.pads_small else rows + -rows % self.quantum
 
     @staticmethod
-    def _gradients(targets: Tensor, inputs: Tensor, composed: Sequence[Composed]) -> list[Tensor]:
-        """Returns the gradient of each part's targets with respect to its masks."""
-        (of_inputs,) = torch.autograd.grad(targets.sum(), inputs)
-        gradients, row = [], 0
+    def _gradients(passed: Passed, composed: Sequence[Composed]) -> list[Tensor | None]:
+        """Returns the gradient of each part's targets with respect to its masks; None without gradient."""
+        if passed.of_inputs is None:
+            return [None] * len(composed)
+        gradients: list[Tensor | None] = []
+        row = 0
         for one in composed:
-            gradients.append(one.gradient(of_inputs[row : row + one.rows]))
+            gradients.append(one.gradient(passed.of_inputs[row : row + one.rows]))
             row += one.rows
         return gradients
 
-    def _run(self, inputs: Tensor, exact: bool) -> Tensor:
-        reduced = self.autocast is not None and not exact and self.device.type == "cuda"
-        with torch.autocast(self.device.type, dtype=self.autocast, enabled=reduced):
-            outputs = self.module(inputs)
+    def _of_inputs(self, scores: Tensor, inputs: Tensor, mode: Mode) -> Tensor:
+        """Returns the gradient of the scores with respect to the inputs."""
+        # Small gradients would vanish in float16.
+        scale = FLOAT16_SCALE if mode.reduced and self.autocast is torch.float16 else 1.0
+        (gradient,) = torch.autograd.grad(scores.sum() * scale if scale != 1 else scores.sum(), inputs)
+        return gradient / scale if scale != 1 else gradient
+
+    def _run(self, inputs: Tensor, *, reduced: bool) -> Tensor:
+        module = self.reduced if reduced and self.reduced is not None else self.module
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=reduced, cache_enabled=False):
+            outputs = module(inputs)
         if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(inputs):
             shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise EvaluationFailed(f"the model returned {shape} for {len(inputs)} images; expected (images, classes)")
@@ -157,27 +248,14 @@ class TorchEvaluator:
             raise EvaluationFailed(f"the model returned {outputs.shape[1]} classes instead of {self.classes}")
         return PROBABILITIES[self.output](outputs)
 
-    def _targets(self, parts: Sequence[Part], probabilities: Tensor) -> Tensor:
-        classes = probabilities.detach().argmax(-1)
-        row = 0
-        for part in parts:
-            if part.request.subject.target is not None:
-                classes[row : row + part.rows] = part.request.subject.target
-            row += part.rows
-        return probabilities.gather(1, classes.unsqueeze(1)).squeeze(1)
 
-    @staticmethod
-    def _split(
-        parts: Sequence[Part], probabilities: Tensor, targets: Tensor, gradients: Sequence[Tensor | None]
-    ) -> list[Scores]:
-        top_scores, top_classes = probabilities.max(-1)
-        scores, row = [], 0
-        for part, gradient in zip(parts, gradients, strict=True):
-            rows = slice(row, row + part.rows)
-            every = probabilities[rows] if part.request.probabilities else None
-            scores.append(Scores(targets[rows], top_classes[rows], top_scores[rows], gradient, every))
-            row += part.rows
-        return scores
+def _targets(parts: Sequence[Part], size: int) -> Tensor:
+    """Returns the class that each row of a batch is scored for; rows of padding are scored for their top class."""
+    targets: list[int] = []
+    for part in parts:
+        target = part.request.subject.target
+        targets += [TOP if target is None else target] * part.rows
+    return torch.tensor(targets + [TOP] * (size - len(targets)))
 
 
 Images = NDArray[np.float32]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sagittal.engine.cpu import cpu_changes
+from sagittal.engine.cuda.fusing import VARIANTS
 from sagittal.engine.graph import CHANGES, Change, NothingToDo, to_channels_last, trace
 from sagittal.engine.timing import Variant, measure_speedup
 
@@ -25,12 +26,8 @@ GRAPH_SPEEDUP = 0.95
 LAYOUT_SPEEDUP = 1.05
 """Minimum speed-up factor at which channels-last is kept: it can be slower, and copies inputs."""
 
-TIMED_IMAGES = 2
-"""Number of probe images that are timed."""
-
-VARIANTS = 64
-"""Maximum number of compiled versions of a model: one per batch size, with and without gradient. Beyond the limit,
-torch would silently run the model uncompiled."""
+TIMED_IMAGES = {"cpu": 2, "cuda": 32}
+"""Number of images that are timed, by type of device: a GPU is not busy with few."""
 
 COMPILE = "compile"
 """Name of the step that compiles the model."""
@@ -60,6 +57,7 @@ def optimise(
     *,
     gradient: bool = True,
     compiled: bool = False,
+    autocast: torch.dtype | None = None,
     speedup: Speedup = measure_speedup,
 ) -> tuple[nn.Module, bool, list[Step]]:
     """Returns the optimised module, whether it needs channels-last inputs, and the steps.
@@ -70,21 +68,21 @@ def optimise(
         probabilities: Converts the model's output to probabilities.
         gradient: Whether the model returns gradients, so that the backward pass is timed too.
         compiled: Whether to try `torch.compile`, which takes a minute or more.
+        autocast: Reduced precision in which variants are timed; None for full precision.
         speedup: Compares two variants of the model.
     """
     with torch.inference_mode():
         expected = probabilities(module(probe))
-    plain = Variant(module, gradient=gradient)
+    plain = Variant(module, gradient=gradient, autocast=autocast)
     report: list[Step] = []
     module = _change_graph(module, probe, expected, probabilities, report)
-    graph = _keep_if_faster(plain, Variant(module, gradient=gradient), probe, GRAPH_SPEEDUP, report, speedup)
+    graph = _keep_if_faster(plain, replace(plain, module=module), probe, GRAPH_SPEEDUP, report, speedup)
     module = _attempt("channels-last", to_channels_last, graph.module, probe, expected, probabilities, report)
-    layout = Variant(module, channels_last=report[-1].applied, gradient=gradient)
+    layout = replace(graph, module=module, channels_last=report[-1].applied)
     best = _keep_if_faster(graph, layout, probe, LAYOUT_SPEEDUP, report, speedup)
     if compiled:
-        module = _attempt(COMPILE, compile_for(probe.device), best.module, probe, expected, probabilities, report)
-        fused = Variant(module, channels_last=best.channels_last, gradient=gradient)
-        best = _keep_if_faster(best, fused, probe, LAYOUT_SPEEDUP, report, speedup)
+        module = _attempt(COMPILE, compile_model, best.module, probe, expected, probabilities, report)
+        best = _keep_if_faster(best, replace(best, module=module), probe, LAYOUT_SPEEDUP, report, speedup)
     return best.module, best.channels_last, report
 
 
@@ -110,7 +108,7 @@ def _keep_if_faster(
     """Returns the faster variant; the steps between the two are reported with the speed-up."""
     if after.module is before.module:
         return before
-    factor = speedup(before, after, probe[:TIMED_IMAGES])
+    factor = speedup(before, after, _timed(probe))
     keep = factor >= least
     said = f"{factor:.2f}x as fast" if keep else f"left out: {factor:.2f}x as fast"
     changed = [index for index, step in enumerate(report) if step.applied and not step.timed]
@@ -120,6 +118,12 @@ def _keep_if_faster(
     last = report[changed[-1]]
     report[changed[-1]] = replace(last, detail=f"{last.detail}; {said}")
     return after if keep else before
+
+
+def _timed(probe: Tensor) -> Tensor:
+    """Returns the images that are timed."""
+    images = TIMED_IMAGES.get(probe.device.type, 2)
+    return probe.repeat(-(-images // len(probe)), 1, 1, 1)[:images]
 
 
 def _attempt(
@@ -156,33 +160,21 @@ def _said(error: Exception) -> str:
 
 
 class CompiledModel(nn.Module):
-    """A compiled model: fused kernels, and CUDA graphs on CUDA, which require batches of few, fixed sizes.
+    """A model with fused kernels, compiled for each size of batch; on CUDA `engine.cuda` captures its passes."""
 
-    Each call starts a new iteration of the CUDA graphs, which overwrites the outputs of the previous one.
-    """
-
-    def __init__(self, module: nn.Module, *, graphs: bool) -> None:
+    def __init__(self, module: nn.Module) -> None:
         """Compiles nothing yet: the first batch of each size compiles."""
         super().__init__()
         self.plain = module
-        self._graphs = graphs
-        mode = "reduce-overhead" if graphs else "default"
-        self._compiled = torch.compile(module, mode=mode, dynamic=False)
+        self._compiled = torch.compile(module, dynamic=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Runs a batch; the output is a copy."""
-        if self._graphs:
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        """Runs a batch."""
         outputs: Tensor = self._compiled(inputs)
-        return outputs.clone() if self._graphs else outputs
+        return outputs
 
 
-def compile_for(device: torch.device) -> Change:
-    """Returns the step that compiles a model for a device."""
-
-    def compile_model(module: nn.Module) -> tuple[nn.Module, str]:
-        torch._dynamo.config.recompile_limit = VARIANTS
-        graphs = device.type == "cuda"
-        return CompiledModel(module, graphs=graphs), "fused kernels and CUDA graphs" if graphs else "fused kernels"
-
-    return compile_model
+def compile_model(module: nn.Module) -> tuple[nn.Module, str]:
+    """Returns a model that is compiled when it first runs."""
+    torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
+    return CompiledModel(module), "fused kernels"

@@ -76,7 +76,7 @@ class Evaluate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """Scores of n masked images."""
+    """Scores of n masked images, on the host, because explainers decide by them. The gradient is on the device."""
 
     target: Tensor
     """Float32 of shape (n,): probability of the target."""
@@ -88,6 +88,8 @@ class Scores:
     """Float32 of the masks' shape: derivative of each target score with respect to each cell of its mask."""
     probabilities: Tensor | None = None
     """Float32 of shape (n, classes)."""
+    finite: bool = True
+    """Whether all scores and gradients are finite."""
 
 
 def gradient_of(scores: Scores) -> Tensor:

@@ -101,7 +101,9 @@ class Task:
     def ready(self) -> bool:
         """Whether its pending request can run now."""
         request = self.pending
-        return request is not None and (isinstance(request, Evaluate) or request.ready())
+        if isinstance(request, Evaluate):
+            return self._left > 0
+        return request is not None and request.ready()
 
     def start(self) -> None:
         """Runs the generator to its first request."""
@@ -153,6 +155,10 @@ class Task:
         part = Part(self.pending, self.asked, self.asked + rows)
         self.asked = part.stop
         return part
+
+    def expects(self, part: Part) -> bool:
+        """Returns whether it waits for a part: its request may have ended since the part was taken."""
+        return not self.ended and self.pending is part.request
 
     def answer(self, part: Part, scores: Scores) -> None:
         """Stores the scores of a part; with the last part the generator resumes."""

@@ -27,19 +27,25 @@ class Variant:
     channels_last: bool = False
     gradient: bool = True
     """Whether explanations use gradients, so that the backward pass counts too."""
+    autocast: torch.dtype | None = None
+    """Reduced precision; None for full precision."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the outputs without a gradient."""
         with torch.inference_mode():
-            return self.module(self._laid_out(inputs))  # type: ignore[no-any-return]
+            return self._outputs(self._laid_out(inputs))
 
     def backward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the outputs, and the gradient of each image's largest output with respect to the image."""
         with torch.enable_grad():
             leaf = self._laid_out(inputs).detach().requires_grad_()
-            outputs = self.module(leaf)
+            outputs = self._outputs(leaf)
             (gradient,) = torch.autograd.grad(outputs.amax(-1).sum(), leaf)
             return outputs.detach(), gradient
+
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            return self.module(inputs)  # type: ignore[no-any-return]
 
     def _laid_out(self, inputs: Tensor) -> Tensor:
         return inputs.contiguous(memory_format=torch.channels_last) if self.channels_last else inputs
@@ -78,13 +84,14 @@ def measure_speedup(before: Variant, after: Variant, inputs: Tensor) -> float:
 
 
 def _seconds(work: Callable[[], object], device: torch.device, clock: Clock) -> float:
-    _settle(device)
+    settle(device)
     started = clock()
     work()
-    _settle(device)
+    settle(device)
     return max(clock() - started, 1e-9)
 
 
-def _settle(device: torch.device) -> None:
+def settle(device: torch.device) -> None:
+    """Waits for everything that a CUDA device was given to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

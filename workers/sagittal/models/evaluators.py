@@ -8,18 +8,25 @@ import torch
 from torch import Tensor, nn
 
 from sagittal.core.models import ModelEntry, Preprocessing
+from sagittal.engine.cuda.acceleration import accelerate, modes_of, slot_seconds
+from sagittal.engine.cuda.precision import reduced_type, require_full_precision
 from sagittal.engine.evaluator import PROBABILITIES, BlackBox, BlackBoxEvaluator, Output, TorchEvaluator, bucket_sizes
 from sagittal.engine.optimise import COMPILE, Step, optimise
+from sagittal.engine.scoring import TOP, Mode
 from sagittal.engine.task import STRETCHED
 from sagittal.engine.timing import Variant
-from sagittal.models.measuring import BatchPlan, KeptPlan, batch_sizes, find_throughput, runs_small_cheaply
+from sagittal.models.measuring import BatchPlan, KeptPlan, Throughput, batch_sizes, find_throughput, runs_small_cheaply
 from sagittal.models.row_equality import RowEquality, find_equality, whole_quanta
 from sagittal.models.sources import ModelUnavailable
 
 COMPILED = RowEquality(
-    equal=False, detail="each batch size is compiled separately: results agree to a tolerance, not to the last bit"
+    equal=False,
+    detail="each batch size is compiled or captured separately: results agree to a tolerance, not to the last bit",
 )
-"""Row equality of compiled models, whose rows are not compared."""
+"""Row equality of compiled and captured models, whose rows are not compared."""
+
+GPU_PATIENCE = 12.0
+"""Time for trying batch sizes on CUDA, in seconds: a pass of each size is captured first."""
 
 
 def make_evaluator(
@@ -37,8 +44,12 @@ def make_evaluator(
     if isinstance(module, BlackBox):
         return _black_box_evaluator(module, entry, probe.device, classes)
     probabilities = PROBABILITIES[Output(entry.output)]
+    on_card = probe.device.type == "cuda"
+    if on_card:
+        require_full_precision()
+    autocast = reduced_type(probe.device) if on_card and not entry.device.full_precision else None
     fast, channels_last, steps = optimise(
-        module, probe, probabilities, gradient=gradients, compiled=entry.device.compile
+        module, probe, probabilities, gradient=gradients, compiled=entry.device.compile, autocast=autocast
     )
     evaluator = TorchEvaluator(
         module=fast,
@@ -46,10 +57,11 @@ def make_evaluator(
         device=probe.device,
         output=Output(entry.output),
         channels_last=channels_last,
-        autocast=None if entry.device.full_precision else _reduced_precision(probe.device),
         supports_gradients=gradients,
         classes=classes,
     )
+    if on_card:
+        steps = [*steps, *accelerate(evaluator, probe, full_precision=entry.device.full_precision)]
     return evaluator, steps
 
 
@@ -60,15 +72,14 @@ def _black_box_evaluator(
     return evaluator, [Step("graph", False, f"the model runs {module.where}: there is no graph to change")]
 
 
-def _reduced_precision(device: torch.device) -> torch.dtype | None:
-    if device.type != "cuda":
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-
-
 def variant_of(evaluator: TorchEvaluator) -> Variant:
     """Returns the model as the evaluator runs it, for measurements."""
-    return Variant(evaluator.module, channels_last=evaluator.channels_last, gradient=evaluator.supports_gradients)
+    return Variant(
+        evaluator.reduced or evaluator.module,
+        channels_last=evaluator.channels_last,
+        gradient=evaluator.supports_gradients,
+        autocast=evaluator.autocast,
+    )
 
 
 def suit_batches(
@@ -89,16 +100,21 @@ def suit_batches(
         if kept is not None:
             kept.write(plan)
     evaluator.quantum, evaluator.pads_small = plan.quantum, plan.pads_small
-    if compiled:
+    if compiled or evaluator.graphs is not None:
         evaluator.buckets = bucket_sizes(plan.batch_size, STRETCHED)
-        _warm(variant_of(evaluator), probe[:1], evaluator.buckets)
+        _warm(evaluator, probe.shape[1:])
     return plan
 
 
 def _measured(evaluator: TorchEvaluator, probe: Tensor, *, compiled: bool, batch_size: int) -> BatchPlan:
     variant, sizes = variant_of(evaluator), batch_sizes(probe.device)
+    compiled = compiled or evaluator.graphs is not None
     # A given size is not measured at its full size, which may be large.
-    throughput = find_throughput(variant, probe[:1], [min(batch_size, sizes[0])] if batch_size else sizes)
+    tried = [min(batch_size, sizes[0])] if batch_size else sizes
+    if probe.device.type == "cuda":
+        throughput = _measured_as_run(evaluator, variant, probe[:1], tried)
+    else:
+        throughput = find_throughput(variant, probe[:1], tried)
     batch_size = batch_size or throughput.batch_size
     equality = COMPILED if compiled else find_equality(evaluator, probe, replace(throughput, batch_size=batch_size))
     return BatchPlan(
@@ -112,18 +128,45 @@ def _measured(evaluator: TorchEvaluator, probe: Tensor, *, compiled: bool, batch
     )
 
 
+def _measured_as_run(evaluator: TorchEvaluator, variant: Variant, image: Tensor, sizes: Sequence[int]) -> Throughput:
+    """Returns the throughput of passes as the evaluator runs them, captured if that is how."""
+    evaluator.buckets = tuple(sizes)
+
+    def seconds(passes: Variant, inputs: Tensor) -> float:
+        modes = [Mode(gradient=gradient, reduced=evaluator.autocast is not None) for gradient in (False, True)]
+        whole = 0.0
+        for mode in modes if passes.gradient else modes[:1]:
+            slot = evaluator.slot(len(inputs), image.shape[1:], mode)
+            slot.inputs.copy_(inputs)
+            slot.targets.fill_(TOP)
+            slot.run()  # kernels are chosen in the first pass of a size
+            whole += slot_seconds(slot)
+        return whole
+
+    try:
+        return find_throughput(variant, image, sizes, seconds=seconds, patience=GPU_PATIENCE)
+    finally:
+        evaluator.buckets = ()
+        if evaluator.graphs is not None:
+            evaluator.graphs.clear()
+
+
 def is_compiled(steps: Sequence[Step]) -> bool:
     """Returns whether the applied steps include compilation."""
     return any(step.name == COMPILE and step.applied for step in steps)
 
 
-def _warm(variant: Variant, image: Tensor, sizes: Sequence[int]) -> None:
-    """Runs a batch of each size, so that it is compiled before the first job."""
-    for size in sizes:
-        inputs = image.repeat(size, 1, 1, 1)
-        variant.forward(inputs)
-        if variant.gradient:
-            variant.backward(inputs)
+def _warm(evaluator: TorchEvaluator, shape: torch.Size) -> None:
+    """Runs a batch of each size in each mode, so that it is compiled and captured before the first job.
+
+    The largest comes first: smaller ones then fit into its memory.
+    """
+    for size in reversed(evaluator.buckets):
+        for mode in modes_of(evaluator):
+            slot = evaluator.slot(size, shape, mode)
+            slot.inputs.zero_()
+            slot.targets.fill_(TOP)
+            slot.run()
 
 
 class ChannelsLastInput(nn.Module):

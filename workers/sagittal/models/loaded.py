@@ -80,14 +80,19 @@ class LoadedModel:
         """
         reduced = self.evaluator.autocast is not None
         memo = ScoreMemo(memo_bytes, reduced=reduced) if memo_bytes and self.found.deterministic else None
-        unit, size = self.evaluator.unit, self.found.batch_size
-        return Engine(self.evaluator, batch_size=size, unit=unit, reduced=reduced, memo=memo)
+        unit, size, depth = self.evaluator.unit, self.found.batch_size, self.evaluator.depth
+        return Engine(self.evaluator, batch_size=size, unit=unit, reduced=reduced, depth=depth, memo=memo)
 
     @property
     def memory_bytes(self) -> int:
-        """Memory of all weights on the device, in bytes: of the original model and of the optimised one."""
-        modules = {self.evaluator.module, self.evaluator.inspected or self.evaluator.module}
+        """Memory that the model keeps on the device, in bytes.
+
+        It holds the weights of the original, the optimised and the reduced model, and captured passes.
+        """
+        evaluator = self.evaluator
+        modules = {evaluator.module, evaluator.inspected or evaluator.module, evaluator.reduced or evaluator.module}
         tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         # Layers that keep a second layout of their weights report its size.
         laid_out = sum(getattr(layer, "laid_out_bytes", 0) for layer in self.evaluator.module.modules())
-        return laid_out + sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+        captured = evaluator.graphs.bytes if evaluator.graphs is not None else 0
+        return laid_out + captured + sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())

@@ -107,7 +107,12 @@ _METRICS: Mapping[str, _Row] = {
     "batch_fill": _Row(
         Histogram, "sagittal_batch_fill_ratio", "Masked images in a batch over the batch size.", _MODEL, _SHARES
     ),
-    "busy": _Row(Counter, "sagittal_device_busy_seconds", "Time spent in engine steps.", _MODEL),
+    "busy": _Row(
+        Counter,
+        "sagittal_device_busy_seconds",
+        "Time of batches and of calls with the model; on a GPU, by its own clock.",
+        _MODEL,
+    ),
     "step": _Row(
         Histogram,
         "sagittal_engine_step_seconds",

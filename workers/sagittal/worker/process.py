@@ -5,6 +5,7 @@ Its threads do not block each other: engine steps, leasing and decoding, heartbe
 
 import threading
 import time
+from dataclasses import replace
 
 import structlog
 
@@ -151,11 +152,12 @@ class Worker:
         engine = hosted.engine
         if engine is None or not engine.running:
             return False
-        started, before = time.monotonic(), engine.counters.rows
+        started, before = time.monotonic(), replace(engine.counters)
         with self._vitals.step.during(f"a step of {hosted.entry.name}", seconds=self._settings.stall_seconds):
             engine.step()
-        rows, name, seconds = engine.counters.rows - before, hosted.entry.name, time.monotonic() - started
-        self._metrics.busy.labels(name).inc(seconds)
+        counters, name, seconds = engine.counters, hosted.entry.name, time.monotonic() - started
+        rows = counters.rows - before.rows
+        self._metrics.busy.labels(name).inc(counters.busy - before.busy)
         self._metrics.step.labels(name).observe(seconds)
         if rows:
             self._metrics.batch_fill.labels(name).observe(rows / engine.batch_size)

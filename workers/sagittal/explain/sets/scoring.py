@@ -56,7 +56,8 @@ class Recording:
         places = [self._places.get((bits, exact), -1) for bits in sets]
         if -1 in places:
             return None
-        return Scores(*(self._rows[name][places] for name in ("target", "top_class", "top_score")))
+        rows = {name: self._rows[name][places] for name in ("target", "top_class", "top_score")}
+        return Scores(rows["target"], rows["top_class"], rows["top_score"])
 
     def _note(self, sets: Iterable[int], exact: Iterable[bool]) -> None:
         for key in zip(sets, exact, strict=True):

@@ -14,6 +14,7 @@ from sagittal.core.images import ImageLimits, model_input
 from sagittal.core.methods import ResolvedMethod, resolve
 from sagittal.core.requests import DEFAULT_CURVE_STEPS, MAX_BACKGROUNDS, background_name, resolve_target
 from sagittal.core.tensors import array_of
+from sagittal.engine.cuda.copies import upload
 from sagittal.explain import (
     Black,
     Blur,
@@ -97,7 +98,7 @@ def read_image(payload: bytes, loaded: LoadedModel, limits: ImageLimits, field: 
         values = torch.from_numpy(np.array(model_input(image, limits, field=field, input_size=size)))
     else:
         values = to_input(decoders(limits, 1)[0].decode(image, field=field), loaded.entry.preprocessing)
-    return values.to(loaded.device)
+    return upload(values, loaded.device)
 
 
 def make_explainer(method: ResolvedMethod, device: torch.device) -> Explainer:
