@@ -106,7 +106,8 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
     """
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
     # Sizes that happen to be equal in the first call need not be equal in later ones.
-    importlib.import_module("torch.fx.experimental._config").use_duck_shape = False
+    shapes: Any = importlib.import_module("torch.fx.experimental._config")
+    shapes.use_duck_shape = False
     return torch.compile(function, dynamic=True, **options)
 
 
@@ -136,7 +137,8 @@ def _upsampled(masks: Tensor, taps: Taps) -> Tensor:
     of_left, of_right = taps.column_weights
     upper = of_left * masks[:, top + left] + of_right * masks[:, top + right]
     lower = of_left * masks[:, bottom + left] + of_right * masks[:, bottom + right]
-    return of_top * upper + of_bottom * lower
+    upsampled: Tensor = of_top * upper + of_bottom * lower
+    return upsampled
 
 
 def _by_pixel(of_inputs: Tensor, difference: Tensor) -> Tensor:
