@@ -27,6 +27,7 @@ from sagittal.server.intake import Intake, ItemOfBatch
 from sagittal.server.messages import explanation, timestamp
 from sagittal.server.relay import stored_events
 from sagittal.server.rpc.access import Caller
+from sagittal.server.rpc.requests import claim_request, release_request
 from sagittal.v1 import batch_service_pb2, explanation_pb2
 
 Requests = AsyncIterator[batch_service_pb2.AddBatchItemsRequest]
@@ -137,6 +138,7 @@ class ItemStream:
         await self._check(request)
         key = request.key
         self._keys.add(key)
+        claim_request()
         task = asyncio.create_task(self._run(request))
         self._tasks.add(task)
         task.add_done_callback(lambda ended: self._forget(ended, key))
@@ -240,6 +242,8 @@ class ItemStream:
             if not _concerns_item(error):
                 raise
             raise ItemKnown(await self._failed(request.key, error)) from error
+        finally:
+            release_request()
         structlog.contextvars.bind_contextvars(job_id=job.job_id)  # binds it for this task only
         return job.job_id
 

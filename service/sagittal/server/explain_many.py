@@ -16,6 +16,7 @@ from sagittal.server.intake import Acceptance, Intake
 from sagittal.server.messages import timestamp
 from sagittal.server.relay import Relay
 from sagittal.server.rpc.access import Caller
+from sagittal.server.rpc.requests import claim_request
 from sagittal.v1 import explanation_pb2, explanation_service_pb2
 
 _RPC = "ExplainMany"
@@ -100,6 +101,7 @@ class Pipeline:
             await self.outbox.put(_refusal(request_id[:MAX_REQUEST_ID], fault))
             self._slots.release()
             return
+        claim_request()
         task = asyncio.create_task(self._run(spec, request_id))
         self._tasks[request_id] = task
         task.add_done_callback(lambda _: self._forget(request_id))
@@ -137,6 +139,7 @@ class Pipeline:
         finally:
             self._accepting.pop(request_id, None)
         structlog.contextvars.bind_contextvars(job_id=job.job_id)  # binds it for this task only
+        del spec  # its images are stored
         if is_new:
             self._owned[request_id] = job
         await self._relay_events(job)

@@ -117,6 +117,7 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         job, is_new = await (accepting if request.detach else self._relay.accepted(accepting, rpc="Explain"))
         structlog.contextvars.bind_contextvars(job_id=job.job_id)
         owned = is_new and not request.detach
+        del request  # its images are stored
         events = self._relay.owned_events(job, rpc="Explain") if owned else self._relay.events(job)
         async with aclosing(events):
             async for message in events:

@@ -22,6 +22,7 @@ from sagittal.server.images import Pictures
 from sagittal.server.messages import CACHE_POLICIES, LANES, timestamp
 from sagittal.server.metrics import ServiceMetrics
 from sagittal.server.rpc.access import Caller
+from sagittal.server.rpc.requests import release_request
 from sagittal.server.settings import JobSettings
 from sagittal.v1 import explanation_pb2, model_pb2, model_service_pb2
 
@@ -129,8 +130,11 @@ class Intake:
             ItemKnown, BatchPaused: as `JobQueue.submit`.
         """
         with self.counting_refusals():
-            async with self._turn():
-                return await self._explain(spec, caller, item)
+            try:
+                async with self._turn():
+                    return await self._explain(spec, caller, item)
+            finally:
+                release_request()
 
     async def check(self, spec: explanation_pb2.ExplanationSpec) -> None:
         """Checks what items of a batch have in common, which lacks the image. Raises SagittalError."""
@@ -146,8 +150,11 @@ class Intake:
     ) -> tuple[Job, model_pb2.Model]:
         """Queues a prediction that must end within `deadline` seconds. Removes the image from `request`."""
         with self.counting_refusals():
-            async with self._turn():
-                return await self._predict(request, caller, deadline)
+            try:
+                async with self._turn():
+                    return await self._predict(request, caller, deadline)
+            finally:
+                release_request()
 
     async def inquire(
         self,

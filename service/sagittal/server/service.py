@@ -39,6 +39,7 @@ from sagittal.server.rpc.calls import Calls
 from sagittal.server.rpc.endpoint import bind, open_addresses, server_options
 from sagittal.server.rpc.failures import answer_failures
 from sagittal.server.rpc.layers import Layers
+from sagittal.server.rpc.requests import RequestBytes
 from sagittal.server.rpc.streams import Streams
 from sagittal.server.rpc.tracing import Tracing
 from sagittal.server.settings import ServiceSettings, TlsSettings
@@ -167,7 +168,7 @@ class Service:
             self._streams,
         )
         self._server = grpc.aio.server(
-            interceptors=[Layers(layers)],
+            interceptors=[Layers(layers, RequestBytes(self._settings.calls.max_request_bytes_per_tenant))],
             options=server_options(
                 self._settings.connections, self._settings.calls, channelz=bool(self._settings.admin_listen)
             ),

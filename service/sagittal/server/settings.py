@@ -79,7 +79,7 @@ class JobSettings(BaseModel):
     """Longest time that Predict waits for its answer, in seconds."""
     regions_deadline: Positive = 300.0
     """Longest time that ScoreRegions waits for its answer, in seconds."""
-    max_accepting_per_tenant: Annotated[int, Field(ge=1)] = 2
+    max_accepting_per_tenant: Annotated[int, Field(ge=1)] = 1
     """Requests of one tenant that a replica checks and stores at the same time while other tenants send requests too.
     Further ones wait. A tenant that is alone may have 64."""
     max_in_flight: Annotated[int, Field(ge=1)] = 64
@@ -191,13 +191,16 @@ class ConnectionSettings(BaseModel):
 
 
 class CallSettings(BaseModel):
-    """Maximum number of open calls in each replica."""
+    """Maximum number of open calls in each replica, and of the bytes of their requests."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     max_per_tenant: Annotated[int, Field(ge=1)] = 512
     """Open calls of one tenant over all its connections, including streams. Further calls are refused with
     RESOURCE_EXHAUSTED before their messages are read. Without tokens, all callers are one tenant."""
+    max_request_bytes_per_tenant: Annotated[int, Field(ge=1)] = 64 * MIB
+    """Bytes of one tenant's requests that wait in memory until their jobs are stored. Messages beyond it are read
+    later; one alone is always read."""
     max_open_watches: Annotated[int, Field(ge=1)] = 64
     """Open streams of the health service, which need no token."""
     max_pending: Annotated[int, Field(ge=1000)] = 20_000

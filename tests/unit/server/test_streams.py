@@ -11,6 +11,7 @@ import pytest
 from sagittal.core.errors import StreamMoved
 from sagittal.server.rpc.failures import answer_failures
 from sagittal.server.rpc.layers import Call, Layers
+from sagittal.server.rpc.requests import RequestBytes
 from sagittal.server.rpc.streams import Streams, stream_is_moving
 
 CALL: Any = Call("/service/Stream", streams=True, context=None)  # type: ignore[arg-type]
@@ -90,7 +91,7 @@ async def test_a_stream_that_is_moved_while_it_writes_its_first_message_says_so_
         await for_ever()
 
     handler = grpc.unary_stream_rpc_method_handler(behaviour)
-    server = grpc.aio.server(interceptors=[Layers((answer_failures, streams))])
+    server = grpc.aio.server(interceptors=[Layers((answer_failures, streams), RequestBytes(2**20))])
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("service", {"Stream": handler}),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -16,6 +16,7 @@ from grpc.aio import ServerInterceptor, ServicerContext
 
 from sagittal.core.bounds import check_bounds
 from sagittal.core.errors import InvalidRequest
+from sagittal.server.rpc.requests import RequestBytes, release_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +40,15 @@ def tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 async def only_readable(requests: AsyncIterable[Any]) -> Any:
     """Returns a call's single request. Raises InvalidRequest if it could not be parsed or a field is too long."""
-    async for request in requests:
-        if isinstance(parsed(request), Message):
-            check_bounds(request)
-        return request
+    received = aiter(requests)
+    try:
+        async for request in received:
+            if isinstance(parsed(request), Message):
+                check_bounds(request)
+            return request
+    finally:
+        if isinstance(received, AsyncGenerator):
+            await received.aclose()  # it would keep the request in memory to the end of the call
     raise InvalidRequest("the call ended without a request; send the request message of this RPC")
 
 
@@ -104,9 +110,10 @@ class Layers(ServerInterceptor):
     refuses are never read.
     """
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        """Stores the layers around each call; gRPC asks for handlers later."""
+    def __init__(self, layers: Sequence[Layer], requests: RequestBytes) -> None:
+        """Stores the layers around each call, and the limits for its messages; gRPC asks for handlers later."""
         self._layers = tuple(layers)
+        self._requests = requests
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
@@ -128,8 +135,14 @@ class Layers(ServerInterceptor):
         behaviour = _as_coroutine(getattr(handler, kind))
 
         async def read_and_proceed(requests: AsyncIterable[Any], context: Context) -> Any:
-            request = all_readable(requests) if handler.request_streaming else await only_readable(requests)
-            return await behaviour(request, context)
+            tenant = self._requests.of_caller()
+            if handler.request_streaming:
+                async with aclosing(tenant.read_each(all_readable(requests))) as messages:
+                    return await behaviour(messages, context)
+            try:  # no variable here keeps the request in memory
+                return await behaviour(await tenant.read(partial(only_readable, requests)), context)
+            finally:
+                release_request()
 
         async def call_through_layers(requests: AsyncIterable[Any], context: Context) -> Any:
             call = Call(method, handler.response_streaming, context)
@@ -162,6 +175,7 @@ def _as_coroutine(behaviour: Callable[[Any, Context], Any]) -> Behaviour:
 
     async def write_all(request: Any, context: Context) -> None:
         responses: AsyncGenerator[Any, None] = behaviour(request, context)
+        del request  # which may be large, and the stream long
         write = _write_to_the_end
         async with aclosing(responses):
             async for response in responses:
