@@ -12,7 +12,7 @@ from sagittal.core.jobs import JobState, StoredEvent
 from sagittal.queue import watch
 from sagittal.queue.jobs import RedisJobQueue
 from sagittal.queue.leases import RedisWorkerQueue
-from sagittal.queue.metrics import NoObserver
+from sagittal.queue.metrics import QueueObserver
 
 MODEL = [("model", "1")]
 
@@ -122,7 +122,7 @@ def _lasting(client: redis.Redis, prefix: str) -> set[bytes]:
     return found
 
 
-class Reads(NoObserver):
+class Reads(QueueObserver):
     """Counts the reads of logs."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -34,29 +34,17 @@ THREAD_FAILURES = 5
 CANCEL_AGAIN = 1.0
 
 
-class SupervisionObserver(Protocol):
-    """Is notified about background work."""
+class SupervisionObserver:
+    """Is notified about background work. This one ignores everything."""
 
     def running(self, name: str, *, running: bool) -> None:
         """The work started or stopped running."""
-        ...
 
     def failed(self, name: str) -> None:
         """The work failed."""
-        ...
 
 
-class NoSupervisionObserver:
-    """Ignores everything."""
-
-    def running(self, name: str, *, running: bool) -> None:
-        """Does nothing."""
-
-    def failed(self, name: str) -> None:
-        """Does nothing."""
-
-
-class SupervisionMetrics:
+class SupervisionMetrics(SupervisionObserver):
     """A `SupervisionObserver` that exports Prometheus metrics."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -130,7 +118,7 @@ class Supervisor:
             observer: Is notified of starts and failures.
             on_given_up: Ends the process; called from the thread whose work is given up.
         """
-        self._observer = observer or NoSupervisionObserver()
+        self._observer = observer or SupervisionObserver()
         self._on_given_up = on_given_up
         self._work: dict[str, Supervised] = {}
         self._lock = threading.Lock()

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import Enum
-from typing import Annotated, Protocol
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
@@ -52,37 +52,33 @@ class SpanKind(Enum):
     CONSUMER = "consumer"
 
 
-class Span(Protocol):
-    """One unit of work in a trace."""
+class Span:
+    """One unit of work in a trace. This one does nothing: it is the span of a program without tracing."""
 
     @property
     def context(self) -> str:
         """W3C traceparent of this span and, after a space, its tracestate; empty if tracing is off."""
-        ...
+        return ""
 
     def child(self, name: str, *, kind: SpanKind = SpanKind.INTERNAL, attributes: Attributes | None = None) -> Span:
         """Starts a span within this one."""
-        ...
+        return self
 
     def set(self, attributes: Attributes) -> None:
         """Adds attributes."""
-        ...
 
     def note(self, name: str, attributes: Attributes | None = None) -> None:
         """Adds an event with the current time."""
-        ...
 
     def fail(self, description: str) -> None:
         """Marks the work as failed."""
-        ...
 
     def end(self, at: float | None = None) -> None:
         """Ends the span, now or at a time in seconds since the epoch."""
-        ...
 
 
-class Tracer(Protocol):
-    """Creates spans and exports them."""
+class Tracer:
+    """Creates spans and exports them. This one creates spans that do nothing."""
 
     def span(
         self,
@@ -94,54 +90,14 @@ class Tracer(Protocol):
         attributes: Attributes | None = None,
     ) -> Span:
         """Starts a span, now or at a time in seconds since the epoch, with the given parent or in a new trace."""
-        ...
-
-    def close(self) -> None:
-        """Exports the remaining spans."""
-        ...
-
-
-class _NoSpan:
-    """A span that does nothing."""
-
-    context = ""
-
-    def child(self, name: str, *, kind: SpanKind = SpanKind.INTERNAL, attributes: Attributes | None = None) -> Span:
-        return self
-
-    def set(self, attributes: Attributes) -> None:
-        """Does nothing."""
-
-    def note(self, name: str, attributes: Attributes | None = None) -> None:
-        """Does nothing."""
-
-    def fail(self, description: str) -> None:
-        """Does nothing."""
-
-    def end(self, at: float | None = None) -> None:
-        """Does nothing."""
-
-
-class _NoTracer:
-    """The tracer if tracing is off."""
-
-    def span(
-        self,
-        name: str,
-        *,
-        parent: str = "",
-        kind: SpanKind = SpanKind.INTERNAL,
-        start: float | None = None,
-        attributes: Attributes | None = None,
-    ) -> Span:
         return NO_SPAN
 
     def close(self) -> None:
-        """Does nothing."""
+        """Exports the remaining spans."""
 
 
-NO_SPAN: Span = _NoSpan()
-NO_TRACER: Tracer = _NoTracer()
+NO_SPAN = Span()
+NO_TRACER = Tracer()
 
 _CURRENT: ContextVar[Span] = ContextVar("span")
 

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from sagittal.process.tracing import Attributes, Span, SpanKind, TracingSettings
+from sagittal.process.tracing import Attributes, Span, SpanKind, Tracer, TracingSettings
 
 _KINDS = MappingProxyType({kind: trace.SpanKind[kind.name] for kind in SpanKind})
 
@@ -24,7 +24,7 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 _log = structlog.get_logger(__name__)
 
 
-class OtlpTracer:
+class OtlpTracer(Tracer):
     """A `Tracer` that exports to a collector."""
 
     def __init__(self, settings: TracingSettings, *, program: str, instance: str) -> None:
@@ -74,7 +74,7 @@ class OtlpTracer:
         self._provider.shutdown()
 
 
-class _OtlpSpan:
+class _OtlpSpan(Span):
     """A span that is exported when it ends."""
 
     def __init__(self, tracer: OtlpTracer, span: trace.Span) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, Protocol
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -18,53 +18,29 @@ ENDINGS = ("buried", "expired", "cancelled", "damaged")
 WAIT = "wait"
 
 
-class QueueObserver(Protocol):
-    """Receives what the queue observes."""
+class QueueObserver:
+    """Receives what the queue observes. This one ignores everything."""
 
     def answered(self, operation: str, seconds: float) -> None:
         """Redis answered an operation within this time."""
-        ...
 
     def failed(self, operation: str, reply: str, meaning: str) -> None:
         """An operation on Redis failed with a reply of this meaning: wait, refuse or fail."""
-        ...
 
     def shared(self, model: str, how: Literal["cache", "flight"]) -> None:
         """A job took the stored answer of another, or joined its execution."""
-        ...
 
     def ended(self, reason: str) -> None:
         """The queue ended an execution or job: buried (dead-lettered), expired, cancelled or damaged."""
-        ...
 
     def quarantined(self, kind: str) -> None:
         """A damaged record in Redis was moved aside or corrected."""
-        ...
 
 
-class NoObserver:
-    """Ignores everything."""
-
-    def answered(self, operation: str, seconds: float) -> None:
-        """Does nothing."""
-
-    def failed(self, operation: str, reply: str, meaning: str) -> None:
-        """Does nothing."""
-
-    def shared(self, model: str, how: Literal["cache", "flight"]) -> None:
-        """Does nothing."""
-
-    def ended(self, reason: str) -> None:
-        """Does nothing."""
-
-    def quarantined(self, kind: str) -> None:
-        """Does nothing."""
+UNOBSERVED = QueueObserver()
 
 
-UNOBSERVED: QueueObserver = NoObserver()
-
-
-class QueueMetrics:
+class QueueMetrics(QueueObserver):
     """A `QueueObserver` that exports Prometheus metrics."""
 
     def __init__(self, registry: CollectorRegistry) -> None:

@@ -26,6 +26,8 @@ UNSUPERVISED = {
     "process/supervision.py": "the supervisor itself",
     "queue/watch.py": "its reader is awaited by the task `log-notifications`",
     "server/rpc/layers.py": "awaited by the call",
+    "server/batch_items.py": "awaited by the call, which raises what they put into its outbox",
+    "server/intake.py": "awaited by the call, or by `server/relay.py` if the caller has left",
     "server/explain_many.py": "awaited by the call, which raises what they raise",
     "server/relay.py": "awaited by the call; what outlives it reports every failure to the supervisor",
     "server/service.py": "awaited by `stop`",
