@@ -9,6 +9,7 @@ import type {
   GraphEdge,
   GraphNode,
   Prediction,
+  Stability,
   SufficientSet,
   Warning,
 } from "../gen/sagittal/v1/explanation_pb";
@@ -34,6 +35,7 @@ export interface Explanation {
   prediction?: Prediction;
   heatmap?: Heatmap;
   curves: { insertion?: Curve; deletion?: Curve };
+  stability?: Stability;
   sets: SufficientSet[];
   nodes: GraphNode[];
   edges: GraphEdge[];
@@ -88,6 +90,8 @@ export function withEvent(known: Explanation, { event }: ExplanationEvent): Expl
       const name = event.value.kind === CurveKind.INSERTION ? "insertion" : "deletion";
       return { ...known, curves: { ...known.curves, [name]: event.value } };
     }
+    case "stability":
+      return { ...known, stability: event.value };
     case "sufficientSet":
       return { ...known, sets: replaced(known.sets, event.value, (set) => `${set.patches?.patches}`) };
     case "graphNode":

@@ -1,7 +1,7 @@
 /** The heatmap: the overlay, the most salient part alone, the image without that part, and both curves. */
 
 import { useMemo, useState } from "preact/hooks";
-import { CurveKind, type Curve } from "../gen/sagittal/v1/explanation_pb";
+import { CurveKind, type Curve, type Stability } from "../gen/sagittal/v1/explanation_pb";
 import { nameOf, scoreAt, type Explanation } from "./explanation";
 import { covered, mostSalient, overlaid } from "./image";
 import { Picture, Share, Status } from "./components";
@@ -86,6 +86,7 @@ export function HeatmapView(props: { found: Explanation; view: HTMLCanvasElement
             <dd>{texts.percent(found.prediction.target?.score ?? 0)}</dd>
             <dt>{texts.figures.baseline}</dt>
             <dd>{texts.percent(found.prediction.baselineScore)}</dd>
+            {found.stability && <StabilityFigure stability={found.stability} />}
           </dl>
         </div>
       )}
@@ -141,6 +142,20 @@ function Figure(props: { curve: Curve; help: string }) {
         <small>
           {texts.percent(props.curve.aucNormalized)} {texts.figures.relative}
         </small>
+      </dd>
+    </>
+  );
+}
+
+function StabilityFigure({ stability }: { stability: Stability }) {
+  const { insertion } = stability;
+  return (
+    <>
+      <dt title={texts.figures.stabilityHelp}>{texts.figures.stability}</dt>
+      <dd>
+        {stability.rankCorrelation.toFixed(2)}
+        <small>{texts.figures.seeds(stability.runs - 1)}</small>
+        {insertion && <small>{texts.figures.interval(insertion.low.toFixed(3), insertion.high.toFixed(3))}</small>}
       </dd>
     </>
   );

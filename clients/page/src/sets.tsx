@@ -1,7 +1,7 @@
 /** Minimal sufficient sets: each set alone, with the score without it and its certificate. */
 
 import { useMemo } from "preact/hooks";
-import type { SufficientSet } from "../gen/sagittal/v1/explanation_pb";
+import type { Robustness, SufficientSet } from "../gen/sagittal/v1/explanation_pb";
 import { nameOf, type Explanation } from "./explanation";
 import { covered } from "./image";
 import { Picture, Share, Status } from "./components";
@@ -20,6 +20,24 @@ export function SetsView(props: {
         <SetCard key={`${set.patches?.patches}`} set={set} view={props.view} onTry={props.onTry} />
       ))}
     </ul>
+  );
+}
+
+function RobustnessView({ robust }: { robust: Robustness }) {
+  const names = (holds: boolean) =>
+    robust.alterations
+      .filter((each) => each.minimal === holds)
+      .map((each) => texts.sets.alterations[each.alteration])
+      .join(", ");
+  const bound = robust.sufficient;
+  return (
+    <>
+      {names(true) && <p>{texts.sets.holds(names(true))}</p>}
+      {names(false) && <p>{texts.sets.fails(names(false))}</p>}
+      {bound && (
+        <p>{texts.sets.backgrounds(`${Math.floor(100 * bound.atLeast)} %`, bound.held, bound.draws)}</p>
+      )}
+    </>
   );
 }
 
@@ -47,6 +65,7 @@ function SetCard(props: {
       {set.certificate && (
         <p title={texts.sets.checked(Number(set.certificate.checked))}>{texts.sets.levels[set.certificate.level]}</p>
       )}
+      {set.certificate?.robust && <RobustnessView robust={set.certificate.robust} />}
       {!set.diverse && <p class="faint">{texts.sets.shares}</p>}
       <button type="button" onClick={() => props.onTry(grid, patches)}>
         {texts.sets.tryIt}

@@ -120,6 +120,10 @@ export const texts = {
     seconds: "Seconds on the worker",
     insertionHelp: "The class's probability as the most salient cells are inserted first: high is good.",
     deletionHelp: "The class's probability as the most salient cells are deleted first: low is good, but only beside a high insertion.",
+    stability: "Rank correlation",
+    stabilityHelp: "How alike the order of cells is with other seeds: below 0.5 the heatmap is largely a matter of chance.",
+    seeds: (count: number) => `with ${count} other seeds`,
+    interval: (low: string, high: string) => `insertion ${low} to ${high}`,
     fraction: "share of the image",
     probability: "probability",
   },
@@ -135,6 +139,11 @@ export const texts = {
       3: "Subset-minimal: no proper subset suffices.",
       4: "Minimum size: no smaller set suffices.",
     } as Record<number, string>,
+    alterations: { 1: "8-bit pixels", 2: "JPEG 95", 3: "a shift by a pixel" } as Record<number, string>,
+    holds: (names: string) => `Still holds after: ${names}.`,
+    fails: (names: string) => `Does not hold after: ${names}.`,
+    backgrounds: (percent: string, held: number, draws: number) =>
+      `Sufficient on at least ${percent} of backgrounds (${held} of ${draws} drawn).`,
     tryIt: "Try to prove it wrong",
   },
   graph: {

@@ -103,7 +103,16 @@ def explain_in_full(run: Run) -> None:
     run.send(mask=pb.Mask(saliency=tensor, final=True))
     for kind, scores in ((pb.CURVE_KIND_INSERTION, (0.01, 0.85, 0.9)), (pb.CURVE_KIND_DELETION, (0.9, 0.05, 0.01))):
         run.send(curve=pb.Curve(kind=kind, fractions=(0, 0.2, 1), scores=scores, auc=0.7, auc_normalized=0.78))
-    certificate = pb.Certificate(level=pb.CERTIFICATE_LEVEL_ONE_MINIMAL, checked=9, required_score=0.81)
+    insertion = pb.AreaInterval(low=0.65, high=0.72)
+    run.send(stability=pb.Stability(runs=4, rank_correlation=0.93, insertion=insertion, deviation=tensor))
+    robust = pb.Robustness(
+        alterations=[
+            {"alteration": pb.ALTERATION_KIND_ROUNDING, "sufficient": True, "minimal": True},
+            {"alteration": pb.ALTERATION_KIND_JPEG, "sufficient": True},
+        ],
+        sufficient={"at_least": 0.9021, "held": 33, "draws": 33},
+    )
+    certificate = pb.Certificate(level=pb.CERTIFICATE_LEVEL_ONE_MINIMAL, checked=9, required_score=0.81, robust=robust)
     causal = pb.CausalTriple(sufficiency=0.85, without=0.05, top_without=off)
     patches = pb.PatchSet(grid=7, patches=(16, 17))
     run.send(
@@ -133,8 +142,12 @@ async def test_an_explanation_forms_and_what_if_answers(serve, page, image):
         await expect(page.locator(".pictures .picture")).to_have_count(4)
         await expect(page.locator(".figures")).to_contain_text("0.700")
         await expect(page.locator(".figures")).to_contain_text("78 %")
+        await expect(page.locator(".figures")).to_contain_text("0.93with 3 other seedsinsertion 0.650 to 0.720")
         await page.get_by_role("tab", name="Sufficient sets").click()
         await expect(page.locator(".card")).to_contain_text("One-minimal")
+        await expect(page.locator(".card")).to_contain_text("Still holds after: 8-bit pixels.")
+        await expect(page.locator(".card")).to_contain_text("Does not hold after: JPEG 95.")
+        await expect(page.locator(".card")).to_contain_text("at least 90 % of backgrounds (33 of 33 drawn)")
         await page.get_by_role("button", name="Try to prove it wrong").click()
         await expect(page.locator(".now")).to_contain_text("30 %")
         await page.get_by_role("button", name="Show all").click()
