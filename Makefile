@@ -6,7 +6,7 @@ IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: page demo test test-architectures test-callers caller-packages test-kernels chaos check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation soak bench-quality bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan peers
+.PHONY: page demo test test-architectures test-callers caller-packages test-kernels chaos check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation soak bench-quality bench-costs bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan peers
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -103,6 +103,9 @@ format: $(VENV)/.installed-dev ## Formats everything.
 
 bench: $(VENV)/.installed-dev ## Measures I-GOS and iGOS++ on the shipped images and writes docs/benchmarks.md.
 	$(BIN)/python benchmarks/explanations.py --write docs/benchmarks.md
+
+bench-costs: $(VENV)/.installed-dev ## Measures what each method costs and writes docs/methods.md (some minutes).
+	$(BIN)/python benchmarks/costs.py --write docs/methods.md
 
 bench-concepts: $(VENV)/.installed-dev ## Compares concept sets with PCA, NMF and an autoencoder and writes docs/concepts.md.
 	$(BIN)/python benchmarks/concepts.py --write docs/concepts.md

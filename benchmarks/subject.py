@@ -52,7 +52,9 @@ class Outcome:
     evaluations: int
     """Of the search alone, without metrics and the prediction."""
     gradient_evaluations: int
+    metric_evaluations: int
     seconds: float
+    processor_seconds: float
     saliency: Tensor | None
     events: list[Any] = field(default_factory=list)
 
@@ -88,9 +90,9 @@ def run(loaded: LoadedModel, picture: Picture, explainer: Explainer, *, seed: in
         on_end=ends.append,
         budget=options.get("budget", Budget()),
     )
-    started = time.monotonic()
+    started, used = time.monotonic(), time.process_time()
     loaded.engine().run(task)
-    seconds = time.monotonic() - started
+    seconds, used = time.monotonic() - started, time.process_time() - used
     if ends[0] is not None:
         raise ends[0]
     areas = {event.kind: event.auc for event in events if isinstance(event, Curve) and event.mask_index == 0}
@@ -100,7 +102,9 @@ def run(loaded: LoadedModel, picture: Picture, explainer: Explainer, *, seed: in
         deletion=areas.get(CurveKind.DELETION, float("nan")),
         evaluations=task.usage.evaluations - task.usage.metric_evaluations,
         gradient_evaluations=task.usage.gradient_evaluations,
+        metric_evaluations=task.usage.metric_evaluations,
         seconds=seconds,
+        processor_seconds=used,
         saliency=final,
         events=events,
     )
