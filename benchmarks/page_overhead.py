@@ -40,7 +40,7 @@ STREAMS, EVENTS, PACE = 20, 100, 0.05
 #: Comparisons of both sides, in turn.
 TURNS = 5
 
-#: Largest ratio that is wanted.
+#: Largest ratio that meets the goal.
 GOAL = 1.3
 
 WATCH, EXPLAIN = "WatchExplanation", "Explain"
