@@ -243,7 +243,7 @@ async def test_every_answer_may_be_lost_and_everything_still_happens_once(proxie
 
 async def test_an_append_that_failed_may_be_repeated_and_counts_once(proxied, new_job) -> None:
     proxy, _ = proxied
-    settings = QueueSettings(url=f"redis://127.0.0.1:{proxy.port}", prefix=secrets.token_hex(4), operation_timeout=0.6)
+    settings = QueueSettings(url=f"redis://127.0.0.1:{proxy.port}", prefix=secrets.token_hex(4), operation_timeout=2.0)
     async with connected(settings) as (jobs, worker):
         job, _ = await jobs.submit(new_job(), b"accepted")
         lease = worker.lease(MODEL, block_seconds=0)

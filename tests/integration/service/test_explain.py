@@ -1,4 +1,5 @@
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -139,8 +140,13 @@ async def test_a_dropped_call_cancels_its_queued_job(stack: Stack) -> None:
 
 
 async def test_a_call_past_its_deadline_cancels_its_job(stack: Stack) -> None:
-    call = stack.explanations.Explain(api.ExplainRequest(spec=spec()), timeout=0.5)
-    accepted = await first(call)
+    accepted = None
+    for seconds in (0.5, 5.0, 50.0):  # on a busy machine, the first event may come too late
+        call = stack.explanations.Explain(api.ExplainRequest(spec=spec()), timeout=seconds)
+        with suppress(grpc.aio.AioRpcError):
+            accepted = await first(call)
+            break
+    assert accepted is not None
     await eventually_in_state(stack, accepted.job_id, JobState.CANCELLED)
 
 

@@ -332,11 +332,11 @@ def issue(authority: Any, directory: Path) -> dict[str, Path]:
     return files
 
 
-async def first_model(port: int, credentials: grpc.ChannelCredentials) -> None:
+async def first_model(port: int, credentials: grpc.ChannelCredentials, seconds: float = 60.0) -> None:
     options = [("grpc.ssl_target_name_override", "localhost"), ("grpc.enable_retries", 0)]
     async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options=options) as channel:
         stub = explanation_service_pb2_grpc.ExplanationServiceStub(channel)
-        await stub.ListExplanations(api.ListExplanationsRequest(), timeout=5)
+        await stub.ListExplanations(api.ListExplanationsRequest(), timeout=seconds)
 
 
 async def test_tls_wants_the_clients_certificate_where_an_authority_is_set(authority: Any, tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ async def test_tls_wants_the_clients_certificate_where_an_authority_is_set(autho
     root = authority.cert_pem.bytes()
     async with running(quick_settings(tls=files)) as stack:
         await first_model(stack.port, grpc.ssl_channel_credentials(root, key, chain))
-        error = await refusal(first_model(stack.port, grpc.ssl_channel_credentials(root)))
+        error = await refusal(first_model(stack.port, grpc.ssl_channel_credentials(root), seconds=5.0))
         assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -373,7 +373,7 @@ async def test_a_second_listener_answers_health_in_the_clear_and_tells_of_connec
         servers = await channelz_pb2_grpc.ChannelzStub(channel).GetServers(channelz_pb2.GetServersRequest())
         assert servers.server
         jobs = explanation_service_pb2_grpc.ExplanationServiceStub(channel)
-        refused = await refusal(jobs.ListExplanations(api.ListExplanationsRequest(), timeout=5))
+        refused = await refusal(jobs.ListExplanations(api.ListExplanationsRequest(), timeout=60))
         assert refused.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
