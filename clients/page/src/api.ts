@@ -2,6 +2,7 @@
 
 import { Code, ConnectError, createClient, type Interceptor } from "@connectrpc/connect";
 import { createConnectTransport } from "@connectrpc/connect-web";
+import { ConceptService } from "../gen/sagittal/v1/concept_service_pb";
 import { ExplanationService, type WatchJobsResponse } from "../gen/sagittal/v1/explanation_service_pb";
 import { ModelService } from "../gen/sagittal/v1/model_service_pb";
 import type { ExplanationEvent } from "../gen/sagittal/v1/explanation_pb";
@@ -30,6 +31,7 @@ const transport = createConnectTransport({
 
 export const explanations = createClient(ExplanationService, transport);
 export const models = createClient(ModelService, transport);
+export const concepts = createClient(ConceptService, transport);
 
 /** Returns whether an error asks for another token. */
 export function isUnauthenticated(error: unknown): boolean {
@@ -75,14 +77,26 @@ export function messageOf(error: unknown): string {
 
 /** Saves the report of a job as a file: one HTML document that needs no network. */
 export async function saveReport(jobId: string): Promise<void> {
-  const headers: Record<string, string> = token.get() ? { Authorization: `Bearer ${token.get()}` } : {};
-  const answer = await fetch(`/reports/${encodeURIComponent(jobId)}`, { headers });
-  if (!answer.ok) throw new ConnectError(await answer.text(), answer.status === 401 ? Code.Unauthenticated : Code.Unknown);
+  const answer = await request(`/reports/${encodeURIComponent(jobId)}`);
   const link = document.createElement("a");
   link.href = URL.createObjectURL(await answer.blob());
   link.download = `report-${jobId}.html`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+/** Returns the metrics of service and workers as texts, or why one could not be read. */
+export async function readMetrics(signal: AbortSignal): Promise<{ text?: string; error?: string }[]> {
+  return (await (await request("/metrics.json", signal)).json()).sources;
+}
+
+/** Requests what this origin serves besides the API. Throws the service's error. */
+async function request(path: string, signal?: AbortSignal): Promise<Response> {
+  const headers: Record<string, string> = token.get() ? { Authorization: `Bearer ${token.get()}` } : {};
+  const answer = await fetch(path, { headers, signal });
+  if (answer.ok) return answer;
+  const code = { 401: Code.Unauthenticated, 404: Code.NotFound }[answer.status] ?? Code.Unknown;
+  throw new ConnectError(await answer.text(), code);
 }
 
 /** Yields the events of a job to its end. A broken stream is resumed after its last event. */

@@ -8,6 +8,7 @@ import type {
   ExplanationEvent,
   GraphEdge,
   GraphNode,
+  Mask,
   Prediction,
   Stability,
   SufficientSet,
@@ -81,9 +82,7 @@ export function withEvent(known: Explanation, { event }: ExplanationEvent): Expl
       };
     case "mask": {
       if (event.value.index > 0 || !event.value.saliency) return known;
-      const { values, shape } = numbersOf(event.value.saliency);
-      const [rows = 0, columns = 0] = shape;
-      return { ...known, heatmap: { values, rows, columns, final: event.value.final, signed: event.value.signed } };
+      return { ...known, heatmap: heatmapOf(event.value) };
     }
     case "curve": {
       if (event.value.maskIndex > 0) return known;
@@ -110,6 +109,14 @@ export function withEvent(known: Explanation, { event }: ExplanationEvent): Expl
       return { ...known, state: "cancelled" };
   }
   return known;
+}
+
+/** Returns the heatmap of a mask. */
+export function heatmapOf(mask: Mask): Heatmap | undefined {
+  if (!mask.saliency) return undefined;
+  const { values, shape } = numbersOf(mask.saliency);
+  const [rows = 0, columns = 0] = shape;
+  return { values, rows, columns, final: mask.final, signed: mask.signed };
 }
 
 /** Returns the score of a curve at a share of the image, by linear interpolation. */

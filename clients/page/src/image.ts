@@ -40,6 +40,12 @@ export function overlaid(view: HTMLCanvasElement, heatmap: Heatmap, opacity: num
   return canvas;
 }
 
+/** Returns an image of any shape as a square drawing, with saliency painted over it if there is any. */
+export function overlaidImage(image: ImageBitmap, heatmap: Heatmap | undefined): HTMLCanvasElement {
+  const view = modelView(image, undefined);
+  return heatmap ? overlaid(view, heatmap, 0.7) : view;
+}
+
 /** Returns a view in which the cells are blurred for which `keep` is false; the blur stands for the baseline. */
 export function covered(view: HTMLCanvasElement, keep: (row: number, column: number) => boolean, rows: number) {
   const [canvas, paint] = square();

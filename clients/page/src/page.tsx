@@ -5,14 +5,19 @@ import { useEffect, useState } from "preact/hooks";
 import type { Model } from "../gen/sagittal/v1/model_pb";
 import { isUnauthenticated, messageOf, models as modelService, token } from "./api";
 import { CompareView } from "./compare";
+import { ConceptsView } from "./concepts";
 import { ExplainView } from "./explain";
 import { JobsView } from "./jobs";
 import { ModelsView } from "./models";
 import { Notice, Status } from "./components";
+import { SystemView } from "./system";
 import { texts } from "./texts";
 
 /** Time between two updates of the models, in milliseconds. */
 const LOOK = 5000;
+
+/** Views that have nothing to show without a model. */
+const MODEL_VIEWS = ["explain", "compare", "models"];
 
 function Page() {
   const [{ route, visit }, setRoute] = useState({ route: location.hash, visit: 0 });
@@ -46,7 +51,7 @@ function Page() {
       clearInterval(timer);
     };
   }, [turn]);
-  const [, view = "explain", id = "", second = ""] = route.split("/");
+  const [, view = "explain", id = "", second = ""] = route.split("/").map(decoded);
   const onToken = () => setAsksToken(true);
   return (
     <>
@@ -54,7 +59,7 @@ function Page() {
       <header>
         <a class="name" href="#/explain">{texts.name}</a>
         <nav>
-          {(["explain", "compare", "jobs", "models"] as const).map((each) => (
+          {(["explain", "compare", "jobs", "models", "concepts", "system"] as const).map((each) => (
             <a key={each} href={`#/${each}`} aria-current={each === view || (view === "job" && each === "explain") ? "page" : undefined}>
               {texts.pages[each]}
             </a>
@@ -69,7 +74,7 @@ function Page() {
           </Status>
         )}
         {!asksToken && !models && !problem && <Status>{texts.state.loading}</Status>}
-        {!asksToken && models?.length === 0 && view !== "jobs" && id === "" && (
+        {!asksToken && models?.length === 0 && MODEL_VIEWS.includes(view) && id === "" && (
           <Notice title={texts.state.noModels}>
             <p>{texts.state.noModelsRemedy}</p>
             <pre>{texts.state.noModelsCommand}</pre>
@@ -82,6 +87,10 @@ function Page() {
           <CompareView key={visit} models={models} first={id} second={second} onToken={onToken} />
         )}
         {!asksToken && view === "jobs" && <JobsView onToken={onToken} />}
+        {!asksToken && view === "concepts" && (
+          <ConceptsView key={visit} model={id} name={second} onToken={onToken} />
+        )}
+        {!asksToken && view === "system" && <SystemView key={visit} onToken={onToken} />}
         {!asksToken && view === "models" && models && models.length > 0 && <ModelsView models={models} />}
       </main>
     </>
@@ -101,6 +110,15 @@ async function allModels(signal: AbortSignal): Promise<Model[]> {
     listed.map(({ name, version }) => modelService.getModel({ name, version }, { signal })),
   );
   return whole.map((answer) => answer.model).filter((model): model is Model => model !== undefined);
+}
+
+/** Returns a part of the address as text, as it is if it is damaged. */
+function decoded(part: string): string {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
 }
 
 function TokenForm(props: { wrong: boolean; onToken: () => void }) {

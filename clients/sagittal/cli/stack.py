@@ -259,10 +259,12 @@ def service_environment(plan: Plan) -> dict[str, str]:
 
 def page_environment(plan: Plan) -> dict[str, str]:
     """Returns the settings of the page."""
+    metrics = (plan.service_metrics, plan.worker_metrics)
     return {
         "SAGITTAL_PAGE_LISTEN_PORT": str(plan.page),
         "SAGITTAL_PAGE_ADDRESS": plan.listen,
         "SAGITTAL_PAGE_DRAIN": "0",
+        "SAGITTAL_PAGE_METRICS": ",".join(f"http://127.0.0.1:{port}/metrics" for port in metrics if port),
     }
 
 

@@ -15,6 +15,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sagittal.page.gateway import Gateway
+from sagittal.page.metrics import Metrics
 from sagittal.page.reports import Reports
 from sagittal.page.settings import PageSettings
 from sagittal.v1 import concept_service_pb2, explanation_service_pb2, model_service_pb2
@@ -71,7 +72,10 @@ class SafeHeaders:
 
 
 def make_app(channel: grpc.aio.Channel, settings: PageSettings) -> Starlette:
-    """Returns the application: `/` is the page, `/sagittal.v1.*` the API, `/reports/JOB` a report, `/livez` a probe."""
+    """Returns the application: `/` is the page, `/sagittal.v1.*` the API, `/livez` a probe.
+
+    `/reports/JOB` is the report of a job, and `/metrics.json` has the metrics of the system.
+    """
     gateway = Gateway(channel, token_header=settings.token_header)
     applications = [gateway.application(service, max_bytes=settings.max_message_bytes) for service in _SERVICES]
     return Starlette(
@@ -79,6 +83,7 @@ def make_app(channel: grpc.aio.Channel, settings: PageSettings) -> Starlette:
             Route("/", _index),
             Route("/livez", _live),
             Route("/reports/{job}", Reports(channel, token_header=settings.token_header).report),
+            Route("/metrics.json", Metrics(channel, settings.metrics, token_header=settings.token_header).metrics),
             *(Mount(each.path, _WithFullPath(each)) for each in applications),
             Mount("/", StaticFiles(directory=files(), html=False)),
         ],

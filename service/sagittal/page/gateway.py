@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import status_pb2
 from protobuf.wkt import Any as ConnectAny
+from starlette.responses import PlainTextResponse, Response
 
 #: Headers that are forwarded to the service as metadata.
 FORWARDED = ("authorization", "traceparent", "tracestate")
@@ -32,6 +33,17 @@ _CODES: Mapping[grpc.StatusCode, Code] = {
     status: Code["CANCELED" if status is grpc.StatusCode.CANCELLED else status.name]
     for status in grpc.StatusCode
     if status is not grpc.StatusCode.OK
+}
+
+#: HTTP status of each gRPC status; 502 for others.
+_STATUSES = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
 
 Context = RequestContext[Any, Any]
@@ -205,6 +217,11 @@ def forwarded_metadata(headers: Mapping[str, str] | Headers, token_header: str) 
 def connect_error(error: grpc.aio.AioRpcError) -> ConnectError:
     """Returns a gRPC error as a Connect error, with its details."""
     return ConnectError(_CODES[error.code()], error.details() or "", details=list(_details(error)))
+
+
+def error_response(error: grpc.aio.AioRpcError) -> Response:
+    """Returns a gRPC error as text, for what the page serves besides the API."""
+    return PlainTextResponse(error.details() or "", _STATUSES.get(error.code(), 502))
 
 
 def _details(error: grpc.aio.AioRpcError) -> Iterable[ConnectAny]:

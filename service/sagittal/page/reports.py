@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import grpc
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from sagittal.client.base import image_request
 from sagittal.client.explained_image import JobImage
 from sagittal.client.gathering import parse_explanation
 from sagittal.client.report import IMAGES, report_of_job
-from sagittal.page.gateway import forwarded_metadata
+from sagittal.page.gateway import error_response, forwarded_metadata
 from sagittal.v1 import explanation_pb2, explanation_service_pb2, explanation_service_pb2_grpc
 
 #: Largest number of reports that are drawn at the same time; further ones wait.
@@ -22,17 +22,6 @@ MAX_REPORTS = 2
 
 #: Time for each call of the service, in seconds.
 _CALL_SECONDS = 30.0
-
-#: HTTP status of each gRPC status; 502 for others.
-_STATUSES = {
-    grpc.StatusCode.INVALID_ARGUMENT: 400,
-    grpc.StatusCode.UNAUTHENTICATED: 401,
-    grpc.StatusCode.PERMISSION_DENIED: 403,
-    grpc.StatusCode.NOT_FOUND: 404,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-    grpc.StatusCode.UNAVAILABLE: 503,
-    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
-}
 
 Metadata = Sequence[tuple[str, str]]
 
@@ -55,7 +44,7 @@ class Reports:
                 job = await self._job(job_id, metadata)
                 images = {kind: image for kind in IMAGES if (image := await self._image(job_id, kind, metadata))}
             except grpc.aio.AioRpcError as error:
-                return PlainTextResponse(error.details() or "", _STATUSES.get(error.code(), 502))
+                return error_response(error)
             text = await asyncio.to_thread(lambda: report_of_job(parse_explanation(job), images))
         name = f'attachment; filename="report-{job.job_id}.html"'
         return Response(

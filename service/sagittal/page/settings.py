@@ -33,6 +33,9 @@ class PageSettings(BaseSettings):
     token_header: str = ""
     """Header in which a reverse proxy sends the caller's bearer token, such as X-Forwarded-Access-Token (OIDC).
     Empty: callers send `Authorization` themselves."""
+    metrics: Annotated[tuple[str, ...], NoDecode] = ()
+    """Addresses of the metrics of service and workers, comma separated, such as http://127.0.0.1:9090/metrics, for the
+    view of the system. Whoever may call the service sees them there. Empty: the view states that there are none."""
     max_message_bytes: Annotated[int, Field(ge=MIB)] = 32 * MIB
     """Largest request, in bytes."""
     max_calls: Annotated[int, Field(ge=1)] = 500
@@ -44,7 +47,15 @@ class PageSettings(BaseSettings):
     log_level: LogLevel = "info"
     """`debug`, `info`, `warning` or `error`."""
 
-    @field_validator("origins", mode="before")
+    @field_validator("metrics")
+    @classmethod
+    def _check_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for address in value:
+            if not address.startswith(("http://", "https://")):
+                raise ValueError(f"{address!r} is no address of metrics; give http://HOST:PORT/metrics")
+        return value
+
+    @field_validator("origins", "metrics", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -148,6 +148,9 @@ async def test_a_token_is_passed_on_and_a_wrong_one_refused(serve):
         assert (await ask(report))[0] == 401
         status, _, text = await ask(report, authorization="Bearer right")
         assert (status, b"0000" in text) == (404, True)
+        assert (await ask(f"{address}/metrics.json"))[0] == 401
+        status, _, text = await ask(f"{address}/metrics.json", authorization="Bearer right")
+        assert (status, b"SAGITTAL_PAGE_METRICS" in text) == (404, True)
 
 
 async def test_a_reverse_proxy_passes_on_the_token_by_a_header_of_its_own(serve):

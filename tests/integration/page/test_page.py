@@ -4,13 +4,17 @@ import hashlib
 import re
 import shutil
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import pytest_asyncio
 from axe_playwright_python.base import AXE_SCRIPT
+from concept_support import Concepts, a_set
+from embedded_queue import Queue
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from sagittal.core.jobs import JobKind
@@ -33,6 +37,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+NAME = "<img src=x onerror=alert(1)>"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">\x1b[31m"
 
 #: Longest wait for what the page shows, in milliseconds: a busy machine takes its time.
@@ -377,3 +382,83 @@ async def test_every_state_without_a_result_is_drawn(serve, page, tmp_path):
         await page.route("**/ListModels", lambda route: route.fulfill(**answer))
         await page.reload()
         await expect(page.get_by_role("heading", level=1)).to_have_text("No model is registered yet")
+
+
+async def test_concepts_are_named_merged_and_marked_and_each_change_can_be_undone(page, tmp_path):
+    queue = Queue()
+    concepts = Concepts(queue.settings, tmp_path)
+    described = a_set("birds", "lamp")
+    described.concepts[0].examples[0].image.encoded = picture(8, 8).encoded
+    described.metrics.faithfulness_correlation = 0.875
+    concepts.seed("default", described)
+    settings = quick_settings(concepts={"directory": tmp_path})
+    async with running(settings, queue) as stack, page_over(stack) as address:
+        await page.goto(f"{address}/#/concepts")
+        await page.get_by_role("link", name="birds").click()
+        await expect(page.locator(".tiles")).to_contain_text("0.875")
+        await expect(page.locator(".examples canvas")).to_have_count(1)
+        name = page.get_by_role("textbox", name="x1")
+        await name.fill(NAME)
+        await name.press("Tab")
+        undo = page.get_by_role("button", name="Undo")
+        await expect(page.get_by_role("combobox").nth(1)).to_contain_text(f"x1 {NAME}")
+        await page.get_by_label("several unrelated things").first.check()
+        await expect(page.get_by_label("several unrelated things").first).to_be_checked()
+        await page.get_by_label("Show together with").nth(1).select_option(label=f"x1 {NAME}")
+        await expect(page.locator(".merged")).to_have_count(1)
+        assert await violations(page) == []
+        await undo.click()
+        await expect(page.locator(".merged")).to_have_count(0)
+        await undo.click()
+        await expect(page.get_by_label("several unrelated things").first).not_to_be_checked()
+        await undo.click()
+        await expect(name).to_have_value("")
+        await expect(undo).to_have_count(0)
+        assert await page.title() == "Sagittal"
+
+
+async def test_the_system_is_shown_from_its_metrics(serve, page):
+    text = """
+sagittal_queue_depth{model="lamp",lane="interactive"} 3
+sagittal_queue_oldest_seconds{model="lamp",lane="interactive"} 12.5
+sagittal_queue_wait_seconds_bucket{le="1.0"} 0
+sagittal_queue_wait_seconds_bucket{le="3.0"} 4
+sagittal_queue_wait_seconds_bucket{le="+Inf"} 4
+sagittal_insertion_auc_count{model="lamp",method="igos++"} 4
+sagittal_insertion_auc_sum{model="lamp",method="igos++"} 3
+"""
+    with serving_text(text) as first, serving_text(text.replace("} 3", "} 2", 1)) as second:
+        async with serve(metrics=(first, second, "http://127.0.0.1:1/metrics")) as (address, _):
+            await page.goto(f"{address}/#/system")
+            tiles = page.locator(".tiles > div")
+            await expect(tiles.filter(has_text="Queued")).to_have_text("Queued3")  # each source reports the whole queue
+            await expect(tiles.filter(has_text="Oldest")).to_contain_text("12.5 s")
+            await expect(tiles.filter(has_text="Wait, median")).to_contain_text("2.0 s")
+            await expect(page.locator(".status.warn")).to_contain_text("A source of metrics does not answer")
+            await expect(page.get_by_role("row", name="lamp")).to_contain_text("0.750")
+            assert await violations(page) == []
+            served = await page.evaluate("fetch('/metrics.json').then(answer => answer.json())")
+            assert [set(source) for source in served["sources"]] == [{"text"}, {"text"}, {"error"}]
+
+
+@contextmanager
+def serving_text(text: str) -> Iterator[str]:
+    """Serves a text at every path; yields an address of it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/metrics"
+        finally:
+            server.shutdown()
+            thread.join()
