@@ -24,6 +24,9 @@ LIVE, READY = "/livez", "/readyz"
 #: Simultaneous connections, one thread each.
 MAX_CONNECTIONS = 32
 
+#: Connections that wait to be accepted. The kernel ignores further ones, whose clients try again only after seconds.
+BACKLOG = 1024
+
 #: Longest time that a connection may be silent, in seconds.
 SECONDS = 5.0
 
@@ -134,7 +137,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Returns a listening socket for scrapes and probes. Raises OSError if the address is not available."""
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     both = family == socket.AF_INET6  # `::` also accepts IPv4
-    return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS, dualstack_ipv6=both)
+    return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
 
 
 def serve_metrics(
