@@ -1,4 +1,5 @@
 # Two images: `docker build --target service .` and `docker build --target worker --build-arg COMPUTE=cpu .`
+# Both also have `sagittal-kserve`, the explainer for KServe; the worker's runs it without another Sagittal. See docs/kserve.md.
 # Both run as user 65532 with a read-only root file system; they write only to /tmp and /data.
 
 # Any image with Python 3.11, its venv module and CA certificates works. Release builds pin it by digest.
@@ -67,6 +68,7 @@ ENV PATH=/opt/sagittal/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
     HOME=/tmp \
     SAGITTAL_LOG_FORMAT=json \
+    SAGITTAL_KSERVE_LOG_FORMAT=json \
     SAGITTAL_METRICS_HOST=0.0.0.0
 WORKDIR /
 STOPSIGNAL SIGTERM

@@ -17,6 +17,7 @@ from pydantic_core import to_jsonable_python
 
 from sagittal.explain import EXPLAINERS, parameters
 from sagittal.explain.parameters import describe
+from sagittal.kserve.settings import KServeSettings
 from sagittal.process.build_info import export_build_info
 from sagittal.process.decoder_metrics import DecoderMetrics
 from sagittal.process.supervision import SupervisionMetrics
@@ -186,6 +187,7 @@ def tables() -> Mapping[tuple[str, str], str]:
     """Returns each table by its document and the name in its markers."""
     return {
         ("guarantees.md", "replies"): "\n".join(reply_rows()),
+        ("kserve.md", "settings"): settings_table(KServeSettings, "SAGITTAL_KSERVE_"),
         ("metrics.md", "service"): metrics_table(service_registry()),
         ("metrics.md", "worker"): metrics_table(worker_registry()),
         ("operations.md", "service"): settings_table(ServiceSettings, "SAGITTAL_"),

@@ -182,6 +182,34 @@ def try_images(engine: str, service: str, worker: str) -> None:
         if explanation.state != "completed":
             raise ImageFailed(f"the explanation of {IMAGE.name} ended as {explanation.state}; expected completed")
         report(f"explained {IMAGE.name}: {explanation.state}")
+        stack.enter_context(kserve_explainer(engine, worker))
+
+
+@contextmanager
+def kserve_explainer(engine: str, image: str) -> Iterator[None]:
+    """Runs the explainer for KServe in the worker's image, until its own worker reports that no predictor answers."""
+    http, grpc, absent = free_ports(3)
+    name = f"sagittal-try-{secrets.token_hex(4)}"
+    arguments = ["--model_name", "cats", "--predictor_host", f"127.0.0.1:{absent}", "--http_port", str(http)]
+    command = [engine, "run", "--detach", "--name", name, *HARDENED, "--entrypoint=sagittal-kserve", image, *arguments]
+    subprocess.run([*command, "--grpc_port", str(grpc)], check=True, stdout=subprocess.DEVNULL)
+    try:
+        took = wait_for(lambda: b"cannot be reached" in readiness(http), "a worker of the explainer for KServe")
+        report(f"the explainer for KServe looks for its predictor after {took:.1f} s")
+        yield
+    finally:
+        subprocess.run([engine, "rm", "--force", name], check=False, stdout=subprocess.DEVNULL)
+
+
+def readiness(port: int) -> bytes:
+    """Returns what the explainer for KServe says of its readiness; empty if it does not answer."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=5) as answer:
+            return bytes(answer.read())
+    except urllib.error.HTTPError as error:
+        return bytes(error.read())
+    except (urllib.error.URLError, OSError):
+        return b""
 
 
 def main() -> None:

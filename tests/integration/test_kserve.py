@@ -3,15 +3,26 @@
 import base64
 import contextlib
 import io
+import re
+import shutil
 from pathlib import Path
 
+import kubernetes_validate
 import numpy as np
 import PIL.Image
 import pytest
 import urllib3
+import yaml
 from e2e_stack import wait_until
 from known_models import LEFT, image
 from kserve_support import await_ready, explainer, kserve_peer
+from peers_support import ROOT
+
+from sagittal.core.models import ModelEntry
+from sagittal.kserve.loading import model_table
+from sagittal.kserve.settings import read_arguments
+
+PAGE = ROOT / "docs" / "kserve.md"
 
 MODEL_FILE = """
 [[models]]
@@ -97,6 +108,55 @@ def test_a_bare_image_comes_back_as_a_heatmap(container, file):
     response = urllib3.request("POST", asked, body=file.read_bytes(), headers=headers)
     assert response.headers["content-type"] == "image/png"
     assert PIL.Image.open(io.BytesIO(response.data)).size == (56, 56)
+
+
+def test_the_programs_of_the_documentation_run(peer, container, file, directory):
+    first, second = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    shutil.copy(file, directory / "cat.jpg")
+    places = {
+        "http://cats.default.example.com": container.url,
+        "cats-explainer.default:8081": f"127.0.0.1:{container.grpc}",
+        'model_name="cats"': 'model_name="left"',
+        'InferRequest("cats"': 'InferRequest("left"',
+        "cat.jpg": str(directory / "cat.jpg"),
+    }
+    for written, here in places.items():
+        assert written in first + second
+        first, second = first.replace(written, here), second.replace(written, here)
+    heatmap = peer.ask("run", code=first, result="heatmap")
+    assert np.asarray(heatmap).ndim == 2
+    path = str(directory / "cat.jpg")
+    found = peer.ask("run", code=f"import asyncio\n{second}", result=f"sorted(asyncio.run(explain({path!r})))")
+    assert found == ["explanation", "heatmap", "job_id", "overlay", "state"]
+
+
+@pytest.mark.parametrize("name", ["inferenceservice.yaml", "shared-fleet.yaml"])
+def test_kserve_and_kubernetes_take_the_examples(peer, directory, name):
+    service, *others = yaml.safe_load_all((ROOT / "examples" / "kserve" / name).read_text())
+    assert peer.ask("check", document=service) == []
+    told = service["spec"]["explainer"]
+    extensions = {"minReplicas", "maxReplicas", "deploymentStrategy"}  # of KServe; the rest is a pod's
+    pod = {name: value for name, value in told.items() if name not in extensions}
+    for document in (*others, {"apiVersion": "v1", "kind": "Pod", "metadata": service["metadata"], "spec": pod}):
+        kubernetes_validate.validate(document, "1.37", strict=True)
+    (explaining,) = told["containers"]
+    assert explaining["command"] == ["sagittal-kserve"]
+    # what KServe adds
+    added = ["--model_name", "cats", "--predictor_host", "cats-predictor.default", "--http_port", "8080"]
+    settings = read_arguments([*explaining["args"], *added])
+    for document in others:
+        for file, text in document.get("data", {}).items():
+            (directory / file).write_text(text)
+            table = model_table(settings.model_copy(update={"model_file": directory / file}))
+            ModelEntry.model_validate(table)
+
+
+def test_a_field_that_kserve_does_not_have_would_be_found(peer):
+    service = yaml.safe_load((ROOT / "examples" / "kserve" / "shared-fleet.yaml").read_text())
+    service["spec"]["explainer"]["containers"][0]["arg"] = service["spec"]["explainer"].pop("minReplicas")
+    service["spec"]["explainer"]["maxReplicas"] = "3"
+    found = peer.ask("check", document=service)
+    assert [text.partition(": ")[2] for text in found] == ["'3' is no int", "V1Container has no field arg"]
 
 
 def test_scaling_to_zero_and_back_loses_no_job(peer, container, start, file):

@@ -74,7 +74,15 @@ def test_lock_files_agree_with_the_constraints(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "extra"), [("service", "service"), ("worker-cuda", "worker"), ("worker-cpu", "worker")]
+    ("name", "extra"),
+    [
+        ("service", "service"),
+        ("service", "kserve"),
+        ("worker-cuda", "worker"),
+        ("worker-cpu", "worker"),
+        ("worker-cpu", "service"),
+        ("worker-cpu", "kserve"),
+    ],
 )
 def test_lock_files_hold_what_the_project_asks_for(name: str, extra: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

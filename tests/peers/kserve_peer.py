@@ -7,6 +7,7 @@ is one line of stdout, {"found": ...} or {"error": ...}.
 import asyncio
 import json
 import os
+import re
 import sys
 import threading
 from pathlib import Path
@@ -124,6 +125,17 @@ async def infer_rest(url, model, image):
     return _told(await client.infer(url, model_name=model, data=_request(model, image, {})))
 
 
+async def run(code, result):
+    """Runs a program and returns the value of an expression after it."""
+    return await asyncio.to_thread(_run, code, result)
+
+
+def _run(code, result):
+    names = {}
+    exec(code, names)  # noqa: S102 - the documentation's own program
+    return eval(result, names)  # noqa: S307
+
+
 async def check(document):
     """Returns how a document violates the types of KServe's InferenceService, which are made from those of its CRD."""
     return list(_violations(document, "V1beta1InferenceService", "InferenceService"))
@@ -134,13 +146,13 @@ def _violations(value, kind, path):
     if kind in PLAIN:
         if not isinstance(value, PLAIN[kind]):
             yield f"{path}: {value!r} is no {kind}"
-    elif kind.startswith("list["):
+    elif kind.lower().startswith("list["):
         if not isinstance(value, list):
             yield f"{path}: {value!r} is no list"
             return
         for index, each in enumerate(value):
             yield from _violations(each, kind[5:-1], f"{path}[{index}]")
-    elif kind.startswith("dict("):
+    elif kind.lower().startswith("dict"):  # dict(str, int), or Dict[str, int]
         for name, each in value.items():
             yield from _violations(each, kind[5:-1].partition(", ")[2], f"{path}.{name}")
     elif kind not in ("object", "datetime"):
@@ -148,7 +160,8 @@ def _violations(value, kind, path):
 
 
 def _object_violations(value, kind, path):
-    known = getattr(kserve_models, kind, None) or getattr(kubernetes_models, kind, None)
+    plain = re.sub(r"^K8sIoApi[A-Za-z]*?(?=V1)", "", kind)
+    known = getattr(kserve_models, kind, None) or getattr(kubernetes_models, plain, None)
     if known is None:
         if kind == "ResourceQuantity" or kind.endswith("IntOrString"):
             return

@@ -9,7 +9,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from sagittal.client import AsyncClient, Explanation, InvalidRequest, SagittalError, Unavailable, UnknownJob
+from sagittal.client import (
+    AsyncClient,
+    Explanation,
+    InvalidRequest,
+    ModelFailed,
+    SagittalError,
+    Unavailable,
+    UnknownJob,
+)
 from sagittal.client.requests import split_model
 from sagittal.kserve.loading import Loading
 from sagittal.kserve.requests import ExplainRequest, Image, StoredJob
@@ -165,6 +173,9 @@ class Explainer:
 
     async def _outcome(self, job_id: str, overlay: int) -> Outcome:
         outcome = Outcome(await self._client.get(job_id))
+        if isinstance(outcome.explanation.error, ModelFailed):
+            with contextlib.suppress(SagittalError):  # a token may lack the role
+                await self._loading.reload()
         if not overlay or outcome.heatmap is None:
             return outcome
         return replace(outcome, overlay=(await self._client.image(job_id, "overlay", longest=overlay)).encoded)

@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 
-from sagittal.client import AsyncClient, ModelExists, NotFound, SagittalError
+from sagittal.client import AsyncClient, Model, ModelExists, NotFound, SagittalError
 from sagittal.client.requests import split_model
 from sagittal.core.models import IMAGENET, InvalidModelFile, read_document, read_labels
 from sagittal.kserve.settings import KServeSettings
@@ -20,6 +20,9 @@ AGAIN_SECONDS = 3.0
 
 #: Version of a registered predictor, if the model file has none.
 VERSION = "1"
+
+#: Images of a call to the predictor, if the model file has no other number: predictions wait for no more of them.
+IMAGES = 1
 
 #: Settings of `source` that a model file may have; the others name the predictor.
 TENSOR_SETTINGS = frozenset({"version", "input", "output", "datatype", "layout", "scale", "max_batch"})
@@ -38,10 +41,11 @@ def model_table(settings: KServeSettings) -> Mapping[str, Any] | None:
     table = dict(_read(settings.model_file)) if settings.model_file else {}
     if settings.model_file and isinstance(labels := table.get("labels"), str) and labels != IMAGENET:
         table["labels"] = _labels(settings.model_file, labels)
-    source = dict(table.get("source", {}))
+    source: dict[str, Any] = dict(table.get("source", {}))
     if wrong := sorted(source.keys() - TENSOR_SETTINGS - {"kind"}):
         known = ", ".join(sorted(TENSOR_SETTINGS))
         raise InvalidModelFile(f"{settings.model_file}: source.{wrong[0]} is set by the explainer; give only {known}")
+    source.setdefault("max_batch", IMAGES)
     source |= {
         "kind": "remote",
         "server": settings.sagittal_server,
@@ -72,8 +76,13 @@ def _labels(beside: Path, name: str) -> list[str]:
         raise InvalidModelFile(f"{beside}: labels: {name} cannot be read: {error}") from error
 
 
+def is_ready(model: Model) -> bool:
+    """Returns whether a worker has the model ready, or had it and loads it again for the next job."""
+    return any(each.state == "ready" or (model.digest and each.state != "failed") for each in model.workers)
+
+
 class Loading:
-    """Registers a model, and knows whether a worker has it ready."""
+    """Registers a model, and knows whether workers can run its jobs."""
 
     def __init__(self, client: AsyncClient, table: Mapping[str, Any] | None, model: str = "") -> None:
         """Stores the arguments; `keep` does the work.
@@ -120,7 +129,7 @@ class Loading:
         except NotFound:
             self._registered = self._table is None  # the registry lost it
             raise
-        if model.ready_workers:
+        if is_ready(model):
             self._note("")
             return
         self._note(model.failures[0] if model.failures else "no worker has loaded the model yet")
@@ -128,6 +137,16 @@ class Loading:
         if model.failures and now - self._asked >= AGAIN_SECONDS:
             self._asked = now
             await self._client.load_model(name, version=model.version)
+
+    async def reload(self) -> None:
+        """Asks workers to load the model again for the next job, because the predictor may have a new version."""
+        now = asyncio.get_running_loop().time()
+        if now - self._asked < AGAIN_SECONDS:
+            return
+        self._asked = now
+        _log.warning("model-reloading", model=self.model)
+        name, version = split_model(self.model, "")
+        await self._client.unload_model(name, version=version)
 
     async def _register(self) -> None:
         assert self._table is not None  # noqa: S101 - only a table is registered

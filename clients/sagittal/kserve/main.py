@@ -81,6 +81,7 @@ def _predictor(settings: KServeSettings) -> dict[str, object]:
         "hosts": [settings.predictor_address],
         "protocol": "grpc" if settings.predictor_protocol == "grpc-v2" else "http",
         "tls": settings.predictor_use_ssl,
+        "ca_file": None if settings.predictor_ca is None else str(settings.predictor_ca),
         "timeout": settings.predictor_request_timeout_seconds,
         "concurrency": settings.predictor_concurrency,
     }

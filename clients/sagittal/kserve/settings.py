@@ -39,6 +39,9 @@ class KServeSettings(BaseSettings):
     it."""
     predictor_use_ssl: bool = False
     """Whether to encrypt calls to the predictor. Only in a container with its own queue and worker."""
+    predictor_ca: Path | None = None
+    """PEM file with the authorities of the predictor's certificate. Not set: those of the system. Only in a container
+    with its own queue and worker."""
     predictor_request_timeout_seconds: Seconds = 60.0
     """Timeout of a call to the predictor, in seconds. Only in a container with its own queue and worker."""
     predictor_concurrency: Annotated[int, Field(ge=1, le=256)] = 1

@@ -18,7 +18,8 @@ def test_what_kserve_appends_is_enough():
     assert (settings.predictor_address, settings.namespace) == ("cats-predictor.zoo:80", "zoo")
     assert (settings.http_port, settings.grpc_port) == (8080, 8081)
     source = model_table(settings)["source"]
-    assert source == {"kind": "remote", "server": "kserve", "host": "cats-predictor.zoo:80", "model": "cats"}
+    told = {"kind": "remote", "server": "kserve", "host": "cats-predictor.zoo:80", "model": "cats", "max_batch": 1}
+    assert source == told
 
 
 def test_the_protocol_is_a_setting_of_its_own_and_tls_has_its_port(monkeypatch):

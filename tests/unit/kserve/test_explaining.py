@@ -173,6 +173,19 @@ async def test_workers_that_failed_to_load_the_model_are_asked_again(api):
     assert asked.name == "lamp"
 
 
+async def test_a_model_that_a_job_failed_on_is_loaded_again_for_the_next(api):
+    failed = explanation_pb2.ExplanationEvent(job_id=JOB, sequence=3, failed=failure(13, "MODEL_FAILED"))
+    api.script.log = [*whole_log()[:2], failed]
+    assert (await api.explain({"instances": [INSTANCE]})).status == 500
+    (asked,) = api.script.changes
+    assert (type(asked).__name__, asked.name) == ("UnloadModelRequest", "lamp")
+
+    unloaded = model_pb2.WorkerModel(worker="w", state=model_pb2.MODEL_STATE_UNLOADED)
+    api.script.model = model_pb2.Model(name="lamp", version="1", digest="d", workers=[unloaded])
+    await api.loading.look()
+    assert api.loading.ready, "the next job loads it"
+
+
 async def test_a_predictor_is_registered_and_a_changed_one_replaces_it(api):
     source = {"kind": "remote", "server": "kserve", "host": "a:80", "model": "m"}
     table = {"name": "lamp", "version": "1", "source": source}
