@@ -6,7 +6,7 @@ IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: page demo test test-architectures test-callers caller-packages test-kernels chaos check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation soak bench-quality bench-costs bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom fuzz audit scan peers
+.PHONY: page demo test test-architectures test-callers caller-packages test-kernels chaos check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation soak bench-quality bench-costs bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom device device-report fuzz audit scan peers
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -145,6 +145,13 @@ docs: $(VENV)/.installed-dev ## Builds the documentation as a site in site/; eve
 
 pictures: $(VENV)/.installed-dev ## Draws docs/images with the real model.
 	$(BIN)/python scripts/method_pictures.py
+
+# It needs no other target: it installs from the lock files, on a machine with a card.
+device: ## Tests and measures on a GPU for MINUTES (7) at most, into FOLDER; a second run continues (DEVICE=cpu tries it out).
+	FOLDER="$(FOLDER)" MINUTES="$(MINUTES)" DEVICE="$(DEVICE)" DEVICE_PYTHON="$(DEVICE_PYTHON)" PYTHON="$(PYTHON)" scripts/device.sh
+
+device-report: $(VENV)/.installed-dev ## Writes FOLDER's results to docs/performance.md and docs/methods.md, at PRICE per GPU hour.
+	$(BIN)/python benchmarks/device/report.py --results "$(FOLDER)" --price $(or $(PRICE),0) --write docs/performance.md --methods docs/methods.md
 
 sbom: ## Writes dist/sbom-*.cdx.json: the packages in each image, in CycloneDX.
 	PYTHON=$(PYTHON) scripts/sbom.sh

@@ -32,3 +32,6 @@ lock worker-cpu "${worker[@]}" pyproject.toml deploy/worker.in "${cuda[@]/#/--no
 mapfile -t held < <(grep -oE '^[a-z0-9._-]+==' deploy/requirements-worker-cuda.txt | tr -d '=')
 lock worker-extras "${worker[@]}" --extra timm --extra onnx --extra stores pyproject.toml deploy/worker.in \
   --constraints deploy/requirements-worker-cuda.txt "${held[@]/#/--no-emit-package=}"
+# What `make device` installs beside the packages of a worker on CUDA.
+lock device "${worker[@]}" --extra service pyproject.toml deploy/worker.in deploy/device.in \
+  --constraints deploy/requirements-worker-cuda.txt "${held[@]/#/--no-emit-package=}"
