@@ -19,7 +19,7 @@ from torch import Tensor
 from sagittal.core.models import read_entries
 from sagittal.engine import Budget, Task
 from sagittal.engine.cpu.memory import keep_freed_memory
-from sagittal.explain import Explainer, Metrics, Question, explanation_steps
+from sagittal.explain import Blur, Explainer, Metrics, Question, explanation_steps
 from sagittal.explain.events import Curve, CurveKind, SaliencyMask
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.loading import load
@@ -80,8 +80,9 @@ def pictures(loaded: LoadedModel, names: Sequence[str] = ()) -> Iterator[Picture
 
 
 def run(loaded: LoadedModel, picture: Picture, explainer: Explainer, *, seed: int = 0, **options: Any) -> Outcome:
-    """Explains an image's top class and measures the explanation; `options` are `budget` and `metrics`."""
-    question = Question(image=picture.image, black=black(loaded.entry.preprocessing), seed=seed)
+    """Explains an image's top class and measures the explanation; `options` are `budget`, `metrics` and `baseline`."""
+    baseline = options.get("baseline", Blur())
+    question = Question(image=picture.image, baseline=baseline, black=black(loaded.entry.preprocessing), seed=seed)
     events: list[Any] = []
     ends: list[BaseException | None] = []
     task = Task(

@@ -31,6 +31,7 @@ from sagittal.v1.method_pb2 import (
     MinimalSufficientExplanations,
     Occlusion,
     Optimizer,
+    OrderedRegionSearch,
     PatchShape,
     Protocol,
     StructuredAttentionGraph,
@@ -53,6 +54,7 @@ __all__ = [
     "MinimalSufficientExplanations",
     "Occlusion",
     "Optimizer",
+    "OrderedRegionSearch",
     "PatchShape",
     "Protocol",
     "StructuredAttentionGraph",
@@ -69,6 +71,7 @@ ALIASES: Mapping[str, str] = {
     "gradcam": "grad_cam",
     "ig": "integrated_gradients",
     "excitation-bp": "excitation_backprop",
+    "ors": "ordered_region_search",
     "mse": "minimal_sufficient_explanations",
     "sag": "structured_attention_graph",
     "xnn": "concepts",
@@ -127,6 +130,7 @@ MethodLike = (
     | IGOSPlus
     | IGOSPlusPlus
     | MeaningfulPerturbation
+    | OrderedRegionSearch
     | RISE
     | GradCAM
     | IntegratedGradients

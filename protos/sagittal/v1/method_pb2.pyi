@@ -157,6 +157,7 @@ class Method(_message.Message):
     STRUCTURED_ATTENTION_GRAPH_FIELD_NUMBER: _builtins.int
     CONCEPTS_FIELD_NUMBER: _builtins.int
     EVALUATE_MASK_FIELD_NUMBER: _builtins.int
+    ORDERED_REGION_SEARCH_FIELD_NUMBER: _builtins.int
     CUSTOM_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def igos(self) -> Global___IGOS:
@@ -211,6 +212,10 @@ class Method(_message.Message):
         """No search: measures a heatmap given by the caller."""
 
     @_builtins.property
+    def ordered_region_search(self) -> Global___OrderedRegionSearch:
+        """Ordered region search: superpixels ordered by their effect from both ends, united with an iGOS++ mask."""
+
+    @_builtins.property
     def custom(self) -> Global___CustomMethod:
         """A method that workers offer and for which this API version has no message."""
 
@@ -230,13 +235,14 @@ class Method(_message.Message):
         structured_attention_graph: Global___StructuredAttentionGraph | None = ...,
         concepts: Global___Concepts | None = ...,
         evaluate_mask: Global___EvaluateMask | None = ...,
+        ordered_region_search: Global___OrderedRegionSearch | None = ...,
         custom: Global___CustomMethod | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["concepts", b"concepts", "custom", b"custom", "evaluate_mask", b"evaluate_mask", "excitation_backprop", b"excitation_backprop", "grad_cam", b"grad_cam", "igos", b"igos", "igos_plus", b"igos_plus", "igos_plus_plus", b"igos_plus_plus", "integrated_gradients", b"integrated_gradients", "meaningful_perturbation", b"meaningful_perturbation", "method", b"method", "minimal_sufficient_explanations", b"minimal_sufficient_explanations", "occlusion", b"occlusion", "rise", b"rise", "structured_attention_graph", b"structured_attention_graph"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["concepts", b"concepts", "custom", b"custom", "evaluate_mask", b"evaluate_mask", "excitation_backprop", b"excitation_backprop", "grad_cam", b"grad_cam", "igos", b"igos", "igos_plus", b"igos_plus", "igos_plus_plus", b"igos_plus_plus", "integrated_gradients", b"integrated_gradients", "meaningful_perturbation", b"meaningful_perturbation", "method", b"method", "minimal_sufficient_explanations", b"minimal_sufficient_explanations", "occlusion", b"occlusion", "ordered_region_search", b"ordered_region_search", "rise", b"rise", "structured_attention_graph", b"structured_attention_graph"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["concepts", b"concepts", "custom", b"custom", "evaluate_mask", b"evaluate_mask", "excitation_backprop", b"excitation_backprop", "grad_cam", b"grad_cam", "igos", b"igos", "igos_plus", b"igos_plus", "igos_plus_plus", b"igos_plus_plus", "integrated_gradients", b"integrated_gradients", "meaningful_perturbation", b"meaningful_perturbation", "method", b"method", "minimal_sufficient_explanations", b"minimal_sufficient_explanations", "occlusion", b"occlusion", "rise", b"rise", "structured_attention_graph", b"structured_attention_graph"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concepts", b"concepts", "custom", b"custom", "evaluate_mask", b"evaluate_mask", "excitation_backprop", b"excitation_backprop", "grad_cam", b"grad_cam", "igos", b"igos", "igos_plus", b"igos_plus", "igos_plus_plus", b"igos_plus_plus", "integrated_gradients", b"integrated_gradients", "meaningful_perturbation", b"meaningful_perturbation", "method", b"method", "minimal_sufficient_explanations", b"minimal_sufficient_explanations", "occlusion", b"occlusion", "ordered_region_search", b"ordered_region_search", "rise", b"rise", "structured_attention_graph", b"structured_attention_graph"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["igos", "igos_plus", "igos_plus_plus", "meaningful_perturbation", "rise", "grad_cam", "integrated_gradients", "excitation_backprop", "occlusion", "minimal_sufficient_explanations", "structured_attention_graph", "concepts", "evaluate_mask", "custom"]  # noqa: Y015
+    _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["igos", "igos_plus", "igos_plus_plus", "meaningful_perturbation", "rise", "grad_cam", "integrated_gradients", "excitation_backprop", "occlusion", "minimal_sufficient_explanations", "structured_attention_graph", "concepts", "evaluate_mask", "ordered_region_search", "custom"]  # noqa: Y015
     _WhichOneofArgType_method: _TypeAlias = _typing.Literal["method", b"method"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_method) -> _WhichOneofReturnType_method | None: ...
 
@@ -998,6 +1004,47 @@ class Concepts(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Concepts: _TypeAlias = Concepts  # noqa: Y015
+
+@_typing.final
+class OrderedRegionSearch(_message.Message):
+    """Parameters of the ordered region search."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MASK_SIZE_FIELD_NUMBER: _builtins.int
+    REGIONS_FIELD_NUMBER: _builtins.int
+    ITERATIONS_FIELD_NUMBER: _builtins.int
+    mask_size: _builtins.int
+    """Side of the square mask in cells. 7 to 224."""
+    regions: _builtins.int
+    """Number of superpixels aimed at; there are often fewer. 4 to 196."""
+    iterations: _builtins.int
+    """Steps of the descent, six evaluations each. 1 to 1,000."""
+    def __init__(
+        self,
+        *,
+        mask_size: _builtins.int | None = ...,
+        regions: _builtins.int | None = ...,
+        iterations: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_iterations", b"_iterations", "_mask_size", b"_mask_size", "_regions", b"_regions", "iterations", b"iterations", "mask_size", b"mask_size", "regions", b"regions"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_iterations", b"_iterations", "_mask_size", b"_mask_size", "_regions", b"_regions", "iterations", b"iterations", "mask_size", b"mask_size", "regions", b"regions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__iterations: _TypeAlias = _typing.Literal["iterations"]  # noqa: Y015
+    _WhichOneofArgType__iterations: _TypeAlias = _typing.Literal["_iterations", b"_iterations"]  # noqa: Y015
+    _WhichOneofReturnType__mask_size: _TypeAlias = _typing.Literal["mask_size"]  # noqa: Y015
+    _WhichOneofArgType__mask_size: _TypeAlias = _typing.Literal["_mask_size", b"_mask_size"]  # noqa: Y015
+    _WhichOneofReturnType__regions: _TypeAlias = _typing.Literal["regions"]  # noqa: Y015
+    _WhichOneofArgType__regions: _TypeAlias = _typing.Literal["_regions", b"_regions"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__iterations) -> _WhichOneofReturnType__iterations | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mask_size) -> _WhichOneofReturnType__mask_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__regions) -> _WhichOneofReturnType__regions | None: ...
+
+Global___OrderedRegionSearch: _TypeAlias = OrderedRegionSearch  # noqa: Y015
 
 @_typing.final
 class EvaluateMask(_message.Message):

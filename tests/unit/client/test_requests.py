@@ -192,6 +192,8 @@ def test_methods_go_by_their_usual_names(client, script, picture, name, field) -
         "grad-cam",
         "mse",
         "sag",
+        "ors",
+        "ordered-region-search",
         "occlusion",
         "xnn",
         "minimal-sufficient-explanations",

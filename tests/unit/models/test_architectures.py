@@ -31,6 +31,7 @@ REDUCED = {
     "igos++": {"iterations": 1, "mask_size": 8, "points": 2, "levels": 1},
     "meaningful-perturbation": {"iterations": 2, "mask_size": 8},
     "rise": {"masks": 4},
+    "ordered-region-search": {"iterations": 1, "mask_size": 8, "regions": 4},
     "occlusion": {"grid": 2, "window": 1},
     "score-cam": {"channels": 4},
     "integrated-gradients": {"steps": 2, "mask_size": 8},

@@ -21,6 +21,7 @@ from sagittal.explain.explanation import explanation_steps
 from sagittal.explain.library import explain
 from sagittal.explain.masks.igos import IGOS, IGOSPlus, IGOSPlusPlus
 from sagittal.explain.masks.meaningful_perturbation import MeaningfulPerturbation
+from sagittal.explain.masks.region_search import OrderedRegionSearch
 from sagittal.explain.measures.curves import CurveProtocol, Metrics
 from sagittal.explain.methods import EXPLAINERS, Row, find_method
 from sagittal.explain.parameters import InvalidParameter, parameter, parameters
@@ -53,6 +54,7 @@ __all__ = [
     "Needs",
     "Noise",
     "Occlusion",
+    "OrderedRegionSearch",
     "PixelScale",
     "Problem",
     "Question",

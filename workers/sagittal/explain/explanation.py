@@ -6,7 +6,17 @@ from typing import Any
 
 from torch import Tensor
 
-from sagittal.explain.events import Checkpoint, Curve, GraphNode, Measurement, SaliencyMask, SufficientSet, Warning
+from sagittal.engine.requests import Request
+from sagittal.explain.events import (
+    Checkpoint,
+    Curve,
+    Event,
+    GraphNode,
+    Measurement,
+    SaliencyMask,
+    SufficientSet,
+    Warning,
+)
 from sagittal.explain.explainer import Explainer
 from sagittal.explain.measures.curves import Metrics, curve_evaluations, measure, pointing_game
 from sagittal.explain.measures.predictability import Finding, measure_predictability
@@ -14,7 +24,7 @@ from sagittal.explain.measures.stability import measure_stability
 from sagittal.explain.problem import Problem, Question, State, prepare
 from sagittal.explain.sets.robustness import assess_robustness, robustness_evaluations
 from sagittal.explain.sets.sufficient_sets import UPSAMPLING, PatchSearch
-from sagittal.explain.steps import Steps, T
+from sagittal.explain.steps import Steps, T, relay
 
 EMPTY = 0.05
 """A heatmap whose largest value is below this is empty."""
@@ -87,20 +97,12 @@ class _Findings:
 
 def observe(steps: Steps[T], note: Callable[[Any], None]) -> Steps[T]:
     """Forwards everything in both directions, including exceptions, and calls `note` with each yielded value."""
-    resume: Callable[[], Any] = lambda: next(steps)  # noqa: E731 - each turn resumes in another way
-    while True:
-        try:
-            item = resume()
-        except StopIteration as end:
-            result: T = end.value
-            return result
+
+    def change(item: Request | Event) -> Request | Event:
         note(item)
-        try:
-            answer = yield item
-        except Exception as error:  # noqa: BLE001 - the inner generator handles every exception thrown into it
-            resume = lambda error=error: steps.throw(error)  # type: ignore[misc]  # noqa: E731
-        else:
-            resume = lambda answer=answer: steps.send(answer)  # type: ignore[misc]  # noqa: E731
+        return item
+
+    return relay(steps, change)
 
 
 def assess(problem: Problem, mask: SaliencyMask, metrics: Metrics) -> Steps[None]:

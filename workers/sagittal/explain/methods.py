@@ -14,6 +14,7 @@ from sagittal.explain.concepts.explainer import Concepts
 from sagittal.explain.explainer import Explainer
 from sagittal.explain.masks.igos import IGOS, IGOSPlus, IGOSPlusPlus
 from sagittal.explain.masks.meaningful_perturbation import MeaningfulPerturbation
+from sagittal.explain.masks.region_search import OrderedRegionSearch
 from sagittal.explain.sets.attention_graph import StructuredAttentionGraph
 from sagittal.explain.sets.sufficient_sets import MinimalSufficientExplanations
 
@@ -36,6 +37,7 @@ ROWS = (
     Row("igos+", "igos_plus", IGOSPlus),
     Row("igos++", "igos_plus_plus", IGOSPlusPlus),
     Row("meaningful-perturbation", "meaningful_perturbation", MeaningfulPerturbation),
+    Row("ordered-region-search", "ordered_region_search", OrderedRegionSearch, ("ors",)),
     Row("rise", "rise", RISE),
     Row("grad-cam", "grad_cam", GradCAM),
     Row("score-cam", "custom", ScoreCAM),

@@ -75,7 +75,7 @@ def chosen_scale(problem: Problem, saliencies: Sequence[Tensor]) -> Steps[Tensor
     """
     first, *others = saliencies
     candidates = [*_scaled(first, WIDTHS), *(each for other in others for each in _scaled(other, FURTHER_WIDTHS))]
-    inserted = torch.cat([_most_salient(each) for each in candidates])
+    inserted = torch.cat([most_salient(each) for each in candidates])
     scores = yield from problem.evaluate(torch.cat([inserted, 1 - inserted]))
     insertions, deletions = scores.target.view(2, len(candidates), len(AREAS)).tolist()
     gains = [
@@ -93,8 +93,8 @@ def _scaled(saliency: Tensor, widths: Sequence[float]) -> list[Tensor]:
     return [each * (saliency.amax() / each.amax().clamp(min=1e-12)) for each in blurred]
 
 
-def _most_salient(saliency: Tensor) -> Tensor:
-    """Returns masks (areas, h, w) that keep the most salient cells."""
+def most_salient(saliency: Tensor) -> Tensor:
+    """Returns masks (areas, h, w) that keep the most salient cells, at the areas of `AREAS`."""
     order = saliency.flatten().argsort(descending=True, stable=True)
     masks = torch.zeros(len(AREAS), saliency.numel(), device=saliency.device)
     for mask, area in zip(masks, AREAS, strict=True):
