@@ -6,7 +6,7 @@ IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: page demo test test-architectures test-callers caller-packages test-kernels chaos check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation soak bench-quality bench-costs bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom device device-report fuzz audit scan peers
+.PHONY: page demo test test-architectures test-callers caller-packages test-kernels chaos check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation bench-bulk soak bench-quality bench-costs bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom device device-report fuzz audit scan peers
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -177,6 +177,9 @@ bench-page: $(VENV)/.installed-dev ## Measures events through the page beside na
 
 bench-isolation: $(VENV)/.installed-dev ## Measures the effect of twelve floods by one tenant on another and writes it to docs/performance.md.
 	$(BIN)/python benchmarks/isolation.py --write docs/performance.md
+
+bench-bulk: $(VENV)/.installed-dev ## Runs a batch of 10,000 images whose parts are killed and writes it to docs/performance.md (five minutes).
+	$(BIN)/python benchmarks/bulk.py --write docs/performance.md
 
 soak: $(VENV)/.installed-dev ## Runs 20,000 small jobs and writes their memory use to docs/performance.md.
 	$(BIN)/python benchmarks/soak.py --write docs/performance.md

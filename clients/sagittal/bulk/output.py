@@ -18,7 +18,6 @@ import sqlite3
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -26,7 +25,7 @@ from typing import IO, Any, Self
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from sagittal.client.batches import BatchResult, ItemState, parse_item
+from sagittal.client.batches import BatchResult, ItemState
 from sagittal.client.documents import explanation_row
 from sagittal.client.errors import (
     Expired,
@@ -38,12 +37,13 @@ from sagittal.client.errors import (
     SagittalError,
 )
 from sagittal.client.extras import import_extra
+from sagittal.client.gathering import parse_explanation
 from sagittal.v1 import batch_service_pb2 as service_pb
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import tensor_pb2
 
 #: Results and bytes of results in a shard; whichever is reached first ends it.
-SHARD_RESULTS, SHARD_BYTES = 2_000, 16 * 2**20
+SHARD_RESULTS, SHARD_BYTES = 1_000, 16 * 2**20
 
 _HEADER = struct.Struct("<II")
 
@@ -123,7 +123,7 @@ class Output:
         """Keys of completed items."""
         self.failed = Keys()
         """Keys of failed items."""
-        self._buffer: list[service_pb.BatchItem] = []
+        self._buffer: list[bytes] = []
         self._bytes = 0
         self._number = self._recover()
         self._journal = self._replayed()
@@ -143,7 +143,7 @@ class Output:
         )
         record = item.SerializeToString()
         self._journal.write(_HEADER.pack(len(record), zlib.crc32(record)) + record)
-        self._hold(item, len(record))
+        self._hold(record)
         if len(self._buffer) >= self._results or self._bytes >= self._max_bytes:
             self.flush()
         return True
@@ -152,11 +152,11 @@ class Output:
         """Writes the results in the journal to a shard."""
         if not self._buffer:
             return
-        rows = [explanation_row_of(item) for item in self._buffer]
+        items = [service_pb.BatchItem.FromString(record) for record in self._buffer]
         name = f"{self._number:05d}"
-        self._write("events", name, "parquet", lambda path: write_events(path, self._buffer))
-        self._write("masks", name, "safetensors", lambda path: write_masks(path, self._buffer))
-        self._write("figures", name, "parquet", lambda path: write_figures(path, rows))
+        self._write("events", name, "parquet", lambda path: write_events(path, items))
+        self._write("masks", name, "safetensors", lambda path: write_masks(path, items))
+        self._write("figures", name, "parquet", lambda path: write_figures(path, items))
         self._journal.truncate(0)
         self._journal.seek(0)
         self._buffer, self._bytes = [], 0
@@ -217,9 +217,8 @@ class Output:
         for path in (*self.directory.glob("events-*.parquet"), *self.directory.glob("masks-*.safetensors")):
             if path.stem.partition("-")[2] not in whole:
                 path.unlink()
-        parquet = import_extra("pyarrow.parquet", "bulk")
         for path in sorted(self.directory.glob("figures-*.parquet")):
-            for key in parquet.read_table(path, columns=["key"], use_threads=False).column("key").to_pylist():
+            for key in read_column(path, "key"):
                 self.done.add(key)
         for each in self._mended_failures():
             if each["key"] not in self.done:
@@ -245,14 +244,14 @@ class Output:
             end += _HEADER.size + len(record)
             item = service_pb.BatchItem.FromString(record)
             if self.done.add(item.key):
-                self._hold(item, len(record))
+                self._hold(record)
         journal.truncate(end)
         journal.seek(end)
         return journal
 
-    def _hold(self, item: service_pb.BatchItem, size: int) -> None:
-        self._buffer.append(item)
-        self._bytes += size
+    def _hold(self, record: bytes) -> None:
+        self._buffer.append(record)
+        self._bytes += len(record)
 
     def _fail(self, result: BatchResult) -> bool:
         if result.key in self.done or not self.failed.add(result.key):
@@ -318,20 +317,56 @@ def remedy_for(error: SagittalError | None) -> str:
     return next((text for kind, text in _REMEDIES if isinstance(error, kind)), "Run `sagittal batch retry`.")
 
 
-def explanation_row_of(item: service_pb.BatchItem) -> dict[str, Any]:
-    """Returns the figures of a completed item."""
-    explanation = parse_item(item).explanation
-    row = explanation_row(explanation) if explanation is not None else {}
-    row["masks"] = len(explanation.masks) if explanation is not None else 0
-    return {"key": item.key} | row
+def figures_of(item: service_pb.BatchItem) -> dict[str, Any]:
+    """Returns the figures of a completed item; what only fills other files is not parsed."""
+    plain = pb.Explanation(job_id=item.explanation.job_id, state=item.explanation.state, model=item.explanation.model)
+    plain.events.extend(each for each in item.explanation.events if each.WhichOneof("event") not in _NOT_IN_FIGURES)
+    masks = sum(_is_final(each) for each in item.explanation.events)
+    return {"key": item.key, **explanation_row(parse_explanation(plain)), "masks": masks}
 
 
-def write_figures(path: Path, rows: list[dict[str, Any]]) -> None:
+_NOT_IN_FIGURES = frozenset({"mask", "curve", "graph_node", "graph_edge", "concept", "accepted"})
+
+
+def write_figures(path: Path, items: list[service_pb.BatchItem]) -> None:
     """Writes figures as Parquet, with the same columns in every shard."""
+    rows = [figures_of(item) for item in items]
+    write_table(path, {name: (kind, [row.get(name) for row in rows]) for name, kind in _FIGURES.items()})
+
+
+def read_column(path: Path, name: str) -> list[Any]:
+    """Returns a column of a Parquet file. `parquet.read_table` would also load the data set library."""
+    with import_extra("pyarrow.parquet", "bulk").ParquetFile(path) as opened:
+        values: list[Any] = opened.read(columns=[name], use_threads=False).column(name).to_pylist()
+        return values
+
+
+def write_table(path: Path, columns: Mapping[str, tuple[str, list[Any]]]) -> None:
+    """Writes columns as Parquet, each with the name of its Arrow type."""
     arrow, parquet = import_extra("pyarrow", "bulk"), import_extra("pyarrow.parquet", "bulk")
-    columns = {name: [row.get(name) for row in rows] for name in _FIGURES}
-    schema = arrow.schema([(name, getattr(arrow, kind)()) for name, kind in _FIGURES.items()])
-    parquet.write_table(arrow.table(columns, schema=schema), path, compression="zstd")
+    arrays = [_column(arrow, kind, values) for kind, values in columns.values()]
+    parquet.write_table(arrow.Table.from_arrays(arrays, names=list(columns)), path, compression="zstd")
+
+
+def _column(arrow: Any, kind: str, values: list[Any]) -> Any:
+    """Returns an array of Arrow from its buffers: `arrow.array` imports pandas, which takes 50 MiB."""
+    given = np.array([value is not None for value in values], dtype=bool)
+    missing = int(len(values) - given.sum())
+    valid = arrow.py_buffer(np.packbits(given, bitorder="little").tobytes()) if missing else None
+    if kind in ("string", "binary"):
+        parts = [b"" if value is None else value.encode() if kind == "string" else value for value in values]
+        ends = np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)]).astype(np.int32)
+        buffers = [valid, arrow.py_buffer(ends.tobytes()), arrow.py_buffer(b"".join(parts))]
+    else:
+        plain = np.array([0 if value is None else value for value in values], dtype=_NUMBERS[kind])
+        bits = np.packbits(plain, bitorder="little") if kind == "bool" else plain
+        buffers = [valid, arrow.py_buffer(bits.tobytes())]
+    names = {"timestamp": ("timestamp", "us"), "bool": ("bool_",)}
+    name, *unit = names.get(kind, (kind,))
+    return arrow.Array.from_buffers(getattr(arrow, name)(*unit), len(values), buffers, missing)
+
+
+_NUMBERS: Mapping[str, str] = {"int64": "<i8", "uint64": "<u8", "float64": "<f8", "timestamp": "<i8", "bool": "?"}
 
 
 #: Columns of figures with their Arrow types.
@@ -355,7 +390,7 @@ _FIGURES: Mapping[str, str] = {
     "evaluations": "int64",
     "seconds": "float64",
     "seed": "uint64",
-    "truncated": "bool_",
+    "truncated": "bool",
     "warnings": "string",
     "masks": "int64",
 }
@@ -363,23 +398,15 @@ _FIGURES: Mapping[str, str] = {
 
 def write_events(path: Path, items: list[service_pb.BatchItem]) -> None:
     """Writes events as Parquet: one row each, with the event as a message of the API without the array of a mask."""
-    arrow, parquet = import_extra("pyarrow", "bulk"), import_extra("pyarrow.parquet", "bulk")
     rows = [(item.key, event) for item in items for event in item.explanation.events]
-    columns = {
-        "key": [key for key, _ in rows],
-        "sequence": [event.sequence for _, event in rows],
-        "time": [_time(event) for _, event in rows],
-        "kind": [event.WhichOneof("event") or "" for _, event in rows],
-        "event": [_without_array(event) for _, event in rows],
+    columns: Mapping[str, tuple[str, list[Any]]] = {
+        "key": ("string", [key for key, _ in rows]),
+        "sequence": ("int64", [event.sequence for _, event in rows]),
+        "time": ("timestamp", [event.time.ToMicroseconds() for _, event in rows]),
+        "kind": ("string", [event.WhichOneof("event") or "" for _, event in rows]),
+        "event": ("binary", [_without_array(event) for _, event in rows]),
     }
-    types = {"key": "string", "sequence": "int64", "kind": "string", "event": "binary"}
-    kinds = {name: getattr(arrow, kind)() for name, kind in types.items()} | {"time": arrow.timestamp("us")}
-    schema = arrow.schema([(name, kinds[name]) for name in columns])
-    parquet.write_table(arrow.table(columns, schema=schema), path, compression="zstd")
-
-
-def _time(event: pb.ExplanationEvent) -> datetime:
-    return event.time.ToDatetime()
+    write_table(path, columns)
 
 
 def _without_array(event: pb.ExplanationEvent) -> bytes:

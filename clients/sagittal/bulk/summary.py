@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from sagittal.bulk.output import read_failures
+from sagittal.bulk.output import read_column, read_failures
 from sagittal.bulk.runs import Plan
 from sagittal.client.batches import Batch
 from sagittal.client.extras import import_extra
@@ -102,7 +102,7 @@ class Figures:
 
     def _columns(self, name: str) -> Iterator[list[Any]]:
         for shard in self._shards:
-            yield self._parquet.read_table(shard, columns=[name], use_threads=False).column(name).to_pylist()
+            yield read_column(shard, name)
 
 
 def _facts(plan: Plan, batch: Batch | None, rows: int) -> str:

@@ -7,6 +7,7 @@ import click
 from sagittal.cli.backup import backup, restore
 from sagittal.cli.batches import batch
 from sagittal.cli.concepts import concepts
+from sagittal.cli.estimates import estimate
 from sagittal.cli.explain import explain
 from sagittal.cli.failures import Group
 from sagittal.cli.jobs import cancel, delete, get, list_jobs, report, retry, watch
@@ -29,6 +30,6 @@ def app() -> None:
 
 for command in (
     up, demo, explain, predict, models, concepts, watch, get, report, list_jobs, cancel, delete, retry, batch, backup,
-    restore,
+    restore, estimate,
 ):  # fmt: skip
     app.add_command(command)

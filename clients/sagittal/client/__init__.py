@@ -40,6 +40,7 @@ from sagittal.client.errors import (
     UnknownJob,
     UnknownModel,
 )
+from sagittal.client.estimates import Estimate
 from sagittal.client.events import (
     Accepted,
     AlterationTest,
@@ -137,6 +138,7 @@ __all__ = [
     "ConnectionFailed",
     "Curve",
     "DrawsBound",
+    "Estimate",
     "EvaluateMask",
     "Event",
     "EventStream",

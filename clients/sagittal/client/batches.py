@@ -260,7 +260,7 @@ class ReadAhead:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _read(self, item: BatchItem) -> ReadItem:
-        request = service_pb.AddBatchItemsRequest(key=item.key)
+        request = service_pb.AddBatchItemsRequest(key=item.key, results_only=True)
         try:
             image = item.image() if callable(item.image) else item.image
             request.spec.CopyFrom(own_spec(item.options, self._model))

@@ -292,12 +292,15 @@ class AddBatchItemsRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     UNREADABLE_FIELD_NUMBER: _builtins.int
     RENEW_FIELD_NUMBER: _builtins.int
+    RESULTS_ONLY_FIELD_NUMBER: _builtins.int
     batch: _builtins.str
     """Name of the batch. Required in the first message; later ones may omit it."""
     key: _builtins.str
     """Key of the item, unique in the batch: at most 512 characters. Required."""
     renew: _builtins.bool
     """True runs a completed item again if its job, and hence its result, was deleted."""
+    results_only: _builtins.bool
+    """True sends no response when the item's job is accepted, only when it has ended."""
     @_builtins.property
     def spec(self) -> _explanation_pb2.ExplanationSpec:
         """What is added to the batch's specification: fields that are set here override those of the batch, except that
@@ -316,10 +319,11 @@ class AddBatchItemsRequest(_message.Message):
         spec: _explanation_pb2.ExplanationSpec | None = ...,
         unreadable: Global___UnreadableItem | None = ...,
         renew: _builtins.bool = ...,
+        results_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "unreadable", b"unreadable"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "key", b"key", "renew", b"renew", "spec", b"spec", "unreadable", b"unreadable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "key", b"key", "renew", b"renew", "results_only", b"results_only", "spec", b"spec", "unreadable", b"unreadable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

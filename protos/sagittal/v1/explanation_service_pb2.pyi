@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -58,6 +59,34 @@ JOB_IMAGE_THUMBNAIL: JobImage.ValueType  # 4
 JOB_IMAGE_OVERLAY: JobImage.ValueType  # 5
 """The image with a final mask over it, as PNG. Parts outside the model's input are faint. Requires the mask event."""
 Global___JobImage: _TypeAlias = JobImage  # noqa: Y015
+
+class _EstimateBasis:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EstimateBasisEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EstimateBasis.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ESTIMATE_BASIS_UNSPECIFIED: _EstimateBasis.ValueType  # 0
+    """Never sent."""
+    ESTIMATE_BASIS_SAME_SETTING: _EstimateBasis.ValueType  # 1
+    """Ended jobs with the same model, method and parameters."""
+    ESTIMATE_BASIS_SAME_METHOD: _EstimateBasis.ValueType  # 2
+    """Ended jobs with the same model and method, and other parameters."""
+    ESTIMATE_BASIS_LIMIT: _EstimateBasis.ValueType  # 3
+    """Only the limit `max_evaluations` of the specification: no such job has ended."""
+
+class EstimateBasis(_EstimateBasis, metaclass=_EstimateBasisEnumTypeWrapper):
+    """What an estimate rests on."""
+
+ESTIMATE_BASIS_UNSPECIFIED: EstimateBasis.ValueType  # 0
+"""Never sent."""
+ESTIMATE_BASIS_SAME_SETTING: EstimateBasis.ValueType  # 1
+"""Ended jobs with the same model, method and parameters."""
+ESTIMATE_BASIS_SAME_METHOD: EstimateBasis.ValueType  # 2
+"""Ended jobs with the same model and method, and other parameters."""
+ESTIMATE_BASIS_LIMIT: EstimateBasis.ValueType  # 3
+"""Only the limit `max_evaluations` of the specification: no such job has ended."""
+Global___EstimateBasis: _TypeAlias = EstimateBasis  # noqa: Y015
 
 @_typing.final
 class ExplainRequest(_message.Message):
@@ -1032,3 +1061,79 @@ class GetExplanationImageResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetExplanationImageResponse: _TypeAlias = GetExplanationImageResponse  # noqa: Y015
+
+@_typing.final
+class EstimateExplanationsRequest(_message.Message):
+    """Explanations to estimate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    images: _builtins.int
+    """Number of images, at most 1,000,000,000. 0 means 1."""
+    @_builtins.property
+    def spec(self) -> _explanation_pb2.ExplanationSpec:
+        """What they have in common. `image` and `request_id` must not be set."""
+
+    def __init__(
+        self,
+        *,
+        spec: _explanation_pb2.ExplanationSpec | None = ...,
+        images: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateExplanationsRequest: _TypeAlias = EstimateExplanationsRequest  # noqa: Y015
+
+@_typing.final
+class EstimateExplanationsResponse(_message.Message):
+    """The estimate, for all images together. Images that share the answer of another job cost nothing and are not considered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASIS_FIELD_NUMBER: _builtins.int
+    EVALUATIONS_FIELD_NUMBER: _builtins.int
+    WORKER_TIME_FIELD_NUMBER: _builtins.int
+    WALL_TIME_FIELD_NUMBER: _builtins.int
+    READY_WORKERS_FIELD_NUMBER: _builtins.int
+    QUEUED_EVALUATIONS_FIELD_NUMBER: _builtins.int
+    basis: Global___EstimateBasis.ValueType
+    """What it rests on. Unspecified if nothing is known; all costs are then 0."""
+    evaluations: _builtins.int
+    """Model evaluations, including those for metrics."""
+    ready_workers: _builtins.int
+    """Workers that have the model ready."""
+    queued_evaluations: _builtins.int
+    """Estimated evaluations of what is queued for the model now."""
+    @_builtins.property
+    def worker_time(self) -> _duration_pb2.Duration:
+        """Time of workers, each of which executes several jobs at once: the time in which one worker alone completes them."""
+
+    @_builtins.property
+    def wall_time(self) -> _duration_pb2.Duration:
+        """Time until all are completed at the present load: behind what is queued for the model in both lanes, on the workers
+        that are ready now. Not set if no worker is ready or the cost is unknown.
+        """
+
+    def __init__(
+        self,
+        *,
+        basis: Global___EstimateBasis.ValueType = ...,
+        evaluations: _builtins.int = ...,
+        worker_time: _duration_pb2.Duration | None = ...,
+        wall_time: _duration_pb2.Duration | None = ...,
+        ready_workers: _builtins.int = ...,
+        queued_evaluations: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wall_time", b"wall_time", "worker_time", b"worker_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "evaluations", b"evaluations", "queued_evaluations", b"queued_evaluations", "ready_workers", b"ready_workers", "wall_time", b"wall_time", "worker_time", b"worker_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateExplanationsResponse: _TypeAlias = EstimateExplanationsResponse  # noqa: Y015

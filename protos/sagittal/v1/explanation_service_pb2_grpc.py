@@ -103,6 +103,11 @@ class ExplanationServiceStub(object):
                 request_serializer=sagittal_dot_v1_dot_explanation__service__pb2.GetExplanationImageRequest.SerializeToString,
                 response_deserializer=sagittal_dot_v1_dot_explanation__service__pb2.GetExplanationImageResponse.FromString,
                 _registered_method=True)
+        self.EstimateExplanations = channel.unary_unary(
+                '/sagittal.v1.ExplanationService/EstimateExplanations',
+                request_serializer=sagittal_dot_v1_dot_explanation__service__pb2.EstimateExplanationsRequest.SerializeToString,
+                response_deserializer=sagittal_dot_v1_dot_explanation__service__pb2.EstimateExplanationsResponse.FromString,
+                _registered_method=True)
         self.ScoreRegions = channel.unary_unary(
                 '/sagittal.v1.ExplanationService/ScoreRegions',
                 request_serializer=sagittal_dot_v1_dot_explanation__service__pb2.ScoreRegionsRequest.SerializeToString,
@@ -213,6 +218,13 @@ class ExplanationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EstimateExplanations(self, request, context):
+        """Estimates what explanations will cost, from the costs of ended jobs. Nothing is queued.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ScoreRegions(self, request, context):
         """Returns the score when only some patches are shown, or when they are hidden.
         """
@@ -287,6 +299,11 @@ def add_ExplanationServiceServicer_to_server(servicer, server):
                     servicer.GetExplanationImage,
                     request_deserializer=sagittal_dot_v1_dot_explanation__service__pb2.GetExplanationImageRequest.FromString,
                     response_serializer=sagittal_dot_v1_dot_explanation__service__pb2.GetExplanationImageResponse.SerializeToString,
+            ),
+            'EstimateExplanations': grpc.unary_unary_rpc_method_handler(
+                    servicer.EstimateExplanations,
+                    request_deserializer=sagittal_dot_v1_dot_explanation__service__pb2.EstimateExplanationsRequest.FromString,
+                    response_serializer=sagittal_dot_v1_dot_explanation__service__pb2.EstimateExplanationsResponse.SerializeToString,
             ),
             'ScoreRegions': grpc.unary_unary_rpc_method_handler(
                     servicer.ScoreRegions,
@@ -649,6 +666,33 @@ class ExplanationService(object):
             '/sagittal.v1.ExplanationService/GetExplanationImage',
             sagittal_dot_v1_dot_explanation__service__pb2.GetExplanationImageRequest.SerializeToString,
             sagittal_dot_v1_dot_explanation__service__pb2.GetExplanationImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EstimateExplanations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sagittal.v1.ExplanationService/EstimateExplanations',
+            sagittal_dot_v1_dot_explanation__service__pb2.EstimateExplanationsRequest.SerializeToString,
+            sagittal_dot_v1_dot_explanation__service__pb2.EstimateExplanationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

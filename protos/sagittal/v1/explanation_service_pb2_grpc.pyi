@@ -72,6 +72,8 @@ class ExplanationServiceStub:
     """Returns an image of a job, for as long as its images are kept: as sent, as the model saw it, its baseline, a
     thumbnail, or an overlay.
     """
+    EstimateExplanations: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.EstimateExplanationsRequest, _explanation_service_pb2.EstimateExplanationsResponse]
+    """Estimates what explanations will cost, from the costs of ended jobs. Nothing is queued."""
     ScoreRegions: _grpc.UnaryUnaryMultiCallable[_explanation_service_pb2.ScoreRegionsRequest, _explanation_service_pb2.ScoreRegionsResponse]
     """Returns the score when only some patches are shown, or when they are hidden."""
 
@@ -119,6 +121,8 @@ class ExplanationServiceAsyncStub(ExplanationServiceStub):
     """Returns an image of a job, for as long as its images are kept: as sent, as the model saw it, its baseline, a
     thumbnail, or an overlay.
     """
+    EstimateExplanations: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.EstimateExplanationsRequest, _explanation_service_pb2.EstimateExplanationsResponse]  # type: ignore[assignment]
+    """Estimates what explanations will cost, from the costs of ended jobs. Nothing is queued."""
     ScoreRegions: _aio.UnaryUnaryMultiCallable[_explanation_service_pb2.ScoreRegionsRequest, _explanation_service_pb2.ScoreRegionsResponse]  # type: ignore[assignment]
     """Returns the score when only some patches are shown, or when they are hidden."""
 
@@ -241,6 +245,14 @@ class ExplanationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns an image of a job, for as long as its images are kept: as sent, as the model saw it, its baseline, a
         thumbnail, or an overlay.
         """
+
+    @_abc_1.abstractmethod
+    def EstimateExplanations(
+        self,
+        request: _explanation_service_pb2.EstimateExplanationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_explanation_service_pb2.EstimateExplanationsResponse, _abc.Awaitable[_explanation_service_pb2.EstimateExplanationsResponse]]:
+        """Estimates what explanations will cost, from the costs of ended jobs. Nothing is queued."""
 
     @_abc_1.abstractmethod
     def ScoreRegions(

@@ -320,6 +320,8 @@ class Cost:
     """Model evaluations, including those for metrics."""
     seconds: float
     """Seconds from start to end on a worker that also executes other jobs; 0 if unknown."""
+    device: float = 0.0
+    """Seconds of a worker that it takes from other jobs; 0 if unknown."""
 
 
 def setting_of(parameters: Mapping[str, Any], **others: float | str) -> str:
@@ -339,7 +341,8 @@ def estimate(setting: str, observed: Mapping[str, Cost]) -> Cost | None:
         return observed[setting]
     evaluations = _extrapolate(_numbers(setting), [_numbers(each) for each in observed], list(observed.values()))
     spent = sum(cost.evaluations for cost in observed.values())
-    return Cost(evaluations, sum(cost.seconds for cost in observed.values()) * evaluations / max(spent, 1.0))
+    seconds, device = (sum(getattr(cost, name) for cost in observed.values()) for name in ("seconds", "device"))
+    return Cost(evaluations, seconds * evaluations / max(spent, 1.0), device * evaluations / max(spent, 1.0))
 
 
 def _extrapolate(wanted: Mapping[str, float], settings: Sequence[Mapping[str, float]], costs: Sequence[Cost]) -> float:

@@ -144,12 +144,14 @@ def parse_costs(flat: Sequence[bytes]) -> Mapping[str, Cost]:
 
 def _parse_cost(value: bytes) -> Cost | None:
     """Returns a cost; None if it is damaged, since the next job with this setting replaces it."""
+    parts = value.split()
     try:
-        evaluations, seconds = (float(part) for part in value.split()[:2])
+        evaluations, seconds = (float(part) for part in parts[:2])
+        device = float(parts[3]) if len(parts) > 4 else seconds  # older releases wrote four parts
     except ValueError:
         return None
-    sound = 0 < evaluations < math.inf and 0 <= seconds < math.inf
-    return Cost(evaluations, seconds) if sound else None
+    sound = 0 < evaluations < math.inf and 0 <= seconds < math.inf and 0 <= device < math.inf
+    return Cost(evaluations, seconds, device) if sound else None
 
 
 def parse_job(view: Sequence[bytes]) -> Job:

@@ -177,7 +177,8 @@ class ItemStream:
         """Queues an item; returns the response when it has ended."""
         try:
             job_id = await self._queued(request)
-            await self._outbox.put(Response(item=_item(request.key, ItemState.IN_FLIGHT, job_id)))
+            if not request.results_only:
+                await self._outbox.put(Response(item=_item(request.key, ItemState.IN_FLIGHT, job_id)))
         except ItemKnown as known:
             return await self._known(known.item)
         return await self._result(request.key, job_id)

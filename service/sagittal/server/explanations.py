@@ -13,6 +13,7 @@ from sagittal.core.requests import MAX_BACKGROUNDS, background_name
 from sagittal.core.text import shown
 from sagittal.queue.protocol import JobQueue
 from sagittal.queue.settings import MIB
+from sagittal.server.estimates import estimate
 from sagittal.server.explain_many import Many
 from sagittal.server.intake import Intake
 from sagittal.server.job_images import JobImages
@@ -224,6 +225,12 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
     ) -> explanation_service_pb2.GetExplanationImageResponse:
         """Returns an image of a job."""
         return await self._images.image(await self._job(request.job_id), request)
+
+    async def EstimateExplanations(
+        self, request: explanation_service_pb2.EstimateExplanationsRequest, context: Context
+    ) -> explanation_service_pb2.EstimateExplanationsResponse:
+        """Returns what explanations will cost; nothing is queued."""
+        return await estimate(request, self._intake, self._queue)
 
     async def ScoreRegions(
         self, request: explanation_service_pb2.ScoreRegionsRequest, context: Context

@@ -13,7 +13,7 @@ import structlog
 
 from sagittal.core.errors import InvalidRequest, SagittalError, Unavailable
 from sagittal.core.jobs import MAX_EVALUATIONS, CachePolicy, Cost, Job, JobKind, Lane, NewJob, estimate, new_job_id
-from sagittal.core.requests import check_image_set, check_spec
+from sagittal.core.requests import CheckedSpec, check_image_set, check_spec
 from sagittal.process.tracing import JOB_ID, SpanKind, current_span, within
 from sagittal.queue.protocol import JobQueue
 from sagittal.queue.turns import TenantTurns
@@ -56,7 +56,11 @@ class Estimates:
         if found is None:
             return Cost(float(most), 0.0) if most else _UNKNOWN
         share = min(1.0, (most or MAX_EVALUATIONS) / found.evaluations)
-        return Cost(found.evaluations * share, found.seconds * share)
+        return Cost(found.evaluations * share, found.seconds * share, found.device * share)
+
+    async def known(self, model: model_pb2.Model, method: str, setting: str) -> bool:
+        """Returns whether jobs of exactly this setting have ended."""
+        return setting in await self._observed((model.name, model.version, method))
 
     async def _observed(self, key: tuple[str, str, str]) -> Mapping[str, Cost]:
         until, observed = self._known.get(key, (0.0, {}))
@@ -136,14 +140,20 @@ class Intake:
             finally:
                 release_request()
 
-    async def check(self, spec: explanation_pb2.ExplanationSpec) -> None:
-        """Checks what items of a batch have in common, which lacks the image. Raises SagittalError."""
+    async def check(self, spec: explanation_pb2.ExplanationSpec) -> CheckedSpec:
+        """Checks what several explanations have in common, which lacks the image. Raises SagittalError."""
         model = await self._catalogue.model(spec.model, spec.model_version, field="spec.model")
         check_loadable(model, "spec.model")
         whole = explanation_pb2.ExplanationSpec()
         whole.CopyFrom(spec)
-        whole.image.encoded = b"of each item"
-        check_spec(whole, model, self._settings.limits())
+        whole.image.encoded = b"of each"
+        return check_spec(whole, model, self._settings.limits())
+
+    async def estimate(self, checked: CheckedSpec) -> tuple[Cost, bool]:
+        """Returns the expected cost of an explanation, and whether it is that of jobs with the same setting."""
+        model, method, setting = checked.model, checked.method_name, checked.setting
+        cost = await self._estimates.of(model, method, setting, checked.most_evaluations)
+        return cost, await self._estimates.known(model, method, setting)
 
     async def predict(
         self, request: model_service_pb2.PredictRequest, caller: Caller, deadline: float

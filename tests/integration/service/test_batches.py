@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Iterable
 
 import grpc
 import pytest
-from embedded_queue import Queue, own_settings
+from e2e_stack import free_port
+from embedded_queue import Queue, Registry, own_settings
 
 from sagittal.core.jobs import JobState
+from sagittal.process.embedded import EmbeddedValkey
 from sagittal.v1 import batch_service_pb2 as pb
 from sagittal.v1 import batch_service_pb2_grpc, explanation_pb2, tensor_pb2
 
@@ -206,6 +210,24 @@ async def test_a_dropped_call_affects_no_item_and_the_next_one_gets_the_results(
         await eventually(lambda: _completed(stack, 2))
         assert len(ended(await add(stack, items(0, 1)))) == 2
         assert len(worker.leases) == 2
+
+
+async def test_items_survive_a_kill_of_redis_and_run_once(tmp_path) -> None:
+    with EmbeddedValkey(tmp_path, port=free_port(), persist=True) as server:
+        settings = own_settings(url=server.url, operation_timeout=60)
+        async with running(queue=Queue(settings), registry=Registry(settings)) as stack:
+            await create(stack)
+            call = stub(stack).AddBatchItems(_endless(items(0, 1)))
+            await eventually(lambda: _in_flight(stack, 2))
+            os.kill(server.pid, signal.SIGKILL)
+            await asyncio.to_thread(server.stop)
+            await asyncio.to_thread(server.start)
+            call.cancel()
+            async with stack.worker().at_work() as worker:
+                found = ended(await add(stack, items(0, 1)))
+            assert {each.state for each in found.values()} == {COMPLETED}
+            assert len(worker.leases) == 2
+            assert (await batch(stack)).counts.completed == 2
 
 
 async def test_two_calls_with_the_same_items_run_each_once(stack) -> None:

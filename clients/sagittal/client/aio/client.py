@@ -33,6 +33,7 @@ from sagittal.client.errors import (
     FailedPrecondition,
     InvalidRequest,
 )
+from sagittal.client.estimates import Estimate, parse_estimate
 from sagittal.client.events import Event, PatchSet
 from sagittal.client.explained_image import JobImage
 from sagittal.client.explanation import Explanation
@@ -286,6 +287,15 @@ class AsyncClient(AsyncModelCalls):
     def concepts(self) -> AsyncConceptCalls:
         """Calls about concept sets: fit, list, get, update, delete."""
         return AsyncConceptCalls(self._channel, self._metadata, self._call, self._cursor)
+
+    async def estimate(self, *, images: int = 1, **options: Unpack[BatchOptions]) -> Estimate:
+        """Estimates what explanations of so many images will cost, from the costs of ended jobs. Nothing is queued."""
+        checked = checked_options({"lane": "batch", "request_id": "", **options})
+        model = await self.model(checked["model"], version=checked.get("model_version", ""))
+        spec = spec_for(checked, model)
+        spec.ClearField("request_id")
+        request = build(service_pb.EstimateExplanationsRequest, spec=spec, images=images)
+        return parse_estimate(await self._call(self._jobs.EstimateExplanations, request))
 
     @property
     def batches(self) -> AsyncBatchCalls:

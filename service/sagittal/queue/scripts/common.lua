@@ -28,7 +28,8 @@
 --   waiting            hash of jobs:LANE:MODEL@VERSION and evaluations:LANE:MODEL@VERSION of queued executions
 --   tenants            the same, by tenant
 --   served             zset of MODEL@VERSION by the time until which a worker serves it; 0 if none has
---   cost:METHOD:MODEL@VERSION   hash of costs by setting
+--   cost:METHOD:MODEL@VERSION   hash of costs by setting: evaluations, seconds, number of jobs, seconds of the worker, time
+--   settled            zset of workers by the time of their last answer
 --   bell:MODEL@VERSION list that wakes workers
 --   damaged            zset by time of jobs that must fail because their execution is damaged or missing
 --   request:TENANT:KEY, flight:CONTENT, answer:CONTENT   strings: the id of a job or an execution

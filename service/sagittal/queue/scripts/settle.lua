@@ -11,16 +11,26 @@ if #elements == 0 then refuse('event', '', 'the terminal event') end
 -- deleted.
 local most_settings, newest_share, kept_seconds = 32, 0.2, 30 * 86400
 
+-- The time of a worker that a job takes from others: since the worker's last answer, if the job ran all that time. Summed
+-- up it is the time in which the worker was busy, however many jobs it runs at once. A single value varies much, so its
+-- mean is slow.
+local device_share = 0.02
+local function device_seconds(run)
+  local last = stored(call('ZSCORE', root .. 'settled', run.worker))
+  return last and math.min(seconds, math.max(now - last, 0)) or seconds
+end
+
 local function mean(old, new, share) return old + share * (new - old) end
 
 local function learn_cost(run)
   local setting = call('HGET', run_key(id), 'setting')
   if not setting or setting == '' then return end
   local key = root .. 'cost:' .. run.method .. ':' .. run.model .. '@' .. run.version
-  local count, spent, took = 0, evaluations, seconds
+  local count, spent, took, device = 0, evaluations, seconds, device_seconds(run)
   local known = call('HGET', key, setting)
   if known then
     local old_spent, old_took, old_count = string.match(known, '(%S+) (%S+) (%d+)')
+    local old_device = stored(string.match(known, '^%S+ %S+ %d+ (%S+) %S+$')) -- an older release did not write it
     old_spent, old_took, old_count = stored(old_spent), stored(old_took), stored(old_count)
     if not (old_spent and old_took and old_count) then
       set_aside_field(key, setting, 'is not a cost')
@@ -28,6 +38,7 @@ local function learn_cost(run)
       count = old_count
       local share = math.max(1 / (count + 1), newest_share)
       spent, took = mean(old_spent, spent, share), mean(old_took, took, share)
+      device = mean(old_device or old_took, device, math.max(1 / (count + 1), device_share))
     end
   elseif call('HLEN', key) >= most_settings then
     local oldest, when
@@ -37,7 +48,7 @@ local function learn_cost(run)
     end
     call('HDEL', key, oldest)
   end
-  call('HSET', key, setting, string.format('%.9g %.9g %d %s', spent, took, math.min(count + 1, 1e6), exact(now)))
+  call('HSET', key, setting, string.format('%.9g %.9g %d %.9g %s', spent, took, math.min(count + 1, 1e6), device, exact(now)))
   call('EXPIRE', key, kept_seconds)
 end
 
@@ -57,6 +68,8 @@ if state == 'completed' and evaluations > 0 and seconds > 0 and run.attempt == '
   learn_cost(run)
   learn_pace(run)
 end
+call('ZADD', root .. 'settled', exact(now), run.worker)
+call('ZREMRANGEBYSCORE', root .. 'settled', '-inf', exact(now - 86400))
 run.reason, run.spent = given.reason, {evaluations = evaluations, seconds = seconds}
 make_room(size_of(elements), run.tenant, given) -- a full store does not stop accepted jobs
 finish(id, run, state, elements)

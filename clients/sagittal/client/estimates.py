@@ -1,0 +1,37 @@
+"""What explanations will cost."""
+
+from dataclasses import dataclass
+
+from sagittal.client.parsing import parse
+from sagittal.v1 import explanation_service_pb2 as service_pb
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What explanations will cost, for all images together."""
+
+    basis: str
+    """What it rests on: ended jobs with the "same_setting" or the "same_method", only the "limit" of evaluations, or
+    nothing: empty, and all costs are 0."""
+    evaluations: int
+    """Model evaluations, including those for metrics."""
+    worker_seconds: float
+    """Time in which one worker alone completes them; it executes several jobs at once."""
+    wall_seconds: float | None
+    """Time until all are completed at the present load; None if no worker is ready or nothing is known."""
+    ready_workers: int
+    queued_evaluations: int
+    """Estimated evaluations of what is queued for the model now."""
+
+
+def parse_estimate(message: service_pb.EstimateExplanationsResponse) -> Estimate:
+    """Returns an estimate."""
+    basis = service_pb.EstimateBasis.Name(message.basis).removeprefix("ESTIMATE_BASIS_").lower()
+    wall = message.wall_time.ToNanoseconds() / 1e9 if message.HasField("wall_time") else None
+    return parse(
+        Estimate,
+        message,
+        basis="" if basis == "unspecified" else basis,
+        worker_seconds=message.worker_time.ToNanoseconds() / 1e9,
+        wall_seconds=wall,
+    )
