@@ -53,6 +53,12 @@ function Page() {
   }, [turn]);
   const [, view = "explain", id = "", second = ""] = route.split("/").map(decoded);
   const onToken = () => setAsksToken(true);
+  const name = texts.pages[view as keyof typeof texts.pages];
+  useEffect(() => {
+    document.title = name && view !== "explain" ? texts.titleOf(name) : texts.name;
+    // A screen reader continues in the new view, and the keyboard with it; the first view leaves the focus alone.
+    if (visit) document.getElementById("content")?.focus();
+  }, [visit]);
   return (
     <>
       <a class="skip" href="#content">{texts.skip}</a>
@@ -66,7 +72,7 @@ function Page() {
           ))}
         </nav>
       </header>
-      <main id="content">
+      <main id="content" tabIndex={-1}>
         {asksToken && <TokenForm wrong={token.get() !== ""} onToken={() => setTurn(turn + 1)} />}
         {problem && (
           <Status tone="bad">

@@ -2,6 +2,7 @@
 
 export const texts = {
   name: "Sagittal",
+  titleOf: (view: string) => `${view} · Sagittal`,
   pages: { explain: "Explain", compare: "Compare", jobs: "Jobs", models: "Models", concepts: "Concepts", system: "System" },
   skip: "Skip to the content",
   drop: {
@@ -153,7 +154,7 @@ export const texts = {
     hover: "Hover or focus a node to mark its patches everywhere.",
   },
   whatIf: {
-    help: "Click or drag over patches to hide them. Arrow keys move, space hides or shows.",
+    help: "Click or drag over patches to hide them. Arrow keys move, space hides or shows, Ctrl+Z undoes.",
     showOnly: "Show only these",
     hide: "Hide these",
     clear: "Show all",

@@ -12,6 +12,9 @@ import { texts } from "./texts";
 /** Most patches that "smallest change" hides before it gives up. */
 const MOST = 16;
 
+/** Changes that can be undone. */
+const MOST_PAST = 100;
+
 interface Try {
   hidden: number[];
   score: number;
@@ -26,6 +29,7 @@ export function WhatIfView(props: { jobId: string; view: HTMLCanvasElement; grid
   const [history, setHistory] = useState<Try[]>([]);
   const [note, setNote] = useState("");
   const [focus, setFocus] = useState(0);
+  const [past, setPast] = useState<ReadonlySet<number>[]>([]);
   const painting = useRef<boolean>();
   const board = useRef<HTMLDivElement>(null);
   const all = grid * grid;
@@ -54,9 +58,20 @@ export function WhatIfView(props: { jobId: string; view: HTMLCanvasElement; grid
       else next.delete(patch);
       return next;
     });
+  const remember = () => setPast((known) => [...known, hidden].slice(-MOST_PAST));
+  const undo = () => {
+    const before = past[past.length - 1];
+    if (!before) return;
+    setPast(past.slice(0, -1));
+    setHidden(before);
+  };
   const change = (patches: Iterable<number>) => {
     setNote("");
     setHidden(new Set(patches));
+  };
+  const choose = (patches: Iterable<number>) => {
+    remember();
+    change(patches);
   };
   const patchAt = (event: PointerEvent) => {
     const box = board.current!.getBoundingClientRect();
@@ -65,6 +80,7 @@ export function WhatIfView(props: { jobId: string; view: HTMLCanvasElement; grid
     return inside ? Math.floor(down * grid) * grid + Math.floor(across * grid) : undefined;
   };
   const flip = async () => {
+    remember();
     setNote(texts.whatIf.flipping);
     try {
       const { found, label } = await smallestFlip(jobId, grid, change);
@@ -76,8 +92,11 @@ export function WhatIfView(props: { jobId: string; view: HTMLCanvasElement; grid
   const move = (event: KeyboardEvent) => {
     const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -grid, ArrowDown: grid }[event.key];
     if (step !== undefined) setFocus((focus + step + all) % all);
-    else if (event.key === " " || event.key === "Enter") set(focus, !hidden.has(focus));
-    else return;
+    else if (event.key === "z" && (event.ctrlKey || event.metaKey)) undo();
+    else if (event.key === " " || event.key === "Enter") {
+      remember();
+      set(focus, !hidden.has(focus));
+    } else return;
     event.preventDefault();
   };
   const difference = now && full ? now.score - full.score : 0;
@@ -96,6 +115,7 @@ export function WhatIfView(props: { jobId: string; view: HTMLCanvasElement; grid
             const patch = patchAt(event);
             if (patch === undefined) return;
             board.current!.setPointerCapture(event.pointerId);
+            remember();
             painting.current = !hidden.has(patch);
             set(patch, painting.current);
           }}
@@ -121,8 +141,9 @@ export function WhatIfView(props: { jobId: string; view: HTMLCanvasElement; grid
           </svg>
         </div>
         <div class="buttons">
-          <button type="button" onClick={() => change([])}>{texts.whatIf.clear}</button>
-          <button type="button" onClick={() => change(Array.from({ length: all }, (_, patch) => patch).filter((patch) => !hidden.has(patch)))}>
+          <button type="button" disabled={!past.length} onClick={undo}>{texts.jobs.undo}</button>
+          <button type="button" onClick={() => choose([])}>{texts.whatIf.clear}</button>
+          <button type="button" onClick={() => choose(Array.from({ length: all }, (_, patch) => patch).filter((patch) => !hidden.has(patch)))}>
             {texts.whatIf.invert}
           </button>
           <button type="button" onClick={flip}>{texts.whatIf.flip}</button>
@@ -148,7 +169,7 @@ export function WhatIfView(props: { jobId: string; view: HTMLCanvasElement; grid
         <ol class="tries">
           {history.map((each) => (
             <li key={`${each.hidden}`}>
-              <button type="button" title={texts.whatIf.undo} onClick={() => change(each.hidden)}>
+              <button type="button" title={texts.whatIf.undo} onClick={() => choose(each.hidden)}>
                 {each.hidden.length ? texts.whatIf.patches(each.hidden.length) : texts.whatIf.whole}
               </button>
               <Share value={each.score} />

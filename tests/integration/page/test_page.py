@@ -161,6 +161,10 @@ async def test_an_explanation_forms_and_what_if_answers(serve, page, image):
         await board.focus()
         await page.keyboard.press("Space")
         await expect(page.locator(".now")).to_contain_text("60 %")
+        await page.keyboard.press("Control+z")
+        await expect(page.locator(".now")).to_contain_text("90 %")
+        await page.keyboard.press("Space")
+        await expect(page.locator(".now")).to_contain_text("60 %")
         await page.get_by_role("button", name="Smallest change that flips it").click()
         await expect(page.locator(".what-if")).to_contain_text("Hiding 2 patches makes the model say off")
         assert "#/job/" in page.url
@@ -358,6 +362,10 @@ async def test_the_keyboard_alone_suffices(serve, page, image):
         await page.keyboard.press("ArrowRight")
         await expect(page.get_by_role("tab", name="Sufficient sets")).to_be_focused()
         await expect(page.locator(".card")).to_contain_text("One-minimal")
+        await page.get_by_role("link", name="Jobs").focus()
+        await page.keyboard.press("Enter")
+        await expect(page.locator("main")).to_be_focused()
+        await expect(page).to_have_title("Jobs · Sagittal")
 
 
 async def test_every_state_without_a_result_is_drawn(serve, page, tmp_path):
@@ -414,7 +422,7 @@ async def test_concepts_are_named_merged_and_marked_and_each_change_can_be_undon
         await undo.click()
         await expect(name).to_have_value("")
         await expect(undo).to_have_count(0)
-        assert await page.title() == "Sagittal"
+        assert await page.title() == "Concepts · Sagittal"
 
 
 async def test_the_system_is_shown_from_its_metrics(serve, page):
