@@ -82,7 +82,7 @@ export function ExplainView(props: { models: Model[]; jobId: string; onToken: ()
       </>
     );
   return (
-    <div class="explain">
+    <div class={found && !busy ? "explain done" : "explain"}>
       <h1 class="unseen">{texts.pages.explain}</h1>
       <aside>
         {shown && models.length > 0 && (

@@ -123,10 +123,11 @@ function Depth({ readings }: { readings: Reading[] }) {
   const points = depths.map((depth, index) => `${x(index).toFixed(1)},${y(depth).toFixed(1)}`).join(" ");
   return (
     <>
-      <h2>{texts.system.depth}</h2>
+      <h2>
+        {texts.system.depth} <span class="faint">{texts.system.mostDepth(most)}</span>
+      </h2>
       <svg class="depth" viewBox={`0 0 ${WIDTH} ${HEIGHT}`} role="img" aria-label={texts.system.depthLabel(depths[depths.length - 1] ?? 0, most)}>
         <polyline points={points} />
-        <text x={4} y={14}>{texts.system.mostDepth(most)}</text>
       </svg>
     </>
   );

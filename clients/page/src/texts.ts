@@ -183,7 +183,7 @@ export const texts = {
     all: "All",
     reconnecting: "The connection broke. Reconnecting…",
     defaultMethod: "the default method",
-    took: (seconds: number) => `${seconds.toFixed(1)} s`,
+    took: (seconds: number) => `${seconds.toFixed(1)}\u00a0s`,
     attempts: (count: number) => `${count} attempts`,
     states: { 1: "queued", 2: "running", 3: "completed", 4: "failed", 5: "cancelled" } as Record<number, string>,
   },
@@ -248,6 +248,8 @@ export const texts = {
     nothingServed: "No explanation with curves was served yet.",
     columns: ["Model", "Method", "Explanations", "Insertion", "Deletion", "Smallest sufficient area", "Baseline still confident"],
   },
-  percent: (value: number) =>
+  difference: (value: number) =>
+    Math.abs(value) < 0.0005 ? "±0 %" : `${value < 0 ? "−" : "+"}${texts.percent(Math.abs(value))}`,
+  percent: (value: number): string =>
     value > 0 && value < 0.0005 ? "<0.1 %" : `${(100 * value).toFixed(value < 0.0995 && value > 0 ? 1 : 0)} %`,
 };

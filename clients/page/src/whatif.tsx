@@ -154,8 +154,7 @@ export function WhatIfView(props: { jobId: string; view: HTMLCanvasElement; grid
           <p class="now">
             <Share value={now.score} tone={difference < 0 ? "removed" : "kept"} />
             <span>
-              {nameOf(full)} ({difference >= 0 ? "+" : "−"}
-              {texts.percent(Math.abs(difference))})
+              {nameOf(full)} ({texts.difference(difference)})
             </span>
             {now.top && now.top.index !== full.index && (
               <span>
