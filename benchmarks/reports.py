@@ -20,3 +20,10 @@ def write_section(path: Path, section: str, text: str) -> None:
     after = pattern.sub(lambda _: block, before) if begin in before else f"{before.rstrip()}\n\n{block}\n".lstrip()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(after)
+
+
+def kept_sections(path: Path) -> str:
+    """Returns the sections of a document with their markers, for a benchmark that writes the rest of it again."""
+    text = path.read_text() if path.exists() else ""
+    blocks = re.finditer(r"<!-- begin (.+?) -->.*?<!-- end \1 -->", text, re.DOTALL)
+    return "".join(f"\n{block.group()}\n" for block in blocks)

@@ -7,6 +7,7 @@ from quality.heatmap import DEFAULT
 from quality.heatmap_report import Heatmaps
 from quality.measuring import Measurements
 from quality.sets_report import Sets
+from reports import kept_sections
 from subject import machine
 
 TEXT = """# Quality of the explanations
@@ -97,4 +98,4 @@ def write(measurements: Measurements, path: Path | None) -> None:
         print(text)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(text + kept_sections(path))

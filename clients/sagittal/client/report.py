@@ -77,6 +77,7 @@ def report_html(explanation: Explanation, seen: View | None = None, *, image_dig
         *(f'<p class="warn">{escape(each)}</p>' for each in _notes(explanation, seen)),
         _section("Image and heatmap", f'<div class="grid">{"".join(_pictures(explanation, seen))}</div>'),
         _section("Curves", _curves(explanation)),
+        _section("Stability", _stability(explanation)),
         _section("Sufficient sets", _sets(explanation, drawing)),
         _section("Attention graph", _graph(explanation, drawing)),
         _section("Concepts", _concepts(explanation, seen)),
@@ -193,6 +194,10 @@ def _row(name: str, *cells: str) -> str:
     return f'<tr><th scope="row">{name}</th>{"".join(f"<td>{each}</td>" for each in cells)}</tr>'
 
 
+def _stability(explanation: Explanation) -> str:
+    return "" if explanation.stability is None else f"<p>{escape(explanation.stability.text)}</p>"
+
+
 def _sets(explanation: Explanation, drawing: PatchDrawing) -> str:
     ordered = sorted(explanation.sufficient_sets, key=lambda each: (not each.diverse, len(each.patches.patches)))
     figures = "".join(_set(number, each, drawing) for number, each in enumerate(ordered, start=1))
@@ -210,6 +215,8 @@ def _set(number: int, each: SufficientSet, drawing: PatchDrawing) -> str:
     lines.append(f"{certificate.level}: {certificate.checked:,} sets scored, {required} required")
     if certificate.model_digest:
         lines.append(f"on model {certificate.model_digest[:16]}")
+    if certificate.robust is not None:
+        lines += certificate.robust.text.split("; ")
     if not each.diverse:
         lines.append("overlaps more than allowed with a better set")
     return _figure(drawing.set(each.patches, name), name, each.score, *lines)

@@ -11,6 +11,7 @@ from scripted_service import JOB, whole_log
 
 from sagittal.client import Explanation, JobCancelled, Preprocessing
 from sagittal.client.gathering import parse_explanation
+from sagittal.client.images import to_tensor
 from sagittal.v1 import explanation_pb2 as pb
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'\x1b]0;owned\x07\x9b\u202eevil\u2028&amp;"
@@ -80,6 +81,21 @@ def test_a_report_has_everything_and_needs_nothing_else() -> None:
     assert "@media print" in report
     used = {value[1:] for name, value in document.attributes if name == "href" and value.startswith("#")}
     assert used <= {value for name, value in document.attributes if name == "id"}
+
+
+def test_a_report_has_robustness_and_stability_if_they_were_measured() -> None:
+    log = whole_log()
+    found = next(each.sufficient_set for each in log if each.HasField("sufficient_set"))
+    tests = [{"alteration": pb.ALTERATION_KIND_JPEG, "sufficient": True, "minimal": True}]
+    found.certificate.robust.CopyFrom(pb.Robustness(alterations=tests, sufficient={"held": 3, "draws": 4}))
+    curve = next(each for each in log if each.HasField("curve"))
+    curve.stability.runs = 3
+    curve.stability.deviation.CopyFrom(to_tensor(np.zeros((7, 7), np.float16)))
+    text = Document(explained(log).report()).text
+    assert "holds JPEG 95" in text
+    assert "sufficient on at least 0% of backgrounds (3 of 4 drawn)" in text
+    assert "rank correlation 0.00 with 2 other seeds" in text
+    assert "JPEG" not in Document(explained(whole_log()).report()).text
 
 
 def test_a_report_tells_how_to_ask_the_same_again() -> None:
