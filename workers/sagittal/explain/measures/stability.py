@@ -6,7 +6,7 @@ that are normally distributed over seeds). The rank correlation of the explanati
 reader would see the same order of cells. If it is low, the heatmap is a matter of chance.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 from statistics import fmean, stdev
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sagittal.engine.requests import Evaluate, Inspect, OutOfBudget
+from sagittal.engine.requests import Evaluate, Inspect, OutOfBudget, Request
 from sagittal.explain.events import (
     AreaInterval,
     Checkpoint,
@@ -31,7 +31,7 @@ from sagittal.explain.events import (
 from sagittal.explain.explainer import Explainer
 from sagittal.explain.measures.curves import Metrics, measure
 from sagittal.explain.problem import Problem, State, derive_seed, prefixed, within
-from sagittal.explain.steps import Steps
+from sagittal.explain.steps import Steps, relay
 
 CONFIDENCE = 0.9
 """Probability that an interval contains the area of one more run, if areas are normally distributed."""
@@ -161,23 +161,17 @@ def _areas(events: Sequence[Event]) -> Tensor:
 def as_measurement(steps: Steps[Any]) -> Steps[list[Event]]:
     """Requests what the steps request, as a measurement that no budget of evaluations limits; returns their events."""
     events: list[Event] = []
-    resume: Callable[[], Any] = lambda: next(steps)  # noqa: E731 - each turn resumes in another way
-    while True:
-        try:
-            item = resume()
-        except StopIteration:
-            return events
-        answer: Any = None
-        if not isinstance(item, Evaluate | Inspect):
-            events.append(item)
-        else:
-            request = replace(item, metric=True) if isinstance(item, Evaluate) else item
-            try:
-                answer = yield request
-            except Exception as error:  # noqa: BLE001 - the steps handle every exception thrown into them
-                resume = lambda error=error: steps.throw(error)  # type: ignore[misc]  # noqa: E731
-                continue
-        resume = lambda answer=answer: steps.send(answer)  # type: ignore[misc]  # noqa: E731
+
+    def change(item: Request | Event) -> Request | None:
+        if isinstance(item, Evaluate):
+            return replace(item, metric=True)
+        if isinstance(item, Inspect):
+            return item
+        events.append(item)
+        return None
+
+    yield from relay(steps, change)
+    return events
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> float:
