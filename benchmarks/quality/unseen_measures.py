@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +69,8 @@ MEASURES: Mapping[str, str] = {
 class ShiftedCurves(EvaluateMask):
     """Curves of a heatmap of 28x28 cells on a grid of twice the cells' size that is shifted by half of its cell."""
 
+    hides: ClassVar[bool] = True
+
     def explain(self, problem: Problem) -> Steps[None]:
         """Yields both curves."""
         assert self.heatmap is not None
@@ -95,7 +97,8 @@ def measured(loaded: LoadedModel, picture: Picture, explainer: Explainer, seed: 
     outcomes = {name: measure() for name, measure in ways.items()}
     areas = {f"{name}_insertion": each.insertion for name, each in outcomes.items()}
     areas |= {f"{name}_deletion": each.deletion for name, each in outcomes.items()}
-    return {**areas, **_predictability(loaded, picture, saliency), "evaluations": found.evaluations}
+    figures = _predictability(loaded, picture, saliency)
+    return {**areas, **figures, "evaluations": found.evaluations, "saliency": saliency.numpy()}
 
 
 def _predictability(loaded: LoadedModel, picture: Picture, saliency: Tensor) -> dict[str, float]:
