@@ -330,7 +330,7 @@ class DeviceWishes(_message.Message):
     full_precision: _builtins.bool
     """True keeps full precision, even if the device is faster at a lower one."""
     compile: _builtins.bool
-    """True compiles the model if that makes it faster, with CUDA graphs on CUDA. Loading then takes minutes."""
+    """True compiles the model if that makes it faster. Loading then takes minutes."""
     def __init__(
         self,
         *,

@@ -93,7 +93,7 @@ class DeviceWishes(_Strict):
     full_precision: bool = False
     """Keeps full precision, even if the device is faster at a lower one."""
     compile: bool = False
-    """Compiles the model if that makes it faster, with CUDA graphs on CUDA; loading then takes minutes."""
+    """Compiles the model if that makes it faster; loading then takes minutes."""
 
 
 class ModelEntry(_Strict):
