@@ -1,5 +1,6 @@
 """KServe's own ModelServer and clients, in their environment, and the explainer as a process."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,8 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import urllib3
 from e2e_stack import PATIENCE, free_port, wait_until
 from peers_support import ENVIRONMENT, ROOT, program
+
+#: Longest time until an explainer is ready, in seconds: four programs start, on a machine that others use.
+STARTING = 300.0
 
 PEER = ROOT / "tests" / "peers" / "kserve_peer.py"
 
@@ -86,6 +91,7 @@ def explainer(log: Path, arguments: Sequence[str], **environment: str) -> Iterat
         **os.environ,
         "SAGITTAL_KSERVE_GRPC_PORT": str(grpc),
         "SAGITTAL_KSERVE_LISTEN_HOST": "127.0.0.1",
+        "NO_COLOR": "1",
         "SAGITTAL_THREADS": "1",
         **environment,
     }
@@ -104,6 +110,9 @@ def await_ready(peer: Peer, found: Explainer, name: str) -> None:
 
     def ready() -> bool:
         assert found.process.poll() is None, found.log.read_text()
-        return peer.answer("ready", url=found.url, model=name).get("found") == [True] * 5
+        with contextlib.suppress(urllib3.exceptions.HTTPError):
+            return urllib3.request("GET", f"{found.url}/v2/health/ready", retries=False).status == 200
+        return False
 
-    wait_until(ready, "the explainer is ready")
+    wait_until(ready, "the explainer is ready", STARTING)
+    assert peer.ask("ready", url=found.url, model=name) == [True] * 5

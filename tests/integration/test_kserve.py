@@ -11,16 +11,19 @@ import kubernetes_validate
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 import urllib3
 import yaml
 from e2e_stack import wait_until
-from known_models import LEFT, image
+from known_models import LEFT, RIGHT, image, looks_at_left
 from kserve_support import await_ready, explainer, kserve_peer
 from peers_support import ROOT
 
 from sagittal.core.models import ModelEntry
 from sagittal.kserve.loading import model_table
 from sagittal.kserve.settings import read_arguments
+from sagittal.models.sources import Access, load_source
+from sagittal.models.sources.access import Server
 
 PAGE = ROOT / "docs" / "kserve.md"
 
@@ -49,7 +52,7 @@ def start(directory, peer):
 
     @contextlib.contextmanager
     def starting():
-        arguments = ["--predictor_protocol", "v2", "--method", "occlusion", "--model_file", f"{directory}/model.toml"]
+        arguments = ["--predictor_protocol", "v2", "--model_file", f"{directory}/model.toml"]
         arguments += ["--state", f"{directory}/state", "--model_name", "left"]
         arguments += ["--predictor_host", f"localhost:{peer.http}", "--workers", "4"]
         with explainer(directory / "explainer.log", arguments) as found:
@@ -102,6 +105,34 @@ def test_the_v2_clients_get_it_from_an_inference(peer, container, file):
     assert looks_left(np.reshape(values, shape[1:]))
 
 
+def test_another_explainer_uses_the_sagittal_of_the_first(peer, container, directory, file):
+    """It runs no process beside itself: it registers its predictor, which the worker's settings allow."""
+    (address,) = re.findall(r"sagittal=(\S+)", container.log.read_text())
+    (directory / "too.toml").write_text(MODEL_FILE)
+    arguments = [
+        "--model_name",
+        "left-too",
+        "--predictor_host",
+        f"localhost:{peer.http}",
+        "--sagittal_address",
+        address,
+    ]
+    arguments += ["--model_file", f"{directory}/too.toml", "--method", "occlusion"]
+    with explainer(directory / "other.log", arguments) as other:
+        await_ready(peer, other, "left-too")
+        (found,) = peer.ask("explain", url=other.url, model="left-too", data=request(file))["explanations"]
+        assert (found["state"], found["model"]) == ("completed", "left-too")
+        assert looks_left(found["heatmap"])
+        assert other.stop() == 0
+
+
+def test_kserves_model_server_is_a_predictor_over_grpc_too(peer):
+    access = Access(servers={"kserve": Server(address=f"127.0.0.1:{peer.grpc}")})
+    model = load_source({"kind": "remote", "server": "kserve", "model": "left"}, access).module
+    images = torch.stack([image(LEFT), image(RIGHT), image()])
+    torch.testing.assert_close(model(images), looks_at_left()(images), atol=1e-4, rtol=1e-4)
+
+
 def test_a_bare_image_comes_back_as_a_heatmap(container, file):
     headers = {"content-type": "image/png", "accept": "image/png"}
     asked = f"{container.url}/v1/models/left:explain?target=left"
@@ -131,7 +162,7 @@ def test_the_programs_of_the_documentation_run(peer, container, file, directory)
 
 
 @pytest.mark.parametrize("name", ["inferenceservice.yaml", "shared-fleet.yaml"])
-def test_kserve_and_kubernetes_take_the_examples(peer, directory, name):
+def test_kserve_and_kubernetes_take_the_examples(peer, tmp_path, name):
     service, *others = yaml.safe_load_all((ROOT / "examples" / "kserve" / name).read_text())
     assert peer.ask("check", document=service) == []
     told = service["spec"]["explainer"]
@@ -146,8 +177,8 @@ def test_kserve_and_kubernetes_take_the_examples(peer, directory, name):
     settings = read_arguments([*explaining["args"], *added])
     for document in others:
         for file, text in document.get("data", {}).items():
-            (directory / file).write_text(text)
-            table = model_table(settings.model_copy(update={"model_file": directory / file}))
+            (tmp_path / file).write_text(text)
+            table = model_table(settings.model_copy(update={"model_file": tmp_path / file}))
             ModelEntry.model_validate(table)
 
 

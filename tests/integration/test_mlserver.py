@@ -21,7 +21,7 @@ from sagittal.explain.events import Curve, GraphNode, Prediction, RegionScores, 
 from sagittal.explain.problem import predict
 from sagittal.explain.sets.regions import ask_regions
 from sagittal.models.loading import load
-from sagittal.models.sources import Access, ModelUnavailable
+from sagittal.models.sources import Access, ModelUnavailable, load_source
 from sagittal.models.sources.access import Server
 from sagittal.v1 import method_pb2
 from sagittal.worker.hosting.description import describe_model
@@ -31,8 +31,8 @@ QUESTION = Question(image=image(LEFT, RIGHT), target=1)
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    """Where an MLServer listens that serves `looks-left` and `looks-left-last`, which takes channels last."""
+def places(tmp_path_factory):
+    """Where an MLServer serves `looks-left` and `looks-left-last`, which takes channels last: over gRPC and HTTP."""
     command = program("mlserver")
     repository = tmp_path_factory.mktemp("mlserver") / "models"
     shutil.copytree(ROOT / "tests" / "peers" / "mlserver_repository", repository)
@@ -48,7 +48,12 @@ def address(tmp_path_factory):
         cwd=repository.parent,
         env=environment,
     ):
-        yield f"127.0.0.1:{ports['grpc_port']}"
+        yield f"127.0.0.1:{ports['grpc_port']}", f"127.0.0.1:{ports['http_port']}"
+
+
+@pytest.fixture(scope="module")
+def address(places):
+    return places[0]
 
 
 def entry(**settings):
@@ -99,6 +104,14 @@ def test_its_scores_are_those_of_the_model_that_it_serves(remote):
     images = torch.stack([image(), image(LEFT), image(RIGHT), image(LEFT, RIGHT), image(LEFT)])
     with torch.inference_mode():
         torch.testing.assert_close(remote.evaluator.module(images), looks_at_left()(images), atol=1e-4, rtol=1e-4)
+
+
+def test_its_scores_over_http_are_those_over_grpc(places, remote):
+    access = Access(servers={"mlserver": Server(address=places[1], protocol="http")})
+    by_http = load_source(entry(max_batch=2).source, access).module
+    images = torch.stack([image(), image(LEFT), image(LEFT, RIGHT)])
+    with torch.inference_mode():
+        torch.testing.assert_close(by_http(images), remote.evaluator.module(images), atol=1e-4, rtol=1e-4)
 
 
 def test_a_model_that_takes_channels_last_gets_them_and_says_the_same(address, remote):

@@ -199,6 +199,8 @@ if __name__ == "__main__":
     os.dup2(2, 1)  # KServe logs to stdout
     threading.Thread(target=listen, args=(answers,), daemon=True).start()
     if ports[0]:
-        ModelServer(http_port=ports[0], grpc_port=ports[1], enable_latency_logging=False).start([LooksLeft("left")])
+        ModelServer(http_port=ports[0], grpc_port=ports[1], enable_latency_logging=False).start(
+            [LooksLeft("left"), LooksLeft("left-too")]
+        )
     else:
         threading.Event().wait()

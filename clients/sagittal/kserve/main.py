@@ -32,6 +32,9 @@ EXIT_OK, EXIT_FAILED, EXIT_SETTINGS = 0, 1, 2
 #: Interval of checks whether the processes of the container run, and whether this one is asked to stop, in seconds.
 LOOK_SECONDS = 0.2
 
+#: Simultaneous requests over HTTP, and over gRPC; further ones are refused.
+MAX_CALLS = 200
+
 _log = structlog.get_logger(__name__)
 
 
@@ -107,7 +110,8 @@ class _Program:
             keeping = supervisor.start_task("model", loading.keep)
             http = self._http(make_app(explainer, loading, settings.model_name))
             async with self._grpc(explainer, loading):
-                _log.info("kserve-started", model=settings.model_name, http=settings.http_port, grpc=settings.grpc_port)
+                ports = {"http": settings.http_port, "grpc": settings.grpc_port}
+                _log.info("kserve-started", model=settings.model_name, sagittal=address, **ports)
                 await self._serve(http, explainer)
             await supervisor.stop_task(keeping)
         _log.info("kserve-stopped")
@@ -137,6 +141,7 @@ class _Program:
                 host=self._settings.listen_host,
                 port=self._settings.http_port,
                 timeout_graceful_shutdown=self._settings.drain,
+                limit_concurrency=MAX_CALLS,
                 server_header=False,
                 access_log=False,
                 log_config=None,
@@ -149,7 +154,7 @@ class _Program:
         if not self._settings.grpc_port:
             yield
             return
-        server = make_server(explainer, loading, self._settings.model_name)
+        server = make_server(explainer, loading, self._settings.model_name, max_calls=MAX_CALLS)
         server.add_insecure_port(f"{self._settings.listen_host}:{self._settings.grpc_port}")
         await server.start()
         try:

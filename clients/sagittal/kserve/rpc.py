@@ -23,7 +23,7 @@ _OPTIONS = (("grpc.max_receive_message_length", MAX_BODY), ("grpc.max_send_messa
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def make_server(explainer: Explainer, loading: Loading, name: str) -> grpc.aio.Server:
+def make_server(explainer: Explainer, loading: Loading, name: str, *, max_calls: int) -> grpc.aio.Server:
     """Returns a server that explains a model under its name; it has no port yet."""
     service = _Service(explainer, loading, name)
     methods: Mapping[str, tuple[Callable[..., Awaitable[Any]], Any]] = {
@@ -40,7 +40,7 @@ def make_server(explainer: Explainer, loading: Loading, name: str) -> grpc.aio.S
         )
         for method, (behaviour, kind) in methods.items()
     }
-    server = grpc.aio.server(options=_OPTIONS)
+    server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=max_calls)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers),))
     return server
 

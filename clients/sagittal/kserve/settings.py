@@ -57,9 +57,9 @@ class KServeSettings(BaseSettings):
     model_file: Path | None = None
     """Model file with one `[[models]]` table: preprocessing, labels, output and, in `source`, names and types of the
     predictor's tensors. Not set: 224 pixels, the mean and deviation of ImageNet, no labels."""
-    method: str = "rise"
-    """Method of requests that name none. Predictors have no gradients: `rise`, `occlusion`,
-    `minimal-sufficient-explanations` and `structured-attention-graph` need none."""
+    method: str = "occlusion"
+    """Method of requests that name none. Predictors have no gradients: `occlusion`, `rise`,
+    `minimal-sufficient-explanations` and `structured-attention-graph` need none. `rise` needs the most evaluations."""
     wait: Seconds = 50.0
     """Maximum time until a response, in seconds. A job that takes longer goes on, and the response has its id."""
     max_instances: Annotated[int, Field(ge=1, le=1000)] = 16

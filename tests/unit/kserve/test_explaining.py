@@ -201,7 +201,7 @@ async def test_a_predictor_is_registered_and_a_changed_one_replaces_it(api):
 @pytest.fixture
 async def infer(api):
     """Calls ModelInfer with inputs and parameters."""
-    server = make_server(api.explainer, api.loading, "lamp")
+    server = make_server(api.explainer, api.loading, "lamp", max_calls=4)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
