@@ -43,7 +43,15 @@ class PixelScale:
 
     def rounded(self, images: Tensor) -> Tensor:
         """Returns images (..., 3, height, width) with 8-bit pixels."""
-        return self._values(self._levels(images).round().clamp(0, LEVELS))
+        copy = images.clone()
+        self.round(copy)
+        return copy
+
+    def round(self, images: Tensor) -> None:
+        """Rounds images (..., 3, height, width) to 8-bit pixels in place, in four passes over them."""
+        black, span = self._channels(images)
+        torch.addcmul(-black / span * LEVELS, images, LEVELS / span, out=images).round_().clamp_(0, LEVELS)
+        torch.addcmul(black, images, span / LEVELS, out=images)
 
     def pixels(self, images: Tensor) -> np.ndarray:
         """Returns images (n, 3, height, width) as RGB pixels: uint8 of shape (n, height, width, 3)."""
@@ -80,7 +88,7 @@ class Rounding:
 
     def __call__(self, inputs: Tensor) -> None:
         """Changes inputs (n, 3, height, width) in place."""
-        inputs.copy_(self.scale.rounded(inputs))
+        self.scale.round(inputs)
 
 
 @dataclass(frozen=True, slots=True)
