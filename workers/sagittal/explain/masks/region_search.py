@@ -233,6 +233,7 @@ class Walk:
         self._count = count
         self.length = max(1, count - int(REST * count) - 1)
         """Number of steps."""
+        state = {name: tensor.cpu() for name, tensor in state.items()}
         self._top = state.get("top", torch.empty(0, dtype=torch.int64)).tolist()
         self._bottom = state.get("bottom", torch.empty(0, dtype=torch.int64)).tolist()
         self._last = state.get("last", torch.zeros(count))
