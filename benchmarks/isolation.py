@@ -54,6 +54,8 @@ class Compared:
     flooded: list[list[float]] = field(default_factory=list)
     codes: "Counter[str]" = field(default_factory=Counter)
     seconds: float = 0.0
+    used: dict[bool, float] = field(default_factory=lambda: {False: 0.0, True: 0.0})
+    """Processor time of the service in quiet and in flooded phases."""
 
     def ratio(self, share: float) -> float:
         """Returns flooded over quiet at a percentile: the median over the pairs of phases."""
@@ -152,7 +154,9 @@ async def compare(stack: Stack, name: str, job: str, rounds: int, seconds: float
             for flooded in (False, True) if number % 2 == 0 else (True, False):
                 if flooded:
                     _say(flood, "go")
+                before = stack.cpu_seconds()["service"]
                 times = await neighbour.phase(seconds)
+                found.used[flooded] += (stack.cpu_seconds()["service"] - before) / (rounds * seconds)
                 if flooded:
                     _say(flood, "stop")
                     found.codes.update(json.loads(await asyncio.to_thread(flood.stdout.readline)))
@@ -189,14 +193,17 @@ def report(found: dict[str, Compared], rounds: int, seconds: float) -> str:
         "flooded, ms (p50 / p99)",
         "ratio p50",
         "ratio p99",
+        "service's processor (quiet / flooded)",
     ]
     return f"""## What a flood does to another tenant
 
 Written by `make bench-isolation`. The service, Valkey (`appendfsync always`) and a worker that answers at once, each a
 process, on {len(os.sched_getaffinity(0))} processors. A neighbour asks for {STREAMS} explanations at a time, one after
 the other, with a 224 x 224 JPEG. Another tenant floods in every second phase, as fast as it is answered, from a program
-at the lowest priority, since it would have a machine of its own. {rounds} pairs of phases of {seconds:g} s for each
-flood; a ratio is flooded over quiet, the median of the pairs. The goal is at most {GOAL} at the 99th percentile: {kept}
+at the lowest priority, since it would have a machine of its own; the others have the nice value {os.nice(0)}.
+{rounds} pairs of phases of {seconds:g} s for each
+flood; a ratio is flooded over quiet, the median of the pairs. The last column is the share of one processor that the
+service used, without the processes that decode images. The goal is at most {GOAL} at the 99th percentile: {kept}
 of {len(found)} floods kept it in this run. {_load()}
 
 {table(header, rows)}
@@ -208,7 +215,9 @@ def _row(name: str, found: Compared) -> list[object]:
     codes = ", ".join(f"{code} {count / sent:.0%}" for code, count in found.codes.most_common(3)) or "none in a phase"
     quiet, flooded = ([each for phase in phases for each in phase] for phases in (found.quiet, found.flooded))
     ratios = [f"{found.ratio(share):.2f}" for share in (0.5, 0.99)]
-    return [name, f"{sum(found.codes.values()) / found.seconds:,.0f}", codes, _pair(quiet), _pair(flooded), *ratios]
+    used = f"{found.used[False]:.0%} / {found.used[True]:.0%}"
+    rate = f"{sum(found.codes.values()) / found.seconds:,.0f}"
+    return [name, rate, codes, _pair(quiet), _pair(flooded), *ratios, used]
 
 
 def _pair(values: list[float]) -> str:

@@ -136,6 +136,7 @@ async def test_a_watcher_reads_once_for_each_change_and_not_for_its_subscription
     queue_settings, new_job, monkeypatch
 ) -> None:
     monkeypatch.setattr(watch, "SUBSCRIBE_SECONDS", 60.0)
+    monkeypatch.setattr("sagittal.queue.jobs.LOOK_SECONDS", 600.0)
     reads = Reads()
     jobs, worker = RedisJobQueue(queue_settings, reads), RedisWorkerQueue(queue_settings, worker="worker")
     job, _ = await jobs.submit(new_job(), b"accepted")

@@ -222,7 +222,7 @@ async def test_a_worker_that_cannot_write_ends_and_its_jobs_go_to_another(
     queue_settings, models, job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half a worker would keep the leases of jobs that can never end."""
-    settings = queue_settings.model_copy(update={"heartbeat_seconds": 0.2, "lease_seconds": 1.0, "sweep_seconds": 0.1})
+    settings = queue_settings.model_copy(update={"heartbeat_seconds": 0.2, "lease_seconds": 2.0, "sweep_seconds": 0.1})
 
     def broken(*_: object) -> None:
         raise RuntimeError("a bug by construction")
@@ -235,7 +235,7 @@ async def test_a_worker_that_cannot_write_ends_and_its_jobs_go_to_another(
             assert await asyncio.to_thread(worker._draining.wait, PATIENCE)
         assert worker.crashed == "event-writer"
         assert (await jobs.get(job.job_id)).attempt == 1
-    with working(models, settings):
+    with working(models, settings.model_copy(update={"lease_seconds": 600.0})):
         async for _ in jobs.events(job.job_id, 1):
             break  # the second attempt has started
         assert (await jobs.get(job.job_id)).attempt == 2
