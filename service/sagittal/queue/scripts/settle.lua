@@ -69,7 +69,6 @@ if state == 'completed' and evaluations > 0 and seconds > 0 and run.attempt == '
   learn_pace(run)
 end
 call('ZADD', root .. 'settled', exact(now), run.worker)
-call('ZREMRANGEBYSCORE', root .. 'settled', '-inf', exact(now - 86400))
 run.reason, run.spent = given.reason, {evaluations = evaluations, seconds = seconds}
 make_room(size_of(elements), run.tenant, given) -- a full store does not stop accepted jobs
 finish(id, run, state, elements)

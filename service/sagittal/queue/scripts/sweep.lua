@@ -69,6 +69,7 @@ end
 
 for _, id in ipairs(passed('spent', given.image_retention_seconds)) do drop_run(id) end
 for _, id in ipairs(passed('ended', given.retention_seconds)) do drop_job(id) end
+call('ZREMRANGEBYSCORE', root .. 'settled', '-inf', exact(now - given.retention_seconds))
 for _, id in ipairs(passed('attaching', given.attachment_seconds)) do
   drop_parts(id)
   call('ZREM', root .. 'attaching', id)
