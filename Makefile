@@ -6,7 +6,7 @@ IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: page demo test test-architectures test-callers caller-packages test-kernels chaos check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation bench-bulk soak bench-quality bench-costs bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom device device-report fuzz audit scan peers
+.PHONY: page demo test test-architectures test-callers caller-packages test-kernels chaos check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation bench-kserve bench-bulk soak bench-quality bench-costs bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom device device-report fuzz audit scan peers
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -32,7 +32,7 @@ NODE_CALLER := examples/callers/node/node_modules/.package-lock.json
 $(NODE_CALLER): examples/callers/node/package-lock.json $(VENV)/.installed-dev
 	-@$(BIN)/python scripts/npm.py examples/callers/node
 
-peers: $(VENV)-peers/.installed ## Installs MLServer, an S3-compatible store and an older Valkey, which some tests need.
+peers: $(VENV)-peers/.installed ## Installs MLServer, KServe, an S3-compatible store and an older Valkey, which some tests need.
 
 install: $(VENV)/.installed-dev ## Creates .venv with everything.
 
@@ -167,6 +167,9 @@ lock: ## Updates deploy/requirements-*.txt, which the images install, from pypro
 
 bench-peers: .cache/peers/.installed ## Compares with captum, grad-cam and the published RISE, in docs/performance.md.
 	$(BIN)/python benchmarks/peers.py --peers .cache/peers --write docs/performance.md
+
+bench-kserve: $(VENV)/.installed-dev $(VENV)-peers/.installed ## Measures predictions at MLServer beside explanations and writes docs/kserve.md.
+	$(BIN)/python benchmarks/kserve.py --limits 1x1 --write docs/kserve.md
 
 bench-service: $(VENV)/.installed-dev ## Measures the service and its overhead, and writes their parts of docs/performance.md.
 	$(BIN)/python benchmarks/service.py --write docs/performance.md

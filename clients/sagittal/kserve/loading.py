@@ -77,8 +77,10 @@ def _labels(beside: Path, name: str) -> list[str]:
 
 
 def is_ready(model: Model) -> bool:
-    """Returns whether a worker has the model ready, or had it and loads it again for the next job."""
-    return any(each.state == "ready" or (model.digest and each.state != "failed") for each in model.workers)
+    """Returns whether a worker has the model ready, or one had it, so that jobs may wait until a worker loads it."""
+    if model.ready_workers:
+        return True
+    return bool(model.digest) and not (model.workers and len(model.failures) == len(model.workers))
 
 
 class Loading:

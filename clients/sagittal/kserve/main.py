@@ -71,13 +71,13 @@ def _sagittal(settings: KServeSettings) -> Iterator[tuple[str, LocalStack | None
         worker_metrics=0,
         models_file=None,
         state=settings.state,
-        worker={"SAGITTAL_SOURCES__SERVERS": json.dumps({settings.sagittal_server: _predictor(settings)})},
+        worker={"SAGITTAL_SOURCES__SERVERS": json.dumps({settings.sagittal_server: predictor_server(settings)})},
     )
     with LocalStack(plan) as stack:
         yield plan.listen, stack
 
 
-def _predictor(settings: KServeSettings) -> dict[str, object]:
+def predictor_server(settings: KServeSettings) -> dict[str, object]:
     """Returns the predictor as a server in the settings of the worker."""
     return {
         "address": "{host}",

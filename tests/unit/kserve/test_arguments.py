@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sagittal.kserve.loading import model_table
-from sagittal.kserve.main import main
+from sagittal.kserve.main import main, predictor_server
 from sagittal.kserve.settings import read_arguments
 from sagittal.models.sources.access import Server
 
@@ -30,6 +30,16 @@ def test_the_protocol_is_a_setting_of_its_own_and_tls_has_its_port(monkeypatch):
     assert read_arguments([*KSERVE, "--predictor_protocol", "v2"]).predictor_protocol == "v2", (
         "arguments take precedence"
     )
+
+
+def test_the_worker_inside_calls_only_the_predictor_one_call_at_a_time():
+    protocols = {"v2": "http", "grpc-v2": "grpc"}
+    for protocol, expected in protocols.items():
+        server = Server(**predictor_server(read_arguments([*KSERVE, "--predictor_protocol", protocol])))
+        assert (server.hosts, server.protocol, server.concurrency) == (("cats-predictor.zoo:80",), expected, 1)
+    limited = read_arguments([*KSERVE, "--predictor_concurrency", "3", "--predictor_request_timeout_seconds", "7"])
+    server = Server(**predictor_server(limited))
+    assert (server.concurrency, server.timeout) == (3, 7)
 
 
 def test_a_predictor_in_a_fleet_has_its_namespace_in_its_name():

@@ -186,6 +186,28 @@ async def test_a_model_that_a_job_failed_on_is_loaded_again_for_the_next(api):
     assert api.loading.ready, "the next job loads it"
 
 
+@pytest.mark.parametrize(
+    ("digest", "states", "ready"),
+    [
+        ("d", [], True),  # its workers are scaled to zero: a job brings them back
+        ("", [], False),
+        ("", ["LOADING"], False),
+        ("d", ["LOADING"], True),
+        ("d", ["FAILED"], False),
+        ("d", ["FAILED", "UNLOADED"], True),
+        ("", ["FAILED", "READY"], True),
+    ],
+)
+async def test_a_model_is_ready_if_a_job_on_it_can_run_now_or_later(api, digest, states, ready):
+    workers = [
+        model_pb2.WorkerModel(worker=str(number), state=model_pb2.ModelState.Value(f"MODEL_STATE_{state}"))
+        for number, state in enumerate(states)
+    ]
+    api.script.model = model_pb2.Model(name="lamp", version="1", digest=digest, workers=workers)
+    await api.loading.look()
+    assert api.loading.ready is ready
+
+
 async def test_a_predictor_is_registered_and_a_changed_one_replaces_it(api):
     source = {"kind": "remote", "server": "kserve", "host": "a:80", "model": "m"}
     table = {"name": "lamp", "version": "1", "source": source}
