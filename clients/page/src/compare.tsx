@@ -8,18 +8,17 @@ import { DropZone, FileButton, Progress, TopClasses } from "./explain";
 import { type Explaining, keyOf, readImage, type Shown, useExplaining } from "./explaining";
 import { type Explanation, nameOf, scoreAt } from "./explanation";
 import { AskForm, ClassInput } from "./form";
-import { Slider } from "./heatmap";
+import { Slider, sufficientArea } from "./heatmap";
 import { covered, mostSalient, overlaid, parted, tinted } from "./image";
 import { texts } from "./texts";
 
-/** Area that is compared at first, as a share of the image, and the most sets of one side that are drawn. */
-const FIRST_AREA = 0.15;
+/** Most sets of one side that are drawn. */
 const MOST_SETS = 3;
 
 export function CompareView(props: { models: Model[]; first: string; second: string; onToken: () => void }) {
   const { models } = props;
   const [problem, setProblem] = useState("");
-  const [area, setArea] = useState(FIRST_AREA);
+  const [chosen, setArea] = useState<number>();
   const [correct, setCorrect] = useState<number | string>();
   const failed = (error: unknown) => {
     if (isUnauthenticated(error)) props.onToken();
@@ -27,6 +26,9 @@ export function CompareView(props: { models: Model[]; first: string; second: str
   };
   const left = useExplaining(models, props.first, failed);
   const right = useExplaining(models, props.second, failed);
+
+  // At first, the area at which the parts of both sides suffice.
+  const area = chosen ?? Math.max(...[left, right].map(({ found }) => (found ? sufficientArea(found) : 0)));
 
   // The second side starts with the image and the question of the first, so that one of them can be changed.
   const touched = useRef(props.second !== "");

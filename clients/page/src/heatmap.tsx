@@ -17,7 +17,7 @@ const FIRST_AREA = 0.15;
 const AREAS = { minimum: 0.02, maximum: 0.6 };
 
 /** Returns the smallest area that is sufficient alone. */
-function sufficientArea(found: Explanation): number {
+export function sufficientArea(found: Explanation): number {
   const { insertion } = found.curves;
   const enough = SUFFICIENT * (found.prediction?.target?.score ?? 1);
   const place = insertion?.scores.findIndex((score) => score >= enough) ?? -1;

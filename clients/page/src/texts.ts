@@ -166,7 +166,7 @@ export const texts = {
     history: "Tries",
     now: "Now",
     whole: "whole image",
-    patches: (count: number) => `${count} patches hidden`,
+    patches: (count: number) => (count === 1 ? "1 patch hidden" : `${count} patches hidden`),
     undo: "Back to this try",
   },
   jobs: {
