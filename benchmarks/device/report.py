@@ -12,6 +12,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from reports import table, write_section  # noqa: E402
 
 from device.results import Results, cards_of  # noqa: E402 - after the path of the benchmarks
+from sagittal.client.estimates import price_of  # noqa: E402
 
 SECTION, COSTS = "device", "device-costs"
 """Markers of the sections, in the page of performance and in that of methods."""
@@ -19,15 +20,7 @@ SECTION, COSTS = "device", "device-costs"
 PER = 1000
 """Explanations that a price is for."""
 
-HOUR = 3600.0
-"""Seconds."""
-
 Rows = Mapping[str, Mapping[str, Any]]
-
-
-def price_of(seconds: float, per_hour: float) -> float:
-    """Returns the price of `PER` explanations of some seconds each, at a price of an hour of the device."""
-    return PER * seconds / HOUR * per_hour
 
 
 def performance(results: Results) -> str:
@@ -55,7 +48,7 @@ def costs(results: Results, per_hour: float) -> str:
             f"`{name}`",
             f"{row['evaluations']:.0f}",
             f"{PER * row['seconds']:.0f}",
-            f"{price_of(row['seconds'], per_hour):.3f}",
+            f"{price_of(PER * row['seconds'], per_hour):.3f}",
         ]
         for name, row in results.of("cost").items()
         if "error" not in row

@@ -25,13 +25,28 @@ _BASES = {
 @click.option("--method", default="igos++", show_default=True, help="Method; 'sagittal models show' lists them.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A parameter of the method; repeatable.")
 @click.option("--max-evaluations", type=click.IntRange(0), default=0, help="For each image; 0: no limit.")
+@click.option(
+    "--price-per-hour",
+    type=click.FloatRange(0.0, min_open=True),
+    help="Of one worker, such as of its GPU, in any currency; also prints the price.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Prints JSON.")
 @connected
-def estimate(client: Client, *, images: int, method: str, settings: Sequence[str], as_json: bool, **asked: Any) -> None:
+def estimate(
+    client: Client,
+    *,
+    images: int,
+    method: str,
+    settings: Sequence[str],
+    price_per_hour: float | None,
+    as_json: bool,
+    **asked: Any,
+) -> None:
     """Estimates what explanations will cost, from the costs of ended jobs. Nothing is queued."""
     found = client.estimate(images=images, method=Method(method, **parse_settings(settings)), **asked)
     if as_json:
-        echo(json.dumps(asdict(found), indent=2))
+        price = {} if price_per_hour is None else {"price": found.price(price_per_hour)}
+        echo(json.dumps(asdict(found) | price, indent=2))
         return
     if not found.basis:
         echo("nothing is known: no job of this method on this model has ended; explain one image first")
@@ -39,6 +54,8 @@ def estimate(client: Client, *, images: int, method: str, settings: Sequence[str
     echo(f"{images:,} images: {found.evaluations:,} model evaluations, from {_BASES[found.basis]}")
     if found.worker_seconds:
         echo(f"  {found.worker_seconds:,.1f} s of one worker")
+        if price_per_hour is not None:
+            echo(f"  price {found.price(price_per_hour):,.2f}, at {price_per_hour:g} for an hour of one worker")
     if found.wall_seconds is not None:
         behind = f", behind {found.queued_evaluations:,} queued evaluations" if found.queued_evaluations else ""
         echo(f"  about {found.wall_seconds:,.1f} s on {found.ready_workers} ready workers{behind}")

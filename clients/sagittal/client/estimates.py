@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from sagittal.client.parsing import parse
 from sagittal.v1 import explanation_service_pb2 as service_pb
 
+SECONDS_PER_HOUR = 3600.0
+"""Seconds in an hour."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
@@ -22,6 +25,19 @@ class Estimate:
     ready_workers: int
     queued_evaluations: int
     """Estimated evaluations of what is queued for the model now."""
+
+    def price(self, per_hour: float) -> float:
+        """Returns the price of the workers' time.
+
+        Args:
+            per_hour: Price of an hour of one worker, such as of its GPU, in any currency.
+        """
+        return price_of(self.worker_seconds, per_hour)
+
+
+def price_of(seconds: float, per_hour: float) -> float:
+    """Returns the price of some seconds at a price of an hour."""
+    return seconds / SECONDS_PER_HOUR * per_hour
 
 
 def parse_estimate(message: service_pb.EstimateExplanationsResponse) -> Estimate:
