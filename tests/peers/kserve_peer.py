@@ -76,7 +76,7 @@ async def release():
 
 
 async def explain(url, model, data):
-    """The V1 client's explain."""
+    """The V1 client's explain, once."""
     client = InferenceRESTClient(RESTConfig(protocol="v1"))
     return await client.explain(url, model_name=model, data=data)
 
@@ -93,10 +93,16 @@ async def ready(url, model):
     ]
 
 
-def _request(model, image, parameters):
-    given = InferInput("image", [1], "BYTES")
-    given.set_data_from_numpy(np.array([Path(image).read_bytes()], object), binary_data=True)
-    return InferRequest(model, [given], request_id="seven", parameters=parameters)
+async def _until_it_ends(infer, model, image, parameters):
+    """Calls with an image, and then with its job until that has ended; returns the last response."""
+    name, value = "image", await asyncio.to_thread(Path(image).read_bytes)
+    while True:
+        given = InferInput(name, [1], "BYTES")
+        given.set_data_from_numpy(np.array([value], object), binary_data=True)
+        found = _told(await infer(InferRequest(model, [given], request_id="seven", parameters=parameters)))
+        if found["outputs"]["state"]["values"][0] not in ("queued", "running"):
+            return found
+        name, value = "job_id", found["outputs"]["job_id"]["values"][0].encode()
 
 
 def _told(response):
@@ -108,21 +114,25 @@ def _told(response):
     return {"id": response.id, "model": response.model_name, "outputs": found}
 
 
-async def infer(url, model, image, parameters=None):
+async def infer(url, model, image, parameters):
     """The gRPC client's infer."""
     client = InferenceGRPCClient(url)
     try:
         if not (await client.is_server_live(headers=()) and await client.is_model_ready(model, headers=())):
             raise RuntimeError("it is not ready")
-        return _told(await client.infer(_request(model, image, parameters or {})))
+        return await _until_it_ends(client.infer, model, image, parameters)
     finally:
         await client.close()
 
 
-async def infer_rest(url, model, image):
+async def infer_rest(url, model, image, parameters):
     """The REST client's infer, which sends images as binary tensors."""
     client = InferenceRESTClient(RESTConfig(protocol="v2"))
-    return _told(await client.infer(url, model_name=model, data=_request(model, image, {})))
+
+    async def infer(request):
+        return await client.infer(url, model_name=model, data=request)
+
+    return await _until_it_ends(infer, model, image, parameters)
 
 
 async def run(code, result):

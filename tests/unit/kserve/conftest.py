@@ -1,6 +1,5 @@
 """The explainer before a service that follows a script."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -83,6 +82,5 @@ async def api() -> AsyncIterator[Api]:
             loading = Loading(client, None, "lamp")
             explainer = Explainer(client, loading, method="rise", wait=2000.0, max_instances=4)
             found = Api(script, client, loading, explainer)
-            async with asyncio.timeout(120):
-                await found.get_ready()
-                yield found
+            await found.get_ready()
+            yield found

@@ -140,6 +140,13 @@ async def test_too_many_images_and_jobs_of_another_model_are_refused(api):
     assert (response.status, response.document["reason"]) == (404, "UNKNOWN_JOB")
 
 
+async def test_a_body_that_is_too_large_is_refused_as_it_arrives(api, monkeypatch):
+    monkeypatch.setattr("sagittal.kserve.rest.MAX_BODY", 100)
+    response = await api.explain(b"\xff\xd8" + bytes(100), content_type="image/jpeg")
+    assert (response.status, response.document["reason"]) == (413, "MESSAGE_TOO_LARGE")
+    assert api.script.specs == []
+
+
 async def test_health_and_readiness_are_where_kserve_looks(api):
     paths = ("/", "/v1/models", "/v1/models/lamp", "/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/lamp",
              "/v2/models/lamp/ready")  # fmt: skip
