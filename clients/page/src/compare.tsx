@@ -1,6 +1,7 @@
 /** Two explanations side by side: of two methods, classes, models or images; their figures, and where they part. */
 
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import type { AreaInterval } from "../gen/sagittal/v1/explanation_pb";
 import type { Model } from "../gen/sagittal/v1/model_pb";
 import { isUnauthenticated, messageOf } from "./api";
 import { Picture, Share, Status } from "./components";
@@ -209,6 +210,8 @@ interface Row {
   name: string;
   values: (number | undefined)[];
   text: (value: number) => string;
+  /** What one more run with another seed gives, if it was measured. */
+  intervals?: (AreaInterval | undefined)[];
 }
 
 /** The figures of both sides, each with its difference. */
@@ -223,9 +226,9 @@ function Paired(props: { left: Explanation; right: Explanation; area: number }) 
   const count = (value: number) => Math.round(value).toLocaleString("en");
   const rows: Row[] = [
     { name: texts.figures.unmasked, values: of((found) => found.prediction?.target?.score), text: texts.percent },
-    { name: texts.figures.insertion, values: of((found) => found.curves.insertion?.auc), text: third },
+    { name: texts.figures.insertion, values: of((found) => found.curves.insertion?.auc), text: third, intervals: sides.map((found) => found.stability?.insertion) },
     { name: texts.figures.relativeInsertion, values: of((found) => found.curves.insertion?.aucNormalized), text: texts.percent },
-    { name: texts.figures.deletion, values: of((found) => found.curves.deletion?.auc), text: third },
+    { name: texts.figures.deletion, values: of((found) => found.curves.deletion?.auc), text: third, intervals: sides.map((found) => found.stability?.deletion) },
     { name: texts.figures.relativeDeletion, values: of((found) => found.curves.deletion?.aucNormalized), text: texts.percent },
     { name: texts.views.kept, values: of((found) => scoreAt(found.curves.insertion, props.area)), text: texts.percent },
     { name: texts.views.removed, values: of((found) => scoreAt(found.curves.deletion, props.area)), text: texts.percent },
@@ -263,11 +266,19 @@ function PairedRow({ row }: { row: Row }) {
     <tr>
       <th scope="row">{row.name}</th>
       {row.values.map((value, index) => (
-        <td key={index}>{value === undefined ? "–" : row.text(value)}</td>
+        <td key={index}>
+          {value === undefined ? "–" : row.text(value)}
+          <Interval interval={row.intervals?.[index]} />
+        </td>
       ))}
       <td>{difference === undefined ? "" : `${sign}${row.text(Math.abs(difference))}`}</td>
     </tr>
   );
+}
+
+function Interval({ interval }: { interval: AreaInterval | undefined }) {
+  if (!interval) return null;
+  return <small>{texts.compare.interval(interval.low.toFixed(3), interval.high.toFixed(3))}</small>;
 }
 
 /** Where two explanations of the same image part: parts that speak for one of them alone. */

@@ -22,12 +22,17 @@ export interface Shown {
   name: string;
 }
 
+/** Number of further runs with other seeds, if intervals are asked for. */
+export const MORE_SEEDS = 4;
+
 /** What is asked: a model as "name@version", a method with parameters, and a class by index or label if not the top class. */
 export interface Asked {
   model: string;
   method: string;
   target?: number | string;
   parameters: JsonObject;
+  /** Whether to run with other seeds, too, for the intervals of the figures. */
+  intervals?: boolean;
 }
 
 export interface Explaining {
@@ -189,6 +194,7 @@ async function submit(asked: Asked, shown: Shown): Promise<string> {
             ? { target: { case: "index" as const, value: target } }
             : { target: { case: "label" as const, value: target } },
       method: { method: { case: "custom" as const, value: { name: asked.method, parameters: asked.parameters } } },
+      metrics: asked.intervals ? { stability: MORE_SEEDS } : undefined,
       partialMasks: true,
     },
   };
@@ -220,6 +226,7 @@ async function questionOf(jobId: string, models: Model[]): Promise<Asked | undef
     model: keyOf(model),
     method: job.method || DEFAULT_METHOD,
     target: target?.case ? target.value : undefined,
+    intervals: Boolean(spec?.metrics?.stability),
     parameters: given?.case === "custom" ? (given.value.parameters ?? {}) : {},
   };
 }

@@ -4,7 +4,7 @@ import type { JsonObject } from "@bufbuild/protobuf";
 import { useId, useState } from "preact/hooks";
 import type { ClassScore } from "../gen/sagittal/v1/explanation_pb";
 import type { MethodDescription, Model, ParameterDescription } from "../gen/sagittal/v1/model_pb";
-import { type Asked, keyOf } from "./explaining";
+import { type Asked, keyOf, MORE_SEEDS } from "./explaining";
 import { nameOf } from "./explanation";
 import { texts } from "./texts";
 
@@ -79,6 +79,14 @@ export function AskForm(props: {
           </button>
         </details>
       )}
+      <label class="check">
+        <input
+          type="checkbox"
+          checked={asked.intervals ?? false}
+          onChange={(event) => props.onAsked({ ...asked, intervals: event.currentTarget.checked })}
+        />
+        <span>{texts.ask.intervals(MORE_SEEDS)}</span>
+      </label>
       <button
         type={busy ? "button" : "submit"}
         class={busy ? "" : "primary"}
