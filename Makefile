@@ -183,6 +183,7 @@ bench-isolation: $(VENV)/.installed-dev ## Measures the effect of twelve floods 
 
 bench-bulk: $(VENV)/.installed-dev ## Runs a batch of 10,000 images whose parts are killed and writes it to docs/performance.md (five minutes).
 	$(BIN)/python benchmarks/bulk.py --write docs/performance.md
+	$(BIN)/python benchmarks/estimates.py --write docs/performance.md
 
 soak: $(VENV)/.installed-dev ## Runs 20,000 small jobs and writes their memory use to docs/performance.md.
 	$(BIN)/python benchmarks/soak.py --write docs/performance.md
