@@ -295,6 +295,8 @@ def _command(explanation: Explanation) -> str:
         words += [f"--{option}", value]
     for name, setting in settings.items():
         words += ["--set", f"{name}={_value(setting)}"]
+    if _is_robust(explanation):
+        words.append("--robust")
     return shlex.join([*words, "--cache", "bypass"])
 
 
@@ -305,7 +307,7 @@ def _program(explanation: Explanation) -> str:
     if prediction is not None and prediction.blur_sigma:
         baseline = f"Baseline(kind={kind!r}, blur_sigma={prediction.blur_sigma!r})"
     lines = [
-        "from sagittal.client import Baseline, Client, Method",
+        "from sagittal.client import Baseline, Client, Method, Metrics, RobustnessTest",
         "",
         "with Client() as client:",
         "    explanation = client.explain(",
@@ -315,10 +317,24 @@ def _program(explanation: Explanation) -> str:
         f"        target={asked['target']},",
         *([f"        baseline={baseline},"] if kind else []),
         f"        seed={asked['seed']},",
+        f"        metrics=Metrics({_metrics(explanation, asked)}),",
         '        cache="bypass",',
         "    )",
     ]
     return "\n".join(lines)
+
+
+def _metrics(explanation: Explanation, asked: Mapping[str, str]) -> str:
+    """Returns the arguments of `Metrics` that differ from their defaults."""
+    found = [f"protocol={asked['curves']!r}"] if "curves" in asked else []
+    found += [f"stability={asked['stability']}"] if "stability" in asked else []
+    found += ["robustness=RobustnessTest()"] if _is_robust(explanation) else []
+    return ", ".join(found)
+
+
+def _is_robust(explanation: Explanation) -> bool:
+    """Returns whether certificates were tested on altered images."""
+    return any(each.certificate.robust is not None for each in explanation.sufficient_sets)
 
 
 #: Stands for the file of a given baseline.
@@ -335,7 +351,15 @@ def _asked(explanation: Explanation) -> Mapping[str, str]:
         "target": str(target.index if target else ""),
         "seed": str(explanation.seed or 0),
     }
-    return asked | ({"baseline": _BASELINE_FILE if kind == "image" else kind} if kind else {})
+    if kind:
+        asked["baseline"] = _BASELINE_FILE if kind == "image" else kind
+    seen = prediction.preprocessing if prediction else None
+    # curves at the resolution of pixels have a step for each row of pixels
+    if seen is not None and any(len(curve.fractions) == seen.input_size + 1 for curve in explanation.curves):
+        asked["curves"] = "pixel"
+    if explanation.stability is not None:
+        asked["stability"] = str(explanation.stability.runs - 1)
+    return asked
 
 
 def _section(title: str, content: str) -> str:

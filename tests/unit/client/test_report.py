@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from scripted_service import JOB, whole_log
+from scripted_service import JOB, SALIENCY, whole_log
 
 from sagittal.client import Explanation, JobCancelled, Preprocessing
 from sagittal.client.gathering import parse_explanation
@@ -106,6 +106,22 @@ def test_a_report_tells_how_to_ask_the_same_again() -> None:
         "--method": "igos++", "--target": "3", "--seed": "7", "--baseline": "blur", "--set": "mask_size=7",
         "--cache": "bypass",
     }  # fmt: skip
+
+
+def test_a_report_repeats_what_was_measured_besides() -> None:
+    log = whole_log()
+    stable = next(each for each in log if each.WhichOneof("event") == "concept")
+    stable.stability.MergeFrom(pb.Stability(runs=5, deviation=to_tensor(SALIENCY)))
+    for each in log:
+        match each.WhichOneof("event"):
+            case "prediction":
+                each.prediction.preprocessing.input_size = 2
+            case "sufficient_set":
+                each.sufficient_set.certificate.robust.confidence = 0.95
+    text = Document(explained(log).report()).text
+    assert "--curves pixel --stability 4" in text
+    assert "--robust --cache bypass" in text
+    assert "metrics=Metrics(protocol='pixel', stability=4, robustness=RobustnessTest())" in text
 
 
 def test_names_in_a_report_are_text_whatever_they_contain() -> None:
