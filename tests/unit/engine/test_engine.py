@@ -340,6 +340,20 @@ def test_a_task_that_is_cancelled_while_its_batch_runs_ends_and_the_others_are_a
     assert recorder.running == 0
 
 
+def test_nothing_runs_on_the_device_when_the_last_task_was_cancelled():
+    def steps():
+        yield ask(16)
+
+    recorder = Beside()
+    engine, task = Engine(recorder, batch_size=8, depth=3), Task(steps=steps())
+    engine.submit(task)
+    engine.step()
+    assert recorder.running == 1
+    task.cancel()
+    engine.step()
+    assert engine.running == recorder.running == 0
+
+
 def test_a_deadline_that_passes_while_a_batch_runs_does_not_mix_up_answers():
     told = []
 

@@ -129,6 +129,8 @@ class Engine:
         if self._tasks and not worked:
             time.sleep(NOTHING_READY)
         self._drop()
+        while self._batches and not self._tasks:
+            self._finish(self._batches.popleft())  # nobody waits for it, but the device must be idle without tasks
         return worked
 
     def run(self, task: Task) -> None:
