@@ -2,7 +2,7 @@
 
     python benchmarks/certainty.py --images 42 --write docs/quality.md            measures what is missing on disk
     python benchmarks/certainty.py --images 42 --report --write docs/quality.md   reports what is on disk
-    python benchmarks/certainty.py --only heatmap-8-bit,heatmap-tensors           measures a part
+    python benchmarks/certainty.py --only heatmap-8-bit,heatmap-tensors           measures only this part
 
 Images are those of SAGITTAL_BENCHMARK_IMAGES in the fixed order of `make bench-quality`, otherwise the shipped ones.
 Only those of the reported half are measured; choices were made on the other half. An image takes about three minutes
@@ -37,7 +37,7 @@ from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import black, pixel_scale
 
 SHORT = IGOSPlusPlus(iterations=13, points=1, levels=4)
-"""The method whose stability is measured: iGOS++ with 174 evaluations."""
+"""The method of the heatmaps: iGOS++ with 174 evaluations."""
 
 RUNS, FURTHER = 4, 4
 """Runs of the measured stability beside the explanation, and runs that it should predict."""
@@ -61,10 +61,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     chosen = names(options.images) if options.report else subjects(options.images)
-    for name in () if options.report else options.only.split(","):
-        for picture in chosen.chosen:
-            if picture.name not in chosen.tuning:
-                measure(chosen, picture, name)
+    for picture in () if options.report else chosen.chosen:
+        for name in options.only.split(",") if picture.name not in chosen.tuning else ():
+            measure(chosen, picture, name)
     text = report({name: records(chosen, name) for name in MEASUREMENTS})
     print(text)
     if options.write:
@@ -134,9 +133,9 @@ def _search_and_test(loaded: LoadedModel, question: Question) -> Steps[None]:
 
 
 def heatmap(loaded: LoadedModel, picture: Picture, *, rounded: bool) -> Mapping[str, Any]:
-    """Explains with iGOS++ on images with 8-bit pixels or on tensors."""
+    """Explains with a short iGOS++ on images with 8-bit pixels or on tensors."""
     question = _question(loaded, picture, rounded=rounded)
-    events, _ = run(loaded, explanation_steps(question, IGOSPlusPlus(), Metrics()))
+    events, _ = run(loaded, explanation_steps(question, SHORT, Metrics()))
     areas = {event.kind: event.auc for event in events if isinstance(event, Curve)}
     return {kind.value: areas[kind] for kind in CurveKind}
 
@@ -198,7 +197,7 @@ TEXT = """## Certainty
 the reported half; each row states their number. Goals must be judged on 40 images; on fewer, the verdict is
 provisional. The search has 7x7 patches as boxes and a checked blur as baseline. A certificate holds if the set is
 still sufficient and no set with one patch less is. Backgrounds are drawn as for `Metrics.robustness`, without given
-images.
+images. The sections above are measured on tensors, without 8-bit pixels.
 
 {sets}
 {goals}
@@ -207,7 +206,7 @@ is just below it. JPEG, a shift and other backgrounds move scores by more than t
 therefore exact for the image in a file without loss, and `certificate.robust` states for each set what else holds.
 Nothing makes it hold: a search whose rule includes JPEG is not built.
 
-Does rounding harm heatmaps? iGOS++ with curves, on the same images with and without 8-bit pixels:
+Does rounding harm heatmaps? iGOS++ with 174 evaluations, on the same images with and without 8-bit pixels:
 
 {heatmaps}
 Do the intervals of `Metrics.stability` contain further runs? iGOS++ with 174 evaluations: the explanation and {runs}
@@ -279,7 +278,7 @@ def _heatmaps(rounded: Mapping[str, cache.Record], tensors: Mapping[str, cache.R
 
 def _seeds(found: Sequence[cache.Record]) -> str:
     if not found:
-        return "Not measured.\n"
+        return "Not measured yet: it takes about a minute of one core for each image.\n"
     low, high = (np.stack([each["intervals"][:, end] for each in found])[:, None] for end in (0, 1))
     areas = np.stack([each["further-areas"] for each in found])
     inside = (low <= areas) & (areas <= high)
