@@ -49,7 +49,7 @@ from sagittal.v1 import (
 )
 
 #: Time after which a call counts as hanging, in seconds.
-PATIENCE = 30
+PATIENCE = 90
 
 #: Streams that last for as long as their caller stays, and how long that is here, in seconds.
 ENDLESS, STAY = frozenset({"WatchJobs"}), 1.0

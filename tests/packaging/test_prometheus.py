@@ -1,9 +1,9 @@
 """A real Prometheus scrapes a real service and a real worker, and answers every query of alerts and dashboard."""
 
+import itertools
 import json
 import shutil
 import subprocess
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -32,6 +32,9 @@ QUIET = (
 )
 #: Panels that show nothing in an installation where nothing has gone wrong, or no exporter runs.
 SILENT = {"Cancellation to idle, 95 %", "Redis memory", "Baseline does not hide the class"}
+
+#: Grey values of the images that are explained.
+SHADES = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +105,7 @@ def configuration(ports: dict[str, int]) -> str:
 
 def explain(stack: Stack) -> None:
     # another picture each time, or the answer would come from the cache
-    picture = np.full((56, 56, 3), time.monotonic_ns() % 251, np.uint8)
+    picture = np.full((56, 56, 3), next(SHADES), np.uint8)
     picture[:, :28] = 255
     with Client(stack.address) as client:
         client.explain(Image.fromarray(picture), model="left", method=IGOSPlusPlus(mask_size=7, iterations=3, points=2))
