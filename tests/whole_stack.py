@@ -241,7 +241,8 @@ class Stack:
         self.service = ServiceLoop(self.settings, self.registry)
         self._settings_of_worker = self.settings.model_copy(update={"url": of_worker})
         self.worker = WorkerThread(directory, self._settings_of_worker)
-        quiet = self.settings.model_copy(update={"url": direct, "sweep_seconds": 1e9})
+        onlooking = {"url": direct, "sweep_seconds": 1e9, "operation_timeout": PATIENCE}
+        quiet = self.settings.model_copy(update=onlooking)
         self._onlooker = RedisJobQueue(quiet)
         retry = Retry(call_seconds=PATIENCE, stream_seconds=PATIENCE, longest_wait=0.1)
         self.client = Client(f"127.0.0.1:{self.service.port}", options=ClientOptions(retry=retry))
