@@ -15,8 +15,8 @@ from sagittal.models.loaded import LoadedModel
 TEXT = """{table}
 Means over {images} shipped images, EfficientNet-Lite0 at 224 x 224, no cache. *Search* is the method alone. *Curves*
 are insertion and deletion, which are measured after the search for every method with a heatmap. Seconds are processor
-time of one thread ({machine}). They scale with the model: one evaluation without gradient took {forward:.0f} ms
-here. The fit of the concept set is not included. `make bench-costs` measures the table again.
+time of one thread, and scale with the model: one evaluation without gradient took {forward:.0f} ms. The fit of the
+concept set is not included. `make bench-costs` measures the table again; this one is from {machine}.
 """
 
 

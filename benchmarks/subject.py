@@ -114,7 +114,8 @@ def run(loaded: LoadedModel, picture: Picture, explainer: Explainer, *, seed: in
 def machine() -> str:
     """Returns a description of the machine."""
     threads = torch.get_num_threads()
-    return f"{platform.machine()}, {threads} threads, Python {platform.python_version()}, torch {torch.__version__}"
+    counted = f"{threads} thread{'s' if threads > 1 else ''}"
+    return f"{platform.machine()}, {counted}, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def arguments(description: str) -> argparse.Namespace:

@@ -153,14 +153,6 @@ def range_rows() -> Iterator[str]:
         yield f"| `{method}` | {images} | {insertion} | {deletion} |"
 
 
-def cost_rows() -> Iterator[str]:
-    """Yields the table of what each method costs with its defaults, as measured."""
-    yield "| method | evaluations | seconds |"
-    yield "| --- | --- | --- |"
-    for method, (*_, evaluations, seconds) in measured_heatmaps():
-        yield f"| `{method}` | {evaluations} | {seconds} |"
-
-
 def parameter_rows() -> Iterator[str]:
     """Yields a section for each method with its names and its parameters."""
     for row in EXPLAINERS.values():
@@ -194,7 +186,6 @@ def tables() -> Mapping[tuple[str, str], str]:
         ("operations.md", "worker"): settings_table(WorkerSettings, "SAGITTAL_"),
         ("operations.md", "queue"): settings_table(QueueSettings, "SAGITTAL_QUEUE__"),
         ("reading-an-explanation.md", "ranges"): "\n".join(range_rows()),
-        ("method-reference.md", "costs"): "\n".join(cost_rows()),
         ("method-reference.md", "parameters"): "\n".join(parameter_rows()),
     }
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from packaging_support import ROOT, load_script
 
+from sagittal.explain import EXPLAINERS
+
 ROW = re.compile(r"^\| `([A-Z_]+)` \|", re.MULTILINE)
 
 
@@ -64,3 +66,10 @@ def test_pages_name_files_that_exist() -> None:
 
 def test_pages_and_code_keep_to_the_glossary() -> None:
     assert list(load_script("terms").findings()) == []
+
+
+def test_every_method_has_its_measured_cost() -> None:
+    _, _, table = (ROOT / "docs/methods.md").read_text().partition("<!-- begin costs -->")
+    row = re.compile(r"^\| `([^`]+)` \|(?: [\d,]+ \|){3} [\d.]+ \|$", re.MULTILINE)
+    costs = row.findall(table.partition("<!-- end costs -->")[0])
+    assert costs == list(EXPLAINERS)
