@@ -63,8 +63,9 @@ def costs(results: Results, per_hour: float) -> str:
 def _tests(rows: Rows) -> str:
     if not (row := rows.get("cuda")):
         return ""
-    last = row["summary"][-1] if row["summary"] else f"status {row['status']}"
-    return f"Tests marked `cuda`: {last}."
+    failed = [line for line in row["summary"] if line.startswith(("FAILED", "ERROR"))]
+    ended = "" if row["status"] in (0, 1, 5) else f"; the run ended with status {row['status']}"
+    return f"Tests marked `cuda`: {row['passed']} passed, {len(failed)} failed{ended}."
 
 
 def _throughput(rows: Rows) -> str:

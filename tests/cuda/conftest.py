@@ -1,4 +1,8 @@
-"""Tests that need a card. `SAGITTAL_TEST_DEVICE=cpu` runs those that can run on a CPU, to test the tests."""
+"""Tests that need a card. `SAGITTAL_TEST_DEVICE=cpu` runs those that can run on a CPU, to test the tests.
+
+`SAGITTAL_TEST_PASSED` names a file to which each test that passes is added. Its tests do not run again: minutes on a
+card are few.
+"""
 
 import os
 from collections.abc import Iterator
@@ -11,6 +15,23 @@ from e2e_stack import Stack
 from sagittal.process.embedded import EmbeddedValkey
 
 WISH = os.environ.get("SAGITTAL_TEST_DEVICE", "cuda")
+
+PASSED = Path(os.environ["SAGITTAL_TEST_PASSED"]) if os.environ.get("SAGITTAL_TEST_PASSED") else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the tests that an earlier run passed."""
+    if PASSED is not None and PASSED.exists():
+        passed = set(PASSED.read_text().splitlines())
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in passed])
+        items[:] = [item for item in items if item.nodeid not in passed]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keeps a test that passed."""
+    if PASSED is not None and report.when == "call" and report.passed:
+        with PASSED.open("a") as file:
+            file.write(f"{report.nodeid}\n")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -134,6 +134,24 @@ def test_parts_run_in_processes_most_valuable_first_until_the_time_is_over(tmp_p
     assert machine["torch"] == torch.__version__
 
 
+def test_the_tests_of_a_card_run_until_all_have_passed_on_it(results, monkeypatch):
+    runs = []
+
+    def run(_command, _seconds, output, *, environment):
+        runs.append(environment["SAGITTAL_TEST_DEVICE"])
+        Path(environment["SAGITTAL_TEST_PASSED"]).write_text("one\ntwo\n")
+        output.write("FAILED tests/cuda/a.py::b - by construction\n1 failed, 2 passed in 3 s\n")
+        return 1 if len(runs) == 1 else 0
+
+    monkeypatch.setattr(program, "_run", run)
+    for _ in range(3):
+        program.run_tests("cuda:0", results, seconds=60.0)
+    assert runs == ["cuda", "cuda"]
+    found = results.find("tests", "cuda")
+    assert (found["status"], found["passed"]) == (0, 2)
+    assert found["summary"][0].startswith("FAILED tests/cuda/a.py::b")
+
+
 class Known(Bench):
     """A bench whose models are small."""
 
@@ -172,7 +190,9 @@ def test_every_point_of_the_issue_has_measurements_on_a_card(results, monkeypatc
 
 def test_results_become_a_page_with_the_card_and_the_costs_with_a_price(results, tmp_path, monkeypatch):
     results.store("card", "machine", {"torch": "2.14", "cuda": "13.0"})
-    results.store("tests", "cuda", {"status": 0, "summary": ["49 passed in 60 s"]})
+    results.store(
+        "tests", "cuda", {"status": 1, "passed": 48, "summary": ["FAILED tests/cuda/a.py::b", "1 failed in 9 s"]}
+    )
     rates = {"forward_images_per_second": 12345.0, "backward_images_per_second": 4567.0}
     results.store(throughput.POINT, "resnet50: eager", rates)
     results.store(
@@ -186,7 +206,7 @@ def test_results_become_a_page_with_the_card_and_the_costs_with_a_price(results,
     text = page.read_text()
     for expected in (
         "a card",
-        "49 passed",
+        "48 passed, 1 failed.",
         "| resnet50 | eager | 12,345 | 4,567 |",
         "1.081",
         "RuntimeError: none",
