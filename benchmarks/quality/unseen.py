@@ -18,7 +18,8 @@ import reports
 import structlog
 import torch
 from quality import cache
-from quality.statistics import bootstrap, compare
+from quality.goals import ENOUGH, signed
+from quality.statistics import Interval, bootstrap, compare
 from quality.subjects import names, subjects
 from quality.unseen_measures import COSTLY, DEFAULT, MEASURES, METHODS, OURS, SEEDED, measured, place
 
@@ -43,10 +44,14 @@ def report(records: Records) -> str:
             "Insertion and deletion are what a search maximises. Here are the same heatmaps by measures that no search",
             "used, on images of the second half only; all choices were made on the first. `python -m quality.unseen`",
             "in `benchmarks/` measured this section. The greedy region search adds the best of all superpixels at",
-            "every step; with windows of 8 it scores only the most promising ones again. Both have few images.",
+            "every step; with windows of 8 it scores only the most promising ones again. Other seeds and greedy",
+            "searches are measured on few images or none.",
+            "",
+            f"**Provisional**: a difference is judged on {ENOUGH} images, and these are fewer.",
             "",
             _areas(records),
-            f"Differences of the {OURS} from others, paired by image: insertion, then deletion.",
+            f"Differences of the {OURS} from others, paired by image. *Better* says whether the interval of the",
+            "insertion is above zero: an advantage that holds only by the first measure is one of fitting it.",
             "",
             _differences(records),
             "Predictability: how well the heatmap alone predicts which of 200 random occlusions leave the class half",
@@ -75,9 +80,11 @@ def _differences(records: Records) -> str:
         if other.startswith(OURS) or len(common) < 2:
             continue
         for measure, title in MEASURES.items():
-            both = (_paired(mine, records[other], common, f"{measure}_{kind}") for kind in ("insertion", "deletion"))
-            rows.append((other, title, len(common), *both))
-    return reports.table(("over", "measure", "images", "insertion", "deletion"), rows)
+            kinds = (f"{measure}_insertion", f"{measure}_deletion")
+            insertion, deletion = (_paired(mine, records[other], common, kind) for kind in kinds)
+            better = "yes" if insertion.low > 0 else "no" if insertion.high < 0 else "not shown"
+            rows.append((other, title, len(common), signed(insertion), signed(deletion), better))
+    return reports.table(("over", "measure", "images", "insertion", "deletion", "better"), rows)
 
 
 def _predictable(records: Records) -> str:
@@ -98,9 +105,9 @@ def _plain(found: Mapping[str, cache.Record], what: str) -> float:
     return float(sum(each[what] for each in found.values()) / len(found))
 
 
-def _paired(first: Mapping[str, Any], second: Mapping[str, Any], common: list[str], what: str) -> str:
+def _paired(first: Mapping[str, Any], second: Mapping[str, Any], common: list[str], what: str) -> Interval:
     one, other = ([records[each][what] for each in common] for records in (first, second))
-    return f"{compare(one, other, seed=0).difference:+.3f}"
+    return compare(one, other, seed=0).difference
 
 
 def main() -> None:
