@@ -66,7 +66,7 @@ def _areas(records: Records) -> str:
     rows = []
     for name, found in records.items():
         for measure, title in MEASURES.items():
-            if found:
+            if len(found) > 1:
                 figures = (_mean(found, f"{measure}_{kind}") for kind in ("insertion", "deletion"))
                 rows.append((name, title, len(found), *figures, round(_plain(found, "evaluations"))))
     return reports.table(("method", "measure", "images", "insertion", "deletion", "evaluations"), rows)
@@ -91,7 +91,7 @@ def _predictable(records: Records) -> str:
     rows = []
     for name, found in records.items():
         known = {each: record for each, record in found.items() if not math.isnan(record["predictability_auroc"])}
-        if known:
+        if len(known) > 1:
             figures = (_mean(known, f"predictability_{kind}") for kind in ("auroc", "balanced_accuracy"))
             rows.append((name, len(known), *figures))
     return reports.table(("heatmap", "images", "AUROC", "balanced accuracy"), rows)
