@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run_all(options)
         return
     device = torch.device(options.device)
-    bench = Bench(device, SMALL if options.small else Sizes())
+    bench = Bench(device, SMALL if options.small else Sizes(), options.out / "batch-sizes")
     results = Results(options.out, card_name(device), options.until)
     part = next(part for part in PARTS if part.name == options.part)
     sys.exit(0 if run_part(part, bench, results) else 1)

@@ -4,6 +4,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from sagittal.engine import Engine, Task
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.loading import load
 from sagittal.models.preprocessing import to_input
-from sagittal.models.sources import load_source
+from sagittal.models.sources import EVERYTHING, load_source
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "EfficientNet-Lite0": {"kind": "efficientnet-lite", "variant": 0},
@@ -77,6 +78,8 @@ class Bench:
 
     device: torch.device
     sizes: Sizes
+    cache: Path | None = None
+    """Directory that keeps the batch sizes that loads found, so that only the first load measures them."""
 
     @property
     def on_card(self) -> bool:
@@ -89,9 +92,8 @@ class Bench:
 
     def loaded(self, *, full_precision: bool = False, batch_size: int = 0) -> LoadedModel:
         """Returns EfficientNet-Lite0 as a worker loads it."""
-        return load(
-            self.entry(full_precision=full_precision), self.device, batch_size=batch_size or self.sizes.batch_size
-        )
+        entry, access = self.entry(full_precision=full_precision), EVERYTHING.model_copy(update={"cache": self.cache})
+        return load(entry, self.device, batch_size=batch_size or self.sizes.batch_size, access=access)
 
     def entry(self, *, full_precision: bool = False) -> ModelEntry:
         """Returns the registration of EfficientNet-Lite0."""

@@ -23,6 +23,7 @@ from sagittal.engine.cuda.precision import reduced_copy
 from sagittal.engine.evaluator import bucket_sizes
 from sagittal.engine.requests import Evaluate, Subject, Upsampling
 from sagittal.engine.scoring import TOP, Mode, pack
+from sagittal.models.evaluators import _measured_as_run, suit_batches, variant_of
 
 CPU = torch.device("cpu")
 SHAPE = torch.Size((3, 16, 16))
@@ -400,3 +401,29 @@ def test_a_pass_on_a_card_mixes_no_devices(monkeypatch):
         passed = evaluator.score(inputs, targets, Mode(gradient=False, reduced=False))
         packed = pack(passed, 3, [None, torch.ones(2, 7, 7, device=card)], probabilities=True)
     assert (packed.device.type, packed.shape) == ("cuda", (3 * 3 + 2 + 3 * 4,))
+
+
+# Batches of captured passes.
+
+
+def test_batches_of_a_captured_model_have_few_sizes_that_are_captured_at_load(captures, probe):
+    evaluator = evaluator_of(autocast=torch.bfloat16)
+    evaluator.graphs = Graphs(evaluator.score, SHAPE, CPU, torch.contiguous_format, begin=captures.begin)
+    plan = suit_batches(evaluator, probe, compiled=False, batch_size=4)
+    assert evaluator.buckets == (1, 2, 4, 6)
+    assert len(evaluator.graphs) == 4 * 4, "with and without gradient, reduced and full"
+    assert not plan.equal_rows
+    assert "captured separately" in plan.equality
+    captured = captures.captured
+    evaluator.evaluate(whole(request_of(3, gradient=True)))
+    assert captures.captured == captured, "no job waits for a capture"
+
+
+def test_the_batch_size_is_measured_on_passes_as_they_will_run(captures, probe):
+    evaluator = evaluator_of(autocast=torch.bfloat16)
+    evaluator.graphs = Graphs(evaluator.score, SHAPE, CPU, torch.contiguous_format, begin=captures.begin)
+    throughput = _measured_as_run(evaluator, variant_of(evaluator), probe[:1], (2, 4))
+    assert throughput.batch_size in (2, 4)
+    assert captures.captured == 2 * 2, "the search's precision, with and without gradient"
+    assert captures.replayed > captures.captured
+    assert (evaluator.buckets, len(evaluator.graphs)) == ((), 0), "what was tried is freed"
