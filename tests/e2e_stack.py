@@ -37,7 +37,7 @@ source = { kind = "torchvision", model = "no-such-model" }
 """
 
 #: Longest time that anything here may take to start or to end, in seconds; a loaded machine is slow.
-PATIENCE = 90.0
+PATIENCE = 300.0
 
 
 def promised_tolerance(model: Model) -> float:
