@@ -308,7 +308,9 @@ async def test_draining_moves_streams_and_leaves_their_jobs_alone() -> None:
 
 
 async def test_a_stream_that_grows_old_is_moved_and_resumes_where_it_stopped() -> None:
-    async with running(quick_settings(connections={"max_age_grace": 0.2})) as stack:
+    async with running(quick_settings(connections={"max_age_grace": 3.0})) as stack:
+        # starts what reads images, so that the stream is accepted before it grows old
+        await stack.explanations.SubmitExplanation(api.SubmitExplanationRequest(spec=spec(seed=1)))
         call = stack.explanations.Explain(api.ExplainRequest(spec=spec()))
         accepted = (await call.read()).event
         assert isinstance(details(await refusal(call.read())), StreamMoved)
