@@ -444,6 +444,14 @@ def test_an_inspection_runs_alone_and_an_error_in_it_fails_its_task():
     assert tasks["good"].usage.evaluations == 3
 
 
+def test_an_inspection_may_return_an_error_which_its_task_handles():
+    def steps():
+        result = yield Inspect(subject=SUBJECT, call=lambda _view: ValueError("returned"))
+        assert str(result) == "returned"
+
+    assert finished(Engine(Recorder()), {"task": Task(steps=steps())}) == {"task": None}
+
+
 def test_events_reach_their_task_only():
     seen = {"a": [], "b": []}
 

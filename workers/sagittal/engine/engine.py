@@ -201,18 +201,19 @@ class Engine:
 
     def _inspect(self, task: Task) -> None:
         request, begun = task.pending, time.perf_counter()
-        answer: object
+        answer: object = None
+        failure: Exception | None = None
         try:
             answer = self.evaluator.inspect(request)  # type: ignore[arg-type]
         except DEVICE_LOST:
             raise
         except Exception as error:  # noqa: BLE001 - an error of a method fails its task, not the engine
-            answer = error
+            failure = error
         seconds = time.perf_counter() - begun
         self.counters.busy += seconds
         task.charge(seconds)
-        if isinstance(answer, Exception):
-            task.fail(answer)
+        if failure is not None:
+            task.fail(failure)
         else:
             task.answer_inspection(answer)
 

@@ -157,16 +157,15 @@ def _metrics(
 def _robustness(
     test: explanation_pb2.RobustnessTest, images: Mapping[str, bytes], loaded: LoadedModel, limits: ImageLimits
 ) -> RobustnessTest:
+    field = "spec.metrics.robustness"
     names = [name for name in map(background_name, range(MAX_BACKGROUNDS)) if name in images]
-    return RobustnessTest(
-        delta=test.delta,
-        confidence=test.confidence,
-        max_draws=test.max_draws,
-        images=[
-            read_image(images[name], loaded, limits, f"spec.metrics.robustness.images[{index}]")
-            for index, name in enumerate(names)
-        ],
-    )
+    backgrounds = [read_image(images[name], loaded, limits, f"{field}.images[{i}]") for i, name in enumerate(names)]
+    try:
+        return RobustnessTest(
+            delta=test.delta, confidence=test.confidence, max_draws=test.max_draws, images=backgrounds
+        )
+    except InvalidParameter as error:
+        raise InvalidRequest(f"{field}.{error.name} {error.message}", field=f"{field}.{error.name}") from error
 
 
 def _progress_seconds(spec: explanation_pb2.ExplanationSpec) -> float:
