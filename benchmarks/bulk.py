@@ -1,4 +1,4 @@
-"""What a batch of many images holds: durability, memory, reading ahead, and the client's processor time.
+"""Benchmark of batches of many images: durability, memory, reading ahead, and the client's processor time.
 
 `python benchmarks/bulk.py [--images 10000] [--write docs/performance.md]`: `sagittal batch run` explains small images
 through a worker that answers at once. Meanwhile the command is killed three times, the service once and Redis once.
@@ -182,7 +182,7 @@ def keys(out: Path) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Durability:
-    """What became of a batch whose parts were killed."""
+    """Outcome of a batch whose processes were killed."""
 
     images: int
     rows: int

@@ -1,4 +1,4 @@
-"""What each method costs with its defaults, in evaluations and seconds: `make bench-costs`."""
+"""Cost of each method with its defaults, in evaluations and seconds: `make bench-costs`."""
 
 from collections.abc import Iterator, Sequence
 from statistics import mean

@@ -1,4 +1,4 @@
-"""What is measured: models on the card, images, and sizes, which are small on a CPU."""
+"""Models, images and sizes of the measurements on a card; the sizes are small on a CPU."""
 
 import subprocess
 import time

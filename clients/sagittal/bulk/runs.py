@@ -21,13 +21,13 @@ DESCRIPTION = "batch.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a directory is for, so that the batch can be continued from it."""
+    """The record in a directory of results with which its batch can be continued."""
 
     name: str
     """Name of the batch."""
     manifest: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What the items have in common, as `Client.batches.create` takes it."""
+    """Options common to all items, as `Client.batches.create` takes them."""
 
     def arguments(self) -> dict[str, Any]:
         """Returns the options with their method."""

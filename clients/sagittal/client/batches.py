@@ -79,9 +79,9 @@ class Batch:
     model_version: str = ""
     counts: BatchCounts = field(default_factory=BatchCounts)
     spent: BatchCost = field(default_factory=BatchCost)
-    """What its items have cost so far. Items that shared the answer of another job cost nothing."""
+    """Cost of its items so far. Items that shared the answer of another job cost nothing."""
     remaining: BatchCost | None = None
-    """What the other expected items will cost, at the mean of those that have ended; None if that is unknown."""
+    """Expected cost of the remaining items, at the mean of those that have ended; None if that is unknown."""
 
 
 def parse_batch(message: service_pb.Batch) -> Batch:

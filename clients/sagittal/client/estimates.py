@@ -1,4 +1,4 @@
-"""What explanations will cost."""
+"""Estimates of the cost of explanations."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,11 @@ SECONDS_PER_HOUR = 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What explanations will cost, for all images together."""
+    """The expected cost of explanations, for all images together."""
 
     basis: str
-    """What it rests on: ended jobs with the "same_setting" or the "same_method", only the "limit" of evaluations, or
-    nothing: empty, and all costs are 0."""
+    """Basis of the estimate: ended jobs with the "same_setting" or the "same_method", or only the "limit" of
+    evaluations. Empty if there is none; all costs are then 0."""
     evaluations: int
     """Model evaluations, including those for metrics."""
     worker_seconds: float

@@ -31,7 +31,7 @@ DECIMALS = 4
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What is known of one image's explanation."""
+    """The state of one image's explanation."""
 
     explanation: Explanation
     overlay: bytes = b""

@@ -1,4 +1,4 @@
-"""What a caller of `:explain` asks for: images or earlier jobs, and options; read from JSON or from a bare image."""
+"""Requests to `:explain`: images or earlier jobs, and options, read from JSON or from a bare image."""
 
 import base64
 import binascii

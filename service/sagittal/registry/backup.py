@@ -65,14 +65,14 @@ class BackupUnusable(Exception):
 
 @dataclass(slots=True)
 class Summary:
-    """What was saved or restored."""
+    """Numbers of saved or restored objects, and those that were left out."""
 
     models: int = 0
     concept_sets: int = 0
     kept: tuple[str, ...] = ()
-    """What was not restored, because Redis has something else of that name."""
+    """Objects that were not restored, because Redis has others of the same names."""
     failed: tuple[str, ...] = ()
-    """What could not be saved, with the reason."""
+    """Concept sets that could not be saved, each with the reason."""
 
     def lines(self, done: str) -> Iterator[str]:
         """Yields the lines of the report; `done` is "saved" or "restored"."""

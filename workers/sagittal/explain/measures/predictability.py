@@ -49,7 +49,7 @@ SURVIVES = 0.5
 """The class survives if its score is at least this share of the unmasked score."""
 
 Finding = SaliencyMask | SufficientSet | GraphNode
-"""What an explanation consists of, as far as it can be read here."""
+"""An event with a part of an explanation from which predictions can be read."""
 
 
 def occlusions(generator: torch.Generator, count: int) -> Tensor:
