@@ -254,7 +254,8 @@ def _run(client: Client, directory: Path, plan: Plan, *, in_flight: int, readers
     repeated = f", {done.repeated:,} repeated keys" if done.repeated else ""
     echo(f"{done.completed:,} completed, {done.failed:,} failed{repeated}: {page}")
     if done.failed:
-        raise Failure(f"{done.failed:,} items failed: see {directory / 'failures.jsonl'}", FAILED)
+        items = "item" if done.failed == 1 else "items"
+        raise Failure(f"{done.failed:,} {items} failed: see {directory / 'failures.jsonl'}", FAILED)
 
 
 class _Reporter:
