@@ -107,13 +107,22 @@ class Figures:
 
 def _facts(plan: Plan, batch: Batch | None, rows: int) -> str:
     facts = [("manifest", plan.manifest), ("completed images", f"{rows:,}")]
-    facts += [(name, str(value)) for name, value in plan.options.items()]
+    facts += [
+        (name.replace("_", " "), _option(value)) for name, value in plan.options.items() if value or name == "seed"
+    ]
     if batch is not None:
         facts.append(("model evaluations", f"{batch.spent.evaluations:,}"))
         facts.append(("time on workers", f"{batch.spent.worker_seconds:,.1f} s"))
         facts.append(("failed images", f"{batch.counts.failed:,}"))
     facts.append(("written", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"))
     return _table(("batch", ""), facts)
+
+
+def _option(value: object) -> str:
+    """Returns an option of a batch as text; of a method its name and the parameters that were given."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    return ", ".join(str(text) if name == "name" else f"{name} {text}" for name, text in value.items())
 
 
 def _failures(directory: Path) -> Iterator[tuple[str, ...]]:

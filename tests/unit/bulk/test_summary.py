@@ -1,0 +1,13 @@
+"""The summary page of a batch."""
+
+from types import SimpleNamespace
+
+from sagittal.bulk.summary import _facts
+
+
+def test_options_are_shown_as_a_person_writes_them() -> None:
+    options = {"model": "m", "method": {"name": "igos++", "iterations": "4"}, "seed": 0, "max_evaluations": 0}
+    table = _facts(SimpleNamespace(manifest="images", options=options), None, 12)  # type: ignore[arg-type]
+    assert "igos++, iterations 4" in table
+    assert "seed" in table
+    assert "evaluations" not in table, "0 is no limit"
