@@ -4,14 +4,25 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet
+import pytest
+import structlog
 from click.testing import CliRunner, Result
 
 from sagittal.cli.app import app
 
 from .support import Stack, eventually, explain_readably, picture
+
+
+@pytest.fixture(autouse=True)
+def _service_logs_elsewhere() -> Iterator[None]:
+    """Keeps the log of the service, which runs in this process, out of what a command is captured to print."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
+    yield
+    structlog.reset_defaults()
 
 
 def write_images(folder: Path, number: int) -> Path:
