@@ -11,10 +11,12 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from sagittal.core.annotated_parts import MAX_NAME, MAX_PARTS
 from sagittal.core.errors import InvalidRequest
+from sagittal.core.measurements import MAX_BACKGROUNDS, MAX_BOXES
 from sagittal.core.models import MAX_LABELS
 from sagittal.core.patch_sets import MAX_GRID, MAX_SETS
-from sagittal.core.requests import MAX_BACKGROUNDS, MAX_BOXES, MAX_JOB_LABELS, MAX_NAME, MAX_PARTS, MAX_REQUEST_ID
+from sagittal.core.requests import MAX_JOB_LABELS, MAX_REQUEST_ID
 from sagittal.core.tensors import MAX_DIMENSIONS
 
 #: Names of models, versions, methods and concept sets; tokens issued by the service; file names and layers.

@@ -68,6 +68,13 @@ class ImageLimits:
     """Longest time that decoding one image may take, in seconds."""
 
 
+def check_image_set(image: tensor_pb2.Image, field: str) -> None:
+    """Raises InvalidRequest if the image is not set."""
+    if image.WhichOneof("source") is None:
+        text = f"{field} is not set; give a JPEG, PNG or WebP file in `encoded`, or a tensor"
+        raise InvalidRequest(text, field=field)
+
+
 def check(image: tensor_pb2.Image, limits: ImageLimits, *, field: str = "image", input_size: int = 0) -> None:
     """Raises the errors that `decode` or `model_input` would raise, at lower cost if possible.
 

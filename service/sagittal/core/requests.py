@@ -1,102 +1,32 @@
-"""Checks requests field by field: an explanation's specification against its model, and a fit's annotated parts.
+"""Checks a specification field by field against its model, and fills in all defaults.
 
 An InvalidRequest names the field, the given value and the allowed values.
 """
 
-import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from heapq import nlargest
-from itertools import islice
 from typing import Any
 
 from google.protobuf import duration_pb2
 
 from sagittal.core.enums import check_enum
-from sagittal.core.errors import FailedPrecondition, InvalidRequest
+from sagittal.core.errors import InvalidRequest
+from sagittal.core.images import check_image_set
 from sagittal.core.jobs import MAX_EVALUATIONS, setting_of
-from sagittal.core.methods import LOADING_SECONDS, ResolvedMethod, resolve, shortest
-from sagittal.core.text import EXCERPT, shown
-from sagittal.v1 import concept_service_pb2, explanation_pb2, model_pb2, tensor_pb2
-
-#: Labels suggested for an unknown one.
-_SUGGESTIONS = 3
-
-#: Labels that are compared letter by letter with an unknown one.
-_CANDIDATES = 128
-
-#: Classes of one label that an error lists.
-_CLASSES_SHOWN = 12
-
-
-def is_described(model: model_pb2.Model) -> bool:
-    """Returns whether a worker has loaded the model; only then are its methods, labels and classes known."""
-    return bool(model.methods)
-
-
-def resolve_target(target: explanation_pb2.Target, model: model_pb2.Model, field: str = "target") -> int:
-    """Returns the index of the class.
-
-    Raises:
-        InvalidRequest: the class does not exist, or the label is ambiguous.
-        FailedPrecondition: the model has no labels, or no worker has loaded it yet.
-    """
-    chosen = target.WhichOneof("target")
-    if chosen is None:
-        raise InvalidRequest(
-            f"{field} is empty; give `index` or `label`, or leave it out for the top class", field=field
-        )
-    if chosen == "label":
-        return _by_label(target.label, model, f"{field}.label")
-    classes = model.classes or len(model.labels)
-    if classes and target.index >= classes:
-        text = f"{field}.index is {target.index}; {model.name} has {classes:,} classes: give 0 to {classes - 1}"
-        raise InvalidRequest(text, field=f"{field}.index")
-    return int(target.index)
-
-
-def _by_label(label: str, model: model_pb2.Model, field: str) -> int:
-    if not model.labels:
-        if is_described(model):
-            raise FailedPrecondition(f"{model.name} has no labels; give the class by `index`", field=field)
-        text = f"{model.name} is not loaded by any worker yet, so its labels are unknown; give the class by `index`"
-        raise FailedPrecondition(f"{text}, or try again later", field=field, retry_after=LOADING_SECONDS)
-    wanted = label.strip().casefold()
-    found = [index for index, known in enumerate(model.labels) if known.casefold() == wanted]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        some = ", ".join(map(str, found[:_CLASSES_SHOWN]))
-        text = f"{field} {shown(label)} names the classes {some}; give one of them by `index`"
-        raise InvalidRequest(text, field=field)
-    raise InvalidRequest(
-        f"{field} {shown(label)} is not a label of {model.name}{_suggestion(wanted, model)}", field=field
-    )
-
-
-def _suggestion(wanted: str, model: model_pb2.Model) -> str:
-    near = _near(wanted, model.labels) if len(wanted) <= EXCERPT else []
-    if not near:
-        return "; GetModel lists its labels"
-    return f"; did you mean {' or '.join(map(shown, near))}?"
-
-
-def _near(wanted: str, labels: Iterable[str]) -> Sequence[str]:
-    """Returns a few labels that contain the wanted text or are spelt like it, in bounded time."""
-    by_folded = {known.casefold(): known for known in labels}
-    holding = islice((folded for folded in by_folded if wanted and wanted in folded), _SUGGESTIONS)
-    near = list(holding) or difflib.get_close_matches(wanted, _alike(wanted, by_folded), n=_SUGGESTIONS)
-    return [by_folded[folded] for folded in near]
-
-
-def _alike(wanted: str, candidates: Iterable[str]) -> Sequence[str]:
-    """Returns candidates that may be a misspelling, by length and letters, most likely first."""
-    letters = set(wanted)
-    similar = [folded for folded in candidates if abs(len(folded) - len(wanted)) <= len(wanted) // 2]
-    return nlargest(_CANDIDATES, similar, key=lambda folded: len(letters.intersection(folded)) - len(folded) / EXCERPT)
-
+from sagittal.core.measurements import (
+    DEFAULT_CONFIDENCE,
+    DEFAULT_CURVE_STEPS,
+    DEFAULT_DELTA,
+    DEFAULT_DRAWS,
+    background_name,
+    check_metrics,
+)
+from sagittal.core.methods import ResolvedMethod, resolve, shortest
+from sagittal.core.targets import is_described, resolve_target
+from sagittal.core.text import shown
+from sagittal.v1 import explanation_pb2, model_pb2, tensor_pb2
 
 #: Characters of `request_id`.
 MAX_REQUEST_ID = 128
@@ -106,26 +36,6 @@ MAX_JOB_LABELS = 16
 
 _LABEL_KEY = re.compile(r"^[A-Za-z0-9._/-]{1,63}$")
 
-#: Steps of a curve at mask resolution.
-MAX_CURVE_STEPS = 1_000
-
-#: Steps of a curve if the request does not set them.
-DEFAULT_CURVE_STEPS = 50
-
-#: Occlusions of predictability, if it is measured: fewer say nothing.
-MIN_OCCLUSIONS, MAX_OCCLUSIONS = 20, 2_000
-
-#: Boxes of the pointing game.
-MAX_BOXES = 1_000
-
-#: Further runs with other seeds.
-MAX_RUNS = 15
-
-#: Defaults of a test of certificates.
-DEFAULT_DELTA, DEFAULT_CONFIDENCE, DEFAULT_DRAWS = 0.1, 0.95, 40
-
-#: Drawn backgrounds of a set, and images that are backgrounds.
-MAX_DRAWS, MAX_BACKGROUNDS = 1_000, 8
 
 #: Standard deviation of a blurred baseline, in pixels.
 MAX_BLUR_SIGMA = 1_000.0
@@ -246,7 +156,7 @@ def check_spec(
     check_enum(explanation_pb2.Lane.DESCRIPTOR, spec.lane, f"{field}.lane")
     check_enum(explanation_pb2.CachePolicy.DESCRIPTOR, spec.cache_policy, f"{field}.cache_policy")
     check_baseline(spec.baseline, f"{field}.baseline")
-    _check_metrics(spec.metrics, model.preprocessing.input_size, f"{field}.metrics")
+    check_metrics(spec.metrics, model.preprocessing.input_size, f"{field}.metrics")
     if spec.max_evaluations > MAX_EVALUATIONS:
         text = f"{field}.max_evaluations is {spec.max_evaluations}; give 1 to {MAX_EVALUATIONS:,}, or 0 for no bound"
         raise InvalidRequest(text, field=f"{field}.max_evaluations")
@@ -281,11 +191,6 @@ def _take_images(spec: explanation_pb2.ExplanationSpec, field: str) -> Mapping[s
     return images
 
 
-def background_name(index: int) -> str:
-    """Returns the name under which the image of a background is stored."""
-    return f"background-{index}"
-
-
 def _resolved(
     spec: explanation_pb2.ExplanationSpec, model: model_pb2.Model, method: ResolvedMethod | None, target: int | None
 ) -> explanation_pb2.ExplanationSpec:
@@ -305,13 +210,6 @@ def _resolved(
         test.delta, test.confidence = test.delta or DEFAULT_DELTA, test.confidence or DEFAULT_CONFIDENCE
         test.max_draws = test.max_draws or DEFAULT_DRAWS
     return resolved
-
-
-def check_image_set(image: tensor_pb2.Image, field: str) -> None:
-    """Raises InvalidRequest if the image is not set."""
-    if image.WhichOneof("source") is None:
-        text = f"{field} is not set; give a JPEG, PNG or WebP file in `encoded`, or a tensor"
-        raise InvalidRequest(text, field=field)
 
 
 def check_baseline(baseline: explanation_pb2.Baseline, field: str) -> None:
@@ -354,99 +252,3 @@ def _seconds(duration: duration_pb2.Duration, low: float, high: float, field: st
     if not low <= seconds <= high:
         raise InvalidRequest(f"{field} is {seconds:g} s; give {low:g} to {high:g} s", field=field)
     return float(seconds)
-
-
-def _check_metrics(metrics: explanation_pb2.Metrics, input_size: int, field: str) -> None:
-    check_enum(explanation_pb2.CurveProtocol.DESCRIPTOR, metrics.curve_protocol, f"{field}.curve_protocol")
-    if metrics.curve_steps > MAX_CURVE_STEPS:
-        text = (
-            f"{field}.curve_steps is {metrics.curve_steps}; give 1 to {MAX_CURVE_STEPS:,}, or 0 for "
-            f"{DEFAULT_CURVE_STEPS}"
-        )
-        raise InvalidRequest(text, field=f"{field}.curve_steps")
-    if metrics.predictability and not MIN_OCCLUSIONS <= metrics.predictability <= MAX_OCCLUSIONS:
-        text = (
-            f"{field}.predictability is {metrics.predictability}; give {MIN_OCCLUSIONS} to {MAX_OCCLUSIONS:,} "
-            "occlusions, or 0 not to measure it"
-        )
-        raise InvalidRequest(text, field=f"{field}.predictability")
-    if len(metrics.boxes) > MAX_BOXES:
-        text = f"{field}.boxes has {len(metrics.boxes)} boxes; give at most {MAX_BOXES:,}"
-        raise InvalidRequest(text, field=f"{field}.boxes")
-    for index, box in enumerate(metrics.boxes):
-        _check_box(box, input_size, f"{field}.boxes[{index}]")
-    if metrics.stability > MAX_RUNS:
-        text = f"{field}.stability is {metrics.stability}; give 1 to {MAX_RUNS} further runs, or 0 for none"
-        raise InvalidRequest(text, field=f"{field}.stability")
-    if metrics.HasField("robustness"):
-        _check_robustness(metrics.robustness, f"{field}.robustness")
-
-
-def _check_robustness(test: explanation_pb2.RobustnessTest, field: str) -> None:
-    for name, default in (("delta", DEFAULT_DELTA), ("confidence", DEFAULT_CONFIDENCE)):
-        value = getattr(test, name)
-        if not 0 <= value < 1:
-            text = f"{field}.{name} is {value:g}; give a number above 0 and below 1, or 0 for {default:g}"
-            raise InvalidRequest(text, field=f"{field}.{name}")
-    if test.max_draws > MAX_DRAWS:
-        text = f"{field}.max_draws is {test.max_draws}; give 1 to {MAX_DRAWS:,}, or 0 for {DEFAULT_DRAWS}"
-        raise InvalidRequest(text, field=f"{field}.max_draws")
-    if len(test.images) > MAX_BACKGROUNDS:
-        text = f"{field}.images has {len(test.images)} images; give at most {MAX_BACKGROUNDS}"
-        raise InvalidRequest(text, field=f"{field}.images")
-    for index, image in enumerate(test.images):
-        check_image_set(image, f"{field}.images[{index}]")
-
-
-def _check_box(box: tensor_pb2.Box, input_size: int, field: str) -> None:
-    for low, high in (("left", "right"), ("top", "bottom")):
-        start, end = getattr(box, low), getattr(box, high)
-        if end <= start:
-            text = f"{field}.{high} is {end}; give more than {low}, which is {start}"
-            raise InvalidRequest(text, field=f"{field}.{high}")
-        if input_size and end > input_size:
-            text = f"{field}.{high} is {end}; give at most {input_size}, the side of the model's input"
-            raise InvalidRequest(text, field=f"{field}.{high}")
-
-
-#: Most annotated parts of an image, and most characters of a part's name.
-MAX_PARTS, MAX_NAME = 256, 80
-
-
-def attachment_of(index: int) -> str:
-    """Returns the attachment name for an image's annotated parts in a fit's job."""
-    return f"{index}.parts"
-
-
-def check_parts(parts: Sequence[concept_service_pb2.AnnotatedPart], image: str) -> None:
-    """Raises InvalidRequest, naming the field, if a part is not within the image or its name is invalid.
-
-    Args:
-        parts: Annotated parts of one image.
-        image: How errors name the image.
-    """
-    if len(parts) > MAX_PARTS:
-        text = f"{image} has {len(parts)} annotated parts; give at most {MAX_PARTS}"
-        raise InvalidRequest(text, field="annotated_parts")
-    seen: set[str] = set()
-    for number, part in enumerate(parts):
-        field = f"annotated_parts[{number}]"
-        if not 0 < len(part.name) <= MAX_NAME or not part.name.isprintable():
-            text = f"{field}.name of {image} is {part.name[:MAX_NAME]!r}; give 1 to {MAX_NAME} printable characters"
-            raise InvalidRequest(text, field=f"{field}.name")
-        if part.name in seen:
-            text = f"{field}.name of {image} is {part.name!r} twice; give each part of an image once"
-            raise InvalidRequest(text, field=f"{field}.name")
-        seen.add(part.name)
-        _check_edges(part.left, part.right, ("left", "right"), field, image)
-        _check_edges(part.top, part.bottom, ("top", "bottom"), field, image)
-
-
-def _check_edges(low: float, high: float, names: tuple[str, str], field: str, image: str) -> None:
-    # this form also rejects NaN
-    if not 0 <= low < high <= 1:
-        text = (
-            f"{field} of {image} has {names[0]} {low:g} and {names[1]} {high:g}; give 0 to 1, relative to the "
-            f"image's size, and {names[0]} less than {names[1]}"
-        )
-        raise InvalidRequest(text, field=f"{field}.{names[0]}")

@@ -13,10 +13,12 @@ from functools import partial
 
 import structlog
 
+from sagittal.core.annotated_parts import attachment_of, check_parts
 from sagittal.core.bounds import MAX_CHANGES, check_bounds
 from sagittal.core.errors import Expired, InvalidRequest, NotFound, SagittalError
 from sagittal.core.jobs import CachePolicy, Job, JobKind, Lane, NewJob, new_job_id
-from sagittal.core.requests import attachment_of, check_parts, check_request_id, resolve_target
+from sagittal.core.requests import check_request_id
+from sagittal.core.targets import resolve_target
 from sagittal.core.text import shown
 from sagittal.queue.protocol import JobQueue
 from sagittal.registry.concept_changes import apply_changes

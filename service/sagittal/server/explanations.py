@@ -9,7 +9,7 @@ import structlog
 
 from sagittal.core.errors import FailedPrecondition, InvalidRequest, JobBuried, from_status
 from sagittal.core.jobs import Job, JobKind, JobState
-from sagittal.core.requests import MAX_BACKGROUNDS, background_name
+from sagittal.core.measurements import MAX_BACKGROUNDS, background_name
 from sagittal.core.text import shown
 from sagittal.queue.protocol import JobQueue
 from sagittal.queue.settings import MIB

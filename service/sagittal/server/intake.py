@@ -12,8 +12,9 @@ from typing import Any
 import structlog
 
 from sagittal.core.errors import InvalidRequest, SagittalError, Unavailable
+from sagittal.core.images import check_image_set
 from sagittal.core.jobs import MAX_EVALUATIONS, CachePolicy, Cost, Job, JobKind, Lane, NewJob, estimate, new_job_id
-from sagittal.core.requests import CheckedSpec, check_image_set, check_spec
+from sagittal.core.requests import CheckedSpec, check_spec
 from sagittal.process.tracing import JOB_ID, SpanKind, current_span, within
 from sagittal.queue.protocol import JobQueue
 from sagittal.queue.turns import TenantTurns

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from sagittal.core.errors import FailedPrecondition, InvalidRequest, UnknownModel
+from sagittal.core.images import check_image_set
 from sagittal.core.jobs import Job, JobKind
 from sagittal.core.methods import resolve
 from sagittal.core.patch_sets import (
@@ -18,7 +19,8 @@ from sagittal.core.patch_sets import (
     region_score,
     unmasked_score,
 )
-from sagittal.core.requests import check_baseline, check_image_set, resolve_target
+from sagittal.core.requests import check_baseline
+from sagittal.core.targets import resolve_target
 from sagittal.queue.protocol import JobQueue
 from sagittal.server.catalogue import Catalogue, check_loadable
 from sagittal.server.images import Pictures

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from sagittal.core import requests
+from sagittal.core import targets
 from sagittal.core.errors import FailedPrecondition, InvalidRequest
 from sagittal.core.models import read_labels
-from sagittal.core.requests import resolve_target
+from sagittal.core.targets import resolve_target
 from sagittal.v1 import explanation_pb2, model_pb2
 
 
@@ -29,8 +29,8 @@ def test_few_labels_are_compared_letter_by_letter(label: str, monkeypatch: pytes
 
     monkeypatch.setattr(difflib, "get_close_matches", compare)
     text = refusal(label, [f"{'ba' * 28}{number}" for number in range(20_000)] + ["ba" * 100_000])
-    assert len(compared) <= 1 + requests._CANDIDATES
-    assert sum(map(len, compared)) <= 128 * (1 + requests._CANDIDATES)
+    assert len(compared) <= 1 + targets._CANDIDATES
+    assert sum(map(len, compared)) <= 128 * (1 + targets._CANDIDATES)
     assert len(text) < 512
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
+from sagittal.core.annotated_parts import attachment_of, check_parts
 from sagittal.core.decoding import decoders
 from sagittal.core.errors import FailedPrecondition, InvalidRequest
 from sagittal.core.images import ImageLimits
-from sagittal.core.requests import attachment_of, check_parts
 from sagittal.explain.concepts import Box, Read
 from sagittal.imaging.fitting import visible_box
 from sagittal.models.loaded import LoadedModel

@@ -11,8 +11,9 @@ from torch import Tensor
 from sagittal.core.decoding import decoders
 from sagittal.core.errors import InvalidRequest
 from sagittal.core.images import ImageLimits, model_input
+from sagittal.core.measurements import DEFAULT_CURVE_STEPS, MAX_BACKGROUNDS, background_name
 from sagittal.core.methods import ResolvedMethod, resolve
-from sagittal.core.requests import DEFAULT_CURVE_STEPS, MAX_BACKGROUNDS, background_name, resolve_target
+from sagittal.core.targets import resolve_target
 from sagittal.core.tensors import array_of
 from sagittal.engine.cuda.copies import upload
 from sagittal.explain import (
