@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sagittal.cli.report import dump
+from sagittal.cli.report import DOCUMENT, SAVED, dump
 from sagittal.client import Explanation
 from sagittal.client.documents import curves_document
 from sagittal.client.drawing import canvas
@@ -31,15 +31,15 @@ Written = Iterator[tuple[str, str]]
 
 
 def write_files(explanation: Explanation, directory: Path) -> Mapping[str, str]:
-    """Writes all files into a directory, `explanation.json` last; returns the file names by content."""
+    """Writes all files into a directory, the JSON last; returns the file names by content."""
     results = Results(explanation, explanation.view(), directory)
     directory.mkdir(parents=True, exist_ok=True)
     files: dict[str, str] = {}
     for write in WRITERS:
         files |= dict(write(results))
-    files["explanation"] = "explanation.json"
+    files["explanation"] = DOCUMENT
     document = explanation.to_dict() | {"files": files}
-    (directory / "explanation.json").write_text(dump(document) + "\n", encoding="utf-8")
+    (directory / DOCUMENT).write_text(dump(document) + "\n", encoding="utf-8")
     return files
 
 
@@ -97,6 +97,11 @@ def _concepts(results: Results) -> Written:
             yield f"concept-x{each.index + 1}", name
 
 
+def _saved(results: Results) -> Written:
+    results.explanation.save(results.directory / SAVED)
+    yield "saved", SAVED
+
+
 #: Renderers, in this order.
 WRITERS: tuple[Callable[[Results], Written], ...] = (
     _summary,
@@ -106,4 +111,5 @@ WRITERS: tuple[Callable[[Results], Written], ...] = (
     _sufficient_sets,
     _graph,
     _concepts,
+    _saved,
 )

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from sagittal.cli.connection import connected
-from sagittal.cli.failures import echo
-from sagittal.cli.report import dump, job_json
+from sagittal.cli.failures import USAGE, Failure, echo
+from sagittal.cli.report import DOCUMENT, SAVED, dump, job_json
 from sagittal.cli.terminal import make_reporter
 from sagittal.client import Client, Explanation
 
@@ -50,11 +50,26 @@ def report(client: Client, *, source: str, output: Path) -> None:
     """Writes a report: one HTML file that needs no network, and prints well.
 
     It has the image, heatmaps, curves, sets, graph, certificates, parameters and digests, and how to reproduce it. FILE
-    is one that `Explanation.save` of the Python client wrote; it needs no service.
+    is the directory of `sagittal explain -o`, its explanation.json, or a file that `Explanation.save` of the Python
+    client wrote; it needs no service.
     """
-    text = Explanation.load(source).report() if Path(source).is_file() else client.report(source)
+    stored = _stored(Path(source))
+    text = Explanation.load(stored).report() if stored is not None else client.report(source)
     output.write_text(text, encoding="utf-8")
     echo(f"{output}: {len(text) / 1024:,.0f} KiB")
+
+
+def _stored(source: Path) -> Path | None:
+    """Returns the file of `Explanation.save` that a path stands for; None if there is nothing at the path."""
+    if not source.exists():
+        return None
+    directory = source if source.is_dir() else source.parent
+    if source.is_file() and source.name != DOCUMENT:
+        return source
+    if not (directory / SAVED).is_file():
+        text = f"{directory} has no {SAVED}, from which the report is drawn; 'sagittal explain -o' writes it"
+        raise Failure(text, USAGE)
+    return directory / SAVED
 
 
 @click.command("list")

@@ -5,6 +5,9 @@ from typing import Any
 
 from sagittal.client import Job, Model
 
+#: Names of the files in the directory of an explanation: its figures as JSON, and all of it for `Explanation.load`.
+DOCUMENT, SAVED = "explanation.json", "explanation.zip"
+
 
 def job_json(job: Job) -> dict[str, Any]:
     """Returns the state of a job."""

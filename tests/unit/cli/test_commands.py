@@ -175,6 +175,22 @@ def test_a_report_is_one_file_from_a_job_or_from_a_stored_explanation(run, scrip
     assert (tmp_path / "file.html").read_text(encoding="utf-8").count("data:image/jpeg") == 6
 
 
+def test_a_report_is_drawn_from_the_directory_of_an_explanation_and_from_its_json(run, picture, tmp_path) -> None:
+    out, report = tmp_path / "out", tmp_path / "report.html"
+    run("explain", picture, "--model", "lamp", "-o", out)
+    reports = set()
+    for given in (out, out / "explanation.json", out / "explanation.zip"):
+        result = run("report", given, "-o", report, "--address", "127.0.0.1:1")
+        assert result.exit_code == 0, result.output
+        reports.add(report.read_text(encoding="utf-8"))
+    assert "data:image/jpeg" in reports.pop()
+    assert not reports
+    (out / "explanation.zip").unlink()
+    result = run("report", out / "explanation.json", "-o", report)
+    assert result.exit_code == 2
+    assert "has no explanation.zip" in result.output
+
+
 def test_predict_lists_classes(run, picture) -> None:
     assert run("predict", picture, "--model", "lamp").stdout == " 75.00%  lamp\n"
 
