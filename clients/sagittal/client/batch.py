@@ -1,8 +1,10 @@
 """Many images over one call: images in flight, and the outcome of each."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 from sagittal.client.errors import InvalidRequest, Overloaded, SagittalError
 from sagittal.client.explanation import Explanation
@@ -10,6 +12,7 @@ from sagittal.client.gathering import Gathering, terminal_error
 from sagittal.client.images import ACCEPTED, ImageLike
 from sagittal.client.options import Retry
 from sagittal.client.parsing import parse_event
+from sagittal.client.read_ahead import READERS, ReadAhead
 from sagittal.client.requests import check_several, shown, with_image
 from sagittal.client.resume import Patience
 from sagittal.v1 import explanation_pb2 as pb
@@ -59,11 +62,12 @@ class ManyImages:
         if isinstance(in_flight, bool) or not isinstance(in_flight, int) or in_flight < 1:
             raise InvalidRequest(f"got {shown(in_flight)}; expected a number of images, at least 1", field="in_flight")
         if isinstance(images, Mapping):
-            self._source: Iterator[tuple[str, ImageLike]] = iter(images.items())
+            source: Iterable[tuple[str, ImageLike]] = images.items()
         else:
             several = check_several(images, "images", f"each {ACCEPTED}")
-            self._source = ((str(number), image) for number, image in enumerate(several))
+            source = ((str(number), image) for number, image in enumerate(several))
         self._spec = spec
+        self._source = ReadAhead(source, self._read, readers=READERS, ahead=in_flight)
         self._in_flight = in_flight
         self._retry = retry
         self._clock = clock
@@ -95,16 +99,14 @@ class ManyImages:
         self._postponed = [entry for entry in self._postponed if entry not in due]
         ready = [self._enter(entry) for entry in due]
         refused: list[Outcome] = []
-        while not self._postponed and len(self._entries) < self._in_flight:
-            item = next(self._source, None)
+        while not (self.exhausted or self._postponed) and len(self._entries) < self._in_flight:
+            item = self._source.take()
             if item is None:
                 self.exhausted = True
-                break
-            key, image = item
-            try:
-                ready.append(self._enter(self._entry(key, with_image(self._spec, image))))
-            except SagittalError as error:
-                refused.append(Outcome(key=key, error=error))
+            elif isinstance(item, Outcome):
+                refused.append(item)
+            else:
+                ready.append(self._enter(self._entry(*item)))
         return ready, refused
 
     def reopen(self) -> Sequence[service_pb.ExplainManyRequest]:
@@ -130,6 +132,22 @@ class ManyImages:
         if failure is not None:
             return Outcome(key=entry.key, error=failure)
         return Outcome(key=entry.key, explanation=entry.gathering.explanation())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._source.close()
+
+    def _read(self, item: tuple[str, ImageLike]) -> tuple[str, pb.ExplanationSpec] | Outcome:
+        """Returns the request of an image, or the outcome of one that cannot be sent."""
+        key, image = item
+        try:
+            return key, with_image(self._spec, image)
+        except SagittalError as error:
+            return Outcome(key=key, error=error)
 
     def _postpone(self, entry: _Entry, failure: Overloaded) -> Outcome | None:
         """Postpones an image until the service may have room; returns its outcome if the time for retries is over."""

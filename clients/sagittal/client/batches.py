@@ -1,9 +1,7 @@
 """Batches: named sets of items that outlive the client, and what both clients share to run them."""
 
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -20,6 +18,7 @@ from sagittal.client.images import ImageLike, encode_image
 from sagittal.client.methods import Method, MethodLike, pack_method, resolve_method
 from sagittal.client.models import Model
 from sagittal.client.parsing import parse
+from sagittal.client.read_ahead import ReadAhead
 from sagittal.client.requests import (
     Baseline,
     BaselineName,
@@ -222,56 +221,26 @@ class ReadItem:
     """Bytes of the request."""
 
 
-class ReadAhead:
-    """Reads the images of items in several threads, a bounded number ahead, and returns them in their order.
+def read_item(model: Model, largest: int, item: BatchItem) -> ReadItem:
+    """Reads the image of an item; an item that cannot be read is reported to the service instead.
 
-    The iterator of the items is used by one thread at a time.
+    Args:
+        model: The model, which methods are resolved for.
+        largest: Largest size of a request in bytes.
+        item: The item.
     """
-
-    def __init__(self, items: Iterable[BatchItem], model: Model, *, readers: int, largest: int) -> None:
-        """Starts no thread yet.
-
-        Args:
-            items: The items.
-            model: The model, which methods are resolved for.
-            readers: Threads that read; twice as many items are read ahead.
-            largest: Largest size of a request in bytes.
-        """
-        self._items: Iterator[BatchItem] = iter(items)
-        self._model = model
-        self._ahead = 2 * readers
-        self._largest = largest
-        self._threads = ThreadPoolExecutor(readers, thread_name_prefix="sagittal-read")
-        self._reading: deque[Future[ReadItem]] = deque()
-        self._exhausted = False
-
-    def take(self) -> ReadItem | None:
-        """Waits for the next item; None after the last one."""
-        while not self._exhausted and len(self._reading) < self._ahead:
-            item = next(self._items, None)
-            if item is None:
-                self._exhausted = True
-            else:
-                self._reading.append(self._threads.submit(self._read, item))
-        return self._reading.popleft().result() if self._reading else None
-
-    def close(self) -> None:
-        """Ends the threads; what they read is dropped."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def _read(self, item: BatchItem) -> ReadItem:
-        request = service_pb.AddBatchItemsRequest(key=item.key, results_only=True)
-        try:
-            image = item.image() if callable(item.image) else item.image
-            request.spec.CopyFrom(own_spec(item.options, self._model))
-            request.spec.image.CopyFrom(encode_image(image))
-            if (size := request.ByteSize()) > self._largest:
-                text = f"the item has {size:,} bytes, and a message at most {self._largest:,}: send a smaller image"
-                raise InvalidImage(text)
-        except (SagittalError, OSError, ValueError) as error:
-            request.ClearField("spec")
-            request.unreadable.message = str(error)[:1000] or type(error).__name__
-        return ReadItem(request, request.ByteSize())
+    request = service_pb.AddBatchItemsRequest(key=item.key, results_only=True)
+    try:
+        image = item.image() if callable(item.image) else item.image
+        request.spec.CopyFrom(own_spec(item.options, model))
+        request.spec.image.CopyFrom(encode_image(image))
+        if (size := request.ByteSize()) > largest:
+            text = f"the item has {size:,} bytes, and a message at most {largest:,}: send a smaller image"
+            raise InvalidImage(text)
+    except (SagittalError, OSError, ValueError) as error:
+        request.ClearField("spec")
+        request.unreadable.message = str(error)[:1000] or type(error).__name__
+    return ReadItem(request, request.ByteSize())
 
 
 class Window:
@@ -280,7 +249,9 @@ class Window:
     Their requests are kept, so that they can be sent again over another call. Thread-safe.
     """
 
-    def __init__(self, name: str, source: ReadAhead, *, in_flight: int, max_bytes: int, renew: bool) -> None:
+    def __init__(
+        self, name: str, source: ReadAhead[BatchItem, ReadItem], *, in_flight: int, max_bytes: int, renew: bool
+    ) -> None:
         for what, number in (("in_flight", in_flight), ("max_bytes", max_bytes)):
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise InvalidRequest(f"got {shown(number)}; expected an integer, at least 1", field=what)

@@ -8,9 +8,10 @@ import pytest
 from embedded_queue import Queue, own_settings
 
 from sagittal.client import AsyncClient, BatchItem, BatchResult, Client, Options, Retry
-from sagittal.client.batches import ReadAhead, Window
+from sagittal.client.batches import ReadItem, Window, read_item
 from sagittal.client.errors import AlreadyExists, InvalidRequest, NotFound
 from sagittal.client.models import parse_model
+from sagittal.client.read_ahead import ReadAhead
 from sagittal.core.jobs import JobState
 from sagittal.v1 import explanation_pb2
 
@@ -21,6 +22,10 @@ def images(*numbers: int) -> Iterator[BatchItem]:
     """Items whose images differ, so that none shares the answer of another."""
     for number in numbers:
         yield BatchItem(key=f"item-{number}", image=picture(8 + number).encoded)
+
+
+def read_lamp(item: BatchItem) -> ReadItem:
+    return read_item(parse_model(lamp()), 2**20, item)
 
 
 def keys(results: list[BatchResult], state: str = "completed") -> list[str]:
@@ -177,9 +182,9 @@ def test_images_are_read_in_parallel_and_a_bounded_number_ahead() -> None:
             taken += 1
             yield BatchItem(key=str(number), image=read)
 
-    source = ReadAhead(items(), parse_model(lamp()), readers=8, largest=2**20)
+    source = ReadAhead(items(), read_lamp, readers=8, ahead=16)
     first = source.take()
-    assert taken <= 17
+    assert taken <= 16
     found = [first, *iter(source.take, None)]
     source.close()
     assert [each.request.key for each in found] == [str(number) for number in range(64)]
@@ -187,7 +192,7 @@ def test_images_are_read_in_parallel_and_a_bounded_number_ahead() -> None:
 
 
 def test_a_window_is_bounded_in_bytes_and_sends_again_what_has_no_result() -> None:
-    source = ReadAhead(images(*range(10)), parse_model(lamp()), readers=2, largest=2**20)
+    source = ReadAhead(images(*range(10)), read_lamp, readers=2, ahead=4)
     window = Window("night", source, in_flight=100, max_bytes=1, renew=False)
     sent = window.next_request()
     assert (sent.batch, sent.key, window.has_room) == ("night", "item-0", False)

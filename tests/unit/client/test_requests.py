@@ -1,6 +1,10 @@
 """What a caller asks is what goes over the wire."""
 
 import io
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -262,6 +266,35 @@ def test_many_images_each_have_their_outcome(client, script, tmp_path) -> None:
     assert isinstance(outcomes["array"].error, InvalidImage)
     assert isinstance(outcomes["file"].error, InvalidImage)
     assert {spec.lane for spec in script.specs} == {pb.LANE_BATCH}
+
+
+class SlowFile(os.PathLike):
+    """A file of a slow store: it can be read only while seven others are read too."""
+
+    def __init__(self, path: Path, others: threading.Barrier) -> None:
+        self.path, self.others = path, others
+
+    def __fspath__(self) -> str:
+        self.others.wait(timeout=120)
+        return str(self.path)
+
+
+def test_many_images_are_read_in_parallel_and_no_more_ahead_than_in_flight(client, tmp_path) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(png())
+    taken, together = 0, threading.Barrier(8)
+
+    def files() -> Iterator[SlowFile]:
+        nonlocal taken
+        for _ in range(32):
+            taken += 1
+            yield SlowFile(path, together)
+
+    outcomes = client.explain_many(files(), model="lamp", in_flight=8)
+    first = next(outcomes)
+    assert taken <= 16
+    assert all(each.explanation for each in (first, *outcomes))
+    assert taken == 32
 
 
 def test_a_broken_call_of_many_puts_what_is_left_again(client, script) -> None:

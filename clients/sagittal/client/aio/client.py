@@ -124,8 +124,8 @@ class AsyncClient(AsyncModelCalls):
         """Explains many images over one call and yields the outcome of each when it ends, in any order.
 
         An image that fails has an error in its outcome and does not stop the others. An error that concerns every
-        image, such as an unknown model, is raised. Images are read when needed, at most `in_flight` ahead. Jobs use the
-        batch lane by default. While the service has no room, the images wait.
+        image, such as an unknown model, is raised. Images are read in several threads, at most `in_flight` ahead of
+        those in flight. Jobs use the batch lane by default. While the service has no room, the images wait.
         """
         if "request_id" in options:
             raise InvalidRequest("a batch has one job per image; omit request_id", field="request_id")
@@ -135,7 +135,7 @@ class AsyncClient(AsyncModelCalls):
         cursor = self._cursor(service_pb.ExplainManyRequest())
         cursor.retries_overload = True
         cursor.patience.renew(self.options.retry.stream_seconds)  # the service answered just now
-        with cursor.span:
+        with batch, cursor.span:
             while not batch.done:
                 try:
                     async with contextlib.aclosing(self._run_batch(batch, cursor)) as outcomes:

@@ -4,6 +4,7 @@
 import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Unpack
 
 import grpc
@@ -16,17 +17,18 @@ from sagittal.client.batches import (
     BatchResult,
     ItemState,
     OnWaiting,
-    ReadAhead,
     Window,
     checked_batch,
     common_spec,
     page_of_items,
     parse_batch,
     parse_item,
+    read_item,
 )
 from sagittal.client.errors import ConnectionFailed, InvalidRequest
 from sagittal.client.models import Model
 from sagittal.client.options import Options
+from sagittal.client.read_ahead import READERS, ReadAhead
 from sagittal.client.requests import BatchOptions, build, check_several, checked_options
 from sagittal.client.resume import Cursor
 from sagittal.client.sync.concurrency import ChannelClosed, Signal, off_the_loop, sleep
@@ -130,7 +132,7 @@ class BatchCalls:
         items: Iterable[BatchItem],
         *,
         in_flight: int = 128,
-        readers: int = 16,
+        readers: int = READERS,
         max_bytes: int = 64 * 2**20,
         renew: bool = True,
         on_waiting: OnWaiting | None = None,
@@ -153,7 +155,8 @@ class BatchCalls:
         batch = self.get(name)
         model = self._describe(batch.model, batch.model_version)
         check_several(items, "items", "BatchItem(key=..., image=...)")
-        source = ReadAhead(items, model, readers=readers, largest=self._options.max_message_bytes)
+        read = partial(read_item, model, self._options.max_message_bytes)
+        source = ReadAhead(items, read, readers=readers, ahead=2 * readers)
         cursor = self._begin(service_pb.AddBatchItemsRequest())
         cursor.retries_overload = True
         cursor.patience.renew(self._options.retry.stream_seconds)
