@@ -7,6 +7,7 @@ from threading import Lock
 from typing import Any
 
 import grpc
+import structlog
 from grpc.aio import AbortError
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric
@@ -15,7 +16,10 @@ from prometheus_client.registry import Collector
 from sagittal.core.errors import Overloaded, SagittalError, StreamMoved, Unavailable
 from sagittal.core.jobs import Backlog, Job, Lane, NewJob
 from sagittal.process.decoder_metrics import DecoderMetrics
+from sagittal.server.rpc.endpoint import CertificateFiles
 from sagittal.server.rpc.layers import Call, Proceed
+
+_log = structlog.get_logger(__name__)
 
 #: Upper bounds of the histogram of RPC durations, in seconds.
 _RPC_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
@@ -62,6 +66,7 @@ class ServiceMetrics:
             buckets=_RPC_SECONDS,
             registry=registry,
         )
+        self.certificate = CertificateGauge(registry)
         self.queue = QueueGauges(registry)
         self.decoders = DecoderMetrics(registry)
         self.queue_up = Gauge("sagittal_queue_up", "1 while Redis answers, otherwise 0.", registry=registry)
@@ -126,6 +131,31 @@ class ServiceMetrics:
             code: Any = call.context.code()
             return str(getattr(code, "name", _CODES.get(code, "UNKNOWN")))
         return "INTERNAL"
+
+
+class CertificateGauge(Collector):
+    """Gauge of the time until the endpoint's certificate expires; nothing without TLS, or if the file has none."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.files: CertificateFiles | None = None
+        self._left = Gauge(
+            "sagittal_certificate_expiry_seconds",
+            "Time until the certificate of the gRPC endpoint expires; negative afterwards. Absent without TLS.",
+            registry=None,
+        )
+        self.metrics = (self._left,)
+        registry.register(self)
+
+    def collect(self) -> Sequence[Metric]:
+        """Returns the gauge; called by the thread of a scrape."""
+        if self.files is None:
+            return []
+        try:
+            self._left.set(self.files.expires() - time.time())
+        except ValueError as error:
+            _log.warning("certificate-not-understood", error=str(error), remedy="set tls.certificate to a PEM file")
+            return []
+        return list(self._left.collect())
 
 
 class QueueGauges(Collector):

@@ -36,13 +36,13 @@ from sagittal.server.regions import Regions
 from sagittal.server.relay import BackgroundTasks, Relay
 from sagittal.server.rpc.access import Access, FailedLogins
 from sagittal.server.rpc.calls import Calls
-from sagittal.server.rpc.endpoint import bind, open_addresses, server_options
+from sagittal.server.rpc.endpoint import CertificateFiles, bind, open_addresses, server_options
 from sagittal.server.rpc.failures import answer_failures
 from sagittal.server.rpc.layers import Layers
 from sagittal.server.rpc.requests import RequestBytes
 from sagittal.server.rpc.streams import Streams
 from sagittal.server.rpc.tracing import Tracing
-from sagittal.server.settings import ServiceSettings, TlsSettings
+from sagittal.server.settings import ServiceSettings
 from sagittal.v1 import (
     batch_service_pb2_grpc,
     concept_service_pb2_grpc,
@@ -72,7 +72,7 @@ class Admin:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         channelz.add_channelz_servicer(self._server)
         reflection.enable_server_reflection(_SERVICES, self._server)
-        (port,) = bind(self._server, (address,), TlsSettings())
+        (port,) = bind(self._server, (address,))
         await self._server.start()
         if open_addresses((address,)):
             _log.warning(
@@ -174,7 +174,9 @@ class Service:
             ),
         )
         self._add_services(self._server)
-        ports = bind(self._server, self._settings.listen, self._settings.tls)
+        files = CertificateFiles.of(self._settings.tls)
+        ports = bind(self._server, self._settings.listen, files)
+        self._metrics.certificate.files = files
         place = _place(self._settings.queue.url)
         interval = self._settings.health_interval
         self._readiness = Readiness(

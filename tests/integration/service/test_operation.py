@@ -358,6 +358,7 @@ async def test_a_renewed_certificate_is_taken_up_without_a_restart(authority: An
     renewed = type(authority)()
     async with running(quick_settings(tls=files)) as stack:
         await first_model(stack.port, grpc.ssl_channel_credentials(authority.cert_pem.bytes()))
+        assert stack.metric("sagittal_certificate_expiry_seconds") > 0
         issue(renewed, tmp_path)
         await first_model(stack.port, grpc.ssl_channel_credentials(renewed.cert_pem.bytes()))
 

@@ -1,9 +1,11 @@
 """The gRPC endpoint: its options, addresses and TLS."""
 
 from pathlib import Path
+from threading import Lock
 
 import grpc
 import structlog
+from cryptography import x509
 
 from sagittal.server.settings import CallSettings, ConnectionSettings, TlsSettings
 
@@ -48,13 +50,13 @@ def server_options(
     ]
 
 
-def bind(server: grpc.aio.Server, addresses: tuple[str, ...], tls: TlsSettings) -> list[int]:
-    """Binds the server to its addresses and returns their ports (port 0 takes a free one).
+def bind(server: grpc.aio.Server, addresses: tuple[str, ...], files: "CertificateFiles | None" = None) -> list[int]:
+    """Binds the server to its addresses, with TLS if there are files, and returns their ports (0 takes a free one).
 
     Raises:
         CannotListen: an address is in use or malformed.
     """
-    credentials = server_credentials(tls) if tls.certificate else None
+    credentials = server_credentials(files) if files else None
     ports = []
     for address in addresses:
         try:
@@ -73,48 +75,68 @@ def open_addresses(addresses: tuple[str, ...]) -> list[str]:
     return [address for address in addresses if not address.startswith(_LOCAL)]
 
 
-def server_credentials(tls: TlsSettings) -> grpc.ServerCredentials:
+def server_credentials(files: "CertificateFiles") -> grpc.ServerCredentials:
     """Returns TLS credentials that reload the files: a handshake after a change uses the new certificate."""
-    files = Files(tls)
-    initial = files.changed()
-    if initial is None:
-        raise CannotListen("tls.certificate and tls.key are not set; set both to PEM files")
     return grpc.dynamic_ssl_server_credentials(
-        initial,
+        files.changed(),  # type: ignore[arg-type]  # the first call returns a certificate
         files.changed,  # type: ignore[arg-type]  # None means that nothing has changed
-        require_client_authentication=tls.client_ca is not None,
+        require_client_authentication=files.client_ca is not None,
     )
 
 
-class Files:
-    """The certificate's files, reloaded if they change."""
+class CertificateFiles:
+    """The files of the endpoint's certificate, read again if they change. Thread-safe."""
 
-    def __init__(self, tls: TlsSettings) -> None:
-        self._tls = tls
-        self._seen: tuple[tuple[int, int], ...] = ()
+    def __init__(self, certificate: Path, key: Path, client_ca: Path | None = None) -> None:
+        self.client_ca = client_ca
+        self._paths = [path for path in (certificate, key, client_ca) if path]
+        self._seen: list[tuple[int, int]] = []
+        self._read: tuple[bytes, ...] = ()
+        self._used: tuple[bytes, ...] = ()
+        self._lock = Lock()
+
+    @classmethod
+    def of(cls, tls: TlsSettings) -> "CertificateFiles | None":
+        """Returns the files that the settings name; None without TLS."""
+        return cls(tls.certificate, tls.key, tls.client_ca) if tls.certificate and tls.key else None
 
     def changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """Returns the certificate if its files have changed since the last call, else None.
+        """Returns the certificate if it is not the one of the last call, else None.
 
         Raises:
             OSError: a file cannot be read and there is no earlier certificate.
         """
+        with self._lock:
+            self._refresh()
+            if self._read == self._used:
+                return None
+            self._used = self._read
+            certificate, key, *roots = self._used
+        return grpc.ssl_server_certificate_configuration(
+            [(key, certificate)], root_certificates=next(iter(roots), None)
+        )
+
+    def expires(self) -> float:
+        """Returns when the certificate that the next handshake uses expires, in seconds since the epoch.
+
+        Raises:
+            OSError: a file cannot be read and there is no earlier certificate.
+            ValueError: the file has no certificate.
+        """
+        with self._lock:
+            self._refresh()
+        return x509.load_pem_x509_certificate(self._read[0]).not_valid_after_utc.timestamp()
+
+    def _refresh(self) -> None:
         try:
-            return self._read()
+            seen = [_stamp(path) for path in self._paths]
+            if seen != self._seen:
+                self._read = tuple(path.read_bytes() for path in self._paths)
+                self._seen = seen
         except OSError as error:
             if not self._seen:
                 raise
             _log.warning("certificate-not-renewed", error=str(error), doing="keeping the earlier one")
-            return None
-
-    def _read(self) -> grpc.ServerCertificateConfiguration | None:
-        seen = tuple(_stamp(path) for path in (self._tls.certificate, self._tls.key, self._tls.client_ca) if path)
-        if seen == self._seen or self._tls.certificate is None or self._tls.key is None:
-            return None
-        pair = (self._tls.key.read_bytes(), self._tls.certificate.read_bytes())
-        roots = self._tls.client_ca.read_bytes() if self._tls.client_ca else None
-        self._seen = seen
-        return grpc.ssl_server_certificate_configuration([pair], root_certificates=roots)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
