@@ -314,8 +314,8 @@ def report(found: Durability, reading: float, processor: float, load: float) -> 
         f"Written by `make bench-bulk`. `sagittal batch run` explains {found.images:,} images of 32 x 32 through a\n"
         f"worker that answers at once, with {IN_FLIGHT} in flight. Meanwhile the command is killed (SIGKILL) at\n"
         f"{kills} of the images, the service at {SERVICE_KILL:.0%} and Redis (`appendfsync always`) at\n"
-        f"{REDIS_KILL:.0%}. After each kill of the command, all results that the service keeps are deleted, as two\n"
-        "hours later. It took\n"
+        f"{REDIS_KILL:.0%}. After each kill of the command, all results that the service keeps are deleted, as if\n"
+        "its retention had passed. It took\n"
         f"{found.seconds:,.0f} s ({found.images / found.seconds:,.0f} images/s, pauses included), on {os.cpu_count()}\n"
         f"processors with a load of {load:.1f} at the start.\n\n"
         + table(("", "measured", "at most", "reached"), lines)

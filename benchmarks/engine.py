@@ -154,33 +154,33 @@ def _text(bench: Bench, sections: dict[str, str]) -> str:
     return f"""## Engine
 
 Written by `make bench-engine`. Model: EfficientNet-Lite0 at 224x224, random inputs unless an image is named. Machine:
-{machine()}, device {loaded.device}. {_about_clock(loaded.device)} Both sides of a ratio ran in turn in one process, so
-ratios are valid on a busy machine, and absolute times are not.
+{machine()}, device {loaded.device}. {_about_clock(loaded.device)} Both sides of a ratio ran in turn in one process.
+Therefore ratios are valid on a busy machine, and absolute times are not.
 
 Batch size found at load: {loaded.found.batch_size}; batches are padded to multiples of {loaded.evaluator.quantum}. Load
 took {loaded.load_seconds:.1f} s of wall time. The bare model is fastest in batches of {best[False]} (forward) and
 {best[True]} (forward + backward), among {", ".join(map(str, RAW_SIZES))}. On a machine that
-others use, expect a tenth of difference between runs.
+others use, runs differ by about a tenth.
 
 ### Efficiency
 
-The time of an explanation, composing masks, noise, regularisers and the search included, over the time that the bare
-optimised model needs for as many evaluations at its best batch size. The ideal ran between the engine's batches. The
-MSE search and RISE end at a budget of 300 evaluations. Each is the median of {TURNS} turns, the least and the largest
-beside it.
+The time of an explanation divided by the ideal: the time that the bare optimised model needs for as many evaluations at
+its best batch size. The time of an explanation includes composed masks, noise, regularisers and the search. The ideal
+ran between the engine's batches. The MSE search and RISE end at a budget of 300 evaluations. Each figure is the median
+of {TURNS} turns, with the smallest and the largest in brackets.
 
 {sections["efficiency"]}
 ### Jobs together
 
-Eight jobs of iGOS++, RISE, MSE and occlusion with 32 evaluations each; then two interactive RISE jobs of 48 evaluations
-that arrive while eight batch jobs run, against the same two alone. Medians of {TURNS} turns, the least and the largest
-beside them.
+First, eight jobs of iGOS++, RISE, MSE and occlusion run with 32 evaluations each. Then two interactive RISE jobs of 48
+evaluations arrive while eight batch jobs run; they are compared with the same two alone. Figures are medians of {TURNS}
+turns, with the smallest and the largest in brackets.
 
 {sections["concurrency"]}
 ### Growth
 
-Each point in a process of its own, through the engine: jobs that ask for 16 evaluations with gradient each, and the
-search for minimal sufficient sets with 150 evaluations. Memory is bounded by the batch: jobs that wait add their masks.
+Each point is measured in a process of its own, through the engine. Jobs ask for 16 evaluations with gradient each; the
+search for minimal sufficient sets asks for 150. The batch bounds the memory: a job that waits adds only its masks.
 
 ![Time and memory as things grow](images/{PLOT.name})
 
@@ -189,8 +189,8 @@ search for minimal sufficient sets with 150 evaluations. Memory is bounded by th
 
 def _about_clock(device: torch.device) -> str:
     if device.type == "cpu":
-        return "Times are of the one thread that computes, not of the wall."
-    return "Times are of the wall, the device synchronised."
+        return "Times are processor time of the thread that computes."
+    return "Times are wall time, with the device synchronised."
 
 
 if __name__ == "__main__":

@@ -199,12 +199,12 @@ def report(found: dict[str, Compared], rounds: int, seconds: float) -> str:
 
 Written by `make bench-isolation`. The service, Valkey (`appendfsync always`) and a worker that answers at once, each a
 process, on {len(os.sched_getaffinity(0))} processors. A neighbour asks for {STREAMS} explanations at a time, one after
-the other, with a 224 x 224 JPEG. Another tenant floods in every second phase, as fast as it is answered, from a program
-at the lowest priority, since it would have a machine of its own; the others have the nice value {os.nice(0)}.
-{rounds} pairs of phases of {seconds:g} s for each
-flood; a ratio is flooded over quiet, the median of the pairs. The last column is the share of one processor that the
-service used, without the processes that decode images. The goal is at most {GOAL} at the 99th percentile: {kept}
-of {len(found)} floods kept it in this run. {_load()}
+the other, with a 224 x 224 JPEG. Another tenant floods in every second phase, as fast as it is answered. Its program
+has the lowest priority, because it would run on another machine; the others have the nice value {os.nice(0)}.
+Each flood has {rounds} pairs of phases of {seconds:g} s. A ratio is
+flooded over quiet, the median of the pairs. The last column is the share of one processor that the service used,
+without the processes that decode images. The goal is at most {GOAL} at the 99th percentile: {kept}
+of {len(found)} floods met it in this run. {_load()}
 
 {table(header, rows)}
 """

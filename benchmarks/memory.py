@@ -84,8 +84,8 @@ def write(options: argparse.Namespace) -> None:
     text = f"""## Scores that jobs share
 
 Written by `make bench-engine` on {machine()}, device {loaded.device}: two jobs on one image (chelsea) and baseline,
-EfficientNet-Lite0, the second one alone and after the first. The cost for the first job is its time relative to an
-engine without a memo, one run each.
+EfficientNet-Lite0. The second job runs alone, and after the first. The time of the first job is relative to an engine
+without a memo, in one run each.
 
 {table(["second job", "evaluations", "of them run", "time / alone", "first job's time", "same findings"], rows)}"""
     report(text, options, "memo")

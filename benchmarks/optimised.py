@@ -28,10 +28,11 @@ def main() -> None:
 
 TEXT = """## Optimised against plain
 
-Written by `make bench-engine` ({machine}; times are of the processor). Two processes in turn, batches of
-{images}: the plain model as its source makes it, and the model as a worker runs it, with the steps of its load and
-with freed memory kept (`sagittal.engine.cpu.memory`). Each figure is the median of {rounds} ratios, of runs that
-followed each other. Random weights but for EfficientNet-Lite0. The difference is of a probability, on noise.
+Written by `make bench-engine` ({machine}; times are processor times). Two processes run in turn, in batches
+of {images}. One runs the plain model as its source makes it. The other runs the model as a worker does, after the
+optimisation steps of its load, and keeps freed memory (`sagittal.engine.cpu.memory`). Each figure is the median of
+{rounds} ratios of consecutive runs. All models except EfficientNet-Lite0 have random weights. The difference is that of
+a probability, on noise.
 
 {compared}"""
 

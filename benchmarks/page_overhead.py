@@ -158,13 +158,13 @@ def report(found: Mapping[str, Mapping[str, list[Mapping[str, float]]]], turns: 
     header = ["events", "native gRPC: service, µs", "through the page: service, µs", "sagittal-page, µs", "ratio"]
     return f"""## Events through the page
 
-Written by `make bench-page`. Processor time for each event (a partial mask of 28 x 28 cells), medians of {turns}
-turns: live from {STREAMS} jobs at a time, each with {EVENTS} events {1e3 * PACE:.0f} ms apart; and replayed from
-ended jobs.
+Written by `make bench-page`. Processor time for each event (a partial mask of 28 x 28 cells), as medians of {turns}
+turns. Live events come from {STREAMS} jobs at a time, each with {EVENTS} events {1e3 * PACE:.0f} ms apart; replayed
+ones come from ended jobs.
 
 {table(header, rows)}
-The ratio is that of all processor time on both sides, without callers, Redis and worker. `sagittal-page` is a
-process of its own: it adds its time to the service's, and takes none away. The goal is at most {GOAL:.1f}. The
+The ratio compares the processor time of both sides, without callers, Redis and worker. `sagittal-page` is a
+process of its own: it adds its time to that of the service. The goal is at most {GOAL:.1f}. The
 load average was {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors.
 """
 

@@ -251,13 +251,13 @@ def write(options: argparse.Namespace) -> None:
     """Compares, and writes the section of the report."""
     text = f"""## Beside other libraries
 
-Written by `make bench-peers` on {machine()}. The same image (chelsea), model (EfficientNet-Lite0) and parameters;
-each side alone in a process with one thread, in turn, the faster of {ROUNDS} runs. The other side runs the model as its
-source makes it, in batches of {BATCH}. "Alike" is the correlation of the heatmaps where they are positive, "apart"
-their largest difference with peaks brought to 1. Grad-CAM's heatmaps are compared as they are at the layer, before the
-other side resizes its own to the image; each side's time holds a prediction for the class. Score-CAM
-there weighs channels by the softmax of logits, here by what they add to the score; RISE there is the mean that the
-paper defines, here the covariance: their heatmaps differ by design, so that only the time is compared.
+Written by `make bench-peers` on {machine()}. Both sides have the same image (chelsea), model (EfficientNet-Lite0)
+and parameters. Each runs alone in a process with one thread, in turn, and the faster of {ROUNDS} runs counts. The other
+side runs the model as its source makes it, in batches of {BATCH}. "Alike" is the correlation of the heatmaps where
+they are positive. "Apart" is their largest difference after each is scaled to a peak of 1. Heatmaps of Grad-CAM
+are compared at the layer, before the other side resizes its own to the image. Each side's time includes a prediction
+for the class. Score-CAM of the other side weights channels by the softmax of logits, ours by what they add to the
+score. RISE of the paper is a mean, ours a covariance. These heatmaps differ by design, so only the time is compared.
 
 {table(["method", "beside", "alike", "apart", "times as fast"], compare(options.peers))}"""
     print(text)

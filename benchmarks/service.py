@@ -117,15 +117,15 @@ Written by `make bench-service`. Valkey with an append-only file and `appendfsyn
 answers at once with six events (a 28 x 28 mask and two curves among them) and the caller are one process each, on
 {place}, {platform.machine()}, Python {platform.python_version()}.
 Each request has a JPEG of 224 x 224 pixels and a different seed, so that no result comes from the cache. On a machine
-with other programs, latencies and jobs per second depend on their load; the processor time per job is the reliable
-figure.
+with other programs, latencies and jobs per second depend on their load. The processor time for each job is more
+reliable.
 
 ### Load
 
 {table(["streams", "jobs/s", "first event p50 / p99, ms", "done p50 / p99, ms"], [_latencies(each) for each in loads])}
-With `appendfsync everysec`, which may lose what was acknowledged last, {relaxed.streams} streams get
-{relaxed.jobs_a_second:.0f} jobs/s, done after {_pair(relaxed.timings.done)} ms (p50 / p99), for
-{relaxed.per_job(relaxed.cpu[REDIS])} ms of Redis's processor time a job.
+With `appendfsync everysec`, which may lose jobs that were accepted in the last second, {relaxed.streams} streams get
+{relaxed.jobs_a_second:.0f} jobs/s, done after {_pair(relaxed.timings.done)} ms (p50 / p99), with
+{relaxed.per_job(relaxed.cpu[REDIS])} ms of processor time of Redis for each job.
 
 Processor time for each job, in ms:
 
@@ -145,11 +145,12 @@ Median ms of each stage, from the times in the events:
 {table(["stage", *(f"{each.streams} streams" for each in loads)], _stages(loads))}
 ### Redis
 
-Calls of programs per job. The minimum is one each to submit, lease, settle and read. Idle workers wait (`blpop`). A
+Calls to Redis for each job. The minimum is one each to submit, lease, settle and read. Idle workers wait (`blpop`). A
 watcher subscribes to its job's log, and reads again at each notification.
 
 {table(["streams", *SENT], calls)}
-Kept for each ended job while its image ({len(picture()):,} bytes) is, by `python -m sagittal.queue.usage`:
+Bytes that Redis keeps for each ended job together with its image ({len(picture()):,} bytes), by
+`python -m sagittal.queue.usage`:
 
 {table(["what", "bytes a job"], [[kind, f"{part.bytes / usage.jobs:,.0f}"] for kind, part in usage.parts.items()])}
 """

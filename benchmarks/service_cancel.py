@@ -35,8 +35,8 @@ def report(stack: Stack, model: str, batch_size: int, calls: int = CALLS) -> str
     return f"""## From a caller's departure to an idle device
 
 Written by `make bench-service`. The caller of `Explain` drops its call while a worker runs RISE on {model};
-the device is idle when the step that runs has ended, at the time that the job's `cancelled` event carries. {calls}
-calls, {batch_size} evaluations a step. A call that is dropped at a random time has half a step left on average.
+the device is idle when the running step has ended, which is the time of the job's `cancelled` event. {calls} calls were
+dropped, with {batch_size} evaluations in each step. On average, half a step is left when a call is dropped.
 
 {table(["what", "ms"], rows)}
 """

@@ -65,9 +65,9 @@ def report(stack: Stack, loaded: LoadedModel, pairs: int) -> str:
     return f"""## Overhead
 
 Written by `make bench-service`. RISE with {MASKS} masks on EfficientNet-Lite0 on one thread, without curves:
-from an image file to its saliency. Each explanation through the service (caller, service, Redis and a worker, each a
-process) has the library's beside it, in turn, {pairs} of each, in batches of {batch_size} and with the same
-optimisations of the model on both sides ({", ".join(sorted(_applied(loaded)))}).
+from an image file to its saliency. Explanations through the service (caller, service, Redis and a worker, each a
+process) and by the library alternate, {pairs} of each. Both sides use batches of {batch_size} and the same
+optimisations of the model ({", ".join(sorted(_applied(loaded)))}).
 Processor time is that of all these processes.
 
 {table(["through", "wall time, s (median)", "processor time, s (median)"], rows)}

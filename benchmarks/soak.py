@@ -79,11 +79,11 @@ def report(looks: Sequence[Look], jobs: int, seconds: float, kept: int) -> str:
         rows.append([name, f"{first:.1f}", f"{last:.1f}", f"{max(sizes):.1f}", f"{slope:+.0f}"])
     return f"""## Soak
 
-Written by `make soak`: {jobs:,} small jobs over {STREAMS} streams in {seconds:.0f} s, ended jobs kept for
-{RETENTION["SAGITTAL_QUEUE__RETENTION_SECONDS"]} s. Memory in MiB (of processes: resident, less what is shared with
-files), looked at every {LOOK:g} s, after a warm-up of {looks[0].jobs:,} jobs. What Redis holds meanwhile
-follows the jobs a second. {REST:g} s after the last job its keys had {kept:,} bytes, where {KEPT:,} may be; the soak
-fails above, and where service or worker grow by more than {GROWTH} bytes a job.
+Written by `make soak`: {jobs:,} small jobs over {STREAMS} streams in {seconds:.0f} s. Ended jobs are kept for
+{RETENTION["SAGITTAL_QUEUE__RETENTION_SECONDS"]} s. Memory is in MiB (of processes: resident memory that is not shared
+with files), read every {LOOK:g} s after a warm-up of {looks[0].jobs:,} jobs. During the soak, the memory of Redis
+follows the number of jobs per second. {REST:g} s after the last job, its keys had {kept:,} bytes. The soak fails above
+{KEPT:,} bytes, or if service or worker grow by more than {GROWTH} bytes for each job.
 
 {table(["what", "first quarter, mean", "last quarter, mean", "most", "slope, bytes a job"], rows)}
 """

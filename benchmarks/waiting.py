@@ -88,10 +88,11 @@ def report(rows: Sequence[Sequence[str]], rounds: int) -> str:
     header = ["beside", "spinning, ms", "asleep, ms", "spinning / asleep", "others"]
     return f"""## Threads that wait asleep
 
-Written by `make bench-service`. A pass of {BATCH} images through EfficientNet-Lite0 on {PROCESSORS} threads, one
-for each processor, in programs whose threads spin (OpenMP's default) or sleep (a worker's, `OMP_WAIT_POLICY=PASSIVE`)
-while they wait for each other: wall time, median of {rounds * (PASSES - 1)} passes in {rounds} programs, in turn.
-"Others" is the share of the processors that unrelated programs used meanwhile. Machine: {platform.machine()},
+Written by `make bench-service`. A pass of {BATCH} images runs through EfficientNet-Lite0 on {PROCESSORS} threads, one
+for each processor. While the threads wait for each other, they spin (OpenMP's default) or sleep (a worker's,
+`OMP_WAIT_POLICY=PASSIVE`). Times are wall time, the median of {rounds * (PASSES - 1)} passes in {rounds} programs that
+alternate. "Others" is the share of the processors that unrelated programs used meanwhile.
+Machine: {platform.machine()},
 Python {platform.python_version()}, torch {torch.__version__}.
 
 {table(header, rows)}

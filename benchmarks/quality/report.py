@@ -20,22 +20,23 @@ fewer, the verdict is provisional, and `make bench-quality` measures the rest.
 ## Goals and results
 
 {goals}
-"Reimplemented" is the reference implementation of I-GOS and iGOS++, reimplemented with its faults. Trials of its line
-search whose failure is certain before all of it is evaluated are not run, but counted. For the comparison with the
-published code, both are measured in its way: cells of equal saliency in the order of a sort, which alone changes a
-figure by some hundredths. The figures of the published code are of one run, whose noise was not fixed; those of the
-reimplementation are the mean of several seeds, with the range.
+"Reimplemented" is our copy of the reference implementation of I-GOS and iGOS++, including its faults. A trial of its
+line search ends as soon as its failure is certain; its remaining evaluations are counted but not run. For the
+comparison with the published code, both are measured as that code measures: cells of equal saliency are in the order
+of a sort. This alone changes a figure by some hundredths. The figures of the published code come from one run, whose
+noise was not fixed. Those of the reimplementation are the mean and the range of several seeds.
 
 {protocol}
-It is not known how the images of the published figures were resized to 224 pixels, and it matters. The
-reimplementation with seed 0 on the same images, with other resampling than bilinear with antialiasing:
+It is not known how the images of the published figures were resized to 224 pixels, and resizing changes the figures.
+All other figures here use bilinear resampling with antialiasing. This table has the reimplementation with seed 0 on the
+same images with other resampling:
 
 {resampled}
 ## Heatmaps
 
-Insertion (high is good) and deletion (low is good, but adversarial masks reach it too) in 50 steps at 28x28 cells with
-a checked blur as baseline; finer heatmaps are averaged over cells, coarser ones upsampled. Methods have their defaults.
-Seconds are those of one core of a busy machine, without metrics.
+High insertion is good. Low deletion is good, but adversarial masks reach it too. Both are measured in 50 steps at 28x28
+cells with a checked blur as baseline. Finer heatmaps are averaged over cells, coarser ones upsampled. Methods have
+their defaults. Seconds are those of one core of a busy machine, without metrics.
 
 {methods}
 ## Quality against evaluations
@@ -56,15 +57,17 @@ overlap 1.
 {known}
 ## Two findings of the paper
 
-The paper finds a set within 20 % of the area on 80 % of ImageNet by beam search, far more seldom by gradient heatmaps;
-and more than one set on 30 % where they may share one patch. For this model, with the searches above (at overlap 0 the
-sets found at overlap 1 are counted, so that figure is a lower bound):
+The paper reports two findings on ImageNet. Beam search finds a set within 20 % of the area on 80 % of the images, and
+gradient heatmaps on far fewer. On 30 % there is more than one set, if sets may share one patch. The tables have the
+same for this model, with the searches above. At overlap 0, sets found at overlap 1 are counted, so this figure is a
+lower bound.
 
 {findings}
 ## Do heatmaps change when the weights are random?
 
-Rank correlation with the trained model's heatmap of the same class, while increasingly many layers, from the output
-down, get random weights. Near 0 is good. Above 0.5 with all layers random, a heatmap shows the image and not the model.
+Layers get random weights, from the output down: a third of them, then two thirds, then all. The table has the rank
+correlation of each heatmap with that of the trained model for the same class. Near 0 is good. Above 0.5 with all layers
+random, a heatmap shows the image and not the model.
 
 {sanity}
 ## Pointing game

@@ -41,7 +41,7 @@ def report(records: Records) -> str:
         [
             "## Do the searches fit the measure?",
             "",
-            "Insertion and deletion are what a search maximises. Here are the same heatmaps by measures that no search",
+            "The searches optimise insertion and deletion. Here are the same heatmaps by measures that no search",
             "used, on images of the second half only; all choices were made on the first. `python -m quality.unseen`",
             "in `benchmarks/` measured this section. The greedy region search adds the best of all superpixels at",
             "every step; with windows of 8 it scores only the most promising ones again. Other seeds and greedy",
