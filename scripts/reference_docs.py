@@ -18,6 +18,7 @@ from pydantic_core import to_jsonable_python
 from sagittal.explain import EXPLAINERS, parameters
 from sagittal.explain.parameters import describe
 from sagittal.kserve.settings import KServeSettings
+from sagittal.page.settings import PageSettings
 from sagittal.process.build_info import export_build_info
 from sagittal.process.decoder_metrics import DecoderMetrics
 from sagittal.process.supervision import SupervisionMetrics
@@ -185,6 +186,7 @@ def tables() -> Mapping[tuple[str, str], str]:
         ("operations.md", "service"): settings_table(ServiceSettings, "SAGITTAL_"),
         ("operations.md", "worker"): settings_table(WorkerSettings, "SAGITTAL_"),
         ("operations.md", "queue"): settings_table(QueueSettings, "SAGITTAL_QUEUE__"),
+        ("page.md", "settings"): settings_table(PageSettings, "SAGITTAL_PAGE_"),
         ("reading-an-explanation.md", "ranges"): "\n".join(range_rows()),
         ("method-reference.md", "parameters"): "\n".join(parameter_rows()),
     }

@@ -33,8 +33,11 @@ def warnings_of(tree: ast.Module) -> Iterator[str]:
 
 
 def reasons_of(tree: ast.Module) -> Iterator[str]:
-    """Yields the reasons that classes of errors declare."""
+    """Yields the reasons that classes of errors declare, and those given as `SomeError(..., reason="REASON")`."""
     for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and not ast.unparse(node.func).endswith("Warning"):
+            given = [ast.unparse(each.value) for each in node.keywords if each.arg == "reason"]
+            yield from (text.strip("'") for text in given if re.fullmatch(r"'[A-Z_]+'", text))
         if isinstance(node, ast.ClassDef):
             for each in node.body:
                 value = each.value if isinstance(each, ast.Assign | ast.AnnAssign) else None

@@ -1,4 +1,4 @@
-"""Manifests: what names the images of a batch. Rows of a table, files of a folder, or members of tar shards.
+"""Manifests, which name the images of a batch: rows of a table, files of a folder, or members of tar shards.
 
 Nothing is read before it is needed: the items of a manifest are an iterator, and the image of an item is a function
 that several threads call at once. So memory does not grow with the number of images.
@@ -71,7 +71,7 @@ class Manifest:
             yield item
 
     def count(self) -> int | None:
-        """Returns the number of items, repeated keys included; None if only reading everything would tell."""
+        """Returns the number of items, repeated keys included; None if counting requires reading them all."""
         return self._count()
 
 

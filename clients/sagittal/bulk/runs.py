@@ -67,7 +67,7 @@ def new_name(directory: Path) -> str:
 
 @dataclass(slots=True, kw_only=True)
 class Progress:
-    """Where a run is."""
+    """The progress of a run."""
 
     total: int | None
     """Number of items; None if it is unknown."""
@@ -112,7 +112,7 @@ def run(
     readers: int = 16,
     on_progress: OnProgress = lambda _: None,
 ) -> Progress:
-    """Runs a batch to its end; what has a row or a failure in the directory is not sent again.
+    """Runs a batch to its end; items with a row or a failure in the directory are not sent again.
 
     Args:
         client: The connection.

@@ -1,4 +1,4 @@
-"""A page that sums a batch up: one HTML file without scripts, which needs no network."""
+"""A page that summarises a batch: one HTML file without scripts, which needs no network."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from sagittal.bulk.runs import Plan
 from sagittal.client.batches import Batch
 from sagittal.client.extras import import_extra
 
-#: Figures whose distribution is shown, with what is good.
+#: Figures whose distribution is shown, with the direction that is good.
 _FIGURES: Mapping[str, str] = {
     "score": "",
     "insertion": "high is good",

@@ -1,4 +1,4 @@
-"""Explanations of a model as jobs: they go on whatever becomes of the request that began them."""
+"""Explanations of a model as jobs, which continue if the request that started them ends."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from sagittal.client.requests import split_model
 from sagittal.kserve.loading import Loading
 from sagittal.kserve.requests import ExplainRequest, Image, StoredJob
 
-#: States of a job that does not change any more.
+#: Terminal states of a job.
 ENDED = frozenset({"completed", "failed", "cancelled"})
 
 #: Decimals of a heatmap in JSON.
@@ -87,7 +87,7 @@ class Explainer:
         self._stopping = asyncio.Event()
 
     def stop_waiting(self) -> None:
-        """Lets requests that wait for a job return what there is, because this process ends."""
+        """Makes requests that wait for a job return its state so far, because this process ends."""
         self._stopping.set()
 
     async def explain(self, request: ExplainRequest, *, at_most: float | None = None) -> Answer:

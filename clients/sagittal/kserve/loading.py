@@ -113,7 +113,7 @@ class Loading:
         await self._ready.wait()
 
     async def keep(self) -> None:
-        """Registers the model and looks after it, until it is cancelled."""
+        """Registers the model and keeps it loaded, until the task is cancelled."""
         while True:
             try:
                 await self.look()
@@ -122,7 +122,7 @@ class Loading:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def look(self) -> None:
-        """Looks once; registers the model, or asks workers to load it, if that is needed. Raises SagittalError."""
+        """Checks the model once; registers it, or asks workers to load it, if that is needed. Raises SagittalError."""
         if not self._registered:
             await self._register()
         name, version = split_model(self.model, "")

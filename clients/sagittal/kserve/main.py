@@ -128,7 +128,7 @@ class _Program:
         await tending
 
     async def _tend(self, http: uvicorn.Server) -> None:
-        """Looks after the processes of the container until the server is asked to stop. Raises Failure."""
+        """Watches the processes of the container until the server is asked to stop. Raises Failure."""
         while not http.should_exit:
             if self._stack is not None:
                 self._stack.tend(lambda text: _log.warning("process-ended", text=text))

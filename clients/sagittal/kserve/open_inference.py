@@ -57,7 +57,7 @@ class Tensor:
 
 
 def server_metadata() -> dict[str, Any]:
-    """Returns what the server is."""
+    """Returns the metadata of the server."""
     return {"name": "sagittal-kserve", "version": version("sagittal"), "extensions": []}
 
 
@@ -200,7 +200,7 @@ def read_json(body: bytes, json_length: str) -> tuple[ExplainRequest, str]:
         json_length: Value of the header with the length of the JSON; empty if the body is only JSON.
 
     Raises:
-        InvalidRequest: the body is malformed, or asks for what there is not.
+        InvalidRequest: the body is malformed, or asks for an output that does not exist.
     """
     document, rest = _split(body, json_length)
     inputs, parameters = document.get("inputs"), document.get("parameters") or {}

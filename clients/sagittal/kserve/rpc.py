@@ -12,7 +12,7 @@ from sagittal.kserve.explainer import Explainer
 from sagittal.kserve.loading import Loading
 from sagittal.kserve.rest import MAX_BODY
 
-#: Time before a caller's deadline at which it gets what there is, in seconds.
+#: Time before a caller's deadline at which it gets the state so far, in seconds.
 MARGIN = 0.5
 
 #: gRPC status of each code.

@@ -61,7 +61,7 @@ class KServeSettings(BaseSettings):
     """Method of requests that name none. Predictors have no gradients: `occlusion`, `rise`,
     `minimal-sufficient-explanations` and `structured-attention-graph` need none. `rise` needs the most evaluations."""
     wait: Seconds = 50.0
-    """Maximum time until a response, in seconds. A job that takes longer goes on, and the response has its id."""
+    """Maximum time until a response, in seconds. A job that takes longer continues, and the response has its id."""
     max_instances: Annotated[int, Field(ge=1, le=1000)] = 16
     """Maximum number of images in a request."""
     state: Path | None = None

@@ -33,7 +33,7 @@ from sagittal.v1 import batch_service_pb2, explanation_pb2
 Requests = AsyncIterator[batch_service_pb2.AddBatchItemsRequest]
 Response = batch_service_pb2.AddBatchItemsResponse
 
-#: Time after which an item's job is looked at without a notification, in seconds.
+#: Time after which an item's job is read without a notification, in seconds.
 LOOK_SECONDS = 15.0
 
 #: Time between two attempts to queue items that wait, in seconds.
@@ -212,7 +212,7 @@ class ItemStream:
                     return job_id
 
     def _wait_after(self, error: Exception) -> float:
-        """Returns the seconds to wait before the next attempt; raises the error if waiting does not help."""
+        """Returns the seconds to wait before the next attempt. Raises the error if waiting does not help."""
         if isinstance(error, BatchPaused):
             return 1.0
         if isinstance(error, Unavailable) or not isinstance(error, SagittalError) or error.retry_after is None:
@@ -316,7 +316,7 @@ def _reason(error: Exception) -> str:
 
 
 def _concerns_item(error: SagittalError) -> bool:
-    """Whether an error is about one item, and stays so if the item is sent again unchanged."""
+    """Returns whether an error concerns one item, and would recur if the item were sent again unchanged."""
     lasting = not isinstance(error, Unavailable | Overloaded) and error.retry_after is None
     return lasting and bool(error.field) and error.field not in _SHARED_FIELDS
 

@@ -157,7 +157,7 @@ class BatchServicer(batch_service_pb2_grpc.BatchServiceServicer):
 
 
 def batch_message(stored: StoredBatch) -> batch_service_pb2.Batch:
-    """Returns a batch as a message, with what it has cost and will cost."""
+    """Returns a batch as a message, with its cost so far and to come."""
     counts = stored.counts
     message = batch_service_pb2.Batch(
         name=stored.name,
