@@ -13,6 +13,7 @@ from sagittal.cli.failures import Group
 from sagittal.cli.jobs import cancel, delete, get, list_jobs, report, retry, watch
 from sagittal.cli.local import demo, up
 from sagittal.cli.models import models, predict
+from sagittal.cli.synthetic import demo_data
 
 EPILOG = """
 Exit codes: 0 success; 1 the job failed or was refused; 2 the command or request is wrong; 3 the service is
@@ -30,6 +31,6 @@ def app() -> None:
 
 for command in (
     up, demo, explain, predict, models, concepts, watch, get, report, list_jobs, cancel, delete, retry, batch, backup,
-    restore, estimate,
+    restore, estimate, demo_data,
 ):  # fmt: skip
     app.add_command(command)
