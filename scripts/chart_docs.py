@@ -32,8 +32,9 @@ On a plain cluster without a GPU, such as kind, build the images and load them f
     helm install sagittal helm/sagittal --values helm/sagittal/ci/cpu-only-values.yaml \\
       --set service.image.repository=sagittal-service --set workerDefaults.image.repository=sagittal-worker
 
-`ci/` has examples to start from: `cpu-only`, `gpu` (two pools, scaled from zero), `ha` (external Redis, autoscaling)
-and `locked-down` (mTLS, tokens, digests). Requires Kubernetes 1.30 or later and Helm 3.17 or later.
+`ci/` has examples to start from: `cpu-only`, `gpu` (two pools, scaled from zero), `ha` (external Redis, autoscaling),
+`locked-down` (mTLS, tokens, digests) and `prefetch` (weights and images on each node ahead of the workers). Requires
+Kubernetes 1.30 or later and Helm 3.17 or later.
 
 This file and `values.schema.json` are generated from `values.yaml` by `make chart`.
 
@@ -194,6 +195,9 @@ RULES: Mapping[str, Mapping[str, Any]] = {
     "cooldownSeconds": COUNT,
     "tmpSize": SIZE,
     "persistence.size": SIZE,
+    "claim.size": {"pattern": SIZE["pattern"].replace("^", "^(").replace("$", ")?$")},
+    "accessMode": {"enum": ["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"]},
+    "hostPath": {"pattern": "^(/.*)?$"},
     "modelCache.size": SIZE,
     "variant": {"enum": ["cpu", "cuda"]},
     "appendFsync": {"enum": ["always", "everysec"]},

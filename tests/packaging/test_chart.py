@@ -19,6 +19,8 @@ from sagittal.worker.process_metrics import PATIENCE
 from sagittal.worker.settings import WorkerSettings
 
 CI = sorted(path.name for path in (CHART / "ci").iterdir())
+#: Fields that Kubernetes lets nobody change, of the objects of chart 0.1.0, by ci file.
+EARLIER = json.loads((Path(__file__).parent / "immutable_0.1.0.json").read_text())["objects"]
 #: Kinds that are no part of Kubernetes itself.
 FOREIGN = {"ScaledObject", "ServiceMonitor", "PodMonitor", "PrometheusRule"}
 #: Oldest and newest minor version that the chart is checked against.
@@ -34,7 +36,7 @@ def kinds(documents, kind: str) -> list[Mapping[str, Any]]:
 
 
 def workloads(documents) -> list[Mapping[str, Any]]:
-    return kinds(documents, "Deployment") + kinds(documents, "StatefulSet")
+    return [each for kind in ("Deployment", "StatefulSet", "DaemonSet") for each in kinds(documents, kind)]
 
 
 def containers(documents) -> Iterator[Mapping[str, Any]]:
@@ -170,8 +172,10 @@ def test_selectors_find_exactly_their_pods(render, values: str) -> None:
         assert sum(selects(selector, labels) for labels in pods.values()) == 1
     for service in kinds(documents, "Service"):
         assert sum(selects(service["spec"]["selector"], labels) for labels in pods.values()) == 1
+    jobs = [job["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"] for job in kinds(documents, "CronJob")]
     for policy in kinds(documents, "NetworkPolicy"):
-        assert any(selects(policy["spec"]["podSelector"]["matchLabels"], labels) for labels in pods.values())
+        wanted = policy["spec"]["podSelector"]["matchLabels"]
+        assert any(selects(wanted, labels) for labels in (*pods.values(), *jobs))
 
 
 @every_ci_file
@@ -239,11 +243,10 @@ def test_selectors_never_change_by_an_upgrade(render) -> None:
     }
 
 
-@every_ci_file
+@pytest.mark.parametrize("values", EARLIER)
 def test_an_upgrade_from_the_chart_of_0_1_0_changes_nothing_that_kubernetes_lets_nobody_change(render, values) -> None:
     now = {f"{w['kind']}/{w['metadata']['name']}": w["spec"] for w in workloads(render(values))}
-    earlier = json.loads((Path(__file__).parent / "immutable_0.1.0.json").read_text())["objects"][values]
-    for name, fields in earlier.items():
+    for name, fields in EARLIER[values].items():
         assert {field: now[name].get(field, []) for field in fields} == fields
 
 
@@ -338,6 +341,22 @@ def test_the_bundled_valkey_throws_nothing_away(render) -> None:
             "keda.prometheusUrl=http://p,workers[0].keda.enabled=true,workers[0].keda.minReplicas=5",
             "workers: cpu has keda.minReplicas 5, which is more than keda.maxReplicas (4)",
         ),
+        (
+            "modelCache.existingClaim=a,modelCache.claim.size=1Gi",
+            "modelCache: existingClaim and claim.size are both set",
+        ),
+        ("modelCache.hostPath=/a,modelCache.claim.size=1Gi", "modelCache: hostPath is set together with a claim"),
+        (
+            "workers[0].resources.requests.memory=5Gi",
+            "workers: cpu, resources.requests.memory: 5Gi is more than the limit (4Gi)",
+        ),
+        ("page.resources.limits.cpu=20m", "page resources.requests.cpu: 50m is more than the limit (20m)"),
+        (
+            "workers[0].settings.memory_ceiling_mib=4097",
+            "memory_ceiling_mib: 4097 MiB is more than the pod's limit (4Gi)",
+        ),
+        ("workers[0].settings.model_memory_mib=5000", "model_memory_mib: 5000 MiB is more than the pod's limit (4Gi)"),
+        ("service.settings.images__decode_processes=4", "4 image decoders of images__decode_memory 268435456"),
     ],
 )
 def test_values_that_make_no_sense_are_refused_by_name(render, option: str, complaint: str) -> None:
@@ -367,6 +386,9 @@ def test_values_that_make_no_sense_are_refused_by_name(render, option: str, comp
         ("service.podDisruptionBudget.maxUnavailable=half", "/service/podDisruptionBudget/maxUnavailable"),
         ("workers[0].rollingUpdate.maxSurge=-1", "/workers/0/rollingUpdate/maxSurge"),
         ("service.podAnnotations.scrape=true", "/service/podAnnotations/scrape"),
+        ("modelStorage.claim.size=20GB", "/modelStorage/claim/size"),
+        ("conceptStorage.claim.accessMode=Shared", "/conceptStorage/claim/accessMode"),
+        ("modelCache.hostPath=relative", "/modelCache/hostPath"),
     ],
 )
 def test_an_error_of_the_schema_names_the_path_of_its_value_and_no_other(render, option: str, path: str) -> None:
@@ -380,7 +402,7 @@ def test_an_error_of_the_schema_names_the_path_of_its_value_and_no_other(render,
     [
         "valkey.resources.limits.memory=1e10",
         "valkey.resources.limits.memory=2000000000",
-        "workers[0].resources.limits.cpu=0.5",
+        "workers[0].resources.limits.cpu=1.5",
         "queue.settings.heartbeat_seconds=0.5",
         "workers[0].settings.serve=a@1",
         "workers[0].settings.sources__factories={a:b}",
@@ -439,6 +461,43 @@ def test_weights_can_be_fetched_into_a_volume_before_a_worker_starts(render) -> 
     assert worker["initContainers"] == [{"name": "fetch", "image": "fetcher"}]
     assert {"name": "node", "hostPath": {"path": "/weights"}} in worker["volumes"]
     assert {"name": "node", "mountPath": "/weights"} in worker["containers"][0]["volumeMounts"]
+
+
+def test_what_the_chart_creates_claims_for_is_mounted_and_kept(render) -> None:
+    documents = render("prefetch-values.yaml", "modelStorage.claim.size=50Gi")
+    claims = {claim["metadata"]["name"]: claim for claim in kinds(documents, "PersistentVolumeClaim")}
+    assert {name: claim["spec"]["resources"]["requests"]["storage"] for name, claim in claims.items()} == {
+        "rel-sagittal-weights": "50Gi",
+        "rel-sagittal-concepts": "20Gi",
+        "rel-sagittal-backups": "5Gi",
+    }
+    assert claims["rel-sagittal-concepts"]["spec"]["storageClassName"] == "nfs"
+    assert claims["rel-sagittal-concepts"]["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert "storageClassName" not in claims["rel-sagittal-weights"]["spec"], "the cluster's default"
+    for claim in claims.values():
+        assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    pods = [each["spec"]["template"]["spec"] for each in kinds(documents, "Deployment")]
+    pods += [each["spec"]["jobTemplate"]["spec"]["template"]["spec"] for each in kinds(documents, "CronJob")]
+    claimed = [v["persistentVolumeClaim"] for pod in pods for v in pod["volumes"] if "persistentVolumeClaim" in v]
+    mounted = {claim["claimName"] for claim in claimed}
+    assert mounted == claims.keys()
+
+
+def test_images_and_weights_are_on_every_node_that_a_worker_may_use(render) -> None:
+    placed = ("workers[0].nodeSelector.gpu=a100", "workers[0].tolerations[0].operator=Exists")
+    documents = render("prefetch-values.yaml", *placed)
+    (worker,) = (w["spec"]["template"]["spec"] for w in kinds(documents, "Deployment") if component(w) == "worker")
+    (prefetch,) = (each["spec"]["template"]["spec"] for each in kinds(documents, "DaemonSet"))
+    for same in ("nodeSelector", "tolerations", "serviceAccountName"):
+        assert prefetch[same] == worker[same]
+    (fetching,), (working,) = prefetch["containers"], worker["containers"]
+    assert fetching["image"] == working["image"]
+    for name in ("SAGITTAL_SOURCES__STORES", "SAGITTAL_SOURCES__CACHE", "SAGITTAL_MODELS_FILE"):
+        assert environment(fetching)[name] == environment(working)[name]
+    for volume in ("cache", "models"):
+        assert volumes(prefetch)[volume] == volumes(worker)[volume]
+        assert mounts(prefetch)[volume] == mounts(worker)[volume]
+    assert volumes(worker)["cache"]["hostPath"]["path"] == "/var/lib/sagittal"
 
 
 def test_a_grpc_route_leads_from_a_gateway_to_the_service(render) -> None:

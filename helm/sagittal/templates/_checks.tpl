@@ -3,6 +3,8 @@ Checks that a schema cannot express: values that contradict each other or the in
 */ -}}
 {{- define "sagittal.checks" -}}
 {{- include "sagittal.checkWorkers" . -}}
+{{- include "sagittal.checkResources" . -}}
+{{- include "sagittal.checkDecoderMemory" . -}}
 {{- with .Values.service.autoscaling -}}
 {{- if and .enabled (gt (int .minReplicas) (int .maxReplicas)) -}}
 {{- fail (printf "service.autoscaling.minReplicas: %d is more than maxReplicas (%d); lower it, or raise maxReplicas" (int .minReplicas) (int .maxReplicas)) -}}
@@ -23,6 +25,52 @@ Checks that a schema cannot express: values that contradict each other or the in
 {{- $names = append $names .name -}}
 {{- if and .keda.enabled (gt (int .keda.minReplicas) (int .keda.maxReplicas)) -}}
 {{- fail (printf "workers: %s has keda.minReplicas %d, which is more than keda.maxReplicas (%d); lower it, or raise keda.maxReplicas" .name (int .keda.minReplicas) (int .keda.maxReplicas)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Kubernetes refuses requests above limits, and the kernel kills a process that may use more memory than its pod. */ -}}
+{{- define "sagittal.checkResources" -}}
+{{- $places := dict "service" .Values.service "page" .Values.page "valkey" .Values.valkey "valkey.exporter" .Values.valkey.exporter -}}
+{{- $_ := set $places "prefetch" .Values.prefetch -}}
+{{- range (include "sagittal.workers" . | fromJson).workers -}}
+{{- $_ := set $places (printf "workers: %s," .name) . -}}
+{{- include "sagittal.checkWorkerMemory" . -}}
+{{- end -}}
+{{- range $place, $values := $places -}}
+{{- $requests := default dict $values.resources.requests -}}
+{{- range $resource, $limit := default dict $values.resources.limits -}}
+{{- with get $requests $resource -}}
+{{- if gt (float64 (include "sagittal.bytes" .)) (float64 (include "sagittal.bytes" $limit)) -}}
+{{- fail (printf "%s resources.requests.%s: %v is more than the limit (%v); lower it, or raise resources.limits.%s" $place $resource . $limit $resource) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* On a GPU, model_memory_mib is the GPU's. */ -}}
+{{- define "sagittal.checkWorkerMemory" -}}
+{{- $limits := default dict .resources.limits -}}
+{{- $settings := list "memory_ceiling_mib" -}}
+{{- if not (regexMatch "/" (keys $limits | join " ")) -}}{{- $settings = append $settings "model_memory_mib" -}}{{- end -}}
+{{- range $setting := $settings -}}
+{{- $bytes := mulf (get (default dict $.settings) $setting | default 0) 1048576 -}}
+{{- if and $limits.memory (gt $bytes (float64 (include "sagittal.bytes" $limits.memory))) -}}
+{{- fail (printf "workers: %s, settings.%s: %v MiB is more than the pod's limit (%v): the kernel would kill the worker first; lower it, or raise resources.limits.memory" $.name $setting (get $.settings $setting) $limits.memory) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* The processes that read images may use decode_memory and 60 MB each. */ -}}
+{{- define "sagittal.checkDecoderMemory" -}}
+{{- with dig "limits" "memory" "" .Values.service.resources -}}
+{{- $settings := $.Values.service.settings -}}
+{{- $decoders := int (dig "images__decode_processes" 2 $settings) -}}
+{{- $memory := int64 (dig "images__decode_memory" 268435456 $settings) -}}
+{{- $needed := mul $decoders (add $memory 62914560) -}}
+{{- if gt (float64 $needed) (float64 (include "sagittal.bytes" .)) -}}
+{{- fail (printf "service.settings: %d image decoders of images__decode_memory %d and 60 MB each may use more than the pod's limit (service.resources.limits.memory: %v); lower them, or raise the limit" $decoders $memory .) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

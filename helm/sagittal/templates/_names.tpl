@@ -47,6 +47,11 @@ app.kubernetes.io/component: page
 app.kubernetes.io/component: backup
 {{- end -}}
 
+{{- define "sagittal.prefetchSelector" -}}
+{{ include "sagittal.releaseSelector" . }}
+app.kubernetes.io/component: prefetch
+{{- end -}}
+
 {{- define "sagittal.serviceSelector" -}}
 {{ include "sagittal.releaseSelector" . }}
 app.kubernetes.io/component: service

@@ -127,3 +127,18 @@ topologySpreadConstraints:
 {{- toString . | quote -}}
 {{- end -}}
 {{- end -}}
+
+{{- /* Where workers keep fetched weights and measured batch sizes. */ -}}
+{{- define "sagittal.cacheVolume" -}}
+{{- $claim := include "sagittal.claim" (dict "root" . "storage" "modelCache") -}}
+{{- if and $claim .Values.modelCache.hostPath -}}
+{{- fail "modelCache: hostPath is set together with a claim; leave one of them empty" -}}
+{{- end -}}
+{{- if $claim -}}
+persistentVolumeClaim: {claimName: {{ $claim }}}
+{{- else if .Values.modelCache.hostPath -}}
+hostPath: {path: {{ .Values.modelCache.hostPath }}, type: Directory}
+{{- else -}}
+emptyDir: {sizeLimit: {{ .Values.modelCache.size }}}
+{{- end -}}
+{{- end -}}

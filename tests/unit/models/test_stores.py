@@ -11,6 +11,8 @@ import pytest
 from sagittal.models.sources.access import MIB, Access, Store
 from sagittal.models.sources.files import FileReference, open_code, open_weights
 from sagittal.models.sources.source import ModelUnavailable
+from sagittal.worker.prefetch import prefetch
+from sagittal.worker.settings import WorkerSettings
 
 
 @dataclass
@@ -142,3 +144,24 @@ def test_code_comes_from_a_store_only_where_the_cache_is_a_directory_for_code(si
 def test_a_store_is_s3_or_http(url):
     with pytest.raises(ValueError, match="the URL of a store must begin with one of s3://, http://, https://"):
         Store(url=url)
+
+
+def test_the_weights_of_a_model_file_are_in_the_cache_before_a_worker_starts(site, access, tmp_path) -> None:
+    site.files["/models/a.pt"] = content = b"w"
+    reference = f'{{ store = "ours", path = "a.pt", sha256 = "{sha256(content)}" }}'
+    file = tmp_path / "models.toml"
+    file.write_text(
+        f"""
+        [[models]]
+        name = "fetched"
+        source = {{ kind = "torchvision", model = "resnet18", weights = {reference} }}
+        [[models]]
+        name = "local"
+        source = {{ kind = "torchvision", model = "resnet18", weights = "b.pt" }}
+        """
+    )
+    settings = WorkerSettings(models_file=file, sources=access)
+    assert prefetch(settings) == 1
+    assert [path.read_bytes() for path in access.cache_directory.iterdir()] == [content]
+    site.files.clear()
+    assert prefetch(settings) == 1, "nothing is fetched twice"
