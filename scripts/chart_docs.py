@@ -326,7 +326,7 @@ def readme(values: list[Documented]) -> str:
     rows = []
     for value in values:
         shown = "see values.yaml" if value.path in {"models", "workers"} else f"`{json.dumps(value.default)}`"
-        rows.append(f"| `{value.path}` | {shown} | {value.text} |".replace("<", "&lt;"))
+        rows.append(f"| `{value.path}` | {shown} | {value.text} |")
     return INTRODUCTION + "\n".join(rows) + "\n"
 
 

@@ -102,7 +102,7 @@ def setting_rows(settings: type[BaseModel], prefix: str) -> Iterator[str]:
             continue
         default = "" if name == "worker_name" else _shown(field.get_default(call_default_factory=True))
         text = " ".join((field.description or "").split())
-        yield f"| `{prefix}{name.upper()}` | {default} | {text} |".replace("<", "&lt;")
+        yield f"| `{prefix}{name.upper()}` | {default} | {text} |"
 
 
 def _shown(default: object) -> str:
