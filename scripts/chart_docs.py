@@ -32,7 +32,8 @@ On a plain cluster without a GPU, such as kind, build the images and load them f
     helm install sagittal helm/sagittal --values helm/sagittal/ci/cpu-only-values.yaml \\
       --set service.image.repository=sagittal-service --set workerDefaults.image.repository=sagittal-worker
 
-`ci/` has examples to start from: `cpu-only`, `gpu` (two pools, scaled from zero), `ha` (external Redis, autoscaling),
+`ci/` has examples to start from: `cpu-only`, `gpu` (two pools, scaled from zero), `gpu-sharing` (MIG, time slices,
+several GPUs in a pod, spot nodes), `ha` (external Redis, autoscaling),
 `locked-down` (mTLS, tokens, digests) and `prefetch` (weights and images on each node ahead of the workers). Requires
 Kubernetes 1.30 or later and Helm 3.17 or later.
 

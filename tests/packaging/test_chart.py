@@ -500,6 +500,18 @@ def test_images_and_weights_are_on_every_node_that_a_worker_may_use(render) -> N
     assert volumes(worker)["cache"]["hostPath"]["path"] == "/var/lib/sagittal"
 
 
+def test_workers_on_spot_nodes_end_within_the_notice_and_slices_ask_for_no_whole_gpu(render) -> None:
+    pods = {
+        deployment["metadata"]["labels"]["sagittal/worker"]: deployment["spec"]["template"]["spec"]
+        for deployment in kinds(render("gpu-sharing-values.yaml"), "Deployment")
+        if component(deployment) == "worker"
+    }
+    assert pods["spot"]["terminationGracePeriodSeconds"] <= 30
+    gpus = {name: pod["containers"][0]["resources"]["limits"] for name, pod in pods.items()}
+    assert [name for name, limits in gpus.items() if "nvidia.com/gpu" in limits] == ["whole-node", "spot"]
+    assert environment(pods["whole-node"]["containers"][0])["SAGITTAL_DEVICE"] == "cuda:*"
+
+
 def test_a_grpc_route_leads_from_a_gateway_to_the_service(render) -> None:
     gateway = ("grpcRoute.parentRefs[0].name=public", "grpcRoute.parentRefs[0].namespace=gateways")
     documents = render(

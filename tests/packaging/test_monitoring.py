@@ -38,8 +38,17 @@ BOUNDED = {
     "reply",
     "meaning",
 }
-#: Metrics of redis_exporter and of Prometheus itself that alerts and dashboard use.
-EXPORTED = {"redis_memory_used_bytes", "redis_memory_max_bytes", "up"}
+#: Metrics of redis_exporter, of dcgm-exporter and of Prometheus itself that alerts and dashboard use.
+EXPORTED = {
+    "redis_memory_used_bytes",
+    "redis_memory_max_bytes",
+    "up",
+    "DCGM_FI_DEV_FB_FREE",
+    "DCGM_FI_DEV_FB_USED",
+    "DCGM_FI_DEV_GPU_TEMP",
+    "DCGM_FI_DEV_XID_ERRORS",
+    "DCGM_FI_PROF_GR_ENGINE_ACTIVE",
+}
 
 
 def rules() -> list[dict]:

@@ -29,6 +29,7 @@ QUIET = (
     "sagittal_redis_failures_total",
     "sagittal_quarantined_records_total",
     'code="CANCELLED"',
+    "DCGM_FI_",  # of dcgm-exporter
 )
 #: Panels that show nothing in an installation where nothing has gone wrong, or no exporter runs.
 SILENT = {"Cancellation to idle, 95 %", "Redis memory", "Baseline does not hide the class"}
