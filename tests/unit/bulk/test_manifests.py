@@ -128,19 +128,30 @@ def test_the_number_of_items_is_counted_where_that_is_cheap(folder) -> None:
     assert open_manifest(write_shards(folder)).count() is None
 
 
-def test_a_wrong_option_fails_its_item_alone(tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"image": "a.png", "boxes": [[1, 2]]}', r"the option boxes .*expected boxes as \[left, top, right, bottom\]"),
+        ('{"image": "a.png", "seed": "x"}', "the option seed in its row is 'x'"),
+        ('{"image": "a.png", "method": {"mask_size": 14}}', "the option method .*expected a method as"),
+        ('{"image": "a.png", "labels": 3}', "the option labels"),
+        ('{"key": "a.png", "image": ""}', "its row has no image"),
+    ],
+)
+def test_a_wrong_row_fails_its_item_alone_and_says_what_is_wrong(tmp_path, row, message) -> None:
     path = tmp_path / "list.jsonl"
-    path.write_text('{"image": "a.png", "boxes": [[1, 2]]}\n{"image": "b.png"}\n')
+    path.write_text(f'{row}\n{{"image": "b.png"}}\n')
     wrong, right = open_manifest(path).items()
-    with pytest.raises(InvalidImage, match="wrong option"):
+    with pytest.raises(InvalidImage, match=message):
         wrong.image()
-    assert right.key == "b.png"
+    assert (wrong.key, right.key) == ("a.png", "b.png")
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("list.csv", "name\na.png\n", "row 1 has no image"),
+        ("list.csv", 'image\n""\n', "row 1 has neither a key nor a path"),
         ("list.jsonl", "[]\n", "line 1 is no JSON object"),
         ("list.jsonl", "{\n", "line 1 is no JSON"),
         ("list.csv", f"image\n{'a' * 600}\n", "600 characters"),
