@@ -270,7 +270,7 @@ def _paint_bars(canvas: _Canvas, scene: Scene, part: str) -> None:
     white = scene.traits[part] == "white"
     colour = _tinted(scene, part, _WHITE) if white or part in scene.recoloured else _wing_colour(scene, "wing")
     for x in (-0.5, -0.14):
-        canvas.on_bird(np.array([(x, -0.38), (x + 0.17, -0.38), (x + 0.09, 0.12), (x - 0.08, 0.12)]), colour, part)
+        canvas.on_bird(np.array([(x, -0.38), (x + 0.2, -0.38), (x + 0.12, 0.14), (x - 0.08, 0.14)]), colour, part)
 
 
 def _paint_crown(canvas: _Canvas, scene: Scene, part: str) -> None:
@@ -283,9 +283,9 @@ def _paint_crown(canvas: _Canvas, scene: Scene, part: str) -> None:
 
 def _paint_beak(canvas: _Canvas, scene: Scene, part: str) -> None:
     x, y = _head(scene)
-    end = 0.95 if scene.traits[part] == "long" else 0.4
+    end = 0.95 if scene.traits[part] == "long" else 0.32
     colour = _tinted(scene, part, (206, 156, 58))
-    canvas.on_bird(np.array([(x + 0.32, y - 0.12), (x + 0.32 + end, y + 0.08), (x + 0.3, y + 0.17)]), colour, part)
+    canvas.on_bird(np.array([(x + 0.32, y - 0.15), (x + 0.32 + end, y + 0.08), (x + 0.3, y + 0.2)]), colour, part)
 
 
 def _paint_eye(canvas: _Canvas, scene: Scene, part: str) -> None:
