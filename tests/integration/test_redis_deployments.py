@@ -115,8 +115,8 @@ def server_binary(request) -> str:
     return request.getfixturevalue("redis_binary") if request.param == "redis" else str(find_binary())
 
 
-async def test_a_failover_of_sentinels_is_ridden_out(tmp_path, server_binary, new_job) -> None:
-    first, second, watch = free_port(), free_port(), free_port()
+async def test_a_failover_under_load_loses_nothing_that_was_acknowledged(tmp_path, server_binary, new_job) -> None:
+    first, second, third, watch = (free_port() for _ in range(4))
     config = tmp_path / "sentinel.conf"
     config.write_text(
         f"port {watch}\nbind 127.0.0.1\ndir {tmp_path}\nsentinel monitor sagittal 127.0.0.1 {first} 1\n"
@@ -125,20 +125,42 @@ async def test_a_failover_of_sentinels_is_ridden_out(tmp_path, server_binary, ne
     follow = ("--replicaof", f"127.0.0.1 {first}", "--repl-diskless-sync-delay", "0")
     with contextlib.ExitStack() as stack:
         primary = stack.enter_context(EmbeddedValkey(port=first, binary=server_binary))
-        stack.enter_context(EmbeddedValkey(port=second, binary=server_binary, options=follow))
-        replica = stack.enter_context(redis.Redis(port=second))
-        wait_until(lambda: replica.info("replication")["master_link_status"] == "up")
+        replicas = [
+            stack.enter_context(EmbeddedValkey(port=port, binary=server_binary, options=follow))
+            for port in (second, third)
+        ]
+        boss = stack.enter_context(redis.Redis(port=first))
+        wait_until(lambda: boss.info("replication")["connected_slaves"] == 2 and boss.wait(2, 100) == 2)
         sentinel = subprocess.Popen([server_binary, str(config), "--sentinel"], stdout=subprocess.DEVNULL)  # noqa: ASYNC220
         stack.callback(sentinel.wait)
         stack.callback(sentinel.kill)
         eye = stack.enter_context(redis.Redis(port=watch, decode_responses=True))
-        wait_until(lambda: len(eye.execute_command("SENTINEL", "REPLICAS", "sagittal")) == 1)
+        wait_until(lambda: len(eye.execute_command("SENTINEL", "REPLICAS", "sagittal")) == 2)
 
-        settings = QueueSettings(sentinels=(f"127.0.0.1:{watch}",), operation_timeout=2.0)
+        room = {"interactive": 100_000}
+        settings = QueueSettings(
+            sentinels=(f"127.0.0.1:{watch}",),
+            operation_timeout=2.0,
+            synchronous_replicas=1,
+            max_queued=room,
+            max_queued_per_tenant=room,
+            max_queued_evaluations={"interactive": 10**9},
+            max_queued_evaluations_per_tenant={"interactive": 10**9},
+        )
         jobs, worker = RedisJobQueue(settings), RedisWorkerQueue(settings, worker="worker")
         job, _ = await jobs.submit(new_job(), b"accepted")
         lease = worker.lease(MODEL, block_seconds=0)
-        wait_until(lambda: replica.exists(f"{{sagittal}}:take:{job.job_id}") or replica.zcard("{sagittal}:leases") == 1)
+        for replica in replicas:
+            os.kill(replica.pid, signal.SIGSTOP)
+        with pytest.raises(Unavailable, match="NOREPLICAS"):
+            await jobs.submit(new_job(), b"not replicated")
+        for replica in replicas:
+            os.kill(replica.pid, signal.SIGCONT)
+        wait_until(lambda: boss.wait(2, 100) == 2)
+
+        acknowledged: list[str] = []
+        load = [asyncio.create_task(keep_submitting(jobs, new_job, acknowledged)) for _ in range(3)]
+        await grown_by(acknowledged, 30)
         os.kill(primary.pid, signal.SIGKILL)
 
         async def append() -> None:
@@ -146,12 +168,33 @@ async def test_a_failover_of_sentinels_is_ridden_out(tmp_path, server_binary, ne
                 with contextlib.suppress(Unavailable):
                     return await asyncio.to_thread(worker.append, lease, [b"event"])
 
-        await asyncio.wait_for(append(), 60)
+        await asyncio.wait_for(append(), 120)
+        await grown_by(acknowledged, 30)
+        for task in load:
+            task.cancel()
+        await asyncio.gather(*load, return_exceptions=True)
         worker.settle(lease, b"done", JobState.COMPLETED)
         events = await stored_events(jobs, job.job_id)
         assert [event.payload for event in events] == [b"accepted", b"event", b"done"]
+        for job_id in acknowledged:
+            assert (await jobs.get(job_id)).state is JobState.QUEUED
         worker.close()
         await jobs.close()
+
+
+async def keep_submitting(jobs: RedisJobQueue, new_job, acknowledged: list[str]) -> None:
+    """Submits jobs one after the other, and notes each that is accepted."""
+    while True:
+        with contextlib.suppress(Unavailable):
+            job, _ = await jobs.submit(new_job(), b"accepted")
+            acknowledged.append(job.job_id)
+        await asyncio.sleep(0.02)
+
+
+async def grown_by(acknowledged: list[str], number: int) -> None:
+    """Waits until so many more jobs are accepted."""
+    until = len(acknowledged) + number
+    await asyncio.to_thread(wait_until, lambda: len(acknowledged) >= until)
 
 
 async def test_sentinels_and_their_primary_may_speak_tls_with_an_authority_of_ones_own(
@@ -188,7 +231,7 @@ def _listens(port: int) -> bool:
 
 
 def wait_until(condition) -> None:
-    ends = time.monotonic() + 30
+    ends = time.monotonic() + 120
     while True:
         with contextlib.suppress(redis.ConnectionError):
             if condition():

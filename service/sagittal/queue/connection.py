@@ -209,6 +209,23 @@ class Attempts:
         raise failure from error
 
 
+def wait_command(settings: QueueSettings) -> tuple[str | int, ...]:
+    """Returns the command that waits, within one read, until replicas have received the connection's last change."""
+    patience = settings.operation_timeout * SOCKET_SHARE / 2
+    return "WAIT", settings.synchronous_replicas, max(1, round(1000 * patience))
+
+
+def replicated(replies: list[Any], settings: QueueSettings) -> Any:
+    """Returns the reply of a command that WAIT followed; raises its error, or one if too few replicas received it."""
+    reply, received = replies
+    for each in (reply, received):
+        if isinstance(each, Exception):
+            raise each
+    if received < settings.synchronous_replicas:
+        raise faults.ResponseError(f"NOREPLICAS {received} of {settings.synchronous_replicas} have received the change")
+    return reply
+
+
 class SyncRunner:
     """Runs operations on Redis for threads."""
 
@@ -232,12 +249,22 @@ class SyncRunner:
 
     def script(self, script: Script, *arguments: bytes | str | int | float) -> Any:
         """Runs a script; sends its text if Redis does not know it, as after a restart."""
+        client: Any = self.client
+
+        def evaluate(command: str, text: str) -> Any:
+            call = (command, text, 1, self._root, *arguments)
+            if not self._settings.synchronous_replicas:
+                return client.execute_command(*call)
+            with client.pipeline(transaction=False) as pipeline:
+                pipeline.execute_command(*call)
+                pipeline.execute_command(*wait_command(self._settings))
+                return replicated(pipeline.execute(raise_on_error=False), self._settings)
 
         def operation() -> Any:
             try:
-                return self.client.evalsha(script.digest, 1, self._root, *arguments)
+                return evaluate("EVALSHA", script.digest)
             except faults.NoScriptError:
-                return self.client.eval(script.text, 1, self._root, *arguments)
+                return evaluate("EVAL", script.text)
 
         return self.run(operation, name=script.name)
 
@@ -290,12 +317,22 @@ class AsyncRunner:
 
     async def script(self, script: Script, *arguments: bytes | str | int | float) -> Any:
         """Runs a script; sends its text if Redis does not know it, as after a restart."""
+        client: Any = self.client
+
+        async def evaluate(command: str, text: str) -> Any:
+            call = (command, text, 1, self._root, *arguments)
+            if not self._settings.synchronous_replicas:
+                return await client.execute_command(*call)
+            async with client.pipeline(transaction=False) as pipeline:
+                pipeline.execute_command(*call)
+                pipeline.execute_command(*wait_command(self._settings))
+                return replicated(await pipeline.execute(raise_on_error=False), self._settings)
 
         async def operation() -> Any:
             try:
-                return await self.client.evalsha(script.digest, 1, self._root, *arguments)
+                return await evaluate("EVALSHA", script.digest)
             except faults.NoScriptError:
-                return await self.client.eval(script.text, 1, self._root, *arguments)
+                return await evaluate("EVAL", script.text)
 
         return await self.run(operation, name=script.name)
 

@@ -61,7 +61,8 @@ REPLIES: tuple[Reply, ...] = (
         "NOREPLICAS",
         r"^NOREPLICAS ",
         WAIT,
-        "fewer replicas are connected than min-replicas-to-write requires; start replicas, or lower it",
+        "fewer replicas follow than its min-replicas-to-write, or SAGITTAL_QUEUE__SYNCHRONOUS_REPLICAS, requires; "
+        "start replicas, or lower it",
     ),
     Reply("BUSY", r"^BUSY ", WAIT, "a script has run longer than busy-reply-threshold; see SLOWLOG GET"),
     Reply("TRYAGAIN", r"^TRYAGAIN ", WAIT, "its cluster is moving keys to another node"),

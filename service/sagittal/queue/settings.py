@@ -24,6 +24,9 @@ class QueueSettings(BaseModel):
     """Sentinels as `host:port`. Empty: `url` names the server."""
     sentinel_service: str = "sagittal"
     """Name of the primary that the Sentinels monitor."""
+    synchronous_replicas: Annotated[int, Field(ge=0, le=16)] = 0
+    """Replicas that must have received a change before it counts as made: a failover then loses nothing that was
+    acknowledged. While fewer follow, operations fail as unavailable. 0: replication is asynchronous."""
     username: str | None = None
     """User of Redis's access control list; overrides the one in `url`."""
     password: SecretStr | None = None
