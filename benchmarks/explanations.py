@@ -16,7 +16,8 @@ TEXT = """# Benchmarks
 I-GOS and iGOS++ with their defaults at 28x28 on EfficientNet-Lite0 (the whole image at 224x224), seed 0, top class,
 checked blur as baseline, insertion and deletion in 50 steps of cells. *Reference* are the figures of the reference
 implementation with its line search under the same protocol. Insertion: high is good. Deletion: low is good, but an
-adversarial mask reaches it too. Seconds are those of this machine, including metrics.
+adversarial mask reaches it too. Seconds are those of this machine, including metrics. The images are inputs of the
+model, without 8-bit pixels. A worker rounds composed images to 8 bits, so `make demo` prints other figures.
 
 The defaults of both methods were chosen on these two images, and a figure varies by a few hundredths with the seed and
 the number of threads. The table shows that the figures are reached, not by how much they are exceeded.

@@ -9,7 +9,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from packaging_support import CHART, load_script
+from packaging_support import CHART, ROOT, load_script
 
 from sagittal.core.models import parse_entries
 from sagittal.page.settings import PageSettings
@@ -550,6 +550,21 @@ def test_a_valkey_smaller_than_what_the_queue_keeps_untold_is_refused(render) ->
     kept = QueueSettings().max_stored_bytes
     with pytest.raises(ValueError, match=f"2047mb is less than the {kept} bytes"):
         render("gpu-values.yaml", "valkey.maxMemory=2047mb")
+
+
+def test_the_helm_commands_of_the_tutorial_render(render) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"^    helm (install|upgrade) sagittal helm/sagittal (.*)$", page, re.MULTILINE)
+    assert [verb for verb, _ in commands] == ["install", "upgrade", "install"]
+    kept: tuple[str, ...] = ()
+    values = ""
+    for verb, options in commands:
+        files = re.findall(r"--values helm/sagittal/ci/(\S+)", options)
+        values, kept = (files[0], ()) if verb == "install" else (values, kept)
+        kept += tuple(re.findall(r"--set (\S+)", options))
+        rendered = yaml.safe_dump_all(render(values, *kept))
+        for secret in ("sagittal-tls", "sagittal-ca", "sagittal-tokens"):
+            assert (secret in rendered) == (verb == "upgrade")
 
 
 def test_readme_and_schema_are_current() -> None:

@@ -16,7 +16,15 @@ from typing import IO, Any
 
 import click
 
-from sagittal.client import InvalidRequest, NotFound, Overloaded, SagittalError, Unauthenticated, Unavailable
+from sagittal.client import (
+    ConnectionFailed,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    SagittalError,
+    Unauthenticated,
+    Unavailable,
+)
 from sagittal.core.text import printable
 
 
@@ -32,7 +40,11 @@ FAILED, USAGE, UNREACHABLE, EXTRA_MISSING, INTERRUPTED = 1, 2, 3, 4, 130
 
 #: Remedies for errors whose message has none.
 _REMEDIES: tuple[tuple[type[SagittalError], str], ...] = (
-    (Unavailable, "Start one on this machine with 'sagittal up', or name another with --address."),
+    (
+        ConnectionFailed,
+        "Start one on this machine with 'sagittal up', name another with --address, or encrypt with --tls or --tls-ca.",
+    ),
+    (Unavailable, "Try again later, or name another service with --address."),
     (Unauthenticated, "Give the token with --token or SAGITTAL_TOKEN."),
     (Overloaded, "Try again later."),
 )

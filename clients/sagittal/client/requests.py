@@ -232,8 +232,11 @@ class BatchOptions(TypedDict, total=False):
     target: int | str | None
     """Index or label of the class to explain; None means the model's top class."""
     baseline: Baseline | BaselineName
+    """What replaces the hidden part: "blur" (the default), "black", "mean", "noise", or a `Baseline`."""
     metrics: Metrics
+    """What is measured; by default insertion and deletion."""
     seed: int
+    """Seed of all random choices; 0 by default."""
     lane: LaneName
     """"interactive" (a person waits) or "batch"."""
     deadline: float | None
@@ -242,6 +245,7 @@ class BatchOptions(TypedDict, total=False):
     """Maximum number of model evaluations of the search; the best result so far is returned and marked. 0 means no
     limit; a service accepts at most 1,000,000,000."""
     cache: CacheName
+    """"use" a stored answer of an equal request (the default), "refresh" it, or "bypass" it."""
     partial_masks: bool
     """Streams intermediate masks."""
     progress_interval: float

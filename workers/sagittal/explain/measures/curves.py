@@ -78,11 +78,13 @@ def measure(problem: Problem, saliency: Tensor, metrics: Metrics, index: int = 0
 def _warnings(insertion: float, deletion: float, unmasked_score: float) -> Steps[None]:
     """Warns of a heatmap with almost equal areas, as random orders of the cells have on average."""
     if insertion - deletion < LEAST_GAP * unmasked_score:
+        below = insertion < deletion
+        gap = "" if below else f" by less than {LEAST_GAP:.0%} of the unmasked score"
         yield Warning(
             "CURVES_HARDLY_PART",
-            f"Insertion ({insertion:.3f}) exceeds deletion ({deletion:.3f}) by less than {LEAST_GAP:.0%} of the "
-            "unmasked score. For a random order of the cells the difference is zero on average: this order may be no "
-            "better. Do not rely on it alone; try another method, or ask for sufficient sets.",
+            f"Insertion ({insertion:.3f}) {'is below' if below else 'exceeds'} deletion ({deletion:.3f}){gap}. For a "
+            "random order of the cells the difference is zero on average: this order may be no better. Do not rely on "
+            "it alone; try another method, or ask for sufficient sets.",
         )
 
 
