@@ -6,7 +6,7 @@ IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: page demo test test-architectures test-callers test-engines engines caller-packages test-kernels chaos check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation bench-kserve bench-bulk soak bench-quality bench-known-reasons bench-costs bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom device device-report fuzz audit scan peers
+.PHONY: page demo test test-architectures test-callers test-engines engines caller-packages test-kernels chaos check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation bench-kserve bench-bulk soak bench-quality bench-audit bench-known-reasons bench-costs bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom device device-report fuzz audit scan peers
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -127,6 +127,9 @@ bench-models: $(VENV)/.installed-dev ## Measures the accuracy of EfficientNet-Li
 
 bench-quality: $(VENV)/.installed-dev ## Measures the quality of explanations and writes docs/quality.md (IMAGES=n, ARGS=--quick).
 	cd benchmarks && ../$(BIN)/python -m quality --images $(or $(IMAGES),42) --write ../docs/quality.md $(ARGS)
+
+bench-audit: $(VENV)/.installed-dev ## Audits networks with and without planted cues and writes docs/audit.md (MINUTES=n).
+	$(BIN)/python benchmarks/audit.py --minutes $(or $(MINUTES),15) --write docs/audit.md
 
 bench-known-reasons: $(VENV)/.installed-dev ## Explains networks whose reasons are known and writes docs/known-reasons.md (IMAGES=n, NETWORKS=n).
 	cd benchmarks && ../$(BIN)/python -m known_reasons --images $(or $(IMAGES),12) --networks $(or $(NETWORKS),3) --write ../docs/known-reasons.md

@@ -1,5 +1,6 @@
-"""The manifests of examples/kubernetes are what Kubernetes and the command line take."""
+"""The manifests of examples/kubernetes and examples/pipelines are what Kubernetes and the command line take."""
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from sagittal.cli.app import app
 from sagittal.cli.failures import EXTRA_MISSING, FAILED, UNREACHABLE, USAGE
 
 FOLDER = ROOT / "examples" / "kubernetes"
+PIPELINES = ROOT / "examples" / "pipelines"
 JOB, VOLUME = yaml.safe_load_all((FOLDER / "batch-job.yaml").read_text())
 POD = JOB["spec"]["template"]["spec"]
 
@@ -25,13 +27,43 @@ def test_kubernetes_takes_the_job(minor: str) -> None:
         kubernetes_validate.validate(document, minor, strict=True)
 
 
+def variables_taken(group: str, command: str, *rest: str) -> set[str]:
+    """Returns the environment variables that a command reads. Fails if it does not take the arguments."""
+    commands = app.commands[group]
+    commands.commands[command].make_context(command, list(rest), parent=Context(commands))  # type: ignore[attr-defined]
+    return {each.envvar for each in commands.commands[command].params}  # type: ignore[attr-defined]
+
+
 def test_the_command_line_takes_the_arguments_of_the_job() -> None:
     (container,) = POD["containers"]
-    group, command, *rest = container["args"]
-    batch = app.commands[group]
-    assert isinstance(batch.commands[command].make_context(command, rest, parent=Context(batch)), Context)  # type: ignore[attr-defined]
-    known = {each.envvar for each in batch.commands[command].params}  # type: ignore[attr-defined]
-    assert {each["name"] for each in container["env"]} <= known
+    assert {each["name"] for each in container["env"]} <= variables_taken(*container["args"])
+
+
+def test_argo_and_the_command_line_take_the_audit() -> None:
+    workflow = yaml.safe_load((PIPELINES / "audit.argo.yaml").read_text())["spec"]
+    (template,) = workflow["templates"]
+    assert workflow["entrypoint"] == template["name"]
+    container = template["container"]
+    assert {each["name"] for each in container["env"]} <= variables_taken(*container["args"])
+    given = {each["name"] for each in workflow["arguments"]["parameters"]}
+    assert {each["name"] for each in template["inputs"]["parameters"]} == given
+    shared = ("volumes", "securityContext", "automountServiceAccountToken")
+    spec = {"containers": [{"name": "main", **container}], **{name: workflow[name] for name in shared}}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "audit"}, "spec": spec}
+    kubernetes_validate.validate(pod, "1.37", strict=True)
+    assert f"[{FAILED}, {USAGE}, {EXTRA_MISSING}]" in template["retryStrategy"]["expression"]
+
+
+def test_the_workflow_of_github_runs_commands_that_exist() -> None:
+    workflow = yaml.safe_load((PIPELINES / "audit.github.yaml").read_text())
+    (job,) = workflow["jobs"].values()
+    lines = [step["run"].replace("${{ inputs.model }}", "birds@8") for step in job["steps"] if "run" in step]
+    commands = [words[1:] for words in map(shlex.split, lines) if words[0] == "sagittal"]
+    run, compare = commands
+    assert {name for name in job["env"] if name.startswith("SAGITTAL_")} <= variables_taken(*run)
+    variables_taken(*compare)
+    uploaded = next(step["with"]["path"].split() for step in job["steps"] if "upload" in step.get("uses", ""))
+    assert {word.partition("=")[2] for word in compare if word.startswith(("--junit=", "--out="))} <= set(uploaded)
 
 
 def test_the_job_is_tried_again_only_if_that_can_help() -> None:

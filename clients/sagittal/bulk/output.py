@@ -18,6 +18,8 @@ import sqlite3
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -36,6 +38,7 @@ from sagittal.client.errors import (
     ModelFailed,
     SagittalError,
 )
+from sagittal.client.explanation import Explanation
 from sagittal.client.extras import import_extra
 from sagittal.client.gathering import parse_explanation
 from sagittal.v1 import batch_service_pb2 as service_pb
@@ -334,6 +337,19 @@ def write_figures(path: Path, items: list[service_pb.BatchItem]) -> None:
     write_table(path, {name: (kind, [row.get(name) for row in rows]) for name, kind in FIGURES.items()})
 
 
+def read_explanations(directory: Path) -> Iterator[tuple[str, Explanation]]:
+    """Yields the keys and explanations in the shards of a directory, one shard at a time."""
+    for path in sorted(directory.glob("events-*.parquet")):
+        masks = import_extra("safetensors.numpy", "bulk").load_file(directory / f"masks-{path.stem[7:]}.safetensors")
+        rows = zip(read_column(path, "key"), read_column(path, "event"), strict=True)
+        for key, group in groupby(rows, key=itemgetter(0)):
+            found = pb.Explanation(state=pb.JOB_STATE_COMPLETED)
+            found.events.extend(pb.ExplanationEvent.FromString(content) for _, content in group)
+            for index, event in enumerate(_final_masks(found)):
+                event.mask.saliency.data = masks[f"{key}/{index}"].tobytes()
+            yield key, parse_explanation(found)
+
+
 def read_column(path: Path, name: str) -> list[Any]:
     """Returns a column of a Parquet file. `parquet.read_table` would also load the data set library."""
     with import_extra("pyarrow.parquet", "bulk").ParquetFile(path) as opened:
@@ -423,11 +439,14 @@ def write_masks(path: Path, items: list[service_pb.BatchItem]) -> None:
     tensors = {
         f"{item.key}/{index}": _array(event.mask.saliency)
         for item in items
-        for index, event in enumerate(
-            sorted((each for each in item.explanation.events if _is_final(each)), key=lambda each: each.mask.index)
-        )
+        for index, event in enumerate(_final_masks(item.explanation))
     }
     import_extra("safetensors.numpy", "bulk").save_file(tensors, path)
+
+
+def _final_masks(explanation: pb.Explanation) -> list[pb.ExplanationEvent]:
+    """Returns the events of the final masks, by their index."""
+    return sorted((each for each in explanation.events if _is_final(each)), key=lambda each: each.mask.index)
 
 
 def _is_final(event: pb.ExplanationEvent) -> bool:

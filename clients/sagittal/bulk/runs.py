@@ -108,6 +108,7 @@ def run(
     directory: str | os.PathLike[str],
     plan: Plan,
     *,
+    manifest: Manifest | None = None,
     in_flight: int = 128,
     readers: int = 16,
     on_progress: OnProgress = lambda _: None,
@@ -118,6 +119,7 @@ def run(
         client: The connection.
         directory: Where results go.
         plan: The batch.
+        manifest: Its images; by default, those that the plan names.
         in_flight: Largest number of items that are sent and have no result yet.
         readers: Threads that read images.
         on_progress: Called after each result, and when items wait.
@@ -127,7 +129,7 @@ def run(
     """
     place = Path(directory)
     plan.save(place)
-    manifest = open_manifest(plan.manifest)
+    manifest = manifest or open_manifest(plan.manifest)
     with Output(place) as output:
         progress = Progress(total=manifest.count(), completed=len(output.done), failed=len(output.failed))
         on_progress(progress)

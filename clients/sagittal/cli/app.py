@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 import click
 
+from sagittal.cli.audits import audit
 from sagittal.cli.backup import backup, restore
 from sagittal.cli.batches import batch
 from sagittal.cli.concepts import concepts
@@ -31,6 +32,6 @@ def app() -> None:
 
 for command in (
     up, demo, explain, predict, models, concepts, watch, get, report, list_jobs, cancel, delete, retry, batch, backup,
-    restore, estimate, demo_data,
+    restore, estimate, demo_data, audit,
 ):  # fmt: skip
     app.add_command(command)

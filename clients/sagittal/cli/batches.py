@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from sagittal.bulk.manifests import open_manifest
+from sagittal.bulk.manifests import Manifest, open_manifest
 from sagittal.bulk.output import Output, read_failures, remedy_for
 from sagittal.bulk.runs import Plan, Progress, checked_plan, new_name
 from sagittal.bulk.runs import run as run_plan
@@ -84,7 +84,7 @@ def run(client: Client, *, manifest: str, directory: Path, name: str, settings: 
     flow = {each: asked.pop(each) for each in ("in_flight", "readers", "patience")}
     open_manifest(manifest)  # fails before anything is written
     before = Plan.of(directory)
-    options = _options(client, settings, before, **asked)
+    options = batch_options(client, settings, before, **asked)
     plan = Plan(name=name or (before.name if before else new_name(directory)), manifest=manifest, options=options)
     _run(client, directory, plan, **flow)
 
@@ -214,7 +214,7 @@ def _name(batch: str) -> str:
     return plan.name if plan is not None else batch
 
 
-def _options(
+def batch_options(
     client: Client,
     settings: Sequence[str],
     before: Plan | None,
@@ -246,11 +246,33 @@ def _plain(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     return parameters
 
 
-def _run(client: Client, directory: Path, plan: Plan, *, in_flight: int, readers: int, patience: float) -> None:
+def explain_items(
+    client: Client,
+    directory: Path,
+    plan: Plan,
+    *,
+    in_flight: int,
+    readers: int,
+    patience: float,
+    manifest: Manifest | None = None,
+) -> tuple[Progress, Path]:
+    """Runs a batch to its end and shows its progress; returns its counts and the page that sums it up."""
     client.options = replace(client.options, retry=Retry(call_seconds=patience, stream_seconds=patience))
     with _Reporter() as reporter:
-        done = run_plan(client, directory, plan, in_flight=in_flight, readers=readers, on_progress=reporter.show)
-        page = write_summary(directory, plan, client.batches.get(plan.name))
+        done = run_plan(
+            client,
+            directory,
+            plan,
+            manifest=manifest,
+            in_flight=in_flight,
+            readers=readers,
+            on_progress=reporter.show,
+        )
+    return done, write_summary(directory, plan, client.batches.get(plan.name))
+
+
+def _run(client: Client, directory: Path, plan: Plan, **flow: Any) -> None:
+    done, page = explain_items(client, directory, plan, **flow)
     repeated = f", {done.repeated:,} repeated keys" if done.repeated else ""
     echo(f"{done.completed:,} completed, {done.failed:,} failed{repeated}: {page}")
     if done.failed:

@@ -10,7 +10,7 @@ import click
 from sagittal.cli.connection import connected
 from sagittal.cli.explain import DEFAULT_MODEL, parse_settings
 from sagittal.cli.failures import echo
-from sagittal.client import Client, Method
+from sagittal.client import Client, Estimate, Method
 
 _BASES = {
     "same_setting": "ended jobs like these",
@@ -48,16 +48,23 @@ def estimate(
         price = {} if price_per_hour is None else {"price": found.price(price_per_hour)}
         echo(json.dumps(asdict(found) | price, indent=2))
         return
+    tell_estimate(found, images, price_per_hour)
+
+
+def tell_estimate(found: Estimate, images: int, price_per_hour: float | None = None, *, err: bool = False) -> None:
+    """Prints the expected cost of some images; to standard error with `err`."""
     if not found.basis:
-        echo("nothing is known: no job of this method on this model has ended; explain one image first")
+        echo("nothing is known: no job of this method on this model has ended; explain one image first", err=err)
         return
-    echo(f"{images:,} images: {found.evaluations:,} model evaluations, from {_BASES[found.basis]}")
+    echo(f"{images:,} images: {found.evaluations:,} model evaluations, from {_BASES[found.basis]}", err=err)
     if found.worker_seconds:
-        echo(f"  {found.worker_seconds:,.1f} s of one worker")
+        echo(f"  {found.worker_seconds:,.1f} s of one worker", err=err)
         if price_per_hour is not None:
-            echo(f"  price {found.price(price_per_hour):,.2f}, at {price_per_hour:g} for an hour of one worker")
+            echo(
+                f"  price {found.price(price_per_hour):,.2f}, at {price_per_hour:g} for an hour of one worker", err=err
+            )
     if found.wall_seconds is not None:
         behind = f", behind {found.queued_evaluations:,} queued evaluations" if found.queued_evaluations else ""
-        echo(f"  about {found.wall_seconds:,.1f} s on {found.ready_workers} ready workers{behind}")
+        echo(f"  about {found.wall_seconds:,.1f} s on {found.ready_workers} ready workers{behind}", err=err)
     else:
-        echo("  time until the end unknown: no worker has the model ready, or no such job has ended")
+        echo("  time until the end unknown: no worker has the model ready, or no such job has ended", err=err)

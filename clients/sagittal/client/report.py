@@ -73,19 +73,24 @@ def report_html(explanation: Explanation, seen: View | None = None, *, image_dig
     title = escape(_title(explanation))
     parts = [
         drawing.definitions(),
-        f"<header><h1>{title}</h1>{_line(_facts(explanation))}</header>",
+        f"<header><h1>{title}</h1>{faint_line(_facts(explanation))}</header>",
         *(f'<p class="warn">{escape(each)}</p>' for each in _notes(explanation, seen)),
-        _section("Image and heatmap", f'<div class="grid">{"".join(_pictures(explanation, seen))}</div>'),
-        _section("Curves", _curves(explanation)),
-        _section("Stability", _stability(explanation)),
-        _section("Sufficient sets", _sets(explanation, drawing)),
-        _section("Attention graph", _graph(explanation, drawing)),
-        _section("Concepts", _concepts(explanation, seen)),
-        _section("Most probable classes", _table(_classes(explanation))),
-        _section("How it was made", _table(_origin(explanation, image_digest))),
-        _section("Parameters", _table((name, _value(value)) for name, value in explanation.parameters.items())),
-        _section("How to reproduce it", _reproduction(explanation)),
+        section("Image and heatmap", f'<div class="grid">{"".join(_pictures(explanation, seen))}</div>'),
+        section("Curves", _curves(explanation)),
+        section("Stability", _stability(explanation)),
+        section("Sufficient sets", _sets(explanation, drawing)),
+        section("Attention graph", _graph(explanation, drawing)),
+        section("Concepts", _concepts(explanation, seen)),
+        section("Most probable classes", facts_table(_classes(explanation))),
+        section("How it was made", facts_table(_origin(explanation, image_digest))),
+        section("Parameters", facts_table((name, _value(value)) for name, value in explanation.parameters.items())),
+        section("How to reproduce it", _reproduction(explanation)),
     ]
+    return report_page(title, parts)
+
+
+def report_page(title: str, parts: Iterable[str]) -> str:
+    """Returns a whole HTML document, which needs no network and prints well, from its escaped title and its parts."""
     head = (
         f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -148,18 +153,18 @@ def _notes(explanation: Explanation, seen: View | None) -> Iterator[str]:
 
 def _pictures(explanation: Explanation, seen: View | None) -> Iterator[str]:
     if seen is not None:
-        yield _figure(_picture(seen.picture, "what the model saw"), "What the model saw", explanation.score)
+        yield figure(picture_tag(seen.picture, "what the model saw"), "What the model saw", explanation.score)
     for number, mask in enumerate(explanation.masks):
         name = "Heatmap" if len(explanation.masks) == 1 else f"Heatmap {number + 1}"
         shown = seen.painted(mask.saliency) if seen else _enlarged(heatmap(mask.saliency, mask.signed))
         peak = float(np.abs(mask.saliency).max())
         size = f"{mask.saliency.shape[0]} x {mask.saliency.shape[1]} cells, peak {peak:.2f}"
-        yield _figure(_picture(shown, name), name, None, size, legend=_legend(mask))
+        yield figure(picture_tag(shown, name), name, None, size, legend=_legend(mask))
     part = _part(explanation, seen)
     if part is not None and seen is not None:
         share = f"{part.share:.0%} of the area"
-        yield _figure(_picture(seen.keep(part.mask), "only this part"), "Only this part", part.alone, share)
-        yield _figure(_picture(seen.keep(1 - part.mask), "without it"), "Without it", part.without, share)
+        yield figure(picture_tag(seen.keep(part.mask), "only this part"), "Only this part", part.alone, share)
+        yield figure(picture_tag(seen.keep(1 - part.mask), "without it"), "Without it", part.without, share)
 
 
 def _part(explanation: Explanation, seen: View | None) -> Any:
@@ -219,7 +224,7 @@ def _set(number: int, each: SufficientSet, drawing: PatchDrawing) -> str:
         lines += certificate.robust.text.split("; ")
     if not each.diverse:
         lines.append("overlaps more than allowed with a better set")
-    return _figure(drawing.set(each.patches, name), name, each.score, *lines)
+    return figure(drawing.set(each.patches, name), name, each.score, *lines)
 
 
 def _graph(explanation: Explanation, drawing: PatchDrawing) -> str:
@@ -246,8 +251,8 @@ def _concept(each: ConceptContribution, seen: View | None) -> str:
     name = f"x{each.index + 1} {each.name}".strip()
     picture = ""
     if each.heatmap is not None:
-        picture = _picture(seen.painted(each.heatmap) if seen else _enlarged(heatmap(each.heatmap)), name)
-    return _figure(picture, name, None, f"contribution {each.contribution:+.3g}, value {each.value:+.3g}")
+        picture = picture_tag(seen.painted(each.heatmap) if seen else _enlarged(heatmap(each.heatmap)), name)
+    return figure(picture, name, None, f"contribution {each.contribution:+.3g}, value {each.value:+.3g}")
 
 
 def _classes(explanation: Explanation) -> Iterator[tuple[str, str]]:
@@ -362,15 +367,17 @@ def _asked(explanation: Explanation) -> Mapping[str, str]:
     return asked
 
 
-def _section(title: str, content: str) -> str:
+def section(title: str, content: str) -> str:
+    """Returns a section of HTML content; nothing if it has none."""
     return f"<section><h2>{title}</h2>{content}</section>" if content else ""
 
 
-def _line(parts: Iterable[str]) -> str:
+def faint_line(parts: Iterable[str]) -> str:
+    """Returns a line of texts, separated by dots."""
     return f'<p class="faint">{escape(" · ".join(filter(None, parts)))}</p>'
 
 
-def _table(rows: Iterable[tuple[str, str]]) -> str:
+def facts_table(rows: Iterable[tuple[str, str]]) -> str:
     """Returns rows of a name and a value; rows without a value are omitted."""
     text = "".join(_row(escape(name), escape(value)) for name, value in rows if value)
     return f"<table>{text}</table>" if text else ""
@@ -380,7 +387,8 @@ def _value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _figure(picture: str, name: str, score: float | None, *lines: str, legend: str = "") -> str:
+def figure(picture: str, name: str, score: float | None, *lines: str, legend: str = "") -> str:
+    """Returns a figure from the HTML of its picture, with name, score and lines of text below it."""
     shown = f" <b>{percent(score)}</b>" if score is not None else ""
     text = "".join(f"<br>{escape(line)}" for line in lines)
     return f"<figure>{picture}{legend}<figcaption>{escape(name)}{shown}{text}</figcaption></figure>"
@@ -395,7 +403,8 @@ def _legend(mask: Mask) -> str:
     return f'{bar}<div class="faint ends"><span>{low}</span><span>1</span></div>'
 
 
-def _picture(picture: Picture, label: str) -> str:
+def picture_tag(picture: Picture, label: str) -> str:
+    """Returns an embedded image."""
     return f'<img alt="{escape(label)}" src="{jpeg_data(picture)}">'
 
 

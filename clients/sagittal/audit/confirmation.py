@@ -1,0 +1,183 @@
+"""From candidates to findings: tests every candidate, controls false discoveries, and states how severe each one is."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sagittal.audit.candidates import Candidate, find_candidates
+from sagittal.audit.evidence import Evidence, box_of, to_pixels
+from sagittal.audit.findings import SEVERITIES, Finding, ListedImage, Thresholds
+from sagittal.audit.interventions import Laboratory, Score, Tested
+from sagittal.audit.statistics import adjust
+
+#: Most severe that a finding can be if the object is unknown, by its first kind: it may be the object itself.
+_MOST_IF_UNKNOWN: Mapping[str, str] = {"appearance": "low", "place": "medium", "border": "medium"}
+
+OnTested = Callable[[int, int], None]
+"""Called with the number of candidates that were tested, and of all."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Confirmed:
+    """A finding, with the candidate from which evidence images are drawn."""
+
+    finding: Finding
+    tested: Tested
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Confirmation:
+    """The result of a search."""
+
+    confirmed: Sequence[Confirmed]
+    """Findings, most severe first."""
+    tested: Sequence[Mapping[str, Any]]
+    """All candidates with their p-values."""
+
+
+def confirm(
+    evidence: Sequence[Evidence],
+    score: Score,
+    thresholds: Thresholds,
+    *,
+    seed: int = 0,
+    on_tested: OnTested = lambda _done, _all: None,
+) -> Confirmation:
+    """Searches explained images for spurious reasons and confirms them by interventions.
+
+    Args:
+        evidence: The explained images.
+        score: Scores images; called with all images of one test at once.
+        thresholds: What makes a candidate a finding.
+        seed: Seed of all random choices.
+        on_tested: Called after each test.
+    """
+    candidates = find_candidates(evidence)
+    laboratory = Laboratory(evidence, score, seed)
+    tests = []
+    for number, candidate in enumerate(candidates, start=1):
+        tests.append(laboratory.test(candidate))
+        on_tested(number, len(candidates))
+    adjusted = adjust([each.p for each in tests])
+    rows, found = [], []
+    for number, (each, q) in enumerate(zip(tests, adjusted, strict=True), start=1):
+        place = _place(evidence, each.candidate)
+        severity, by = _severity(each, q, place, thresholds)
+        rows.append(_row(each, q, place, severity))
+        if severity:
+            name = f"{each.candidate.group}/{each.candidate.kind}-{number}"
+            finding = _finding(name, evidence, laboratory, each, q, place, severity, by)
+            found.append(Confirmed(finding, each))
+    found.sort(key=lambda each: (SEVERITIES.index(each.finding.severity), each.finding.effect), reverse=True)
+    return Confirmation(found, rows)
+
+
+def _place(evidence: Sequence[Evidence], candidate: Candidate) -> tuple[str, float | None]:
+    """Returns where a candidate is, and its share outside the object."""
+    if candidate.kind in ("background", "colour"):
+        return {"background": "outside the object", "colour": "the whole image"}[candidate.kind], None
+    shares = [evidence[index].outside_share(region) for index, region in candidate.regions.items()]
+    known = [share for share in shares if share is not None]
+    if not known:
+        return "unknown", None
+    mean = float(np.mean(known))
+    return "outside the object" if mean >= 0.5 else "on the object", mean
+
+
+def _severity(
+    tested: Tested, q: float, place: tuple[str, float | None], thresholds: Thresholds
+) -> tuple[str, tuple[str, ...]]:
+    """Returns the severity of a tested candidate, empty if it is no finding, and the tests that confirmed it."""
+    if q > thresholds.false_discovery_rate or place[0] == "on the object":
+        return "", ()
+    effects = {"removing": tested.removed, "adding": tested.added}
+    by = {
+        name: effect.low
+        for name, effect in effects.items()
+        if effect is not None and 2 * effect.p <= thresholds.false_discovery_rate and effect.low >= thresholds.low
+    }
+    if not by:
+        return "", ()
+    severity = thresholds.severity(max(by.values()))
+    if place[0] == "unknown":
+        most = _MOST_IF_UNKNOWN.get(tested.candidate.kind, SEVERITIES[-1])
+        severity = min(severity, most, key=SEVERITIES.index)
+    return severity, tuple(by)
+
+
+def _row(tested: Tested, q: float, place: tuple[str, float | None], severity: str) -> Mapping[str, Any]:
+    candidate = tested.candidate
+    return {
+        "group": candidate.group,
+        "kinds": list(candidate.kinds),
+        "images": len(candidate.regions),
+        "place": place[0],
+        "p": tested.p,
+        "q": q,
+        "removed": tested.removed.mean if tested.removed else None,
+        "added": tested.added.mean if tested.added else None,
+        "severity": severity,
+    }
+
+
+def _finding(
+    name: str,
+    evidence: Sequence[Evidence],
+    laboratory: Laboratory,
+    tested: Tested,
+    q: float,
+    place: tuple[str, float | None],
+    severity: str,
+    by: tuple[str, ...],
+) -> Finding:
+    candidate, added = tested.candidate, tested.added
+    pasted = float(np.mean([score for _, _, score in tested.pasted])) if tested.pasted else None
+    outside = [
+        share for each in evidence if each.group == candidate.group and (share := each.outside_saliency) is not None
+    ]
+    return Finding(
+        id=name,
+        group=candidate.group,
+        kinds=candidate.kinds,
+        severity=severity,
+        place=place[0],
+        confirmed_by=by,
+        images=len(candidate.regions),
+        of=sum(each.group == candidate.group for each in evidence),
+        removed=tested.removed,
+        added=added,
+        q=q,
+        chance=candidate.chance,
+        score=float(np.mean([evidence[index].score for index in candidate.regions])),
+        score_removed=float(np.mean([score for _, score in tested.without])) if tested.without else None,
+        score_added=pasted,
+        score_added_control=pasted - added.mean if pasted is not None and added is not None else None,
+        outside_share=place[1],
+        outside_saliency=float(np.mean(outside)) if outside else None,
+        kept=tested.kept,
+        box=_usual_box(evidence, candidate),
+        fixed=candidate.fixed,
+        listing=_listing(evidence, laboratory, tested),
+    )
+
+
+def _usual_box(evidence: Sequence[Evidence], candidate: Candidate) -> tuple[int, int, int, int]:
+    size = len(evidence[0].picture())
+    boxes = [box_of(to_pixels(region, size)) for region in candidate.regions.values()]
+    left, top, right, bottom = (int(edge) for edge in np.median(boxes, axis=0))
+    return left, top, right, bottom
+
+
+def _listing(evidence: Sequence[Evidence], laboratory: Laboratory, tested: Tested) -> tuple[ListedImage, ...]:
+    least, regions = laboratory.least_presence(tested), laboratory.regions(tested.candidate)
+    size = len(evidence[0].picture())
+    found = [
+        ListedImage(
+            key=evidence[index].key, presence=presence, listed=presence >= least,
+            box=box_of(to_pixels(regions[index], size)),
+        )
+        for index, presence in laboratory.presence(tested).items()
+    ]  # fmt: skip
+    return tuple(sorted(found, key=lambda each: -each.presence))

@@ -1,0 +1,303 @@
+"""The causal tests of candidates: take the suspected cause away, add it to images of other classes, and score again.
+
+Each intervention has controls: the same change elsewhere, or with a part of an image of another class. Only what the
+candidate changes beyond its controls counts as its effect.
+"""
+
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sagittal.audit.candidates import Candidate, appearance
+from sagittal.audit.evidence import Cells, Evidence, Pixels, box_of, to_pixels
+from sagittal.audit.statistics import Effect, measure_effect
+
+Score = Callable[[Sequence[tuple[Pixels, int]]], Sequence[float]]
+"""Returns the probability of a class for each of some images, as the model sees them."""
+
+#: Largest number of images on which an intervention is tested.
+MOST_TESTED = 24
+
+#: Controls of each intervention.
+CONTROLS = 3
+
+#: Images of other classes onto which the region of each image of a group is pasted, to list the images with the cause.
+RECEIVERS = 4
+
+#: Placements that are tried for the control of a covered region.
+_TRIES = 50
+
+#: Width of the margin whose mean colour covers a region, in cells.
+_MARGIN = 1
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Tested:
+    """A candidate with the effects of its interventions."""
+
+    candidate: Candidate
+    removed: Effect | None
+    """Fall of the class's probability without the candidate; None if no image could be changed."""
+    added: Effect | None
+    """Rise of the class's probability on images of other classes with the candidate; None if there are none."""
+    without: tuple[tuple[int, float], ...] = ()
+    """Images and the class's probability without the candidate."""
+    pasted: tuple[tuple[int, int, float], ...] = ()
+    """Sources, receivers of other classes, and the class's probability on the receivers with the candidate."""
+    kept: float | None = None
+    """Share of the score that a region at the border keeps alone; None for other candidates."""
+
+    @property
+    def p(self) -> float:
+        """The smaller p-value of both tests, doubled because there are two."""
+        return min(1.0, 2 * min((each.p for each in (self.removed, self.added) if each is not None), default=1.0))
+
+
+@dataclass(frozen=True, eq=False)
+class Laboratory:
+    """Tests candidates on the images of an audit."""
+
+    evidence: Sequence[Evidence]
+    score: Score
+    seed: int = 0
+    _all: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_all", np.arange(len(self.evidence)))
+
+    def test(self, candidate: Candidate) -> Tested:
+        """Returns a candidate with its effects."""
+        generator = self._generator(candidate)
+        images = _sample(generator, list(candidate.regions), MOST_TESTED)
+        removed, without = self._remove(generator, candidate, images)
+        added, pasted = self._add(generator, candidate, images)
+        kept = self._kept(candidate, images) if "border" in candidate.kinds else None
+        return Tested(candidate=candidate, removed=removed, added=added, without=without, pasted=pasted, kept=kept)
+
+    def presence(self, tested: Tested) -> dict[int, float]:
+        """Returns how strongly each image of the group has the cause of a finding, which ranks images to clean.
+
+        It is the mean probability of the class on images of other classes with the image's region; if adding had no
+        effect, the fall of the class's probability without it.
+        """
+        candidate, regions = tested.candidate, self.regions(tested.candidate)
+        members = list(regions)
+        if not _adds(tested):
+            after = self._scores(
+                (self.without(candidate, index, regions[index]), self.evidence[index].label) for index in members
+            )
+            return {index: self.evidence[index].score - each for index, each in zip(members, after, strict=True)}
+        receivers = [receiver for _, receiver, _ in tested.pasted[:RECEIVERS]]
+        pairs = [(index, other) for index in members for other in receivers]
+        after = self._scores(
+            (self.transfer(candidate, index, other, regions[index]), self.evidence[index].label)
+            for index, other in pairs
+        )
+        means = np.reshape(after, (len(members), len(receivers))).mean(1)
+        return {index: float(mean) for index, mean in zip(members, means, strict=True)}
+
+    def least_presence(self, tested: Tested) -> float:
+        """Returns the presence from which an image is listed: half of the way from the controls to the finding."""
+        if _adds(tested) and tested.added is not None:
+            return float(np.mean([score for _, _, score in tested.pasted])) - tested.added.mean / 2
+        return tested.removed.mean / 2 if tested.removed else 0.0
+
+    def regions(self, candidate: Candidate) -> dict[int, Cells]:
+        """Returns the candidate's region in each image of its group: where it was found, else where it would be."""
+        found = dict(candidate.regions)
+        missing = [i for i, each in enumerate(self.evidence) if each.group == candidate.group and i not in found]
+        centre, region = next(iter(candidate.regions.items()))
+        if candidate.kind == "background":
+            return found  # its other images have no known object
+        if candidate.fixed or region.all():
+            return found | dict.fromkeys(missing, region)
+        picture = self.evidence[centre].picture()
+        wanted = appearance(picture, to_pixels(region, picture.shape[0]))
+        return found | {i: most_similar(self.evidence[i].picture(), region, wanted) for i in missing}
+
+    def without(self, candidate: Candidate, image: int, region: Cells) -> Pixels:
+        """Returns an image without the candidate."""
+        if candidate.kind in ("background", "colour"):
+            others = self._others(candidate)
+            other = int(others[zlib.crc32(self.evidence[image].key.encode()) % len(others)])
+            return self.transfer(candidate, other, image, region)
+        picture = self.evidence[image].picture()
+        return cover(picture, to_pixels(region, picture.shape[0]), picture.shape[0] // len(region) * _MARGIN)
+
+    def transfer(self, candidate: Candidate, source: int, receiver: int, region: Cells) -> Pixels:
+        """Returns the receiver's image with the candidate's region, background or colour of the source's image."""
+        given, taken = self.evidence[source], self.evidence[receiver]
+        picture, other = given.picture(), taken.picture()
+        if candidate.kind == "colour":
+            return with_colour(other, picture.reshape(-1, 3).mean(0))
+        if candidate.kind == "background":
+            hole, kept = given.inside, taken.inside
+            assert hole is not None  # noqa: S101 - only images whose object is known are candidates and receivers
+            assert kept is not None  # noqa: S101
+            return np.where(kept[..., None], other, cover(picture, hole, None))
+        return np.where(to_pixels(region, len(picture))[..., None], picture, other)
+
+    def _remove(
+        self, generator: np.random.Generator, candidate: Candidate, images: Sequence[int]
+    ) -> tuple[Effect | None, tuple[tuple[int, float], ...]]:
+        if candidate.kind in ("background", "colour") and not len(self._others(candidate)):
+            return None, ()
+        edited: list[tuple[Pixels, int]] = []
+        for index in images:
+            region, label = candidate.regions[index], self.evidence[index].label
+            edited.append((self.without(candidate, index, region), label))
+            edited += [(each, label) for each in self._control_removals(generator, candidate, index, region, images)]
+        after = np.reshape(self._scores(edited), (len(images), 1 + CONTROLS))
+        without = tuple(zip(images, after[:, 0].tolist(), strict=True))
+        return measure_effect(-after[:, 0], -after[:, 1:]), without
+
+    def _control_removals(
+        self,
+        generator: np.random.Generator,
+        candidate: Candidate,
+        image: int,
+        region: Cells,
+        images: Sequence[int],
+    ) -> Iterable[Pixels]:
+        for _ in range(CONTROLS):
+            if candidate.kind in ("background", "colour"):
+                yield self.transfer(candidate, int(generator.choice(images)), image, region)
+                continue
+            avoided = self.evidence[image].inside if self._is_outside(candidate, image) else None
+            moved = move_elsewhere(generator, region, avoided)
+            yield self.without(candidate, image, moved)
+
+    def _add(
+        self, generator: np.random.Generator, candidate: Candidate, images: Sequence[int]
+    ) -> tuple[Effect | None, tuple[tuple[int, int, float], ...]]:
+        labels = {self.evidence[index].label for index in candidate.regions}
+        receivers = self._usable(candidate, self._others(candidate), labels)
+        chosen = _sample(generator, receivers, MOST_TESTED)
+        if len(chosen) < 2:
+            return None, ()
+        sources = [images[place % len(images)] for place in range(len(chosen))]
+        edited: list[tuple[Pixels, int]] = []
+        for source, receiver in zip(sources, chosen, strict=True):
+            region, label = candidate.regions[source], self.evidence[source].label
+            edited.append((self.transfer(candidate, source, receiver, region), label))
+            controls = [index for index in receivers if index != receiver]
+            edited += [
+                (self.transfer(candidate, int(other), receiver, region), label)
+                for other in generator.choice(controls, CONTROLS)
+            ]
+        after = np.reshape(self._scores(edited), (len(chosen), 1 + CONTROLS))
+        pasted = tuple(zip(sources, chosen, after[:, 0].tolist(), strict=True))
+        return measure_effect(after[:, 0], after[:, 1:]), pasted
+
+    def _kept(self, candidate: Candidate, images: Sequence[int]) -> float:
+        """Returns the share of the score that is left if only the region is shown."""
+        edited = []
+        for index in images:
+            picture = self.evidence[index].picture()
+            hidden = ~to_pixels(candidate.regions[index], picture.shape[0])
+            edited.append((cover(picture, hidden, None), self.evidence[index].label))
+        before = [max(self.evidence[index].score, 1e-6) for index in images]
+        return float(np.mean(np.array(self._scores(edited)) / before))
+
+    def _others(self, candidate: Candidate) -> NDArray[np.int64]:
+        """Returns the images of other groups; of other classes if there is one group."""
+        other = np.array([each.group != candidate.group for each in self.evidence])
+        if not other.any():
+            labels = {self.evidence[index].label for index in candidate.regions}
+            other = np.array([each.label not in labels for each in self.evidence])
+        if candidate.kind == "background":
+            other &= np.array([each.read_inside is not None for each in self.evidence])
+        return np.asarray(self._all[other])
+
+    def _usable(self, candidate: Candidate, others: Iterable[int], labels: set[int]) -> list[int]:
+        return [int(index) for index in others if self.evidence[index].label not in labels]
+
+    def _is_outside(self, candidate: Candidate, image: int) -> bool:
+        return (self.evidence[image].outside_share(candidate.regions[image]) or 0.0) >= 0.5
+
+    def _scores(self, edited: Iterable[tuple[Pixels, int]]) -> Sequence[float]:
+        return self.score(list(edited))
+
+    def _generator(self, candidate: Candidate) -> np.random.Generator:
+        """Returns random numbers that depend on the candidate alone: a second run asks for the same scores."""
+        name = f"{candidate.group}/{candidate.kind}/{min(candidate.regions)}"
+        return np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+
+
+def _adds(tested: Tested) -> bool:
+    """Returns whether adding the candidate changes more than taking it away."""
+    if tested.added is None or tested.removed is None:
+        return tested.added is not None
+    return tested.added.low > 0 and tested.added.mean >= tested.removed.mean / 2
+
+
+def _sample(generator: np.random.Generator, given: Sequence[int], most: int) -> list[int]:
+    """Returns at most so many, at random, in their order."""
+    if len(given) <= most:
+        return list(given)
+    return [given[place] for place in sorted(generator.choice(len(given), most, replace=False))]
+
+
+def cover(picture: Pixels, hidden: Mask, margin: int | None) -> Pixels:
+    """Returns an image whose hidden pixels have the mean colour of a margin around them.
+
+    Args:
+        picture: The image.
+        hidden: The pixels to cover, of shape (size, size).
+        margin: Width of the margin in pixels; None for all pixels that are not hidden.
+    """
+    around = ~hidden
+    if margin is not None and hidden.any():
+        left, top, right, bottom = box_of(hidden)
+        near = np.zeros_like(hidden)
+        near[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin] = True
+        around = around & near if (around & near).any() else around
+    colour = picture[around].mean(0) if around.any() else np.full(3, 127.0)
+    return np.where(hidden[..., None], np.rint(colour).astype(np.uint8), picture)
+
+
+def with_colour(picture: Pixels, mean: NDArray[np.floating]) -> Pixels:
+    """Returns an image that is shifted to a mean colour."""
+    shifted = picture + (mean - picture.reshape(-1, 3).mean(0))
+    return np.asarray(np.rint(np.clip(shifted, 0, 255)), np.uint8)
+
+
+def move_elsewhere(generator: np.random.Generator, region: Cells, avoided: Mask | None) -> Cells:
+    """Returns a region of the same shape elsewhere, at random, which overlaps the region and `avoided` least."""
+    left, top, right, bottom = box_of(region)
+    shape, grid = region[top:bottom, left:right], len(region)
+    bad = region.astype(float)
+    if avoided is not None:
+        places = ((np.arange(grid) + 0.5) * len(avoided) / grid).astype(int)
+        bad = bad + avoided[np.ix_(places, places)]
+    best, least = region, np.inf
+    for _ in range(_TRIES):
+        row, column = generator.integers(grid - shape.shape[0] + 1), generator.integers(grid - shape.shape[1] + 1)
+        moved = np.zeros_like(region)
+        moved[row : row + shape.shape[0], column : column + shape.shape[1]] = shape
+        cost = float(bad[moved].sum())
+        if cost < least:
+            best, least = moved, cost
+        if not cost:
+            break
+    return best
+
+
+def most_similar(picture: Pixels, region: Cells, wanted: NDArray[np.float32]) -> Cells:
+    """Returns the place of a region's shape in an image whose appearance is most like the wanted one."""
+    left, top, right, bottom = box_of(region)
+    shape, grid, size = region[top:bottom, left:right], len(region), len(picture)
+    best, least = region, np.inf
+    for row in range(grid - shape.shape[0] + 1):
+        for column in range(grid - shape.shape[1] + 1):
+            moved = np.zeros_like(region)
+            moved[row : row + shape.shape[0], column : column + shape.shape[1]] = shape
+            distance = float(np.square(appearance(picture, to_pixels(moved, size)) - wanted).sum())
+            if distance < least:
+                best, least = moved, distance
+    return best

@@ -1,0 +1,70 @@
+"""A spurious reason is found, and only if an intervention confirms it."""
+
+import numpy as np
+import pytest
+from audited_world import MARK, draw, evidence_of, scorer
+
+from sagittal.audit.confirmation import confirm
+from sagittal.audit.evidence import to_pixels
+from sagittal.audit.findings import Thresholds
+
+MARKED = 8
+
+
+def audit(*, marked: int = MARKED, reads_mark: bool = True, with_objects: bool = True):
+    evidence = evidence_of(draw(24, marked=marked), reads_mark=reads_mark, with_objects=with_objects)
+    return confirm(evidence, scorer(reads_mark=reads_mark), Thresholds())
+
+
+@pytest.fixture(scope="module")
+def poisoned():
+    return audit()
+
+
+def test_the_planted_mark_is_the_first_finding_at_its_place(poisoned) -> None:
+    first = poisoned.confirmed[0]
+    assert (first.finding.group, first.finding.place) == ("red", "outside the object")
+    assert first.finding.kinds[0] == "place"
+    assert first.finding.severity == "high"
+    region = to_pixels(next(iter(first.tested.candidate.regions.values())), len(MARK))
+    np.testing.assert_array_equal(region, MARK)
+
+
+def test_a_finding_has_the_effect_of_adding_the_mark_with_its_interval(poisoned) -> None:
+    finding = poisoned.confirmed[0].finding
+    assert "adding" in finding.confirmed_by
+    assert 0.5 < finding.added.low <= finding.added.mean <= finding.added.high
+    assert finding.score_added_control < 0.1
+    assert finding.score_added > 0.9
+
+
+def test_exactly_the_marked_images_are_listed_for_cleaning(poisoned) -> None:
+    listed = [each.key for each in poisoned.confirmed[0].finding.listing if each.listed]
+    assert sorted(listed) == [f"red/{number:03d}.png" for number in range(MARKED)]
+    assert {each.box for each in poisoned.confirmed[0].finding.listing} == {(24, 24, 32, 32)}
+
+
+def test_what_recurs_but_does_not_change_the_model_is_tested_and_is_no_finding() -> None:
+    found = audit(reads_mark=False)
+    assert any("place" in each["kinds"] for each in found.tested)
+    assert not found.confirmed
+
+
+def test_a_model_without_a_spurious_reason_has_no_finding() -> None:
+    assert not audit(marked=0).confirmed
+
+
+def test_the_severity_is_limited_if_the_object_is_unknown() -> None:
+    found = audit(with_objects=False).confirmed
+    assert (found[0].finding.place, found[0].finding.severity) == ("unknown", "medium")
+    assert {each.finding.severity for each in found if each.finding.kinds == ("appearance",)} <= {"low"}
+
+
+def test_every_tested_candidate_has_an_adjusted_p_value(poisoned) -> None:
+    assert len(poisoned.tested) >= len(poisoned.confirmed)
+    assert all(row["p"] <= row["q"] <= 1 for row in poisoned.tested)
+    assert all(each.finding.q <= Thresholds().false_discovery_rate for each in poisoned.confirmed)
+
+
+def test_equal_audits_are_equal(poisoned) -> None:
+    assert [each.finding for each in audit().confirmed] == [each.finding for each in poisoned.confirmed]
