@@ -2,6 +2,7 @@
 
 import { Code, ConnectError, createClient, type Interceptor } from "@connectrpc/connect";
 import { createConnectTransport } from "@connectrpc/connect-web";
+import { BatchService } from "../gen/sagittal/v1/batch_service_pb";
 import { ConceptService } from "../gen/sagittal/v1/concept_service_pb";
 import { ExplanationService, type WatchJobsResponse } from "../gen/sagittal/v1/explanation_service_pb";
 import { ModelService } from "../gen/sagittal/v1/model_service_pb";
@@ -31,6 +32,7 @@ const transport = createConnectTransport({
 
 export const explanations = createClient(ExplanationService, transport);
 export const models = createClient(ModelService, transport);
+export const batches = createClient(BatchService, transport);
 export const concepts = createClient(ConceptService, transport);
 
 /** Returns whether an error asks for another token. */

@@ -15,6 +15,10 @@ const MOST_BYTES = 32 * 1024 * 1024;
 const MIB = 1024 * 1024;
 const DEFAULT_METHOD = "igos++";
 
+/** Names of a performance mark and of the measure from it until the first event of the job is drawn. */
+const SUBMITTED = "submitted";
+const FIRST_EVENT = "first-event-drawn";
+
 /** An image to explain. */
 export interface Shown {
   bytes: Uint8Array;
@@ -140,6 +144,7 @@ export function useExplaining(models: Model[], given: string, onFailed: (error: 
       if (!image) return "";
       setAsked(question);
       setFound(nothing());
+      performance.mark(SUBMITTED);
       try {
         const id = await submit(question, image);
         setJobId(id);
@@ -176,7 +181,23 @@ async function follow(
   onFound: (update: (known: Explanation | undefined) => Explanation) => void,
   onBreak: (broken: boolean) => void,
 ) {
-  for await (const event of watch(jobId, signal, onBreak)) onFound((known) => withEvent(known ?? nothing(), event));
+  let first = true;
+  for await (const event of watch(jobId, signal, onBreak)) {
+    onFound((known) => withEvent(known ?? nothing(), event));
+    if (first) measureDrawn();
+    first = false;
+  }
+}
+
+/** Measures the time since the job was submitted here, once the browser has painted. */
+function measureDrawn() {
+  if (!performance.getEntriesByName(SUBMITTED).length) return;
+  requestAnimationFrame(() =>
+    setTimeout(() => {
+      performance.measure(FIRST_EVENT, SUBMITTED);
+      performance.clearMarks(SUBMITTED);
+    }),
+  );
 }
 
 async function submit(asked: Asked, shown: Shown): Promise<string> {

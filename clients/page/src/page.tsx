@@ -4,6 +4,7 @@ import { render } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import type { Model } from "../gen/sagittal/v1/model_pb";
 import { isUnauthenticated, messageOf, models as modelService, token } from "./api";
+import { BatchesView } from "./batches";
 import { CompareView } from "./compare";
 import { ConceptsView } from "./concepts";
 import { ExplainView } from "./explain";
@@ -13,8 +14,9 @@ import { Notice, Status } from "./components";
 import { SystemView } from "./system";
 import { texts } from "./texts";
 
-/** Time between two updates of the models, in milliseconds. */
-const LOOK = 5000;
+/** Time between two updates of the models, in milliseconds: while they are shown, absent or unreadable, and otherwise. */
+const LOOK_SOON = 5000;
+const LOOK = 60_000;
 
 /** Views that have nothing to show without a model. */
 const MODEL_VIEWS = ["explain", "compare", "models"];
@@ -30,28 +32,37 @@ function Page() {
     window.addEventListener("hashchange", changed);
     return () => window.removeEventListener("hashchange", changed);
   }, []);
+  const [, view = "explain", id = "", second = ""] = route.split("/").map(decoded);
+  const watchesModels = view === "models";
   useEffect(() => {
     const stop = new AbortController();
-    const look = () =>
-      allModels(stop.signal)
-        .then((found) => {
-          setModels(found);
-          setProblem("");
-          setAsksToken(false);
-        })
-        .catch((error) => {
-          if (stop.signal.aborted) return;
-          if (isUnauthenticated(error)) setAsksToken(true);
-          else setProblem(messageOf(error));
-        });
+    let timer = 0;
+    const look = async () => {
+      clearTimeout(timer);
+      let pause = LOOK_SOON;
+      try {
+        const found = await allModels(stop.signal);
+        setModels(found);
+        setProblem("");
+        setAsksToken(false);
+        if (found.length && !watchesModels) pause = LOOK;
+      } catch (error) {
+        if (stop.signal.aborted) return;
+        if (isUnauthenticated(error)) return setAsksToken(true);
+        setProblem(messageOf(error));
+      }
+      timer = window.setTimeout(lookIfSeen, pause);
+    };
+    // A page that nobody sees asks for nothing; it looks when it is shown again.
+    const lookIfSeen = () => void (document.visibilityState === "visible" && look());
+    document.addEventListener("visibilitychange", lookIfSeen);
     void look();
-    const timer = setInterval(look, LOOK);
     return () => {
       stop.abort();
-      clearInterval(timer);
+      clearTimeout(timer);
+      document.removeEventListener("visibilitychange", lookIfSeen);
     };
-  }, [turn]);
-  const [, view = "explain", id = "", second = ""] = route.split("/").map(decoded);
+  }, [turn, watchesModels]);
   const onToken = () => setAsksToken(true);
   const name = texts.pages[view as keyof typeof texts.pages];
   useEffect(() => {
@@ -65,7 +76,7 @@ function Page() {
       <header>
         <a class="name" href="#/explain">{texts.name}</a>
         <nav>
-          {(["explain", "compare", "jobs", "models", "concepts", "system"] as const).map((each) => (
+          {(["explain", "compare", "jobs", "batches", "models", "concepts", "system"] as const).map((each) => (
             <a key={each} href={`#/${each}`} aria-current={each === view || (view === "job" && each === "explain") ? "page" : undefined}>
               {texts.pages[each]}
             </a>
@@ -93,6 +104,7 @@ function Page() {
           <CompareView key={visit} models={models} first={id} second={second} onToken={onToken} />
         )}
         {!asksToken && view === "jobs" && <JobsView onToken={onToken} />}
+        {!asksToken && view === "batches" && <BatchesView onToken={onToken} />}
         {!asksToken && view === "concepts" && (
           <ConceptsView key={visit} model={id} name={second} onToken={onToken} />
         )}

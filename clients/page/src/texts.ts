@@ -3,7 +3,7 @@
 export const texts = {
   name: "Sagittal",
   titleOf: (view: string) => `${view} · Sagittal`,
-  pages: { explain: "Explain", compare: "Compare", jobs: "Jobs", models: "Models", concepts: "Concepts", system: "System" },
+  pages: { explain: "Explain", compare: "Compare", jobs: "Jobs", batches: "Batches", models: "Models", concepts: "Concepts", system: "System" },
   skip: "Skip to the content",
   drop: {
     title: "Why did the model say that?",
@@ -188,6 +188,29 @@ export const texts = {
     took: (seconds: number) => `${seconds.toFixed(1)}\u00a0s`,
     attempts: (count: number) => `${count} attempts`,
     states: { 1: "queued", 2: "running", 3: "completed", 4: "failed", 5: "cancelled" } as Record<number, string>,
+  },
+  batches: {
+    none: "No batches yet",
+    noneRemedy: "A batch explains very many images of a manifest, and continues after any interruption.",
+    noneCommand: "sagittal batch run manifest.csv --out results --model MODEL",
+    states: { 1: "open", 2: "paused", 3: "completed", 4: "cancelled" } as Record<number, string>,
+    done: (completed: string, expected: string) =>
+      expected ? `${completed} of ${expected} completed` : `${completed} completed`,
+    inFlight: (count: string) => `${count} in flight`,
+    failed: (count: string) => `${count} failed`,
+    cancelled: (count: string) => `${count} cancelled`,
+    spent: "Cost so far",
+    remaining: "Cost to come",
+    cost: (evaluations: string, time: string) => `${evaluations} evaluations, ${time} on workers`,
+    pause: "Pause",
+    resume: "Resume",
+    retry: "Retry failed and cancelled",
+    cancelling: "The batch will be cancelled, for good.",
+    forgotten: (count: number) =>
+      `${count === 1 ? "1 item runs" : `${count} items run`} again when sent again: sagittal batch resume DIRECTORY`,
+    reasons: "Why items failed",
+    notKept: "The reason is no longer kept.",
+    job: "Open its job",
   },
   models: {
     ready: (count: number) => (count === 1 ? "ready on 1 worker" : `ready on ${count} workers`),

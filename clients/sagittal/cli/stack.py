@@ -238,8 +238,6 @@ class LocalStack:
         }
         self._spawn("service", "sagittal.server.main", common | service_environment(self.plan))
         self._spawn("worker", "sagittal.worker.start", common | worker_environment(self.plan))
-        if self.plan.page:
-            self._spawn("page", "sagittal.page.start", page_environment(self.plan))
 
     def _spawn(self, name: str, module: str, environment: Mapping[str, str]) -> None:
         child = Child(name, module, environment, self.directory / f"{name}.log")
@@ -254,15 +252,16 @@ def service_environment(plan: Plan) -> dict[str, str]:
         "SAGITTAL_LISTEN": plan.listen,
         "SAGITTAL_METRICS_PORT": str(plan.service_metrics),
         "SAGITTAL_DRAIN": "0.5",
+        **(page_environment(plan) if plan.page else {}),
     }
 
 
 def page_environment(plan: Plan) -> dict[str, str]:
-    """Returns the settings of the page."""
+    """Returns the settings of the page, which the service's process serves."""
     metrics = (plan.service_metrics, plan.worker_metrics)
     return {
+        "SAGITTAL_PAGE": "true",
         "SAGITTAL_PAGE_LISTEN_PORT": str(plan.page),
-        "SAGITTAL_PAGE_ADDRESS": plan.listen,
         "SAGITTAL_PAGE_DRAIN": "0",
         "SAGITTAL_PAGE_METRICS": ",".join(f"http://127.0.0.1:{port}/metrics" for port in metrics if port),
     }

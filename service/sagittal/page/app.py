@@ -18,7 +18,7 @@ from sagittal.page.gateway import Gateway
 from sagittal.page.metrics import Metrics
 from sagittal.page.reports import Reports
 from sagittal.page.settings import PageSettings
-from sagittal.v1 import concept_service_pb2, explanation_service_pb2, model_service_pb2
+from sagittal.v1 import batch_service_pb2, concept_service_pb2, explanation_service_pb2, model_service_pb2
 
 #: Sources from which a browser may load: only this origin, and images that the page itself created.
 CONTENT_POLICY = (
@@ -47,7 +47,7 @@ _READ = ("grpc-status", "grpc-message", "grpc-status-details-bin")
 
 _SERVICES = tuple(
     service
-    for module in (explanation_service_pb2, model_service_pb2, concept_service_pb2)
+    for module in (explanation_service_pb2, batch_service_pb2, model_service_pb2, concept_service_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 )
 

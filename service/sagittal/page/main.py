@@ -5,15 +5,16 @@ import sys
 
 import grpc
 import structlog
-import uvicorn
 
 from sagittal.page.app import make_app
+from sagittal.page.http import CannotListen, HttpServer
 from sagittal.page.settings import PageSettings
 from sagittal.process.logs import configure_logging
 from sagittal.process.settings import UnusableSettings, read_settings
+from sagittal.process.starting import STOPPING
 
-#: Exit codes: stopped on request; invalid setting.
-EXIT_OK, EXIT_SETTINGS = 0, 2
+#: Exit codes: stopped on request; invalid setting; address not available.
+EXIT_OK, EXIT_SETTINGS, EXIT_ADDRESS = 0, 2, 3
 
 _log = structlog.get_logger(__name__)
 
@@ -26,30 +27,25 @@ def main() -> int:
         sys.stderr.write(f"sagittal-page: {error}\n")
         return EXIT_SETTINGS
     configure_logging(settings.log_format, settings.log_level)
-    asyncio.run(serve(settings))
+    try:
+        asyncio.run(serve(settings))
+    except CannotListen as error:
+        _log.error("page-cannot-start", error=str(error))
+        return EXIT_ADDRESS
     return EXIT_OK
 
 
 async def serve(settings: PageSettings) -> None:
-    """Serves until SIGTERM or SIGINT."""
+    """Serves until SIGTERM or SIGINT. Raises CannotListen."""
+    stop = asyncio.Event()
+    for number in STOPPING:
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_channel(settings) as channel:
-        server = uvicorn.Server(
-            uvicorn.Config(
-                make_app(channel, settings),
-                host=settings.listen_host,
-                port=settings.listen_port,
-                ssl_certfile=settings.certificate,
-                ssl_keyfile=settings.key,
-                limit_concurrency=settings.max_calls,
-                timeout_graceful_shutdown=settings.drain,
-                server_header=False,
-                access_log=False,
-                log_config=None,
-                lifespan="off",
-            )
-        )
+        server = HttpServer(make_app(channel, settings), settings)
+        await server.start()
         _log.info("page-started", listen=f"{settings.listen_host}:{settings.listen_port}", service=settings.address)
-        await server.serve()
+        await stop.wait()
+        await server.stop()
         _log.info("page-stopped")
 
 

@@ -18,8 +18,8 @@ class PageSettings(BaseSettings):
 
     listen_host: str = "127.0.0.1"
     """Address to listen on."""
-    listen_port: Annotated[int, Field(ge=1, le=65535)] = 8080
-    """Port to listen on."""
+    listen_port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """Port to listen on; 0 for a free one."""
     address: str = "127.0.0.1:50051"
     """Address of the gRPC service: host:port, or a gRPC target such as `dns:///name:50051`."""
     ca: Path | None = None
@@ -38,6 +38,8 @@ class PageSettings(BaseSettings):
     view of the system. Whoever may call the service sees them there. Empty: the view states that there are none."""
     max_message_bytes: Annotated[int, Field(ge=MIB)] = 32 * MIB
     """Largest request, in bytes."""
+    max_body_bytes: Annotated[int, Field(ge=32 * MIB)] = 256 * MIB
+    """Bytes of the bodies of all open requests; further ones get 429."""
     max_calls: Annotated[int, Field(ge=1)] = 500
     """Largest number of simultaneous requests; further ones get 503."""
     drain: Annotated[int, Field(ge=0)] = 10

@@ -5,7 +5,7 @@ import asyncio
 import gc
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -15,10 +15,12 @@ from prometheus_client import REGISTRY
 from pydantic import BaseModel
 
 from sagittal.core.models import InvalidModelFile, ModelEntry, read_entries
+from sagittal.page.settings import PageSettings
 from sagittal.process.build_info import export_build_info
 from sagittal.process.logs import configure_logging, own_name
 from sagittal.process.probes import LIVE, READY, MetricsServer, start_metrics_server
 from sagittal.process.settings import UnusableSettings, read_settings
+from sagittal.process.starting import naming_extra
 from sagittal.process.supervision import SupervisionMetrics, Supervisor
 from sagittal.process.tracing import NO_TRACER, Tracer
 from sagittal.process.tracing_start import TracingMissing, start_tracing
@@ -42,6 +44,7 @@ def main() -> int:
     _arguments()
     try:
         settings = read_settings(ServiceSettings)
+        page = read_settings(PageSettings) if settings.page else None
         entries = [entry for path in settings.models_files for entry in read_entries(path)]
     except (UnusableSettings, InvalidModelFile) as error:
         sys.stderr.write(f"sagittal-service: {error}\n")
@@ -54,7 +57,7 @@ def main() -> int:
         return EXIT_SETTINGS
     gc.freeze()  # full collections, which stop all calls, do not visit what was imported
     try:
-        asyncio.run(serve(settings, tracer, entries))
+        asyncio.run(serve(settings, tracer, entries, page))
     except (CannotListen, OSError) as error:
         _log.error("service-cannot-start", error=str(error))
         return EXIT_ADDRESS
@@ -63,8 +66,19 @@ def main() -> int:
     return EXIT_OK
 
 
-async def serve(settings: ServiceSettings, tracer: Tracer = NO_TRACER, entries: Sequence[ModelEntry] = ()) -> None:
+async def serve(
+    settings: ServiceSettings,
+    tracer: Tracer = NO_TRACER,
+    entries: Sequence[ModelEntry] = (),
+    page: PageSettings | None = None,
+) -> None:
     """Serves until SIGTERM or SIGINT, then drains.
+
+    Args:
+        settings: Settings of the service.
+        tracer: Creates spans.
+        entries: Entries of model files.
+        page: Settings of the page, if this process serves it.
 
     Raises:
         CannotListen, OSError: an address is not available.
@@ -92,14 +106,29 @@ async def serve(settings: ServiceSettings, tracer: Tracer = NO_TRACER, entries: 
         entries=entries,
     )
     metrics = _metrics(settings, service, supervisor)
+    closing = [service.stop]
     try:
         await service.start()
+        if page is not None:
+            closing.append(await _start_page(service, page))
         await stop.wait()
     finally:
-        await service.stop()
+        await asyncio.gather(*(close() for close in closing))
         await registry.close()
         if metrics is not None:
             await asyncio.to_thread(metrics.close)
+
+
+async def _start_page(service: Service, settings: PageSettings) -> Callable[[], Coroutine[Any, Any, None]]:
+    """Serves the page over the service's own channel, and returns what stops it. Raises CannotListen."""
+    with naming_extra("sagittal-service", "page"):
+        from sagittal.page.app import make_app  # noqa: PLC0415 - only if the page is served
+        from sagittal.page.http import HttpServer  # noqa: PLC0415
+    channel: Any = service.channel  # is called as a grpc.aio.Channel is
+    server = HttpServer(make_app(channel, settings), settings)
+    await server.start()
+    _log.info("page-started", listen=f"{settings.listen_host}:{settings.listen_port}")
+    return server.stop
 
 
 def _metrics(settings: ServiceSettings, service: Service, supervisor: Supervisor) -> MetricsServer | None:

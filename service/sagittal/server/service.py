@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
@@ -39,6 +40,7 @@ from sagittal.server.rpc.calls import Calls
 from sagittal.server.rpc.endpoint import CertificateFiles, bind, open_addresses, server_options
 from sagittal.server.rpc.failures import answer_failures
 from sagittal.server.rpc.layers import Layers
+from sagittal.server.rpc.local_channel import LocalChannel
 from sagittal.server.rpc.requests import RequestBytes
 from sagittal.server.rpc.streams import Streams
 from sagittal.server.rpc.tracing import Tracing
@@ -149,6 +151,8 @@ class Service:
         self._readiness: Readiness | None = None
         self._tasks: list[Supervised] = []
         self._draining = False
+        self.channel: LocalChannel | None = None
+        """The RPCs for callers in this process, from `start` on."""
         self.admin_port = 0
         """Port of the second listener; 0 if there is none."""
 
@@ -167,13 +171,15 @@ class Service:
             Calls(self._settings.calls, self._metrics.calls_refused),
             self._streams,
         )
+        around = Layers(layers, RequestBytes(self._settings.calls.max_request_bytes_per_tenant))
         self._server = grpc.aio.server(
-            interceptors=[Layers(layers, RequestBytes(self._settings.calls.max_request_bytes_per_tenant))],
+            interceptors=[around],
             options=server_options(
                 self._settings.connections, self._settings.calls, channelz=bool(self._settings.admin_listen)
             ),
         )
-        self._add_services(self._server)
+        self.channel = LocalChannel(around)
+        self._add_services(self._server, self.channel)
         files = CertificateFiles.of(self._settings.tls)
         ports = bind(self._server, self._settings.listen, files)
         self._metrics.certificate.files = files
@@ -222,6 +228,8 @@ class Service:
             await asyncio.wait({stopping}, timeout=self._settings.drain)
             self._streams.move_all()
             await stopping
+        if self.channel is not None:
+            await self.channel.close()
         for task in self._tasks:
             await self._supervisor.stop_task(task)
         await self._admin.stop()
@@ -231,7 +239,7 @@ class Service:
         await self._queue.close()
         _log.info("service-stopped")
 
-    def _add_services(self, server: grpc.aio.Server) -> None:
+    def _add_services(self, server: grpc.aio.Server, channel: LocalChannel) -> None:
         jobs = self._settings.jobs
         intake = Intake(self._queue, self._catalogue, self._pictures, jobs, self._metrics)
         relay = Relay(self._queue, self._background, self._metrics)
@@ -256,10 +264,12 @@ class Service:
         fits = ConceptFits(self._queue, self._catalogue, intake, self._concept_files, limits)
         concepts = ConceptServicer(self._catalogue, relay, fits, self._concepts, self._concept_files, limits)
         batches = BatchServicer(self._queue, intake, max_items_in_flight=jobs.max_items_in_flight)
-        explanation_service_pb2_grpc.add_ExplanationServiceServicer_to_server(explanations, server)
-        batch_service_pb2_grpc.add_BatchServiceServicer_to_server(batches, server)
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
-        concept_service_pb2_grpc.add_ConceptServiceServicer_to_server(concepts, server)
+        places: tuple[Any, ...] = (server, channel)  # both take servicers from the generated functions
+        for each in places:
+            explanation_service_pb2_grpc.add_ExplanationServiceServicer_to_server(explanations, each)
+            batch_service_pb2_grpc.add_BatchServiceServicer_to_server(batches, each)
+            model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, each)
+            concept_service_pb2_grpc.add_ConceptServiceServicer_to_server(concepts, each)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._settings.reflection:
             reflection.enable_server_reflection(_REFLECTED, server)

@@ -23,6 +23,9 @@ GET = "/sagittal.v1.ModelService/GetModel"
 PROXIED = "X-Forwarded-Access-Token"
 EXPLAIN = "/sagittal.v1.ExplanationService/Explain"
 
+#: Over a connection to the service, and inside it.
+places = pytest.mark.parametrize("inside", [False, True], ids=["connected", "inside"])
+
 
 def request(url, data=None, method=None, **headers):
     asked = urllib.request.Request(  # noqa: S310 - an address of this test
@@ -79,8 +82,9 @@ async def test_a_call_is_answered_in_binary_and_in_json(serve):
         assert json.loads(body)["models"][0]["name"] == "lamp"
 
 
-async def test_an_error_keeps_its_code_and_its_details(serve):
-    async with serve() as (address, _):
+@places
+async def test_an_error_keeps_its_code_and_its_details(serve, inside):
+    async with serve(inside=inside) as (address, _):
         status, _, body = await ask(address + GET, b'{"name": "candle"}', content_type="application/json")
         error = json.loads(body)
         assert status == 404
@@ -99,8 +103,9 @@ async def test_json_that_is_no_request_is_refused(serve, body):
         assert json.loads(answer)["code"] == "invalid_argument"
 
 
-async def test_events_are_streamed_by_connect_and_by_grpc_web(serve):
-    async with serve() as (address, stack), stack.worker().at_work():
+@places
+async def test_events_are_streamed_by_connect_and_by_grpc_web(serve, inside):
+    async with serve(inside=inside) as (address, stack), stack.worker().at_work():
         message = enveloped(explanation_service_pb2.ExplainRequest(spec=spec()).SerializeToString())
         _, _, body = await ask(address + EXPLAIN, message, content_type="application/connect+proto")
         *events, (flags, end) = envelopes(body)
@@ -119,8 +124,9 @@ async def test_events_are_streamed_by_connect_and_by_grpc_web(serve):
         assert b"grpc-status: 0" in trailers.lower()
 
 
-async def test_closing_a_request_cancels_the_call(serve):
-    async with serve() as (address, stack), stack.worker(wait_for_cancel).at_work():
+@places
+async def test_closing_a_request_cancels_the_call(serve, inside):
+    async with serve(inside=inside) as (address, stack), stack.worker(wait_for_cancel).at_work():
         host, port = address.removeprefix("http://").split(":")
         message = enveloped(explanation_service_pb2.ExplainRequest(spec=spec()).SerializeToString())
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -129,12 +135,45 @@ async def test_closing_a_request_cancels_the_call(serve):
         writer.write("\r\n".join(head).encode() + message)
         assert b"200" in await reader.readline()
         writer.close()
+        await eventually(lambda: all_cancelled(stack))
 
-        async def cancelled():
-            jobs, _ = await stack.queue.jobs.list(limit=5, page_token="")
-            return [job.state for job in jobs] == [JobState.CANCELLED]
 
-        await eventually(cancelled)
+@places
+async def test_a_call_ends_at_its_deadline_and_its_job_is_cancelled(serve, inside):
+    async with serve(inside=inside) as (address, stack), stack.worker(wait_for_cancel).at_work():
+        message = enveloped(explanation_service_pb2.ExplainRequest(spec=spec()).SerializeToString())
+        headers = {"content_type": "application/connect+proto", "connect_timeout_ms": "500"}
+        _, _, body = await ask(address + EXPLAIN, message, **headers)
+        *_, (_, end) = envelopes(body)
+        assert json.loads(end)["error"]["code"] == "deadline_exceeded"
+        await eventually(lambda: all_cancelled(stack))
+
+
+async def all_cancelled(stack):
+    jobs, _ = await stack.queue.jobs.list(limit=5, page_token="")
+    return all(job.state is JobState.CANCELLED for job in jobs)
+
+
+async def test_http_2_is_spoken_by_those_who_ask_for_it(serve):
+    """A request for /livez in HTTP/2: its preface, its settings, and headers from the static table of HPACK."""
+    async with serve() as (address, _):
+        host, port = address.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        headers = b"\x82\x86\x04\x06/livez\x01\x01x"
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + frame(1, 5, 1, headers))
+        answers = {}
+        while 0 not in answers:
+            length, kind, _, stream = struct.unpack(">3sBBI", await reader.readexactly(9))
+            content = await reader.readexactly(int.from_bytes(length, "big"))
+            if stream == 1:
+                answers.setdefault(kind, content)
+        writer.close()
+        assert answers[1][:1] == b"\x88"  # :status 200
+        assert answers[0] == b"ok\n"
+
+
+def frame(kind, flags, stream, content):
+    return struct.pack(">3sBBI", len(content).to_bytes(3, "big"), kind, flags, stream) + content
 
 
 async def test_a_token_is_passed_on_and_a_wrong_one_refused(serve):
@@ -158,6 +197,15 @@ async def test_a_reverse_proxy_passes_on_the_token_by_a_header_of_its_own(serve)
     async with serve(quick_settings(tokens=tokens), token_header=PROXIED) as (address, _):
         answer = await ask(address + LIST, b"{}", content_type="application/json", **{PROXIED: "right"})
         assert answer[0] == 200
+        report = f"{address}/reports/{'0' * 32}"
+        assert [(await ask(report))[0], (await ask(report, **{PROXIED: "Bearer right"}))[0]] == [401, 404]
+
+
+async def test_the_header_of_a_reverse_proxy_is_ignored_unless_it_is_configured(serve):
+    tokens = {hashlib.sha256(b"right").hexdigest(): Token(tenant="t", roles=("explain",))}
+    async with serve(quick_settings(tokens=tokens)) as (address, _):
+        for name in (PROXIED, "X-Auth-Request-Access-Token", "X-Forwarded-User"):
+            assert (await ask(address + LIST, b"{}", content_type="application/json", **{name: "right"}))[0] == 401
 
 
 async def test_other_origins_may_call_if_they_are_listed(serve):

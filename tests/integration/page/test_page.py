@@ -24,8 +24,10 @@ from sagittal.server.models import DEFAULT_PAGE
 from sagittal.server.settings import Token
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import explanation_service_pb2, tensor_pb2
+from sagittal.v1.batch_service_pb2 import BATCH_STATE_CANCELLED, BATCH_STATE_OPEN
 
-from ..service.support import Run, eventually, lamp, picture, quick_settings, running, spec
+from ..service.support import Run, Stack, eventually, lamp, picture, quick_settings, running, spec
+from ..service.test_batches import add, batch, create, item, items
 from .conftest import page_over
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -172,6 +174,8 @@ async def test_an_explanation_forms_and_what_if_answers(serve, page, image):
         await page.get_by_role("button", name="Smallest change that flips it").click()
         await expect(page.locator(".what-if")).to_contain_text("Hiding 2 patches makes the model say off")
         assert "#/job/" in page.url
+        # what `make bench-page` reads
+        assert await page.evaluate("performance.getEntriesByName('first-event-drawn').length") == 1
 
 
 async def test_labels_files_and_warnings_are_text_whatever_they_hold(serve, page, image):
@@ -275,6 +279,41 @@ async def test_jobs_change_while_they_are_watched_and_a_deletion_can_be_undone(s
         await eventually(deleted)
 
 
+async def test_batches_change_while_they_are_watched_and_can_be_controlled(serve, page):
+    longer = "const real = setTimeout; window.setTimeout = (call, ms) => real(call, ms === 6000 ? 6e8 : ms)"
+    await page.add_init_script(longer)
+    async with serve(inside=True) as (address, stack), stack.worker(explain_in_full).at_work():
+        await page.goto(address + "/#/batches")
+        await expect(page.get_by_role("heading", level=1)).to_have_text("No batches yet")
+        await create(stack, expected=4)
+        await add(stack, [*items(0, 1), item(NAME, target=pb.Target(index=7))])
+        card = page.locator(".batch")
+        await expect(card).to_contain_text("2 of 4 completed · 1 failed")  # its jobs ended: nothing was reloaded
+        await expect(card).to_contain_text("1,100 evaluations")
+        await card.get_by_text("Why items failed").click()
+        await expect(card.locator(".failures")).to_contain_text(NAME)
+        await expect(card.locator(".failures")).to_contain_text("INVALID_REQUEST")
+        await expect(card.locator(".failures")).to_contain_text("index is 7")
+        assert await violations(page) == []
+        await card.get_by_role("button", name="Pause").click()
+        await expect(card.locator(".state")).to_have_text("paused")
+        await card.get_by_role("button", name="Resume").click()
+        await expect(card.locator(".state")).to_have_text("open")
+        await card.get_by_role("button", name="Retry").click()
+        await expect(card.get_by_role("status")).to_contain_text("1 item runs again when sent again")
+        await expect(card).not_to_contain_text("failed")
+        await card.get_by_role("button", name="Cancel").click()
+        await card.get_by_role("button", name="Undo").click()
+        assert (await batch(stack)).state == BATCH_STATE_OPEN
+        await card.get_by_role("button", name="Cancel").click()
+        await page.get_by_role("link", name="Models").click()  # who leaves the list does not undo any more
+        await eventually(lambda: is_cancelled(stack))
+
+
+async def is_cancelled(stack: Stack) -> bool:
+    return (await batch(stack)).state == BATCH_STATE_CANCELLED
+
+
 async def test_models_of_every_page_are_listed(serve, page):
     async with serve() as (address, stack):
         for number in range(DEFAULT_PAGE):
@@ -283,6 +322,24 @@ async def test_models_of_every_page_are_listed(serve, page):
             stack.registry.workers.publish(model)
         await page.goto(address + "/#/models")
         await expect(page.locator(".cards.wide > li")).to_have_count(DEFAULT_PAGE + 1)
+
+
+async def test_a_page_that_nobody_sees_asks_for_no_models(serve, page):
+    """Timers of this page run out at once, so that an update comes as soon as it may."""
+    await page.add_init_script(
+        "const real = setTimeout; window.setTimeout = (call, ms) => real(call, ms >= 1000 ? 50 : ms);"
+        "Object.defineProperty(document, 'visibilityState', { get: () => window.seen ? 'visible' : 'hidden' })"
+    )
+    asked = Counter()
+    page.on("request", lambda request: asked.update([request.url.rpartition("/")[2]]))
+    async with serve() as (address, _):
+        await page.goto(address)
+        await expect(page.locator(".drop")).to_be_visible()
+        await page.wait_for_timeout(300)
+        assert asked["ListModels"] == 1
+        await page.evaluate("window.seen = true; document.dispatchEvent(new Event('visibilitychange'))")
+        async with page.expect_request("**/ListModels"):
+            pass
 
 
 async def test_a_stream_that_breaks_is_resumed(page, image):

@@ -45,7 +45,7 @@ def test_no_secret_is_shown(monkeypatch) -> None:
 
 
 def test_a_wrong_setting_of_the_page_is_named_with_its_own_prefix(monkeypatch) -> None:
-    monkeypatch.setenv("SAGITTAL_PAGE_LISTEN_PORT", "0")
+    monkeypatch.setenv("SAGITTAL_PAGE_LISTEN_PORT", "-1")
     with pytest.raises(UnusableSettings, match=r"SAGITTAL_PAGE_LISTEN_PORT: Input should be greater"):
         read_settings(PageSettings)
 

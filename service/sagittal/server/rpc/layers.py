@@ -128,9 +128,10 @@ class Layers(ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        return self._handlers.setdefault(method, self._within_layers(handler, method))
+        return self._handlers.setdefault(method, self.around(handler, method))
 
-    def _within_layers(self, handler: grpc.RpcMethodHandler[Any, Any], method: str) -> grpc.RpcMethodHandler[Any, Any]:
+    def around(self, handler: grpc.RpcMethodHandler[Any, Any], method: str) -> grpc.RpcMethodHandler[Any, Any]:
+        """Returns a handler inside the layers. It reads its own requests, so it takes a stream of them."""
         kind = _KINDS[handler.request_streaming, handler.response_streaming]
         behaviour = _as_coroutine(getattr(handler, kind))
 
