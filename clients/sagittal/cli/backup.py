@@ -9,7 +9,11 @@ from sagittal.registry import backup as program
 
 @click.command()
 @click.argument("file")
-@click.option("--keep", type=click.IntRange(1), help="Deletes all but so many newest backups, if FILE is a directory.")
+@click.option(
+    "--keep",
+    type=click.IntRange(1),
+    help="Number of newest backups to keep if FILE is a directory.",
+)
 def backup(file: str, keep: int | None) -> None:
     """Saves models registered over the API and all concept sets to FILE, a directory or '-' (standard output).
 

@@ -29,7 +29,13 @@ directory_option = click.option(
     "--out", "directory", required=True, type=click.Path(file_okay=False, path_type=Path), help="Directory of results."
 )
 flow_options = (
-    click.option("--in-flight", type=click.IntRange(1), default=128, show_default=True, help="Items without a result."),
+    click.option(
+        "--in-flight",
+        type=click.IntRange(1),
+        default=128,
+        show_default=True,
+        help="Maximum number of items that are sent and have no result yet.",
+    ),
     click.option("--readers", type=click.IntRange(1), default=16, show_default=True, help="Threads that read images."),
     click.option(
         "--patience",
@@ -70,7 +76,7 @@ def batch() -> None:
     "--max-evaluations",
     type=click.IntRange(0),
     default=0,
-    help="Largest number of evaluations of an item; 0: no limit.",
+    help="Maximum number of model evaluations of an item; 0 for no limit.",
 )
 @flowing
 @connected

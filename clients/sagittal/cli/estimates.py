@@ -24,11 +24,16 @@ _BASES = {
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Name of a registered model, or name@version.")
 @click.option("--method", default="igos++", show_default=True, help="Method; 'sagittal models show' lists them.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A parameter of the method; repeatable.")
-@click.option("--max-evaluations", type=click.IntRange(0), default=0, help="For each image; 0: no limit.")
+@click.option(
+    "--max-evaluations",
+    type=click.IntRange(0),
+    default=0,
+    help="Maximum number of model evaluations for each image; 0 for no limit.",
+)
 @click.option(
     "--price-per-hour",
     type=click.FloatRange(0.0, min_open=True),
-    help="Of one worker, such as of its GPU, in any currency; also prints the price.",
+    help="Price of an hour of one worker, in any currency; also prints the price of all images.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Prints JSON.")
 @connected
