@@ -160,6 +160,7 @@ RULES: Mapping[str, Mapping[str, Any]] = {
     "digest": DIGEST,
     "pullPolicy": PULL,
     "imagePullSecrets": listed({**closed(name=TEXT), "required": ["name"]}),
+    "valkey.replicas": {"enum": [1, 3, 5]},
     "replicas": COUNT,
     "autoscaling.minReplicas": {"minimum": 1},
     "keda.minReplicas": COUNT,

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import tomllib
@@ -350,6 +351,7 @@ def test_the_bundled_valkey_throws_nothing_away(render) -> None:
             "workers[0].resources.requests.memory=5Gi",
             "workers: cpu, resources.requests.memory: 5Gi is more than the limit (4Gi)",
         ),
+        ("valkey.replicas=3,valkey.persistence.enabled=false", "valkey.replicas: needs valkey.persistence.enabled"),
         ("page.resources.limits.cpu=20m", "page resources.requests.cpu: 50m is more than the limit (20m)"),
         (
             "workers[0].settings.memory_ceiling_mib=4097",
@@ -387,6 +389,7 @@ def test_values_that_make_no_sense_are_refused_by_name(render, option: str, comp
         ("workers[0].rollingUpdate.maxSurge=-1", "/workers/0/rollingUpdate/maxSurge"),
         ("service.podAnnotations.scrape=true", "/service/podAnnotations/scrape"),
         ("modelStorage.claim.size=20GB", "/modelStorage/claim/size"),
+        ("valkey.replicas=2", "/valkey/replicas"),
         ("conceptStorage.claim.accessMode=Shared", "/conceptStorage/claim/accessMode"),
         ("modelCache.hostPath=relative", "/modelCache/hostPath"),
     ],
@@ -512,6 +515,76 @@ def test_workers_on_spot_nodes_end_within_the_notice_and_slices_ask_for_no_whole
     assert environment(pods["whole-node"]["containers"][0])["SAGITTAL_DEVICE"] == "cuda:*"
 
 
+def test_a_valkey_with_replicas_is_reached_through_its_sentinels_alone(render) -> None:
+    documents = render("cpu-only-values.yaml", "valkey.replicas=3", "valkey.exporter.enabled=true")
+    (group,) = kinds(documents, "StatefulSet")
+    name = group["metadata"]["name"]
+    assert group["spec"]["replicas"] == 3
+    (service,) = (s for s in kinds(documents, "Service") if component(s) == "valkey")
+    assert service["metadata"]["name"] == group["spec"]["serviceName"] == name
+    assert service["spec"]["clusterIP"] == "None"
+    for deployment in kinds(documents, "Deployment"):
+        if component(deployment) in ("service", "worker"):
+            told = environment(deployment["spec"]["template"]["spec"]["containers"][0])
+            assert json.loads(told["SAGITTAL_QUEUE__SENTINELS"]) == [
+                f"{name}-{i}.{name}.ns.svc:26379" for i in range(3)
+            ]
+            assert told["SAGITTAL_QUEUE__SYNCHRONOUS_REPLICAS"] == "1"
+    containers = {each["name"]: each for each in group["spec"]["template"]["spec"]["containers"]}
+    for role in ("valkey", "sentinel"):
+        assert environment(containers[role])["QUORUM"] == "2"
+        assert environment(containers[role])["FIRST"] == f"{name}-0"
+    policies = {policy["metadata"]["name"]: policy["spec"] for policy in kinds(documents, "NetworkPolicy")}
+    among = policies["rel-sagittal-valkey"]
+    assert {port["port"] for port in among["ingress"][0]["ports"]} == {"redis", "sentinel"}
+    assert {port["port"] for rule in among["egress"] for port in rule["ports"]} == {53, 6379, 26379}
+
+
+def start_replicated(directory: Path, pod: str, role: str) -> list[str]:
+    """Returns the configuration with which a pod's program starts; a script stands for the server."""
+    programs = directory / "bin"
+    programs.mkdir(exist_ok=True)
+    (programs / "valkey-server").write_text("#!/bin/sh\ncat $1\n")
+    (programs / "valkey-server").chmod(0o755)
+    (directory / "settings").write_text("maxmemory 1gb\n")
+    told = {"NAME": pod, "FIRST": "v-0", "DOMAIN": "v.ns.svc", "QUORUM": "2", "VALKEY_PASSWORD": "secret"}
+    places = {
+        "DATA": str(directory),
+        "SETTINGS": str(directory / "settings"),
+        "PATH": f"{programs}:{os.environ['PATH']}",
+    }
+    command = ["sh", CHART / "files" / "valkey-replicated.sh", role]
+    done = subprocess.run(command, env=told | places, check=True, capture_output=True, text=True, timeout=60)
+    return done.stdout.splitlines()
+
+
+def test_a_valkey_that_starts_again_is_what_the_last_failover_made_it(tmp_path: Path) -> None:
+    for pod in ("v-0", "v-1"):
+        (tmp_path / pod).mkdir()
+    assert not any(line.startswith("replicaof") for line in start_replicated(tmp_path / "v-0", "v-0", "valkey"))
+    assert "replicaof v-0.v.ns.svc 6379" in start_replicated(tmp_path / "v-1", "v-1", "valkey")
+    # Sentinel promotes v-1: both servers rewrite their configuration
+    (tmp_path / "v-0" / "replication.conf").write_text("maxmemory 2gb\nreplicaof v-1.v.ns.svc 6379\n")
+    (tmp_path / "v-1" / "replication.conf").write_text("maxmemory 2gb\n")
+    follows = start_replicated(tmp_path / "v-0", "v-0", "valkey")
+    assert "replicaof v-1.v.ns.svc 6379" in follows
+    assert "maxmemory 1gb" in follows, "the chart's settings take effect"
+    assert "maxmemory 2gb" not in follows
+    assert not any(line.startswith("replicaof") for line in start_replicated(tmp_path / "v-1", "v-1", "valkey"))
+
+
+def test_a_sentinel_that_starts_again_knows_the_primary_of_the_last_failover(tmp_path: Path) -> None:
+    first = start_replicated(tmp_path, "v-2", "sentinel")
+    assert "sentinel monitor sagittal v-0.v.ns.svc 6379 2" in first
+    assert "sentinel auth-pass sagittal secret" in first
+    state = tmp_path / "sentinel.conf"
+    state.write_text(state.read_text().replace("v-0", "v-1").replace("secret", "earlier"))
+    again = start_replicated(tmp_path, "v-2", "sentinel")
+    assert "sentinel monitor sagittal v-1.v.ns.svc 6379 2" in again
+    assert "sentinel auth-pass sagittal secret" in again
+    assert "sentinel auth-pass sagittal earlier" not in again
+
+
 def test_a_grpc_route_leads_from_a_gateway_to_the_service(render) -> None:
     gateway = ("grpcRoute.parentRefs[0].name=public", "grpcRoute.parentRefs[0].namespace=gateways")
     documents = render(
@@ -587,6 +660,7 @@ def test_readme_and_schema_are_current() -> None:
             "cpu-only-values.yaml",
             ("service.podAnnotations.a=b", "service.podLabels.c=d", "workers[0].podAnnotations.e=f"),
         ),
+        ("cpu-only-values.yaml", ("valkey.replicas=3", "valkey.exporter.enabled=true")),
         ("cpu-only-values.yaml", ("service.preStopSeconds=0", "service.priorityClassName=high", "nameOverride=other")),
         ("gpu-values.yaml", ("keda.authentication=token", "valkey.nodeSelector.disk=ssd", "fullnameOverride=s")),
         (

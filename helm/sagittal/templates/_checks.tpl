@@ -109,12 +109,12 @@ kernel kills Valkey. maxmemory does not count the rewriting of the append-only f
 {{- /* Other object names mean another StatefulSet with an empty volume, so the queue would be left behind. */ -}}
 {{- define "sagittal.checkValkeyName" -}}
 {{- if .Release.IsUpgrade -}}
-{{- $name := printf "%s-valkey" (include "sagittal.fullname" .) -}}
+{{- $name := include "sagittal.valkeyName" . -}}
 {{- range (lookup "apps/v1" "StatefulSet" .Release.Namespace "").items -}}
 {{- $labels := default dict .metadata.labels -}}
 {{- $ours := and (eq (get $labels "app.kubernetes.io/instance") $.Release.Name) (eq (get $labels "app.kubernetes.io/component") "valkey") -}}
 {{- if and $ours (eq (get (default dict .metadata.annotations) "meta.helm.sh/release-name") $.Release.Name) (ne .metadata.name $name) -}}
-{{- fail (printf "nameOverride, fullnameOverride: this upgrade would rename Valkey to %s and leave the queue of %s behind in the volume data-%s-0; keep the names. To start with an empty queue on purpose, delete the old one first: kubectl --namespace %s delete statefulset %s" $name .metadata.name .metadata.name $.Release.Namespace .metadata.name) -}}
+{{- fail (printf "nameOverride, fullnameOverride, valkey.replicas: this upgrade would rename Valkey to %s and leave the queue of %s behind in the volume data-%s-0; keep these values. To start with an empty queue on purpose, delete the old one first: kubectl --namespace %s delete statefulset %s" $name .metadata.name .metadata.name $.Release.Namespace .metadata.name) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -62,8 +62,19 @@ topologySpreadConstraints:
 {{- end -}}
 {{- $secret = include "sagittal.valkeySecret" . -}}
 {{- $key = .Values.valkey.secretPasswordKey -}}
+{{- $name := include "sagittal.valkeyName" . -}}
 - name: SAGITTAL_QUEUE__URL
-  value: redis://{{ include "sagittal.fullname" . }}-valkey:6379/0
+  value: redis://{{ $name }}:6379/0
+{{- if gt (int .Values.valkey.replicas) 1 }}
+{{- $sentinels := list -}}
+{{- range $index := until (int .Values.valkey.replicas) -}}
+{{- $sentinels = append $sentinels (printf "%s-%d.%s.%s.svc:26379" $name $index $name $.Release.Namespace) -}}
+{{- end }}
+- name: SAGITTAL_QUEUE__SENTINELS
+  value: {{ toJson $sentinels | quote }}
+- name: SAGITTAL_QUEUE__SYNCHRONOUS_REPLICAS
+  value: "1"
+{{- end }}
 {{- else if and $secret $queue.secretUrlKey -}}
 - name: SAGITTAL_QUEUE__URL
   valueFrom:
