@@ -4,7 +4,7 @@ A candidate is a suspicion. Only the interventions of `sagittal.audit.interventi
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,10 @@ KINDS: Mapping[str, str] = {
 }
 
 
+#: Kinds that are no regions.
+WHOLE = ("background", "colour")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Candidate:
     """Something that recurs in the reasons for a group."""
@@ -58,7 +62,6 @@ class Candidate:
     """Probability that it would recur as often by chance; None if it was found otherwise."""
     fixed: bool = False
     """Whether it is at one place in all images."""
-    details: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -249,18 +252,13 @@ def _outside(
 ) -> Iterator[Candidate]:
     """Yields the regions with most saliency outside the object, one for each image whose object is known."""
     found: dict[int, Cells] = {}
-    shares = []
     for index in members:
         each = evidence[index]
-        if (share := each.outside_saliency) is None:
-            continue
-        shares.append(share)
-        for region in regions[index][:1]:
+        for region in regions[index][:1] if each.read_inside is not None else ():
             if each.saliency[region].sum() >= OWN_SHARE * each.saliency.sum():
                 found.setdefault(index, region)
     if len(found) >= MIN_IMAGES:
-        details = {"outside_saliency": float(np.mean(shares))}
-        yield Candidate(group=group, kinds=("outside",), regions=found, details=details)
+        yield Candidate(group=group, kinds=("outside",), regions=found)
 
 
 def _backgrounds(evidence: Sequence[Evidence], group: str, members: Sequence[int]) -> Iterator[Candidate]:
@@ -300,9 +298,8 @@ def _merged(found: Sequence[Candidate]) -> list[Candidate]:
     for each in found:
         for place, other in enumerate(kept):
             if _same(each, other):
-                kept[place] = replace(
-                    other, kinds=(*other.kinds, *each.kinds), details={**other.details, **each.details}
-                )
+                kinds = tuple(dict.fromkeys((*other.kinds, *each.kinds)))
+                kept[place] = replace(other, kinds=kinds)
                 break
         else:
             kept.append(each)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sagittal.audit.candidates import Candidate, find_candidates
+from sagittal.audit.candidates import WHOLE, Candidate, find_candidates
 from sagittal.audit.evidence import Evidence, box_of, to_pixels
 from sagittal.audit.findings import SEVERITIES, Finding, ListedImage, Thresholds
 from sagittal.audit.interventions import Laboratory, Score, Tested
@@ -35,6 +35,8 @@ class Confirmation:
     """Findings, most severe first."""
     tested: Sequence[Mapping[str, Any]]
     """All candidates with their p-values."""
+    laboratory: Laboratory
+    """Makes the changed images of the findings again."""
 
 
 def confirm(
@@ -54,11 +56,14 @@ def confirm(
         seed: Seed of all random choices.
         on_tested: Called after each test.
     """
-    candidates = find_candidates(evidence)
+    # regions first: images with one are no examples of backgrounds and colours of other groups
+    candidates = sorted(find_candidates(evidence), key=lambda each: each.kind in WHOLE)
     laboratory = Laboratory(evidence, score, seed)
     tests = []
     for number, candidate in enumerate(candidates, start=1):
         tests.append(laboratory.test(candidate))
+        if candidate.kind not in WHOLE and _is_strong(tests[-1], thresholds):
+            laboratory.set_apart(candidate)
         on_tested(number, len(candidates))
     adjusted = adjust([each.p for each in tests])
     rows, found = [], []
@@ -71,12 +76,18 @@ def confirm(
             finding = _finding(name, evidence, laboratory, each, q, place, severity, by)
             found.append(Confirmed(finding, each))
     found.sort(key=lambda each: (SEVERITIES.index(each.finding.severity), each.finding.effect), reverse=True)
-    return Confirmation(found, rows)
+    return Confirmation(found, rows, laboratory)
+
+
+def _is_strong(tested: Tested, thresholds: Thresholds) -> bool:
+    """Returns whether a candidate alone, before the adjustment for all, is a finding of severity medium."""
+    effects = [each.low for each in (tested.removed, tested.added) if each is not None]
+    return tested.p <= thresholds.false_discovery_rate and max(effects, default=0.0) >= thresholds.medium
 
 
 def _place(evidence: Sequence[Evidence], candidate: Candidate) -> tuple[str, float | None]:
     """Returns where a candidate is, and its share outside the object."""
-    if candidate.kind in ("background", "colour"):
+    if candidate.kind in WHOLE:
         return {"background": "outside the object", "colour": "the whole image"}[candidate.kind], None
     shares = [evidence[index].outside_share(region) for index, region in candidate.regions.items()]
     known = [share for share in shares if share is not None]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from sagittal.audit.candidates import Candidate, appearance
+from sagittal.audit.candidates import WHOLE, Candidate, appearance
 from sagittal.audit.evidence import Cells, Evidence, Pixels, box_of, to_pixels
 from sagittal.audit.statistics import Effect, measure_effect
 
@@ -65,10 +65,12 @@ class Laboratory:
     evidence: Sequence[Evidence]
     score: Score
     seed: int = 0
-    _all: NDArray[np.int64] = field(init=False)
+    _apart: set[int] = field(default_factory=set, init=False)
+    """Images with a region that changes the model."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_all", np.arange(len(self.evidence)))
+    def set_apart(self, candidate: Candidate) -> None:
+        """Uses the images of a candidate no longer as examples of backgrounds and colours of other groups."""
+        self._apart.update(candidate.regions)
 
     def test(self, candidate: Candidate) -> Tested:
         """Returns a candidate with its effects."""
@@ -122,7 +124,7 @@ class Laboratory:
 
     def without(self, candidate: Candidate, image: int, region: Cells) -> Pixels:
         """Returns an image without the candidate."""
-        if candidate.kind in ("background", "colour"):
+        if candidate.kind in WHOLE:
             others = self._others(candidate)
             other = int(others[zlib.crc32(self.evidence[image].key.encode()) % len(others)])
             return self.transfer(candidate, other, image, region)
@@ -145,7 +147,7 @@ class Laboratory:
     def _remove(
         self, generator: np.random.Generator, candidate: Candidate, images: Sequence[int]
     ) -> tuple[Effect | None, tuple[tuple[int, float], ...]]:
-        if candidate.kind in ("background", "colour") and not len(self._others(candidate)):
+        if candidate.kind in WHOLE and not len(self._others(candidate)):
             return None, ()
         edited: list[tuple[Pixels, int]] = []
         for index in images:
@@ -165,7 +167,7 @@ class Laboratory:
         images: Sequence[int],
     ) -> Iterable[Pixels]:
         for _ in range(CONTROLS):
-            if candidate.kind in ("background", "colour"):
+            if candidate.kind in WHOLE:
                 yield self.transfer(candidate, int(generator.choice(images)), image, region)
                 continue
             avoided = self.evidence[image].inside if self._is_outside(candidate, image) else None
@@ -212,7 +214,9 @@ class Laboratory:
             other = np.array([each.label not in labels for each in self.evidence])
         if candidate.kind == "background":
             other &= np.array([each.read_inside is not None for each in self.evidence])
-        return np.asarray(self._all[other])
+        if candidate.kind in WHOLE:
+            other &= ~np.isin(np.arange(len(other)), list(self._apart))
+        return np.flatnonzero(other)
 
     def _usable(self, candidate: Candidate, others: Iterable[int], labels: set[int]) -> list[int]:
         return [int(index) for index in others if self.evidence[index].label not in labels]

@@ -15,7 +15,7 @@ from sagittal.audit.confirmation import Confirmation, OnTested, confirm
 from sagittal.audit.dataset import MIN_GROUP, Dataset, LabelledImage
 from sagittal.audit.evidence import MAX_GRID, Evidence, Pixels, box_of, to_grid
 from sagittal.audit.findings import Audit, Thresholds
-from sagittal.audit.interventions import Laboratory, Score
+from sagittal.audit.interventions import Score
 from sagittal.audit.report import audit_html
 from sagittal.bulk.output import read_explanations, read_failures
 from sagittal.client import Explanation, InvalidRequest, Model, Preprocessing
@@ -70,6 +70,7 @@ def read_evidence(dataset: Dataset, directory: Path, model: Model) -> Explained:
         found.append(_evidence(images[key], explanation, read))
     failures = {each["key"]: each["message"] for each in read_failures(directory) if each["key"] in images}
     _check_right(len(found), len(doubtful), failures, model)
+    found.sort(key=lambda each: each.key)  # results come in any order, and equal audits are equal
     sizes, wholes = Counter(each.group for each in found), Counter(each.group for each in dataset.images)
     few = {
         name: f"{sizes[name]} of {whole} images are explained and get their class; at least {MIN_GROUP} are needed"
@@ -78,7 +79,7 @@ def read_evidence(dataset: Dataset, directory: Path, model: Model) -> Explained:
     }
     return Explained(
         evidence=_on_one_grid([each for each in found if each.group not in few]),
-        left_out={**dataset.left_out, **few}, failures=failures, doubtful=tuple(doubtful), method=method,
+        left_out={**dataset.left_out, **few}, failures=failures, doubtful=tuple(sorted(doubtful)), method=method,
         digest=digest, images=images,
     )  # fmt: skip
 
@@ -137,7 +138,7 @@ def audit(
         notes=tuple(_notes(evidence, explained)),
     )
     write_cleaning_list(directory, result, explained, found, model.preprocessing)
-    page = audit_html(result, found.confirmed, Laboratory(evidence, score, seed))
+    page = audit_html(result, found.confirmed, found.laboratory)
     (directory / "report.html").write_text(page, encoding="utf-8")
     result.save(directory)
     return result

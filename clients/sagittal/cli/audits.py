@@ -13,8 +13,9 @@ from sagittal.audit.report import comparison_html
 from sagittal.audit.runs import audit as audit_evidence
 from sagittal.audit.runs import read_evidence
 from sagittal.audit.scores import ServiceScores
+from sagittal.bulk.output import read_failures
 from sagittal.bulk.runs import Plan, new_name
-from sagittal.cli.batches import batch_options, explain_items, flowing
+from sagittal.cli.batches import batch_options, explain_items, flowing, forget_failures
 from sagittal.cli.connection import connected
 from sagittal.cli.estimates import tell_estimate
 from sagittal.cli.explain import DEFAULT_MODEL, parse_settings
@@ -25,6 +26,9 @@ _FAIL_ON = click.Choice([*SEVERITIES, "never"])
 
 #: Model evaluations of the interventions on one candidate, at most.
 _FOR_A_CANDIDATE = 216
+
+#: Images that were not explained, of which the terminal names at most so many.
+_LISTED = 20
 
 _gate_options = (
     click.option(
@@ -107,7 +111,11 @@ def run(
         echo(f"left out: {name}: {why}", err=True)
     if only_estimate:
         return
-    plan = Plan(name=before.name if before else new_name(directory), manifest=str(source), options=options)
+    # `sagittal batch resume` would explain other classes than the labels: it finds no manifest of this name
+    name = before.name if before else new_name(directory)
+    plan = Plan(name=name, manifest=f"sagittal audit run {source}", options=options)
+    if before is not None and any(read_failures(directory)):
+        forget_failures(client, directory, plan)
     explain_items(client, directory, plan, manifest=dataset.manifest(), **flow)
     explained = read_evidence(dataset, directory, registered)
     scores = ServiceScores(client, registered, directory / "scores.jsonl")
@@ -167,7 +175,7 @@ def _mapping(path: Path | None, field: str) -> Mapping[str, Any]:
 def _tell(result: Audit, directory: Path) -> None:
     for note in result.notes:
         echo(f"note: {note}", err=True)
-    for key, why in result.failures.items():
+    for key, why in list(result.failures.items())[:_LISTED]:
         echo(f"not explained: {key}: {why}", err=True)
     for each in result.findings:
         echo(f"{each.severity}: {describe(each)}")

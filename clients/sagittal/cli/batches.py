@@ -116,13 +116,7 @@ def resume(client: Client, *, directory: Path, **flow: Any) -> None:
 def retry(client: Client, *, directory: Path, **flow: Any) -> None:
     """Explains the images of DIRECTORY again that failed or were cancelled."""
     plan = checked_plan(directory)
-    with Output(directory) as output:
-        try:
-            client.batches.retry(plan.name)
-        except NotFound:
-            echo(f"the service does not know {plan.name}; creating it again", err=True)
-        forgotten = output.forget_failures()
-    echo(f"{forgotten:,} items run again", err=True)
+    forget_failures(client, directory, plan)
     _run(client, directory, plan, **flow)
 
 
@@ -191,6 +185,17 @@ def failures(client: Client, *, batch: str) -> None:
             "job_id": item.job_id,
         }
         echo(json.dumps(document, ensure_ascii=False))
+
+
+def forget_failures(client: Client, directory: Path, plan: Plan) -> None:
+    """Forgets the failures of a directory, and those of its batch in the service: their items run again."""
+    with Output(directory) as output:
+        try:
+            client.batches.retry(plan.name)
+        except NotFound:
+            echo(f"the service does not know {plan.name}; creating it again", err=True)
+        forgotten = output.forget_failures()
+    echo(f"{forgotten:,} items run again", err=True)
 
 
 def batch_json(found: Batch) -> dict[str, Any]:

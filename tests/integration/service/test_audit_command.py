@@ -111,6 +111,7 @@ async def test_a_data_set_is_audited_and_running_it_again_computes_nothing(stack
         again = await audit(stack, *arguments)
     assert (first.exit_code, again.exit_code) == (1, 0), first.output
     assert len(worker.leases) == computed
+    assert "1 items run again" in again.output
     assert "17 images" in first.output or "nothing is known" in first.output
     assert "then up to 216 model evaluations for each candidate" in first.output
     assert "not explained: red/damaged.png" in first.output

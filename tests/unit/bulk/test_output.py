@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 
 from sagittal.bulk import Output, OutputError
+from sagittal.bulk.output import read_explanations
 from sagittal.client.batches import BatchResult, parse_item
 from sagittal.client.errors import InvalidImage, JobBuried
 from sagittal.client.images import to_tensor
@@ -57,6 +58,20 @@ def test_a_shard_has_figures_events_and_masks_of_its_keys(tmp_path) -> None:
     masks = safetensors.numpy.load_file(tmp_path / "masks-00000.safetensors")
     assert set(masks) == {"a/0", "b/c/0"}
     np.testing.assert_array_equal(masks["a/0"], MASK)
+
+
+def test_the_explanations_of_a_directory_are_those_that_were_written(tmp_path) -> None:
+    written = [completed(key) for key in ("a", "b/c", "d")]
+    with Output(tmp_path, results=2) as output:
+        for each in written:
+            output.write(each)
+        output.flush()
+    read = dict(read_explanations(tmp_path))
+    assert list(read) == ["a", "b/c", "d"]
+    for each in written:
+        assert each.explanation is not None
+        np.testing.assert_array_equal(read[each.key].mask, each.explanation.mask)
+        assert (read[each.key].target, read[each.key].insertion) == (each.explanation.target, 0.5)
 
 
 def test_results_without_a_shard_survive_in_the_journal(tmp_path) -> None:
