@@ -6,7 +6,7 @@ IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: page demo test test-architectures test-callers test-engines engines caller-packages test-kernels chaos check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation bench-kserve bench-bulk soak bench-quality bench-audit bench-known-reasons bench-costs bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom device device-report fuzz audit scan peers
+.PHONY: page demo test test-architectures test-callers test-engines engines caller-packages test-kernels chaos check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation bench-kserve bench-bulk soak bench-quality bench-audit bench-known-reasons bench-costs bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom release device device-report fuzz audit scan peers
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -169,6 +169,9 @@ device: ## Tests and measures on a GPU for MINUTES (7) at most, into FOLDER; a s
 
 device-report: $(VENV)/.installed-dev ## Writes FOLDER's results to docs/performance.md and docs/methods.md, at PRICE per GPU hour.
 	$(BIN)/python benchmarks/device/report.py --results "$(FOLDER)" --price $(or $(PRICE),0) --write docs/performance.md --methods docs/methods.md
+
+release: $(VENV)/.installed-dev ## Writes wheel, sdist, chart, notes and checksums of VERSION (or `unreleased`) to dist/, built twice and compared.
+	BIN=$(BIN) scripts/release.sh "$(VERSION)"
 
 sbom: ## Writes dist/sbom-*.cdx.json: the packages in each image, in CycloneDX.
 	PYTHON=$(PYTHON) scripts/sbom.sh

@@ -9,14 +9,27 @@ trap 'rm -rf "$tools"' EXIT
 "${PYTHON:-python3.11}" -m venv "$tools"
 "$tools/bin/python" -m pip install --quiet --disable-pip-version-check uv==0.13.9
 
-# lock NAME ARGUMENTS...: writes one lock file for the images' platform, on any machine.
+# resolve FILE PLATFORM ARGUMENTS...: writes the packages for a platform, on any machine.
+resolve() {
+  local file=$1 platform=$2
+  shift 2
+  "$tools/bin/uv" pip compile --quiet --system-certs --no-annotate --generate-hashes --python-version 3.11 \
+    --python-platform "$platform" --default-index "${LOCK_INDEX:-https://pypi.org/simple}" \
+    --custom-compile-command "make lock" --constraints constraints.txt --output-file "$file" "$@"
+  sed -i '/^--default-index\|^--index-url\|^--find-links\|^--extra-index-url/d' "$file"
+}
+
+# lock NAME ARGUMENTS...: writes one lock file. It has the hashes of all wheels, and must be the same for both platforms.
 lock() {
   local file="deploy/requirements-$1.txt"
   shift
-  "$tools/bin/uv" pip compile --quiet --system-certs --no-annotate --generate-hashes --python-version 3.11 \
-    --python-platform x86_64-manylinux_2_28 --default-index "${LOCK_INDEX:-https://pypi.org/simple}" \
-    --custom-compile-command "make lock" --constraints constraints.txt --output-file "$file" "$@"
-  sed -i '/^--default-index\|^--index-url\|^--find-links\|^--extra-index-url/d' "$file"
+  resolve "$file" x86_64-manylinux_2_28 "$@"
+  cp "$file" "$tools/arm64.txt"
+  resolve "$tools/arm64.txt" aarch64-manylinux_2_28 "$@"
+  if ! diff "$file" "$tools/arm64.txt"; then
+    echo "lock.sh: $file differs between amd64 and arm64; give each platform a file of its own, and use both in the Dockerfile" >&2
+    exit 1
+  fi
 }
 
 lock build deploy/build.in
