@@ -24,7 +24,7 @@ CACHE = Path(__file__).resolve().parents[2] / ".cache" / "known_reasons"
 SIZE = 64
 """Side of the images in pixels."""
 
-TRAINING, TESTING = 12_000, 600
+TRAINING, TESTING = 8_000, 600
 """Numbers of images."""
 
 TESTING_SEED = 1_000_003
@@ -46,7 +46,7 @@ class Recipe:
     architecture: str = "pooled"
     """A name in `ARCHITECTURES`."""
     images: int = TRAINING
-    epochs: int = 8
+    epochs: int = 6
     mark: Mark | None = None
     """The spurious cue in the training images."""
     data_seed: int = 0
@@ -107,7 +107,9 @@ def train(recipe: Recipe, images: NDArray[np.uint8], labels: Tensor) -> nn.Seque
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=0.01, total_steps=steps)
     for _ in range(recipe.epochs):
         for some in torch.randperm(len(images)).split(BATCH):
-            inputs = to_input(images[some.numpy()]).contiguous(memory_format=torch.channels_last)
+            inputs = to_input(images[some.numpy()])
+            inputs = inputs.flip(3) if torch.rand(()) < 0.5 else inputs
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
             optimiser.zero_grad()
             F.cross_entropy(network(inputs), labels[some], label_smoothing=0.02).backward()
             optimiser.step()

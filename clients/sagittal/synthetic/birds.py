@@ -226,7 +226,7 @@ def _tinted(scene: Scene, part: str, colour: Colour) -> Colour:
 
 def _paint_tail(canvas: _Canvas, scene: Scene, part: str) -> None:
     trait = scene.traits[part]
-    end = 1.05 if trait == "long" else 0.45
+    end = {"long": 1.05, "red": 0.5}.get(trait, 0.2)
     plain = _PLUMAGE[scene.traits["body"]]
     colour = _tinted(scene, part, _RED if trait == "red" else plain)
     canvas.on_bird(np.array([(-0.72, -0.2), (-0.85 - end, 0.02), (-0.85 - end, 0.32), (-0.66, 0.24)]), colour, part)
