@@ -39,7 +39,7 @@ class WorkerNotifications:
                 return False
         except (RedisError, OSError) as error:
             self.close()
-            raise Unavailable(f"notifications from the queue are interrupted ({error}); heartbeats go on") from error
+            raise Unavailable(f"notifications from the queue are interrupted ({error}); heartbeats continue") from error
         self._last_message, self._pinged = time.monotonic(), False
         return bool(message["type"] != "pong")
 

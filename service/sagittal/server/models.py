@@ -64,7 +64,7 @@ class Registration:
         """Requests that workers load or unload a model. Raises InvalidRequest, UnknownModel."""
         model = await self._catalogue.model(name, version, field="name")
         await self._registry.wish(model.name, model.version, wish)
-        _log.info("model-wished", model=model.name, version=model.version, wish=wish)
+        _log.info("model-action-requested", model=model.name, version=model.version, action=wish)
 
     async def _find(self, name: str, version: str, *, prefix: str = "model.") -> model_pb2.Model:
         """Returns a registered version; both name and version must be given. Raises InvalidRequest, UnknownModel."""

@@ -55,7 +55,7 @@ class RegistryWatch:
         _log.error(
             "registry-emptied",
             models_gone=sorted(self._by_api),
-            reason="the registry's data in Redis is gone: Redis was flushed or replaced, or lost its disk",
+            reason="the registry's data in Redis is lost: Redis was flushed or replaced, or lost its disk",
             remedy="register these models again; models of model files are registered automatically",
         )
 

@@ -255,7 +255,7 @@ class Composer:
         arguments = (inputs, masks, stretch.taps, canvas.baseline, canvas.difference)
         if seeds:
             table, offsets = self._noise.table(canvas.difference.numel()), self._noise.offsets(seeds)
-            # A tensor, because each other number would be compiled anew.
+            # A tensor, because each other number would be compiled again.
             fused.compose_noisy(*arguments, noise=(table, offsets, self.moved(torch.tensor(noise))))
         else:
             fused.compose(*arguments)

@@ -155,7 +155,7 @@ def pack(passed: Passed, rows: int, gradients: Sequence[Tensor | None], *, proba
 
 
 def to_host(packed: Tensor) -> Tensor:
-    """Returns a tensor on the host; from CUDA the copy goes on after the return, until the stream has come so far."""
+    """Returns a tensor on the host; from CUDA the copy continues after the return, until the stream reaches it."""
     if packed.device.type != "cuda":
         return packed
     host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)

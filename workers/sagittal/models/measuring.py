@@ -197,7 +197,7 @@ class KeptPlan:
             return None
         except (OSError, ValueError, TypeError, KeyError) as unreadable:
             error = f"{type(unreadable).__name__}: {unreadable}"
-        log.warning("batch-plan-unreadable", path=str(self.path), error=error, doing="measuring anew")
+        log.warning("batch-plan-unreadable", path=str(self.path), error=error, doing="measuring again")
         return None
 
     def write(self, plan: BatchPlan) -> None:

@@ -1,5 +1,5 @@
--- Returns {where to go on or '', view...}: up to `limit` jobs, newest first, out of at most `scan` that are looked at. With
--- `count` it returns {where to go on or '', state, number, ...} of those that it looked at.
+-- Returns {position to continue at or '', view...}: up to `limit` jobs, newest first, out of at most `scan` that are looked at. With
+-- `count` it returns {position to continue at or '', state, number, ...} of the jobs that it looked at.
 local function known(text)
   for _, state in ipairs(split(text)) do if not STATES[state] then return nil end end
   return text

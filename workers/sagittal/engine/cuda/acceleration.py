@@ -117,7 +117,7 @@ def _composed_apart(plain: Composer, fused: Composer, request: Evaluate) -> floa
     image = request.subject.image
     outputs = []
     for composer in (plain, fused):
-        # A part of a batch, as it will be: torch compiles anew for a whole tensor.
+        # A part of a batch, as it will be: torch compiles again for a whole tensor.
         batch = torch.empty((rows + 1, *image.shape), device=composer.device, memory_format=composer.layout)
         inputs = batch[:rows]
         composed = composer.compose(Part(request, 0, rows), inputs)

@@ -91,7 +91,7 @@ class Fused:
 def _flat(masks: Tensor) -> Tensor:
     """Returns masks (n, h, w) as (n, cells), of at least four cells.
 
-    Torch would compile anew for one cell, and for a view of another tensor.
+    Torch would compile again for one cell, and for a view of another tensor.
     """
     flat = masks.flatten(1)
     return flat.repeat(1, 4) if flat.shape[1] == 1 else flat.clone(memory_format=torch.contiguous_format)

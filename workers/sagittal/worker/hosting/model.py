@@ -18,8 +18,8 @@ drawn here. `next_action` compares the two, and the reconciler performs the acti
            |             ^
            +-------------+  loading it killed the worker's process too often
 
-From each of them a changed or removed registration leads to DRAINING: no more jobs, and gone when the last has ended. A
-changed registration begins anew, WAITING beside the old one.
+From each of them a changed or removed registration leads to DRAINING: no more jobs, then removed when all have ended.
+A changed registration starts again, WAITING beside the old one.
 """
 
 import time
