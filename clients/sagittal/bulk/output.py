@@ -317,6 +317,8 @@ def failure_document(result: BatchResult) -> dict[str, Any]:
 
 def remedy_for(error: SagittalError | None) -> str:
     """Returns what to do about an error of an item."""
+    if error is not None and error.field == "unreadable":
+        return "Correct the row of the manifest, or the file that it names, then run `sagittal batch retry`."
     return next((text for kind, text in _REMEDIES if isinstance(error, kind)), "Run `sagittal batch retry`.")
 
 
@@ -441,7 +443,7 @@ def write_masks(path: Path, items: list[service_pb.BatchItem]) -> None:
         for item in items
         for index, event in enumerate(_final_masks(item.explanation))
     }
-    import_extra("safetensors.numpy", "bulk").save_file(tensors, path)
+    path.write_bytes(import_extra("safetensors.numpy", "bulk").save(tensors))  # `save_file` hides it from other users
 
 
 def _final_masks(explanation: pb.Explanation) -> list[pb.ExplanationEvent]:

@@ -47,13 +47,16 @@ class Plan:
         except (ValueError, TypeError) as error:
             raise OutputError(f"{path} cannot be read: {error}; choose another directory", field="out") from error
 
-    def save(self, directory: Path) -> None:
-        """Writes the plan. Raises OutputError if the directory has another one."""
-        directory.mkdir(parents=True, exist_ok=True)
+    def check(self, directory: Path) -> None:
+        """Raises OutputError if the directory has another plan."""
         before = Plan.of(directory)
         if before is not None and before != self:
             text = f"{directory} has results of the batch {before.name!r} with other options or another manifest"
             raise OutputError(f"{text}: choose another directory, or run `sagittal batch resume`", field="out")
+
+    def save(self, directory: Path) -> None:
+        """Writes the plan."""
+        directory.mkdir(parents=True, exist_ok=True)
         temporary = directory / f"{DESCRIPTION}.tmp"
         temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
         temporary.replace(directory / DESCRIPTION)
@@ -128,21 +131,29 @@ def run(
         SagittalError: the batch cannot continue; run it again when the cause is gone.
     """
     place = Path(directory)
-    plan.save(place)
+    plan.check(place)
     manifest = manifest or open_manifest(plan.manifest)
+    total = manifest.count()
+
+    def create(items: int) -> None:
+        client.batches.create(plan.name, expected_items=items, **plan.arguments())
+
+    create(total or 0)  # a wrong option leaves no directory
+    plan.save(place)
     with Output(place) as output:
-        progress = Progress(total=manifest.count(), completed=len(output.done), failed=len(output.failed))
+        progress = Progress(total=total, completed=len(output.done), failed=len(output.failed))
         on_progress(progress)
         while True:
-            client.batches.create(plan.name, expected_items=progress.total or 0, **plan.arguments())
             try:
                 _run_once(client, output, plan, manifest, progress, on_progress, in_flight, readers)
             except NotFound as error:
                 if error.field not in ("name", "batch"):
                     raise
-                continue  # Redis lost the batch: the results are here
-            break
+                create(total or 0)  # Redis lost the batch: the results are here
+            else:
+                break
         output.flush()
+    create(client.batches.get(plan.name).counts.ended)  # repeated keys are no items, so it is complete
     return progress
 
 

@@ -202,7 +202,7 @@ class BatchCost(_message.Message):
     """Model evaluations."""
     @_builtins.property
     def worker_time(self) -> _duration_pb2.Duration:
-        """Time on workers, each of which executes several jobs at once."""
+        """Time of workers: for jobs that a worker executes at once, the time in which it was busy."""
 
     def __init__(
         self,

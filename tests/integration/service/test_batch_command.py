@@ -74,6 +74,28 @@ async def test_failures_are_listed_with_remedies_and_retried_after_the_repair(st
     assert (out / "failures.jsonl").read_text() == ""
 
 
+async def test_a_mistaken_command_leaves_nothing_and_wrong_rows_fail_alone(stack, tmp_path) -> None:
+    images, out, manifest = write_images(tmp_path / "images", 2), tmp_path / "out", tmp_path / "list.csv"
+    manifest.write_text(
+        "image,key,seed\nimages/000.png,a,\nimages/001.png,b,1\nimages/000.png,a,\nimages/000.png,bad,x\n,none,\n"
+    )
+    command = ("run", manifest, "--out", out, "--model", "lamp")
+    async with stack.worker(explain_readably).at_work():
+        mistaken = await sagittal(stack, *command, "--method", "igos++", "--set", "mask_sise=7")
+        assert not out.exists(), images
+        found = await sagittal(stack, *command)
+        state = json.loads((await sagittal(stack, "status", out, "--json")).stdout)
+    assert (mistaken.exit_code, found.exit_code) == (2, 1), found.output
+    assert "2 completed, 2 failed, 1 repeated keys" in found.output
+    failures = {each["key"]: each for each in map(json.loads, (out / "failures.jsonl").read_text().splitlines())}
+    assert failures.keys() == {"bad", "none"}
+    assert "seed" in failures["bad"]["message"]
+    assert {each["remedy"].partition(",")[0] for each in failures.values()} == {"Correct the row of the manifest"}
+    assert (state["state"], state["expected_items"], state["remaining_evaluations"]) == ("completed", 4, None)
+    modes = {path.stat().st_mode & 0o777 for path in out.glob("*-00000.*")}
+    assert len(modes) == 1, "whoever may read the figures may read the masks"
+
+
 async def test_a_directory_is_for_one_batch_and_other_options_are_refused(stack, tmp_path) -> None:
     images, out = write_images(tmp_path / "images", 1), tmp_path / "out"
     async with stack.worker(explain_readably).at_work():

@@ -22,11 +22,11 @@ end
 
 local function mean(old, new, share) return old + share * (new - old) end
 
-local function learn_cost(run)
+local function learn_cost(run, device)
   local setting = call('HGET', run_key(id), 'setting')
   if not setting or setting == '' then return end
   local key = root .. 'cost:' .. run.method .. ':' .. run.model .. '@' .. run.version
-  local count, spent, took, device = 0, evaluations, seconds, device_seconds(run)
+  local count, spent, took = 0, evaluations, seconds
   local known = call('HGET', key, setting)
   if known then
     local old_spent, old_took, old_count = string.match(known, '(%S+) (%S+) (%d+)')
@@ -63,13 +63,14 @@ local run = read_run(id)
 if run.state == state and run.token == token then return 'ok' end
 if not holds(run, token) then return 'lost' end
 if #elements > 1 and log_bytes(id, elements) > given.max_log_bytes then return 'full' end
+local device = device_seconds(run)
 -- A later attempt may have continued from a checkpoint, so its time is not that of the whole execution.
 if state == 'completed' and evaluations > 0 and seconds > 0 and run.attempt == '1' then
-  learn_cost(run)
+  learn_cost(run, device)
   learn_pace(run)
 end
 call('ZADD', root .. 'settled', exact(now), run.worker)
-run.reason, run.spent = given.reason, {evaluations = evaluations, seconds = seconds}
+run.reason, run.spent = given.reason, {evaluations = evaluations, seconds = device}
 make_room(size_of(elements), run.tenant, given) -- a full store does not stop accepted jobs
 finish(id, run, state, elements)
 if state == 'completed' and run.content ~= '' and cache_seconds > 0 then
