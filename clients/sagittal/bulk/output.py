@@ -74,6 +74,10 @@ class OutputError(SagittalError):
     reason = "OUTPUT_UNUSABLE"
 
 
+class OutputInUse(OutputError):
+    """Another program writes to the directory."""
+
+
 class Keys:
     """A set of keys on disk, whose memory does not grow."""
 
@@ -116,7 +120,7 @@ class Output:
             max_bytes: Bytes of results after which a shard ends.
 
         Raises:
-            OutputError: another program writes to it.
+            OutputInUse: another program writes to it.
         """
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -209,7 +213,7 @@ class Output:
         except OSError as error:
             lock.close()
             text = f"another program writes to {self.directory}: wait for it, or choose another directory"
-            raise OutputError(text, field="out") from error
+            raise OutputInUse(text, field="out") from error
         return lock
 
     def _recover(self) -> int:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from sagittal.bulk.manifests import Manifest, open_manifest
-from sagittal.bulk.output import Output, read_failures, remedy_for
+from sagittal.bulk.output import Output, OutputInUse, read_failures, remedy_for
 from sagittal.bulk.runs import Plan, Progress, checked_plan, new_name
 from sagittal.bulk.runs import run as run_plan
 from sagittal.bulk.summary import write_summary
@@ -106,7 +106,10 @@ def resume(client: Client, *, directory: Path, **flow: Any) -> None:
         client.batches.resume(plan.name)
     except NotFound:
         echo(f"the service does not know {plan.name}; creating it again", err=True)
-    _run(client, directory, plan, **flow)
+    try:
+        _run(client, directory, plan, **flow)
+    except OutputInUse:
+        echo(f"{plan.name} is resumed; the program that writes to {directory} continues it", err=True)
 
 
 @batch.command()

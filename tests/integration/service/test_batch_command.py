@@ -12,6 +12,7 @@ import pytest
 import structlog
 from click.testing import CliRunner, Result
 
+from sagittal.bulk import Output
 from sagittal.cli.app import app
 
 from .support import Stack, eventually, explain_readably, picture
@@ -103,12 +104,15 @@ async def test_a_directory_is_for_one_batch_and_other_options_are_refused(stack,
         other = await sagittal(stack, "run", images, "--out", out, "--model", "lamp", "--seed", 7)
         listed = await sagittal(stack, "list")
         paused = await sagittal(stack, "pause", "one")
+        with Output(out):  # as the program that runs it does
+            while_running = await sagittal(stack, "resume", out)
         resumed = await sagittal(stack, "resume", out)
         cancelled = await sagittal(stack, "cancel", out)
     assert "other options" in other.output
     assert "one  completed" in listed.output
     assert "one is paused" in paused.output
-    assert resumed.exit_code == 0
+    assert (while_running.exit_code, resumed.exit_code) == (0, 0)
+    assert "one is resumed; the program that writes" in while_running.output
     assert "one is cancelled" in cancelled.output
 
 
