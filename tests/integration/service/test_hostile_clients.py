@@ -13,6 +13,7 @@ from sagittal.v1 import explanation_service_pb2 as api
 from sagittal.v1 import tensor_pb2
 
 from .http2 import (
+    ACK,
     CONTINUATION,
     END_HEADERS,
     ENHANCE_YOUR_CALM,
@@ -107,6 +108,23 @@ async def test_a_client_that_pings_without_end_is_sent_away() -> None:
         reasons = [int.from_bytes(payload[4:8]) for payload in goodbyes]
         assert ENHANCE_YOUR_CALM in reasons
         await others_are_served(stack)
+
+
+async def test_a_client_that_pings_as_often_as_it_may_stays() -> None:
+    interval = 0.05
+    async with running(impatient(min_client_keepalive=interval)) as stack, connect(stack.port) as client:
+        answered = 0
+        client.send(frame(PING, payload=bytes(8)))
+        async with asyncio.timeout(PATIENCE):
+            async for kind, flags, _ in client.frames():
+                assert kind != GOAWAY
+                if kind == PING and flags & ACK:
+                    answered += 1
+                    if answered == 6:  # it is sent away for the third ping that comes too early
+                        break
+                    await asyncio.sleep(2 * interval)
+                    client.send(frame(PING, payload=bytes(8)))
+        assert answered == 6
 
 
 async def test_calls_that_are_reset_at_once_hold_nobody_up() -> None:

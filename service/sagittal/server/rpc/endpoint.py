@@ -44,7 +44,7 @@ def server_options(
         # without this an unanswered ping has a timeout of one minute, regardless of the keepalive timeout
         ("grpc.http2.ping_timeout_ms", _milliseconds(settings.keepalive_timeout)),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", _milliseconds(settings.min_client_keepalive)),
+        ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(settings.min_client_keepalive)),
         ("grpc.enable_channelz", int(channelz)),
         ("grpc.so_reuseport", 0),  # an address in use is an error, instead of a silent share of its calls
     ]
