@@ -3,6 +3,7 @@
 A candidate is a suspicion. Only the interventions of `sagittal.audit.interventions` make it a finding.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,8 +25,8 @@ MOST_OF_A_KIND = 2
 #: Radii within which appearances are alike: Hellinger distances of crops, Euclidean distances of mean colours.
 CROP_RADII, COLOUR_RADII = (0.15, 0.25, 0.35), (0.04, 0.08, 0.12)
 
-#: Largest number of crops of other groups that appearances are compared with.
-MOST_OTHERS = 2_000
+#: Largest number of crops, or images, of a group and of the others whose appearances are compared with each other.
+MOST_COMPARED = 2_000
 
 #: A region is at the border if it lies within this share of the side, and tiny if it has at most this share of the
 #: area.
@@ -172,17 +173,22 @@ def _appearances(crops: Crops, group: str, members: Sequence[int], others: Seque
     """Yields the clusters of crops of the group that look like each other, and not like crops of other groups."""
     if not others:
         return
-    mine = np.flatnonzero(np.isin(crops.images, members))
-    theirs = np.flatnonzero(np.isin(crops.images, others))
-    theirs = theirs[:: len(theirs) // MOST_OTHERS + 1]
+    every = [np.flatnonzero(np.isin(crops.images, each)) for each in (members, others)]
+    mine, theirs = map(_some, every)
+    shares = [len(some) / max(len(whole), 1) for some, whole in zip((mine, theirs), every, strict=True)]
+    counts = math.ceil(len(members) * shares[0]), math.ceil(len(others) * shares[1])
     for chosen, chance in _clusters(
-        crops.features[mine], crops.images[mine], crops.features[theirs], crops.images[theirs],
-        (len(members), len(np.unique(crops.images[theirs])) if len(theirs) else 0), CROP_RADII,
+        crops.features[mine], crops.images[mine], crops.features[theirs], crops.images[theirs], counts, CROP_RADII
     ):  # fmt: skip
         found: dict[int, Cells] = {}
         for place in chosen:
             found.setdefault(int(crops.images[mine[place]]), crops.regions[mine[place]])
         yield Candidate(group=group, kinds=("appearance",), regions=found, chance=chance)
+
+
+def _some(places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns at most `MOST_COMPARED` of some places, evenly spread."""
+    return places[:: -(-len(places) // MOST_COMPARED) or 1]
 
 
 def _clusters(
@@ -280,7 +286,7 @@ def _colours(
     """Yields the mean colours that recur in the group and not in others."""
     if not others:
         return
-    mine, theirs = np.array(members), np.array(others[:: len(others) // MOST_OTHERS + 1])
+    mine, theirs = _some(np.array(members)), _some(np.array(others))
     everything = np.ones_like(evidence[members[0]].saliency, bool)
     counts = len(mine), len(theirs)
     for chosen, chance in _clusters(colours[mine], mine, colours[theirs], theirs, counts, COLOUR_RADII):

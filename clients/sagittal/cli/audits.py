@@ -9,6 +9,7 @@ import click
 
 from sagittal.audit.dataset import read_dataset
 from sagittal.audit.findings import SEVERITIES, Audit, Thresholds, compare, describe, junit
+from sagittal.audit.interventions import RECEIVERS
 from sagittal.audit.report import comparison_html
 from sagittal.audit.runs import audit as audit_evidence
 from sagittal.audit.runs import read_evidence
@@ -106,7 +107,8 @@ def run(
         method=Method(method, **parse_settings(settings)),
     )  # fmt: skip
     tell_estimate(found, len(dataset.images), err=True)
-    echo(f"then up to {_FOR_A_CANDIDATE} model evaluations for each candidate", err=True)
+    then = f"then up to {_FOR_A_CANDIDATE} model evaluations for each candidate"
+    echo(f"{then}, and {RECEIVERS} for each image of a finding's group", err=True)
     for name, why in dataset.left_out.items():
         echo(f"left out: {name}: {why}", err=True)
     if only_estimate:
