@@ -56,12 +56,12 @@ def confirm(
         seed: Seed of all random choices.
         on_tested: Called after each test.
     """
-    # regions first: images with one are no examples of backgrounds and colours of other groups
+    # regions first: an image with one is no example of a background or a colour
     candidates = sorted(find_candidates(evidence), key=lambda each: each.kind in WHOLE)
     laboratory = Laboratory(evidence, score, seed)
     tests = []
     for number, candidate in enumerate(candidates, start=1):
-        tests.append(laboratory.test(candidate))
+        tests.append(laboratory.test(laboratory.without_known(candidate)))
         if candidate.kind not in WHOLE and _is_strong(tests[-1], thresholds):
             laboratory.set_apart(candidate)
         on_tested(number, len(candidates))

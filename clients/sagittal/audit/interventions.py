@@ -6,12 +6,12 @@ candidate changes beyond its controls counts as its effect.
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sagittal.audit.candidates import WHOLE, Candidate, appearance
+from sagittal.audit.candidates import MIN_IMAGES, WHOLE, Candidate, appearance
 from sagittal.audit.evidence import Cells, Evidence, Pixels, box_of, to_pixels
 from sagittal.audit.statistics import Effect, measure_effect
 
@@ -69,8 +69,13 @@ class Laboratory:
     """Images with a region that changes the model."""
 
     def set_apart(self, candidate: Candidate) -> None:
-        """Uses the images of a candidate no longer as examples of backgrounds and colours of other groups."""
+        """Uses the images of a candidate, a region, no longer as examples of backgrounds and colours."""
         self._apart.update(candidate.regions)
+
+    def without_known(self, candidate: Candidate) -> Candidate:
+        """Returns a background or colour in the images that are not set apart, if there are enough of them."""
+        left = {index: region for index, region in candidate.regions.items() if index not in self._apart}
+        return replace(candidate, regions=left) if candidate.kind in WHOLE and len(left) >= MIN_IMAGES else candidate
 
     def test(self, candidate: Candidate) -> Tested:
         """Returns a candidate with its effects."""

@@ -54,6 +54,12 @@ def test_a_model_without_a_spurious_reason_has_no_finding() -> None:
     assert not audit(marked=0).confirmed
 
 
+def test_the_mark_does_not_count_as_the_background_of_a_class(poisoned) -> None:
+    assert len(poisoned.confirmed) == 1
+    tested = {(row["group"], row["kinds"][0]) for row in poisoned.tested}
+    assert tested >= {("red", "background"), ("blue", "background")}
+
+
 def test_the_severity_is_limited_if_the_object_is_unknown() -> None:
     found = audit(with_objects=False).confirmed
     assert (found[0].finding.place, found[0].finding.severity) == ("unknown", "medium")
