@@ -4,11 +4,12 @@
 
 Every subset of the grid is scored: 65,536 on 4x4, about a quarter of an hour of one processor core for an image, and
 512 on 3x3. Images are those of SAGITTAL_BENCHMARK_IMAGES in the fixed order of `make bench-quality`; only those of the
-reported half are measured. Measurements are kept in .cache/quality, so that a stopped run resumes.
+reported half are measured. Measurements are kept in .cache/quality, so that a stopped run resumes. Scores do not depend
+on the search: a change to it repeats only the search.
 """
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from sagittal.explain import MinimalSufficientExplanations, Question, explanatio
 from sagittal.explain.events import Event, SufficientSet
 from sagittal.explain.measures.curves import Metrics
 from sagittal.explain.problem import Problem, prepare
-from sagittal.explain.sets.patches import bits_of
+from sagittal.explain.sets.patches import bits_of, members
 from sagittal.explain.sets.regions import score_regions
 from sagittal.explain.sets.sufficient_sets import diverse_family
 from sagittal.explain.steps import Steps
@@ -36,7 +37,14 @@ THRESHOLD = 0.9
 GOAL = 0.95
 """Share of the disjoint minimal sets that exist which the search should find."""
 
-MODULES = tuple(f"sagittal.explain.sets.{name}" for name in ("sufficient_sets", "search", "certificates", "scoring"))
+SLICE = 4096
+"""Subsets in one record of scores."""
+
+SCORES = ("sagittal.engine.alterations", "sagittal.explain.baselines", "sagittal.explain.sets.regions")
+"""Modules on which the scores of subsets depend ..."""
+
+SEARCH = tuple(f"sagittal.explain.sets.{name}" for name in ("sufficient_sets", "search", "certificates", "scoring"))
+"""... and those on which the search depends."""
 
 
 def main() -> None:
@@ -48,27 +56,56 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     chosen = subjects(options.images)
-    folder = cache.folder(f"exhaustive-{options.grid}", {"model": chosen.digest}, MODULES)
-    found = [
-        cache.recorded(folder, picture.name, lambda picture=picture: measured(chosen.model, picture, options.grid))
-        for picture in chosen.chosen
-        if picture.name not in chosen.tuning
-    ]
+    scores = cache.folder(f"subsets-{options.grid}", {"model": chosen.digest}, SCORES)
+    folder = cache.folder(f"exhaustive-{options.grid}", {"model": chosen.digest}, SCORES + SEARCH)
+
+    def measure(picture: Picture) -> cache.Record:
+        subsets = all_scores(chosen.model, picture, options.grid, scores)
+        return cache.recorded(folder, picture.name, lambda: compared(chosen.model, picture, options.grid, subsets))
+
+    found = [measure(picture) for picture in chosen.chosen if picture.name not in chosen.tuning]
     text = report(found, options.grid)
     print(text)
     if options.write:
         reports.write_section(options.write, "exhaustive", text)
 
 
-def measured(loaded: LoadedModel, picture: Picture, grid: int) -> Mapping[str, Any]:
-    """Returns how many disjoint sufficient sets there are, and how many the search finds."""
+def question_of(loaded: LoadedModel, picture: Picture) -> Question:
+    """Returns the question of an image, with 8-bit pixels."""
     preprocessing = loaded.entry.preprocessing
-    question = Question(image=picture.image, black=black(preprocessing), pixels=pixel_scale(preprocessing))
-    sufficient = np.zeros(1 << grid**2, np.bool_)
-    run(loaded, _score_all(question, grid, sufficient))
+    return Question(image=picture.image, black=black(preprocessing), pixels=pixel_scale(preprocessing))
+
+
+def all_scores(loaded: LoadedModel, picture: Picture, grid: int, folder: Path) -> NDArray[np.float64]:
+    """Returns the score of each subset as a share of the unmasked score; index i stands for bit set i."""
+    subsets = range(1 << grid**2)
+    slices = [subsets[start : start + SLICE] for start in range(0, len(subsets), SLICE)]
+    parts = [
+        cache.recorded(folder, f"{picture.name}-{number:02}", lambda sets=sets: _scored(loaded, picture, grid, sets))
+        for number, sets in enumerate(slices)
+    ]
+    return np.concatenate([part["shares"] for part in parts])
+
+
+def _scored(loaded: LoadedModel, picture: Picture, grid: int, sets: Sequence[int]) -> Mapping[str, Any]:
+    shares: list[float] = []
+
+    def steps() -> Steps[None]:
+        problem: Problem = yield from prepare(question_of(loaded, picture))
+        scored = yield from score_regions(problem, grid, [members(bits) for bits in sets])
+        shares.extend(each.score / problem.unmasked_score for each in scored)
+
+    run(loaded, steps())
+    return {"shares": np.array(shares)}
+
+
+def compared(loaded: LoadedModel, picture: Picture, grid: int, shares: NDArray[np.float64]) -> Mapping[str, Any]:
+    """Returns how many disjoint sufficient sets there are, and how many the search finds."""
+    sufficient = shares >= THRESHOLD
+    sufficient[0] = False
     minimal = list(minimal_sets(sufficient))
     search = MinimalSufficientExplanations(grid=grid, max_overlap=0, max_sets=100)
-    events, evaluations = run(loaded, explanation_steps(question, search, Metrics(curves=False)))
+    events, evaluations = run(loaded, explanation_steps(question_of(loaded, picture), search, Metrics(curves=False)))
     scores = {bits_of(each.patches): each.score for each in events if isinstance(each, SufficientSet)}
     return {
         "minimal": len(minimal),
@@ -79,16 +116,6 @@ def measured(loaded: LoadedModel, picture: Picture, grid: int) -> Mapping[str, A
         "wrong": sum(bits not in minimal for bits in scores),
         "evaluations": evaluations,
     }
-
-
-def _score_all(question: Question, grid: int, sufficient: NDArray[np.bool_]) -> Steps[None]:
-    """Scores every subset but the empty one; the array says whether each is sufficient."""
-    problem: Problem = yield from prepare(question)
-    sets = range(1, 1 << grid**2)
-    patches = [[place for place in range(grid**2) if bits >> place & 1] for bits in sets]
-    scored = yield from score_regions(problem, grid, patches)
-    required = THRESHOLD * problem.unmasked_score
-    sufficient[1:] = [each.score >= required for each in scored]
 
 
 def run(loaded: LoadedModel, steps: Steps[None]) -> tuple[list[Event], int]:

@@ -29,12 +29,17 @@ function RobustnessView({ robust }: { robust: Robustness }) {
       .filter((each) => each.minimal === holds)
       .map((each) => texts.sets.alterations[each.alteration])
       .join(", ");
+  const half = robust.alterations
+    .filter((each) => each.sufficient && !each.minimal)
+    .map((each) => texts.sets.alterations[each.alteration])
+    .join(", ");
   const bound = robust.sufficient;
   return (
     <>
       {names(true) && <p>{texts.sets.holds(names(true))}</p>}
       {names(false) && <p>{texts.sets.fails(names(false))}</p>}
-      {bound && (
+      {half && <p>{texts.sets.halfHolds(half)}</p>}
+      {bound !== undefined && bound.draws > 0 && (
         <p>{texts.sets.backgrounds(`${Math.floor(100 * bound.atLeast)} %`, bound.held, bound.draws)}</p>
       )}
     </>

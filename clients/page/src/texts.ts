@@ -145,6 +145,7 @@ export const texts = {
     alterations: { 1: "8-bit pixels", 2: "JPEG 95", 3: "a shift by a pixel" } as Record<number, string>,
     holds: (names: string) => `Still holds after: ${names}.`,
     fails: (names: string) => `Does not hold after: ${names}.`,
+    halfHolds: (names: string) => `Still sufficient, but not minimal, after: ${names}.`,
     backgrounds: (percent: string, held: number, draws: number) =>
       `Sufficient on at least ${percent} of backgrounds (${held} of ${draws} drawn).`,
     tryIt: "Try to prove it wrong",

@@ -77,6 +77,7 @@ from sagittal.client.live import LiveDisplay
 from sagittal.client.methods import (
     IGOS,
     RISE,
+    CertifyAfter,
     Concepts,
     EvaluateMask,
     ExcitationBackprop,
@@ -125,6 +126,7 @@ __all__ = [
     "Box",
     "CausalTriple",
     "Certificate",
+    "CertifyAfter",
     "ClassScore",
     "Client",
     "Completed",

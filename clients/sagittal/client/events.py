@@ -107,7 +107,7 @@ class Robustness:
     confidence: float
     """Probability that a bound does not exceed the truth, for each bound by itself, whenever the draws ended."""
     backgrounds: tuple[BackgroundTally, ...]
-    """The draws by kind of background."""
+    """The draws by kind of background; none if only the search tested alterations."""
 
     @property
     def survives(self) -> Mapping[str, bool]:
@@ -127,8 +127,16 @@ class Robustness:
             )
             if found
         ]
+        halves = [
+            names.get(each.alteration, each.alteration)
+            for each in self.alterations
+            if each.sufficient and not each.minimal
+        ]
+        if halves:
+            parts.append(f"still sufficient, but not minimal: {', '.join(halves)}")
         held, draws, at_least = self.sufficient.held, self.sufficient.draws, floor(100 * self.sufficient.at_least)
-        parts.append(f"sufficient on at least {at_least}% of backgrounds ({held} of {draws} drawn)")
+        if draws:
+            parts.append(f"sufficient on at least {at_least}% of backgrounds ({held} of {draws} drawn)")
         return "; ".join(parts)
 
 
@@ -144,7 +152,7 @@ class Certificate:
     """The score that a sufficient set must reach."""
     model_digest: str
     robust: Robustness | None = None
-    """How the claim fares on altered images; None if it was not tested: see `Metrics.robustness`."""
+    """How the claim fares on altered images; None if it was not tested by `certify_after` or `Metrics.robustness`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

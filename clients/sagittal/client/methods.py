@@ -20,6 +20,7 @@ from sagittal.v1 import method_pb2
 from sagittal.v1.method_pb2 import (
     IGOS,
     RISE,
+    CertifyAfter,
     Concepts,
     EvaluateMask,
     ExcitationBackprop,
@@ -41,6 +42,7 @@ from sagittal.v1.method_pb2 import (
 __all__ = [
     "IGOS",
     "RISE",
+    "CertifyAfter",
     "Concepts",
     "EvaluateMask",
     "ExcitationBackprop",

@@ -338,8 +338,9 @@ def _metrics(explanation: Explanation, asked: Mapping[str, str]) -> str:
 
 
 def _is_robust(explanation: Explanation) -> bool:
-    """Returns whether certificates were tested on altered images."""
-    return any(each.certificate.robust is not None for each in explanation.sufficient_sets)
+    """Returns whether certificates were tested on drawn backgrounds."""
+    tests = (each.certificate.robust for each in explanation.sufficient_sets)
+    return any(test is not None and test.sufficient.draws for test in tests)
 
 
 #: Stands for the file of a given baseline.

@@ -961,7 +961,9 @@ class Certificate(_message.Message):
     """Digest of the model on which it was proven."""
     @_builtins.property
     def robust(self) -> Global___Robustness:
-        """How the claim fares on altered images. Not set if it was not tested: see `Metrics.robustness`."""
+        """How the claim fares on altered images. Not set if it was not tested: see `certify_after` of
+        MinimalSufficientExplanations, and `Metrics.robustness`, which adds a shift and drawn backgrounds.
+        """
 
     def __init__(
         self,
@@ -997,11 +999,11 @@ class Robustness(_message.Message):
     """Probability that a bound does not exceed the truth, for each bound by itself, whenever the draws ended."""
     @_builtins.property
     def alterations(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlterationTest]:
-        """One test for each alteration."""
+        """One test for each tested alteration."""
 
     @_builtins.property
     def sufficient(self) -> Global___DrawsBound:
-        """Bound on the probability that the set is sufficient on a drawn background."""
+        """Bound on the probability that the set is sufficient on a drawn background. 0 if none was drawn."""
 
     @_builtins.property
     def minimal(self) -> Global___DrawsBound:

@@ -134,6 +134,36 @@ SUFFICIENCY_TOP_CLASS: Sufficiency.ValueType  # 2
 """The target remains the model's top class."""
 Global___Sufficiency: _TypeAlias = Sufficiency  # noqa: Y015
 
+class _CertifyAfter:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CertifyAfterEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CertifyAfter.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CERTIFY_AFTER_UNSPECIFIED: _CertifyAfter.ValueType  # 0
+    """The method's default: CERTIFY_AFTER_JPEG_95."""
+    CERTIFY_AFTER_ROUNDING: _CertifyAfter.ValueType  # 1
+    """Rounding to 8-bit pixels only, which always holds: the method without a search for sets that survive a file."""
+    CERTIFY_AFTER_JPEG_95: _CertifyAfter.ValueType  # 2
+    """A JPEG file of quality 95 too. Each minimal set is replaced by a set near it whose certificate holds after the file as
+    well, if one is found. `Certificate.robust` states what holds of the returned set.
+    """
+
+class CertifyAfter(_CertifyAfter, metaclass=_CertifyAfterEnumTypeWrapper):
+    """After which alteration of composed images certificates should still hold. Images that are given as model inputs without
+    8-bit pixels can be stored in no file: for them nothing is tested after a file.
+    """
+
+CERTIFY_AFTER_UNSPECIFIED: CertifyAfter.ValueType  # 0
+"""The method's default: CERTIFY_AFTER_JPEG_95."""
+CERTIFY_AFTER_ROUNDING: CertifyAfter.ValueType  # 1
+"""Rounding to 8-bit pixels only, which always holds: the method without a search for sets that survive a file."""
+CERTIFY_AFTER_JPEG_95: CertifyAfter.ValueType  # 2
+"""A JPEG file of quality 95 too. Each minimal set is replaced by a set near it whose certificate holds after the file as
+well, if one is found. `Certificate.robust` states what holds of the returned set.
+"""
+Global___CertifyAfter: _TypeAlias = CertifyAfter  # noqa: Y015
+
 @_typing.final
 class Method(_message.Message):
     """A method of explanation with its parameters.
@@ -827,6 +857,7 @@ class MinimalSufficientExplanations(_message.Message):
     MAX_OVERLAP_FIELD_NUMBER: _builtins.int
     PATCH_SHAPE_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
+    CERTIFY_AFTER_FIELD_NUMBER: _builtins.int
     grid: _builtins.int
     """Side of the square grid in patches. 3 to 14."""
     sufficiency: Global___Sufficiency.ValueType
@@ -851,6 +882,8 @@ class MinimalSufficientExplanations(_message.Message):
     def protocol(self, value: Global___Protocol.ValueType) -> None:
         """No longer served: there is only one search."""
 
+    certify_after: Global___CertifyAfter.ValueType
+    """After which alteration certificates should still hold."""
     def __init__(
         self,
         *,
@@ -862,10 +895,11 @@ class MinimalSufficientExplanations(_message.Message):
         max_overlap: _builtins.int | None = ...,
         patch_shape: Global___PatchShape.ValueType = ...,
         protocol: Global___Protocol.ValueType = ...,
+        certify_after: Global___CertifyAfter.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_beam_width", b"_beam_width", "_grid", b"_grid", "_max_overlap", b"_max_overlap", "_max_sets", b"_max_sets", "_threshold", b"_threshold", "beam_width", b"beam_width", "grid", b"grid", "max_overlap", b"max_overlap", "max_sets", b"max_sets", "threshold", b"threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beam_width", b"_beam_width", "_grid", b"_grid", "_max_overlap", b"_max_overlap", "_max_sets", b"_max_sets", "_threshold", b"_threshold", "beam_width", b"beam_width", "grid", b"grid", "max_overlap", b"max_overlap", "max_sets", b"max_sets", "patch_shape", b"patch_shape", "protocol", b"protocol", "sufficiency", b"sufficiency", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beam_width", b"_beam_width", "_grid", b"_grid", "_max_overlap", b"_max_overlap", "_max_sets", b"_max_sets", "_threshold", b"_threshold", "beam_width", b"beam_width", "certify_after", b"certify_after", "grid", b"grid", "max_overlap", b"max_overlap", "max_sets", b"max_sets", "patch_shape", b"patch_shape", "protocol", b"protocol", "sufficiency", b"sufficiency", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__beam_width: _TypeAlias = _typing.Literal["beam_width"]  # noqa: Y015
     _WhichOneofArgType__beam_width: _TypeAlias = _typing.Literal["_beam_width", b"_beam_width"]  # noqa: Y015

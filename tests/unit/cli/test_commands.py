@@ -74,7 +74,10 @@ def test_a_tested_certificate_is_asked_for_and_told(run, script, picture) -> Non
     found = next(event.sufficient_set for event in script.log if event.HasField("sufficient_set"))
     found.certificate.robust.CopyFrom(ROBUST)
     result = run("explain", picture, "--model", "lamp", "--robust")
-    line = "holds 8-bit; does not hold JPEG 95; sufficient on at least 87% of backgrounds (39 of 40 drawn)"
+    line = (
+        "holds 8-bit; does not hold JPEG 95; still sufficient, but not minimal: JPEG 95; "
+        "sufficient on at least 87% of backgrounds (39 of 40 drawn)"
+    )
     assert f"  2 patches: {line}\n" in result.stdout
     assert script.specs[-1].metrics.HasField("robustness")
     document = json.loads(run("explain", picture, "--model", "lamp", "--json").stdout)

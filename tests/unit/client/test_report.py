@@ -94,6 +94,12 @@ def test_a_report_has_robustness_and_stability_if_they_were_measured() -> None:
     text = Document(explained(log).report()).text
     assert "holds JPEG 95" in text
     assert "sufficient on at least 0% of backgrounds (3 of 4 drawn)" in text
+    tests += [{"alteration": pb.ALTERATION_KIND_ROUNDING, "sufficient": True}]
+    found.certificate.robust.CopyFrom(pb.Robustness(alterations=tests))
+    searched = Document(explained(log).report()).text
+    assert "still sufficient, but not minimal: 8-bit" in searched
+    assert "drawn)" not in searched
+    assert "--robust" not in searched
     assert "rank correlation 0.00 with 2 other seeds" in text
     assert "JPEG" not in Document(explained(whole_log()).report()).text
 
@@ -117,7 +123,7 @@ def test_a_report_repeats_what_was_measured_besides() -> None:
             case "prediction":
                 each.prediction.preprocessing.input_size = 2
             case "sufficient_set":
-                each.sufficient_set.certificate.robust.confidence = 0.95
+                each.sufficient_set.certificate.robust.sufficient.draws = 1
     text = Document(explained(log).report()).text
     assert "--curves pixel --stability 4" in text
     assert "--robust --cache bypass" in text

@@ -123,7 +123,7 @@ class Robustness:
     confidence: float
     """Probability that a bound does not exceed the truth, for each bound by itself."""
     backgrounds: tuple[BackgroundTally, ...]
-    """The draws by kind of background."""
+    """The draws by kind of background; none if only the search tested alterations."""
 
 
 @dataclass(frozen=True, slots=True)

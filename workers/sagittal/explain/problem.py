@@ -104,14 +104,22 @@ class Problem:
             self._axes[cells, pixels] = stretched_units(cells, pixels, self.image.device)
         return self._axes[cells, pixels]
 
-    def evaluate(self, masks: Tensor, *, gradient: bool = False, noise: float = 0.0, **options: Any) -> Steps[Scores]:
+    def evaluate(
+        self,
+        masks: Tensor,
+        *,
+        gradient: bool = False,
+        noise: float = 0.0,
+        alterations: tuple[Alteration, ...] = (),
+        **options: Any,
+    ) -> Steps[Scores]:
         """Requests and returns the scores of masks (n, h, w); the options are those of `Evaluate`.
 
         Without gradient and noise, masked images are images that could exist: their pixels are 8-bit.
         """
-        rounding = () if gradient or noise else self.rounding
+        altered = (*(() if gradient or noise else self.rounding), *alterations)
         return ask(
-            Evaluate(subject=self.subject, masks=masks, gradient=gradient, noise=noise, alterations=rounding, **options)
+            Evaluate(subject=self.subject, masks=masks, gradient=gradient, noise=noise, alterations=altered, **options)
         )
 
     @property

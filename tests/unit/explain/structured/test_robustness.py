@@ -115,7 +115,7 @@ def test_a_resumed_test_scores_nothing_again(plain):
     assert place < len(states) - 1
     again, _, resumed = assessed(LooksAtRegions(LEFT), RobustnessTest(), restored=state)
     assert again == sets
-    searched = len(state["scores.target"])
+    searched = len(state["scores.target"]) + len(state["altered-scores.target"])
     assert resumed.evaluations == usage.evaluations - searched - len(state["robustness.scores"])
 
 

@@ -1,11 +1,13 @@
 """Scores of patch sets, each evaluated once: the memo that a structured explanation uses throughout its job."""
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from sagittal.engine.alterations import Alteration
 from sagittal.engine.requests import Scores, Upsampling
 from sagittal.explain.events import Checkpoint, ClassScore
 from sagittal.explain.problem import Problem, State, prefixed, within
@@ -19,15 +21,16 @@ class Recording:
     A search is a function of its scores and its seed: with the same scores it takes the same steps.
     """
 
-    def __init__(self, grid: int, restored: State) -> None:
+    def __init__(self, grid: int, restored: State, part: str = "scores") -> None:
         """Starts with the recording of an earlier attempt, if its checkpoint has one.
 
         Args:
             grid: Side of the grid of patches.
             restored: State of that checkpoint.
+            part: Name of the recording in the state.
         """
-        self._grid = grid
-        self._rows: dict[str, Tensor] = within(restored, "scores")
+        self._grid, self._part = grid, part
+        self._rows: dict[str, Tensor] = within(restored, part)
         self._places: dict[tuple[int, bool], int] = {}
         if self._rows:
             sets = [int.from_bytes(bytes(row), "little") for row in self._rows["sets"].tolist()]
@@ -36,7 +39,7 @@ class Recording:
     @property
     def state(self) -> dict[str, Tensor]:
         """The recording, for a checkpoint."""
-        return prefixed("scores", self._rows)
+        return prefixed(self._part, self._rows)
 
     def add(self, sets: Sequence[int], scores: Scores, *, exact: bool) -> None:
         """Adds the scores of sets."""
@@ -62,6 +65,16 @@ class Recording:
     def _note(self, sets: Iterable[int], exact: Iterable[bool]) -> None:
         for key in zip(sets, exact, strict=True):
             self._places[key] = len(self._places)
+
+
+FLOOR = 1e-5
+"""Scores are kept at this distance from 0 and 1 before their log-odds are computed."""
+
+
+def log_odds(score: float) -> float:
+    """Returns the log-odds of a probability, finite at 0 and 1."""
+    bounded = min(max(score, FLOOR), 1 - FLOOR)
+    return math.log(bounded / (1 - bounded))
 
 
 CHUNK = 256
@@ -106,6 +119,10 @@ class Threshold:
         """Returns the difference between the required score and the set's; at most 0 if the set is sufficient."""
         return self.required_score - scored.score
 
+    def margin(self, scored: Scored) -> float:
+        """Returns the distance of the score from the required one in log-odds; negative below it."""
+        return log_odds(scored.score) - log_odds(self.required_score)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopClass:
@@ -130,6 +147,11 @@ class TopClass:
         """Returns the distance of the target behind the top class; minus its score if it leads."""
         return scored.top_score - scored.score if scored.top_class != self.target else -scored.score
 
+    def margin(self, scored: Scored) -> float:
+        """Returns the distance of the score from that of the best other class, or from its bound, in log-odds."""
+        other = scored.top_score if scored.top_class != self.target else min(scored.score, 1 - scored.score)
+        return log_odds(scored.score) - log_odds(other)
+
 
 Rule = Threshold | TopClass
 """A rule that decides whether a set is sufficient."""
@@ -146,11 +168,21 @@ class Memo:
     scores: dict[int, Scored] = field(default_factory=dict)
     evaluations: int = 0
     """Number of evaluated sets, including earlier attempts; a set that was repeated in full precision counts twice."""
+    alterations: tuple[Alteration, ...] = ()
+    """Changes to the composed images, which then are always scored in full precision."""
     recording: Recording = field(init=False)
     """All evaluated scores, so that an attempt that resumes from a checkpoint does not evaluate them again."""
+    recordings: list[Recording] = field(default_factory=list)
+    """The recordings of all memos of a job: each checkpoint has them all."""
 
     def __post_init__(self) -> None:
-        self.recording = Recording(self.grid, self.problem.restored)
+        part = "altered-scores" if self.alterations else "scores"
+        self.recording = Recording(self.grid, self.problem.restored, part)
+        self.recordings.append(self.recording)
+
+    def altered(self, *alterations: Alteration) -> "Memo":
+        """Returns an empty memo of the same sets after alterations."""
+        return replace(self, alterations=alterations, scores={}, evaluations=0)
 
     @property
     def all(self) -> int:
@@ -177,10 +209,14 @@ class Memo:
         """Returns the margin by which an evaluated set is sufficient; negative if it is not."""
         return -self.rule.shortfall(self.scores[bits])
 
+    def margin(self, bits: int) -> float:
+        """Returns the distance of an evaluated set from the threshold in log-odds; negative if it is not sufficient."""
+        return self.rule.margin(self.scores[bits])
+
     def evaluate(self, sets: Iterable[int]) -> Steps[None]:
         """Ensures that sets are scored, in full precision if reduced precision leaves a doubt."""
         wanted = list(dict.fromkeys(sets))
-        yield from self._request(self.unseen(wanted), exact=False)
+        yield from self._request(self.unseen(wanted), exact=bool(self.alterations))
         yield from self._request([bits for bits in wanted if self.rule.doubtful(self.scores[bits])], exact=True)
 
     def confirm(self, bits: int) -> Steps[Scored]:
@@ -205,10 +241,12 @@ class Memo:
                 self.store(chunk, recorded, exact=options["exact"])
                 continue
             masks = masks_of(chunk, self.grid, self.problem.image.device)
-            scores = yield from self.problem.evaluate(masks, upsampling=self.upsampling, **options)
+            scores = yield from self.problem.evaluate(
+                masks, upsampling=self.upsampling, alterations=self.alterations, **options
+            )
             self.recording.add(chunk, scores, exact=options["exact"])
             self.store(chunk, scores, exact=options["exact"])
-            yield Checkpoint(self.recording.state)
+            yield Checkpoint({name: rows for each in self.recordings for name, rows in each.state.items()})
 
     def store(self, sets: Sequence[int], scores: Scores, *, exact: bool) -> None:
         """Stores the scores of sets."""

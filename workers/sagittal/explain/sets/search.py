@@ -11,7 +11,6 @@ The published beam grows from single patches and starts without guidance: below 
 carry little information. Measured on photographs, it takes several times the evaluations for sets of the same size.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from heapq import nlargest
@@ -24,26 +23,17 @@ from torch import Tensor
 
 from sagittal.explain.events import Progress
 from sagittal.explain.sets.patches import bits_of, masks_of, members, removals, subsets
-from sagittal.explain.sets.scoring import Memo, Scored
+from sagittal.explain.sets.scoring import Memo, Scored, log_odds
 from sagittal.explain.steps import Steps
 
 RIDGE = 1.0
 """Weight of the squared coefficients, in units of one observation."""
-
-FLOOR = 1e-5
-"""Scores are kept at this distance from 0 and 1 before their log-odds are computed."""
 
 REACH = 8.0
 """Difference in patches from the size of interest at which a set's weight is 1/e ..."""
 
 LEAST_WEIGHT = 0.02
 """... and the lowest weight of any set."""
-
-
-def log_odds(score: float) -> float:
-    """Returns the log-odds of a probability, finite at 0 and 1."""
-    bounded = min(max(score, FLOOR), 1 - FLOOR)
-    return math.log(bounded / (1 - bounded))
 
 
 def guesses(

@@ -9,6 +9,9 @@ Each set is yielded when it is certified. `SufficientSet.diverse` then states wh
 more than allowed. At the end of the search the largest family is computed exactly, and a set whose flag changes is
 yielded again. Of two events with the same patches, the later one is valid.
 
+What is added to the published method has a switch: with `certify_after="jpeg-95"`, a set is replaced by a set near it
+whose certificate also holds after a JPEG file, if one is found (see `durability`).
+
 A job on 7x7 takes about 650 evaluations, including certificates: see the bounds below.
 """
 
@@ -18,12 +21,22 @@ from functools import reduce
 from itertools import count
 from operator import or_
 
+from sagittal.engine.alterations import Jpeg
 from sagittal.engine.requests import OutOfBudget, Upsampling
-from sagittal.explain.events import CausalTriple, CertificateLevel, Progress, SufficientSet, Truncated, Warning
+from sagittal.explain.events import (
+    CausalTriple,
+    CertificateLevel,
+    Progress,
+    Robustness,
+    SufficientSet,
+    Truncated,
+    Warning,
+)
 from sagittal.explain.explainer import Explainer
 from sagittal.explain.parameters import InvalidParameter, parameter
 from sagittal.explain.problem import TINY_SCORE, Problem
 from sagittal.explain.sets.certificates import Claim, causal_triple, certify
+from sagittal.explain.sets.durability import Durability, robustness_after
 from sagittal.explain.sets.patches import members, overlap
 from sagittal.explain.sets.scoring import Memo, Rule, Threshold, TopClass
 from sagittal.explain.sets.search import FIRST_NOISE, guesses, refine
@@ -94,6 +107,9 @@ SEARCH_BOUND = 12.5
 """The same for the whole search without certificates: 612 on 7x7. Further sets leave a rest, which is spent on finding
 a smaller set than the smallest one."""
 
+FILES_BOUND = 6.0
+"""The same for each set that is to survive a file: 294 on 7x7, beside the bound of the whole search."""
+
 REGIONS = 24
 """Number of regions tried when patches of the found sets are allowed again."""
 
@@ -111,10 +127,16 @@ class SetSearch:
     beam_width: int
     max_sets: int
     max_overlap: int
+    altered: Memo | None = None
+    """Scores after a file, if certificates shall hold after it."""
     found: dict[int, SufficientSet] = field(default_factory=dict)
     """Certified sets, as last yielded."""
     claims: list[Claim] = field(default_factory=list)
     """Claims started; the last one may be unfinished."""
+    replaced: set[int] = field(default_factory=set)
+    """Minimal sets in place of which a set that survives a file was reported."""
+    files_evaluations: int = 0
+    """Evaluations without alteration that the search for such sets took; the bound of the search excludes them."""
     truncated: bool = False
     """Whether a budget ended the search."""
 
@@ -147,7 +169,7 @@ class SetSearch:
     def _search(self) -> Steps[None]:
         region: int | None = self.memo.all
         end = SEARCH_BOUND * self.memo.grid**2
-        while region is not None and len(self.found) < self.max_sets and self.memo.evaluations < end:
+        while region is not None and len(self.found) < self.max_sets and self.searched < end:
             bits = yield from self._small_set(region)
             before = len(self.found)
             yield from self._report(bits)
@@ -155,6 +177,11 @@ class SetSearch:
         if region is not None and len(self.found) < self.max_sets:
             yield _bound_reached(int(end))
         yield from self._smaller(int(end))
+
+    @property
+    def searched(self) -> int:
+        """Evaluations that count towards the bound of the search."""
+        return self.memo.evaluations - self.files_evaluations
 
     def _small_set(self, region: int) -> Steps[int]:
         """Returns a small sufficient set within a sufficient region."""
@@ -164,8 +191,8 @@ class SetSearch:
     def _smaller(self, end: int) -> Steps[None]:
         """Spends the evaluations up to a bound on attempts at a set smaller than the smallest one, if one can exist."""
         for attempt in count(1):
-            smallest = min(self.found, key=int.bit_count, default=0)
-            before = self.memo.evaluations
+            smallest = min((*self.found, *self.replaced), key=int.bit_count, default=0)
+            before = self.searched
             if before >= end or not smallest or self._is_minimum(smallest) or len(self.found) >= self.max_sets:
                 return
             bits = yield from refine(
@@ -178,27 +205,51 @@ class SetSearch:
             )
             if bits != smallest:
                 yield from self._report(bits)
-            if self.memo.evaluations == before:
+            if self.searched == before:
                 return
 
     def _is_minimum(self, bits: int) -> bool:
-        return self.found[bits].certificate.level is CertificateLevel.MINIMUM_SIZE
+        return bits in self.found and self.found[bits].certificate.level is CertificateLevel.MINIMUM_SIZE
 
     def _report(self, bits: int) -> Steps[None]:
         """Certifies a set, or the set that replaces it, and yields it."""
+        if bits in self.replaced:
+            return
         claim = Claim()
         self.claims.append(claim)
+        bits = yield from self._surviving(bits)
         certified = yield from certify(self.memo, bits, claim)
         if certified and claim.bits not in self.found:
             causal = yield from causal_triple(self.memo, claim.bits)
-            yield self._add(claim, causal)
+            yield self._add(claim, causal, (yield from self._robustness(claim.bits)))
         if claim.beaten_by and claim.beaten_by not in self.found and len(self.found) < self.max_sets:
             yield from self._report(claim.beaten_by)
 
-    def _add(self, claim: Claim, causal: CausalTriple | None) -> SufficientSet:
+    def _surviving(self, bits: int) -> Steps[int]:
+        """Returns a set near a minimal one whose certificate survives a file, if one is found; otherwise the set."""
+        if self.altered is None or bits in self.found:
+            return bits
+        family, before = self.family, self.memo.evaluations
+        others = family if compatible(bits, family, self.max_overlap) else ()
+
+        def allowed(other: int) -> bool:
+            return compatible(other, others, self.max_overlap) and not self._contains_found(other)
+
+        near = Durability(plain=self.memo, altered=self.altered, allowed=allowed)
+        chosen = yield from near.replace(bits, FILES_BOUND * self.memo.grid**2)
+        self.files_evaluations += self.memo.evaluations - before
+        if chosen != bits:
+            self.replaced.add(bits)
+        return chosen
+
+    def _robustness(self, bits: int) -> Steps[Robustness | None]:
+        """Returns what holds of a set after a file; None if that is not asked for."""
+        return None if self.altered is None else (yield from robustness_after(self.memo, self.altered, bits))
+
+    def _add(self, claim: Claim, causal: CausalTriple | None, robust: Robustness | None = None) -> SufficientSet:
         """Returns a certified set as an event, and stores it."""
         diverse = compatible(claim.bits, self.family, self.max_overlap)
-        certificate = claim.certificate(self.memo)
+        certificate = replace(claim.certificate(self.memo), robust=robust)
         scored = self.memo[claim.bits]
         found = SufficientSet(
             grid=self.memo.grid,
@@ -208,7 +259,7 @@ class SetSearch:
             causal=causal,
             diverse=diverse,
             top=scored.top,
-            evaluations=self.memo.evaluations,
+            evaluations=self.memo.evaluations + (0 if self.altered is None else self.altered.evaluations),
         )
         self.found[claim.bits] = found
         return found
@@ -245,8 +296,8 @@ class SetSearch:
         return [sorted(taken, key=guess.__getitem__, reverse=True) for guess in advice.tolist()]
 
     def _contains_found(self, region: int) -> bool:
-        """Returns whether a region contains a set that was found, which would be found again."""
-        return any(bits & ~region == 0 for bits in self.found)
+        """Returns whether a region contains a set that was found or replaced, which would be found again."""
+        return any(bits & ~region == 0 for bits in (*self.found, *self.replaced))
 
     def _salvage(self) -> Steps[None]:
         """Yields the unfinished claim with what was proven, or else the smallest set known to be sufficient.
@@ -325,11 +376,19 @@ class MinimalSufficientExplanations(PatchSearch):
     summary = "Minimal sufficient explanations: small sets of patches that alone keep the model's confidence"
 
     max_sets: int = parameter(10, "Maximum number of sets returned", minimum=1, maximum=100)
+    certify_after: str = parameter(
+        "jpeg-95",
+        "What certificates should survive if the image has 8-bit pixels: rounding, or a JPEG file of quality 95 too",
+        choices=("rounding", "jpeg-95"),
+    )
 
     def explain(self, problem: Problem) -> Steps[None]:
         """Yields each set when it is certified."""
         yield from warn_of_tiny_score(problem)
-        yield from self.search(problem, self.max_sets).run()
+        search = self.search(problem, self.max_sets)
+        if self.certify_after == "jpeg-95" and problem.pixels is not None:
+            search.altered = search.memo.altered(Jpeg(problem.pixels))
+        yield from search.run()
         yield Progress(1.0, phase="certify")
 
 
