@@ -158,6 +158,7 @@ async def test_an_explanation_forms_and_what_if_answers(serve, page, image):
         await expect(page.locator(".card")).to_contain_text("One-minimal")
         await expect(page.locator(".card")).to_contain_text("Still holds after: 8-bit pixels.")
         await expect(page.locator(".card")).to_contain_text("Does not hold after: JPEG 95.")
+        await expect(page.locator(".card")).to_contain_text("Still sufficient, but not minimal, after: JPEG 95.")
         await expect(page.locator(".card")).to_contain_text("at least 90 % of backgrounds (33 of 33 drawn)")
         await page.get_by_role("button", name="Try to prove it wrong").click()
         await expect(page.locator(".now")).to_contain_text("30 %")
