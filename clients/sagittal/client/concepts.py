@@ -202,6 +202,8 @@ class FitOptions(TypedDict, total=False):
     hidden: int
     views: int
     seeds: int
+    method: str
+    """"srae", the loss of the paper, or "factorisation"."""
     seed: int
     replace: bool
     detach: bool

@@ -394,6 +394,7 @@ class ConceptFit(_message.Message):
     HIDDEN_FIELD_NUMBER: _builtins.int
     VIEWS_FIELD_NUMBER: _builtins.int
     SEEDS_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
     concepts: _builtins.int
     """Number of x-features. 0 means 5."""
     beta: _builtins.float
@@ -412,6 +413,10 @@ class ConceptFit(_message.Message):
     """Random crops of each image that are also fitted, for small sets of images. 0 means none."""
     seeds: _builtins.int
     """Number of fits from different seeds, to measure stability; the first fit is kept. 0 means the default."""
+    method: _builtins.str
+    """How x-features are found: `srae`, the loss of the paper, or `factorisation`, a non-negative factorisation of the
+    layer's features, which ignores the weights of the loss. Empty means `srae`.
+    """
     def __init__(
         self,
         *,
@@ -424,10 +429,11 @@ class ConceptFit(_message.Message):
         hidden: _builtins.int = ...,
         views: _builtins.int = ...,
         seeds: _builtins.int = ...,
+        method: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_eta", b"_eta", "_q", b"_q", "beta", b"beta", "eta", b"eta", "q", b"q"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_eta", b"_eta", "_q", b"_q", "beta", b"beta", "concepts", b"concepts", "epochs", b"epochs", "eta", b"eta", "hidden", b"hidden", "q", b"q", "seed", b"seed", "seeds", b"seeds", "views", b"views"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_eta", b"_eta", "_q", b"_q", "beta", b"beta", "concepts", b"concepts", "epochs", b"epochs", "eta", b"eta", "hidden", b"hidden", "method", b"method", "q", b"q", "seed", b"seed", "seeds", b"seeds", "views", b"views"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__beta: _TypeAlias = _typing.Literal["beta"]  # noqa: Y015
     _WhichOneofArgType__beta: _TypeAlias = _typing.Literal["_beta", b"_beta"]  # noqa: Y015

@@ -123,6 +123,7 @@ CHARACTERS: Mapping[str, int] = {
     "sagittal.v1.ParameterDescription.summary": _SENTENCE,
     "sagittal.v1.SelfCheck.name": _NAME,
     "sagittal.v1.SelfCheck.detail": _SENTENCE,
+    "sagittal.v1.ConceptFit.method": _NAME,
     "sagittal.v1.FitConceptsSettings.name": _NAME,
     "sagittal.v1.FitConceptsSettings.model": _NAME,
     "sagittal.v1.FitConceptsSettings.model_version": _NAME,

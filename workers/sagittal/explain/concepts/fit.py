@@ -1,12 +1,13 @@
 """The complete fit: features, training, quality, and the global view of each x-feature."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from sagittal.engine.requests import Inspect, ModelView, Subject
+from sagittal.explain.concepts.factorisation import Factorisation
 from sagittal.explain.concepts.features import (
     Extracted,
     FeatureCache,
@@ -20,15 +21,21 @@ from sagittal.explain.concepts.features import (
 from sagittal.explain.concepts.fitted import FittedConcepts
 from sagittal.explain.concepts.quality import Locality, Quality, measure, measure_locality, stability
 from sagittal.explain.concepts.srae import SRAE, TINY
-from sagittal.explain.concepts.training import Examples, FitSettings, Share, train
+from sagittal.explain.concepts.training import Examples, Fit, FitSettings, Share, Training, train
 from sagittal.explain.concepts.view import XFeature, view_x_features
 from sagittal.explain.events import Warning
 from sagittal.explain.parameters import InvalidParameter
-from sagittal.explain.problem import State, derive_seed
+from sagittal.explain.problem import State, derive_seed, within
 from sagittal.explain.steps import Steps, ask
 
 HELD_OUT = 0.2
 """Share of the images that are held out of the fit; quality is measured on them."""
+
+TRAININGS: Mapping[str, Callable[[Examples, FitSettings, int, Mapping[str, Tensor]], Training]] = {
+    "srae": Fit,
+    "factorisation": Factorisation,
+}
+"""The fits, by `FitSettings.method`: each is made from data, settings, a seed and the state of an earlier attempt."""
 
 EXTRACTION, TRAINING, VIEWED = 0.5, 0.9, 0.97
 """Progress of the job after feature extraction, after all fits, and after the search for examples."""
@@ -165,7 +172,8 @@ def _train(
     part = "fit" if number == 0 else f"refit-{number}"
     seed = derive_seed(settings.seed, "fit", number)
     rows = Examples(data.features[training].flatten(0, 1), data.outputs[training].flatten(0, 1))
-    return (yield from train(rows, settings, seed, _no_image(question.size), states=states, share=share, part=part))
+    fit = TRAININGS[settings.method](rows, settings, seed, within(states, part))
+    return (yield from train(fit, settings, _no_image(question.size), states=states, share=share, part=part))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from sagittal.engine.requests import Inspect, ModelView, Subject
 from sagittal.explain.concepts.srae import SRAE, TINY, Perceptron, Terms, loss_terms
 from sagittal.explain.events import Checkpoint, Progress
 from sagittal.explain.parameters import check, parameter
-from sagittal.explain.problem import derive_seed, prefixed, within
+from sagittal.explain.problem import derive_seed, prefixed
 from sagittal.explain.steps import Steps
 
 RIDGE = 1e-3
@@ -142,16 +143,19 @@ def settle(srae: SRAE, features: Tensor) -> None:
     with torch.no_grad():
         values = srae.encode(features)
         lengths = values.square().mean(0).sqrt().clamp(min=TINY)
-        _transform(srae, torch.diag(1 / lengths))
+        transform(srae, torch.diag(1 / lengths))
         values = srae.encode(features)
-        _transform(srae, independent_rotation(values).T)
-        values = srae.encode(features)
+        transform(srae, independent_rotation(values).T)
         strongest = srae.readout.abs().argmax(1)
         signs = srae.readout.gather(1, strongest.unsqueeze(1)).squeeze(1).sign()
         signs[signs == 0] = 1
-        effect = values.std(0) * srae.readout.norm(dim=1)
-        order = effect.argsort(descending=True)
-        _transform(srae, torch.diag(signs)[order])
+        transform(srae, torch.diag(signs)[by_effect(srae, features)])
+
+
+def by_effect(srae: SRAE, features: Tensor) -> Tensor:
+    """Returns the order of the x-features, the one with the largest effect on the prediction first."""
+    effect: Tensor = srae.encode(features).std(0) * srae.readout.norm(dim=1)
+    return effect.argsort(descending=True)
 
 
 def independent_rotation(values: Tensor) -> Tensor:
@@ -191,7 +195,7 @@ def _distance(lines: Tensor) -> Tensor:
     return skew.square() / 12 + PEAK_WEIGHT * peaked.square()
 
 
-def _transform(srae: SRAE, matrix: Tensor) -> None:
+def transform(srae: SRAE, matrix: Tensor) -> None:
     """Replaces the x-features x by `matrix @ x`, and applies the inverse after them."""
     inverse = torch.linalg.inv(matrix)
     for weight in (srae.encoder.direct.weight, srae.encoder.direct.bias, srae.encoder.bent.weight):
@@ -199,6 +203,10 @@ def _transform(srae: SRAE, matrix: Tensor) -> None:
     for weight in (srae.decoder.direct.weight, srae.decoder.hidden.weight):
         weight.copy_(weight @ inverse)
     srae.readout.copy_(inverse.T @ srae.readout)
+
+
+METHODS = ("srae", "factorisation")
+"""How x-features are found: by the loss of the paper, or by a non-negative factorisation of the features."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +221,7 @@ class FitSettings:
     hidden: int = parameter(64, "Width of the hidden layers of encoder and decoder", minimum=1, maximum=4096)
     views: int = parameter(0, "Random crops of each image that are also fitted", minimum=0, maximum=64)
     seeds: int = parameter(2, "Number of fits from different seeds; the first is kept", minimum=1, maximum=8)
+    method: str = parameter("srae", "The published loss, or non-negative factorisation", choices=METHODS)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -249,8 +258,40 @@ class Examples:
         return Examples(self.features[index], self.outputs[index])
 
 
-class Fit:
+def objective(terms: Terms, settings: FitSettings) -> Tensor:
+    """Returns the weighted loss, equation (1)."""
+    return terms.faithfulness + settings.beta * terms.reconstruction + settings.eta * terms.pull_away
+
+
+class Training(Protocol):
     """A fit that can be stopped and resumed after any epoch."""
+
+    epoch: int
+    """Number of epochs that are done."""
+    terms: Terms | None
+    """Terms of the loss after the last epoch, if any ran here."""
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """Everything that later epochs depend on."""
+
+    @property
+    def result(self) -> Mapping[str, Tensor]:
+        """The remaining state when the fit is done."""
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are done."""
+
+    def run(self, seconds: float) -> None:
+        """Runs epochs for this time, at least one."""
+
+    def finish(self) -> SRAE:
+        """Returns the fitted network when the fit is done."""
+
+
+class Fit:
+    """A fit by the published loss."""
 
     def __init__(self, data: Examples, settings: FitSettings, seed: int, restored: Mapping[str, Tensor]) -> None:
         """Starts, or resumes from the state of an earlier attempt."""
@@ -294,19 +335,16 @@ class Fit:
             if time.monotonic() >= until:
                 return
 
-    def objective(self) -> float:
-        """Returns the weighted loss of the last epoch."""
-        return float(self._loss(self.terms)) if self.terms else math.nan
-
-    def _loss(self, terms: Terms) -> Tensor:
-        weights = self._settings
-        return terms.faithfulness + weights.beta * terms.reconstruction + weights.eta * terms.pull_away
+    def finish(self) -> SRAE:
+        """Returns the fitted network, settled."""
+        settle(self.srae, self._data.features)
+        return self.srae
 
     def _step(self) -> None:
         parameters = list(self.srae.parameters())
         with torch.enable_grad():
             terms = loss_terms(self.srae, self._data.features, self._data.outputs, q=self._settings.q)
-            gradients = torch.autograd.grad(self._loss(terms), parameters)
+            gradients = torch.autograd.grad(objective(terms, self._settings), parameters)
         self.terms = Terms(terms.faithfulness.detach(), terms.reconstruction.detach(), terms.pull_away.detach())
         gradient = parameters_to_vector(gradients)
         step = STEP * 0.5 * (1 + math.cos(math.pi * self.epoch / self._settings.epochs))
@@ -333,41 +371,38 @@ class Share:
 
 
 def train(
-    data: Examples,
+    fit: Training,
     settings: FitSettings,
-    seed: int,
     subject: Subject,
     *,
     states: dict[str, Tensor],
     share: Share = Share(0, 1),
     part: str = "fit",
 ) -> Steps[SRAE]:
-    """Yields slices, progress with the three terms, and checkpoints; returns the fitted network, settled.
+    """Yields slices, progress with the three terms, and checkpoints; returns the fitted network.
 
     Args:
-        data: Features and outputs to fit.
+        fit: The fit, resumed from its state in `states` if there is one.
         settings: Settings of the fit.
-        seed: Seed of the first weights.
         subject: Any subject, for the requests.
-        states: States of this job's fits by name: this fit resumes from its state, and stores it here.
+        states: States of this job's fits by name: this fit stores its state here.
         share: This fit's range of the job's progress.
         part: Name of this fit's state in checkpoints.
     """
-    fit = Fit(data, settings, seed, within(states, part))
 
     def slice_of(_view: ModelView) -> None:
         fit.run(SLICE)
 
     while not fit.done:
         yield Inspect(subject=subject, call=slice_of, rows=SLICE_ROWS)
-        yield Progress(share.at(fit.epoch / settings.epochs), fit.objective(), phase=part, terms=_told(fit))
+        loss = float(objective(fit.terms, settings)) if fit.terms else math.nan
+        yield Progress(share.at(fit.epoch / settings.epochs), loss, phase=part, terms=_told(fit))
         yield Checkpoint(states | prefixed(part, fit.state))
     states.update(prefixed(part, fit.result))
-    settle(fit.srae, data.features)
-    return fit.srae.eval().requires_grad_(False)
+    return fit.finish().eval().requires_grad_(False)
 
 
-def _told(fit: Fit) -> Mapping[str, float]:
+def _told(fit: Training) -> Mapping[str, float]:
     terms = fit.terms
     if terms is None:
         return {}

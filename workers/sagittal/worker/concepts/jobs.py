@@ -90,8 +90,8 @@ def _fit(
 
 def fit_settings(asked: concept_pb2.ConceptFit) -> FitSettings:
     """Returns the requested settings. Raises InvalidRequest for a value out of bounds."""
-    whole = {name: getattr(asked, name) for name in ("concepts", "epochs", "hidden", "views", "seeds")}
-    given: dict[str, float] = {name: value for name, value in whole.items() if value}
+    whole = {name: getattr(asked, name) for name in ("concepts", "epochs", "hidden", "views", "seeds", "method")}
+    given: dict[str, float | str] = {name: value for name, value in whole.items() if value}
     given |= {name: getattr(asked, name) for name in ("beta", "q", "eta") if asked.HasField(name)}
     try:
         return FitSettings(**given, seed=asked.seed)  # type: ignore[arg-type]
