@@ -3,9 +3,11 @@
 import asyncio
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 import pytest
@@ -138,3 +140,18 @@ async def test_a_run_that_is_killed_continues_and_computes_again_at_most_what_wa
 
 async def _ended(stack: Stack, job_id: str) -> bool:
     return (await stack.queue.jobs.get(job_id)).state.ended
+
+
+async def test_the_programs_of_the_page_run(stack, tmp_path, monkeypatch) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "batches.md").read_text()
+    reading, running, *_ = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    running = running.replace("localhost:50051", f"127.0.0.1:{stack.port}").replace("efficientnet-lite0", "lamp")
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "images", 3)
+    (tmp_path / "manifest.csv").write_text("image,key\n" + "".join(f"images/{n:03d}.png,{n}\n" for n in range(3)))
+    found: dict[str, Any] = {}
+    async with stack.worker(explain_readably).at_work():
+        await asyncio.to_thread(exec, running, {})
+    await asyncio.to_thread(exec, reading, found)
+    assert sorted(found["figures"].column("key").to_pylist()) == ["0", "1", "2"]
+    assert {mask.shape for mask in found["masks"].values()} == {(2, 2)}
