@@ -157,8 +157,7 @@ def range_rows() -> Iterator[str]:
 def parameter_rows() -> Iterator[str]:
     """Yields a section for each method with its names and its parameters."""
     for row in EXPLAINERS.values():
-        summary = (row.explainer.__doc__ or "").partition("\n")[0]
-        yield f"### {row.name}\n\n{summary}\n"
+        yield f"### {row.name}\n\n{row.explainer.summary}.\n"
         names = [f"`{each}`" for each in row.aliases]
         also = f" Also named {', '.join(names)}." if names else ""
         carried = "the field `custom`" if row.field == "custom" else f"the field `{row.field}`"

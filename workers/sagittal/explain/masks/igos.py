@@ -88,10 +88,10 @@ class IGOSPlus(MaskOptimisation):
 class IGOSPlusPlus(IGOSPlus):
     """A deletion mask Md and an insertion mask Mi: `1/2 [Del(Md Mi) - Ins(Md Mi) + Del(Md) - Ins(Mi)]`.
 
-    The explanation is their product.
+    The explanation is their product, or one of them if its own curves are better.
     """
 
-    summary: ClassVar[str] = "A deletion and an insertion mask optimised together; the explanation is their product"
+    summary: ClassVar[str] = "A deletion and an insertion mask together; the result is their product or the better one"
     variables: ClassVar[int] = 2
 
     iterations: int = parameter(43, "Steps of the optimiser", minimum=1, maximum=1000)
