@@ -270,11 +270,9 @@ def _box_overlap(one: Sequence[int], other: Sequence[int]) -> float:
 def describe(finding: Finding) -> str:
     """Returns a finding in one line."""
     parts = [f"{finding.group}: {', '.join(finding.kinds)} in {finding.images} of {finding.of} images"]
-    for name, effect in (("removing it", finding.removed), ("adding it", finding.added)):
-        if effect is not None and name.split()[0] in finding.confirmed_by:
-            sign = -1 if name.startswith("removing") else 1
-            low, high = sorted((sign * effect.low, sign * effect.high))
-            parts.append(f"{name} changes the score by {sign * effect.mean:+.2f} ({low:+.2f} to {high:+.2f})")
+    for name, effect, sign in (("removing", finding.removed, -1), ("adding", finding.added, 1)):
+        if effect is not None and name in finding.confirmed_by:
+            parts.append(f"{name} it changes the score by {effect.change(sign).text}")
     return f"{parts[0]}; {', '.join(parts[1:])}; {finding.place}"
 
 

@@ -18,6 +18,9 @@ from sagittal.imaging.view import View
 #: Images of each finding that are shown as they are, and as they were changed.
 _SHOWN = 3
 
+#: Effect size above which the page gives no figure: on images that are nearly equal, it says nothing.
+_LARGE = 20
+
 #: Rows of a list that the page shows.
 _ROWS = 200
 
@@ -75,7 +78,7 @@ def _facts(finding: Finding, rate: float) -> Iterator[tuple[str, str]]:
     yield "found in", f"{finding.images:,} of {finding.of:,} images"
     if finding.removed is not None and finding.score_removed is not None:
         after = f"{percent(finding.score)} with it, {percent(finding.score_removed)} without it"
-        yield "removing it", f"{after}; {_measured(finding.removed)}"
+        yield "removing it", f"{after}; {_measured(finding.removed.change(-1))}"
     if finding.added is not None and finding.score_added is not None and finding.score_added_control is not None:
         control = percent(max(finding.score_added_control, 0.0))
         after = f"{percent(finding.score_added)} on images of other classes, {control} with other regions"
@@ -91,8 +94,8 @@ def _facts(finding: Finding, rate: float) -> Iterator[tuple[str, str]]:
 
 
 def _measured(effect: Effect) -> str:
-    interval = f"{effect.low:+.2f} to {effect.high:+.2f}"
-    return f"effect {effect.mean:+.2f} ({interval}, size {effect.size:.1f}, {effect.images} images)"
+    size = f"{abs(effect.size):.1f}" if abs(effect.size) < _LARGE else f"above {_LARGE}"
+    return f"{effect.text} beyond the controls (effect size {size}, {effect.images} images)"
 
 
 def _pictures(each: Confirmed, laboratory: Laboratory) -> Iterator[str]:
@@ -123,11 +126,12 @@ def _shown(picture: Pixels) -> Picture:
 
 
 def _tested(audit: Audit) -> str:
-    columns = ("group", "kinds", "images", "place", "removing", "adding", "p", "adjusted p", "severity")
+    columns = ("group", "kinds", "images", "place", "fall if removed", "rise if added", "p", "adjusted p", "severity")
     ordered = sorted(audit.tested, key=lambda each: each["q"])[:_ROWS]
     rows = [
         (
-            each["group"], ", ".join(each["kinds"]), each["images"], each["place"], each["removed"], each["added"],
+            each["group"], ", ".join(each["kinds"]), each["images"], each["place"],
+            *("" if value is None else f"{value:.3f}" for value in (each["removed"], each["added"])),
             each["p"], each["q"], each["severity"] or "no finding",
         )
         for each in ordered

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,16 @@ class Effect:
     """Effect size: the mean over the standard deviation of the differences (Cohen's d of paired samples)."""
     images: int
     """Number of images on which it was measured."""
+
+    def change(self, sign: int) -> "Effect":
+        """Returns the effect as a change of the score: with the sign -1 for a fall."""
+        low, high = sorted((sign * self.low, sign * self.high))
+        return replace(self, mean=sign * self.mean, low=low, high=high, size=sign * self.size)
+
+    @property
+    def text(self) -> str:
+        """The mean with its interval."""
+        return f"{self.mean:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
 
 
 def measure_effect(candidate: Numbers, controls: Numbers) -> Effect:

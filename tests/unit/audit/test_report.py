@@ -27,5 +27,5 @@ def test_a_report_has_evidence_images_scores_and_everything_tested() -> None:
     shown = page[page.index("<h2>1.") :]
     shown = shown[: shown.index("</section>")]
     assert shown.count("data:image/jpeg") == 3 * 4 + 3
-    assert "with other regions; effect +" in shown
+    assert "with other regions; +0." in shown
     assert page.count("no finding") + len(found.confirmed) >= len(found.tested)
