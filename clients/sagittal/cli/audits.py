@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sagittal.audit.dataset import read_dataset
+from sagittal.audit.dataset import METRICS, read_dataset
 from sagittal.audit.findings import SEVERITIES, Audit, Thresholds, compare, describe, junit
 from sagittal.audit.interventions import RECEIVERS
 from sagittal.audit.report import comparison_html
@@ -104,7 +104,7 @@ def run(
     )
     found = client.estimate(
         images=len(dataset.images), model=registered.name, model_version=registered.version,
-        method=Method(method, **parse_settings(settings)),
+        method=Method(method, **parse_settings(settings)), metrics=METRICS,
     )  # fmt: skip
     tell_estimate(found, len(dataset.images), err=True)
     then = f"then up to {_FOR_A_CANDIDATE} model evaluations for each candidate"

@@ -41,7 +41,8 @@ def test_a_folder_for_each_class_is_a_data_set(tmp_path) -> None:
     }  # fmt: skip
     items = list(found.manifest().items())
     assert (len(items), found.manifest().count()) == (3 * MIN_GROUP, 3 * MIN_GROUP)
-    assert (items[0].key, items[0].options) == ("3/0.png", {"target": 3})
+    assert (items[0].key, items[0].options["target"]) == ("3/0.png", 3)
+    assert not items[0].options["metrics"].curves
 
 
 def test_a_table_names_label_key_group_boxes_and_mask(tmp_path) -> None:
