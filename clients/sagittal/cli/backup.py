@@ -4,8 +4,6 @@ import sys
 
 import click
 
-from sagittal.registry import backup as program
-
 
 @click.command()
 @click.argument("file")
@@ -19,7 +17,7 @@ def backup(file: str, keep: int | None) -> None:
 
     Connects to Redis and the store of concept sets by SAGITTAL_QUEUE__* and SAGITTAL_CONCEPTS__*, like the service.
     """
-    sys.exit(program.main(["save", file, *([] if keep is None else [str(keep)])]))
+    _run(["save", file, *([] if keep is None else [str(keep)])])
 
 
 @click.command()
@@ -29,4 +27,10 @@ def restore(file: str) -> None:
 
     Connects to Redis and the store of concept sets by SAGITTAL_QUEUE__* and SAGITTAL_CONCEPTS__*, like the service.
     """
-    sys.exit(program.main(["restore", file]))
+    _run(["restore", file])
+
+
+def _run(arguments: list[str]) -> None:
+    from sagittal.registry import backup as program  # noqa: PLC0415 - only these commands need the extra `service`
+
+    sys.exit(program.main(arguments))
