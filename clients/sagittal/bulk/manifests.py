@@ -7,6 +7,7 @@ that several threads call at once. So memory does not grow with the number of im
 import csv
 import io
 import json
+import math
 import os
 import posixpath
 import re
@@ -331,14 +332,17 @@ def row_items(
             columns = ", ".join(names)
             raise ManifestError(f"row {number} has no image; give one of the columns {columns}", field=source)
         found, its_name = _image(next(filter(_given, cells), None), store, folder)
-        identity = row.get(key) or its_name
+        identity = str(row[key]) if _given(row.get(key)) else its_name
         if not identity:
             raise ManifestError(f"row {number} has neither a key nor a path; give the column {key}", field=source)
-        yield _item(str(identity), found, row)
+        yield _item(identity, found, row)
 
 
 def _given(value: Any) -> bool:
-    return isinstance(value, np.ndarray) or bool(value)
+    """Returns whether a cell has a value; the NaN that pandas writes for a missing one is none."""
+    if isinstance(value, str | bytes | Mapping):
+        return len(value) > 0
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
 
 
 def _image(value: Any, store: Store, folder: str) -> tuple[ImageLike | Callable[[], ImageLike], str]:
@@ -375,7 +379,7 @@ def _item(key: str, image: ImageLike | Callable[[], ImageLike], row: Row) -> Bat
     options: dict[str, Any] = {}
     for name in OPTION_COLUMNS:
         value = row.get(name)
-        if value is None or value == "":
+        if not _given(value):
             continue
         try:
             options["metrics" if name == "boxes" else name] = _OPTIONS[name](value)
@@ -403,6 +407,8 @@ def _box(value: Any) -> Box:
 
 
 def _target(value: Any) -> int | str:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # pandas stores a column of integers as floats if one is missing
     text = str(value).strip()
     return int(text) if text.isdigit() else text
 

@@ -6,12 +6,14 @@ import tarfile
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pyarrow
 import pytest
 from PIL import Image
 from pyarrow import parquet
 
 from sagittal.bulk import ManifestError, open_manifest
+from sagittal.bulk.manifests import Store, row_items
 from sagittal.client.batches import BatchItem
 from sagittal.client.errors import InvalidImage
 
@@ -115,6 +117,19 @@ def test_columns_are_options_of_the_item(tmp_path) -> None:
     assert (one.options["method"].name, one.options["method"].parameters) == ("igos++", {"mask_size": 14})
     assert one.options["labels"] == {"split": "test"}
     assert (two.key, two.options) == ("two", {"target": 3})
+
+
+def test_rows_of_an_engine_have_pixels_and_what_pandas_writes() -> None:
+    pixels = np.zeros((2, 2, 3), np.uint8)
+    rows = [
+        {"image": pixels, "key": 0, "target": 3.0, "seed": 7.0},
+        {"image": None, "path": "file:/images/a.png", "key": float("nan"), "target": float("nan"), "boxes": None},
+    ]
+    one, two = row_items(rows, source="rows")
+    assert (one.key, one.options) == ("0", {"target": 3, "seed": 7})
+    assert one.image is pixels
+    assert (two.key, two.options) == ("file:/images/a.png", {})
+    assert Store.of("file:/images/a.png") == Store.of("file:///images/a.png") == Store("/images/a.png")
 
 
 def test_shards_give_target_and_options_of_their_samples(folder) -> None:
