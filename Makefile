@@ -6,7 +6,7 @@ IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: page demo test test-architectures test-callers test-engines engines caller-packages test-kernels chaos check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation bench-kserve bench-bulk soak bench-quality bench-audit bench-known-reasons bench-costs bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom release device device-report fuzz audit scan peers
+.PHONY: page page-snapshots demo test test-architectures test-callers test-engines engines caller-packages test-kernels chaos check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation bench-kserve bench-bulk soak bench-quality bench-audit bench-known-reasons bench-costs bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom release device device-report fuzz audit scan peers
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -194,6 +194,9 @@ bench-kserve: $(VENV)/.installed-dev $(VENV)-peers/.installed ## Measures predic
 bench-service: $(VENV)/.installed-dev ## Measures the service and its overhead, and writes their parts of docs/performance.md.
 	$(BIN)/python benchmarks/service.py --write docs/performance.md
 	$(BIN)/python benchmarks/waiting.py --write docs/performance.md
+
+page-snapshots: $(VENV)/.installed-dev ## Photographs the page in ten states, at three widths, in both themes: FOLDER=path, DOCS=yes for docs/page.md.
+	$(BIN)/python scripts/page_snapshots.py $(or $(FOLDER),out/page) $(if $(filter yes,$(DOCS)),--docs)
 
 bench-page: $(VENV)/.installed-dev ## Measures events through the page beside native gRPC and writes it to docs/performance.md.
 	$(BIN)/python benchmarks/page_overhead.py --write docs/performance.md

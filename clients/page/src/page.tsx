@@ -69,6 +69,8 @@ function Page() {
     document.title = name && view !== "explain" ? texts.titleOf(name) : texts.name;
     // A screen reader continues in the new view, and the keyboard with it; the first view leaves the focus alone.
     if (visit) document.getElementById("content")?.focus();
+    // On a phone the views are a row that scrolls.
+    document.querySelector("nav [aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" });
   }, [visit]);
   return (
     <>
