@@ -4,6 +4,7 @@ For process 1, such as the program of a container, the kernel delivers only sign
 stop during the imports would be ignored, and the program killed after the grace period.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -25,7 +26,12 @@ def end_on_signals() -> None:
 
 @contextmanager
 def naming_extra(program: str, extra: str) -> Iterator[None]:
-    """Ends the program if an import fails, with a message that names the extra of the package to install."""
+    """Ends the program if an import fails, with a message that names the extra of the package to install.
+
+    gRPC, which reads its settings when it is imported, writes only errors, unless GRPC_VERBOSITY is set: otherwise it
+    writes a line of its own to the log whenever an idle or old connection is replaced.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         yield
     except ModuleNotFoundError as error:
