@@ -151,11 +151,11 @@ function Side(props: {
             }}
             onCancel={here.cancel}
           />
-          <FileButton label={texts.drop.replace} onFile={props.onFile} />
+          <FileButton label={texts.drop.replace} onFiles={([file]) => file && props.onFile(file)} />
           {!here.found && <TopClasses top={here.top} />}
         </details>
       )}
-      {!here.shown && !here.jobId && <DropZone onFile={props.onFile} />}
+      {!here.shown && !here.jobId && <DropZone onFiles={([file]) => file && props.onFile(file)} />}
       {here.found && <Progress found={here.found} broken={here.broken} />}
       {here.found && <SidePictures found={here.found} view={here.view} area={props.area} />}
     </section>

@@ -20,6 +20,7 @@ export function ExplainView(props: { models: Model[]; jobId: string; onToken: ()
   const { models } = props;
   const [problem, setProblem] = useState("");
   const [tab, setTab] = useState<Tab>("heatmap");
+  const [chosen, setChosen] = useState<File[]>([]);
   const [trial, setTrial] = useState<{ grid: number; patches: number[] }>({ grid: 7, patches: [] });
   const failed = (error: unknown) => {
     if (isUnauthenticated(error)) props.onToken();
@@ -30,8 +31,8 @@ export function ExplainView(props: { models: Model[]; jobId: string; onToken: ()
 
   useEffect(() => {
     const paste = (event: ClipboardEvent) => {
-      const file = [...(event.clipboardData?.files ?? [])][0];
-      if (file) void take(file);
+      const files = [...(event.clipboardData?.files ?? [])];
+      if (files.length) void takeAll(files);
     };
     window.addEventListener("paste", paste);
     return () => window.removeEventListener("paste", paste);
@@ -52,6 +53,11 @@ export function ExplainView(props: { models: Model[]; jobId: string; onToken: ()
     } catch (error) {
       setProblem(messageOf(error));
     }
+  };
+
+  const takeAll = (files: File[]) => {
+    setChosen(files.length > 1 ? files : []);
+    return take(files[0]!);
   };
 
   const explain = async () => {
@@ -78,7 +84,7 @@ export function ExplainView(props: { models: Model[]; jobId: string; onToken: ()
     return (
       <>
         {problem && <Status tone="bad">{problem}</Status>}
-        <DropZone onFile={take} />
+        <DropZone onFiles={takeAll} several />
       </>
     );
   return (
@@ -99,7 +105,19 @@ export function ExplainView(props: { models: Model[]; jobId: string; onToken: ()
             <TopClasses top={here.top} />
           </>
         )}
-        <FileButton label={shown ? texts.drop.replace : texts.drop.choose} onFile={take} />
+        <FileButton label={shown ? texts.drop.replace : texts.drop.choose} onFiles={takeAll} several />
+        {chosen.length > 0 && (
+          <>
+            <h3 id="chosen">{texts.drop.chosen}</h3>
+            <ul class="chosen" aria-labelledby="chosen">
+              {chosen.map((file, index) => (
+                <li key={index}>
+                  <button type="button" aria-pressed={shown?.name === file.name} onClick={() => void take(file)}>{file.name}</button>
+                </li>
+              ))}
+            </ul>
+          </>
+        )}
       </aside>
       <section aria-busy={busy}>
         {problem && <Status tone="bad">{problem}</Status>}
@@ -119,7 +137,7 @@ export function ExplainView(props: { models: Model[]; jobId: string; onToken: ()
             {tab === "sets" && <SetsView found={found} view={view} onTry={tryIt} />}
             {tab === "graph" && <GraphView found={found} view={view} />}
             {tab === "whatIf" && jobId && (
-              <WhatIfView jobId={jobId} view={view} grid={trial.grid} start={trial.patches} />
+              <WhatIfView jobId={jobId} view={view} grid={trial.grid} start={trial.patches} nodes={found.nodes} />
             )}
           </div>
         )}
@@ -135,7 +153,13 @@ function tabFor(method: string, tab: Tab): Tab {
   return tab === "whatIf" ? tab : "heatmap";
 }
 
-export function DropZone(props: { onFile: (file: File) => void }) {
+/** How files are chosen: one, or several at once. */
+interface Choosing {
+  onFiles: (files: File[]) => void;
+  several?: boolean;
+}
+
+export function DropZone(props: Choosing) {
   const [over, setOver] = useState(false);
   return (
     <div
@@ -148,20 +172,21 @@ export function DropZone(props: { onFile: (file: File) => void }) {
       onDrop={(event) => {
         event.preventDefault();
         setOver(false);
-        const file = event.dataTransfer?.files[0];
-        if (file) props.onFile(file);
+        const files = [...(event.dataTransfer?.files ?? [])];
+        if (files.length) props.onFiles(props.several ? files : files.slice(0, 1));
       }}
     >
       <h1>{texts.drop.title}</h1>
       <p>
-        {texts.drop.hint} <FileButton label={texts.drop.choose} onFile={props.onFile} />
+        {props.several ? texts.drop.hintSeveral : texts.drop.hint}{" "}
+        <FileButton label={props.several ? texts.drop.chooseSeveral : texts.drop.choose} {...props} />
       </p>
       <p class="faint">{texts.drop.kinds}</p>
     </div>
   );
 }
 
-export function FileButton(props: { label: string; onFile: (file: File) => void }) {
+export function FileButton(props: Choosing & { label: string }) {
   const input = useRef<HTMLInputElement>(null);
   return (
     <>
@@ -169,10 +194,11 @@ export function FileButton(props: { label: string; onFile: (file: File) => void 
         ref={input}
         type="file"
         accept="image/*"
+        multiple={props.several}
         hidden
         onChange={(event) => {
-          const file = event.currentTarget.files?.[0];
-          if (file) props.onFile(file);
+          const files = [...(event.currentTarget.files ?? [])];
+          if (files.length) props.onFiles(files);
           event.currentTarget.value = "";
         }}
       />

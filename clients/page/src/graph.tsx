@@ -21,7 +21,11 @@ export function GraphView(props: { found: Explanation; view: HTMLCanvasElement }
   const { nodes, edges } = props.found;
   const [marked, setMarked] = useState<GraphNode>();
   const [scale, setScale] = useState(1);
-  const places = useMemo(() => arrange(nodes, edges), [nodes, edges]);
+  const [collapsed, setCollapsed] = useState<ReadonlySet<string>>(new Set());
+  const shown = useMemo(() => visible(nodes, edges, collapsed), [nodes, edges, collapsed]);
+  const places = useMemo(() => arrange(shown, edges), [shown, edges]);
+  const toggle = (id: string) =>
+    setCollapsed((known) => new Set(known.has(id) ? [...known].filter((each) => each !== id) : [...known, id]));
   const pictures = useMemo(() => {
     const drawn = new Map<string, string>();
     for (const node of nodes) {
@@ -69,6 +73,8 @@ export function GraphView(props: { found: Explanation; view: HTMLCanvasElement }
           {places.map(({ node, x, y }) => {
             const grid = node.patches?.grid ?? 7;
             const side = NODE / grid;
+            const below = edges.some((edge) => edge.parent === node.id);
+            const folded = collapsed.has(node.id);
             const label = `${texts.percent(node.score)} ${nameOf(node.top)}, ${texts.graph.keeps(texts.percent(node.relativeScore))}`;
             return (
               <g
@@ -76,8 +82,15 @@ export function GraphView(props: { found: Explanation; view: HTMLCanvasElement }
                 transform={`translate(${x} ${y})`}
                 class={node.root ? "node root" : "node"}
                 tabIndex={0}
-                role="img"
+                role={below ? "button" : "img"}
+                aria-expanded={below ? !folded : undefined}
                 aria-label={label}
+                onClick={() => below && toggle(node.id)}
+                onKeyDown={(event) => {
+                  if (!below || ![" ", "Enter"].includes(event.key)) return;
+                  event.preventDefault();
+                  toggle(node.id);
+                }}
                 onPointerEnter={() => setMarked(node)}
                 onPointerLeave={() => setMarked(undefined)}
                 onFocus={() => setMarked(node)}
@@ -85,12 +98,11 @@ export function GraphView(props: { found: Explanation; view: HTMLCanvasElement }
               >
                 <title>{label}</title>
                 <image href={pictures.get(node.id)} width={NODE} height={NODE} />
-                {(node.patches?.patches ?? [])
-                  .filter((patch) => markedPatches.has(patch))
+                {(marked ? (node.patches?.patches ?? []) : [])
                   .map((patch) => (
                     <rect
                       key={patch}
-                      class="mark"
+                      class={markedPatches.has(patch) ? "mark" : "differs"}
                       x={(patch % grid) * side}
                       y={Math.floor(patch / grid) * side}
                       width={side}
@@ -102,6 +114,7 @@ export function GraphView(props: { found: Explanation; view: HTMLCanvasElement }
                 <text y={NODE + 24}>
                   {texts.percent(node.score)}
                 </text>
+                {folded && <text x={NODE} y={NODE + 24} text-anchor="end">{texts.graph.folded}</text>}
               </g>
             );
           })}
@@ -109,6 +122,19 @@ export function GraphView(props: { found: Explanation; view: HTMLCanvasElement }
       </div>
     </>
   );
+}
+
+/** Returns the roots, and the nodes that a path without a collapsed node leads to. */
+function visible(nodes: GraphNode[], edges: GraphEdge[], collapsed: ReadonlySet<string>): GraphNode[] {
+  const below = new Set(edges.map((edge) => edge.child));
+  const reached = new Set<string>();
+  const visit = (id: string) => {
+    if (reached.has(id)) return;
+    reached.add(id);
+    if (!collapsed.has(id)) edges.filter((edge) => edge.parent === id).forEach((edge) => visit(edge.child));
+  };
+  nodes.filter((node) => !below.has(node.id)).forEach((node) => visit(node.id));
+  return nodes.filter((node) => reached.has(node.id));
 }
 
 /** Returns the positions of nodes: roots in the first row, every other node below the middle of its parents. */

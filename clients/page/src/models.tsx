@@ -44,6 +44,21 @@ function ModelCard({ model }: { model: Model }) {
           </li>
         ))}
       </ul>
+      {(model.capabilities?.optimizations.length ?? 0) > 0 && (
+        <details>
+          <summary>{texts.models.optimisations}</summary>
+          <dl>
+            {model.capabilities!.optimizations.map((each) => (
+              <div key={each.name}>
+                <dt>
+                  {each.applied ? "✓" : "–"} {each.name}
+                </dt>
+                <dd>{each.detail}</dd>
+              </div>
+            ))}
+          </dl>
+        </details>
+      )}
       {model.checks.length > 0 && (
         <details>
           <summary>{texts.models.checks}</summary>

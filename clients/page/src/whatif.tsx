@@ -1,7 +1,7 @@
 /** The view "What if": hides patches and shows the model's scores immediately. */
 
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
-import type { ClassScore } from "../gen/sagittal/v1/explanation_pb";
+import type { ClassScore, GraphNode } from "../gen/sagittal/v1/explanation_pb";
 import type { RegionScore } from "../gen/sagittal/v1/explanation_service_pb";
 import { explanations, messageOf } from "./api";
 import { nameOf } from "./explanation";
@@ -12,6 +12,9 @@ import { texts } from "./texts";
 /** Most patches that "smallest change" hides before it gives up. */
 const MOST = 16;
 
+/** Nodes of the graph that are listed. */
+const MOST_NEAR = 3;
+
 /** Changes that can be undone. */
 const MOST_PAST = 100;
 
@@ -21,7 +24,14 @@ interface Try {
   top?: ClassScore;
 }
 
-export function WhatIfView(props: { jobId: string; view: HTMLCanvasElement; grid: number; start: number[] }) {
+export function WhatIfView(props: {
+  jobId: string;
+  view: HTMLCanvasElement;
+  grid: number;
+  start: number[];
+  /** Nodes of the attention graph, of which those nearest to what is shown are listed. */
+  nodes: GraphNode[];
+}) {
   const { jobId, view, grid } = props;
   const [hidden, setHidden] = useState<ReadonlySet<number>>(new Set(props.start));
   const [now, setNow] = useState<Try>();
@@ -99,6 +109,8 @@ export function WhatIfView(props: { jobId: string; view: HTMLCanvasElement; grid
     } else return;
     event.preventDefault();
   };
+  const patches = Array.from({ length: all }, (_, patch) => patch);
+  const near = useMemo(() => nearest(props.nodes, grid, hidden), [props.nodes, grid, hidden]);
   const difference = now && full ? now.score - full.score : 0;
   return (
     <div class="what-if">
@@ -128,7 +140,7 @@ export function WhatIfView(props: { jobId: string; view: HTMLCanvasElement; grid
         >
           <Picture canvas={canvas} label={texts.whatIf.patches(hidden.size)} />
           <svg viewBox={`0 0 ${grid} ${grid}`} aria-hidden="true">
-            {Array.from({ length: all }, (_, patch) => (
+            {patches.map((patch) => (
               <rect
                 key={patch}
                 class={patch === focus ? "patch focus" : "patch"}
@@ -143,7 +155,7 @@ export function WhatIfView(props: { jobId: string; view: HTMLCanvasElement; grid
         <div class="buttons">
           <button type="button" disabled={!past.length} onClick={undo}>{texts.jobs.undo}</button>
           <button type="button" onClick={() => choose([])}>{texts.whatIf.clear}</button>
-          <button type="button" onClick={() => choose(Array.from({ length: all }, (_, patch) => patch).filter((patch) => !hidden.has(patch)))}>
+          <button type="button" onClick={() => choose(patches.filter((patch) => !hidden.has(patch)))}>
             {texts.whatIf.invert}
           </button>
           <button type="button" onClick={flip}>{texts.whatIf.flip}</button>
@@ -164,6 +176,22 @@ export function WhatIfView(props: { jobId: string; view: HTMLCanvasElement; grid
           </p>
         )}
         {note && <Status>{note}</Status>}
+        {near.length > 0 && (
+          <>
+            <h3>{texts.whatIf.nearest}</h3>
+            <ul class="tries near">
+              {near.map(({ node, different }) => (
+                <li key={node.id} class={different ? "" : "same"}>
+                  <button type="button" onClick={() => choose(patches.filter((patch) => !node.patches!.patches.includes(patch)))}>
+                    {texts.whatIf.different(different)}
+                  </button>
+                  <Share value={node.score} />
+                  <span>{nameOf(node.top)}</span>
+                </li>
+              ))}
+            </ul>
+          </>
+        )}
         <h3>{texts.whatIf.history}</h3>
         <ol class="tries">
           {history.map((each) => (
@@ -179,6 +207,20 @@ export function WhatIfView(props: { jobId: string; view: HTMLCanvasElement; grid
       </div>
     </div>
   );
+}
+
+/** Returns the nodes of the graph that differ least from what is shown, and in how many patches. */
+function nearest(nodes: GraphNode[], grid: number, hidden: ReadonlySet<number>) {
+  return nodes
+    .filter((node) => node.patches?.grid === grid)
+    .map((node) => {
+      const kept = new Set(node.patches!.patches);
+      let different = 0;
+      for (let patch = 0; patch < grid * grid; patch++) if (kept.has(patch) === hidden.has(patch)) different++;
+      return { node, different };
+    })
+    .sort((a, b) => a.different - b.different)
+    .slice(0, MOST_NEAR);
 }
 
 /** Hides, one by one, the patch that lowers the score most, until another class is on top. */

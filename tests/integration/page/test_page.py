@@ -132,6 +132,11 @@ def explain_in_full(run: Run) -> None:
             patches=patches, score=0.85, certificate=certificate, causal=causal, diverse=True
         )
     )
+    root = pb.GraphNode(id="a", patches=patches, score=0.85, relative_score=0.94, root=True, top=on)
+    child = pb.GraphNode(id="b", patches=pb.PatchSet(grid=7, patches=(16,)), score=0.2, relative_score=0.22, top=on)
+    run.send(graph_node=root)
+    run.send(graph_node=child)
+    run.send(graph_edge=pb.GraphEdge(parent="a", child="b", removed_patch=17))
     run.send(warning=pb.Warning(reason="BASELINE_STILL_CONFIDENT", message=HOSTILE))
     run.settle(completed=pb.Completed(evaluations=550, model_digest="d" * 64, model_version="1"))
 
@@ -178,6 +183,44 @@ async def test_an_explanation_forms_and_what_if_answers(serve, page, image):
         assert "#/job/" in page.url
         # what `make bench-page` reads
         assert await page.evaluate("performance.getEntriesByName('first-event-drawn').length") == 1
+
+
+async def test_of_several_images_each_is_one_click_away(serve, page, image, tmp_path):
+    other = tmp_path / "other.png"
+    other.write_bytes(picture(64, 64).encoded)
+    async with serve(inside=True) as (address, stack), stack.worker(explain_in_full).at_work():
+        await page.goto(address)
+        await page.set_input_files("input[type=file]", [image, other])
+        chosen = page.get_by_role("list", name="Chosen images").get_by_role("button")
+        await expect(chosen).to_have_text([image.name, "other.png"])
+        await expect(chosen.first).to_have_attribute("aria-pressed", "true")
+        await chosen.last.click()
+        await expect(chosen.last).to_have_attribute("aria-pressed", "true")
+        await expect(page.locator(".top li")).to_have_count(2)
+
+
+async def test_a_graph_is_folded_and_its_nodes_are_near_what_is_tried(serve, page, image):
+    async with serve(inside=True) as (address, stack), stack.worker(explain_in_full).at_work():
+        await explained(page, address, image)
+        await page.get_by_role("tab", name="Attention graph").click()
+        nodes = page.locator(".node")
+        await expect(nodes).to_have_count(2)
+        await nodes.last.focus()
+        await expect(nodes.first.locator(".mark")).to_have_count(1)
+        await expect(nodes.first.locator(".differs")).to_have_count(1)
+        await nodes.first.focus()
+        await page.keyboard.press("Enter")
+        await expect(nodes).to_have_count(1)
+        await expect(nodes).to_have_attribute("aria-expanded", "false")
+        await nodes.click()
+        await expect(nodes).to_have_count(2)
+        assert await violations(page) == []
+        await page.get_by_role("tab", name="What if?").click()
+        near = page.locator(".near li")
+        await expect(near.first).to_contain_text("47 patches differ")
+        await near.first.get_by_role("button").click()
+        await expect(near.first).to_contain_text("the same patches")
+        await expect(near.first).to_have_class("same")
 
 
 async def test_labels_files_and_warnings_are_text_whatever_they_hold(serve, page, image):
