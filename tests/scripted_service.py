@@ -242,6 +242,14 @@ class Script(
         self.changes.append(request)
         return models_pb.LoadModelResponse()
 
+    def SetCanary(self, request, context):
+        self.changes.append(request)
+        changed = type(self.model)()
+        changed.CopyFrom(self.model)
+        if request.HasField("canary"):
+            changed.canary.CopyFrom(request.canary)
+        return models_pb.SetCanaryResponse(model=changed)
+
     def UnloadModel(self, request, context):
         self.changes.append(request)
         return models_pb.UnloadModelResponse()

@@ -48,6 +48,7 @@ from sagittal.worker.execution import writer
 from sagittal.worker.hosting import reconciler
 from sagittal.worker.hosting.reconciler import Reconciler
 from sagittal.worker.metrics import WorkerMetrics
+from sagittal.worker.outcomes import OutcomeReports
 from sagittal.worker.process import Worker
 from sagittal.worker.settings import WorkerSettings
 
@@ -186,6 +187,7 @@ class WorkerThread:
         self.worker = Worker(
             told, self._sides[0], hosted, metrics, observer=SupervisionMetrics(self.registry),
             concepts=connect_concept_store(told.concepts, settings),
+            outcomes=OutcomeReports(self._sides[1], metrics, "w"),
         )  # fmt: skip
         threading.settrace(self._killer.trace)
         try:

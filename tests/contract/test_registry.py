@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from sagittal.core.errors import FailedPrecondition, ModelExists, UnknownModel
+from sagittal.registry.protocol import Outcomes
 from sagittal.v1 import model_pb2
 
 READY = model_pb2.WorkerModel(state=model_pb2.MODEL_STATE_READY, device="cpu")
@@ -195,3 +196,79 @@ async def test_workers_show_until_they_withdraw_or_fall_silent(registry) -> None
     workers.withdraw("a")
     workers.announce("b", [], ttl=60)
     assert not (await models.models())[0].workers
+
+
+TRIAL = model_pb2.Canary(share=0.05, max_failed=0.1, min_faithfulness=0.9, min_jobs=10)
+
+
+async def on_trial(models) -> None:
+    """Registers two versions of a model, of which the second is on trial."""
+    await models.register(lite("1"))
+    await models.register(lite("2"))
+    await models.set_canary("lite", "2", TRIAL)
+
+
+def outcomes(version: str, **counts: float) -> Outcomes:
+    return Outcomes(name="lite", version=version, **counts)
+
+
+async def test_a_canary_is_kept_with_its_outcomes_until_it_is_ended(registry) -> None:
+    models, workers = registry
+    assert workers.report("w", 1, outcomes("1", completed=1)) == ""
+    await on_trial(models)
+    assert workers.report("w", 2, outcomes("2", completed=4, scored=4, insertion=2.0)) == ""
+    assert workers.report("w", 2, outcomes("2", completed=4, scored=4, insertion=2.0)) == "", "it is repeated"
+    assert workers.report("other", 2, outcomes("2", completed=4, failed=1, scored=4, insertion=3.0)) == ""
+    workers.report("w", 3, outcomes("1", completed=9, scored=9, insertion=4.5))
+    record = (await models.canaries())["lite"]
+    assert (record.version, record.canary.share, record.canary.rolled_back) == ("2", 0.05, "")
+    assert record.canary.outcomes == model_pb2.CanaryOutcomes(completed=8, failed=1, insertion_auc=0.625)
+    assert record.canary.latest_outcomes == model_pb2.CanaryOutcomes(completed=9, insertion_auc=0.5)
+    await models.set_canary("lite", "2", None)
+    assert await models.canaries() == {}
+
+
+@pytest.mark.parametrize(
+    ("canary", "latest", "reason"),
+    [
+        ({"completed": 8, "failed": 2}, {}, "2 of 10 jobs failed; at most 10 % may"),
+        ({"completed": 9, "failed": 1}, {}, ""),
+        ({"completed": 5, "failed": 4}, {}, ""),
+        (
+            {"completed": 10, "scored": 10, "insertion": 4.0},
+            {"completed": 90, "scored": 90, "insertion": 45.0},
+            "its mean insertion AUC is 0.400, less than 0.9 times the 0.500 of version 1",
+        ),
+        ({"completed": 10, "scored": 10, "insertion": 4.6}, {"completed": 90, "scored": 90, "insertion": 45.0}, ""),
+        ({"completed": 10, "scored": 9, "insertion": 0.9}, {"completed": 90, "scored": 90, "insertion": 45.0}, ""),
+        ({"completed": 10, "scored": 10, "insertion": 0.9}, {"completed": 9, "scored": 9, "insertion": 4.5}, ""),
+    ],
+    ids=["fails", "fails-as-allowed", "too-few", "unfaithful", "faithful", "too-few-scored", "too-few-of-the-latest"],
+)
+async def test_a_canary_that_is_worse_is_rolled_back_once(registry, canary, latest, reason: str) -> None:
+    models, workers = registry
+    await on_trial(models)
+    assert workers.report("w", 1, outcomes("1", **latest)) == ""
+    assert workers.report("w", 2, outcomes("2", **canary)) == reason
+    assert (await models.canaries())["lite"].canary.rolled_back == reason
+    if reason:
+        assert workers.report("w", 3, outcomes("2", failed=100)) == "", "it is told once"
+        await models.set_canary("lite", "2", TRIAL)
+        assert (await models.canaries())["lite"].canary.rolled_back == "", "it is tried again"
+
+
+async def test_a_version_that_becomes_the_latest_is_on_trial_no_longer(registry) -> None:
+    models, workers = registry
+    await on_trial(models)
+    await models.update(lite("2"), latest=True)
+    assert workers.report("w", 1, outcomes("2", failed=100)) == ""
+    assert await models.canaries() == {}
+
+
+async def test_only_another_version_that_exists_can_be_tried(registry) -> None:
+    models, _ = registry
+    await models.register(lite("1"))
+    with pytest.raises(FailedPrecondition, match="latest version"):
+        await models.set_canary("lite", "1", TRIAL)
+    with pytest.raises(UnknownModel, match="registered models: lite@1"):
+        await models.set_canary("lite", "2", TRIAL)

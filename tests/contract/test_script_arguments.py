@@ -104,6 +104,9 @@ class Prepared:
             "registry_publish": ("model", "1", b"model", now, "0"),
             "registry_read": ("all", "", ""),
             "registry_remove": ("model", "1"),
+            "registry_canaries": (),
+            "registry_canary": ("model", "2", 0.5, 0.1, 0.9, 20, now),
+            "registry_outcomes": ("worker", now, "model", "1", 3, 1, 2, 1.5),
             "registry_wish": ("model", "1", "load"),
             "registry_withdraw": ("worker",),
         }

@@ -27,13 +27,13 @@ CHANGES = ("declare", "wish", "remove")
 #: operations are in test_redis_replies.py.
 OF_SERVICE = {
     "calls": {"submit", "get", "read", "cancel", "delete", "list", *(f"registry_{do}" for do in CHANGES)},
-    "readiness": {"PING", "backlog", "stored", "registry_read", "SET", "GET"},
+    "readiness": {"PING", "backlog", "stored", "registry_read", "registry_canaries", "SET", "GET"},
     "sweeper": {"sweep"},
     "log-notifications": {"SUBSCRIBE"},
 }
 OF_WORKER = {
     "leasing": {"lease", "BLPOP", "sweep"},
-    "heartbeat": {"heartbeat", "registry_announce"},
+    "heartbeat": {"heartbeat", "registry_announce", "registry_outcomes"},
     "cancellations": {"SUBSCRIBE"},
     "event-writer": {"append", "checkpoint", "settle"},
     "models": {"registry_changes", "registry_read"},

@@ -39,6 +39,7 @@ from sagittal.queue.scripts import load_script
 from sagittal.queue.settings import QueueSettings
 from sagittal.registry.concept_files import ConceptFiles, ConceptStorage
 from sagittal.registry.concept_sets import ConceptSets, StoredConceptSet, WorkerConceptSets
+from sagittal.registry.protocol import Outcomes
 from sagittal.registry.redis import RedisModelRegistry, RedisWorkerRegistry
 from sagittal.v1 import concept_pb2, model_pb2
 
@@ -120,6 +121,8 @@ OF_THE_SERVICE: Mapping[str, Operation] = {
     "registry_declare": lambda sides: sides.models.register(MODEL),
     "registry_remove": lambda sides: sides.models.unregister("nobody", "1"),
     "registry_wish": lambda sides: sides.models.wish("nobody", "1", "load"),
+    "registry_canaries": lambda sides: sides.models.canaries(),
+    "registry_canary": lambda sides: sides.models.set_canary("model", "1", None),
     "registry_quarantine": lambda sides: sides.models._redis.script(
         load_script("registry_quarantine"), "models", "nobody@1", "damaged"
     ),
@@ -156,6 +159,7 @@ OF_A_WORKER: Mapping[str, Operation] = {
     "registry_read": lambda sides: sides.models_of_worker.registrations(),
     "registry_declare": lambda sides: sides.models_of_worker.declare(MODEL),
     "registry_publish": lambda sides: sides.models_of_worker.publish(MODEL),
+    "registry_outcomes": lambda sides: sides.models_of_worker.report("worker", 1, Outcomes(name="model", version="1")),
     "registry_announce": lambda sides: sides.models_of_worker.announce("worker", [], ttl=1),
     "concepts_read": lambda sides: sides.sets_of_worker.get("default", "model", "set"),
     "concepts_reserve": lambda sides: sides.sets_of_worker.write_files({}),

@@ -26,6 +26,7 @@ from sagittal.v1 import method_pb2, tensor_pb2
 from sagittal.worker.concepts.store import ConceptSettings, connect_concept_store
 from sagittal.worker.hosting.reconciler import Reconciler
 from sagittal.worker.metrics import WorkerMetrics
+from sagittal.worker.outcomes import OutcomeReports
 from sagittal.worker.process import Worker
 from sagittal.worker.settings import WorkerSettings
 
@@ -55,6 +56,7 @@ def working(path: Path, settings: QueueSettings) -> Iterator[tuple[Worker, Colle
         hosted,
         metrics,
         concepts=connect_concept_store(ConceptSettings(), settings),
+        outcomes=OutcomeReports(announced, metrics, "w"),
     )
     thread = threading.Thread(target=worker.run)
     thread.start()

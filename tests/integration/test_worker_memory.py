@@ -19,6 +19,7 @@ from sagittal.v1 import method_pb2, tensor_pb2
 from sagittal.worker.concepts.store import connect_concept_store
 from sagittal.worker.hosting.reconciler import Reconciler
 from sagittal.worker.metrics import WorkerMetrics
+from sagittal.worker.outcomes import OutcomeReports
 from sagittal.worker.process import Worker
 from sagittal.worker.settings import WorkerSettings
 
@@ -48,7 +49,12 @@ def working(
     hosted = Reconciler(path, registry, metrics, worker="w", device=cpu, memo_mib=memo_mib)
     hosted._bound = 1  # the models of tests are smaller than the unit of the setting
     worker = Worker(
-        settings, queue.worker("w"), hosted, metrics, concepts=connect_concept_store(settings.concepts, settings.queue)
+        settings,
+        queue.worker("w"),
+        hosted,
+        metrics,
+        concepts=connect_concept_store(settings.concepts, settings.queue),
+        outcomes=OutcomeReports(registry, metrics, "w"),
     )
     thread = threading.Thread(target=worker.run)
     thread.start()

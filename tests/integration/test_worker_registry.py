@@ -20,6 +20,7 @@ from sagittal.v1 import method_pb2, tensor_pb2
 from sagittal.worker.concepts.store import connect_concept_store
 from sagittal.worker.hosting.reconciler import Reconciler
 from sagittal.worker.metrics import WorkerMetrics
+from sagittal.worker.outcomes import OutcomeReports
 from sagittal.worker.process import Worker
 from sagittal.worker.settings import WorkerSettings
 
@@ -55,7 +56,12 @@ async def test_a_queued_job_of_a_model_that_cannot_be_loaded_fails_fast_and_othe
     metrics = WorkerMetrics.create(CollectorRegistry())
     hosted = Reconciler(path, worker_registry, metrics, worker="w", device=torch.device("cpu"))
     worker = Worker(
-        settings, queue.worker("w"), hosted, metrics, concepts=connect_concept_store(settings.concepts, settings.queue)
+        settings,
+        queue.worker("w"),
+        hosted,
+        metrics,
+        concepts=connect_concept_store(settings.concepts, settings.queue),
+        outcomes=OutcomeReports(worker_registry, metrics, "w"),
     )
     jobs = [job_for(model, new_job) for model in ("broken", "left")]
     for job in jobs:

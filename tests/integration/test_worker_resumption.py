@@ -26,6 +26,7 @@ from sagittal.worker.concepts.store import connect_concept_store
 from sagittal.worker.execution.run import JobRun
 from sagittal.worker.hosting.reconciler import Reconciler
 from sagittal.worker.metrics import WorkerMetrics
+from sagittal.worker.outcomes import OutcomeReports
 from sagittal.worker.process import Worker
 from sagittal.worker.settings import WorkerSettings
 
@@ -71,6 +72,7 @@ class Site:
             hosted,
             metrics,
             concepts=connect_concept_store(settings.concepts, settings.queue),
+            outcomes=OutcomeReports(self.registry, metrics, name),
         )
         thread = threading.Thread(target=worker.run)
         thread.start()

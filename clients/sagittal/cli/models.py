@@ -4,6 +4,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -52,6 +53,7 @@ def describe(model: Model) -> list[str]:
     """Returns a model with the methods that it admits and their parameters."""
     seen = model.preprocessing
     lines = [_title(model), f"  source   {model.source}, registered by {model.origin or 'unknown'}"]
+    lines += _trial(model)
     if model.classes:
         lines += [
             f"  digest   {model.digest}",
@@ -67,6 +69,14 @@ def describe(model: Model) -> list[str]:
         f"  {'done' if each.applied else 'skipped':<8} {each.name}: {each.detail}" for each in model.optimizations
     ]
     return [*lines, *_methods(model)]
+
+
+def _trial(model: Model) -> Iterator[str]:
+    if trial := model.canary:
+        state = f"rolled back: {trial.rolled_back}" if trial.rolled_back else f"{trial.share:.1%} of the explanations"
+        yield f"  canary   {state}"
+        for who, each in (("it", trial.outcomes), ("latest", trial.latest_outcomes)):
+            yield f"    {who}: {each.completed} completed, {each.failed} failed, insertion AUC {each.insertion_auc:.3f}"
 
 
 def _methods(model: Model) -> Iterator[str]:
@@ -203,6 +213,35 @@ def unload(client: Client, *, name: str, version: str) -> None:
     """Asks workers to unload the model NAME when no job runs on it; a later job loads it again."""
     client.unload_model(name, version=version)
     echo(f"requested unloading of {name}")
+
+
+@models.command()
+@click.argument("name")
+@click.argument("version")
+@click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=0.05, show_default=True, help="Of 1.")
+@click.option("--max-failed", type=click.FloatRange(0, 1), default=0.1, show_default=True, help="Of its jobs, of 1.")
+@click.option(
+    "--min-faithfulness",
+    type=click.FloatRange(0, 1),
+    default=0.9,
+    show_default=True,
+    help="Mean insertion AUC, relative to the latest version.",
+)
+@click.option("--min-jobs", type=click.IntRange(1), default=20, show_default=True, help="Before a decision.")
+@click.option("--end", is_flag=True, help="Ends the trial.")
+@connected
+def canary(client: Client, *, name: str, version: str, end: bool, **settings: Any) -> None:
+    """Tries VERSION of the model NAME with a share of the explanations that name no version.
+
+    It is rolled back by itself if it fails too often, or explains less faithfully than the latest version. To promote
+    it, make it the latest: sagittal models update FILE --field latest.
+    """
+    if end:
+        client.end_canary(name, version)
+        echo(f"ended the canary of {name}")
+        return
+    client.set_canary(name, version, **settings)
+    echo(f"{name} version {version} gets {settings['share']:.1%} of the explanations; see: sagittal models show {name}")
 
 
 @click.command()

@@ -97,7 +97,7 @@ from sagittal.client.methods import (
     StructuredAttentionGraph,
     Sufficiency,
 )
-from sagittal.client.models import MethodInfo, Model, ParameterInfo, SelfCheck, WorkerState
+from sagittal.client.models import Canary, CanaryOutcomes, MethodInfo, Model, ParameterInfo, SelfCheck, WorkerState
 from sagittal.client.options import TLS, Options, Retry
 from sagittal.client.preprocessing import Preprocessing
 from sagittal.client.region_scores import RegionScore, RegionScores
@@ -124,6 +124,8 @@ __all__ = [
     "BatchItem",
     "BatchResult",
     "Box",
+    "Canary",
+    "CanaryOutcomes",
     "CausalTriple",
     "Certificate",
     "CertifyAfter",

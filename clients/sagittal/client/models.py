@@ -80,6 +80,30 @@ class SelfCheck:
     """Whether a model that fails the check is not served."""
 
 
+@dataclass(frozen=True, slots=True)
+class CanaryOutcomes:
+    """Ended jobs of one version during a trial."""
+
+    completed: int
+    failed: int
+    insertion_auc: float
+    """Mean insertion AUC; 0 if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """A trial of a version by a share of the explanations that name no version."""
+
+    share: float
+    max_failed: float
+    min_faithfulness: float
+    min_jobs: int
+    rolled_back: str
+    """Why it was rolled back; empty while it runs."""
+    outcomes: CanaryOutcomes
+    latest_outcomes: CanaryOutcomes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A registered model."""
@@ -118,6 +142,8 @@ class Model:
     tags: Mapping[str, str] = field(default_factory=dict)
     origin: str = ""
     """"file" or "api": the source of its registration."""
+    canary: Canary | None = None
+    """Its trial, if there is one."""
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -137,10 +163,16 @@ def parse_model(message: model_pb2.Model) -> Model:
         "source": message.source.kind,
         "preprocessing": _preprocessing(message.preprocessing),
         "methods": tuple(map(_method, message.methods)),
+        "canary": _canary(message.canary) if message.HasField("canary") else None,
         "patch_grid": (found.patch_grid.rows, found.patch_grid.columns) if found.HasField("patch_grid") else None,
     }
     model = parse(Model, message, **given)
     return model if model.output else replace(model, output="logits")
+
+
+def _canary(message: model_pb2.Canary) -> Canary:
+    outcomes = parse(CanaryOutcomes, message.outcomes)
+    return parse(Canary, message, outcomes=outcomes, latest_outcomes=parse(CanaryOutcomes, message.latest_outcomes))
 
 
 def _preprocessing(message: model_pb2.Preprocessing) -> Preprocessing:

@@ -26,7 +26,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sagittal/v1/model.proto\x12\x0bsagittal.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x93\x06\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06latest\x18\x03 \x01(\x08\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12(\n\x06source\x18\x05 \x01(\x0b\x32\x18.sagittal.v1.ModelSource\x12\x31\n\rpreprocessing\x18\x06 \x01(\x0b\x32\x1a.sagittal.v1.Preprocessing\x12\x0e\n\x06labels\x18\x07 \x03(\t\x12\x0f\n\x07\x63lasses\x18\x08 \x01(\r\x12\'\n\x06output\x18\t \x01(\x0e\x32\x17.sagittal.v1.OutputKind\x12/\n\x0c\x63\x61pabilities\x18\n \x01(\x0b\x32\x19.sagittal.v1.Capabilities\x12)\n\x07workers\x18\x0b \x03(\x0b\x32\x18.sagittal.v1.WorkerModel\x12/\n\x07methods\x18\x0c \x03(\x0b\x32\x1e.sagittal.v1.MethodDescription\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0blabels_from\x18\x0e \x01(\t\x12#\n\x06layers\x18\x0f \x01(\x0b\x32\x13.sagittal.v1.Layers\x12)\n\x06\x64\x65vice\x18\x10 \x01(\x0b\x32\x19.sagittal.v1.DeviceWishes\x12\x16\n\x0eweights_digest\x18\x11 \x01(\t\x12*\n\x04tags\x18\x12 \x03(\x0b\x32\x1c.sagittal.v1.Model.TagsEntry\x12,\n\x0bload_policy\x18\x13 \x01(\x0e\x32\x17.sagittal.v1.LoadPolicy\x12(\n\x06origin\x18\x14 \x01(\x0e\x32\x18.sagittal.v1.ModelOrigin\x12\x10\n\x08revision\x18\x15 \x01(\x04\x12&\n\x06\x63hecks\x18\x16 \x03(\x0b\x32\x16.sagittal.v1.SelfCheck\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"+\n\x06Layers\x12\x0f\n\x07spatial\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x01(\t\"Y\n\x0c\x44\x65viceWishes\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x12\n\nbatch_size\x18\x02 \x01(\r\x12\x16\n\x0e\x66ull_precision\x18\x03 \x01(\x08\x12\x0f\n\x07\x63ompile\x18\x04 \x01(\x08\"K\n\tSelfCheck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x10\n\x08required\x18\x04 \x01(\x08\"F\n\x0bModelSource\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12)\n\x08settings\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"\xa9\x01\n\rPreprocessing\x12\x12\n\ninput_size\x18\x01 \x01(\r\x12\x0e\n\x06resize\x18\x02 \x01(\r\x12\x15\n\rinterpolation\x18\x03 \x01(\t\x12\x0c\n\x04mean\x18\x04 \x03(\x02\x12\x0b\n\x03std\x18\x05 \x03(\x02\x12\x15\n\rchannel_order\x18\x06 \x01(\t\x12\x0b\n\x03\x66it\x18\x07 \x01(\t\x12\x0e\n\x06layout\x18\x08 \x01(\t\x12\x0e\n\x06preset\x18\t \x01(\t\"\xbe\x03\n\x0c\x43\x61pabilities\x12\x1a\n\x12supports_gradients\x18\x01 \x01(\x08\x12\x17\n\x0fsupports_layers\x18\x02 \x01(\x08\x12\x16\n\x0espatial_layers\x18\x03 \x03(\t\x12\x16\n\x0e\x66\x65\x61ture_layers\x18\x04 \x03(\t\x12\x12\n\nbatch_size\x18\x05 \x01(\r\x12\x30\n\roptimizations\x18\x06 \x03(\x0b\x32\x19.sagittal.v1.Optimization\x12\x1e\n\x16\x65valuations_per_second\x18\x07 \x01(\x02\x12\'\n\x1fgradient_evaluations_per_second\x18\x08 \x01(\x02\x12*\n\npatch_grid\x18\t \x01(\x0b\x32\x16.sagittal.v1.PatchGrid\x12\x16\n\x0emin_input_size\x18\n \x01(\r\x12\x16\n\x0emax_input_size\x18\x0b \x01(\r\x12\x15\n\rdeterministic\x18\x0c \x01(\x08\x12\x15\n\rweights_bytes\x18\r \x01(\x04\x12\x18\n\x10\x61\x63tivation_bytes\x18\x0e \x01(\x04\x12\x16\n\x0eweights_digest\x18\x0f \x01(\t\"*\n\tPatchGrid\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x02 \x01(\r\"Y\n\x0cOptimization\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61pplied\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x1a\n\x12largest_difference\x18\x04 \x01(\x02\"\x8e\x01\n\x0bWorkerModel\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.sagittal.v1.ModelState\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\"\xb0\x01\n\x11MethodDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0f\n\x07summary\x18\x03 \x01(\t\x12\x35\n\nparameters\x18\x04 \x03(\x0b\x32!.sagittal.v1.ParameterDescription\x12\x13\n\x0bunavailable\x18\x05 \x01(\t\x12\x10\n\x08stateful\x18\x06 \x01(\x08\x12\x0f\n\x07\x61liases\x18\x07 \x03(\t\"\xf7\x01\n\x14ParameterDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\'\n\x07\x64\x65\x66\x61ult\x18\x03 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x14\n\x07minimum\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x11\x65xclusive_minimum\x18\x06 \x01(\x08\x12\x0f\n\x07\x63hoices\x18\x07 \x03(\t\x12\x0f\n\x07summary\x18\x08 \x01(\t\x12\x19\n\x11\x65xclusive_maximum\x18\t \x01(\x08\x42\n\n\x08_minimumB\n\n\x08_maximum*\xaf\x01\n\nOutputKind\x12\x1b\n\x17OUTPUT_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12OUTPUT_KIND_LOGITS\x10\x01\x12\x1d\n\x19OUTPUT_KIND_PROBABILITIES\x10\x02\x12\"\n\x1eOUTPUT_KIND_MULTI_LABEL_LOGITS\x10\x03\x12)\n%OUTPUT_KIND_MULTI_LABEL_PROBABILITIES\x10\x04*\x8b\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14MODEL_STATE_UNLOADED\x10\x01\x12\x17\n\x13MODEL_STATE_LOADING\x10\x02\x12\x15\n\x11MODEL_STATE_READY\x10\x03\x12\x16\n\x12MODEL_STATE_FAILED\x10\x04*]\n\nLoadPolicy\x12\x1b\n\x17LOAD_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13LOAD_POLICY_PRELOAD\x10\x01\x12\x19\n\x15LOAD_POLICY_ON_DEMAND\x10\x02*X\n\x0bModelOrigin\x12\x1c\n\x18MODEL_ORIGIN_UNSPECIFIED\x10\x00\x12\x15\n\x11MODEL_ORIGIN_FILE\x10\x01\x12\x14\n\x10MODEL_ORIGIN_API\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sagittal/v1/model.proto\x12\x0bsagittal.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb8\x06\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06latest\x18\x03 \x01(\x08\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12(\n\x06source\x18\x05 \x01(\x0b\x32\x18.sagittal.v1.ModelSource\x12\x31\n\rpreprocessing\x18\x06 \x01(\x0b\x32\x1a.sagittal.v1.Preprocessing\x12\x0e\n\x06labels\x18\x07 \x03(\t\x12\x0f\n\x07\x63lasses\x18\x08 \x01(\r\x12\'\n\x06output\x18\t \x01(\x0e\x32\x17.sagittal.v1.OutputKind\x12/\n\x0c\x63\x61pabilities\x18\n \x01(\x0b\x32\x19.sagittal.v1.Capabilities\x12)\n\x07workers\x18\x0b \x03(\x0b\x32\x18.sagittal.v1.WorkerModel\x12/\n\x07methods\x18\x0c \x03(\x0b\x32\x1e.sagittal.v1.MethodDescription\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0blabels_from\x18\x0e \x01(\t\x12#\n\x06layers\x18\x0f \x01(\x0b\x32\x13.sagittal.v1.Layers\x12)\n\x06\x64\x65vice\x18\x10 \x01(\x0b\x32\x19.sagittal.v1.DeviceWishes\x12\x16\n\x0eweights_digest\x18\x11 \x01(\t\x12*\n\x04tags\x18\x12 \x03(\x0b\x32\x1c.sagittal.v1.Model.TagsEntry\x12,\n\x0bload_policy\x18\x13 \x01(\x0e\x32\x17.sagittal.v1.LoadPolicy\x12(\n\x06origin\x18\x14 \x01(\x0e\x32\x18.sagittal.v1.ModelOrigin\x12\x10\n\x08revision\x18\x15 \x01(\x04\x12&\n\x06\x63hecks\x18\x16 \x03(\x0b\x32\x16.sagittal.v1.SelfCheck\x12#\n\x06\x63\x61nary\x18\x17 \x01(\x0b\x32\x13.sagittal.v1.Canary\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x81\x02\n\x06\x43\x61nary\x12\r\n\x05share\x18\x01 \x01(\x01\x12\x12\n\nmax_failed\x18\x02 \x01(\x01\x12\x18\n\x10min_faithfulness\x18\x03 \x01(\x01\x12\x10\n\x08min_jobs\x18\x04 \x01(\r\x12\x13\n\x0brolled_back\x18\x05 \x01(\t\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x08outcomes\x18\x07 \x01(\x0b\x32\x1b.sagittal.v1.CanaryOutcomes\x12\x34\n\x0flatest_outcomes\x18\x08 \x01(\x0b\x32\x1b.sagittal.v1.CanaryOutcomes\"J\n\x0e\x43\x61naryOutcomes\x12\x11\n\tcompleted\x18\x01 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x02 \x01(\x04\x12\x15\n\rinsertion_auc\x18\x03 \x01(\x01\"+\n\x06Layers\x12\x0f\n\x07spatial\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x01(\t\"Y\n\x0c\x44\x65viceWishes\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x12\n\nbatch_size\x18\x02 \x01(\r\x12\x16\n\x0e\x66ull_precision\x18\x03 \x01(\x08\x12\x0f\n\x07\x63ompile\x18\x04 \x01(\x08\"K\n\tSelfCheck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x10\n\x08required\x18\x04 \x01(\x08\"F\n\x0bModelSource\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12)\n\x08settings\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"\xa9\x01\n\rPreprocessing\x12\x12\n\ninput_size\x18\x01 \x01(\r\x12\x0e\n\x06resize\x18\x02 \x01(\r\x12\x15\n\rinterpolation\x18\x03 \x01(\t\x12\x0c\n\x04mean\x18\x04 \x03(\x02\x12\x0b\n\x03std\x18\x05 \x03(\x02\x12\x15\n\rchannel_order\x18\x06 \x01(\t\x12\x0b\n\x03\x66it\x18\x07 \x01(\t\x12\x0e\n\x06layout\x18\x08 \x01(\t\x12\x0e\n\x06preset\x18\t \x01(\t\"\xbe\x03\n\x0c\x43\x61pabilities\x12\x1a\n\x12supports_gradients\x18\x01 \x01(\x08\x12\x17\n\x0fsupports_layers\x18\x02 \x01(\x08\x12\x16\n\x0espatial_layers\x18\x03 \x03(\t\x12\x16\n\x0e\x66\x65\x61ture_layers\x18\x04 \x03(\t\x12\x12\n\nbatch_size\x18\x05 \x01(\r\x12\x30\n\roptimizations\x18\x06 \x03(\x0b\x32\x19.sagittal.v1.Optimization\x12\x1e\n\x16\x65valuations_per_second\x18\x07 \x01(\x02\x12\'\n\x1fgradient_evaluations_per_second\x18\x08 \x01(\x02\x12*\n\npatch_grid\x18\t \x01(\x0b\x32\x16.sagittal.v1.PatchGrid\x12\x16\n\x0emin_input_size\x18\n \x01(\r\x12\x16\n\x0emax_input_size\x18\x0b \x01(\r\x12\x15\n\rdeterministic\x18\x0c \x01(\x08\x12\x15\n\rweights_bytes\x18\r \x01(\x04\x12\x18\n\x10\x61\x63tivation_bytes\x18\x0e \x01(\x04\x12\x16\n\x0eweights_digest\x18\x0f \x01(\t\"*\n\tPatchGrid\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x02 \x01(\r\"Y\n\x0cOptimization\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61pplied\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x1a\n\x12largest_difference\x18\x04 \x01(\x02\"\x8e\x01\n\x0bWorkerModel\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.sagittal.v1.ModelState\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\"\xb0\x01\n\x11MethodDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0f\n\x07summary\x18\x03 \x01(\t\x12\x35\n\nparameters\x18\x04 \x03(\x0b\x32!.sagittal.v1.ParameterDescription\x12\x13\n\x0bunavailable\x18\x05 \x01(\t\x12\x10\n\x08stateful\x18\x06 \x01(\x08\x12\x0f\n\x07\x61liases\x18\x07 \x03(\t\"\xf7\x01\n\x14ParameterDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\'\n\x07\x64\x65\x66\x61ult\x18\x03 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x14\n\x07minimum\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x11\x65xclusive_minimum\x18\x06 \x01(\x08\x12\x0f\n\x07\x63hoices\x18\x07 \x03(\t\x12\x0f\n\x07summary\x18\x08 \x01(\t\x12\x19\n\x11\x65xclusive_maximum\x18\t \x01(\x08\x42\n\n\x08_minimumB\n\n\x08_maximum*\xaf\x01\n\nOutputKind\x12\x1b\n\x17OUTPUT_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12OUTPUT_KIND_LOGITS\x10\x01\x12\x1d\n\x19OUTPUT_KIND_PROBABILITIES\x10\x02\x12\"\n\x1eOUTPUT_KIND_MULTI_LABEL_LOGITS\x10\x03\x12)\n%OUTPUT_KIND_MULTI_LABEL_PROBABILITIES\x10\x04*\x8b\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14MODEL_STATE_UNLOADED\x10\x01\x12\x17\n\x13MODEL_STATE_LOADING\x10\x02\x12\x15\n\x11MODEL_STATE_READY\x10\x03\x12\x16\n\x12MODEL_STATE_FAILED\x10\x04*]\n\nLoadPolicy\x12\x1b\n\x17LOAD_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13LOAD_POLICY_PRELOAD\x10\x01\x12\x19\n\x15LOAD_POLICY_ON_DEMAND\x10\x02*X\n\x0bModelOrigin\x12\x1c\n\x18MODEL_ORIGIN_UNSPECIFIED\x10\x00\x12\x15\n\x11MODEL_ORIGIN_FILE\x10\x01\x12\x14\n\x10MODEL_ORIGIN_API\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,38 +35,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODEL_TAGSENTRY']._loaded_options = None
   _globals['_MODEL_TAGSENTRY']._serialized_options = b'8\001'
-  _globals['_OUTPUTKIND']._serialized_start=2509
-  _globals['_OUTPUTKIND']._serialized_end=2684
-  _globals['_MODELSTATE']._serialized_start=2687
-  _globals['_MODELSTATE']._serialized_end=2826
-  _globals['_LOADPOLICY']._serialized_start=2828
-  _globals['_LOADPOLICY']._serialized_end=2921
-  _globals['_MODELORIGIN']._serialized_start=2923
-  _globals['_MODELORIGIN']._serialized_end=3011
+  _globals['_OUTPUTKIND']._serialized_start=2882
+  _globals['_OUTPUTKIND']._serialized_end=3057
+  _globals['_MODELSTATE']._serialized_start=3060
+  _globals['_MODELSTATE']._serialized_end=3199
+  _globals['_LOADPOLICY']._serialized_start=3201
+  _globals['_LOADPOLICY']._serialized_end=3294
+  _globals['_MODELORIGIN']._serialized_start=3296
+  _globals['_MODELORIGIN']._serialized_end=3384
   _globals['_MODEL']._serialized_start=104
-  _globals['_MODEL']._serialized_end=891
-  _globals['_MODEL_TAGSENTRY']._serialized_start=848
-  _globals['_MODEL_TAGSENTRY']._serialized_end=891
-  _globals['_LAYERS']._serialized_start=893
-  _globals['_LAYERS']._serialized_end=936
-  _globals['_DEVICEWISHES']._serialized_start=938
-  _globals['_DEVICEWISHES']._serialized_end=1027
-  _globals['_SELFCHECK']._serialized_start=1029
-  _globals['_SELFCHECK']._serialized_end=1104
-  _globals['_MODELSOURCE']._serialized_start=1106
-  _globals['_MODELSOURCE']._serialized_end=1176
-  _globals['_PREPROCESSING']._serialized_start=1179
-  _globals['_PREPROCESSING']._serialized_end=1348
-  _globals['_CAPABILITIES']._serialized_start=1351
-  _globals['_CAPABILITIES']._serialized_end=1797
-  _globals['_PATCHGRID']._serialized_start=1799
-  _globals['_PATCHGRID']._serialized_end=1841
-  _globals['_OPTIMIZATION']._serialized_start=1843
-  _globals['_OPTIMIZATION']._serialized_end=1932
-  _globals['_WORKERMODEL']._serialized_start=1935
-  _globals['_WORKERMODEL']._serialized_end=2077
-  _globals['_METHODDESCRIPTION']._serialized_start=2080
-  _globals['_METHODDESCRIPTION']._serialized_end=2256
-  _globals['_PARAMETERDESCRIPTION']._serialized_start=2259
-  _globals['_PARAMETERDESCRIPTION']._serialized_end=2506
+  _globals['_MODEL']._serialized_end=928
+  _globals['_MODEL_TAGSENTRY']._serialized_start=885
+  _globals['_MODEL_TAGSENTRY']._serialized_end=928
+  _globals['_CANARY']._serialized_start=931
+  _globals['_CANARY']._serialized_end=1188
+  _globals['_CANARYOUTCOMES']._serialized_start=1190
+  _globals['_CANARYOUTCOMES']._serialized_end=1264
+  _globals['_LAYERS']._serialized_start=1266
+  _globals['_LAYERS']._serialized_end=1309
+  _globals['_DEVICEWISHES']._serialized_start=1311
+  _globals['_DEVICEWISHES']._serialized_end=1400
+  _globals['_SELFCHECK']._serialized_start=1402
+  _globals['_SELFCHECK']._serialized_end=1477
+  _globals['_MODELSOURCE']._serialized_start=1479
+  _globals['_MODELSOURCE']._serialized_end=1549
+  _globals['_PREPROCESSING']._serialized_start=1552
+  _globals['_PREPROCESSING']._serialized_end=1721
+  _globals['_CAPABILITIES']._serialized_start=1724
+  _globals['_CAPABILITIES']._serialized_end=2170
+  _globals['_PATCHGRID']._serialized_start=2172
+  _globals['_PATCHGRID']._serialized_end=2214
+  _globals['_OPTIMIZATION']._serialized_start=2216
+  _globals['_OPTIMIZATION']._serialized_end=2305
+  _globals['_WORKERMODEL']._serialized_start=2308
+  _globals['_WORKERMODEL']._serialized_end=2450
+  _globals['_METHODDESCRIPTION']._serialized_start=2453
+  _globals['_METHODDESCRIPTION']._serialized_end=2629
+  _globals['_PARAMETERDESCRIPTION']._serialized_start=2632
+  _globals['_PARAMETERDESCRIPTION']._serialized_end=2879
 # @@protoc_insertion_point(module_scope)

@@ -181,6 +181,7 @@ class Model(_message.Message):
     ORIGIN_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     CHECKS_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name: lower-case letters, digits, '-', '_' and '.', at most 64."""
     version: _builtins.str
@@ -251,6 +252,10 @@ class Model(_message.Message):
     def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___SelfCheck]:
         """Checks of the worker that loaded it last. Empty until then."""
 
+    @_builtins.property
+    def canary(self) -> Global___Canary:
+        """Trial of this version by a share of the explanations. Not set if there is none. Ignored in a registration."""
+
     def __init__(
         self,
         *,
@@ -276,14 +281,105 @@ class Model(_message.Message):
         origin: Global___ModelOrigin.ValueType = ...,
         revision: _builtins.int = ...,
         checks: _abc.Iterable[Global___SelfCheck] | None = ...,
+        canary: Global___Canary | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "create_time", b"create_time", "device", b"device", "layers", b"layers", "preprocessing", b"preprocessing", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "capabilities", b"capabilities", "create_time", b"create_time", "device", b"device", "layers", b"layers", "preprocessing", b"preprocessing", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "checks", b"checks", "classes", b"classes", "create_time", b"create_time", "device", b"device", "digest", b"digest", "labels", b"labels", "labels_from", b"labels_from", "latest", b"latest", "layers", b"layers", "load_policy", b"load_policy", "methods", b"methods", "name", b"name", "origin", b"origin", "output", b"output", "preprocessing", b"preprocessing", "revision", b"revision", "source", b"source", "tags", b"tags", "version", b"version", "weights_digest", b"weights_digest", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "capabilities", b"capabilities", "checks", b"checks", "classes", b"classes", "create_time", b"create_time", "device", b"device", "digest", b"digest", "labels", b"labels", "labels_from", b"labels_from", "latest", b"latest", "layers", b"layers", "load_policy", b"load_policy", "methods", b"methods", "name", b"name", "origin", b"origin", "output", b"output", "preprocessing", b"preprocessing", "revision", b"revision", "source", b"source", "tags", b"tags", "version", b"version", "weights_digest", b"weights_digest", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class Canary(_message.Message):
+    """A trial of a version: it gets a share of the explanations that name no version, and loses it if it is worse than the
+    latest version.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARE_FIELD_NUMBER: _builtins.int
+    MAX_FAILED_FIELD_NUMBER: _builtins.int
+    MIN_FAITHFULNESS_FIELD_NUMBER: _builtins.int
+    MIN_JOBS_FIELD_NUMBER: _builtins.int
+    ROLLED_BACK_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    LATEST_OUTCOMES_FIELD_NUMBER: _builtins.int
+    share: _builtins.float
+    """Share of these explanations, above 0 and at most 1. Which ones is determined by their content, so that equal ones get
+    the same version. A version that no worker has ready gets none.
+    """
+    max_failed: _builtins.float
+    """Largest share of its jobs that may fail. 0 means 0.1."""
+    min_faithfulness: _builtins.float
+    """Smallest mean insertion AUC relative to that of the latest version in the same time, at most 1. 0 means 0.9."""
+    min_jobs: _builtins.int
+    """Jobs that must have ended before a decision. 0 means 20."""
+    rolled_back: _builtins.str
+    """Why it was rolled back: it gets no more explanations. Empty while it runs. Ignored in requests."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was started. Ignored in requests."""
+
+    @_builtins.property
+    def outcomes(self) -> Global___CanaryOutcomes:
+        """Its ended jobs since then, without cancelled ones and those with a mistake of the caller. Ignored in requests."""
+
+    @_builtins.property
+    def latest_outcomes(self) -> Global___CanaryOutcomes:
+        """Those of the latest version. Ignored in requests."""
+
+    def __init__(
+        self,
+        *,
+        share: _builtins.float = ...,
+        max_failed: _builtins.float = ...,
+        min_faithfulness: _builtins.float = ...,
+        min_jobs: _builtins.int = ...,
+        rolled_back: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        outcomes: Global___CanaryOutcomes | None = ...,
+        latest_outcomes: Global___CanaryOutcomes | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["latest_outcomes", b"latest_outcomes", "outcomes", b"outcomes", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latest_outcomes", b"latest_outcomes", "max_failed", b"max_failed", "min_faithfulness", b"min_faithfulness", "min_jobs", b"min_jobs", "outcomes", b"outcomes", "rolled_back", b"rolled_back", "share", b"share", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Canary: _TypeAlias = Canary  # noqa: Y015
+
+@_typing.final
+class CanaryOutcomes(_message.Message):
+    """Ended jobs of one version during a trial."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPLETED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    INSERTION_AUC_FIELD_NUMBER: _builtins.int
+    completed: _builtins.int
+    """Completed jobs."""
+    failed: _builtins.int
+    """Failed jobs."""
+    insertion_auc: _builtins.float
+    """Mean insertion AUC; 0 if there is none."""
+    def __init__(
+        self,
+        *,
+        completed: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        insertion_auc: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "failed", b"failed", "insertion_auc", b"insertion_auc"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CanaryOutcomes: _TypeAlias = CanaryOutcomes  # noqa: Y015
 
 @_typing.final
 class Layers(_message.Message):

@@ -70,6 +70,11 @@ class ModelServiceStub(object):
                 request_serializer=sagittal_dot_v1_dot_model__service__pb2.UnloadModelRequest.SerializeToString,
                 response_deserializer=sagittal_dot_v1_dot_model__service__pb2.UnloadModelResponse.FromString,
                 _registered_method=True)
+        self.SetCanary = channel.unary_unary(
+                '/sagittal.v1.ModelService/SetCanary',
+                request_serializer=sagittal_dot_v1_dot_model__service__pb2.SetCanaryRequest.SerializeToString,
+                response_deserializer=sagittal_dot_v1_dot_model__service__pb2.SetCanaryResponse.FromString,
+                _registered_method=True)
         self.Predict = channel.unary_unary(
                 '/sagittal.v1.ModelService/Predict',
                 request_serializer=sagittal_dot_v1_dot_model__service__pb2.PredictRequest.SerializeToString,
@@ -131,6 +136,15 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetCanary(self, request, context):
+        """Starts, changes or ends the trial of a version (canary) by a share of the explanations that name no version. It is
+        rolled back by itself if it fails more often than allowed, or explains less faithfully than the latest version. A
+        name has at most one. To promote the version, make it the latest with UpdateModel. For administrators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Predict(self, request, context):
         """Returns the model's most probable classes for an image.
         """
@@ -175,6 +189,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.UnloadModel,
                     request_deserializer=sagittal_dot_v1_dot_model__service__pb2.UnloadModelRequest.FromString,
                     response_serializer=sagittal_dot_v1_dot_model__service__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'SetCanary': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetCanary,
+                    request_deserializer=sagittal_dot_v1_dot_model__service__pb2.SetCanaryRequest.FromString,
+                    response_serializer=sagittal_dot_v1_dot_model__service__pb2.SetCanaryResponse.SerializeToString,
             ),
             'Predict': grpc.unary_unary_rpc_method_handler(
                     servicer.Predict,
@@ -372,6 +391,33 @@ class ModelService(object):
             '/sagittal.v1.ModelService/UnloadModel',
             sagittal_dot_v1_dot_model__service__pb2.UnloadModelRequest.SerializeToString,
             sagittal_dot_v1_dot_model__service__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetCanary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sagittal.v1.ModelService/SetCanary',
+            sagittal_dot_v1_dot_model__service__pb2.SetCanaryRequest.SerializeToString,
+            sagittal_dot_v1_dot_model__service__pb2.SetCanaryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,11 @@ class ModelServiceStub:
     """Asks workers to load a model, including workers that failed to load it before. For administrators."""
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.UnloadModelRequest, _model_service_pb2.UnloadModelResponse]
     """Asks workers to unload a model when no job uses it. A later job loads it again. For administrators."""
+    SetCanary: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.SetCanaryRequest, _model_service_pb2.SetCanaryResponse]
+    """Starts, changes or ends the trial of a version (canary) by a share of the explanations that name no version. It is
+    rolled back by itself if it fails more often than allowed, or explains less faithfully than the latest version. A
+    name has at most one. To promote the version, make it the latest with UpdateModel. For administrators.
+    """
     Predict: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.PredictRequest, _model_service_pb2.PredictResponse]
     """Returns the model's most probable classes for an image."""
 
@@ -73,6 +78,11 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Asks workers to load a model, including workers that failed to load it before. For administrators."""
     UnloadModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.UnloadModelRequest, _model_service_pb2.UnloadModelResponse]  # type: ignore[assignment]
     """Asks workers to unload a model when no job uses it. A later job loads it again. For administrators."""
+    SetCanary: _aio.UnaryUnaryMultiCallable[_model_service_pb2.SetCanaryRequest, _model_service_pb2.SetCanaryResponse]  # type: ignore[assignment]
+    """Starts, changes or ends the trial of a version (canary) by a share of the explanations that name no version. It is
+    rolled back by itself if it fails more often than allowed, or explains less faithfully than the latest version. A
+    name has at most one. To promote the version, make it the latest with UpdateModel. For administrators.
+    """
     Predict: _aio.UnaryUnaryMultiCallable[_model_service_pb2.PredictRequest, _model_service_pb2.PredictResponse]  # type: ignore[assignment]
     """Returns the model's most probable classes for an image."""
 
@@ -136,6 +146,17 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.UnloadModelResponse, _abc.Awaitable[_model_service_pb2.UnloadModelResponse]]:
         """Asks workers to unload a model when no job uses it. A later job loads it again. For administrators."""
+
+    @_abc_1.abstractmethod
+    def SetCanary(
+        self,
+        request: _model_service_pb2.SetCanaryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.SetCanaryResponse, _abc.Awaitable[_model_service_pb2.SetCanaryResponse]]:
+        """Starts, changes or ends the trial of a version (canary) by a share of the explanations that name no version. It is
+        rolled back by itself if it fails more often than allowed, or explains less faithfully than the latest version. A
+        name has at most one. To promote the version, make it the latest with UpdateModel. For administrators.
+        """
 
     @_abc_1.abstractmethod
     def Predict(

@@ -5,7 +5,7 @@ change gives it a new revision. The findings come from workers that loaded that 
 the fields of the declaration.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -26,6 +26,28 @@ class Registration:
     """The latest request by LoadModel or UnloadModel."""
     turn: int = 0
     """Number that distinguishes this request from earlier ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CanaryRecord:
+    """The canary of a model: the version on trial, and the trial."""
+
+    version: str
+    canary: model_pb2.Canary
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcomes:
+    """Jobs of a model version that have ended on a worker, without cancelled ones and mistakes of callers."""
+
+    name: str
+    version: str
+    completed: int = 0
+    failed: int = 0
+    scored: int = 0
+    """Explanations with an insertion AUC."""
+    insertion: float = 0.0
+    """Sum of their insertion AUCs."""
 
 
 class ModelRegistry(Protocol):
@@ -69,6 +91,17 @@ class ModelRegistry(Protocol):
         """Asks workers to load or unload a model; an empty version means the latest. Raises UnknownModel."""
         ...
 
+    async def canaries(self) -> Mapping[str, CanaryRecord]:
+        """Returns the canary of each model that has one, by name."""
+        ...
+
+    async def set_canary(self, name: str, version: str, canary: model_pb2.Canary | None) -> None:
+        """Starts a canary with complete settings, in place of the model's earlier one; None ends it.
+
+        Raises UnknownModel, or FailedPrecondition for the latest version.
+        """
+        ...
+
 
 class WorkerRegistry(Protocol):
     """A worker's side (blocking)."""
@@ -91,6 +124,13 @@ class WorkerRegistry(Protocol):
 
     def announce(self, worker: str, models: Sequence[tuple[str, str, model_pb2.WorkerModel]], *, ttl: float) -> None:
         """Announces the state of (name, version) models on this worker for `ttl` seconds; repeat it to keep it."""
+        ...
+
+    def report(self, worker: str, moment: int, outcomes: Outcomes) -> str:
+        """Counts ended jobs for the canary of their model, if it has one.
+
+        Returns why this report, made at `moment` in nanoseconds, made the registry roll the canary back; otherwise "".
+        """
         ...
 
     def withdraw(self, worker: str) -> None:

@@ -1,10 +1,12 @@
 """The model registry on Redis: models are kept until removed, workers for as long as they announce themselves."""
 
+import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
+import structlog
 from google.protobuf.message import DecodeError
 
 from sagittal.core.errors import FailedPrecondition, ModelExists, SagittalError, UnknownModel
@@ -13,8 +15,10 @@ from sagittal.queue.connection import AsyncRunner, SyncRunner, close_async, clos
 from sagittal.queue.metrics import UNOBSERVED, QueueObserver
 from sagittal.queue.scripts import load_script, model_key, root_key
 from sagittal.queue.settings import QueueSettings
-from sagittal.registry.protocol import Registration, Wish
+from sagittal.registry.protocol import CanaryRecord, Outcomes, Registration, Wish
 from sagittal.v1 import model_pb2
+
+log = structlog.get_logger(__name__)
 
 ORIGINS: Mapping[str, "model_pb2.ModelOrigin.ValueType"] = {
     "file": model_pb2.MODEL_ORIGIN_FILE,
@@ -34,7 +38,7 @@ def stored_model(model: model_pb2.Model) -> model_pb2.Model:
     """Returns a copy of the model without the fields that the registry manages."""
     stored = model_pb2.Model()
     stored.CopyFrom(model)
-    for field in ("workers", "latest", "create_time", "revision", "origin"):
+    for field in ("workers", "latest", "create_time", "revision", "origin", "canary"):
         stored.ClearField(field)
     return stored
 
@@ -147,6 +151,21 @@ class RedisModelRegistry:
         if not await self._redis.script(load_script("registry_wish"), name, version, wish):
             await self.model(name, version)  # raises UnknownModel with the existing ones
 
+    async def canaries(self) -> Mapping[str, CanaryRecord]:
+        """Returns the canary of each model that has one, by name; unreadable ones are left out, and logged."""
+        return _parse_canaries(await self._redis.script(load_script("registry_canaries")))
+
+    async def set_canary(self, name: str, version: str, canary: model_pb2.Canary | None) -> None:
+        """Starts or ends a canary. Raises UnknownModel, FailedPrecondition."""
+        given = canary or model_pb2.Canary()
+        settings = (given.share, given.max_failed, given.min_faithfulness, given.min_jobs, str(time.time_ns()))
+        verdict = (await self._redis.script(load_script("registry_canary"), name, version, *settings)).decode()
+        if verdict == "unknown":
+            await self.model(name, version)  # raises UnknownModel with the existing ones
+        if verdict == "latest":
+            text = f"{shown(name)}, version {shown(version)}, is the latest version, which needs no canary"
+            raise FailedPrecondition(f"{text}; name another version", field="version")
+
     async def close(self) -> None:
         """Closes all connections."""
         await close_async(self._redis.client)
@@ -216,6 +235,12 @@ class RedisWorkerRegistry:
         ]
         self._redis.script(load_script("registry_announce"), worker, ttl, *states)
 
+    def report(self, worker: str, moment: int, outcomes: Outcomes) -> str:
+        """Counts ended jobs for a canary; returns why this report rolled it back, otherwise an empty text."""
+        counts = (outcomes.completed, outcomes.failed, outcomes.scored, outcomes.insertion)
+        arguments = (worker, str(moment), outcomes.name, outcomes.version, *counts)
+        return cast("bytes", self._redis.script(load_script("registry_outcomes"), *arguments)).decode()
+
     def withdraw(self, worker: str) -> None:
         """Removes this worker."""
         self._redis.script(load_script("registry_withdraw"), worker)
@@ -223,6 +248,36 @@ class RedisWorkerRegistry:
     def close(self) -> None:
         """Closes all connections."""
         close_sync(self._redis.client)
+
+
+def _parse_canaries(stored: Sequence[bytes]) -> Mapping[str, CanaryRecord]:
+    found = {}
+    for name, text in zip(stored[::2], stored[1::2], strict=True):
+        try:
+            found[name.decode()] = _canary(json.loads(text))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            log.error("canary-unreadable", model=name.decode(errors="replace"), error=str(error), doing="ignoring it")
+    return found
+
+
+def _canary(stored: Mapping[str, Any]) -> CanaryRecord:
+    canary = model_pb2.Canary(
+        share=stored["share"],
+        max_failed=stored["max_failed"],
+        min_faithfulness=stored["min_faithfulness"],
+        min_jobs=int(stored["min_jobs"]),
+        rolled_back=stored["reason"],
+    )
+    canary.start_time.FromNanoseconds(int(stored["time"]))
+    for role, shown_as in (("canary", canary.outcomes), ("latest", canary.latest_outcomes)):
+        if counts := stored.get(role):
+            mean = counts["insertion"] / counts["scored"] if counts["scored"] else 0.0
+            shown_as.MergeFrom(
+                model_pb2.CanaryOutcomes(
+                    completed=int(counts["completed"]), failed=int(counts["failed"]), insertion_auc=mean
+                )
+            )
+    return CanaryRecord(version=stored["version"], canary=canary)
 
 
 def _declaration(

@@ -1,10 +1,10 @@
 """The models as the service sees them: a short-lived cache of the registry."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sagittal.core.errors import InvalidRequest, ModelFailed, UnknownModel
-from sagittal.registry.protocol import ModelRegistry
+from sagittal.registry.protocol import CanaryRecord, ModelRegistry
 from sagittal.v1 import model_pb2
 
 
@@ -15,10 +15,39 @@ class Catalogue:
         self._registry = registry
         self._refresh = refresh
         self._known: dict[tuple[str, str], tuple[float, model_pb2.Model]] = {}
+        self._tried: tuple[float, Mapping[str, CanaryRecord]] = (0.0, {})
 
     async def models(self) -> Sequence[model_pb2.Model]:
         """Returns every model, by name and version."""
-        return await self._registry.models()
+        return [await self.with_canary(model) for model in await self._registry.models()]
+
+    async def with_canary(self, model: model_pb2.Model) -> model_pb2.Model:
+        """Returns the model with its canary if it is on trial; a copy then."""
+        record = (await self._canaries()).get(model.name)
+        if record is None or record.version != model.version:
+            return model
+        tried = model_pb2.Model()
+        tried.CopyFrom(model)
+        tried.canary.CopyFrom(record.canary)
+        return tried
+
+    async def on_trial(self, latest: model_pb2.Model) -> model_pb2.Model | None:
+        """Returns the version, with its canary, that may replace the latest in a share of the explanations."""
+        record = (await self._canaries()).get(latest.name)
+        if record is None or record.canary.rolled_back or record.version == latest.version:
+            return None
+        try:
+            tried = await self.model(latest.name, record.version, field="")
+        except UnknownModel:
+            return None
+        return await self.with_canary(tried) if ready_workers(tried) else None
+
+    async def _canaries(self) -> Mapping[str, CanaryRecord]:
+        until, canaries = self._tried
+        if until < time.monotonic():
+            canaries = await self._registry.canaries()
+            self._tried = (time.monotonic() + self._refresh, canaries)
+        return canaries
 
     async def model(self, name: str, version: str, *, field: str) -> model_pb2.Model:
         """Returns one model, which must not be modified; an empty version means the latest.
@@ -49,6 +78,7 @@ class Catalogue:
         """Removes a model from the cache, because this replica changed it."""
         for key in [key for key in self._known if key[0] == name]:
             del self._known[key]
+        self._tried = (0.0, {})
 
     async def _at_fault(self, name: str, version: str, field: str) -> str:
         """Returns the field at fault: the version if the model has others, else the name."""

@@ -19,7 +19,7 @@ from sagittal.process.tracing import JOB_ID, SpanKind, current_span, within
 from sagittal.queue.protocol import JobQueue
 from sagittal.queue.turns import TenantTurns
 from sagittal.server.catalogue import Catalogue, check_loadable, ready_workers
-from sagittal.server.images import Pictures
+from sagittal.server.images import Examined, Pictures
 from sagittal.server.messages import CACHE_POLICIES, LANES, timestamp
 from sagittal.server.metrics import ServiceMetrics
 from sagittal.server.rpc.access import Caller
@@ -249,11 +249,13 @@ class Intake:
         unlimited = item is not None and not spec.HasField("deadline")
         model = await self._catalogue.model(spec.model, spec.model_version, field="spec.model")
         check_loadable(model, "spec.model")
-        checked = check_spec(spec, model, self._settings.limits())
+        tried = None if spec.model_version else await self._catalogue.on_trial(model)
+        whole = _copied(spec) if tried is not None else spec
+        checked, examined = await self._examined(spec, model, caller)
+        if tried is not None and is_among(examined.content_key, tried.canary.share):
+            model = tried
+            checked, examined = await self._examined(whole, model, caller)
         request = checked.request
-        examined = await self._pictures.examine(
-            checked.images, model.preprocessing.input_size, checked.question, caller.tenant
-        )
         cost = await self._estimates.of(model, checked.method_name, checked.setting, checked.most_evaluations)
         job = NewJob(
             job_id=new_job_id(),
@@ -278,6 +280,14 @@ class Intake:
             job = replace(job, batch=item.batch, item=item.key, renew=item.renew)
         return await self.submit(job, model, cost.seconds)
 
+    async def _examined(
+        self, spec: explanation_pb2.ExplanationSpec, model: model_pb2.Model, caller: Caller
+    ) -> tuple[CheckedSpec, Examined]:
+        """Returns the checked specification and images. Removes the images from `spec`."""
+        checked = check_spec(spec, model, self._settings.limits())
+        size = model.preprocessing.input_size
+        return checked, await self._pictures.examine(checked.images, size, checked.question, caller.tenant)
+
     async def _predict(
         self, request: model_service_pb2.PredictRequest, caller: Caller, deadline: float
     ) -> tuple[Job, model_pb2.Model]:
@@ -292,6 +302,17 @@ class Intake:
         request.model_version = model.version
         payload = request.SerializeToString()
         return await self.inquire(JobKind.PREDICTION, model, payload, examined.images, caller, deadline), model
+
+
+def is_among(content_key: str, share: float) -> bool:
+    """Returns whether an explanation is in this share of all, as all equal ones are; one without a key never is."""
+    return bool(content_key) and int(content_key[:16], 16) < share * 2**64
+
+
+def _copied(spec: explanation_pb2.ExplanationSpec) -> explanation_pb2.ExplanationSpec:
+    copy = explanation_pb2.ExplanationSpec()
+    copy.CopyFrom(spec)
+    return copy
 
 
 def _accepted(job: NewJob, workers: int, seconds: float) -> bytes:

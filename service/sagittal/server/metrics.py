@@ -81,6 +81,13 @@ class ServiceMetrics:
             "Limit of the stored bytes (max_stored_bytes), past which the oldest results are deleted early.",
             registry=registry,
         )
+        self.rolled_back = Gauge(
+            "sagittal_canary_rolled_back",
+            "1 if the canary was rolled back, 0 while it runs; absent without a canary.",
+            ["model", "version"],
+            registry=registry,
+        )
+        self._canaries: set[tuple[str, str]] = set()
         self.registry_lost = Counter(
             "sagittal_registry_lost",
             "Times that the model registry was found to have lost its data.",
@@ -119,6 +126,14 @@ class ServiceMetrics:
     def backlog(self, backlog: Mapping[tuple[str, str], Backlog], models: Iterable[str]) -> None:
         """Publishes the queue's present state: zeros for idle registered models, nothing for removed ones."""
         self.queue.show({(model, lane.value): _IDLE for model in models for lane in Lane} | dict(backlog))
+
+    def canaries(self, rolled_back: Mapping[tuple[str, str], bool]) -> None:
+        """Publishes whether each canary was rolled back, by its name and version."""
+        for gone in self._canaries - rolled_back.keys():
+            self.rolled_back.remove(*gone)
+        self._canaries = set(rolled_back)
+        for canary, ended in rolled_back.items():
+            self.rolled_back.labels(*canary).set(ended)
 
     def _code(self, error: BaseException, call: Call) -> str:
         if isinstance(error, SagittalError):

@@ -66,6 +66,16 @@ class Registration:
         await self._registry.wish(model.name, model.version, wish)
         _log.info("model-action-requested", model=model.name, version=model.version, action=wish)
 
+    async def set_canary(self, name: str, version: str, canary: model_pb2.Canary | None) -> model_pb2.Model:
+        """Starts or ends a canary; returns the version. Raises InvalidRequest, UnknownModel, FailedPrecondition."""
+        whole = None if canary is None else checked_canary(canary)
+        await self._find(name, version, prefix="")
+        await self._registry.set_canary(name, version, whole)
+        self._catalogue.forget(name)
+        said = {"share": whole.share} if whole else {}
+        _log.info("canary-started" if whole else "canary-ended", model=name, version=version, **said)
+        return await self._catalogue.with_canary(await self._registry.model(name, version))
+
     async def _find(self, name: str, version: str, *, prefix: str = "model.") -> model_pb2.Model:
         """Returns a registered version; both name and version must be given. Raises InvalidRequest, UnknownModel."""
         if not version and name:
@@ -91,6 +101,27 @@ class Registration:
                     cancelled += 1
             if not token:
                 return cancelled
+
+
+#: Limits of a canary if the request sets none; see `Canary` in model.proto.
+MAX_FAILED, MIN_FAITHFULNESS, MIN_JOBS = 0.1, 0.9, 20
+
+
+def checked_canary(canary: model_pb2.Canary) -> model_pb2.Canary:
+    """Returns the settings of a canary, with defaults. Raises InvalidRequest."""
+    if not 0 < canary.share <= 1:
+        text = f"canary.share is {canary.share:g}; give a number above 0, at most 1, such as 0.05"
+        raise InvalidRequest(text, field="canary.share")
+    for field in ("max_failed", "min_faithfulness"):
+        value = getattr(canary, field)
+        if not 0 <= value <= 1:
+            raise InvalidRequest(f"canary.{field} is {value:g}; give a number from 0 to 1", field=f"canary.{field}")
+    return model_pb2.Canary(
+        share=canary.share,
+        max_failed=canary.max_failed or MAX_FAILED,
+        min_faithfulness=canary.min_faithfulness or MIN_FAITHFULNESS,
+        min_jobs=canary.min_jobs or MIN_JOBS,
+    )
 
 
 def _masked(before: model_pb2.Model, asked: model_pb2.Model, paths: Iterable[str]) -> model_pb2.Model:
@@ -166,7 +197,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     ) -> model_service_pb2.GetModelResponse:
         """Returns one model with all fields."""
         model = await self._catalogue.model(request.name, request.version, field="name")
-        return model_service_pb2.GetModelResponse(model=model)
+        return model_service_pb2.GetModelResponse(model=await self._catalogue.with_canary(model))
 
     async def RegisterModel(
         self, request: model_service_pb2.RegisterModelRequest, context: Context
@@ -200,6 +231,15 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         """Requests that workers unload a model."""
         await self._registration.wish(request.name, request.version, "unload")
         return model_service_pb2.UnloadModelResponse()
+
+    async def SetCanary(
+        self, request: model_service_pb2.SetCanaryRequest, context: Context
+    ) -> model_service_pb2.SetCanaryResponse:
+        """Starts or ends the canary of a model."""
+        model = await self._registration.set_canary(
+            request.name, request.version, request.canary if request.HasField("canary") else None
+        )
+        return model_service_pb2.SetCanaryResponse(model=model)
 
     async def Predict(
         self, request: model_service_pb2.PredictRequest, context: Context

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 from grpc_health.v1 import health_pb2
@@ -49,6 +49,11 @@ class RegistryWatch:
             f"{model.name} {model.version}" for model in models if model.origin == model_pb2.MODEL_ORIGIN_API
         )
         return models
+
+    async def rolled_back(self) -> Mapping[tuple[str, str], bool]:
+        """Returns whether each canary was rolled back, by its name and version."""
+        canaries = await self._registry.canaries()
+        return {(name, each.version): bool(each.canary.rolled_back) for name, each in canaries.items()}
 
     def _report(self) -> None:
         self._metrics.registry_lost.inc()
@@ -137,6 +142,7 @@ class Readiness:
             async with asyncio.timeout(patience):
                 await self._queue.ping()
                 models = {model.name for model in await self._watch.look()}
+                self._metrics.canaries(await self._watch.rolled_back())
                 self._metrics.backlog(await self._queue.backlog(), models)
                 self._metrics.stored_bytes.set(await self._queue.stored_bytes())
         except (SagittalError, TimeoutError) as error:

@@ -212,7 +212,9 @@ async def test_a_model_that_no_worker_can_load_takes_no_jobs_and_says_why(stack:
         assert failed.message in (error.details() or "")
 
 
-@pytest.mark.parametrize("rpc", ["RegisterModel", "UpdateModel", "UnregisterModel", "LoadModel", "UnloadModel"])
+@pytest.mark.parametrize(
+    "rpc", ["RegisterModel", "UpdateModel", "UnregisterModel", "LoadModel", "UnloadModel", "SetCanary"]
+)
 async def test_changes_are_for_administrators(rpc: str) -> None:
     tokens = {hashlib.sha256(b"secret").hexdigest(): {"tenant": "a"}}
     async with running(quick_settings(tokens=tokens)) as stack:

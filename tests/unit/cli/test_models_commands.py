@@ -51,6 +51,26 @@ def test_models_are_unregistered_loaded_and_unloaded(run, script) -> None:
     ]
 
 
+def test_a_version_is_tried_with_a_share_and_its_trial_ended(run, script) -> None:
+    result = run("models", "canary", "candle", "2", "--share", "0.25", "--min-jobs", "5")
+    assert (result.exit_code, "25.0% of the explanations" in result.output) == (0, True)
+    assert run("models", "canary", "candle", "2", "--end").exit_code == 0
+    settings = model_pb2.Canary(share=0.25, max_failed=0.1, min_faithfulness=0.9, min_jobs=5)
+    assert script.changes == [
+        api.SetCanaryRequest(name="candle", version="2", canary=settings),
+        api.SetCanaryRequest(name="candle", version="2"),
+    ]
+    assert run("models", "canary", "candle", "2", "--share", "0").exit_code == 2
+
+
+def test_a_trial_that_was_rolled_back_is_shown_with_its_reason(run, script) -> None:
+    canary = script.model.canary
+    canary.rolled_back, canary.outcomes.failed = "3 of 20 jobs failed", 3
+    shown = run("models", "show", "lamp").output
+    assert "canary   rolled back: 3 of 20 jobs failed" in shown
+    assert "it: 0 completed, 3 failed" in shown
+
+
 def test_both_clients_register_alike(script, address) -> None:
     table = {"name": "candle", "source": {"kind": "torchvision"}}
     with Client(address) as client:
@@ -59,6 +79,8 @@ def test_both_clients_register_alike(script, address) -> None:
         client.unregister_model("candle", "1")
         client.load_model("candle")
         client.unload_model("candle")
+        client.set_canary("candle", "2", share=0.1)
+        client.end_canary("candle", "2")
 
     async def again() -> None:
         async with AsyncClient(address) as client:
@@ -67,9 +89,11 @@ def test_both_clients_register_alike(script, address) -> None:
             await client.unregister_model("candle", "1")
             await client.load_model("candle")
             await client.unload_model("candle")
+            await client.set_canary("candle", "2", share=0.1)
+            await client.end_canary("candle", "2")
 
     asyncio.run(again())
-    assert script.changes[:5] == script.changes[5:]
+    assert script.changes[:7] == script.changes[7:]
 
 
 def test_check_prints_the_self_check_and_what_the_model_sees(run, script, picture) -> None:

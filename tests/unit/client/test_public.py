@@ -38,7 +38,7 @@ def test_public_names_are_exactly_these() -> None:
         "SagittalError", "SelfCheck", "Started", "StreamMoved", "StructuredAttentionGraph",
             "SufficientSet",
         "Sufficiency", "TLS", "Unauthenticated", "Unavailable", "UnknownJob", "UnknownModel", "Unrecognised",
-        "Warning", "WorkerState", "XFeature",
+        "Canary", "CanaryOutcomes", "Warning", "WorkerState", "XFeature",
     }  # fmt: skip
     assert all(hasattr(sagittal.client, name) for name in sagittal.client.__all__)
 

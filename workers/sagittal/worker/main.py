@@ -30,6 +30,7 @@ from sagittal.worker.cpu_quota import usable_processors
 from sagittal.worker.devices import named_devices, watch_memory
 from sagittal.worker.hosting.reconciler import LoadLimits, Reconciler
 from sagittal.worker.metrics import WorkerMetrics
+from sagittal.worker.outcomes import OutcomeReports
 from sagittal.worker.process import Worker
 from sagittal.worker.processes import CRASHED, OUTGROWN, USAGE, run_on_each
 from sagittal.worker.settings import WorkerSettings
@@ -113,7 +114,10 @@ def _make(settings: WorkerSettings, device: torch.device, tracer: Tracer, watche
     concepts = connect_concept_store(settings.concepts, settings.queue, observer)
     supervision = SupervisionMetrics(REGISTRY)
     export_build_info(REGISTRY)
-    worker = Worker(settings, queue, models, metrics, tracer, supervision, watched.vitals, concepts=concepts)
+    outcomes = OutcomeReports(registry, metrics, settings.worker_name)
+    worker = Worker(
+        settings, queue, models, metrics, tracer, supervision, watched.vitals, concepts=concepts, outcomes=outcomes
+    )
     checks = {LIVE: worker.live, READY: worker.ready}
     if watched.listener is not None:
         serve_metrics(watched.listener, REGISTRY, checks, worker.supervisor)

@@ -26,6 +26,8 @@ class WorkerMetrics:
     """Metrics of a worker."""
 
     jobs: Counter
+    version_jobs: Counter
+    version_insertion: Histogram
     running: Gauge
     wait: Histogram
     run: Histogram
@@ -68,6 +70,9 @@ class WorkerMetrics:
             gauge.remove(model, version)
         for outcome in OUTCOMES:
             self.loads.remove(model, version, outcome)
+        for state in (JobState.COMPLETED, JobState.FAILED):
+            self.version_jobs.remove(model, version, state.value)
+        self.version_insertion.remove(model, version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,19 @@ class _Row:
 #: Each field of `WorkerMetrics` except the quality metrics.
 _METRICS: Mapping[str, _Row] = {
     "jobs": _Row(Counter, "sagittal_jobs", "Jobs ended, by state.", (*_METHOD, "state")),
+    "version_jobs": _Row(
+        Counter,
+        "sagittal_version_jobs",
+        "Jobs ended, by version of the model: completed, or failed without a mistake of the caller.",
+        (*_VERSION, "state"),
+    ),
+    "version_insertion": _Row(
+        Histogram,
+        "sagittal_version_insertion_auc",
+        "Insertion AUC served, by version of the model.",
+        _VERSION,
+        (0.25, 0.5, 0.75, 1.0),
+    ),
     "running": _Row(Gauge, "sagittal_jobs_running", "Jobs that are running.", _MODEL),
     "wait": _Row(
         Histogram, "sagittal_queue_wait_seconds", "Time from acceptance to start.", (*_MODEL, "lane"), _SECONDS

@@ -24,6 +24,7 @@ from sagittal.worker.execution.writer import EventWriter
 from sagittal.worker.hosting.model import HostedModel
 from sagittal.worker.hosting.reconciler import FORGOTTEN_AFTER, Reconciler
 from sagittal.worker.metrics import WorkerMetrics
+from sagittal.worker.outcomes import OutcomeReports
 from sagittal.worker.settings import WorkerSettings
 from sagittal.worker.vitals import Vitals
 
@@ -62,6 +63,7 @@ class Worker:
         vitals: Vitals | None = None,
         *,
         concepts: ConceptStore,
+        outcomes: OutcomeReports,
     ) -> None:
         """Constructs the worker; `run` starts it."""
         self.supervisor = Supervisor(observer, on_given_up=self._end)
@@ -71,6 +73,7 @@ class Worker:
         self._models = models
         self._metrics = metrics
         self._tracer = tracer
+        self._outcomes = outcomes
         self._shelf = ConceptShelf(store=concepts, settings=settings.concepts, attachment=queue.attachment)
         self._writer = EventWriter(queue, self.supervisor)
         self._runs: dict[tuple[str, int], JobRun] = {}
@@ -238,6 +241,7 @@ class Worker:
             self._metrics,
             self._settings.worker_name,
             checkpoint_seconds=self._settings.checkpoint_seconds,
+            outcomes=self._outcomes,
             tracer=self._tracer,
         )
         with self._runs_lock:
@@ -281,6 +285,7 @@ class Worker:
                 if time.monotonic() - announced >= settings.announce_seconds and not self._draining.is_set():
                     self._models.announce(ttl=FORGOTTEN_AFTER * settings.announce_seconds)
                     announced = time.monotonic()
+                    self._outcomes.send()
             except Unavailable as away:
                 self._away("heartbeat", away)
 

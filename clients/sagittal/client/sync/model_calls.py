@@ -15,6 +15,7 @@ from sagittal.client.requests import build, checked_timeout, named, split_model
 from sagittal.client.resume import Patience
 from sagittal.client.sync.concurrency import off_the_loop, sleep
 from sagittal.client.sync.connection import Connection
+from sagittal.v1 import model_pb2
 from sagittal.v1 import model_service_pb2 as models_pb
 
 #: Interval of checks whether a model is ready, in seconds.
@@ -93,6 +94,37 @@ class ModelCalls(Connection):
     def unload_model(self, name: str, *, version: str = "") -> None:
         """Asks workers to unload a model when no job runs on it; a later job loads it again."""
         self._call(self._models.UnloadModel, build(models_pb.UnloadModelRequest, **named(name, version)))
+
+    def set_canary(
+        self,
+        name: str,
+        version: str,
+        *,
+        share: float = 0.05,
+        max_failed: float = 0.1,
+        min_faithfulness: float = 0.9,
+        min_jobs: int = 20,
+    ) -> Model:
+        """Tries a version with a share of the explanations that name no version; needs the role `admin`.
+
+        It is rolled back by itself if more than `max_failed` of its jobs fail, or if its mean insertion AUC is less
+        than `min_faithfulness` times that of the latest version, once `min_jobs` have ended. `update_model` with
+        `fields=["latest"]` promotes it.
+        """
+        canary = build(
+            model_pb2.Canary,
+            share=share,
+            max_failed=max_failed,
+            min_faithfulness=min_faithfulness,
+            min_jobs=min_jobs,
+        )
+        request = build(models_pb.SetCanaryRequest, **named(name, version), canary=canary)
+        return parse_model((self._call(self._models.SetCanary, request)).model)
+
+    def end_canary(self, name: str, version: str) -> Model:
+        """Ends the canary of a model: the latest version gets all explanations that name none."""
+        request = build(models_pb.SetCanaryRequest, **named(name, version))
+        return parse_model((self._call(self._models.SetCanary, request)).model)
 
     def predict(self, image: ImageLike, *, model: str, model_version: str = "", top: int = 5) -> Sequence[ClassScore]:
         """Returns the model's most probable classes, best first."""

@@ -126,6 +126,7 @@ ADMIN_METHODS = frozenset(
         "/sagittal.v1.ModelService/UnregisterModel",
         "/sagittal.v1.ModelService/LoadModel",
         "/sagittal.v1.ModelService/UnloadModel",
+        "/sagittal.v1.ModelService/SetCanary",
     }
 )
 

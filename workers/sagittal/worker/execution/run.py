@@ -38,6 +38,7 @@ from sagittal.worker.execution.trace import JobTrace, job_log
 from sagittal.worker.execution.work import Work
 from sagittal.worker.execution.writer import EventWriter, Outbox
 from sagittal.worker.metrics import WorkerMetrics
+from sagittal.worker.outcomes import OutcomeReports
 from sagittal.worker.quality import Quality
 
 
@@ -53,6 +54,7 @@ class JobRun:
         name: str,
         *,
         checkpoint_seconds: float,
+        outcomes: OutcomeReports,
         tracer: Tracer = NO_TRACER,
     ) -> None:
         """Opens the job's outbox and sends the event that it started."""
@@ -60,6 +62,7 @@ class JobRun:
         self._loaded = loaded
         self._writer = writer
         self._metrics = metrics
+        self._outcomes = outcomes
         self._log = job_log(lease)
         self._trace = JobTrace(tracer, lease, name)
         self._started = time.monotonic()
@@ -195,6 +198,8 @@ class JobRun:
         else:
             event, state = pb.ExplanationEvent(failed=self._status(error)), JobState.FAILED
         self._count(state)
+        insertion = self._quality.insertion if state is JobState.COMPLETED else None
+        self._outcomes.count(self.lease.job, state, code=event.failed.code, insertion=insertion)
         self._trace.end(state.value, self.task, error=event.failed.message)
         self._writer.settle(self._outbox, self._stamped(event), state)
 
