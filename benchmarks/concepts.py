@@ -87,10 +87,10 @@ Decomposition = Callable[[Tensor, Tensor], Sequence[Tensor]]
 """Fits to training features; returns values and reconstructed features of other features."""
 
 
-def pca(train: Tensor, other: Tensor) -> Sequence[Tensor]:
+def pca(train: Tensor, other: Tensor, count: int = CONCEPTS) -> Sequence[Tensor]:
     """Returns the values of the strongest principal components, and the features they reconstruct."""
     mean = train.mean(0)
-    components = torch.linalg.svd(train - mean, full_matrices=False)[2][:CONCEPTS]
+    components = torch.linalg.svd(train - mean, full_matrices=False)[2][:count]
     values = [(each - mean) @ components.T for each in (train, other)]
     return [*values, values[1] @ components + mean]
 
@@ -110,9 +110,9 @@ def nmf(train: Tensor, other: Tensor) -> Sequence[Tensor]:
     return [weights, found, found @ parts]
 
 
-def autoencoder(train: Tensor, other: Tensor) -> Sequence[Tensor]:
+def autoencoder(train: Tensor, other: Tensor, count: int = CONCEPTS) -> Sequence[Tensor]:
     """Returns the code of an autoencoder of the same shape, fitted to the squared error alone, and what it rebuilds."""
-    network = SRAE(train.shape[1], CONCEPTS, 1, 64)
+    network = SRAE(train.shape[1], count, 1, 64)
     principal = torch.linalg.svd(train - train.mean(0), full_matrices=False)[2][0]
     initialise(network, train, (train @ principal).unsqueeze(1), torch.Generator().manual_seed(0))
     optimiser = torch.optim.Adam(network.parameters(), lr=0.002)

@@ -82,11 +82,14 @@ def _occlusion(network: nn.Module, image: Tensor, target: int) -> tuple[Tensor, 
     return found, ((SIZE - 14) // 5 + 1) ** 2
 
 
-def _shap(network: nn.Module, image: Tensor, target: int) -> tuple[Tensor, int]:
-    cells = (torch.arange(SIZE) * 8 // SIZE)[:, None] * 8 + torch.arange(SIZE) * 8 // SIZE
+def _shapley(network: nn.Module, image: Tensor, target: int) -> tuple[Tensor, int]:
+    places = torch.arange(SIZE) * 7 // SIZE
+    cells = (places[:, None] * 7 + places).expand(1, 3, SIZE, SIZE).contiguous()
     torch.manual_seed(0)
-    mask = cells.expand(1, 3, SIZE, SIZE)
-    return captum.attr.KernelShap(network).attribute(image, target=target, feature_mask=mask, n_samples=400), 400
+    found = captum.attr.ShapleyValueSampling(network).attribute(
+        image, target=target, feature_mask=cells, n_samples=10, perturbations_per_eval=16
+    )
+    return found, 490
 
 
 CAPTUM: Mapping[str, Callable[[nn.Module, Tensor, int], tuple[Tensor, int]]] = {
@@ -94,7 +97,7 @@ CAPTUM: Mapping[str, Callable[[nn.Module, Tensor, int], tuple[Tensor, int]]] = {
     "Captum gradient": _gradient,
     "Captum Grad-CAM": _grad_cam,
     "Captum occlusion": _occlusion,
-    "Captum KernelSHAP": _shap,
+    "Captum Shapley sampling": _shapley,
 }
 """Captum's methods with its defaults: the logit of the class is explained, and what is hidden becomes zero (grey)."""
 
@@ -121,7 +124,7 @@ def heatmap_figures(saliency: Saliency, sample: Sample, effects: Mapping[str, fl
 
     share: of the saliency, on the parts that matter; area: the share of these parts in the image's pixels.
     background: of the saliency, outside the bird.
-    ranking: rank correlation, over parts, of mean saliency and true effect.
+    ranking: rank correlation, over parts, of mean saliency and true effect; correlation: Pearson's.
     first: 1 if the part of the highest mean saliency matters.
     """
     total = max(float(saliency.sum()), 1e-12)
@@ -129,11 +132,13 @@ def heatmap_figures(saliency: Saliency, sample: Sample, effects: Mapping[str, fl
     shown = np.any([sample.drawing.mask(part) for part in mattering], axis=0)
     visible = [part for part in PARTS if sample.drawing.mask(part).any()]
     means = [float(saliency[sample.drawing.mask(part)].mean()) for part in visible]
+    true = [effects[part] for part in visible]
     return {
         "share": float(saliency[shown].sum()) / total,
         "area": float(shown.mean()),
         "background": float(saliency[~sample.drawing.bird].sum()) / total,
-        "ranking": spearman(means, [effects[part] for part in visible]),
+        "ranking": spearman(means, true),
+        "correlation": float(np.corrcoef(means, true)[0, 1]) if np.ptp(means) > 0 else 0.0,
         "first": float(visible[int(np.argmax(means))] in mattering),
     }
 

@@ -35,9 +35,7 @@ def concepts() -> None:
 @click.option("--dataset", default="", help="Name of a dataset of images in the workers' settings.")
 @click.option("--layer", default="", help="Layer to read.  [default: the last one with flat output below the output]")
 @click.option("-n", "--concepts", "count", type=click.IntRange(1, 32), default=5, show_default=True)
-@click.option(
-    "--method", type=click.Choice(["srae", "factorisation"]), help="How x-features are found.  [default: srae]"
-)
+@click.option("--method", type=click.Choice(["srae", "components"]), help="How x-features are found.  [default: srae]")
 @click.option("--beta", type=click.FloatRange(0), help="Weight of the reconstruction.")
 @click.option("--q", type=click.FloatRange(0), help="Sharpness of the log-sparse reconstruction.")
 @click.option("--eta", type=click.FloatRange(0), help="Weight of the pull-away term.")

@@ -203,7 +203,7 @@ class FitOptions(TypedDict, total=False):
     views: int
     seeds: int
     method: str
-    """"srae", the loss of the paper, or "factorisation"."""
+    """"srae", the loss of the paper, or "components"."""
     seed: int
     replace: bool
     detach: bool

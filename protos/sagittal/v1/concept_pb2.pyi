@@ -414,8 +414,8 @@ class ConceptFit(_message.Message):
     seeds: _builtins.int
     """Number of fits from different seeds, to measure stability; the first fit is kept. 0 means the default."""
     method: _builtins.str
-    """How x-features are found: `srae`, the loss of the paper, or `factorisation`, a non-negative factorisation of the
-    layer's features, which ignores the weights of the loss. Empty means `srae`.
+    """How x-features are found: `srae`, the loss of the paper, or `components`, independent components of the layer's
+    positions, which ignore the weights of the loss. Empty means `srae`.
     """
     def __init__(
         self,

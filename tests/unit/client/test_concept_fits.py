@@ -53,8 +53,8 @@ def test_what_is_no_image_is_the_error_and_begins_no_fit(client, script) -> None
 
 
 def test_the_method_of_a_fit_is_sent(client, script) -> None:
-    client.concepts.fit(PICTURES, method="factorisation", **ASKED)
-    assert script.fits[0][0].settings.fit.method == "factorisation"
+    client.concepts.fit(PICTURES, method="components", **ASKED)
+    assert script.fits[0][0].settings.fit.method == "components"
 
 
 def test_parts_go_with_their_images_and_must_be_as_many(client, script) -> None:

@@ -118,10 +118,20 @@ class Extracted:
     """Float32 of shape (images, 1 + views, features), for each image and its crops."""
     outputs: Tensor
     """Float32 of shape (images, 1 + views, classes): the model's own outputs."""
+    positions: Tensor
+    """Float32 of shape (images, 1 + views, positions, features): the layer's output at random positions of each."""
 
     def state(self) -> Mapping[str, Tensor]:
         """Returns the content as tensors by name, for a cache."""
-        return {"kept": self.kept, "features": self.features, "outputs": self.outputs}
+        content = {"kept": self.kept, "features": self.features, "outputs": self.outputs}
+        return content | ({"positions": self.positions} if self.positions.numel() else {})
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor]) -> "Extracted":
+        """Returns the content of a cache."""
+        features = state["features"]
+        none = features.new_zeros(*features.shape[:2], 0, features.shape[2])
+        return cls(state["kept"], features, state["outputs"], state.get("positions", none))
 
 
 class FeatureCache(Protocol):
@@ -147,8 +157,10 @@ class NoCache:
         """Does nothing."""
 
 
-def find_layer(view: ModelView, name: str) -> str:
-    """Returns the layer of that name, or for an empty name the last layer with flat output before the model's output.
+def find_layer(view: ModelView, name: str, *, spatial: bool = False) -> str:
+    """Returns the layer of that name, or for an empty name the last one before the model's output with flat output.
+
+    With `spatial`, an empty name is the last layer whose output has positions.
 
     Raises:
         InvalidParameter: the layer does not exist or has no features of images; the message lists those that do.
@@ -172,7 +184,7 @@ def find_layer(view: ModelView, name: str) -> str:
     if not able:
         raise Unsupported("the model has no layer below its output with readable features; XNN requires one")
     if not name:
-        level = [path for path in able if _is_flat(seen[path])]
+        level = [path for path in able if _is_flat(seen[path]) is not spatial]
         return level[-1] if level else able[-1]
     if name not in able:
         why = "has no features of images below the output" if name in dict(view.module.named_modules()) else "is none"
@@ -210,6 +222,7 @@ def extract(
     layer: str,
     *,
     views: int,
+    positions: int = 0,
     seed: int,
     rows: int,
     cache: FeatureCache,
@@ -222,16 +235,18 @@ def extract(
         images: The set.
         layer: Name of the layer.
         views: Number of random crops per image that are also read.
-        seed: Seed of the crops.
+        positions: Number of random positions of each image and crop whose features are also read.
+        seed: Seed of the crops and positions.
         rows: Images and crops per forward pass; other jobs run in between.
         cache: Cache of features; read first and filled afterwards.
         subject: Any subject, for the requests.
         until: Share of the whole job's progress at the end of this part.
     """
-    key = f"{images.digest} {layer} {views} {seed if views else 0}"
+    key = f"{images.digest} {layer} {views} {seed if views or positions else 0}"
+    key += f" {positions}" if positions else ""
     kept = cache.get(key) if images.digest else None
     if kept is not None:
-        return Extracted(kept["kept"], kept["features"], kept["outputs"])
+        return Extracted.of_state(kept)
     parts: list[Extracted] = []
     done = 0
     take = Inspect(subject=subject, call=lambda _view: images.take(), rows=1, ready=images.ready)
@@ -239,15 +254,17 @@ def extract(
         done += len(batch)
         sound = [(read.index, read.image) for read in batch if read.image is not None]
         if sound:
-            part = yield from _read_off(sound, layer, views, seed, rows, subject)
+            part = yield from _read_off(sound, layer, (views, positions), seed, rows, subject)
             parts.append(part)
         yield Progress(until * done / max(len(images), 1), phase="features")
     if not parts:
-        return Extracted(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 0), torch.zeros(0, 1, 0))
+        none = torch.zeros(0, 1, 0)
+        return Extracted(torch.zeros(0, dtype=torch.int64), none, none, none.unsqueeze(2))
     whole = Extracted(
         torch.cat([part.kept for part in parts]),
         torch.cat([part.features for part in parts]),
         torch.cat([part.outputs for part in parts]),
+        torch.cat([part.positions for part in parts]),
     )
     if images.digest:
         cache.put(key, whole.state())
@@ -255,23 +272,46 @@ def extract(
 
 
 def _read_off(
-    sound: Sequence[tuple[int, Tensor]], layer: str, views: int, seed: int, rows: int, subject: Subject
+    sound: Sequence[tuple[int, Tensor]], layer: str, counts: tuple[int, int], seed: int, rows: int, subject: Subject
 ) -> Steps[Extracted]:
-    """Returns the outputs of the layer and the model for a few images and their crops, in batches of `rows`."""
-    found: list[tuple[Tensor, Tensor]] = []
+    """Returns the outputs of the layer and the model for a few images and their crops, in batches of `rows`.
+
+    `counts` are the numbers of crops, and of positions.
+    """
+    views, positions = counts
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
     seen = [row for index, image in sound for row in (image, *_views(image, views, derive_seed(seed, index)))]
     for start in range(0, len(seen), rows):
         some = seen[start : start + rows]
+        drawn = derive_seed(seed, "positions", sound[0][0], start)
 
-        def call(view: ModelView, some: list[Tensor] = some) -> tuple[Tensor, Tensor]:
+        def call(view: ModelView, some: list[Tensor] = some, drawn: int = drawn) -> tuple[Tensor, Tensor, Tensor]:
+            images = torch.stack(some)
             with torch.no_grad():
-                features, _, outputs = layer_features(view.module, layer, torch.stack(some))
-            return features.float(), outputs.float()
+                features, output, outputs = layer_features(view.module, layer, images)
+            places = _at_positions(output, (images.shape[-2], images.shape[-1]), positions, drawn)
+            return features.float(), outputs.float(), places.float()
 
         found.append((yield from ask(Inspect(subject=subject, call=call, rows=len(some)))))
-    shape = (len(sound), 1 + views, -1)
-    features, outputs = (torch.cat(pieces).reshape(shape) for pieces in zip(*found, strict=True))
-    return Extracted(torch.tensor([index for index, _ in sound]), features, outputs)
+    shape = (len(sound), 1 + views)
+    features, outputs, places = (torch.cat(pieces) for pieces in zip(*found, strict=True))
+    return Extracted(
+        torch.tensor([index for index, _ in sound]),
+        features.reshape(*shape, -1),
+        outputs.reshape(*shape, -1),
+        places.reshape(*shape, *places.shape[1:]),
+    )
+
+
+def _at_positions(output: Tensor, size: tuple[int, int], count: int, seed: int) -> Tensor:
+    """Returns a layer's output at random positions, of shape (n, count, features); a flat output has one position."""
+    layout = None if _is_flat(output) else layout_of(output.shape, size)
+    channels = output.flatten(1).unsqueeze(2) if layout is None else layout.to_channels(output).flatten(2)
+    if not count:
+        return channels[:, :, :0].transpose(1, 2)
+    drawn = torch.rand(len(channels), count, generator=torch.Generator().manual_seed(seed))
+    places = (drawn * channels.shape[2]).long().to(channels.device)
+    return channels.transpose(1, 2).gather(1, places.unsqueeze(2).expand(-1, -1, channels.shape[1]))
 
 
 def _views(image: Tensor, count: int, seed: int) -> Sequence[Tensor]:

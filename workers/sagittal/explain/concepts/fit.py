@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sagittal.engine.requests import Inspect, ModelView, Subject
-from sagittal.explain.concepts.factorisation import Factorisation
+from sagittal.explain.concepts.components import ROWS, Components
 from sagittal.explain.concepts.features import (
     Extracted,
     FeatureCache,
@@ -33,9 +33,12 @@ HELD_OUT = 0.2
 
 TRAININGS: Mapping[str, Callable[[Examples, FitSettings, int, Mapping[str, Tensor]], Training]] = {
     "srae": Fit,
-    "factorisation": Factorisation,
+    "components": Components,
 }
 """The fits, by `FitSettings.method`: each is made from data, settings, a seed and the state of an earlier attempt."""
+
+POSITIONS = 16
+"""Largest number of positions of an image or crop that independent components are found on."""
 
 EXTRACTION, TRAINING, VIEWED = 0.5, 0.9, 0.97
 """Progress of the job after feature extraction, after all fits, and after the search for examples."""
@@ -50,7 +53,7 @@ class FitQuestion:
     """Classes whose outputs are predicted."""
     settings: FitSettings = field(default_factory=FitSettings)
     layer: str = ""
-    """Empty for the last layer with flat output before the model's output."""
+    """Empty for the last layer before the model's output with flat output, for components with a spatial output."""
     size: int = 224
     """Side of the model's input in pixels."""
     rows: int = 16
@@ -86,11 +89,13 @@ def fit_concepts(question: FitQuestion) -> Steps[ConceptFit]:
         InvalidParameter: there is no such layer.
     """
     settings, subject = question.settings, _no_image(question.size)
-    layer: str = yield from _layer(question.layer, subject)
+    spatial = settings.method == "components"
+    layer: str = yield from _layer(question.layer, subject, spatial=spatial)
     extracted: Extracted = yield from extract(
         question.images,
         layer,
         views=settings.views,
+        positions=_positions(len(question.images) * (1 + settings.views)) if spatial else 0,
         seed=settings.seed,
         rows=question.rows,
         cache=question.cache,
@@ -142,12 +147,12 @@ def _judge(
     )
 
 
-def _layer(name: str, subject: Subject) -> Steps[str]:
+def _layer(name: str, subject: Subject, *, spatial: bool) -> Steps[str]:
     """Returns the layer to read. Raises errors here and not in the engine, so that callers can name the parameter."""
 
     def call(view: ModelView) -> str | InvalidParameter:
         try:
-            return find_layer(view, name)
+            return find_layer(view, name, spatial=spatial)
         except InvalidParameter as error:
             return error
 
@@ -155,6 +160,11 @@ def _layer(name: str, subject: Subject) -> Steps[str]:
     if isinstance(found, InvalidParameter):
         raise found
     return found
+
+
+def _positions(rows: int) -> int:
+    """Returns the number of positions of each image or crop: together not many more than are used."""
+    return min(POSITIONS, max(1, ROWS // max(rows, 1)))
 
 
 def _no_image(size: int) -> Subject:
@@ -171,17 +181,22 @@ def _train(
     share = Share(EXTRACTION + number * each, EXTRACTION + (number + 1) * each)
     part = "fit" if number == 0 else f"refit-{number}"
     seed = derive_seed(settings.seed, "fit", number)
-    rows = Examples(data.features[training].flatten(0, 1), data.outputs[training].flatten(0, 1))
+    rows = Examples(
+        data.features[training].flatten(0, 1),
+        data.outputs[training].flatten(0, 1),
+        data.positions[training].flatten(0, 2),
+    )
     fit = TRAININGS[settings.method](rows, settings, seed, within(states, part))
     return (yield from train(fit, settings, _no_image(question.size), states=states, share=share, part=part))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Views:
-    """Features (images, 1 + views, features) and outputs (images, 1 + views, targets)."""
+    """Features (images, 1 + views, features), outputs (images, 1 + views, targets), and positions as extracted."""
 
     features: Tensor
     outputs: Tensor
+    positions: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -197,12 +212,12 @@ class _Seen:
 
 def _of_targets(extracted: Extracted, targets: Sequence[int]) -> _Views:
     if not len(extracted.kept):
-        return _Views(extracted.features, extracted.outputs)
+        return _Views(extracted.features, extracted.outputs, extracted.positions)
     classes = extracted.outputs.shape[2]
     for target in targets:
         if not 0 <= target < classes:
             raise InvalidParameter("targets", f"{target} is no class of the model; give 0 to {classes - 1}")
-    return _Views(extracted.features, extracted.outputs[..., list(targets)])
+    return _Views(extracted.features, extracted.outputs[..., list(targets)], extracted.positions)
 
 
 def _originals(data: _Views) -> Examples:

@@ -6,7 +6,7 @@ The step size decays to zero, and the last network is the result: held-out image
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -137,25 +137,35 @@ def settle(srae: SRAE, features: Tensor) -> None:
     Faithfulness and reconstruction depend on linear maps of the x-features, and orthogonal x-features of equal length
     remain orthogonal under rotation. The loss thus leaves a rotation free, which determines how concepts are mixed. The
     rotation is chosen to make the x-features as independent as possible, by independent component analysis: mixtures of
-    independent causes are closer to a normal distribution than the causes. Then signs and order are fixed: a larger
-    x-feature increases the class, and the x-feature with the largest effect on the prediction comes first.
+    independent causes are closer to a normal distribution than the causes. Then they are arranged.
     """
     with torch.no_grad():
-        values = srae.encode(features)
-        lengths = values.square().mean(0).sqrt().clamp(min=TINY)
-        transform(srae, torch.diag(1 / lengths))
-        values = srae.encode(features)
-        transform(srae, independent_rotation(values).T)
-        strongest = srae.readout.abs().argmax(1)
-        signs = srae.readout.gather(1, strongest.unsqueeze(1)).squeeze(1).sign()
-        signs[signs == 0] = 1
-        transform(srae, torch.diag(signs)[by_effect(srae, features)])
+        _equalise(srae, features)
+        _transform(srae, independent_rotation(srae.encode(features)).T)
+        _order(srae, features)
 
 
-def by_effect(srae: SRAE, features: Tensor) -> Tensor:
-    """Returns the order of the x-features, the one with the largest effect on the prediction first."""
-    effect: Tensor = srae.encode(features).std(0) * srae.readout.norm(dim=1)
-    return effect.argsort(descending=True)
+def arrange(srae: SRAE, features: Tensor) -> None:
+    """Gives the x-features equal length, and fixes signs and order, in place; predictions do not change.
+
+    A larger x-feature increases the class, and the x-feature with the largest effect on the prediction comes first.
+    """
+    with torch.no_grad():
+        _equalise(srae, features)
+        _order(srae, features)
+
+
+def _equalise(srae: SRAE, features: Tensor) -> None:
+    lengths = srae.encode(features).square().mean(0).sqrt().clamp(min=TINY)
+    _transform(srae, torch.diag(1 / lengths))
+
+
+def _order(srae: SRAE, features: Tensor) -> None:
+    strongest = srae.readout.abs().argmax(1)
+    signs = srae.readout.gather(1, strongest.unsqueeze(1)).squeeze(1).sign()
+    signs[signs == 0] = 1
+    effect = srae.encode(features).std(0) * srae.readout.norm(dim=1)
+    _transform(srae, torch.diag(signs)[effect.argsort(descending=True)])
 
 
 def independent_rotation(values: Tensor) -> Tensor:
@@ -195,7 +205,7 @@ def _distance(lines: Tensor) -> Tensor:
     return skew.square() / 12 + PEAK_WEIGHT * peaked.square()
 
 
-def transform(srae: SRAE, matrix: Tensor) -> None:
+def _transform(srae: SRAE, matrix: Tensor) -> None:
     """Replaces the x-features x by `matrix @ x`, and applies the inverse after them."""
     inverse = torch.linalg.inv(matrix)
     for weight in (srae.encoder.direct.weight, srae.encoder.direct.bias, srae.encoder.bent.weight):
@@ -205,8 +215,8 @@ def transform(srae: SRAE, matrix: Tensor) -> None:
     srae.readout.copy_(inverse.T @ srae.readout)
 
 
-METHODS = ("srae", "factorisation")
-"""How x-features are found: by the loss of the paper, or by a non-negative factorisation of the features."""
+METHODS = ("srae", "components")
+"""How x-features are found: by the loss of the paper, or as independent components of positions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +231,7 @@ class FitSettings:
     hidden: int = parameter(64, "Width of the hidden layers of encoder and decoder", minimum=1, maximum=4096)
     views: int = parameter(0, "Random crops of each image that are also fitted", minimum=0, maximum=64)
     seeds: int = parameter(2, "Number of fits from different seeds; the first is kept", minimum=1, maximum=8)
-    method: str = parameter("srae", "The published loss, or non-negative factorisation", choices=METHODS)
+    method: str = parameter("srae", "The published loss, or independent components", choices=METHODS)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -248,6 +258,8 @@ class Examples:
     """Float32 of shape (images, features)."""
     outputs: Tensor
     """Float32 of shape (images, targets): the model's outputs, before softmax if it has one."""
+    positions: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    """Float32 of shape (positions, features): some positions of the images; none if the fit does not read them."""
 
     def __len__(self) -> int:
         """Number of images."""

@@ -51,11 +51,14 @@ def fit_steps(lease: Lease, loaded: LoadedModel, limits: ImageLimits, shelf: Con
     request = concept_service_pb2.FitConceptsSettings.FromString(lease.request)
     shelf.store.check_free(lease, request.model, request.name, replace=request.replace)
     chosen = _images(request, lease, loaded, limits, shelf)
+    settings = fit_settings(request.fit)
+    # The registered layer of features is flat, and independent components require positions.
+    registered = loaded.entry.layers.features if settings.method == "srae" else ""
     question = FitQuestion(
         images=chosen.images,
         targets=tuple(target.index for target in request.targets),
-        settings=fit_settings(request.fit),
-        layer=request.layer or loaded.entry.layers.features,
+        settings=settings,
+        layer=request.layer or registered,
         size=loaded.entry.preprocessing.input_size,
         rows=loaded.found.batch_size,
         cache=shelf.store.features(
