@@ -132,7 +132,8 @@ bench-audit: $(VENV)/.installed-dev ## Audits networks with and without planted 
 	$(BIN)/python benchmarks/audit.py --minutes $(or $(MINUTES),15) --write docs/audit.md
 
 bench-known-reasons: $(VENV)/.installed-dev ## Explains networks whose reasons are known and writes docs/known-reasons.md (IMAGES=n, NETWORKS=n).
-	cd benchmarks && ../$(BIN)/python -m known_reasons --images $(or $(IMAGES),12) --networks $(or $(NETWORKS),3) --write ../docs/known-reasons.md
+	cd benchmarks && ../$(BIN)/python -m known_reasons --images $(or $(IMAGES),12) --networks $(or $(NETWORKS),1) --write ../docs/known-reasons.md
+	cd benchmarks && ../$(BIN)/python -m known_reasons.concept_sets --networks $(or $(NETWORKS),1) --write ../docs/known-reasons.md
 
 # checkov has an environment of its own, because its dependencies conflict with ours.
 $(VENV)-scan/.installed:

@@ -95,16 +95,16 @@ def pca(train: Tensor, other: Tensor, count: int = CONCEPTS) -> Sequence[Tensor]
     return [*values, values[1] @ components + mean]
 
 
-def nmf(train: Tensor, other: Tensor) -> Sequence[Tensor]:
+def nmf(train: Tensor, other: Tensor, count: int = CONCEPTS) -> Sequence[Tensor]:
     """Returns the weights of a non-negative factorisation by multiplicative updates, and the reconstructed features."""
     generator = torch.Generator().manual_seed(0)
     positive, unseen = train.clamp(min=0), other.clamp(min=0)
-    parts = torch.rand(CONCEPTS, train.shape[1], generator=generator)
-    weights = torch.rand(len(train), CONCEPTS, generator=generator)
+    parts = torch.rand(count, train.shape[1], generator=generator)
+    weights = torch.rand(len(train), count, generator=generator)
     for _ in range(200):
         weights = weights * (positive @ parts.T) / (weights @ parts @ parts.T + 1e-9)
         parts = parts * (weights.T @ positive) / (weights.T @ weights @ parts + 1e-9)
-    found = torch.rand(len(other), CONCEPTS, generator=generator)
+    found = torch.rand(len(other), count, generator=generator)
     for _ in range(200):
         found = found * (unseen @ parts.T) / (found @ parts @ parts.T + 1e-9)
     return [weights, found, found @ parts]

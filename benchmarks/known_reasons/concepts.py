@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from concepts import autoencoder, largest_part, pca, rebuilt_variance
+from concepts import autoencoder, largest_part, nmf, pca, rebuilt_variance
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ SEED = 3_000_017
 FITTED, JUDGED, ANNOTATED = 1_000, 400, 10
 """Images of a fit, other images on which it is judged, and held-out images of the fit with annotated parts."""
 
-COUNT, SEEDS = 12, 3
+COUNT, SEEDS = 20, 2
 """X-features, and fits of each method: one set for all classes together."""
 
 RECOVERED = 0.95
@@ -36,7 +36,12 @@ PLANTED = tuple(
 )
 """The traits of the rules, as parts and traits."""
 
-METHODS = ("srae", "factorisation")
+METHODS = {"srae": "published loss", "components": "independent components"}
+
+BESIDE = {"PCA": pca, "NMF": nmf, "autoencoder": autoencoder}
+
+LAYERS = {"3": "last block", "2": "block before it"}
+"""Layers of the networks that are read, each averaged over its positions."""
 
 
 def planted(samples: Sequence[Sample]) -> Tensor:
@@ -108,10 +113,10 @@ def of_method(network: nn.Module, layer: str, method: str, world: World) -> Mapp
 
 
 def of_decomposition(network: nn.Module, layer: str, name: str, world: World) -> Mapping[str, Any]:
-    """Returns the figures of PCA or an autoencoder, with the best linear readout."""
+    """Returns the figures of a method that never sees the outputs, with the best linear readout."""
     features, outputs = read(network, layer, world.inputs(world.fitted))
     others, wanted = read(network, layer, world.inputs(world.judged))
-    train, values, rebuilt = {"PCA": pca, "autoencoder": autoencoder}[name](features, others, COUNT)
+    train, values, rebuilt = BESIDE[name](features, others, COUNT)
     readout = torch.linalg.lstsq(torch.cat([train, torch.ones(len(train), 1)], 1), outputs).solution
     predicted = torch.cat([values, torch.ones(len(values), 1)], 1) @ readout
     return judged(values, predicted, wanted, rebuilt, others, readout[:-1], world.traits)

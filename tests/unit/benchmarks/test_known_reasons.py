@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from known_reasons import measuring, truth
+from known_reasons import concepts, measuring, truth
 from known_reasons.networks import MEAN, SIZE, STD, Networks, Recipe, digest_of, to_input, untrained
 from torch import Tensor, nn
 
@@ -109,3 +109,24 @@ def test_networks_map_images_to_logits(architecture) -> None:
 
 def test_inputs_are_normalised() -> None:
     assert to_input(np.full((2, 2, 3), 255, np.uint8)).max() == pytest.approx(2)
+
+
+def test_x_features_are_matched_with_the_traits_that_they_separate() -> None:
+    traits = np.array([[1, 0], [1, 1], [0, 1], [0, 0]] * 5, float)
+    values = np.stack([np.tile([1.0, 4, 2, 3], 5), -traits[:, 1], traits[:, 0]], 1)
+    separated, pairs = concepts.matching(values, traits)
+    assert sorted(pairs) == [(1, 1), (2, 0)]
+    assert separated == [1, 1]
+
+
+def test_x_features_that_are_the_traits_have_the_best_figures_and_equal_shares() -> None:
+    traits = (torch.rand(400, 2, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    outputs = traits.sum(1, keepdim=True)
+    figures = concepts.judged(traits, outputs, outputs, traits, traits, torch.ones(2, 1), traits)
+    assert figures["recovery"] == 1
+    assert figures["purity"] > 0.98
+    assert figures["largest"] == pytest.approx(0.5, abs=0.02)
+    assert (figures["correlation"], figures["rebuilt"]) == (pytest.approx(1), 1)
+    mixed = concepts.judged(outputs, outputs, outputs, traits, traits, torch.ones(1, 1), traits)
+    assert mixed["purity"] == pytest.approx(0.5, abs=0.05)
+    assert mixed["auroc"] < 0.95
