@@ -145,9 +145,6 @@ def _finding(
 ) -> Finding:
     candidate, added = tested.candidate, tested.added
     pasted = float(np.mean([score for _, _, score in tested.pasted])) if tested.pasted else None
-    outside = [
-        share for each in evidence if each.group == candidate.group and (share := each.outside_saliency) is not None
-    ]
     return Finding(
         id=name,
         group=candidate.group,
@@ -166,7 +163,6 @@ def _finding(
         score_added=pasted,
         score_added_control=pasted - added.mean if pasted is not None and added is not None else None,
         outside_share=place[1],
-        outside_saliency=float(np.mean(outside)) if outside else None,
         kept=tested.kept,
         box=_usual_box(evidence, candidate),
         fixed=candidate.fixed,

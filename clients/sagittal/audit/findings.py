@@ -105,8 +105,6 @@ class Finding:
     score_added_control: float | None = None
     """Mean probability on images of other classes with a region of another class instead."""
     outside_share: float | None = None
-    outside_saliency: float | None = None
-    """Mean share of saliency outside the object in the group; None if objects are unknown."""
     kept: float | None = None
     """Share of the score that a region at the border keeps alone."""
     box: tuple[int, int, int, int] = (0, 0, 0, 0)
@@ -152,6 +150,8 @@ class Audit:
     tested: tuple[Mapping[str, Any], ...]
     """Every candidate that was tested, with its p-value and adjusted p-value."""
     thresholds: Thresholds = Thresholds()
+    outside: Mapping[str, float] = field(default_factory=dict)
+    """Mean share of saliency (or of sufficient sets) outside the object, of each group whose objects are known."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Why a group was not searched, by its name."""
     failures: Mapping[str, str] = field(default_factory=dict)

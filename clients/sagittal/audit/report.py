@@ -86,8 +86,6 @@ def _facts(finding: Finding, rate: float) -> Iterator[tuple[str, str]]:
     yield "confirmed by", " and ".join(finding.confirmed_by)
     yield "adjusted p-value", f"{finding.q:.2g} (at most {rate:g})"
     yield "place", finding.place
-    if finding.outside_saliency is not None:
-        yield "saliency outside the object", percent(finding.outside_saliency)
     if finding.kept is not None:
         yield "score with the region alone", f"{percent(finding.kept)} of the unmasked score"
     yield "images to clean", f"{sum(image.listed for image in finding.listing):,}, in cleaning.csv"
@@ -147,9 +145,14 @@ def _images(audit: Audit) -> str:
 
     return facts_table(
         [
-            *(("searched", f"{name}: {number:,} images") for name, number in list(audit.groups.items())[:_ROWS]),
+            *(("searched", _searched(audit, name)) for name in list(audit.groups)[:_ROWS]),
             *(("left out", f"{name}: {why}") for name, why in list(audit.left_out.items())[:_ROWS]),
             ("not explained", listed([f"{key} ({why})" for key, why in audit.failures.items()])),
             ("not searched, since the model hardly gives them their class", listed(audit.doubtful)),
         ]
     )
+
+
+def _searched(audit: Audit, group: str) -> str:
+    outside = f", {percent(audit.outside[group])} of saliency outside the object" if group in audit.outside else ""
+    return f"{group}: {audit.groups[group]:,} images{outside}"

@@ -132,6 +132,7 @@ def audit(
         findings=tuple(each.finding for each in found.confirmed),
         tested=tuple(found.tested),
         thresholds=thresholds,
+        outside=_outside(evidence),
         left_out=explained.left_out,
         failures=explained.failures,
         doubtful=explained.doubtful,
@@ -142,6 +143,15 @@ def audit(
     (directory / "report.html").write_text(page, encoding="utf-8")
     result.save(directory)
     return result
+
+
+def _outside(evidence: Sequence[Evidence]) -> dict[str, float]:
+    """Returns the mean share of saliency outside the object of each group whose objects are known."""
+    shares: dict[str, list[float]] = {}
+    for each in evidence:
+        if (share := each.outside_saliency) is not None:
+            shares.setdefault(each.group, []).append(share)
+    return {group: float(np.mean(found)) for group, found in sorted(shares.items())}
 
 
 def _notes(evidence: Sequence[Evidence], explained: Explained) -> Iterator[str]:

@@ -118,6 +118,7 @@ async def test_a_data_set_is_audited_and_running_it_again_computes_nothing(stack
     found = json.loads((out / "findings.json").read_text())
     assert found["findings"][0]["group"] == "red"
     assert found["findings"][0]["box"] == [24, 24, 32, 32]
+    assert found["outside"]["red"] > 0.25 > found["outside"]["blue"]
     assert list(found["failures"]) == ["red/damaged.png"]
     rows = list(csv.DictReader((out / "cleaning.csv").read_text().splitlines()))
     marked = [row for row in rows if row["finding"] == found["findings"][0]["id"]]
