@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from reports import table, write_section
 from torch import nn
 
+from sagittal.audit.candidates import WHOLE
 from sagittal.audit.confirmation import Confirmed, confirm
 from sagittal.audit.evidence import Evidence, to_grid, to_pixels
 from sagittal.audit.findings import SEVERITIES, Audit, Thresholds, compare
@@ -278,7 +279,7 @@ def report(results: Sequence[dict[str, Any]]) -> str:
         values = [each[name] for each in rows if each.get(name) is not None]
         return f"{np.mean(values):.2f}" if values else "not measured"
 
-    regions = [each for each in found if each["kind"] not in ("cast", "stripes")]
+    regions = [each for each in found if each["kinds"][0] not in WHOLE]
     bars = [
         ("planted cause is the first finding", "38 of 40",
          f"{sum(each['rank'] == 1 for each in found)} of {len(learned)} networks that learned it"),

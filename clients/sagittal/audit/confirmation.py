@@ -69,7 +69,7 @@ def confirm(
     rows, found = [], []
     for number, (each, q) in enumerate(zip(tests, adjusted, strict=True), start=1):
         place = _place(evidence, each.candidate)
-        severity, by = _severity(each, q, place, thresholds)
+        severity, by = severity_of(each, q, place, thresholds)
         rows.append(_row(each, q, place, severity))
         if severity:
             name = f"{each.candidate.group}/{each.candidate.kind}-{number}"
@@ -97,7 +97,7 @@ def _place(evidence: Sequence[Evidence], candidate: Candidate) -> tuple[str, flo
     return "outside the object" if mean >= 0.5 else "on the object", mean
 
 
-def _severity(
+def severity_of(
     tested: Tested, q: float, place: tuple[str, float | None], thresholds: Thresholds
 ) -> tuple[str, tuple[str, ...]]:
     """Returns the severity of a tested candidate, empty if it is no finding, and the tests that confirmed it."""
@@ -113,7 +113,8 @@ def _severity(
         return "", ()
     severity = thresholds.severity(max(by.values()))
     if place[0] == "unknown":
-        most = _MOST_IF_UNKNOWN.get(tested.candidate.kind, SEVERITIES[-1])
+        # without the object's evidence any score falls, so that removing alone says little
+        most = _MOST_IF_UNKNOWN.get(tested.candidate.kind, SEVERITIES[-1]) if "adding" in by else SEVERITIES[0]
         severity = min(severity, most, key=SEVERITIES.index)
     return severity, tuple(by)
 

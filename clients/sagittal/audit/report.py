@@ -28,7 +28,7 @@ _ROWS = 200
 def audit_html(audit: Audit, confirmed: Sequence[Confirmed], laboratory: Laboratory) -> str:
     """Returns the report of an audit as a whole HTML document."""
     number = len(audit.findings)
-    title = f"{number} spurious reason{'' if number == 1 else 's'} of {audit.model}@{audit.model_version}"
+    title = f"Audit of {audit.model}@{audit.model_version}: {number} finding{'' if number == 1 else 's'}"
     facts = (
         f"{audit.images:,} images of {len(audit.groups):,} groups", audit.method,
         f"{len(audit.tested):,} candidates tested", f"source {audit.source}",

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from audited_world import MARK, draw, evidence_of, scorer
 
-from sagittal.audit.confirmation import confirm
+from sagittal.audit import interventions
+from sagittal.audit.candidates import Candidate
+from sagittal.audit.confirmation import confirm, severity_of
 from sagittal.audit.evidence import to_pixels
 from sagittal.audit.findings import Thresholds
+from sagittal.audit.statistics import measure_effect
 
 MARKED = 8
 
@@ -64,6 +67,16 @@ def test_the_severity_is_limited_if_the_object_is_unknown() -> None:
     found = audit(with_objects=False).confirmed
     assert (found[0].finding.place, found[0].finding.severity) == ("unknown", "medium")
     assert {each.finding.severity for each in found if each.finding.kinds == ("appearance",)} <= {"low"}
+
+
+def test_removing_alone_gives_a_low_severity_if_the_object_is_unknown() -> None:
+    strong, none = (measure_effect(np.full(6, value), np.zeros((6, 3))) for value in (0.6, 0.0))
+    candidate = Candidate(group="red", kinds=("place",), regions={})
+    severities = []
+    for removed, added in ((strong, none), (none, strong)):
+        tested = interventions.Tested(candidate=candidate, removed=removed, added=added)
+        severities += [severity_of(tested, 0.01, (place, None), Thresholds())[0] for place in ("unknown", "outside")]
+    assert severities == ["low", "high", "medium", "high"]
 
 
 def test_every_tested_candidate_has_an_adjusted_p_value(poisoned) -> None:
