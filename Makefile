@@ -6,7 +6,7 @@ IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: page page-snapshots demo test test-architectures test-callers test-engines engines caller-packages test-kernels chaos check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation bench-kserve bench-bulk soak bench-quality bench-audit bench-known-reasons bench-costs bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom release device device-report fuzz audit scan peers
+.PHONY: page page-snapshots demo test test-architectures test-callers test-engines engines caller-packages test-kernels chaos check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation bench-kserve bench-bulk bench-idle bench-shards soak bench-quality bench-audit bench-known-reasons bench-costs bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom release device device-report fuzz audit scan peers
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -208,6 +208,12 @@ bench-isolation: $(VENV)/.installed-dev ## Measures the effect of twelve floods 
 bench-bulk: $(VENV)/.installed-dev ## Runs a batch of 10,000 images whose parts are killed and writes it to docs/performance.md (five minutes).
 	$(BIN)/python benchmarks/bulk.py --write docs/performance.md
 	$(BIN)/python benchmarks/estimates.py --write docs/performance.md
+
+bench-shards: $(VENV)/.installed-dev ## Measures what two servers carry beside one and writes it to docs/performance.md.
+	$(BIN)/python benchmarks/shards.py --write docs/performance.md
+
+bench-idle: $(VENV)/.installed-dev ## Measures what an idle worker costs Redis and writes it to docs/performance.md.
+	$(BIN)/python benchmarks/idle.py --write docs/performance.md
 
 soak: $(VENV)/.installed-dev ## Runs 20,000 small jobs and writes their memory use to docs/performance.md.
 	$(BIN)/python benchmarks/soak.py --write docs/performance.md

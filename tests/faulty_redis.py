@@ -10,7 +10,7 @@ from typing import Any
 from sagittal.queue.scripts import load_script, script_names
 
 #: Every plain command that the programs send beside scripts.
-COMMANDS = frozenset({"BLPOP", "GET", "INFO", "PING", "SET", "SUBSCRIBE"})
+COMMANDS = frozenset({"BLPOP", "EXISTS", "GET", "INFO", "PING", "SET", "SUBSCRIBE", "TTL"})
 
 #: Every operation on Redis: what a reply can be the answer to.
 OPERATIONS = frozenset(script_names()) | COMMANDS

@@ -36,15 +36,15 @@ class Scripts:
         return self.run("submit", *submit_arguments(job, b"accepted", self.settings))
 
     def lease(self, model: str = "model@1", worker: str = "worker") -> list:
-        return self.run("lease", worker, secrets.token_hex(8), 15.0, 5, "", model)
+        return self.run("lease", worker, secrets.token_hex(8), 15.0, 5, "", "", model)
 
     def sweep(self) -> list:
         return self.run("sweep", *sweep_arguments(self.settings))
 
     def snapshot(self) -> Mapping[bytes, bytes]:
-        """Returns every key with its whole value."""
+        """Returns every key with its whole value, except the election of a sweeper, which passes by itself."""
         keys = sorted(self.client.scan_iter(match=f"{self.root}*", count=1000))
-        return {key: self.client.dump(key) for key in keys}
+        return {key: self.client.dump(key) for key in keys if not key.endswith(b":sweeper")}
 
 
 def plain_job(**changes: object) -> NewJob:

@@ -28,8 +28,8 @@ CLONE_NEWNET = 0x40000000
 
 def run_worker(fate: Fate) -> int:
     """Is the program `sagittal-worker` on a queue with fault points."""
-    connect = worker.RedisWorkerQueue
-    worker.RedisWorkerQueue = lambda *given, **named: PointedWorkerQueue(connect(*given, **named), fate)
+    connect = worker.open_worker
+    worker.open_worker = lambda *given, **named: PointedWorkerQueue(connect(*given, **named), fate)
     settings = WorkerSettings()
     configure_logging(settings.log_format, settings.log_level)
     worker.work(settings)  # by itself: this program is the parent that starts it again
@@ -38,8 +38,8 @@ def run_worker(fate: Fate) -> int:
 
 def run_service(fate: Fate) -> int:
     """Is the program `sagittal-service` on a queue with fault points."""
-    connect = service.RedisJobQueue
-    service.RedisJobQueue = lambda *given, **named: PointedJobQueue(connect(*given, **named), fate)
+    connect = service.open_jobs
+    service.open_jobs = lambda *given, **named: PointedJobQueue(connect(*given, **named), fate)
     sys.argv = ["sagittal-service"]
     return service.main()
 

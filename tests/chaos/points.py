@@ -76,9 +76,9 @@ class PointedWorkerQueue:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._queue, name)
 
-    def lease(self, models: Sequence[tuple[str, str]], *, block_seconds: float, busy: bool = False) -> Lease | None:
+    def lease(self, models: Sequence[tuple[str, str]], **options: Any) -> Lease | None:
         self._fate.reach("before_lease")
-        lease = self._queue.lease(models, block_seconds=block_seconds, busy=busy)
+        lease = self._queue.lease(models, **options)
         if lease is not None:
             self._note("leased", lease, attempt=lease.job.attempt)
             self._fate.reach("after_lease")

@@ -32,6 +32,7 @@ class Overdue:
             for kind in ("job", "run"):
                 client.hset(f"{root}{kind}:{job_id}", "deadline", past)
             client.zadd(f"{root}deadlines", {job_id: past})
+            client.delete(f"{root}sweeper")  # whoever swept an hour ago is no longer elected
             if self.lease is not None:
                 client.zadd(f"{root}leases", {job_id: past})
 

@@ -60,7 +60,7 @@ class Prepared:
             "end": ("run", waiting, "0", "failed", "WHY", b"event"),
             "get": (waiting,),
             "heartbeat": (15.0, *held),
-            "lease": ("worker", "nonce", 15.0, 5, "", "model@1", "other@1"),
+            "lease": ("worker", "nonce", 15.0, 5, "", "", "model@1", "other@1"),
             "list": ("", 10, 100, "", "", "", "queued,running", "", "", "", "&run=night&", "", "", ""),
             "read": (waiting, 0, 16, 2**20, ""),
             "release": held,

@@ -35,8 +35,8 @@ KINDS = [
     "concept_revision", "concept_trash", "concepts", "cost", "created", "damaged", "deadlines",
     "declared", "deleted", "ended", "flight", "held", "holds", "job", "jobs", "lanes", "latest", "leases", "load",
     "log", "models", "origins", "pace", "parts", "quarantine", "quarantined", "readers", "ready", "request", "revision",
-    "revisions", "run", "served", "settled", "share", "spent", "stored", "take", "tenants", "turn", "waiting", "wishes",
-    "worker", "workers",
+    "revisions", "run", "served", "settled", "share", "spent", "stored", "sweeper", "take", "tenants", "turn",
+    "waiting", "wishes", "worker", "workers",
 ]  # fmt: skip
 #: Kinds that stand only for a moment, or after other damage: made by hand.
 MADE: dict[str, Callable[[redis.Redis, str], object]] = {

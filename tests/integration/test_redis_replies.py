@@ -1,6 +1,7 @@
 """Each error of Redis as the answer to each operation: it waits, refuses or fails as the table says, and then works."""
 
 import asyncio
+import contextlib
 import inspect
 import secrets
 import socket
@@ -34,6 +35,7 @@ from sagittal.queue.failures import REPLIES, UNKNOWN, Meaning, Reply
 from sagittal.queue.jobs import RedisJobQueue
 from sagittal.queue.leases import RedisWorkerQueue
 from sagittal.queue.metrics import QueueMetrics
+from sagittal.queue.notifications import wait_for_bells
 from sagittal.queue.protocol import LeaseLost
 from sagittal.queue.scripts import load_script
 from sagittal.queue.settings import QueueSettings
@@ -85,16 +87,10 @@ def rename(described: concept_pb2.ConceptSet) -> concept_pb2.ConceptSet:
 
 
 def wait_for_a_job(sides: Sides) -> None:
-    """Waits for a job, however slow the machine: once it has waited, a worker asks for a lease again."""
-
-    def asked() -> float:
-        return sides.registry.get_sample_value("sagittal_redis_seconds_count", {"operation": "lease"}) or 0.0
-
-    before = last = asked()
-    while last < before + 2:
-        before = asked()
-        sides.worker.lease([("nobody", "1")], block_seconds=0.01)
-        last = asked()
+    """Asks to be woken when a job comes, and waits until Redis answers that none came."""
+    with contextlib.closing(sides.worker.bell(["nobody@1"])) as bell:
+        bell.ask(0.02)
+        wait_for_bells([bell], 60)
 
 
 Operation = Callable[[Sides], Any]
@@ -147,6 +143,8 @@ OF_THE_SERVICE: Mapping[str, Operation] = {
 OF_A_WORKER: Mapping[str, Operation] = {
     "lease": lambda sides: sides.worker.lease([("nobody", "1")], block_seconds=0),
     "BLPOP": wait_for_a_job,
+    "TTL": lambda sides: sides.worker._another_sweeps(),
+    "EXISTS": lambda sides: sides.worker.has_work(["nobody@1"]),
     "heartbeat": lambda sides: sides.worker.heartbeat([sides.lease]),
     "append": lambda sides: sides.worker.append(sides.lease, [b"event"]),
     "checkpoint": lambda sides: sides.worker.checkpoint(sides.lease, b"state"),

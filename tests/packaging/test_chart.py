@@ -301,6 +301,17 @@ def test_tls_tokens_and_passwords_come_from_secrets_alone(render) -> None:
     assert "grpc" not in container["livenessProbe"], "the kubelet's gRPC probe speaks no TLS"
 
 
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [((), "redis://rel-sagittal-valkey:6379/0"), (("valkey.enabled=false", "queue.url=redis://a/0"), "redis://a/0")],
+)
+def test_further_servers_of_the_queue_follow_the_first_one(render, options, first: str) -> None:
+    documents = render("cpu-only-values.yaml", "queue.shards={redis://b:6379/0,redis://c:6379/0#draining}", *options)
+    containers = [each["spec"]["template"]["spec"]["containers"][0] for each in kinds(documents, "Deployment")]
+    urls = {environment(each).get("SAGITTAL_QUEUE__URL") for each in containers}
+    assert urls - {None} == {f"{first},redis://b:6379/0,redis://c:6379/0#draining"}
+
+
 def test_the_bundled_valkey_throws_nothing_away(render) -> None:
     documents = render("cpu-only-values.yaml")
     maps = {m["metadata"]["name"]: m["data"] for m in kinds(documents, "ConfigMap")}
@@ -324,6 +335,10 @@ def test_the_bundled_valkey_throws_nothing_away(render) -> None:
         ("workers[1].name=second", "second has no models"),
         ("workers[0].keda.enabled=true", "keda.enabled without keda.prometheusUrl"),
         ("valkey.enabled=false", "queue.url: not set"),
+        (
+            "queue.shards={redis://b},queue.existingSecret=s,queue.secretUrlKey=url,valkey.enabled=false",
+            "queue.shards: queue.secretUrlKey is set too",
+        ),
         ("queue.url=redis://elsewhere", "set valkey.enabled to false"),
         ("tls.clientCaSecret=ca", "set without tls.existingSecret"),
         ("ingress.enabled=true", "ingress.host: needed"),

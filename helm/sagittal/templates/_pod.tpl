@@ -56,6 +56,8 @@ topologySpreadConstraints:
 {{- $queue := .Values.queue -}}
 {{- $secret := $queue.existingSecret -}}
 {{- $key := $queue.secretPasswordKey -}}
+{{- $shards := "" -}}
+{{- range $queue.shards }}{{ $shards = printf "%s,%s" $shards . }}{{ end -}}
 {{- if .Values.valkey.enabled -}}
 {{- if or $queue.url $secret -}}
 {{- fail "queue: valkey.enabled and an external Redis are both set; set valkey.enabled to false, or leave queue.url and queue.existingSecret empty" -}}
@@ -64,8 +66,11 @@ topologySpreadConstraints:
 {{- $key = .Values.valkey.secretPasswordKey -}}
 {{- $name := include "sagittal.valkeyName" . -}}
 - name: SAGITTAL_QUEUE__URL
-  value: redis://{{ $name }}:6379/0
+  value: {{ printf "redis://%s:6379/0%s" $name $shards }}
 {{- if gt (int .Values.valkey.replicas) 1 }}
+{{- if $shards -}}
+{{- fail "queue.shards: valkey.replicas is more than 1; Sentinels name the primary of one server only" -}}
+{{- end }}
 {{- $sentinels := list -}}
 {{- range $index := until (int .Values.valkey.replicas) -}}
 {{- $sentinels = append $sentinels (printf "%s-%d.%s.%s.svc:26379" $name $index $name $.Release.Namespace) -}}
@@ -76,6 +81,9 @@ topologySpreadConstraints:
   value: "1"
 {{- end }}
 {{- else if and $secret $queue.secretUrlKey -}}
+{{- if $shards -}}
+{{- fail "queue.shards: queue.secretUrlKey is set too; put all URLs into the secret, separated by commas" -}}
+{{- end -}}
 - name: SAGITTAL_QUEUE__URL
   valueFrom:
     secretKeyRef:
@@ -83,7 +91,7 @@ topologySpreadConstraints:
       key: {{ $queue.secretUrlKey }}
 {{- else -}}
 - name: SAGITTAL_QUEUE__URL
-  value: {{ required "queue.url: not set, but valkey.enabled is false; set the URL of an external Redis" $queue.url | quote }}
+  value: {{ printf "%s%s" (required "queue.url: not set, but valkey.enabled is false; set the URL of an external Redis" $queue.url) $shards | quote }}
 {{- end }}
 {{- if and $secret $key }}
 - name: SAGITTAL_QUEUE__PASSWORD

@@ -230,16 +230,22 @@ class SyncRunner:
     """Runs operations on Redis for threads."""
 
     def __init__(
-        self, client: "redis.Redis", settings: QueueSettings, root: str, observer: QueueObserver = UNOBSERVED
+        self,
+        client: "redis.Redis",
+        settings: QueueSettings,
+        root: str,
+        observer: QueueObserver = UNOBSERVED,
+        attempts: int = WORKER_ATTEMPTS,
     ) -> None:
         self.client = client
+        self._attempts = attempts
         self._observer = observer
         self._settings = settings
         self._root = root
 
     def run(self, operation: Callable[[], Result], *, name: str = "command") -> Result:
         """Runs an idempotent operation, and repeats it if its answer is lost; `name` is its name in metrics."""
-        attempts = Attempts(self._settings, self._observer, name, most=WORKER_ATTEMPTS, accepted=True)
+        attempts = Attempts(self._settings, self._observer, name, most=self._attempts, accepted=True)
         while True:
             try:
                 with timed(self._observer, name):
@@ -342,11 +348,18 @@ OLDEST = (7, 0)
 
 
 def check_server(settings: QueueSettings) -> list[str]:
-    """Returns warnings for the operator about the server, one sentence each; empty if there are none.
+    """Returns warnings for the operator about the servers, one sentence each; empty if there are none.
 
     Raises:
-        Unavailable: the server does not answer.
+        Unavailable: a server does not answer.
     """
+    shards = settings.shards()
+    if len(shards) == 1:
+        return _check_one(settings)
+    return [f"shard {number}: {text}" for number, each in enumerate(shards, 1) for text in _check_one(each)]
+
+
+def _check_one(settings: QueueSettings) -> list[str]:
     client = connect_sync(settings)
     try:
         info = SyncRunner(client, settings, root_key(settings)).run(client.info)

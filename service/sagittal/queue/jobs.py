@@ -49,7 +49,14 @@ from sagittal.queue.scripts import (
     upload_room,
 )
 from sagittal.queue.settings import MIB, QueueSettings
-from sagittal.queue.sweep import AUDIT_SECONDS, SWEEPS_IN_A_ROW, end_arguments, parse_sweep, sweep_arguments
+from sagittal.queue.sweep import (
+    AUDIT_SECONDS,
+    STANDBY_INTERVALS,
+    SWEEPS_IN_A_ROW,
+    end_arguments,
+    parse_sweep,
+    sweep_arguments,
+)
 from sagittal.queue.watch import LOOK_SECONDS, JobChanges, LogNotifications
 
 log = structlog.get_logger(__name__)
@@ -69,18 +76,37 @@ class RedisJobQueue:
     """A `JobQueue` on Redis 7 or Valkey 8 and later."""
 
     def __init__(
-        self, settings: QueueSettings, observer: QueueObserver = UNOBSERVED, supervisor: Supervisor | None = None
+        self,
+        settings: QueueSettings,
+        observer: QueueObserver = UNOBSERVED,
+        supervisor: Supervisor | None = None,
+        *,
+        shard: int = 0,
     ) -> None:
+        """Constructs the queue; it connects on first use.
+
+        Args:
+            settings: Its settings, with one server.
+            observer: Is notified of what the queue observes.
+            supervisor: Starts the background tasks.
+            shard: Number of this queue among several, from 0; the names of the tasks of others end with it.
+        """
+        self._suffix = f"-{shard + 1}" if shard else ""
         self._supervisor = supervisor or Supervisor()
         self._settings = settings
         self._observer = observer
         self._root = root_key(settings)
         self._redis = AsyncRunner(connect_async(settings), settings, self._root, observer)
         client = connect_async(settings.model_copy(update={"max_connections": 1}))
-        self._notifications = LogNotifications(client, self._root, self._supervisor)
+        self._notifications = LogNotifications(client, self._root, self._supervisor, self._suffix)
         self.batches = Batches(self._script, settings)
         self._next_audit = 0.0
+        self._candidate = secrets.token_hex(8)
         self._sweeper: Supervised | None = None
+
+    def place(self, job: NewJob) -> NewJob:
+        """Returns the job as it is: there is one place."""
+        return job
 
     async def submit(self, job: NewJob, accepted: bytes) -> tuple[Job, bool]:
         """Accepts a job, or returns the one to which the `request_id` belongs."""
@@ -192,9 +218,9 @@ class RedisJobQueue:
                 break
         return counts, page_token
 
-    def changes(self, tenant: str) -> AbstractContextManager[JobChanges]:
-        """Gives the changes of a tenant's explanations from now on."""
-        return self._notifications.changes(tenant)
+    def changes(self, tenant: str, changes: JobChanges | None = None) -> AbstractContextManager[JobChanges]:
+        """Gives the changes of a tenant's explanations from now on, in `changes` if others are in it too."""
+        return self._notifications.changes(tenant, changes or JobChanges())
 
     async def _look(self, wanted: JobFilter, page_token: str, limit: int, *, count: bool = False) -> Any:
         """Returns what one call of the script `list` finds."""
@@ -242,9 +268,9 @@ class RedisJobQueue:
     async def sweep(self) -> int:
         """Ends overdue jobs, requeues lost executions and deletes expired jobs; returns the number of ended jobs.
 
-        Runs every `sweep_seconds` from the first operation on this queue.
+        From the first operation on this queue, it also runs every `sweep_seconds` if no other process sweeps.
         """
-        return await self._sweep()
+        return await self._sweep() or 0
 
     async def ping(self) -> None:
         """Returns when Redis answers."""
@@ -264,23 +290,29 @@ class RedisJobQueue:
 
     def _start_sweeper(self) -> None:
         if self._sweeper is None:
-            self._sweeper = self._supervisor.start_task("sweeper", self._keep_sweeping)
+            self._sweeper = self._supervisor.start_task(f"sweeper{self._suffix}", self._keep_sweeping)
 
     async def _keep_sweeping(self) -> None:
+        intervals = 1
         while True:
-            await asyncio.sleep(self._settings.sweep_seconds)
+            await asyncio.sleep(intervals * self._settings.sweep_seconds)
+            intervals = 1
             try:
-                await self._sweep()
+                if await self._sweep(self._candidate) is None:
+                    intervals = STANDBY_INTERVALS
             except SagittalError as error:
                 log.warning("sweep-failed", error=error.message)
 
-    async def _sweep(self) -> int:
+    async def _sweep(self, candidate: str = "") -> int | None:
+        """Returns the number of ended jobs; None if there is a candidate and another process sweeps."""
         ended = 0
         for _ in range(SWEEPS_IN_A_ROW):
             audit = time.monotonic() >= self._next_audit
-            arguments = sweep_arguments(self._settings, audit=audit)
+            arguments = sweep_arguments(self._settings, audit=audit, candidate="" if audit else candidate)
             self._next_audit = max(self._next_audit, time.monotonic() + AUDIT_SECONDS if audit else 0.0)
             swept = parse_sweep(await self._redis.script(load_script("sweep"), *arguments))
+            if not swept.elected:
+                return None
             for record in swept.quarantined:
                 record.report(self._observer)
             for ending in swept.endings:

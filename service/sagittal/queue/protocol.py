@@ -5,7 +5,7 @@ neither append an event nor settle the job. `docs/guarantees.md` lists the guara
 every implementation against them.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -29,6 +29,11 @@ from sagittal.queue.settings import QueueSettings
 from sagittal.queue.watch import JobChanges
 
 
+def never() -> bool:
+    """Returns False."""
+    return False
+
+
 class LeaseLost(Exception):
     """The lease is not the job's newest. Nothing was written, and the worker must drop the job."""
 
@@ -38,6 +43,10 @@ class JobQueue(Protocol):
 
     batches: Batches
     """Named sets of items, whose jobs this queue executes."""
+
+    def place(self, job: NewJob) -> NewJob:
+        """Returns the job with an identifier that says where it will be stored; call it once, before `submit`."""
+        ...
 
     async def submit(self, job: NewJob, accepted: bytes) -> tuple[Job, bool]:
         """Accepts a job atomically: stores it, appends `accepted` as event 1, and queues it.
@@ -173,10 +182,17 @@ class WorkerQueue(Protocol):
     Every method raises `core.errors.Unavailable` if the store does not answer in time.
     """
 
-    def lease(self, models: Sequence[tuple[str, str]], *, block_seconds: float, busy: bool = False) -> Lease | None:
+    def lease(
+        self,
+        models: Sequence[tuple[str, str]],
+        *,
+        block_seconds: float,
+        busy: bool = False,
+        stop: Callable[[], bool] = never,
+    ) -> Lease | None:
         """Leases the next execution for these (model, version) pairs, interactive lane first, or one that was lost.
 
-        Returns None if none arrives within `block_seconds`.
+        Returns None if none arrives within `block_seconds`. Waiting costs the store almost nothing.
 
         Args:
             models: The models whose jobs may be leased.
@@ -184,6 +200,7 @@ class WorkerQueue(Protocol):
             busy: Whether the worker is executing anything. An execution whose worker died is a suspect, and only idle
                 workers get it. If a suspect has waited for `lease_seconds`, one busy worker at a time gets no other
                 execution until it is idle.
+            stop: Is called several times a second during the wait, and ends it by returning True.
         """
         ...
 
@@ -192,10 +209,11 @@ class WorkerQueue(Protocol):
         ...
 
     def listen(self, *, block_seconds: float) -> bool:
-        """Waits for a notification that an attempt of this worker may have to end; the next heartbeat says which.
+        """Waits for a notification: an attempt of this worker may have to end, or a model may have changed.
 
-        Returns whether there was one. A notification may be lost with the connection or arrive without a reason, so a
-        worker also sends heartbeats at intervals. Call it from one thread only.
+        The next heartbeat and the registry say which. Returns whether there was one. A notification may be lost with
+        the connection or arrive without a reason, so a worker also reads both at intervals. Call it from one thread
+        only.
         """
         ...
 

@@ -1,5 +1,7 @@
 """Settings of the queue, shared by the service and the workers."""
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
@@ -10,6 +12,20 @@ Seconds = Annotated[float, Field(gt=0, le=1e9)]
 Count = Annotated[int, Field(ge=1, le=2**53)]
 MIB = 1024 * 1024  # bytes
 
+#: End of the URL of a server that gets no new jobs.
+DRAINING = "#draining"
+
+#: Largest number of servers: identifiers of jobs name them with two hexadecimal digits.
+MOST_SHARDS = 256
+
+#: Limits by lane that the servers of a queue divide.
+_DIVIDED = (
+    "max_queued",
+    "max_queued_per_tenant",
+    "max_queued_evaluations",
+    "max_queued_evaluations_per_tenant",
+)
+
 
 class QueueSettings(BaseModel):
     """Address of the queue, and its timeouts, retention and limits."""
@@ -19,7 +35,9 @@ class QueueSettings(BaseModel):
     url: str = "redis://127.0.0.1:6379/0"
     """`redis://`, `rediss://` (TLS; redis-py defines options such as `?ssl_ca_certs=`) or `unix:///path/to/socket`.
 
-    With `sentinels`, everything except the address applies, and `rediss://` also applies to the Sentinels."""
+    Several servers, separated by commas, share the jobs: append new ones, and keep the order. One whose URL ends with
+    `#draining` gets no new jobs. With `sentinels`, everything except the address applies, and `rediss://` also applies
+    to the Sentinels."""
     sentinels: tuple[str, ...] = ()
     """Sentinels as `host:port`. Empty: `url` names the server."""
     sentinel_service: str = "sagittal"
@@ -107,6 +125,29 @@ class QueueSettings(BaseModel):
     tenant_weights: dict[str, Annotated[float, Field(ge=1e-6, le=1e6)]] = Field(default_factory=dict)
     """Shares of tenants within a lane; tenants that are not named have 1."""
 
+    @property
+    def urls(self) -> Sequence[str]:
+        """URLs of the servers, in order."""
+        return [url.strip() for url in self.url.split(",")]
+
+    @property
+    def draining(self) -> bool:
+        """Whether the one server gets no new jobs."""
+        return self.url.endswith(DRAINING)
+
+    def shards(self) -> Sequence["QueueSettings"]:
+        """Returns the settings of each server: limits of what all store and queue are divided among those in use."""
+        if len(self.urls) == 1:
+            return [self]
+        count = sum(not url.endswith(DRAINING) for url in self.urls)
+
+        def divided(limits: Mapping[str, int]) -> Mapping[str, int]:
+            return {lane: math.ceil(limit / count) for lane, limit in limits.items()}
+
+        shares = {name: divided(getattr(self, name)) for name in _DIVIDED}
+        stored = max(self.max_stored_bytes // count, MIB)
+        return [self.model_copy(update={"url": url, "max_stored_bytes": stored} | shares) for url in self.urls]
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.heartbeat_seconds * 2 > self.lease_seconds:
@@ -114,4 +155,10 @@ class QueueSettings(BaseModel):
                 f"heartbeat_seconds ({self.heartbeat_seconds}) must be at most half of lease_seconds "
                 f"({self.lease_seconds}); otherwise one late heartbeat loses the lease"
             )
+        if not all(self.urls) or len(self.urls) > MOST_SHARDS:
+            raise ValueError(f"url must have 1 to {MOST_SHARDS} URLs, separated by commas, without empty ones")
+        if len(self.urls) > 1 and self.sentinels:
+            raise ValueError("sentinels name the primary of one server: give one url, or several without sentinels")
+        if len(self.urls) > 1 and self.urls[0].endswith(DRAINING):
+            raise ValueError("the first url has the models, concept sets and batches, so it cannot be draining")
         return self

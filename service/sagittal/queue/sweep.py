@@ -20,6 +20,10 @@ SWEEP_LIMIT = 100
 SWEEPS_IN_A_ROW = 50
 
 
+#: One process sweeps: it is elected for this many intervals (`sweep_seconds`), and each sweep renews that. The others
+#: look whether there is one after so many intervals.
+ELECTED_INTERVALS, STANDBY_INTERVALS = 3, 10
+
 #: Time between two audits by one service, in seconds; after damage the next sweep also audits.
 AUDIT_SECONDS = 3600.0
 
@@ -46,6 +50,8 @@ class Quarantined:
 class Swept:
     """Result of the script `sweep`."""
 
+    elected: bool
+    """False if another process sweeps, so that this one did nothing."""
     more: bool
     """True if more jobs have expired than it deleted."""
     quarantined: Sequence[Quarantined]
@@ -53,8 +59,16 @@ class Swept:
     """Jobs and executions that must end."""
 
 
-def sweep_arguments(settings: QueueSettings, *, audit: bool = False) -> tuple[int | float | str, ...]:
-    """Returns the arguments of the script `sweep`; with `audit` it recounts and reindexes everything."""
+def sweep_arguments(
+    settings: QueueSettings, *, audit: bool = False, candidate: str = ""
+) -> tuple[int | float | str, ...]:
+    """Returns the arguments of the script `sweep`.
+
+    Args:
+        settings: Settings of the queue.
+        audit: Whether it recounts and reindexes everything.
+        candidate: Name of the process, which sweeps only if no other does; empty to sweep in any case.
+    """
     return (
         SWEEP_LIMIT,
         settings.max_attempts,
@@ -64,13 +78,20 @@ def sweep_arguments(settings: QueueSettings, *, audit: bool = False) -> tuple[in
         settings.attachment_seconds,
         "1" if audit else "",
         settings.batch_retention_seconds,
+        candidate,
+        elected_seconds(settings),
     )
+
+
+def elected_seconds(settings: QueueSettings) -> float:
+    """Returns the time for which a process that sweeps is elected, in seconds."""
+    return ELECTED_INTERVALS * settings.sweep_seconds
 
 
 def parse_sweep(answer: Sequence[Any]) -> Swept:
     """Returns the parsed answer of the script `sweep`."""
     more, notes, *flat = answer
-    return Swept(bool(int(more)), [_parse_note(note) for note in notes], list(parse_endings(flat)))
+    return Swept(int(more) >= 0, int(more) > 0, [_parse_note(note) for note in notes], list(parse_endings(flat)))
 
 
 def _parse_note(note: bytes) -> Quarantined:

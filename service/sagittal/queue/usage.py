@@ -144,15 +144,18 @@ def main(arguments: Sequence[str] = ()) -> int:
     except UnusableSettings as error:
         sys.stderr.write(f"sagittal.queue.usage: {error}\n")
         return 2
-    client = connect_sync(settings)
-    try:
-        lines = list(measure_usage(client, root_key(settings)).lines())
-    except (redis.RedisError, OSError) as error:
-        sys.stderr.write(f"sagittal.queue.usage: {translate(error, settings)}\n")
-        return 1
-    finally:
-        close_sync(client)
-    sys.stdout.write("\n".join(lines) + "\n")
+    shards = settings.shards()
+    for number, shard in enumerate(shards, 1):
+        client = connect_sync(shard)
+        try:
+            lines = list(measure_usage(client, root_key(shard)).lines())
+        except (redis.RedisError, OSError) as error:
+            sys.stderr.write(f"sagittal.queue.usage: {translate(error, shard)}\n")
+            return 1
+        finally:
+            close_sync(client)
+        heading = [f"shard {number} of {len(shards)}"] if len(shards) > 1 else []
+        sys.stdout.write("\n".join([*heading, *lines]) + "\n")
     return 0
 
 

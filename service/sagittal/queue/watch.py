@@ -36,7 +36,11 @@ MOST_CHANGES = 10_000
 class JobChanges:
     """The jobs of a tenant that changed, for one reader. They are named once, however often they change meanwhile."""
 
-    def __init__(self) -> None:
+    def __init__(self, sources: int = 1) -> None:
+        """Constructs the changes that come from so many servers."""
+        self._sources = sources
+        self._confirmed: set[object] = set()
+        """Servers whose messages come."""
         self.listening = False
         """Whether every change from now on is seen."""
         self.missed = False
@@ -59,10 +63,12 @@ class JobChanges:
         self.missed = self.missed or self.listening
         self._grown.set()
 
-    def note(self, kind: str, data: object) -> None:
-        """Takes in a message of the channel."""
+    def note(self, kind: str, data: object, source: object) -> None:
+        """Takes in a message of the channel of a server."""
         if kind == "subscribe":
-            self.missed, self.listening = self.missed or self.listening, True
+            self.missed = self.missed or self.listening
+            self._confirmed.add(source)
+            self.listening = len(self._confirmed) >= self._sources
         elif isinstance(data, bytes):
             self._ids[data.decode(errors="replace")] = None
             self.missed = self.missed or len(self._ids) > MOST_CHANGES
@@ -72,7 +78,9 @@ class JobChanges:
 class LogNotifications:
     """Notifies those who watch a log when something was appended to it."""
 
-    def __init__(self, client: "Redis", root: str, supervisor: Supervisor) -> None:
+    def __init__(self, client: "Redis", root: str, supervisor: Supervisor, suffix: str = "") -> None:
+        """Stores how to connect; `suffix` ends the name of its task."""
+        self._suffix = suffix
         self._supervisor = supervisor
         self._client = client
         self._root = root
@@ -99,11 +107,11 @@ class LogNotifications:
                 await grown.wait()
 
     @contextlib.contextmanager
-    def changes(self, tenant: str) -> Iterator[JobChanges]:
-        """Yields the changes of a tenant's explanations."""
-        changes = JobChanges()
+    def changes(self, tenant: str, changes: JobChanges) -> Iterator[JobChanges]:
+        """Adds the changes of a tenant's explanations to `changes`, and yields it."""
         channel = f"{self._root}changes:{tenant}".encode()
-        changes.listening = channel in self._confirmed
+        if channel in self._confirmed:
+            changes.note("subscribe", None, self)
         with self._watching(channel, changes):
             yield changes
 
@@ -132,7 +140,7 @@ class LogNotifications:
 
     def _start(self) -> None:
         if self._listening is None:
-            self._listening = self._supervisor.start_task("log-notifications", self._run)
+            self._listening = self._supervisor.start_task(f"log-notifications{self._suffix}", self._run)
 
     async def _run(self) -> None:
         """Listens until cancelled. After each lost connection it reconnects and wakes all watchers."""
@@ -193,7 +201,7 @@ class LogNotifications:
             self._confirmed.add(channel)
         for watcher in self._watchers.get(channel, ()):
             if isinstance(watcher, JobChanges):
-                watcher.note(message["type"], message["data"])
+                watcher.note(message["type"], message["data"], self)
             else:
                 watcher.set()
 

@@ -161,6 +161,7 @@ def _restore_set(
 
 def _registered(settings: QueueSettings) -> Sequence[tuple[bytes, bool]]:
     """Returns the declarations that came over the API, as they are stored, and whether each is its name's latest."""
+    settings = settings.shards()[0]
     client: Any = connect_sync(settings)  # its stubs give every answer all types
     root = root_key(settings)
     try:
@@ -177,7 +178,7 @@ def _registered(settings: QueueSettings) -> Sequence[tuple[bytes, bool]]:
 
 def _save_sets(settings: BackupSettings, archive: zipfile.ZipFile, summary: Summary) -> Iterator[Mapping[str, Any]]:
     """Yields the entry of each concept set, whose document and files it adds to the archive."""
-    client: Any = connect_sync(settings.queue)
+    client: Any = connect_sync(settings.queue.shards()[0])
     root = root_key(settings.queue)
     files = ConceptFiles(settings.concepts)
     try:

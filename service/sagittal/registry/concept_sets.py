@@ -69,6 +69,7 @@ class ConceptSets:
 
     def __init__(self, settings: QueueSettings, *, max_tenant_bytes: int, observer: QueueObserver = UNOBSERVED) -> None:
         self._max_tenant_bytes = max_tenant_bytes
+        settings = settings.shards()[0]
         self._redis = AsyncRunner(connect_async(settings), settings, root_key(settings), observer)
 
     async def list(
@@ -171,6 +172,7 @@ class WorkerConceptSets:
         self.files = files
         """The files of the sets."""
         self._max_tenant_bytes = max_tenant_bytes
+        settings = settings.shards()[0]
         self._redis = SyncRunner(connect_sync(settings), settings, root_key(settings), observer)
 
     def get(self, tenant: str, model: str, name: str) -> StoredConceptSet:

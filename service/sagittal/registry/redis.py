@@ -4,14 +4,23 @@ import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 import structlog
 from google.protobuf.message import DecodeError
 
-from sagittal.core.errors import FailedPrecondition, ModelExists, SagittalError, UnknownModel
+from sagittal.core.errors import FailedPrecondition, ModelExists, SagittalError, Unavailable, UnknownModel
 from sagittal.core.text import shown
-from sagittal.queue.connection import AsyncRunner, SyncRunner, close_async, close_sync, connect_async, connect_sync
+from sagittal.queue.connection import (
+    WORKER_ATTEMPTS,
+    AsyncRunner,
+    SyncRunner,
+    close_async,
+    close_sync,
+    connect_async,
+    connect_sync,
+)
 from sagittal.queue.metrics import UNOBSERVED, QueueObserver
 from sagittal.queue.scripts import load_script, model_key, root_key
 from sagittal.queue.settings import QueueSettings
@@ -101,6 +110,7 @@ class RedisModelRegistry:
     """A `ModelRegistry` on Redis."""
 
     def __init__(self, settings: QueueSettings, observer: QueueObserver = UNOBSERVED) -> None:
+        settings = settings.shards()[0]
         self._root = root_key(settings)
         self._redis = AsyncRunner(connect_async(settings), settings, self._root, observer)
 
@@ -192,8 +202,11 @@ class RedisWorkerRegistry:
     """A `WorkerRegistry` on Redis."""
 
     def __init__(self, settings: QueueSettings, observer: QueueObserver = UNOBSERVED) -> None:
-        self._root = root_key(settings)
-        self._redis = SyncRunner(connect_sync(settings), settings, self._root, observer)
+        self._servers = [
+            SyncRunner(connect_sync(each), each, root_key(each), observer, attempts=1 if number else WORKER_ATTEMPTS)
+            for number, each in enumerate(settings.shards())
+        ]
+        self._redis = self._servers[0]
 
     def declare(self, declaration: model_pb2.Model, *, latest: bool = False) -> bool:
         """Registers a version from a model file; returns False if the API registered other content."""
@@ -233,7 +246,7 @@ class RedisWorkerRegistry:
                 "" if state.state == model_pb2.MODEL_STATE_FAILED else "1",
             )
         ]
-        self._redis.script(load_script("registry_announce"), worker, ttl, *states)
+        self._tell_all("registry_announce", worker, ttl, *states)
 
     def report(self, worker: str, moment: int, outcomes: Outcomes) -> str:
         """Counts ended jobs for a canary; returns why this report rolled it back, otherwise an empty text."""
@@ -243,11 +256,19 @@ class RedisWorkerRegistry:
 
     def withdraw(self, worker: str) -> None:
         """Removes this worker."""
-        self._redis.script(load_script("registry_withdraw"), worker)
+        self._tell_all("registry_withdraw", worker)
 
     def close(self) -> None:
         """Closes all connections."""
-        close_sync(self._redis.client)
+        for server in self._servers:
+            close_sync(server.client)
+
+    def _tell_all(self, script: str, *arguments: bytes | str | float) -> None:
+        """Runs a script on the first server, and on the others that answer: each has limits for models not served."""
+        self._redis.script(load_script(script), *arguments)
+        for server in self._servers[1:]:
+            with suppress(Unavailable):
+                server.script(load_script(script), *arguments)
 
 
 def _parse_canaries(stored: Sequence[bytes]) -> Mapping[str, CanaryRecord]:

@@ -199,6 +199,7 @@ class Intake:
     async def submit(self, new: NewJob, model: model_pb2.Model, seconds: float = 0.0) -> tuple[Job, bool]:
         """Queues a validated job, which may run for `seconds` (0: unknown); returns it and whether it is new."""
         workers = ready_workers(model)
+        new = self._queue.place(new)
         attributes = {JOB_ID: new.job_id, "sagittal.model": new.model, "sagittal.method": new.method}
         with within(current_span().child("submit", kind=SpanKind.PRODUCER, attributes=attributes)) as span:
             new = replace(new, trace_context=span.context or new.trace_context)

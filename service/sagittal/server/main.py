@@ -25,8 +25,8 @@ from sagittal.process.supervision import SupervisionMetrics, Supervisor
 from sagittal.process.tracing import NO_TRACER, Tracer
 from sagittal.process.tracing_start import TracingMissing, start_tracing
 from sagittal.queue.connection import check_server
-from sagittal.queue.jobs import RedisJobQueue
 from sagittal.queue.metrics import QueueMetrics
+from sagittal.queue.shards import open_jobs
 from sagittal.registry.concept_sets import ConceptSets
 from sagittal.registry.redis import RedisModelRegistry
 from sagittal.server.rpc.endpoint import CannotListen
@@ -92,7 +92,7 @@ async def serve(
     inspect = partial(check_server, settings.queue)
     supervisor = Supervisor(SupervisionMetrics(REGISTRY))
     asyncio.get_running_loop().set_exception_handler(supervisor.note_loop_failure)
-    queue = RedisJobQueue(settings.queue, observer, supervisor)
+    queue = open_jobs(settings.queue, observer, supervisor)
     most = settings.concepts.max_tenant_bytes
     service = Service(
         settings,

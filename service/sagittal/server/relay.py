@@ -63,7 +63,8 @@ _TERMINAL = frozenset({"completed", "failed", "cancelled"})
 #: Kinds of events that carry no result.
 _BEFORE_RESULTS = frozenset({"accepted", "started", "failed", "cancelled"})
 
-_JOB_ID = re.compile(r"^[0-9a-f]{32}$")
+#: 32 digits, and two for the shard if it is not the first.
+_JOB_ID = re.compile(r"^[0-9a-f]{32}([0-9a-f]{2})?$")
 
 #: Largest sequence number: the queue's scripts count in double precision.
 MAX_SEQUENCE = 2**53 - 1

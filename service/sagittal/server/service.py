@@ -276,7 +276,9 @@ class Service:
 
 
 def _place(url: str) -> str:
-    """Returns the address of Redis without credentials."""
+    """Returns the addresses of Redis without credentials."""
+    if "," in url:
+        return ", ".join(_place(each.strip()) for each in url.split(","))
     parts = urlsplit(url)
     if parts.hostname is None:
         return parts.path

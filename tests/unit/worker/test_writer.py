@@ -180,3 +180,21 @@ def test_a_job_that_the_queue_failed_for_once_is_written(writer, queue, lease) -
     write_all(writer)
     assert queue.written == [("append", (b"one",))]
     assert not outbox.lost
+
+
+def test_a_server_that_is_away_holds_up_the_jobs_of_no_other(writer, queue, lease) -> None:
+    """Its job comes first and stays unwritten until the others' are written."""
+    away, there = (replace(lease, job=replace(lease.job, job_id="0" * 32 + suffix)) for suffix in ("01", ""))
+    tries: list[str] = []
+
+    def settle(lease: Lease, event: bytes, state: JobState, events: Sequence[bytes] = ()) -> None:
+        tries.append(lease.job.job_id)
+        if lease is away and there.job.job_id not in tries:
+            raise Unavailable("away")
+        queue.written.append(("settle", event))
+
+    queue.settle = settle
+    for each, event in ((away, b"away"), (there, b"there")):
+        writer.settle(writer.open(each), event, JobState.COMPLETED)
+    write_all(writer)
+    assert queue.written == [("settle", b"there"), ("settle", b"away")]

@@ -22,8 +22,8 @@ from sagittal.process.settings import UnusableSettings, read_settings
 from sagittal.process.supervision import SupervisionMetrics
 from sagittal.process.tracing import Tracer
 from sagittal.process.tracing_start import TracingMissing, start_tracing
-from sagittal.queue.leases import RedisWorkerQueue
 from sagittal.queue.metrics import QueueMetrics
+from sagittal.queue.shards import open_worker
 from sagittal.registry.redis import RedisWorkerRegistry
 from sagittal.worker.concepts.store import connect_concept_store
 from sagittal.worker.cpu_quota import usable_processors
@@ -110,7 +110,7 @@ def _make(settings: WorkerSettings, device: torch.device, tracer: Tracer, watche
         limits=LoadLimits(seconds=settings.load_seconds, attempts=settings.load_attempts),
         watched=watched,
     )
-    queue = RedisWorkerQueue(settings.queue, worker=settings.worker_name, observer=observer)
+    queue = open_worker(settings.queue, worker=settings.worker_name, observer=observer)
     concepts = connect_concept_store(settings.concepts, settings.queue, observer)
     supervision = SupervisionMetrics(REGISTRY)
     export_build_info(REGISTRY)

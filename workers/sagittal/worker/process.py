@@ -5,7 +5,9 @@ Its threads do not block each other: engine steps, leasing and decoding, heartbe
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import structlog
 
@@ -30,8 +32,11 @@ from sagittal.worker.vitals import Vitals
 
 log = structlog.get_logger(__name__)
 
-#: Longest time that a call for a job blocks, in seconds.
-LEASE_BLOCK = 1.0
+#: Longest time that a call for a job blocks, in seconds; a change of what this worker can do ends it.
+LEASE_BLOCK = 60.0
+
+#: Pause before the next check while this worker has no room, or a step hangs, in seconds.
+FULL_PAUSE = 1.0
 
 #: Threads that running jobs need to complete.
 ENDING = ("engine", "event-writer")
@@ -84,6 +89,7 @@ class Worker:
         self._work_arrived = threading.Event()
         self._room = threading.Event()
         self._beat_soon = threading.Event()
+        self._unannounced = threading.Event()
         self.crashed = ""
         """The thread whose repeated failures end the worker, if any."""
         self.outgrown = False
@@ -172,19 +178,26 @@ class Worker:
             if not self._has_room():
                 continue
             if self._hangs():
-                self._draining.wait(LEASE_BLOCK)
+                self._draining.wait(FULL_PAUSE)
                 continue
             models = self._models.offered()
             if not models:
                 self._draining.wait(0.1)
                 continue
+            busy = self._busy()
             try:
-                lease = self._queue.lease(models, block_seconds=LEASE_BLOCK, busy=self._busy())
+                lease = self._queue.lease(
+                    models, block_seconds=LEASE_BLOCK, busy=busy, stop=partial(self._has_changed, models, busy=busy)
+                )
             except Unavailable as away:
                 self._away("lease", away)
                 continue
             if lease is not None:
                 self._take(lease)
+
+    def _has_changed(self, models: Sequence[tuple[str, str]], *, busy: bool) -> bool:
+        """Returns whether a call for a job must end: it asks for these models, and as a busy worker or an idle one."""
+        return self._draining.is_set() or self._busy() is not busy or self._hangs() or self._models.offered() != models
 
     def _has_room(self) -> bool:
         self._room.clear()
@@ -192,7 +205,7 @@ class Worker:
         with self._runs_lock:
             full = len(self._runs) >= self._settings.max_jobs or any(run.lease.alone for run in self._runs.values())
         if full:
-            self._room.wait(LEASE_BLOCK)
+            self._room.wait(FULL_PAUSE)
         return not full
 
     def _busy(self) -> bool:
@@ -282,11 +295,14 @@ class Worker:
             self._check_memory()
             try:
                 self._beat()
-                if time.monotonic() - announced >= settings.announce_seconds and not self._draining.is_set():
+                due = time.monotonic() - announced >= settings.announce_seconds or self._unannounced.is_set()
+                if due and not self._draining.is_set():
+                    self._unannounced.clear()
                     self._models.announce(ttl=FORGOTTEN_AFTER * settings.announce_seconds)
                     announced = time.monotonic()
                     self._outcomes.send()
             except Unavailable as away:
+                self._unannounced.set()
                 self._away("heartbeat", away)
 
     def _check_memory(self) -> None:
@@ -321,13 +337,21 @@ class Worker:
                 run.cancel(each.reason, age=each.age)
 
     def _watch_cancellations(self) -> None:
-        """Sends a heartbeat when notified of a cancellation, so that it does not wait for the next one."""
+        """Sends a heartbeat and reads the registry when notified, instead of at the next interval."""
+        lost = False
         while not self._stopped.is_set():
             try:
-                if self._queue.listen(block_seconds=LISTEN_BLOCK):
-                    self._beat_soon.set()
+                notified = self._queue.listen(block_seconds=LISTEN_BLOCK)
             except Unavailable as away:
+                lost = True
                 self._away("listen", away)
+                continue
+            if lost:
+                self._unannounced.set()  # a server that was restarted does not know this worker
+                lost = False
+            if notified:
+                self._beat_soon.set()
+                self._models.wake()
 
     def _away(self, call: str, away: Unavailable) -> None:
         self._metrics.queue_errors.labels(call).inc()

@@ -77,7 +77,7 @@ class WorkerSettings(BaseSettings):
     """Minimum time between two checkpoints of a job, from which another worker can resume, in seconds."""
     concepts: ConceptSettings = ConceptSettings()
     """Concept sets."""
-    announce_seconds: Annotated[float, Field(gt=0)] = 2.0
+    announce_seconds: Annotated[float, Field(gt=0)] = 3.0
     """Interval of this worker's announcements, in seconds; it is removed after five missed ones."""
     stall_seconds: Annotated[float, Field(gt=0)] = 120.0
     """Maximum time of a step on the device, in seconds. A process whose step takes longer hangs: it is killed and

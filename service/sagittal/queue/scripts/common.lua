@@ -30,7 +30,9 @@
 --   served             zset of MODEL@VERSION by the time until which a worker serves it; 0 if none has
 --   cost:METHOD:MODEL@VERSION   hash of costs by setting: evaluations, seconds, number of jobs, seconds of the worker, time
 --   settled            zset of workers by the time of their last answer
---   bell:MODEL@VERSION list that wakes workers
+--   bell:MODEL@VERSION list on which waiting workers block; each entry wakes one
+--   turn               string: the number of leases, which decides who goes first
+--   sweeper            string: the process that sweeps, for as long as it does
 --   damaged            zset by time of jobs that must fail because their execution is damaged or missing
 --   request:TENANT:KEY, flight:CONTENT, answer:CONTENT   strings: the id of a job or an execution
 --   take:NONCE         string: the execution that a call of lease.lua took

@@ -1,11 +1,11 @@
 -- Leases the next execution for some models. An execution whose worker died is a suspect: only an idle worker gets it,
--- which passes '' for `busy`. Returns
+-- which passes '' for `busy`. With a `lane`, it looks at no other. Returns
 --   {'lease', token, view fields..., request, trace, checkpoint or '', name, image, ...},
 --   {'none'},
 --   {'hold'}: this busy worker gets nothing until it is idle, because a suspect waits for it, or
 --   {'end', reason, 'run', id, token, attempt, worker, detail}: this execution must end first.
 local given = arguments({named('worker', NAME), named('nonce', NAME), named('lease_seconds', SECONDS),
-  named('batch_every', COUNT), {'busy', one_of('', '1')}}, {named('model', NAME)})
+  named('batch_every', COUNT), {'busy', one_of('', '1')}, {'lane', one_of('', 'interactive', 'batch')}}, {named('model', NAME)})
 local worker, seconds, busy, names = given.worker, given.lease_seconds, given.busy == '1', given.rest
 local take_key = root .. 'take:' .. given.nonce
 
@@ -23,6 +23,8 @@ end
 local taken = call('GET', take_key)
 if taken and read_run(taken).state == 'running' then return describe(taken) end
 
+local turn = ((stored(call('GET', root .. 'turn')) or 0) + 1) % MOST
+
 local function take(id, run, alone)
   dequeue(id, run)
   local token = math.max(tonumber(clock[1]) * 1000000 + tonumber(clock[2]), tonumber(run.token) + 1)
@@ -31,12 +33,13 @@ local function take(id, run, alone)
   call('ZADD', root .. 'leases', exact(now + seconds), id)
   count('held', place(run), 1)
   call('SET', take_key, id, 'EX', 60)
+  call('SET', root .. 'turn', string.format('%.0f', turn)) -- a call that takes nothing writes nothing
   announce_run(run)
   return describe(id)
 end
 
-local turn = call('INCR', root .. 'turn')
 local lanes = turn % given.batch_every == 0 and {'batch', 'interactive'} or {'interactive', 'batch'}
+if given.lane ~= '' then lanes = {given.lane} end
 
 -- Returns name, execution and score of the first entry in one kind of queue.
 local function head(kind)

@@ -80,3 +80,11 @@ local function stored(text)
   local number = text and decimal(text)
   return number and number >= 0 and number <= MOST and number or nil
 end
+
+-- Makes changes that neither the append-only file nor a replica gets: they are renewed before they expire, so that after
+-- a restart or a failover they may be missing for a moment.
+local function unlogged(change)
+  redis.set_repl(redis.REPL_NONE)
+  change()
+  redis.set_repl(redis.REPL_ALL)
+end

@@ -29,7 +29,7 @@ if not same then
   call('HSETNX', root .. 'created', key, given.time)
   call('HDEL', root .. 'models', key)
   call('HDEL', root .. 'wishes', key)
-  call('INCR', root .. 'changes')
+  call('PUBLISH', root .. 'models', call('INCR', root .. 'changes'))
   call('ZADD', root .. 'served', 'NX', 0, key)
 end
 if latest == '1' and not (how == 'file' and same) then

@@ -18,5 +18,5 @@ for _, hash in ipairs({'declared', 'models', 'revisions', 'origins', 'created', 
   call('HDEL', root .. hash, key)
 end
 call('ZREM', root .. 'served', key)
-call('INCR', root .. 'changes')
+call('PUBLISH', root .. 'models', call('INCR', root .. 'changes'))
 return 'done'

@@ -6,5 +6,7 @@ local name, version = given.name, given.version
 if version == '' then version = call('HGET', root .. 'latest', name) or '' end
 local key = name .. '@' .. version
 if call('HEXISTS', root .. 'declared', key) + call('HEXISTS', root .. 'models', key) == 0 then return '' end
-call('HSET', root .. 'wishes', key, given.wish .. ':' .. call('INCR', root .. 'changes'))
+local turn = call('INCR', root .. 'changes')
+call('HSET', root .. 'wishes', key, given.wish .. ':' .. turn)
+call('PUBLISH', root .. 'models', turn)
 return version

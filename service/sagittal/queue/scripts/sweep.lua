@@ -1,10 +1,18 @@
 -- Requeues executions whose worker was lost and deletes what has expired. Returns 1 if more has expired, else 0; a list
 -- of damaged records that were moved aside, KIND, KEY and REASON separated by zero bytes; and then what must end, flat:
 -- reason ('buried' for dead-lettered, 'cancelled', 'expired', 'damaged'), scope ('run' or 'job'), id, token, attempt,
--- worker, detail.
+-- worker, detail. A candidate sweeps only if it is elected: if no other sweeps now; otherwise the script returns {-1, {}}.
 local given = arguments({named('limit', COUNT), named('max_attempts', COUNT), named('retention_seconds', SECONDS),
   named('image_retention_seconds', SECONDS), named('lease_seconds', SECONDS), named('attachment_seconds', SECONDS), {'audit', one_of('', '1')},
-  named('batch_retention_seconds', SECONDS)})
+  named('batch_retention_seconds', SECONDS), {'candidate', any}, named('elected_seconds', SECONDS)})
+if given.candidate ~= '' then
+  local elected, left = call('GET', root .. 'sweeper'), call('TTL', root .. 'sweeper')
+  -- One that is elected for longer sweeps less often than this process must.
+  local suffices = left >= 0 and left <= given.elected_seconds + 1
+  if elected and elected ~= given.candidate and suffices then return {-1, {}} end
+  local milliseconds = string.format('%.0f', math.max(given.elected_seconds * 1000, 1))
+  unlogged(function() call('SET', root .. 'sweeper', given.candidate, 'PX', milliseconds) end)
+end
 if given.audit == '1' or call('EXISTS', root .. 'audit') == 1 or not counts_agree() then audit() end
 
 local limit, max_attempts = given.limit, given.max_attempts

@@ -11,6 +11,7 @@ from sagittal.core.errors import Overloaded, QueueFailed, Unavailable
 from sagittal.core.jobs import JobState, Lease
 from sagittal.process.supervision import Supervised, Supervisor
 from sagittal.queue.protocol import LeaseLost, WorkerQueue
+from sagittal.queue.shards import shard_name
 from sagittal.worker.execution.trace import job_log
 
 log = structlog.get_logger(__name__)
@@ -79,6 +80,8 @@ class EventWriter:
         self._outboxes: dict[tuple[str, int], Outbox] = {}
         self._changed = threading.Condition()
         self._stopped = False
+        self._away: set[str] = set()
+        """Names of the shards that did not answer the last time."""
         self._writing: Supervised | None = None
 
     def start(self) -> None:
@@ -138,15 +141,26 @@ class EventWriter:
     def _run(self) -> None:
         pause = PAUSE
         while (work := self._next()) is not None:
+            complete, written = self._write_all(work)
+            if not complete:
+                threading.Event().wait(pause if self._away and not written else PAUSE)
+            pause = min(2 * pause, LONGEST_PAUSE) if self._away and not written else PAUSE
+
+    def _write_all(self, work: Sequence[Outbox]) -> tuple[bool, bool]:
+        """Writes outboxes, unless their server is away; returns whether all were written, and whether any was."""
+        before, self._away = self._away, set()
+        written = 0
+        for outbox in work:
+            server = shard_name(outbox.lease.job.job_id)
+            if server in self._away:
+                continue
             try:
-                failed = [outbox for outbox in work if not self._write(outbox)]
-                if failed:
-                    threading.Event().wait(PAUSE)
-                pause = PAUSE
-            except Unavailable as away:
-                log.warning("queue-away", error=away.message, pause_seconds=pause)
-                threading.Event().wait(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+                written += self._write(outbox)
+            except Unavailable as failure:
+                self._away.add(server)
+                if server not in before:
+                    log.warning("queue-away", error=failure.message, shard=server)
+        return written == len(work), written > 0
 
     def _next(self) -> Sequence[Outbox] | None:
         """Waits for outboxes with something to write; None when stopped and everything is written."""

@@ -49,8 +49,11 @@ log = structlog.get_logger(__name__)
 #: Number of missed announcements after which a worker is removed.
 FORGOTTEN_AFTER = 5
 
-#: Interval of checks whether the registry has changed, in seconds.
+#: Interval of checks of the models, in seconds.
 LOOK = 1.0
+
+#: Longest time between two reads of the registry, in seconds; notifications of changes cause others.
+READ = 15.0
 
 #: Interval of checks while models are rehearsed, in seconds.
 REHEARSAL_LOOK = 0.1
@@ -122,6 +125,7 @@ class Reconciler:
         self._rehearsed: dict[str, HostedModel] = {}
         self._lock = threading.RLock()
         self._woken = threading.Event()
+        self._next_read = 0.0
 
     # Queries of the threads that lease and run jobs.
 
@@ -191,15 +195,15 @@ class Reconciler:
 
     def follow(self, *, batch_size: int, stopped: threading.Event) -> None:
         """Takes turns until stopped; waits in between if nothing is to be loaded."""
-        complained = False
+        complained, woken = False, True
         while not stopped.is_set():
-            if not self.turn(batch_size=batch_size, stopped=stopped):
+            if not self.turn(batch_size=batch_size, stopped=stopped, read=woken):
                 if self._all_failed and not complained:
                     log.error(
                         "no-model-to-serve", remedy="see the errors above; the worker stays to say so in GetModel"
                     )
                 complained = self._all_failed
-                self._woken.wait(REHEARSAL_LOOK if self._in_state(REHEARSING) else LOOK)
+                woken = self._woken.wait(REHEARSAL_LOOK if self._in_state(REHEARSING) else LOOK)
                 self._woken.clear()
 
     def load_all(self, *, batch_size: int, stopped: threading.Event) -> None:
@@ -208,10 +212,17 @@ class Reconciler:
             if stopped.is_set():
                 return
 
-    def turn(self, *, batch_size: int, stopped: threading.Event) -> bool:
-        """Reads the registry, performs the next action of each model, and loads at most one; returns whether it did."""
+    def turn(self, *, batch_size: int, stopped: threading.Event, read: bool = True) -> bool:
+        """Reads the registry, performs the next action of each model, and loads at most one; returns whether it did.
+
+        Args:
+            batch_size: Batch size of the engines.
+            stopped: Ends waits.
+            read: Whether the registry may have changed; otherwise it is read at intervals only.
+        """
         try:
-            self._look()
+            if read or time.monotonic() >= self._next_read:
+                self._look()
         except Unavailable as away:
             log.warning("queue-away", doing="reading the registry", error=away.message)
             stopped.wait(AWAY_PAUSE)
@@ -249,8 +260,10 @@ class Reconciler:
         return action
 
     def _look(self) -> None:
-        """Applies changes of the registry."""
-        desired = self._registry.desired(urgent=any(one.message for one in list(self._hosted.values())))
+        """Applies changes of the registry. While a model cannot be served, it reads the states of other workers too."""
+        urgent = any(one.message for one in list(self._hosted.values()))
+        desired = self._registry.desired(urgent=urgent)
+        self._next_read = time.monotonic() + (0.0 if urgent else READ)
         if desired is None:
             return
         with self._lock:

@@ -20,7 +20,7 @@ State = tuple[str, str, model_pb2.WorkerModel]
 """Name and version of a model, and its state on this worker."""
 
 #: Default time for which an announcement is valid, in seconds.
-HOLDS = 10.0
+HOLDS = 15.0
 
 #: Pause before the next attempt while the queue is unavailable, in seconds.
 AWAY_PAUSE = 1.0
