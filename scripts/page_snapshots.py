@@ -10,8 +10,10 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
+import PIL.Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from sagittal.cli.stack import MODELS_FILE, LocalStack, Plan, free_ports
@@ -27,6 +29,8 @@ CAT = PHOTOGRAPHS / "chelsea.png"
 WINDOWS = {"phone": (390, 780), "tablet": (820, 900), "wide": (1440, 900)}
 #: Time for whatever the page waits for, in milliseconds.
 PATIENCE = 60_000
+#: Quality of the pictures in the documentation, as WebP.
+QUALITY = 88
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
@@ -65,10 +69,11 @@ PICTURES = (
 def main() -> None:
     """Photographs."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path, help="where the snapshots are written")
+    parser.add_argument("directory", type=Path, nargs="?", help="where the snapshots are written")
     parser.add_argument("--docs", action="store_true", help="also write the pictures of docs/page.md")
     options = parser.parse_args()
-    options.directory.mkdir(parents=True, exist_ok=True)
+    if options.directory:
+        options.directory.mkdir(parents=True, exist_ok=True)
     port, service, worker, served = free_ports(4)
     plan = Plan(
         listen=f"127.0.0.1:{port}", service_metrics=service, worker_metrics=worker, page=served, models_file=MODELS_FILE
@@ -81,18 +86,18 @@ def main() -> None:
         address = f"http://127.0.0.1:{served}"
         for name, path, size, dark in shots(options.directory, docs=options.docs):
             say(path.name)
-            photograph(browser, address, states[name], path, size, dark=dark, whole=path.parent == options.directory)
+            photograph(browser, address, states[name], path, size, dark=dark, whole=path.parent != IMAGES)
         browser.close()
 
 
-def shots(directory: Path, *, docs: bool) -> Iterator[tuple[str, Path, tuple[int, int], bool]]:
+def shots(directory: Path | None, *, docs: bool) -> Iterator[tuple[str, Path, tuple[int, int], bool]]:
     """Yields the state, file, window and theme of each picture."""
-    for state in STATES:
+    for state in STATES if directory else ():
         for window, size in WINDOWS.items():
             for dark in (False, True):
-                yield state, directory / f"{state}-{window}-{'dark' if dark else 'light'}.png", size, dark
+                yield state, (directory or Path()) / f"{state}-{window}-{'dark' if dark else 'light'}.png", size, dark
     for picture in PICTURES if docs else ():
-        yield picture.state, IMAGES / f"{picture.name}.png", picture.window, picture.dark
+        yield picture.state, IMAGES / f"{picture.name}.webp", picture.window, picture.dark
 
 
 STATES = (
@@ -148,8 +153,10 @@ def photograph(
     state.act(page)
     page.locator(state.shown).first.wait_for()
     page.wait_for_load_state("networkidle") if state.address == "/explain" else page.wait_for_timeout(700)
-    page.screenshot(path=path, full_page=whole)
+    taken = page.screenshot(full_page=whole)
     page.close()
+    with PIL.Image.open(BytesIO(taken)) as picture:
+        picture.convert("RGB").save(path, quality=QUALITY)
 
 
 def _choose(page: Page, name: str, content: bytes) -> None:

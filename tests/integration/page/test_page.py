@@ -31,6 +31,7 @@ from ..service.support import Run, Stack, eventually, lamp, picture, quick_setti
 from ..service.test_batches import add, batch, create, item, items
 from .conftest import page_over
 
+ROOT = Path(__file__).parents[3]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (
     "--no-sandbox",
@@ -322,6 +323,24 @@ async def test_jobs_change_while_they_are_watched_and_a_deletion_can_be_undone(s
             return not (await stack.explanations.ListExplanations(listed)).explanations
 
         await eventually(deleted)
+
+
+async def test_a_page_of_another_origin_explains_with_plain_fetch(serve, page, image):
+    """The example: served at an origin that the page's settings name."""
+    example = (ROOT / "examples" / "browser" / "index.html").read_text()
+    with serving_text(example, "text/html") as elsewhere:
+        origin = elsewhere.removesuffix("/metrics")
+        async with serve(inside=True, origins=(origin,)) as (address, stack), stack.worker(explain_in_full).at_work():
+            await page.goto(f"{origin}/?service={address}")
+            await page.get_by_label("Model").fill("lamp")
+            await page.set_input_files("#image", image)
+            events = page.locator("#events li")
+            await expect(events.first).to_contain_text("<img src=x")
+            await expect(events.last).to_contain_text("completed: insertion")
+            await page.get_by_label("Model").fill("candle")
+            await page.set_input_files("#image", [])
+            await page.set_input_files("#image", image)
+            await expect(events.last).to_contain_text("candle")
 
 
 async def test_batches_change_while_they_are_watched_and_can_be_controlled(serve, page):
@@ -618,12 +637,13 @@ sagittal_insertion_auc_sum{model="lamp",method="igos++"} 3
 
 
 @contextmanager
-def serving_text(text: str) -> Iterator[str]:
+def serving_text(text: str, kind: str = "text/plain") -> Iterator[str]:
     """Serves a text at every path; yields an address of it."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
+            self.send_header("content-type", kind)
             self.end_headers()
             self.wfile.write(text.encode())
 

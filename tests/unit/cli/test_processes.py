@@ -72,10 +72,10 @@ def up(tmp_path):
     """`sagittal up`, started as `nohup` starts it, and its output."""
     models = tmp_path / "models.toml"
     models.write_text(MODELS)
-    (port,) = free_ports(1)
+    port, page = free_ports(2)
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-c", NOHUP, *SAGITTAL, "up", "--listen", f"127.0.0.1:{port}"]
-    command += ["--metrics-port", "0", "--models", str(models)]
+    command += ["--metrics-port", "0", "--page-port", str(page), "--models", str(models)]
     output = (tmp_path / "output").open("w")
     process = subprocess.Popen(
         command,
