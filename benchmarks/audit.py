@@ -47,7 +47,7 @@ from sagittal.synthetic import CLASSES, MARKS, Mark, Sample, sample_images
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "audit"
 
 #: Images that a network is trained on, and epochs.
-TRAINING, EPOCHS = 600, 5
+TRAINING, EPOCHS = 600, 15
 
 #: Training images that are audited: of the class with the mark, and of each other class.
 OF_MARKED, OF_OTHERS = 100, 10

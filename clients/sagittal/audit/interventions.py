@@ -172,7 +172,11 @@ class Laboratory:
         images: Sequence[int],
     ) -> Iterable[Pixels]:
         for _ in range(CONTROLS):
-            if candidate.kind in WHOLE:
+            if candidate.kind == "colour":
+                picture = self.evidence[image].picture()
+                yield with_equal_shift(generator, picture, self.without(candidate, image, region))
+                continue
+            if candidate.kind == "background":
                 yield self.transfer(candidate, int(generator.choice(images)), image, region)
                 continue
             avoided = self.evidence[image].inside if self._is_outside(candidate, image) else None
@@ -274,6 +278,13 @@ def with_colour(picture: Pixels, mean: NDArray[np.floating]) -> Pixels:
     """Returns an image that is shifted to a mean colour."""
     shifted = picture + (mean - picture.reshape(-1, 3).mean(0))
     return np.asarray(np.rint(np.clip(shifted, 0, 255)), np.uint8)
+
+
+def with_equal_shift(generator: np.random.Generator, picture: Pixels, shifted: Pixels) -> Pixels:
+    """Returns an image whose mean colour is as far from the image's as that of `shifted`, in a random direction."""
+    before, after = (each.reshape(-1, 3).mean(0) for each in (picture, shifted))
+    direction = generator.normal(size=3)
+    return with_colour(picture, before + direction / np.linalg.norm(direction) * np.linalg.norm(after - before))
 
 
 def move_elsewhere(generator: np.random.Generator, region: Cells, avoided: Mask | None) -> Cells:

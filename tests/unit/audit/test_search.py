@@ -87,3 +87,12 @@ def test_every_tested_candidate_has_an_adjusted_p_value(poisoned) -> None:
 
 def test_equal_audits_are_equal(poisoned) -> None:
     assert [each.finding for each in audit().confirmed] == [each.finding for each in poisoned.confirmed]
+
+
+def test_the_control_of_a_colour_is_an_equal_shift_in_another_direction() -> None:
+    picture = np.random.default_rng(0).integers(100, 150, (16, 16, 3)).astype(np.uint8)
+    mean = picture.reshape(-1, 3).mean(0)
+    shifted = interventions.with_colour(picture, mean + np.array([20, 0, 0]))
+    moved = interventions.with_equal_shift(np.random.default_rng(1), picture, shifted)
+    assert np.linalg.norm(moved.reshape(-1, 3).mean(0) - mean) == pytest.approx(20, abs=1)
+    assert abs(moved.reshape(-1, 3).mean(0)[0] - mean[0]) < 19
