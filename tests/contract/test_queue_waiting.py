@@ -114,7 +114,8 @@ async def test_waiting_and_announcing_write_nothing_to_the_append_only_file(tmp_
             def idle() -> int:
                 registry.workers.announce("worker", states, ttl=600)
                 assert worker.lease(MODEL, block_seconds=0.1) is None
-                Scripts(client, settings).run("sweep", *sweep_arguments(settings, candidate="one"))
+                sweep = sweep_arguments(settings, candidate=worker._candidate)
+                assert Scripts(client, settings).run("sweep", *sweep)[0] == 0  # it renews its election
                 return int(client.info("persistence")["aof_current_size"])
 
             before = idle()
