@@ -39,10 +39,10 @@ def written(rows: Sequence[Row]) -> str:
     networks = [row.figures for row in rows if row.what == "network"]
     images = sorted({row.image for row in rows if row.image})
     return (
-        f"## Measured\n\n`make bench-known-reasons` wrote this section ({machine()}): {len(networks)} networks of "
-        f"{SIZE}x{SIZE} pixels, {len(images)} images that no network was trained on, explained for their own class by "
-        "each network that recognises them. Intervals are 95 % bootstrap intervals over images; the figure of an "
-        "image is its mean over networks. Methods have their defaults.\n\n"
+        f"## Measured\n\n`make bench-known-reasons` wrote this section ({machine()}). Networks of "
+        f"{SIZE}x{SIZE} pixels: {len(networks)}. Images that no network was trained on: {len(images)}, each explained "
+        "for its own class by each network that recognises it. Intervals are 95 % bootstrap intervals over images; the "
+        "figure of an image is its mean over networks. Methods have their defaults.\n\n"
         + _networks(networks)
         + _heatmaps(rows)
         + _sets(rows)
@@ -60,7 +60,7 @@ def _networks(networks: Sequence[Mapping[str, Any]]) -> str:
             f"**{effect:.1f}**" if part in reason else f"{effect:.1f}"
             for part, effect in zip(PARTS, effects, strict=True)
         ]
-        rows.append([name, *cells])
+        rows.append([f"{name}, {' and '.join(reason)}", *cells])
     return (
         f"### What the networks use\n\nAccuracy on {TESTING} other images: {accuracies}. On another background the top "
         f"class of {changed:.1%} of the images changes. The table has the mean fall of the logit of the class if a "
@@ -94,17 +94,21 @@ def _over_first(rows: Sequence[Row], what: str, figure: str) -> str:
 def _heatmaps(rows: Sequence[Row]) -> str:
     lines = []
     for what in (*measuring.HEATMAPS, *measuring.CAPTUM, *measuring.CONTROLS):
-        share, ranking = (_interval(rows, what, figure) for figure in ("share", "ranking"))
+        share, ranking, linear = (_interval(rows, what, figure) for figure in ("share", "ranking", "correlation"))
         others = [f"{_interval(rows, what, figure).mean:.2f}" for figure in ("background", "first")]
         spent = _interval(rows, what, "evaluations").mean
         compared = [_over_first(rows, what, figure) for figure in ("share", "ranking")]
-        lines.append([what, f"{share:.2f}", compared[0], f"{ranking:.2f}", compared[1], *others, f"{spent:.0f}"])
-    header = ["heatmap", "share", f"over {FIRST}", "ranking", f"over {FIRST}", "background", "first", "evaluations"]
+        ranked = [f"{ranking:.2f}", compared[1], f"{linear:.2f}"]
+        lines.append([what, f"{share:.2f}", compared[0], *ranked, *others, f"{spent:.0f}"])
+    header = ["heatmap", "share", f"over {FIRST}", "ranking", f"over {FIRST}", "correlation", "background", "first"]
+    header.append("evaluations")
     return (
         "### Heatmaps\n\n*share*: of the saliency, on the parts of the reasons that the bird has. *ranking*: rank "
-        "correlation over the parts of mean saliency and true effect on this network and image. *background*: share of "
-        "the saliency outside the bird. *first*: how often the part with the highest mean saliency is one that "
-        "matters. The last three rows are no methods: they are the scale.\n\n" + table(header, lines) + "\n"
+        "correlation over the parts of mean saliency and true effect on this network and image; *correlation*: "
+        "Pearson's. *background*: share of the saliency outside the bird. *first*: how often the part with the highest "
+        "mean saliency is one that matters. The last three rows are no methods: they are the scale.\n\n"
+        + table(header, lines)
+        + "\n"
     )
 
 
