@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import reports
 import torch
+from numpy.typing import NDArray
 from quality import cache
 from quality.statistics import bootstrap
 from quality.subjects import Subjects, names, subjects
@@ -29,6 +30,7 @@ from sagittal.engine.task import Usage
 from sagittal.explain import IGOSPlusPlus, Metrics, MinimalSufficientExplanations, Question, RobustnessTest
 from sagittal.explain.events import AlterationKind, Curve, CurveKind, Event, SaliencyMask, Stability, SufficientSet
 from sagittal.explain.explanation import explanation_steps, observe
+from sagittal.explain.measures.predictability import auroc
 from sagittal.explain.measures.stability import LEAST_CORRELATION, rank_correlation
 from sagittal.explain.problem import Problem, prepare
 from sagittal.explain.sets.robustness import assess_robustness
@@ -39,6 +41,9 @@ from sagittal.models.preprocessing import black, pixel_scale
 
 SHORT = IGOSPlusPlus(iterations=13, points=1, levels=4)
 """The method of the heatmaps: iGOS++ with 174 evaluations."""
+
+LEAST_AUROC = 0.85
+"""Goal for the flags of heatmaps that another seed would change."""
 
 RUNS, FURTHER = 4, 4
 """Runs of the measured stability beside the explanation, and runs that it should predict."""
@@ -103,6 +108,7 @@ def certificates(
     alterations = {kind: [_of_kind(each, kind) for each in robust] for kind in AlterationKind}
     return {
         "sizes": np.array([len(each.patches) for each in sets], np.int64),
+        "diverse": sum(each.diverse for each in sets),
         "evaluations": usage.evaluations,
         "search": usage.evaluations - usage.metric_evaluations,
         **{
@@ -232,7 +238,7 @@ def report(found: Mapping[str, Mapping[str, cache.Record]]) -> str:
     titles = {
         "sets-jpeg": '`certify_after="jpeg-95"`, the default',
         "sets-8-bit": '`certify_after="rounding"`',
-        "sets-tensors": "tensors, as before",
+        "sets-tensors": "tensors, as before; up to 40 backgrounds",
     }
     rows = [_sets_row(title, list(found[name].values())) for name, title in titles.items() if found[name]]
     header = ["search on", "images", "sets", "mean size", "hold after rounding", "after JPEG 95", "after a shift"]
@@ -275,7 +281,7 @@ def _sets_row(title: str, found: Sequence[cache.Record]) -> list[object]:
 
 def _paired(ours: Mapping[str, cache.Record], published: Mapping[str, cache.Record]) -> str:
     """Returns the price of the default on the images on which both were measured."""
-    both = [name for name in ours if all("search" in found.get(name, ()) for found in (ours, published))]
+    both = [name for name in ours if all("diverse" in found.get(name, ()) for found in (ours, published))]
     if not both:
         return ""
     rows = []
@@ -283,12 +289,18 @@ def _paired(ours: Mapping[str, cache.Record], published: Mapping[str, cache.Reco
         sizes = np.concatenate([found[name]["sizes"] for name in both])
         smallest = fmean(int(found[name]["sizes"].min()) for name in both if len(found[name]["sizes"]))
         evaluations = fmean(int(found[name]["search"]) for name in both)
-        rows.append([title, len(both), len(sizes), f"{sizes.mean():.1f}", f"{smallest:.1f}", f"{evaluations:,.0f}"])
-    header = ["`certify_after`", "images", "sets", "mean size", "smallest set, mean", "evaluations of the search"]
-    return f"\nThe price, on the images that both were measured on:\n\n{table(header, rows)}"
+        diverse = sum(int(found[name]["diverse"]) for name in both)
+        held = sum(int(found[name]["jpeg-minimal"].sum()) for name in both)
+        figures = f"{sizes.mean():.1f}", f"{smallest:.1f}", f"{evaluations:,.0f}"
+        rows.append([title, len(both), len(sizes), diverse, held, *figures])
+    header = ["`certify_after`", "images", "sets", "of them diverse", "hold after JPEG 95"]
+    header += ["mean size", "smallest set, mean", "evaluations of the search"]
+    return f"\nBoth on the same images, with the price:\n\n{table(header, rows)}"
 
 
 def _goals(found: Sequence[cache.Record]) -> str:
+    if not found:
+        return "The goals are not measured yet.\n"
     rows = []
     for title, kind, least in (
         ("all certificates hold after rounding", AlterationKind.ROUNDING, 1.0),
@@ -325,7 +337,15 @@ def _seeds(found: Sequence[cache.Record]) -> str:
         ["rank correlation with other seeds: lowest, mean", f"{min(correlations):.2f}, {fmean(correlations):.2f}"]
     )
     rows.append([f"further runs with a rank correlation below {LEAST_CORRELATION}", f"{unlike.sum()} of {unlike.size}"])
-    return str(table(["figure", f"on {len(found)} images"], rows))
+    rows.append([f"AUROC of the stated correlation for this (goal: {LEAST_AUROC})", _auroc(correlations, unlike)])
+    return str(table(["figure", f"on {len(found)} image{'s' if len(found) > 1 else ''}"], rows))
+
+
+def _auroc(correlations: Sequence[float], unlike: NDArray[np.bool_]) -> str:
+    """Returns how well a low stated correlation predicts that a further run is unlike the heatmap."""
+    if unlike.all() or not unlike.any():
+        return "not defined: all further runs are alike in this"
+    return f"{auroc(-np.repeat(correlations, FURTHER), unlike):.2f}"
 
 
 if __name__ == "__main__":
