@@ -91,7 +91,7 @@ def test_networks_are_stored_by_what_they_depend_on(tmp_path) -> None:
     trained = networks.get(recipe)
     stored = Networks(tmp_path).get(recipe)
     image = to_input(next(sample_images(1, size=SIZE)).image)[None]
-    assert torch.allclose(trained(image), stored(image), atol=1e-5)
+    assert torch.allclose(trained(image), stored(image), atol=1e-3)
     changed = [
         replace(recipe, seed=1),
         replace(recipe, mark=Mark("printed", {"warbler": 0.5})),
