@@ -58,7 +58,7 @@ CHECKED, CHECKED_SEED = 120, 2_000_003
 #: Rise of the marked class's probability by the mark from which a network has learned it.
 LEARNED = 0.1
 
-#: AUROC of the images that a finding lists from which it is the planted cause.
+#: Share of the images in which a finding was found that have the mark, from which it is the planted cause.
 PLANTED = 0.8
 
 #: Heatmaps of the audits: a quick method, since the images are small and processor time is short.
@@ -229,13 +229,14 @@ def planted(
             continue
         has = np.array([image.key in marked for image in listing])
         presence = np.array([image.presence for image in listing])
-        if (auroc := auroc_of(has, presence)) >= PLANTED:
-            cells = {evidence[index].key: region for index, region in each.tested.candidate.regions.items()}
-            both = sorted(marked & cells.keys())
+        cells = {evidence[index].key: region for index, region in each.tested.candidate.regions.items()}
+        both = sorted(marked & cells.keys())
+        if len(both) >= PLANTED * len(cells):
             ious = [iou(to_pixels(cells[key], SIZE), samples[int(key)].mark) for key in both]
             cams = [grad_cam_iou(network, samples[int(key)]) for key in both]
             return result | {
-                "rank": rank, "auroc": auroc, "ap": precision_of(has, presence), "kinds": each.finding.kinds,
+                "rank": rank, "auroc": auroc_of(has, presence), "ap": precision_of(has, presence),
+                "kinds": each.finding.kinds,
                 "iou": float(np.mean(ious)) if ious else None, "cam": float(np.mean(cams)) if cams else None,
             }  # fmt: skip
     return result
@@ -357,8 +358,8 @@ def report(results: Sequence[dict[str, Any]]) -> str:
         f"{len(clean)} clean ones), {TRAINING:,} training images of {SIZE} pixels each, {seconds:.0f} s of a "
         "processor for each network. A network learned its mark if the mark raises the class's probability on images "
         f"of other classes by {LEARNED} or more. A finding of severity {THRESHOLD} or above counts; it is the planted "
-        f"cause if it is in the marked class and ranks its marked images with an AUROC of at least {PLANTED}. The IoU "
-        "is over the marked images in whose explanations the finding is."
+        f"cause if it is in the marked class and {PLANTED:.0%} of the images in which it was found have the mark. The "
+        "IoU is over the marked images in whose explanations the finding is."
     )
     return "\n\n".join((intro, table(("measure", "bar", "measured"), bars), table(head, rows)))
 

@@ -179,13 +179,16 @@ def _usual_box(evidence: Sequence[Evidence], candidate: Candidate) -> tuple[int,
 
 
 def _listing(evidence: Sequence[Evidence], laboratory: Laboratory, tested: Tested) -> tuple[ListedImage, ...]:
-    least, regions = laboratory.least_presence(tested), laboratory.regions(tested.candidate)
+    regions, presences = laboratory.regions(tested.candidate), laboratory.presence(tested)
+    having = [presence for index, presence in presences.items() if index in tested.candidate.regions]
+    others = [presence for index, presence in presences.items() if index not in tested.candidate.regions]
+    least = (np.mean(having) + np.mean(others)) / 2 if others else min(having)
     size = len(evidence[0].picture())
     found = [
         ListedImage(
-            key=evidence[index].key, presence=presence, listed=presence >= least,
+            key=evidence[index].key, presence=presence, listed=bool(presence >= least),
             box=box_of(to_pixels(regions[index], size)),
         )
-        for index, presence in laboratory.presence(tested).items()
+        for index, presence in presences.items()
     ]  # fmt: skip
     return tuple(sorted(found, key=lambda each: -each.presence))

@@ -99,7 +99,9 @@ class Laboratory:
                 (self.without(candidate, index, regions[index]), self.evidence[index].label) for index in members
             )
             return {index: self.evidence[index].score - each for index, each in zip(members, after, strict=True)}
-        receivers = [receiver for _, receiver, _ in tested.pasted[:RECEIVERS]]
+        receivers = [receiver for _, receiver, _ in tested.pasted[:: max(1, len(tested.pasted) // RECEIVERS)]][
+            :RECEIVERS
+        ]
         pairs = [(index, other) for index in members for other in receivers]
         after = self._scores(
             (self.transfer(candidate, index, other, regions[index]), self.evidence[index].label)
@@ -107,12 +109,6 @@ class Laboratory:
         )
         means = np.reshape(after, (len(members), len(receivers))).mean(1)
         return {index: float(mean) for index, mean in zip(members, means, strict=True)}
-
-    def least_presence(self, tested: Tested) -> float:
-        """Returns the presence from which an image is listed: half of the way from the controls to the finding."""
-        if _adds(tested) and tested.added is not None:
-            return float(np.mean([score for _, _, score in tested.pasted])) - tested.added.mean / 2
-        return tested.removed.mean / 2 if tested.removed else 0.0
 
     def regions(self, candidate: Candidate) -> dict[int, Cells]:
         """Returns the candidate's region in each image of its group: where it was found, else where it would be."""
