@@ -158,7 +158,12 @@ def report(costs: Mapping[str, Cost], workers: int, seconds: float) -> str:
         [name, f"{cost.milliseconds:.3f}", f"{cost.milliseconds / 10:.4f} %", f"{max(cost.bytes, 0.0):,.0f}"]
         for name, cost in costs.items()
     ]
-    header = ["workers", "processor of Redis per worker, ms/s", "share of a core", "append-only file, bytes/s"]
+    header = [
+        "workers",
+        "Redis's processor per worker, ms/s (goal: 0.05)",
+        "share of a core",
+        "append-only file, bytes/s",
+    ]
     return f"""## An idle worker
 
 Written by `make bench-idle`. {workers} workers with a ready model and no jobs, at one Valkey with an append-only file,
@@ -180,7 +185,7 @@ def main() -> None:
     if given.serve:
         serve(given.serve, given.workers)
         return
-    sides = {"of this version": None} | ({"of the other one": given.beside} if given.beside else {})
+    sides = {"this version": None} | ({"the checkout beside it": given.beside} if given.beside else {})
     costs = {name: measure(checkout, given.workers, given.seconds) for name, checkout in sides.items()}
     text = report(costs, given.workers, given.seconds)
     print(text)
