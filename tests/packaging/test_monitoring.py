@@ -17,7 +17,7 @@ from sagittal.worker.metrics import WorkerMetrics
 ALERTS = CHART / "files" / "alerts.yaml"
 ALERT_TESTS = sorted((ROOT / "tests" / "packaging").glob("*alerts_test.yaml"))
 DASHBOARD = json.loads((CHART / "files" / "dashboard.json").read_text())
-#: Labels that take few values. Jobs, tenants and callers are none of them.
+#: Labels that take few values. Jobs and callers are none of them.
 BOUNDED = {
     "rpc",
     "code",
@@ -35,6 +35,7 @@ BOUNDED = {
     "device",
     "process",
     "name",  # of background tasks
+    "tenant",  # of `TenantRefusals`, which names a few
     "reply",
     "meaning",
 }
@@ -248,6 +249,7 @@ def test_counters_that_alerts_watch_are_shown_as_0_before_the_first() -> None:
         'sagittal_jobs_ended_by_queue_total{reason="buried"} 0.0',
         'sagittal_jobs_rejected_total{reason="QUEUE_FULL"} 0.0',
         "sagittal_leases_lost_total 0.0",
+        'sagittal_tenant_refusals_total{tenant="(other)"} 0.0',
         'sagittal_jobs_total{method="igos",model="m",state="failed"} 0.0',
         'sagittal_baseline_still_confident_total{method="igos",model="m"} 0.0',
         'sagittal_retries_total{model="m"} 0.0',

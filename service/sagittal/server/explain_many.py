@@ -131,6 +131,7 @@ class Pipeline:
         try:
             job, is_new = await asyncio.shield(accepting.task)
         except SagittalError as error:
+            self._intake.note_refusal(error, self._caller)
             await self.outbox.put(_refusal(request_id, error))
             return
         except Exception as error:  # noqa: BLE001 - `events` raises it again

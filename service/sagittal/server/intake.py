@@ -223,6 +223,10 @@ class Intake:
         )
         return job, is_new
 
+    def note_refusal(self, error: SagittalError, caller: Caller) -> None:
+        """Counts an error of a single request, which does not end its call."""
+        self._metrics.refused(error, caller.tenant)
+
     @contextmanager
     def counting_refusals(self) -> Iterator[None]:
         """Counts and logs an expected error in its body as a refused request."""

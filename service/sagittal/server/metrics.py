@@ -1,4 +1,4 @@
-"""Prometheus metrics of the service. Labels have few values: RPCs, codes, models, methods and lanes."""
+"""Prometheus metrics of the service. Labels have few values, such as RPCs, codes, models and lanes."""
 
 import asyncio
 import time
@@ -16,8 +16,10 @@ from prometheus_client.registry import Collector
 from sagittal.core.errors import Overloaded, SagittalError, StreamMoved, Unavailable
 from sagittal.core.jobs import Backlog, Job, Lane, NewJob
 from sagittal.process.decoder_metrics import DecoderMetrics
+from sagittal.server.rpc.access import OPEN_SERVICES, current_caller
 from sagittal.server.rpc.endpoint import CertificateFiles
 from sagittal.server.rpc.layers import Call, Proceed
+from sagittal.server.tenant_refusals import TenantRefusals
 
 _log = structlog.get_logger(__name__)
 
@@ -56,6 +58,7 @@ class ServiceMetrics:
         self.jobs_rejected = Counter(
             "sagittal_jobs_rejected", "Refused requests for a job, by error reason.", ["reason"], registry=registry
         )
+        self._tenant_refusals = TenantRefusals(registry)
         self.jobs_dropped = Counter(
             "sagittal_jobs_dropped", "Jobs cancelled because their caller disconnected.", ["rpc"], registry=registry
         )
@@ -107,6 +110,8 @@ class ServiceMetrics:
             return await proceed()
         except BaseException as error:
             code = self._code(error, call)
+            if not call.method.startswith(OPEN_SERVICES):
+                self.refused(error, current_caller().tenant)
             raise
         finally:
             self.rpcs_handled.labels(rpc, code).inc()
@@ -117,6 +122,11 @@ class ServiceMetrics:
     def accepted(self, job: NewJob) -> None:
         """Counts an accepted job."""
         self.jobs_accepted.labels(job.model, job.method or job.kind.value, job.lane.value).inc()
+
+    def refused(self, error: BaseException, tenant: str) -> None:
+        """Counts an error that a tenant got because a limit was reached."""
+        if isinstance(error, Overloaded):
+            self._tenant_refusals.count(tenant)
 
     def first_result(self, job: Job) -> None:
         """Observes the time to the first result that is sent to the job's caller."""

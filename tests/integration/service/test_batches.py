@@ -171,6 +171,7 @@ async def test_a_full_queue_slows_a_batch_and_fails_no_item() -> None:
         assert (await batch(stack)).counts.in_flight == 2
         async with stack.worker().at_work():
             found = ended([*first, *[each async for each in responses]])
+        assert stack.metric("sagittal_tenant_refusals_total", tenant="default") == 0
     assert {each.state for each in found.values()} == {COMPLETED}
     assert len(found) == 8
 

@@ -58,6 +58,7 @@ async def test_calls_past_the_tenants_bound_are_refused_by_its_name_and_others_g
         assert error.retry_after is not None
         assert stack.metric("sagittal_calls_refused_total", reason="max_per_tenant") == 1
         await stack.explanations.ListExplanations(listing, metadata=OTHER, timeout=PATIENCE)
+        await eventually(lambda: stack.metric("sagittal_tenant_refusals_total", tenant="hostile") == 1)
         watches[0].cancel()
 
         async def admitted() -> bool:

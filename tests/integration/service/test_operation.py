@@ -282,6 +282,11 @@ async def test_past_the_admission_bound_the_caller_is_told_when_to_come_again() 
         assert isinstance(details(error), Overloaded)
         assert details(error).retry_after > 0
         assert stack.metric("sagittal_jobs_rejected_total", reason="QUEUE_FULL") == 1
+        await eventually(lambda: stack.metric("sagittal_tenant_refusals_total", tenant="default") == 1)
+        many = stack.explanations.ExplainMany(iter([api.ExplainManyRequest(spec=spec(seed=3, request_id="many"))]))
+        (refused,) = [response.event async for response in many]
+        assert isinstance(from_status(refused.failed), Overloaded)
+        assert stack.metric("sagittal_tenant_refusals_total", tenant="default") == 2
 
 
 async def test_an_address_open_to_the_network_without_tokens_is_warned_of() -> None:
