@@ -160,7 +160,7 @@ export function useExplaining(models: Model[], given: string, onFailed: (error: 
 }
 
 /** Returns the most probable classes of an image, which change with the model. */
-function useTopClasses(shown: Shown | undefined, model: string, onFailed: (error: unknown) => void): ClassScore[] {
+export function useTopClasses(shown: Shown | undefined, model: string, onFailed: (error: unknown) => void): ClassScore[] {
   const [top, setTop] = useState<ClassScore[]>([]);
   useEffect(() => {
     setTop([]);

@@ -111,7 +111,7 @@ function Page() {
           <ConceptsView key={visit} model={id} name={second} onToken={onToken} />
         )}
         {!asksToken && view === "system" && <SystemView key={visit} onToken={onToken} />}
-        {!asksToken && view === "models" && models && models.length > 0 && <ModelsView models={models} />}
+        {!asksToken && view === "models" && models && models.length > 0 && <ModelsView models={models} onToken={onToken} />}
       </main>
     </>
   );

@@ -388,6 +388,40 @@ async def test_models_of_every_page_are_listed(serve, page):
         await expect(page.locator(".cards.wide > li")).to_have_count(DEFAULT_PAGE + 1)
 
 
+async def test_a_model_shows_what_was_done_at_load_and_predicts(serve, page, image):
+    loaded = lamp()
+    loaded.checks.add(name="batch-agrees", passed=True, detail="largest difference 1e-7")
+    loaded.checks.add(name="deterministic", detail="two runs differ")
+    loaded.capabilities.supports_gradients = True
+    loaded.capabilities.batch_size = 32
+    loaded.capabilities.evaluations_per_second = 1234.4
+    loaded.capabilities.optimizations.add(name="fold-batch-norm", applied=True, detail="49 layers folded")
+    loaded.capabilities.optimizations.add(name="channels-last", detail="slower here")
+    async with serve(inside=True) as (address, stack), stack.worker(explain_in_full).at_work():
+        stack.registry.workers.publish(loaded)
+        await page.goto(address + "/#/models")
+        card = page.locator(".cards.wide > li")
+        for title, facts in {
+            "Workers": ("scriptedready",),
+            "Capabilities": ("Gradientsyes", "Images in a batch32", "Without gradient1,234 evaluations per second"),
+            "Done at load": ("✓ fold-batch-norm49 layers folded", "\N{EN DASH} channels-lastslower here"),
+            "Self-check": ("✓ batch-agreeslargest difference 1e-7", "✗ deterministictwo runs differ"),
+        }.items():
+            details = card.locator("details").filter(has_text=title)
+            await details.locator("summary").click()
+            for fact in facts:
+                await expect(details.locator("dl > div").filter(has_text=fact)).to_be_visible()
+        await card.locator("input[type=file]").set_input_files(image)
+        top = card.get_by_role("group", name=f"Prediction for {image.name}").locator(".top li")
+        await expect(top).to_contain_text(["<img src=x", "off10 %"])
+        await expect(top.first).to_contain_text("90 %")
+        assert await violations(page) == []
+        photo = {"name": "a.heic", "mimeType": "", "buffer": b"ftypheic"}
+        await card.locator("input[type=file]").set_input_files(photo)
+        await expect(card.get_by_role("alert")).to_contain_text("Export the photo as JPEG")
+        await expect(top).to_have_count(0)
+
+
 async def test_a_page_that_nobody_sees_asks_for_no_models(serve, page):
     """Timers of this page run out at once, so that an update comes as soon as it may."""
     await page.add_init_script(
