@@ -200,6 +200,14 @@ def test_a_rule_can_be_switched_off_and_changed(render) -> None:
     assert growing["annotations"]["runbook_url"] == "https://example.org/runbooks/queue-growing"
 
 
+def test_the_burn_rate_of_faithfulness_can_be_set_in_both_windows(render) -> None:
+    changes = "prometheusRule.rules.SagittalExplanationsUnfaithful"
+    rule = rendered_rules(render, f"{changes}.threshold=10")["SagittalExplanationsUnfaithful"]
+    assert rule["expr"].count("/ 0.05 > 10\n") == 2
+    assert rule["annotations"]["threshold"] == "10"
+    assert "SagittalExplanationsUnfaithful" not in rendered_rules(render, f"{changes}.enabled=false")
+
+
 def test_a_rule_that_does_not_exist_cannot_be_changed(render) -> None:
     with pytest.raises(ValueError, match="SagittalRedisSlwo"):
         rendered_rules(render, "prometheusRule.rules.SagittalRedisSlwo.enabled=false")
@@ -252,6 +260,7 @@ def test_counters_that_alerts_watch_are_shown_as_0_before_the_first() -> None:
         'sagittal_tenant_refusals_total{tenant="(other)"} 0.0',
         'sagittal_jobs_total{method="igos",model="m",state="failed"} 0.0',
         'sagittal_baseline_still_confident_total{method="igos",model="m"} 0.0',
+        'sagittal_curves_hardly_part_total{method="igos",model="m"} 0.0',
         'sagittal_retries_total{model="m"} 0.0',
     ):
         assert series in shown

@@ -67,6 +67,15 @@ def test_a_baseline_that_does_not_hide_the_class_is_counted(registry: CollectorR
     assert total(registry, "sagittal_baseline_still_confident_total") == 1
 
 
+@pytest.mark.parametrize(
+    ("warnings", "counted"), [((), 0), (("CURVES_HARDLY_PART",), 1), (("CURVES_HARDLY_PART",) * 2, 1)]
+)
+def test_an_explanation_whose_curves_hardly_part_is_counted_once(registry, warnings, counted) -> None:
+    serve(registry, insertion(0.0, 1.0), *(events.Warning(reason, "") for reason in warnings))
+    assert total(registry, "sagittal_curves_hardly_part_total") == counted
+    assert total(registry, "sagittal_insertion_auc_count") == 1
+
+
 def test_only_the_first_mask_is_observed(registry: CollectorRegistry) -> None:
     other = events.Curve(events.CurveKind.INSERTION, (0.0, 1.0), (0.0, 1.0), 0.1, 0.1, mask_index=1)
     serve(registry, insertion(0.0, 1.0, auc=0.7), other)

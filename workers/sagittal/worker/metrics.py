@@ -59,7 +59,7 @@ class WorkerMetrics:
         """Sets the counters that alerts use to 0 before a model's first job, so that its first failure is visible."""
         self.retries.labels(model)
         for method in methods:
-            self.quality.baseline_confident.labels(model, method)
+            self.quality.expect(model, method)
             for state in JobState:
                 if state.ended:
                     self.jobs.labels(model, method, state.value)

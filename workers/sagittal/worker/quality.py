@@ -18,20 +18,23 @@ SUFFICIENT_SHARE = 0.9
 
 @dataclass(frozen=True, slots=True)
 class QualityMetrics:
-    """Histograms over completed explanations."""
+    """Histograms and counters over completed explanations."""
 
     insertion: Histogram
     deletion: Histogram
     sufficient_area: Histogram
     baseline_score: Histogram
     baseline_confident: Counter
+    hardly_part: Counter
 
     @classmethod
     def create(cls, registry: CollectorRegistry) -> Self:
         """Registers the metrics."""
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(name, text, ("model", "method"), registry=registry, buckets=buckets)
+            return Histogram(name, text, labels, registry=registry, buckets=buckets)
+
+        labels = ("model", "method")
 
         return cls(
             insertion=histogram("sagittal_insertion_auc", "Insertion AUC served.", _SHARES),
@@ -47,10 +50,21 @@ class QualityMetrics:
             baseline_confident=Counter(
                 "sagittal_baseline_still_confident",
                 "Explanations whose baseline did not hide the class.",
-                ("model", "method"),
+                labels,
+                registry=registry,
+            ),
+            hardly_part=Counter(
+                "sagittal_curves_hardly_part",
+                "Explanations with the warning CURVES_HARDLY_PART: their heatmap may be no better than a random order.",
+                labels,
                 registry=registry,
             ),
         )
+
+    def expect(self, model: str, method: str) -> None:
+        """Sets the counters to 0 before the first explanation."""
+        for counter in (self.baseline_confident, self.hardly_part):
+            counter.labels(model, method)
 
 
 @dataclass(slots=True)
@@ -63,6 +77,7 @@ class Quality:
     """Shares of the image that were found to be sufficient."""
     baseline_ratio: float | None = None
     baseline_confident: bool = False
+    hardly_part: bool = False
 
     def note(self, event: events.Event) -> None:
         """Adds an event."""
@@ -78,6 +93,8 @@ class Quality:
                 self.baseline_ratio = event.baseline_score / event.target.score
             case events.Warning(reason="BASELINE_STILL_CONFIDENT"):
                 self.baseline_confident = True
+            case events.Warning(reason="CURVES_HARDLY_PART"):
+                self.hardly_part = True
 
     def observe(self, metrics: QualityMetrics, job: Job) -> None:
         """Observes the metrics of a completed job."""
@@ -91,6 +108,7 @@ class Quality:
             if value is not None:
                 histogram.labels(*labels).observe(value)
         metrics.baseline_confident.labels(*labels).inc(self.baseline_confident)
+        metrics.hardly_part.labels(*labels).inc(self.hardly_part)
 
 
 def sufficient_area(insertion: events.Curve) -> float:
