@@ -26,10 +26,10 @@ from sagittal.explain import MinimalSufficientExplanations, Question, explanatio
 from sagittal.explain.events import Event, SufficientSet
 from sagittal.explain.measures.curves import Metrics
 from sagittal.explain.problem import Problem, prepare
-from sagittal.explain.sets.patches import bits_of, members
+from sagittal.explain.sets.patches import members
 from sagittal.explain.sets.regions import score_regions
-from sagittal.explain.sets.sufficient_sets import diverse_family
 from sagittal.explain.steps import Steps
+from sagittal.imaging.patch_sets import bits_of, diverse_family
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import black, pixel_scale
 

@@ -18,10 +18,10 @@ from sagittal.engine import Task
 from sagittal.engine.requests import Upsampling
 from sagittal.explain import Black, MinimalSufficientExplanations, Question, explanation_steps
 from sagittal.explain.events import RegionScores, SufficientSet
-from sagittal.explain.sets.patches import bits_of
 from sagittal.explain.sets.regions import ask_regions
-from sagittal.explain.sets.sufficient_sets import PatchSearch, diverse_family
+from sagittal.explain.sets.sufficient_sets import PatchSearch
 from sagittal.explain.steps import Steps
+from sagittal.imaging.patch_sets import bits_of, diverse_family
 from sagittal.models.loaded import LoadedModel
 from sagittal.models.preprocessing import black
 
@@ -35,14 +35,17 @@ SEARCHES: Mapping[str, PatchSearch] = {
     "mse-overlap-2": MinimalSufficientExplanations(patch_shape="tent", max_overlap=2),
 }
 
-_MODULES = ("sufficient_sets", "search", "certificates", "scoring", "patches")
+_MODULES = (
+    *(f"sagittal.explain.sets.{name}" for name in ("sufficient_sets", "search", "certificates", "scoring", "patches")),
+    "sagittal.imaging.patch_sets",
+)
 
 
 def place(name: str, digest: str) -> Path:
     """Returns the folder of a search's records."""
     search = SEARCHES[name]
     reference = isinstance(search, ReferenceSearch)
-    modules = ("reference.search",) if reference else tuple(f"sagittal.explain.sets.{module}" for module in _MODULES)
+    modules = ("reference.search",) if reference else _MODULES
     settings = {"overlap": search.max_overlap, "shape": search.patch_shape, "baseline": "black", "model": digest}
     return cache.folder(name, settings, modules)
 

@@ -18,8 +18,9 @@ from sagittal.explain.problem import Problem
 from sagittal.explain.sets.certificates import Claim, causal_triple
 from sagittal.explain.sets.patches import masks_of, members
 from sagittal.explain.sets.scoring import Memo
-from sagittal.explain.sets.sufficient_sets import PatchSearch, diverse_family
+from sagittal.explain.sets.sufficient_sets import PatchSearch
 from sagittal.explain.steps import Steps
+from sagittal.imaging.patch_sets import diverse_family
 
 BEAM = 4
 """States kept: 3 and one more."""

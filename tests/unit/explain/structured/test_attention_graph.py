@@ -5,7 +5,8 @@ import pytest
 from sagittal.engine import Budget
 from sagittal.explain import StructuredAttentionGraph
 from sagittal.explain.events import GraphEdge, GraphNode, Progress, SufficientSet, Truncated
-from sagittal.explain.sets.patches import bits_of, removals
+from sagittal.explain.sets.patches import removals
+from sagittal.imaging.patch_sets import bits_of
 
 
 def graph(run):

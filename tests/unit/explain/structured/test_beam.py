@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from sagittal.explain.sets.patches import bits_of, everything, members
+from sagittal.explain.sets.patches import everything, members
 from sagittal.explain.sets.scoring import Memo, Threshold
 from sagittal.explain.sets.search import best_patches, eliminate, exchanged, guesses, refine
+from sagittal.imaging.patch_sets import bits_of
 
 
 def found(steps, score, grid, search):

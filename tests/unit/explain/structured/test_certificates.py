@@ -1,7 +1,8 @@
 from sagittal.explain.events import CertificateLevel
 from sagittal.explain.sets.certificates import Claim, causal_triple, certify
-from sagittal.explain.sets.patches import bits_of, members
+from sagittal.explain.sets.patches import members
 from sagittal.explain.sets.scoring import Memo, Threshold
+from sagittal.imaging.patch_sets import bits_of
 
 
 def certified(steps, score, grid, patches):

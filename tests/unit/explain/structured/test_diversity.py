@@ -3,8 +3,8 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagittal.explain.sets.patches import overlap
-from sagittal.explain.sets.sufficient_sets import compatible, diverse_family, open_regions
+from sagittal.explain.sets.sufficient_sets import compatible, open_regions
+from sagittal.imaging.patch_sets import diverse_family, overlap
 
 SETS = st.dictionaries(st.integers(1, 2**9 - 1), st.floats(0, 1), max_size=9)
 

@@ -16,8 +16,9 @@ from sagittal.explain.explanation import explanation_steps
 from sagittal.explain.measures.curves import Metrics
 from sagittal.explain.problem import Problem, prepare
 from sagittal.explain.sets.durability import Durability
-from sagittal.explain.sets.patches import bits_of, members
+from sagittal.explain.sets.patches import members
 from sagittal.explain.steps import Steps
+from sagittal.imaging.patch_sets import bits_of
 
 GRID, CELL = 3, 16
 SCALE = PixelScale((0.0,) * 3, (1.0,) * 3)

@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagittal.explain.sets import patches
+from sagittal.imaging.patch_sets import bits_of
 
 GRIDS_AND_SETS = st.integers(1, 14).flatmap(
     lambda grid: st.tuples(st.just(grid), st.lists(st.integers(0, 2 ** (grid * grid) - 1), min_size=1, max_size=5))
@@ -11,7 +12,7 @@ GRIDS_AND_SETS = st.integers(1, 14).flatmap(
 
 @given(st.sets(st.integers(0, 195)))
 def test_a_bit_set_and_its_members_are_one(members):
-    assert patches.members(patches.bits_of(members)) == tuple(sorted(members))
+    assert patches.members(bits_of(members)) == tuple(sorted(members))
 
 
 @given(GRIDS_AND_SETS)

@@ -10,7 +10,7 @@ from sagittal.engine import Budget
 from sagittal.engine.requests import Evaluate, OutOfBudget, Scores
 from sagittal.explain import InvalidParameter, MinimalSufficientExplanations
 from sagittal.explain.events import CertificateLevel, Progress, SufficientSet, Truncated
-from sagittal.explain.sets.patches import bits_of, overlap
+from sagittal.imaging.patch_sets import bits_of, overlap
 
 SUBSET_MINIMAL = (CertificateLevel.SUBSET_MINIMAL, CertificateLevel.MINIMUM_SIZE)
 

@@ -18,10 +18,11 @@ from itertools import chain, combinations, count
 from statistics import fmean
 
 from sagittal.explain.events import AlterationKind, AlterationTest, DrawsBound, Robustness
-from sagittal.explain.sets.patches import bits_of, members, removals
+from sagittal.explain.sets.patches import members, removals
 from sagittal.explain.sets.scoring import Memo
 from sagittal.explain.sets.search import BOLDER, FIRST_NOISE, guesses, progress
 from sagittal.explain.steps import Steps
+from sagittal.imaging.patch_sets import bits_of
 
 WIDTH = 8
 """Sets proposed in a round."""

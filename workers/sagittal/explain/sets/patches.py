@@ -1,18 +1,12 @@
 """Sets of patches as bit sets: bit `row * grid + column` of an int stands for one patch of a square grid."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-
-def bits_of(patches: Iterable[int]) -> int:
-    """Returns the bit set of the given patches."""
-    bits = 0
-    for patch in patches:
-        bits |= 1 << patch
-    return bits
+from sagittal.imaging.patch_sets import bits_of
 
 
 def members(bits: int) -> tuple[int, ...]:
@@ -41,11 +35,6 @@ def removals(bits: int) -> list[int]:
 def subsets(bits: int, size: int) -> Iterator[int]:
     """Yields the subsets with `size` patches."""
     return map(bits_of, combinations(members(bits), size))
-
-
-def overlap(one: int, other: int) -> int:
-    """Returns the number of patches that two sets share."""
-    return (one & other).bit_count()
 
 
 def packed(sets: Sequence[int], grid: int) -> Tensor:

@@ -7,9 +7,10 @@ from sagittal.engine.requests import Upsampling
 from sagittal.explain.events import ClassScore, RegionScores
 from sagittal.explain.parameters import InvalidParameter
 from sagittal.explain.problem import Problem, Question, prepare
-from sagittal.explain.sets.patches import bits_of, everything
+from sagittal.explain.sets.patches import everything
 from sagittal.explain.sets.scoring import Memo, Threshold
 from sagittal.explain.steps import Steps
+from sagittal.imaging.patch_sets import bits_of
 
 
 @dataclass(frozen=True, slots=True)

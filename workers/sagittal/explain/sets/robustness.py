@@ -34,9 +34,10 @@ from sagittal.explain.events import (
 )
 from sagittal.explain.problem import Problem, State, prefixed, within
 from sagittal.explain.sets.bounds import lower_bound
-from sagittal.explain.sets.patches import bits_of, masks_of, removals
+from sagittal.explain.sets.patches import masks_of, removals
 from sagittal.explain.sets.scoring import Rule, Scored
 from sagittal.explain.steps import Steps, ask
+from sagittal.imaging.patch_sets import bits_of
 
 TYPICAL_SETS, TYPICAL_PATCHES = 3, 8
 """Number of sets of a typical job, and of patches of a set, for the time that measurements take."""

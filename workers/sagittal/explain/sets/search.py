@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from sagittal.explain.events import Progress
-from sagittal.explain.sets.patches import bits_of, masks_of, members, removals, subsets
+from sagittal.explain.sets.patches import masks_of, members, removals, subsets
 from sagittal.explain.sets.scoring import Memo, Scored, log_odds
 from sagittal.explain.steps import Steps
+from sagittal.imaging.patch_sets import bits_of
 
 RIDGE = 1.0
 """Weight of the squared coefficients, in units of one observation."""

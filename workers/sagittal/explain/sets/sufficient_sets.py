@@ -16,7 +16,7 @@ A job on 7x7 takes about 800 evaluations, including certificates, and about 650 
 below.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import count
@@ -38,40 +38,16 @@ from sagittal.explain.parameters import InvalidParameter, parameter
 from sagittal.explain.problem import TINY_SCORE, Problem
 from sagittal.explain.sets.certificates import Claim, causal_triple, certify
 from sagittal.explain.sets.durability import Durability, robustness_after
-from sagittal.explain.sets.patches import members, overlap
+from sagittal.explain.sets.patches import members
 from sagittal.explain.sets.scoring import Memo, Rule, Threshold, TopClass
 from sagittal.explain.sets.search import FIRST_NOISE, guesses, refine
 from sagittal.explain.steps import Steps
+from sagittal.imaging.patch_sets import diverse_family, overlap
 
 
 def compatible(bits: int, others: Sequence[int], allowed: int) -> bool:
     """Returns whether a set shares at most `allowed` patches with each of the others."""
     return all(overlap(bits, other) <= allowed for other in others)
-
-
-def diverse_family(scores: Mapping[int, float], allowed: int) -> tuple[int, ...]:
-    """Returns a largest family of sets of which no two share more than `allowed` patches.
-
-    Among the largest families it has the fewest patches, and then the highest sum of scores. The result is exact, by
-    branch and bound over the given sets.
-    """
-    ranked = sorted(scores, key=lambda bits: (bits.bit_count(), -scores[bits], bits))
-    best: tuple[int, ...] = ()
-
-    def worth(family: tuple[int, ...]) -> tuple[float, ...]:
-        return len(family), -sum(map(int.bit_count, family)), sum(scores[bits] for bits in family)
-
-    def extend(family: tuple[int, ...], rest: list[int]) -> None:
-        nonlocal best
-        if worth(family) > worth(best):
-            best = family
-        for place, bits in enumerate(rest):
-            if len(family) + len(rest) - place < len(best):
-                return
-            extend((*family, bits), [other for other in rest[place + 1 :] if overlap(bits, other) <= allowed])
-
-    extend((), ranked)
-    return best
 
 
 def open_regions(everything: int, family: Sequence[int], allowed: int, orders: Iterable[Sequence[int]]) -> list[int]:
