@@ -7,6 +7,8 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from sagittal.audit.sufficiency import NO_SETS, SetCounts
+
 Cells = NDArray[np.bool_]
 """Cells of the grid of an audit, of shape (grid, grid)."""
 
@@ -51,6 +53,8 @@ class Evidence:
     """Reads the image as the model sees it."""
     read_inside: Callable[[], NDArray[np.bool_]] | None = None
     """Reads the object's pixels, of shape (size, size); None if they are unknown."""
+    sets: SetCounts = NO_SETS
+    """Its sufficient sets, counted."""
 
     @property
     def inside(self) -> NDArray[np.bool_] | None:

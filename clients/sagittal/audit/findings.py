@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from sagittal.audit.statistics import Effect
+from sagittal.audit.sufficiency import Sufficiency
 from sagittal.client import InvalidRequest
 
 #: Severities, least first.
@@ -152,6 +153,8 @@ class Audit:
     thresholds: Thresholds = Thresholds()
     outside: Mapping[str, float] = field(default_factory=dict)
     """Mean share of saliency (or of sufficient sets) outside the object, of each group whose objects are known."""
+    sufficient_sets: Sufficiency | None = None
+    """Statistics of the sufficient sets; None if the method gives none."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Why a group was not searched, by its name."""
     failures: Mapping[str, str] = field(default_factory=dict)
@@ -198,7 +201,8 @@ class Audit:
         values = {name: value for name, value in given.items() if name != "format"}
         values |= {name: tuple(given[name]) for name in ("tested", "doubtful", "notes")}
         findings = tuple(_finding(each) for each in given["findings"])
-        return cls(**values | {"findings": findings, "thresholds": Thresholds(**given["thresholds"])})
+        values |= {"findings": findings, "thresholds": Thresholds(**given["thresholds"])}
+        return cls(**values | {"sufficient_sets": Sufficiency.parse(given.get("sufficient_sets"))})
 
 
 def _finding(given: Mapping[str, Any]) -> Finding:

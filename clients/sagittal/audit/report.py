@@ -10,7 +10,17 @@ from sagittal.audit.evidence import Evidence, Pixels, to_pixels
 from sagittal.audit.findings import Audit, Change, Finding, describe
 from sagittal.audit.interventions import Laboratory
 from sagittal.audit.statistics import Effect
-from sagittal.client.html import escape, percent, table_html
+from sagittal.audit.sufficiency import (
+    AREAS,
+    OVERLAPS,
+    STATISTICS,
+    Estimate,
+    SetStatistics,
+    Sufficiency,
+    compare_sets,
+    why_not_comparable,
+)
+from sagittal.client.html import escape, percent, shares_svg, table_html
 from sagittal.client.report import facts_table, faint_line, figure, picture_tag, report_page, section
 from sagittal.imaging.overlays import Picture, show_only
 from sagittal.imaging.view import View
@@ -23,6 +33,12 @@ _LARGE = 20
 
 #: Rows of a list that the page shows.
 _ROWS = 200
+
+#: Rows of a comparison of sufficient sets that the page shows: each group has one for each area and overlap.
+_COMPARED = 1_000
+
+#: Colours of the locality curve, and of its interval.
+_STRONG, _FAINT = "#1f2328", "#c4cbd3"
 
 
 def audit_html(audit: Audit, confirmed: Sequence[Confirmed], laboratory: Laboratory) -> str:
@@ -41,6 +57,7 @@ def audit_html(audit: Audit, confirmed: Sequence[Confirmed], laboratory: Laborat
             for number, each in enumerate(confirmed, start=1)
         ),
         "" if confirmed else "<p>No candidate was confirmed by an intervention.</p>",
+        section("Sufficient sets", _sets(audit)),
         section("Everything that was tested", _tested(audit)),
         section("Images", _images(audit)),
     ]
@@ -56,7 +73,83 @@ def comparison_html(old: Audit, new: Audit, changes: Sequence[Change]) -> str:
     ]
     columns = ("change", "severity", "effect before", "effect after", "finding")
     table = table_html(columns, rows) if rows else "<p>Neither audit has a finding.</p>"
-    return report_page(escape(title), [f"<header><h1>{escape(title)}</h1></header>", section("Changes", table)])
+    parts = [
+        f"<header><h1>{escape(title)}</h1></header>",
+        section("Changes", table),
+        section("Sufficient sets", _sets_compared(old, new)),
+    ]
+    return report_page(escape(title), parts)
+
+
+def _sets(audit: Audit) -> str:
+    sets = audit.sufficient_sets
+    if sets is None:
+        return f"<p>{escape(without_sets(audit))}</p>"
+    shown = sets.rows[: _ROWS + 1]
+    left = len(sets.rows) - len(shown)
+    note = f"and {left:,} groups more, in findings.json" if left else ""
+    within = [(_name(group, each), *map(_share, each.locality)) for group, each in shown]
+    numbers = [
+        (_name(group, each), *(estimate.text for estimate in each.diverse), *map(_share, each.several))
+        for group, each in shown
+    ]
+    overlaps = [STATISTICS[name](at) for name in ("diverse", "several") for at in OVERLAPS]
+    return (
+        "<p>Images with a sufficient set within an area, as a share of the image (the locality curve), with 95 % "
+        f"intervals. The grey lines are the interval of all images.</p>{_locality_svg(sets)}"
+        + _wide(table_html(("images", *(f"{area:.0%}" for area in AREAS)), within, note))
+        + "<p>Mean number of diverse sets of an image, of which no two share more patches than the overlap; and the "
+        f"share of images with several such sets. {escape(sets.bound)}</p>"
+        + _wide(table_html(("images", *overlaps), numbers, note))
+    )
+
+
+def without_sets(audit: Audit) -> str:
+    """Returns why an audit has no statistics of sufficient sets."""
+    return (
+        f"{audit.method} gives no sufficient sets, so there is no locality curve and no number of explanations. For "
+        "them, audit with the method minimal-sufficient-explanations or structured-attention-graph."
+    )
+
+
+def _wide(table: str) -> str:
+    return f'<div class="scroll" style="white-space:nowrap">{table}</div>'
+
+
+def _name(group: str | None, statistics: SetStatistics) -> str:
+    return f"{_title(group)}, {statistics.images:,}"
+
+
+def _title(group: str | None) -> str:
+    return "all images" if group is None else group
+
+
+def _share(estimate: Estimate) -> str:
+    return f"{estimate.mean:.0%} ({100 * estimate.low:.0f} to {100 * estimate.high:.0f})"
+
+
+def _locality_svg(sets: Sufficiency) -> str:
+    curve = sets.whole.locality
+    lines = [
+        ([0.0, *(each.at for each in curve)], [0.0, *(getattr(each, end) for each in curve)], colour)
+        for end, colour in (("low", _FAINT), ("high", _FAINT), ("mean", _STRONG))
+    ]
+    return shares_svg(lines, "share of images with a sufficient set within an area", 360, 240)
+
+
+def _sets_compared(old: Audit, new: Audit) -> str:
+    if old.sufficient_sets is None or new.sufficient_sets is None:
+        return f"<p>{escape(without_sets(old if old.sufficient_sets is None else new))}</p>"
+    doubt = why_not_comparable(old.sufficient_sets, new.sufficient_sets)
+    warning = f'<p class="warn">{escape(doubt)}</p>' if doubt else ""
+    changes = list(compare_sets(old.sufficient_sets, new.sufficient_sets))
+    rows = [
+        (_title(each.group), each.name, each.before.text, each.after.text, "changed" if each.changed else "same")
+        for each in changes[:_COMPARED]
+    ]
+    left = len(changes) - len(rows)
+    columns = ("images", "statistic", "before", "after", "change")
+    return warning + _wide(table_html(columns, rows, f"and {left:,} more, printed with --json" if left else ""))
 
 
 def _effect_text(finding: Finding | None) -> str:

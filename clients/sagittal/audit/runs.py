@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -13,10 +14,11 @@ from numpy.typing import NDArray
 
 from sagittal.audit.confirmation import Confirmation, OnTested, confirm
 from sagittal.audit.dataset import MIN_GROUP, Dataset, LabelledImage
-from sagittal.audit.evidence import MAX_GRID, Evidence, Pixels, box_of, to_grid
+from sagittal.audit.evidence import MAX_GRID, Evidence, Pixels, box_of, groups_of, to_grid
 from sagittal.audit.findings import Audit, Thresholds
 from sagittal.audit.interventions import Score
 from sagittal.audit.report import audit_html
+from sagittal.audit.sufficiency import Sufficiency, count_sets
 from sagittal.bulk.output import read_explanations, read_failures
 from sagittal.client import Explanation, InvalidRequest, Model, Preprocessing
 from sagittal.imaging.fitting import fit_to_input, frame_of
@@ -45,6 +47,8 @@ class Explained:
     """Keys of images to which the model hardly gives their class."""
     method: str
     digest: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters of the method."""
     images: Mapping[str, LabelledImage] = field(default_factory=dict)
 
 
@@ -57,13 +61,14 @@ def read_evidence(dataset: Dataset, directory: Path, model: Model) -> Explained:
     read = _Reader(model.preprocessing)
     images = {each.key: each for each in dataset.images}
     found, doubtful, method, digest = [], [], "", ""
+    parameters: Mapping[str, Any] = {}
     for key, explanation in read_explanations(directory):
         if key not in images or explanation.target is None:
             continue
         if explanation.target.index != images[key].label:
             text = f"{key} was explained as class {explanation.target.index}, and its label is {images[key].label}"
             raise InvalidRequest(f"{text}: the labels changed, so choose another directory", field="out")
-        method, digest = explanation.method, explanation.model_digest
+        method, digest, parameters = explanation.method, explanation.model_digest, dict(explanation.parameters)
         if explanation.target.score < MIN_SCORE:
             doubtful.append(key)
             continue
@@ -80,7 +85,7 @@ def read_evidence(dataset: Dataset, directory: Path, model: Model) -> Explained:
     return Explained(
         evidence=_on_one_grid([each for each in found if each.group not in few]),
         left_out={**dataset.left_out, **few}, failures=failures, doubtful=tuple(sorted(doubtful)), method=method,
-        digest=digest, images=images,
+        digest=digest, parameters=parameters, images=images,
     )  # fmt: skip
 
 
@@ -133,6 +138,10 @@ def audit(
         tested=tuple(found.tested),
         thresholds=thresholds,
         outside=_outside(evidence),
+        sufficient_sets=Sufficiency.of(
+            {group: [evidence[place].sets for place in places] for group, places in groups_of(evidence).items()},
+            explained.parameters,
+        ),
         left_out=explained.left_out,
         failures=explained.failures,
         doubtful=explained.doubtful,
@@ -247,6 +256,7 @@ def _evidence(labelled: LabelledImage, explanation: Explanation, read: _Reader) 
         saliency=saliency_of(explanation),
         picture=lambda: read.picture(labelled.path),
         read_inside=inside,
+        sets=count_sets(explanation.sufficient_sets),
     )
 
 

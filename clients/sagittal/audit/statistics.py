@@ -61,11 +61,22 @@ def measure_effect(candidate: Numbers, controls: Numbers) -> Effect:
     choice = generator.integers(0, together.shape[1], (DRAWS, len(candidate)))
     drawn = together[np.arange(len(candidate)), choice].mean(1)
     p = (1 + int((drawn >= candidate.mean() - 1e-12).sum())) / (1 + DRAWS)
-    means = differences[generator.integers(0, len(differences), (DRAWS, len(differences)))].mean(1)
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = bootstrap(differences, generator)
     spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
     mean = float(differences.mean())
-    return Effect(mean, float(low), float(high), p, mean / max(spread, 1e-6), len(candidate))
+    return Effect(mean, low, high, p, mean / max(spread, 1e-6), len(candidate))
+
+
+def bootstrap(values: Numbers, generator: np.random.Generator | None = None) -> tuple[float, float]:
+    """Returns the ends of the percentile bootstrap interval of a mean.
+
+    Draws say how often each distinct value comes, so that counts and shares of very many images need little memory.
+    """
+    generator = np.random.default_rng(_SEED) if generator is None else generator
+    distinct, counts = np.unique(values, return_counts=True)
+    means = generator.multinomial(len(values), counts / len(values), DRAWS) @ distinct / len(values)
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
 
 
 def adjust(values: Sequence[float]) -> list[float]:

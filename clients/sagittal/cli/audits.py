@@ -1,7 +1,7 @@
 """`sagittal audit`: finds what a model should not be looking at."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ import click
 from sagittal.audit.dataset import METRICS, read_dataset
 from sagittal.audit.findings import SEVERITIES, Audit, Thresholds, compare, describe, junit
 from sagittal.audit.interventions import RECEIVERS
-from sagittal.audit.report import comparison_html
+from sagittal.audit.report import comparison_html, without_sets
 from sagittal.audit.runs import audit as audit_evidence
 from sagittal.audit.runs import read_evidence
 from sagittal.audit.scores import ServiceScores
+from sagittal.audit.sufficiency import PAPER_AREA, Estimate, SetsChange, compare_sets, why_not_comparable
 from sagittal.bulk.output import read_failures
 from sagittal.bulk.runs import Plan, new_name
 from sagittal.cli.batches import batch_options, explain_items, flowing, forget_failures
@@ -153,13 +154,53 @@ def compare_audits(
         rows = [
             {"state": each.state, "severity": each.finding.severity, "finding": each.finding.id} for each in changes
         ]
-        echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        document = {"findings": rows, "sufficient_sets": list(_set_rows(earlier, later))}
+        echo(json.dumps(document, indent=2, ensure_ascii=False))
     else:
         for each in changes:
             echo(f"{each.state}: {each.finding.severity}: {describe(each.finding)}")
         if not changes:
             echo("neither audit has a finding")
+        _tell_sets(earlier, later)
     _gate(later.only([each.after for each in changes if each.worse and each.after]), fail_on, junit_file)
+
+
+def _set_rows(earlier: Audit, later: Audit) -> Iterator[Mapping[str, Any]]:
+    if earlier.sufficient_sets is None or later.sufficient_sets is None:
+        return
+    for each in compare_sets(earlier.sufficient_sets, later.sufficient_sets):
+        yield {
+            "group": each.group, "statistic": each.statistic, "at": each.at, "changed": each.changed,
+            "before": _estimate(each.before), "after": _estimate(each.after),
+        }  # fmt: skip
+
+
+def _estimate(each: Estimate) -> Mapping[str, float]:
+    return {"mean": each.mean, "low": each.low, "high": each.high}
+
+
+def _tell_sets(earlier: Audit, later: Audit) -> None:
+    """Prints a line for each group: the locality at the area of the paper, and the number of explanations."""
+    lacking = [each for each in (earlier, later) if each.sufficient_sets is None]
+    if lacking:
+        echo(f"note: {without_sets(lacking[0])}", err=True)
+    if earlier.sufficient_sets is None or later.sufficient_sets is None:
+        return
+    if doubt := why_not_comparable(earlier.sufficient_sets, later.sufficient_sets):
+        echo(f"note: {doubt}", err=True)
+    changes = list(compare_sets(earlier.sufficient_sets, later.sufficient_sets))
+    for group in dict.fromkeys(each.group for each in changes):
+        parts = [_change_text(each) for each in changes if each.group == group and _is_told(each)]
+        echo(f"sufficient sets, {'all images' if group is None else group}: {'; '.join(parts)}")
+
+
+def _is_told(change: SetsChange) -> bool:
+    return change.statistic == "diverse" or (change.statistic == "locality" and change.at == PAPER_AREA)
+
+
+def _change_text(change: SetsChange) -> str:
+    changed = ", changed" if change.changed else ""
+    return f"{change.name} {change.before.text} before, {change.after.text} after{changed}"
 
 
 def _mapping(path: Path | None, field: str) -> Mapping[str, Any]:

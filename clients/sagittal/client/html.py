@@ -196,22 +196,26 @@ def _curves(curves: Sequence[Curve]) -> str:
 
 def curves_svg(curves: Sequence[Curve], width: int = 260, height: int = 200) -> str:
     """Returns curves as an SVG: the share inserted or deleted from left to right, the probability upwards."""
+    lines = [(curve.fractions.tolist(), curve.scores.tolist(), CURVE_COLOURS.get(curve.kind, _INK)) for curve in curves]
+    return shares_svg(lines, " and ".join(curve.kind for curve in curves), width, height)
+
+
+def shares_svg(
+    lines: Iterable[tuple[Sequence[float], Sequence[float], str]], title: str, width: int = 260, height: int = 200
+) -> str:
+    """Returns lines of shares, 0 to 1 from left to right and upwards, each with its colour, as an SVG."""
     left, bottom = 34, 22
     across, up = width - left - 18, height - bottom - 8
-    lines = [
+    drawn = [
         f'<rect x="{left}" y="8" width="{across}" height="{up}" fill="none" stroke="{_RULE}"/>',
         *_ticks(left, across, up),
     ]
-    for curve in curves:
-        points = " ".join(
-            f"{left + share * across:.1f},{8 + up * (1 - score):.1f}"
-            for share, score in zip(curve.fractions.tolist(), curve.scores.tolist(), strict=True)
-        )
-        colour = CURVE_COLOURS.get(curve.kind, _INK)
-        lines.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-    title = escape(" and ".join(curve.kind for curve in curves))
-    head = f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="{title}">'
-    return f"{head}{''.join(lines)}</svg>"
+    for shares, values, colour in lines:
+        places = zip(shares, values, strict=True)
+        points = " ".join(f"{left + share * across:.1f},{8 + up * (1 - value):.1f}" for share, value in places)
+        drawn.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    return f'<svg {size} role="img" aria-label="{escape(title)}">{"".join(drawn)}</svg>'
 
 
 def _curve_name(curve: Curve) -> str:

@@ -23,6 +23,8 @@ from .support import Run, Stack, lamp
 
 COUNT, MARKED = 8, 5
 
+SETS = "minimal-sufficient-explanations"
+
 
 @pytest.fixture(autouse=True)
 def _service_logs_elsewhere() -> Iterator[None]:
@@ -57,6 +59,7 @@ def register(stack: Stack) -> None:
             channel_order="RGB", layout="NCHW",
         )
     )  # fmt: skip
+    model.methods.add(name=SETS, field="minimal_sufficient_explanations")
     stack.registry.workers.publish(model)
 
 
@@ -81,6 +84,29 @@ def answering(known: dict[bytes, Image]):
             assert model_service_pb2.PredictRequest.FromString(lease.request).top == 2
             run.send(prediction=explanation_pb2.Prediction(target=target, top=top))
         run.settle(completed=explanation_pb2.Completed(evaluations=7, model_version="1", method="igos++"))
+
+    return answer
+
+
+def answering_with_sets(known: dict[bytes, Image]):
+    """Returns a script: two sufficient sets for red images, which share a patch, and one larger one for blue images."""
+
+    def answer(run: Run) -> None:
+        lease = run.lease
+        red = red_probability(image_of(lease.images["image"]), reads_mark=False)
+        top = [explanation_pb2.ClassScore(index=index, score=score) for index, score in enumerate((red, 1 - red))]
+        top.sort(key=lambda each: -each.score)
+        target = top[0]
+        run.send(prediction=explanation_pb2.Prediction(target=target, top=top))
+        if lease.job.kind == JobKind.EXPLANATION:
+            for patches in ([0, 1], [1, 2]) if target.index == 0 else (list(range(8)),):
+                patch_set = explanation_pb2.PatchSet(grid=4, patches=patches)
+                run.send(sufficient_set=explanation_pb2.SufficientSet(patches=patch_set, score=0.9, diverse=True))
+        run.settle(
+            completed=explanation_pb2.Completed(
+                evaluations=7, model_version="1", method=SETS, parameters_json='{"max_overlap": 1}'
+            )
+        )
 
     return answer
 
@@ -119,6 +145,7 @@ async def test_a_data_set_is_audited_and_running_it_again_computes_nothing(stack
     assert found["findings"][0]["group"] == "red"
     assert found["findings"][0]["box"] == [24, 24, 32, 32]
     assert found["outside"]["red"] > 0.25 > found["outside"]["blue"]
+    assert found["sufficient_sets"] is None
     assert list(found["failures"]) == ["red/damaged.png"]
     rows = list(csv.DictReader((out / "cleaning.csv").read_text().splitlines()))
     marked = [row for row in rows if row["finding"] == found["findings"][0]["id"]]
@@ -130,6 +157,27 @@ async def test_a_data_set_is_audited_and_running_it_again_computes_nothing(stack
     assert "1. red: regions that recur at one place" in page
     assert "http" not in page.replace("http-equiv", "")
     assert '<failure message="red:' in (folder / "junit.xml").read_text()
+
+
+async def test_an_audit_of_sufficient_sets_states_the_statistics_of_the_data_set(stack, data) -> None:
+    folder, known = data
+    register(stack)
+    out = folder / "out"
+    async with stack.worker(answering_with_sets(known)).at_work():
+        done = await audit(stack, folder / "images", "--model", "lamp", "--method", SETS, "--out", out)
+    assert done.exit_code == 0, done.output
+    found = json.loads((out / "findings.json").read_text())["sufficient_sets"]
+    assert found["parameters"] == {"max_overlap": 1}
+    assert found["whole"]["images"] == 2 * COUNT
+    red, blue = found["groups"]["red"], found["groups"]["blue"]
+    # on 4x4 patches, 2 patches are 12.5 % of the area, and 8 are half of it
+    for group, least in ((red, 0.15), (blue, 0.5)):
+        assert [each["mean"] for each in group["locality"]] == [
+            float(each["at"] >= least) for each in group["locality"]
+        ]
+    assert [each["mean"] for each in red["diverse"]] == [1, 2, 2]
+    assert [each["mean"] for each in found["whole"]["diverse"]] == [1, 1.5, 1.5]
+    assert "of which no two share more patches" in (out / "report.html").read_text()
 
 
 async def test_a_model_that_is_wrong_everywhere_is_an_error_with_its_remedy(stack, data) -> None:

@@ -103,4 +103,5 @@ def test_the_gate_of_a_comparison_fails_only_for_what_is_worse(tmp_path) -> None
 def test_a_comparison_is_printed_as_json(tmp_path) -> None:
     old, new = saved(tmp_path / "old", audit(finding())), saved(tmp_path / "new", audit())
     shown = CliRunner().invoke(app, ["audit", "compare", str(old), str(new), "--json"])
-    assert json.loads(shown.stdout) == [{"state": "gone", "severity": "high", "finding": "red/place-1"}]
+    gone = {"state": "gone", "severity": "high", "finding": "red/place-1"}
+    assert json.loads(shown.stdout) == {"findings": [gone], "sufficient_sets": []}
