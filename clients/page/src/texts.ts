@@ -156,8 +156,14 @@ export const texts = {
   graph: {
     none: "This method gives no graph. Choose structured-attention-graph.",
     keeps: (percent: string) => `keeps ${percent} of the unmasked score`,
-    roots: "Each image at the top shows only the patches kept: one sufficient reason. Each line removes one patch.",
-    hover: "Hover or focus a node to mark its patches everywhere in blue, and in orange what others have besides. Click it to fold what is below.",
+    roots: "Each image at the top shows only the patches kept: one sufficient reason. Each line removes the patch that it shows.",
+    hover: "Hover or focus a node to mark its patches everywhere, and what others have besides; hover a line to mark its patch. Click a node to fold what is below.",
+    confidence: "Confidence",
+    same: "the same patch",
+    other: "what others have besides",
+    gone: "removed here",
+    removes: (row: number, column: number, before: string, after: string) =>
+      `removes row ${row + 1}, column ${column + 1}: ${before} → ${after}`,
     folded: "folded",
   },
   whatIf: {

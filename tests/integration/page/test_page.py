@@ -17,6 +17,7 @@ import pytest_asyncio
 from axe_playwright_python.base import AXE_SCRIPT
 from concept_support import Concepts, a_set
 from embedded_queue import Queue
+from PIL import Image as Pillow
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from sagittal.core.jobs import JobKind
@@ -198,6 +199,46 @@ async def test_of_several_images_each_is_one_click_away(serve, page, image, tmp_
         await chosen.last.click()
         await expect(chosen.last).to_have_attribute("aria-pressed", "true")
         await expect(page.locator(".top li")).to_have_count(2)
+
+
+async def test_a_graph_shows_removed_patches_and_confidence_as_text_and_colour(serve, page, tmp_path):
+    """The image's red grows to the right and its green downwards, so a colour tells which patch is shown."""
+    ramp = np.linspace(0, 255, 224).astype(np.uint8)
+    pixels = np.zeros((224, 224, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1] = ramp[None, :], ramp[:, None]
+    Pillow.fromarray(pixels).save(tmp_path / "ramps.png")
+    middle = """async image => {
+        const drawn = new Image();
+        drawn.src = image.href.baseVal;
+        await drawn.decode();
+        const paint = new OffscreenCanvas(drawn.width, drawn.height).getContext("2d");
+        paint.drawImage(drawn, 0, 0);
+        return [...paint.getImageData(drawn.width / 2, drawn.height / 2, 1, 1).data];
+    }"""
+    async with serve(inside=True) as (address, stack), stack.worker(explain_in_full).at_work():
+        await explained(page, address, tmp_path / "ramps.png")
+        await page.get_by_role("tab", name="Attention graph").click()
+        edge = page.get_by_role("img", name="removes row 3, column 4: 85 % → 20 %")
+        red, green, blue, _ = await edge.locator("image").evaluate(middle)
+        patch = 255 / 7  # each patch covers this much of either ramp
+        assert abs(red - 3.5 * patch) < patch / 2
+        assert abs(green - 2.5 * patch) < patch / 2
+        assert blue < patch / 2
+        root, child = page.locator(".node").first, page.locator(".node").last
+        await expect(child.locator(".gone")).to_have_count(1)
+        await edge.locator("image").hover()
+        await expect(edge).to_have_class("edge live")
+        await expect(root.locator(".mark")).to_have_count(1)
+        await expect(child.locator(".mark")).to_have_count(0)
+        await expect(child.locator(".gone.live")).to_have_count(1)
+        await expect(page.locator(".legend")).to_contain_text("Confidence 0 %")
+        await expect(root.locator("text")).to_have_text("85 %")
+        await expect(child.locator("text")).to_have_text("20 %")
+        brightness = [
+            sum(map(int, re.findall(r"\d+", await node.locator(".confidence").get_attribute("fill") or "")))
+            for node in (child, root)
+        ]
+        assert brightness[0] < brightness[1] / 2  # the scale differs in brightness, which all eyes see
 
 
 async def test_a_graph_is_folded_and_its_nodes_are_near_what_is_tried(serve, page, image):
