@@ -34,8 +34,8 @@ On a plain cluster without a GPU, such as kind, build the images and load them f
 
 `ci/` has examples to start from: `cpu-only`, `gpu` (two pools, scaled from zero), `gpu-sharing` (MIG, time slices,
 several GPUs in a pod, spot nodes), `ha` (external Redis, autoscaling),
-`locked-down` (mTLS, tokens, digests) and `prefetch` (weights and images on each node ahead of the workers). Requires
-Kubernetes 1.30 or later and Helm 3.17 or later.
+`locked-down` (mTLS, tokens, digests), `prefetch` (weights and images on each node ahead of the workers) and
+`valkey-replicas` (three bundled Valkeys with Sentinels). Requires Kubernetes 1.30 or later and Helm 3.17 or later.
 
 This file and `values.schema.json` are generated from `values.yaml` by `make chart`.
 

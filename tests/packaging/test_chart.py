@@ -531,7 +531,7 @@ def test_workers_on_spot_nodes_end_within_the_notice_and_slices_ask_for_no_whole
 
 
 def test_a_valkey_with_replicas_is_reached_through_its_sentinels_alone(render) -> None:
-    documents = render("cpu-only-values.yaml", "valkey.replicas=3", "valkey.exporter.enabled=true")
+    documents = render("valkey-replicas-values.yaml")
     (group,) = kinds(documents, "StatefulSet")
     name = group["metadata"]["name"]
     assert group["spec"]["replicas"] == 3
@@ -675,7 +675,6 @@ def test_readme_and_schema_are_current() -> None:
             "cpu-only-values.yaml",
             ("service.podAnnotations.a=b", "service.podLabels.c=d", "workers[0].podAnnotations.e=f"),
         ),
-        ("cpu-only-values.yaml", ("valkey.replicas=3", "valkey.exporter.enabled=true")),
         ("cpu-only-values.yaml", ("service.preStopSeconds=0", "service.priorityClassName=high", "nameOverride=other")),
         ("gpu-values.yaml", ("keda.authentication=token", "valkey.nodeSelector.disk=ssd", "fullnameOverride=s")),
         (
