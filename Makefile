@@ -6,7 +6,7 @@ IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: page page-snapshots demo test test-architectures test-callers test-engines engines caller-packages test-kernels chaos live-alerts check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation bench-kserve bench-bulk bench-idle bench-shards soak bench-quality bench-audit bench-known-reasons bench-costs bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom release device device-report fuzz audit scan peers
+.PHONY: page page-snapshots demo test test-architectures test-callers test-engines engines caller-packages test-kernels chaos live-alerts check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation bench-kserve bench-bulk bench-idle bench-shards bench-backup soak bench-quality bench-audit bench-known-reasons bench-costs bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom release device device-report fuzz audit scan peers
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -217,6 +217,9 @@ bench-shards: $(VENV)/.installed-dev ## Measures what two servers carry beside o
 
 bench-idle: $(VENV)/.installed-dev ## Measures what an idle worker costs Redis and writes it to docs/performance.md.
 	$(BIN)/python benchmarks/idle.py --write docs/performance.md
+
+bench-backup: $(VENV)/.installed-dev ## Measures how long a backup and its restoration take and writes it to docs/operations.md.
+	$(BIN)/python benchmarks/backup.py --write docs/operations.md
 
 soak: $(VENV)/.installed-dev ## Runs 20,000 small jobs and writes their memory use to docs/performance.md.
 	$(BIN)/python benchmarks/soak.py --write docs/performance.md
