@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sagittal.audit.candidates import WHOLE, Candidate, find_candidates
-from sagittal.audit.evidence import Evidence, box_of, to_pixels
+from sagittal.audit.evidence import Cells, Evidence, box_of, to_pixels
 from sagittal.audit.findings import SEVERITIES, Finding, ListedImage, Thresholds
 from sagittal.audit.interventions import Laboratory, Score, Tested
 from sagittal.audit.statistics import adjust
@@ -25,6 +25,8 @@ class Confirmed:
 
     finding: Finding
     tested: Tested
+    regions: Mapping[int, Cells]
+    """Where it is in each image of its group, or would be, by the position of the image."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,8 +75,10 @@ def confirm(
         rows.append(_row(each, q, place, severity))
         if severity:
             name = f"{each.candidate.group}/{each.candidate.kind}-{number}"
-            finding = _finding(name, evidence, laboratory, each, q, place, severity, by)
-            found.append(Confirmed(finding, each))
+            regions = laboratory.regions(each.candidate)
+            listing = _listing(evidence, regions, laboratory.presence(each, regions), each.candidate)
+            finding = _finding(name, evidence, listing, each, q, place, severity, by)
+            found.append(Confirmed(finding, each, regions))
     found.sort(key=lambda each: (SEVERITIES.index(each.finding.severity), each.finding.effect), reverse=True)
     return Confirmation(found, rows, laboratory)
 
@@ -137,7 +141,7 @@ def _row(tested: Tested, q: float, place: tuple[str, float | None], severity: st
 def _finding(
     name: str,
     evidence: Sequence[Evidence],
-    laboratory: Laboratory,
+    listing: tuple[ListedImage, ...],
     tested: Tested,
     q: float,
     place: tuple[str, float | None],
@@ -167,7 +171,7 @@ def _finding(
         kept=tested.kept,
         box=_usual_box(evidence, candidate),
         fixed=candidate.fixed,
-        listing=_listing(evidence, laboratory, tested),
+        listing=listing,
     )
 
 
@@ -178,10 +182,11 @@ def _usual_box(evidence: Sequence[Evidence], candidate: Candidate) -> tuple[int,
     return left, top, right, bottom
 
 
-def _listing(evidence: Sequence[Evidence], laboratory: Laboratory, tested: Tested) -> tuple[ListedImage, ...]:
-    regions, presences = laboratory.regions(tested.candidate), laboratory.presence(tested)
-    having = [presence for index, presence in presences.items() if index in tested.candidate.regions]
-    others = [presence for index, presence in presences.items() if index not in tested.candidate.regions]
+def _listing(
+    evidence: Sequence[Evidence], regions: Mapping[int, Cells], presences: Mapping[int, float], candidate: Candidate
+) -> tuple[ListedImage, ...]:
+    having = [presence for index, presence in presences.items() if index in candidate.regions]
+    others = [presence for index, presence in presences.items() if index not in candidate.regions]
     least = (np.mean(having) + np.mean(others)) / 2 if others else min(having)
     size = len(evidence[0].picture())
     found = [

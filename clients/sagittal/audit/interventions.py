@@ -5,7 +5,7 @@ candidate changes beyond its controls counts as its effect.
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -86,14 +86,17 @@ class Laboratory:
         kept = self._kept(candidate, images) if "border" in candidate.kinds else None
         return Tested(candidate=candidate, removed=removed, added=added, without=without, pasted=pasted, kept=kept)
 
-    def presence(self, tested: Tested) -> dict[int, float]:
+    def presence(self, tested: Tested, regions: Mapping[int, Cells]) -> dict[int, float]:
         """Returns how strongly each image of the group has the cause of a finding, which ranks images to clean.
 
         It is the mean probability of the class on images of other classes with the image's region; if adding had no
         effect, the fall of the class's probability without it.
+
+        Args:
+            tested: The finding's candidate with its effects.
+            regions: Where it is in each image of the group.
         """
-        candidate, regions = tested.candidate, self.regions(tested.candidate)
-        members = list(regions)
+        candidate, members = tested.candidate, list(regions)
         if not _adds(tested):
             after = self._scores(
                 (self.without(candidate, index, regions[index]), self.evidence[index].label) for index in members

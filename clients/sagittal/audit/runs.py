@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sagittal.audit.confirmation import Confirmation, OnTested, confirm
 from sagittal.audit.dataset import MIN_GROUP, Dataset, LabelledImage
-from sagittal.audit.evidence import MAX_GRID, Evidence, Pixels, box_of, groups_of, to_grid
+from sagittal.audit.evidence import MAX_GRID, Cells, Evidence, Pixels, box_of, groups_of, to_grid
 from sagittal.audit.findings import Audit, Thresholds
 from sagittal.audit.interventions import Score
 from sagittal.audit.report import audit_html
@@ -22,7 +22,7 @@ from sagittal.audit.sufficiency import Sufficiency, count_sets
 from sagittal.bulk.output import read_explanations, read_failures
 from sagittal.client import Explanation, InvalidRequest, Model, Preprocessing
 from sagittal.imaging.fitting import fit_to_input, frame_of
-from sagittal.imaging.masks import patch_mask, place_mask
+from sagittal.imaging.masks import patch_mask, place_mask, place_patches
 from sagittal.imaging.reading import read_image
 
 #: Probability of its class below which an image is not searched: there is no reason to find.
@@ -147,7 +147,7 @@ def audit(
         doubtful=explained.doubtful,
         notes=tuple(_notes(evidence, explained)),
     )
-    write_cleaning_list(directory, result, explained, found, model.preprocessing)
+    write_cleaning_list(directory, explained, found, model.preprocessing)
     page = audit_html(result, found.confirmed, found.laboratory)
     (directory / "report.html").write_text(page, encoding="utf-8")
     result.save(directory)
@@ -177,28 +177,22 @@ def _notes(evidence: Sequence[Evidence], explained: Explained) -> Iterator[str]:
     yield "The service gives no features of the model: appearances are compared by their colours and edges."
 
 
-def write_cleaning_list(
-    directory: Path, result: Audit, explained: Explained, found: Confirmation, how: Preprocessing
-) -> Path:
+def write_cleaning_list(directory: Path, explained: Explained, found: Confirmation, how: Preprocessing) -> Path:
     """Writes `cleaning.csv` and the masks that it names: the images of each finding, in pixels of the image's file."""
-    regions = {each.finding.id: each.tested.candidate for each in found.confirmed}
     positions = {each.key: index for index, each in enumerate(explained.evidence)}
     path = directory / "cleaning.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("finding", "severity", "group", "image", "left", "top", "right", "bottom", "mask", "presence"))
-        for number, finding in enumerate(result.findings, start=1):
-            candidate = regions[finding.id]
+        for number, confirmed in enumerate(found.confirmed, start=1):
+            finding = confirmed.finding
             for image in (each for each in finding.listing if each.listed):
-                labelled = explained.images[image.key]
+                labelled, position = explained.images[image.key], positions[image.key]
                 shape = read_image(labelled.path.read_bytes()).shape[:2]
-                mask = np.zeros((how.input_size, how.input_size), np.float32)
-                mask[image.box[1] : image.box[3], image.box[0] : image.box[2]] = 1
-                if candidate.kind == "background":
-                    inside = explained.evidence[positions[image.key]].inside
-                    mask = 1 - inside.astype(np.float32) if inside is not None else mask
-                placed = np.nan_to_num(place_mask(mask, frame_of(shape, how), shape)) >= 0.5
-                name = Path("masks") / f"{number:03d}" / f"{positions[image.key]:06d}.png"
+                background = confirmed.tested.candidate.kind == "background"
+                inside = explained.evidence[position].inside if background else None
+                placed = _placed(confirmed.regions[position], inside, how, shape)
+                name = Path("masks") / f"{number:03d}" / f"{position:06d}.png"
                 (directory / name).parent.mkdir(parents=True, exist_ok=True)
                 PIL.Image.fromarray(placed).save(directory / name)
                 box = _box(placed)
@@ -206,6 +200,16 @@ def write_cleaning_list(
                     (finding.id, finding.severity, finding.group, labelled.path, *box, name, f"{image.presence:.4f}")
                 )
     return path
+
+
+def _placed(region: Cells, inside: Mask | None, how: Preprocessing, shape: tuple[int, int]) -> Mask:
+    """Returns the pixels of a region on an image, or all but the object if it is given."""
+    frame = frame_of(shape, how)
+    if inside is not None:
+        placed = place_mask(1 - inside.astype(np.float32), frame, shape)
+    else:
+        placed = place_patches(np.flatnonzero(region).tolist(), len(region), how.input_size, frame, shape)
+    return np.nan_to_num(placed) >= 0.5
 
 
 def _box(mask: Mask) -> tuple[int, int, int, int]:
