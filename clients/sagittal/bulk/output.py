@@ -18,6 +18,7 @@ import sqlite3
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -76,6 +77,18 @@ class OutputError(SagittalError):
 
 class OutputInUse(OutputError):
     """Another program writes to the directory."""
+
+
+@contextmanager
+def naming_deleted(directory: Path) -> Iterator[None]:
+    """Raises OutputError if something cannot be written because the directory was deleted meanwhile."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if directory.is_dir():
+            raise
+        text = f"{directory} was deleted while its batch was running, with its results: run the batch again"
+        raise OutputError(text, field="out") from error
 
 
 class Keys:
@@ -156,7 +169,7 @@ class Output:
         return True
 
     def flush(self) -> None:
-        """Writes the results in the journal to a shard."""
+        """Writes the results in the journal to a shard. Raises OutputError if the directory was deleted."""
         if not self._buffer:
             return
         items = [service_pb.BatchItem.FromString(record) for record in self._buffer]
@@ -270,10 +283,11 @@ class Output:
     def _write(self, what: str, number: str, ending: str, write: Any) -> None:
         path = self.directory / f"{what}-{number}.{ending}"
         temporary = self.directory / f"{what}-{number}.tmp"
-        write(temporary)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
+        with naming_deleted(self.directory):
+            write(temporary)
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
 
 
 def _records(journal: IO[bytes]) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from sagittal.bulk.output import read_column, read_failures
+from sagittal.bulk.output import naming_deleted, read_column, read_failures
 from sagittal.bulk.runs import Plan
 from sagittal.client.batches import Batch
 from sagittal.client.extras import import_extra
@@ -37,7 +37,16 @@ td.text { text-align: left; }
 
 
 def write_summary(directory: Path, plan: Plan, batch: Batch | None) -> Path:
-    """Writes `summary.html` of a directory and returns its path; `batch` is the service's record, if it is known."""
+    """Writes `summary.html` of a directory and returns its path.
+
+    Args:
+        directory: The directory with the results.
+        plan: Its batch.
+        batch: The service's record of the batch, if it is known.
+
+    Raises:
+        OutputError: the directory was deleted.
+    """
     figures = Figures(directory)
     parts = [
         f"<h1>{escape(plan.name)}</h1>",
@@ -56,8 +65,9 @@ def write_summary(directory: Path, plan: Plan, batch: Batch | None) -> Path:
         f"<style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
     )
     path, temporary = directory / "summary.html", directory / "summary.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    with naming_deleted(directory):
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(path)
     return path
 
 

@@ -60,6 +60,15 @@ def test_a_shard_has_figures_events_and_masks_of_its_keys(tmp_path) -> None:
     np.testing.assert_array_equal(masks["a/0"], MASK)
 
 
+def test_a_directory_that_was_deleted_is_named_with_a_remedy(tmp_path) -> None:
+    place = tmp_path / "out"
+    with Output(place) as output:
+        output.write(completed("a"))
+        shutil.rmtree(place)
+        with pytest.raises(OutputError, match=r"out was deleted while its batch was running.*run the batch again"):
+            output.flush()
+
+
 def test_the_explanations_of_a_directory_are_those_that_were_written(tmp_path) -> None:
     written = [completed(key) for key in ("a", "b/c", "d")]
     with Output(tmp_path, results=2) as output:

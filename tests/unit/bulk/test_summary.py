@@ -2,7 +2,11 @@
 
 from types import SimpleNamespace
 
-from sagittal.bulk.summary import _facts
+import pytest
+
+from sagittal.bulk import OutputError
+from sagittal.bulk.runs import Plan
+from sagittal.bulk.summary import _facts, write_summary
 
 
 def test_options_are_shown_as_a_person_writes_them() -> None:
@@ -11,3 +15,8 @@ def test_options_are_shown_as_a_person_writes_them() -> None:
     assert "igos++, iterations 4" in table
     assert "seed" in table
     assert "evaluations" not in table, "0 is no limit"
+
+
+def test_the_summary_of_a_deleted_directory_names_it(tmp_path) -> None:
+    with pytest.raises(OutputError, match="gone was deleted while its batch was running"):
+        write_summary(tmp_path / "gone", Plan(name="b", manifest="images"), None)
