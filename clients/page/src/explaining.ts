@@ -1,7 +1,7 @@
 /** One image, what is asked about it, and its explanation as it forms: the state that views of explanations share. */
 
 import type { JsonObject } from "@bufbuild/protobuf";
-import { useEffect, useMemo, useState } from "preact/hooks";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { ClassScore } from "../gen/sagittal/v1/explanation_pb";
 import { JobImage } from "../gen/sagittal/v1/explanation_service_pb";
 import type { Model } from "../gen/sagittal/v1/model_pb";
@@ -91,6 +91,8 @@ export function useExplaining(models: Model[], given: string, onFailed: (error: 
   const [found, setFound] = useState<Explanation>();
   const [broken, setBroken] = useState(false);
   const [gone, setGone] = useState(false);
+  // A job that is being submitted has no identifier yet: it is cancelled as soon as it has one.
+  const submission = useRef({ open: false, unwanted: false });
   const top = useTopClasses(shown, asked.model, onFailed);
   const how = models.find((each) => keyOf(each) === asked.model)?.preprocessing;
   // The list of models is read again and again; an equal preprocessing must not draw everything anew.
@@ -119,6 +121,8 @@ export function useExplaining(models: Model[], given: string, onFailed: (error: 
     questionOf(given, models).then((known) => known && setAsked(known), () => undefined);
   }, [given]);
 
+  const cancelJob = (id: string) => void patiently(() => explanations.cancelExplanation({ jobId: id })).catch(onFailed);
+
   return {
     shown,
     asked,
@@ -145,17 +149,24 @@ export function useExplaining(models: Model[], given: string, onFailed: (error: 
       setAsked(question);
       setFound(nothing());
       performance.mark(SUBMITTED);
+      submission.current = { open: true, unwanted: false };
       try {
         const id = await submit(question, image);
         setJobId(id);
+        if (submission.current.unwanted) cancelJob(id);
         return id;
       } catch (error) {
         setFound(undefined);
         onFailed(error);
         return "";
+      } finally {
+        submission.current.open = false;
       }
     },
-    cancel: () => void explanations.cancelExplanation({ jobId }).catch(onFailed),
+    cancel: () => {
+      if (submission.current.open) submission.current.unwanted = true;
+      else cancelJob(jobId);
+    },
   };
 }
 

@@ -1,5 +1,6 @@
 """The page in Chromium: an image is dropped, an explanation forms, what-if answers, bad files and tokens are told."""
 
+import asyncio
 import hashlib
 import re
 import shutil
@@ -18,9 +19,9 @@ from axe_playwright_python.base import AXE_SCRIPT
 from concept_support import Concepts, a_set
 from embedded_queue import Queue
 from PIL import Image as Pillow
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, Route, async_playwright, expect
 
-from sagittal.core.jobs import JobKind
+from sagittal.core.jobs import JobKind, JobState
 from sagittal.core.tensors import tensor_of
 from sagittal.server.models import DEFAULT_PAGE
 from sagittal.server.settings import Token
@@ -501,6 +502,42 @@ async def test_a_stream_that_breaks_is_resumed(page, image):
         async with page_over(stack, port=int(address.rpartition(":")[2])):
             go.set()
             await expect(page.locator(".progress")).to_contain_text("Done: 550 model evaluations")
+
+
+async def test_cancel_on_the_page_cancels_the_job_in_the_service(serve, page, image):
+    """While the job runs, and while it is still being submitted."""
+    over, submitting = threading.Event(), asyncio.Event()
+
+    def until_cancelled(run: Run) -> None:
+        if run.lease.job.kind != JobKind.EXPLANATION:
+            return explain_in_full(run)
+        run.send(started=pb.Started(worker="scripted", attempt=1))
+        while (reason := run.cancelled()) is None and not over.wait(0.01):
+            pass
+        return run.settle(JobState.CANCELLED, cancelled=pb.Cancelled(reason=reason or ""))
+
+    async def hold(route: Route) -> None:
+        await submitting.wait()
+        await route.continue_()
+
+    async with serve(inside=True) as (address, stack), stack.worker(until_cancelled).at_work():
+        try:
+            await page.goto(address)
+            await page.set_input_files("input[type=file]", image)
+            await page.get_by_role("button", name="Explain", exact=True).click()
+            await expect(page.locator(".progress")).to_contain_text("start · 0 %")
+            await page.get_by_role("button", name="Cancel").click()
+            await expect(page.locator(".progress")).to_contain_text("Cancelled.")
+            await page.route("**/SubmitExplanation", hold)
+            await page.get_by_role("button", name="Explain", exact=True).click()
+            await page.get_by_role("button", name="Cancel").click()
+            submitting.set()
+            await expect(page.locator(".progress")).to_contain_text("Cancelled.")
+        finally:
+            over.set()
+        listed = await stack.explanations.ListExplanations(explanation_service_pb2.ListExplanationsRequest())
+        states = [job.state for job in listed.explanations]
+        assert states == [pb.JOB_STATE_CANCELLED] * 2
 
 
 async def test_a_wrong_token_is_asked_for_again(serve, page):
