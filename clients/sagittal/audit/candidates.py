@@ -35,12 +35,16 @@ BORDER, TINY = 0.2, 0.08
 #: Saliency of a region outside the object, as a share of that of its image, from which it is a candidate.
 OWN_SHARE = 0.05
 
+#: Share of a concept's saliency from which it fires outside the object.
+OUTSIDE = 0.5
+
 #: Kinds of candidates, with what they mean.
 KINDS: Mapping[str, str] = {
     "place": "regions that recur at one place",
     "appearance": "regions that look alike",
     "outside": "regions outside the object",
     "border": "a tiny region at the border",
+    "concept": "a concept that fires outside the object",
     "background": "the background as a whole",
     "colour": "the colour of the whole image",
 }
@@ -63,6 +67,8 @@ class Candidate:
     """Probability that it would recur as often by chance; None if it was found otherwise."""
     fixed: bool = False
     """Whether it is at one place in all images."""
+    concept: str = ""
+    """Name of the concept that fires there, if it was found by one."""
 
     @property
     def kind(self) -> str:
@@ -83,6 +89,7 @@ def find_candidates(evidence: Sequence[Evidence]) -> list[Candidate]:
             *_appearances(crops, group, members, others),
             *_borders(evidence, regions, group, members),
             *_outside(evidence, regions, group, members),
+            *_concepts(evidence, group, members),
         ]
         found += _merged(of_group)
         found += _backgrounds(evidence, group, members)
@@ -267,6 +274,20 @@ def _outside(
         yield Candidate(group=group, kinds=("outside",), regions=found)
 
 
+def _concepts(evidence: Sequence[Evidence], group: str, members: Sequence[int]) -> Iterator[Candidate]:
+    """Yields the concepts whose heatmaps are mostly outside the object, where they have most saliency there."""
+    found: dict[str, dict[int, Cells]] = {}
+    for index in members:
+        for concept in evidence[index].concepts:
+            alone = replace(evidence[index], saliency=concept.saliency)
+            regions = alone.regions if (alone.outside_saliency or 0.0) >= OUTSIDE else ()
+            for region in regions[:1]:
+                found.setdefault(concept.name, {})[index] = region
+    often = sorted((name for name in found if len(found[name]) >= MIN_IMAGES), key=lambda name: -len(found[name]))
+    for name in often[:MOST_OF_A_KIND]:
+        yield Candidate(group=group, kinds=("concept",), regions=found[name], concept=name)
+
+
 def _backgrounds(evidence: Sequence[Evidence], group: str, members: Sequence[int]) -> Iterator[Candidate]:
     """Yields the background of a group whose objects are known; whether it matters is for the test."""
     grid = evidence[members[0]].saliency.shape[0]
@@ -305,7 +326,7 @@ def _merged(found: Sequence[Candidate]) -> list[Candidate]:
         for place, other in enumerate(kept):
             if _same(each, other):
                 kinds = tuple(dict.fromkeys((*other.kinds, *each.kinds)))
-                kept[place] = replace(other, kinds=kinds)
+                kept[place] = replace(other, kinds=kinds, concept=other.concept or each.concept)
                 break
         else:
             kept.append(each)

@@ -171,6 +171,7 @@ def _finding(
         kept=tested.kept,
         box=_usual_box(evidence, candidate),
         fixed=candidate.fixed,
+        concept=candidate.concept,
         listing=listing,
     )
 

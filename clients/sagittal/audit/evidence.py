@@ -34,6 +34,15 @@ ON_OBJECT = 0.02
 MAX_REGIONS = 3
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FiredConcept:
+    """A concept that raises the class of an image."""
+
+    name: str
+    saliency: NDArray[np.float32]
+    """Its heatmap, of shape (grid, grid), 0 to 1."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evidence:
     """An image with its explanation."""
@@ -55,6 +64,8 @@ class Evidence:
     """Reads the object's pixels, of shape (size, size); None if they are unknown."""
     sets: SetCounts = NO_SETS
     """Its sufficient sets, counted."""
+    concepts: tuple[FiredConcept, ...] = ()
+    """If it was explained by concepts, those that raise its class."""
 
     @property
     def inside(self) -> NDArray[np.bool_] | None:

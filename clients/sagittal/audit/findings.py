@@ -111,6 +111,8 @@ class Finding:
     box: tuple[int, int, int, int] = (0, 0, 0, 0)
     """Box in the model's input in which it mostly is."""
     fixed: bool = False
+    concept: str = ""
+    """Name of the concept that fires there, if it was found by one."""
     listing: tuple[ListedImage, ...] = ()
     """The images of the group, those with the strongest presence first."""
 
@@ -273,7 +275,8 @@ def _box_overlap(one: Sequence[int], other: Sequence[int]) -> float:
 
 def describe(finding: Finding) -> str:
     """Returns a finding in one line."""
-    parts = [f"{finding.group}: {', '.join(finding.kinds)} in {finding.images} of {finding.of} images"]
+    what = ", ".join(finding.kinds) + (f" ({finding.concept})" if finding.concept else "")
+    parts = [f"{finding.group}: {what} in {finding.images} of {finding.of} images"]
     for name, effect, sign in (("removing", finding.removed, -1), ("adding", finding.added, 1)):
         if effect is not None and name in finding.confirmed_by:
             parts.append(f"{name} it changes the score by {effect.change(sign).text}")

@@ -168,6 +168,7 @@ def _finding(number: int, each: Confirmed, laboratory: Laboratory, rate: float) 
 
 
 def _facts(finding: Finding, rate: float) -> Iterator[tuple[str, str]]:
+    yield "concept", finding.concept
     yield "found in", f"{finding.images:,} of {finding.of:,} images"
     if finding.removed is not None and finding.score_removed is not None:
         after = f"{percent(finding.score)} with it, {percent(finding.score_removed)} without it"

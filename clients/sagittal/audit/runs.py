@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from sagittal.audit.confirmation import Confirmation, OnTested, confirm
 from sagittal.audit.dataset import MIN_GROUP, Dataset, LabelledImage
-from sagittal.audit.evidence import MAX_GRID, Cells, Evidence, Pixels, box_of, groups_of, to_grid
+from sagittal.audit.evidence import MAX_GRID, Cells, Evidence, FiredConcept, Pixels, box_of, groups_of, to_grid
 from sagittal.audit.findings import Audit, Thresholds
 from sagittal.audit.interventions import Score
 from sagittal.audit.report import audit_html
 from sagittal.audit.sufficiency import Sufficiency, count_sets
 from sagittal.bulk.output import read_explanations, read_failures
-from sagittal.client import Explanation, InvalidRequest, Model, Preprocessing
+from sagittal.client import ConceptContribution, Explanation, InvalidRequest, Model, Preprocessing
 from sagittal.imaging.fitting import fit_to_input, frame_of
 from sagittal.imaging.masks import patch_mask, place_mask, place_patches
 from sagittal.imaging.reading import read_image
@@ -122,8 +122,8 @@ def audit(
         text = f"fewer than two classes are left to compare ({why}): add images, or correct their labels"
         raise InvalidRequest(text, field="source")
     if not any(each.saliency.any() for each in evidence):
-        text = f"{explained.method} gave no image a heatmap or a sufficient set: choose another method, such as igos++"
-        raise InvalidRequest(text, field="method")
+        text = f"{explained.method} gave no image a heatmap, a sufficient set or a concept that raises its class"
+        raise InvalidRequest(f"{text}: choose another method, such as igos++", field="method")
     found = confirm(evidence, score, thresholds, seed=seed, on_tested=on_tested)
     result = Audit(
         model=model.name,
@@ -261,20 +261,54 @@ def _evidence(labelled: LabelledImage, explanation: Explanation, read: _Reader) 
         picture=lambda: read.picture(labelled.path),
         read_inside=inside,
         sets=count_sets(explanation.sufficient_sets),
+        concepts=concepts_of(explanation),
     )
 
 
 def saliency_of(explanation: Explanation) -> NDArray[np.float32]:
-    """Returns the heatmap of an explanation; without one, the share of sufficient sets that contain each patch."""
+    """Returns the heatmap of an explanation.
+
+    Without one, it is the share of sufficient sets that contain each patch, or the mean of the heatmaps of the concepts
+    that raise the class, weighted by how much each does.
+    """
     if explanation.mask is not None:
-        return to_grid(np.clip(explanation.mask, 0, 1), min(len(explanation.mask), MAX_GRID))
-    sets = [each.patches for each in explanation.sufficient_sets]
-    if not sets:
+        return _coarse(explanation.mask)
+    if sets := [each.patches for each in explanation.sufficient_sets]:
+        shares = np.mean([patch_mask(each.patches, each.grid, each.grid) for each in sets], axis=0)
+        return np.asarray(shares, np.float32)
+    fired = _fired(explanation)
+    if not fired:
         return np.zeros((1, 1), np.float32)
-    return np.asarray(np.mean([patch_mask(each.patches, each.grid, each.grid) for each in sets], axis=0), np.float32)
+    heatmaps = [_coarse(heatmap) for _, heatmap in fired]
+    grid = min(map(len, heatmaps))
+    weights = [each.contribution for each, _ in fired]
+    return np.asarray(np.average([to_grid(each, grid) for each in heatmaps], axis=0, weights=weights), np.float32)
+
+
+def concepts_of(explanation: Explanation) -> tuple[FiredConcept, ...]:
+    """Returns the concepts that raise the class, with their heatmaps."""
+    return tuple(
+        FiredConcept(f"x{each.index + 1} {each.name}".strip(), _coarse(heatmap))
+        for each, heatmap in _fired(explanation)
+    )
+
+
+def _fired(explanation: Explanation) -> list[tuple[ConceptContribution, NDArray[np.float32]]]:
+    return [(each, each.heatmap) for each in explanation.concepts if each.contribution > 0 and each.heatmap is not None]
+
+
+def _coarse(heatmap: NDArray[np.float32]) -> NDArray[np.float32]:
+    return to_grid(np.clip(heatmap, 0, 1), min(len(heatmap), MAX_GRID))
 
 
 def _on_one_grid(found: Sequence[Evidence]) -> Sequence[Evidence]:
     """Returns images whose saliency is on the coarsest of their grids."""
-    grids = [len(each.saliency) for each in found if each.saliency.any()]
-    return [replace(each, saliency=to_grid(each.saliency, min(grids, default=1))) for each in found]
+    grid = min((len(each.saliency) for each in found if each.saliency.any()), default=1)
+    return [
+        replace(
+            each,
+            saliency=to_grid(each.saliency, grid),
+            concepts=tuple(FiredConcept(one.name, to_grid(one.saliency, grid)) for one in each.concepts),
+        )
+        for each in found
+    ]
