@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from axe_playwright_python.base import AXE_SCRIPT
 from concept_support import Concepts, a_set
 from embedded_queue import Queue
 from PIL import Image as Pillow
-from playwright.async_api import Browser, Page, Route, async_playwright, expect
+from playwright.async_api import Browser, Page, Request, Route, async_playwright, expect
 
 from sagittal.core.jobs import JobKind, JobState
 from sagittal.core.tensors import tensor_of
@@ -29,7 +29,7 @@ from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import explanation_service_pb2, tensor_pb2
 from sagittal.v1.batch_service_pb2 import BATCH_STATE_CANCELLED, BATCH_STATE_OPEN
 
-from ..service.support import Run, Stack, eventually, lamp, picture, quick_settings, running, spec
+from ..service.support import Run, ScriptedWorker, Stack, eventually, lamp, picture, quick_settings, running, spec
 from ..service.test_batches import add, batch, create, item, items
 from .conftest import page_over
 
@@ -502,6 +502,42 @@ async def test_a_stream_that_breaks_is_resumed(page, image):
         async with page_over(stack, port=int(address.rpartition(":")[2])):
             go.set()
             await expect(page.locator(".progress")).to_contain_text("Done: 550 model evaluations")
+
+
+async def test_a_stream_resumes_after_the_service_restarts(page, image, tmp_path):
+    """Another service, on the same socket and queue, continues the stream after the last event that the page has."""
+    queue, go, watched = Queue(), threading.Event(), []
+    settings = quick_settings(listen=(f"unix://{tmp_path}/service.sock",))
+
+    def halfway(run: Run) -> None:
+        if run.lease.job.kind == JobKind.EXPLANATION:
+            run.send(started=pb.Started(worker="scripted", attempt=run.lease.job.attempt))
+            run.send(progress=pb.Progress(fraction=0.25, evaluations=50, phase="optimise"))
+            go.wait(600)
+        explain_in_full(run)
+
+    def note(request: Request) -> None:
+        if request.url.endswith("/WatchExplanation"):
+            message = (request.post_data_buffer or b"")[5:]  # after a byte of flags and the length
+            watched.append(explanation_service_pb2.WatchExplanationRequest.FromString(message).after_sequence)
+
+    page.on("request", note)
+    async with queue, ScriptedWorker(queue.worker("scripted"), halfway).at_work(), AsyncExitStack() as services:
+        services.callback(go.set)
+        first = await services.enter_async_context(AsyncExitStack())
+        stack = await first.enter_async_context(running(settings, Queue(queue.settings)))
+        address = await services.enter_async_context(page_over(stack, address=settings.listen[0]))
+        await page.goto(address)
+        await page.set_input_files("input[type=file]", image)
+        await page.get_by_role("button", name="Explain", exact=True).click()
+        await expect(page.locator(".progress")).to_contain_text("optimise · 25 %")
+        await first.aclose()
+        await expect(page.locator(".progress")).to_contain_text("reconnecting")
+        await services.enter_async_context(running(settings, Queue(queue.settings)))
+        go.set()
+        await expect(page.locator(".progress")).to_contain_text("Done: 550 model evaluations")
+    assert watched[0] == 0
+    assert watched[-1] > 0
 
 
 async def test_cancel_on_the_page_cancels_the_job_in_the_service(serve, page, image):
