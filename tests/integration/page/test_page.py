@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import re
 import shutil
+import tempfile
 import threading
 import warnings
 from collections import Counter
@@ -504,10 +505,11 @@ async def test_a_stream_that_breaks_is_resumed(page, image):
             await expect(page.locator(".progress")).to_contain_text("Done: 550 model evaluations")
 
 
-async def test_a_stream_resumes_after_the_service_restarts(page, image, tmp_path):
+async def test_a_stream_resumes_after_the_service_restarts(page, image):
     """Another service, on the same socket and queue, continues the stream after the last event that the page has."""
     queue, go, watched = Queue(), threading.Event(), []
-    settings = quick_settings(listen=(f"unix://{tmp_path}/service.sock",))
+    folder = tempfile.TemporaryDirectory()  # the path of a socket has at most about 100 characters
+    settings = quick_settings(listen=(f"unix://{folder.name}/service.sock",))
 
     def halfway(run: Run) -> None:
         if run.lease.job.kind == JobKind.EXPLANATION:
@@ -523,6 +525,7 @@ async def test_a_stream_resumes_after_the_service_restarts(page, image, tmp_path
 
     page.on("request", note)
     async with queue, ScriptedWorker(queue.worker("scripted"), halfway).at_work(), AsyncExitStack() as services:
+        services.enter_context(folder)
         services.callback(go.set)
         first = await services.enter_async_context(AsyncExitStack())
         stack = await first.enter_async_context(running(settings, Queue(queue.settings)))
