@@ -34,6 +34,9 @@ class Asked:
     async def look(self) -> Sequence[Any]:
         return []
 
+    async def rolled_back(self) -> Mapping[tuple[str, str], bool]:
+        return {}
+
 
 class Health(health_aio.HealthServicer):
     """Keeps what checkers would be told."""
