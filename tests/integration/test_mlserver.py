@@ -129,8 +129,8 @@ HEATMAP = torch.rand(7, 7, generator=torch.Generator().manual_seed(0))
 WITHOUT_GRADIENTS = {
     "rise": {"masks": 64},
     "occlusion": {"grid": 7},
-    "minimal-sufficient-explanations": {"grid": 7},
-    "structured-attention-graph": {"grid": 7},
+    "minimal-sufficient-explanations": {"grid": 4},
+    "structured-attention-graph": {"grid": 4},
     "evaluate-mask": {"heatmap": HEATMAP},
 }
 """Every method that needs no gradients, with parameters that make it short."""

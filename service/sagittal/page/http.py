@@ -30,6 +30,10 @@ class CannotListen(OSError):
     """The page's address is not available."""
 
 
+class ServerEnded(RuntimeError):
+    """The HTTP server ended, although nobody stopped it."""
+
+
 class Limits:
     """Limits the requests at the same time (503 beyond) and the bytes of their bodies (429 beyond)."""
 
@@ -127,6 +131,17 @@ class HttpServer:
         self._serving = asyncio.create_task(self._server.serve())
         await self._accepts(host, port)
         return port
+
+    async def serve_until(self, stop: asyncio.Event) -> None:
+        """Returns when `stop` is set. Raises ServerEnded if the server ends before, so that the process ends too."""
+        serving = self._serving
+        if serving is None:
+            raise ServerEnded("the HTTP server of the page was not started")
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            stopped.cancel()
+            raise ServerEnded("the HTTP server of the page ended") from serving.exception()
 
     async def stop(self) -> None:
         """Drains, and stops listening."""

@@ -7,14 +7,14 @@ import grpc
 import structlog
 
 from sagittal.page.app import make_app
-from sagittal.page.http import CannotListen, HttpServer
+from sagittal.page.http import CannotListen, HttpServer, ServerEnded
 from sagittal.page.settings import PageSettings
 from sagittal.process.logs import configure_logging
 from sagittal.process.settings import UnusableSettings, read_settings
 from sagittal.process.starting import STOPPING
 
-#: Exit codes: stopped on request; invalid setting; address not available.
-EXIT_OK, EXIT_SETTINGS, EXIT_ADDRESS = 0, 2, 3
+#: Exit codes: stopped on request; the HTTP server failed; invalid setting; address not available.
+EXIT_OK, EXIT_FAILED, EXIT_SETTINGS, EXIT_ADDRESS = 0, 1, 2, 3
 
 _log = structlog.get_logger(__name__)
 
@@ -32,11 +32,14 @@ def main() -> int:
     except CannotListen as error:
         _log.error("page-cannot-start", error=str(error))
         return EXIT_ADDRESS
+    except ServerEnded:
+        _log.exception("page-ended")
+        return EXIT_FAILED
     return EXIT_OK
 
 
 async def serve(settings: PageSettings) -> None:
-    """Serves until SIGTERM or SIGINT. Raises CannotListen."""
+    """Serves until SIGTERM or SIGINT. Raises CannotListen or ServerEnded."""
     stop = asyncio.Event()
     for number in STOPPING:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -44,7 +47,7 @@ async def serve(settings: PageSettings) -> None:
         server = HttpServer(make_app(channel, settings), settings)
         await server.start()
         _log.info("page-started", listen=f"{settings.listen_host}:{settings.listen_port}", service=settings.address)
-        await stop.wait()
+        await server.serve_until(stop)
         await server.stop()
         _log.info("page-stopped")
 

@@ -36,6 +36,8 @@ from sagittal.server.settings import ServiceSettings
 #: Exit statuses: stopped on request; invalid setting; address not available.
 EXIT_OK, EXIT_SETTINGS, EXIT_ADDRESS = 0, 2, 3
 
+Close = Callable[[], Coroutine[Any, Any, None]]
+
 _log = structlog.get_logger(__name__)
 
 
@@ -82,6 +84,7 @@ async def serve(
 
     Raises:
         CannotListen, OSError: an address is not available.
+        RuntimeError: the HTTP server of the page ended.
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -106,12 +109,10 @@ async def serve(
         entries=entries,
     )
     metrics = _metrics(settings, service, supervisor)
-    closing = [service.stop]
+    closing: list[Close] = [service.stop]
     try:
         await service.start()
-        if page is not None:
-            closing.append(await _start_page(service, page))
-        await stop.wait()
+        await (stop.wait() if page is None else _serve_page(service, page, stop, closing))
     finally:
         await asyncio.gather(*(close() for close in closing))
         await registry.close()
@@ -119,16 +120,17 @@ async def serve(
             await asyncio.to_thread(metrics.close)
 
 
-async def _start_page(service: Service, settings: PageSettings) -> Callable[[], Coroutine[Any, Any, None]]:
-    """Serves the page over the service's own channel, and returns what stops it. Raises CannotListen."""
+async def _serve_page(service: Service, settings: PageSettings, stop: asyncio.Event, closing: list[Close]) -> None:
+    """Serves the page over the service's own channel until `stop`. Raises CannotListen or ServerEnded."""
     with naming_extra("sagittal-service", "page"):
         from sagittal.page.app import make_app  # noqa: PLC0415 - only if the page is served
         from sagittal.page.http import HttpServer  # noqa: PLC0415
     channel: Any = service.channel  # is called as a grpc.aio.Channel is
     server = HttpServer(make_app(channel, settings), settings)
     await server.start()
+    closing.append(server.stop)
     _log.info("page-started", listen=f"{settings.listen_host}:{settings.listen_port}")
-    return server.stop
+    await server.serve_until(stop)
 
 
 def _metrics(settings: ServiceSettings, service: Service, supervisor: Supervisor) -> MetricsServer | None:

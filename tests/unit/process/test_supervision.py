@@ -21,10 +21,12 @@ PATIENCE = 30.0
 
 #: Functions that start a task or a thread without the supervisor, and who reports its failure.
 UNSUPERVISED = {
+    "page/http.py": "the process waits for its end, and ends with it",
     "process/embedded_guard.py": "the guard is a process of its own, which ends with its thread's work",
     "process/parent.py": "does nothing but end the process",
     "process/supervision.py": "the supervisor itself",
     "queue/watch.py": "its reader is awaited by the task `log-notifications`",
+    "server/rpc/local_channel.py": "awaited by the call, which raises its failure",
     "server/rpc/layers.py": "awaited by the call",
     "server/batch_items.py": "awaited by the call, which raises what they put into its outbox",
     "server/intake.py": "awaited by the call, or by `server/relay.py` if the caller has left",
