@@ -202,8 +202,9 @@ bench-service: $(VENV)/.installed-dev ## Measures the service and its overhead, 
 page-snapshots: $(VENV)/.installed-dev ## Photographs the page in ten states, at three widths, in both themes: FOLDER=path, DOCS=yes for docs/page.md.
 	$(BIN)/python scripts/page_snapshots.py $(or $(FOLDER),out/page) $(if $(filter yes,$(DOCS)),--docs)
 
-bench-page: $(VENV)/.installed-dev ## Measures events through the page beside native gRPC and writes it to docs/performance.md.
+bench-page: $(VENV)/.installed-dev ## Measures events through the page and its drawing: docs/performance.md, docs/page.md.
 	$(BIN)/python benchmarks/page_overhead.py --write docs/performance.md
+	$(BIN)/python benchmarks/page_drawing.py --write docs/page.md
 
 bench-isolation: $(VENV)/.installed-dev ## Measures the effect of twelve floods by one tenant on another and writes it to docs/performance.md.
 	$(BIN)/python benchmarks/isolation.py --write docs/performance.md
