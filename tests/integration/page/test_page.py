@@ -346,7 +346,7 @@ async def test_jobs_change_while_they_are_watched_and_a_deletion_can_be_undone(s
     page.on("request", lambda request: asked.update([request.url.rpartition("/")[2]]))
     async with serve() as (address, stack), stack.worker(later).at_work():
         await page.goto(address + "/#/jobs")
-        await expect(page.get_by_role("status")).to_have_text("No jobs yet.")
+        await expect(page.get_by_text("No jobs yet.")).to_be_visible()  # beside the state of the models, at first
         await stack.explanations.SubmitExplanation(explanation_service_pb2.SubmitExplanationRequest(spec=spec()))
         row = page.locator(".rows li")
         await expect(row).to_contain_text("running")
