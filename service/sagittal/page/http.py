@@ -90,8 +90,8 @@ class Limits:
             await asyncio.wait(left)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        text = "too many requests at the same time; try again\n"
-        await PlainTextResponse(text, 503, headers={"retry-after": "1"})(scope, receive, send)
+        why = "the page is stopping" if self._draining else "too many requests at the same time"
+        await PlainTextResponse(f"{why}: try again\n", 503, headers={"retry-after": "1"})(scope, receive, send)
 
 
 class HttpServer:

@@ -114,7 +114,8 @@ async def serve(
         await service.start()
         await (stop.wait() if page is None else _serve_page(service, page, stop, closing))
     finally:
-        await asyncio.gather(*(close() for close in closing))
+        for close in closing:  # the page after the service, which moves the streams of browsers before they are cut
+            await close()
         await registry.close()
         if metrics is not None:
             await asyncio.to_thread(metrics.close)

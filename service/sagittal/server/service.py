@@ -178,7 +178,7 @@ class Service:
                 self._settings.connections, self._settings.calls, channelz=bool(self._settings.admin_listen)
             ),
         )
-        self.channel = LocalChannel(around)
+        self.channel = LocalChannel(around, max_message_bytes=self._settings.connections.max_message_bytes)
         self._add_services(self._server, self.channel)
         files = CertificateFiles.of(self._settings.tls)
         ports = bind(self._server, self._settings.listen, files)
@@ -223,13 +223,12 @@ class Service:
         self._draining = True
         _log.info("service-drains", streams=len(self._streams), seconds=self._settings.drain)
         await self._health.enter_graceful_shutdown()
-        if self._server is not None:
-            stopping = asyncio.create_task(self._server.stop(self._settings.drain + _LAST_GRACE))
-            await asyncio.wait({stopping}, timeout=self._settings.drain)
+        if self._server is not None and self.channel is not None:
+            grace = self._settings.drain + _LAST_GRACE
+            closing = [asyncio.ensure_future(each) for each in (self._server.stop(grace), self.channel.close(grace))]
+            await asyncio.wait(closing, timeout=self._settings.drain)
             self._streams.move_all()
-            await stopping
-        if self.channel is not None:
-            await self.channel.close()
+            await asyncio.gather(*closing)
         for task in self._tasks:
             await self._supervisor.stop_task(task)
         await self._admin.stop()

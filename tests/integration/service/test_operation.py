@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +311,31 @@ async def test_draining_moves_streams_and_leaves_their_jobs_alone() -> None:
         jobs, _ = await stack.queue.jobs.list(limit=9, page_token="")
         assert {job.state for job in jobs} == {JobState.QUEUED}
         assert job_id in {job.job_id for job in jobs}
+
+
+async def test_streams_in_this_process_also_have_the_time_of_the_drain() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # the path of a socket has at most about 100 characters
+        socket = f"{folder}/service.sock"
+
+        async def connections_are_refused() -> bool:
+            try:
+                _, writer = await asyncio.open_unix_connection(socket)
+            except OSError:
+                return True
+            writer.close()
+            return False
+
+        async with running(quick_settings(drain=600, listen=(f"unix://{socket}",))) as stack:
+            channel: Any = stack.service.channel
+            stub = explanation_service_pb2_grpc.ExplanationServiceStub(channel)
+            call = stub.Explain(api.ExplainRequest(spec=spec()))
+            assert (await anext(call)).event.job_id
+            stopping = asyncio.create_task(stack.service.stop())
+            await eventually(connections_are_refused)
+            async with stack.worker().at_work():
+                kinds = [response.event.WhichOneof("event") async for response in call]
+            assert kinds[-1] == "completed"
+            await stopping
 
 
 async def test_a_stream_that_grows_old_is_moved_and_resumes_where_it_stopped() -> None:

@@ -1,6 +1,7 @@
 """Callers in the service's process get what callers over a connection get, and a stream waits for its reader."""
 
 import asyncio
+import gc
 
 import grpc
 import pytest
@@ -26,7 +27,7 @@ class Models(model_service_pb2_grpc.ModelServiceServicer):
 
 
 def channel_to(stream=None) -> LocalChannel:
-    channel = LocalChannel(Layers((answer_failures,), RequestBytes(10**6)))
+    channel = LocalChannel(Layers((answer_failures,), RequestBytes(10**6)), max_message_bytes=1000)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(Models(), channel)
     if stream is not None:
         handlers = {"Stream": grpc.unary_stream_rpc_method_handler(stream)}
@@ -55,6 +56,37 @@ async def test_a_call_ends_at_its_deadline() -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await get("slow", timeout=0.05)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_a_request_that_is_too_large_for_a_connection_is_refused() -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="MAX_MESSAGE_BYTES, 1,000") as caught:
+        await get("x" * 1000)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_an_unknown_rpc_is_refused_when_its_call_is_awaited() -> None:
+    call = channel_to().unary_unary("/test.Service/Nothing")(b"")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_failure_that_its_caller_did_not_wait_for_is_not_reported_as_a_bug() -> None:
+    reported = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+
+    async def fails(_request, _context):
+        yield b"first"
+        raise NotFound("no model candle", field="name")
+
+    call = channel_to(fails).unary_stream(STREAM)(b"")
+    assert await anext(call) == b"first"
+    await asyncio.wait({call.task})
+    call.cancel()
+    del call
+    gc.collect()
+    await asyncio.sleep(0)
+    assert reported == []
 
 
 async def test_a_stream_waits_for_its_reader_and_is_closed_by_cancelling_it() -> None:
@@ -88,12 +120,24 @@ async def test_closing_it_waits_for_open_calls_and_refuses_others() -> None:
 
     channel = channel_to(wait)
     call = channel.unary_stream(STREAM)(b"")
-    closing = asyncio.create_task(channel.close())
+    closing = asyncio.create_task(channel.close(grace=600))
     await asyncio.sleep(0)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        channel.unary_stream(STREAM)(b"")
+        await anext(channel.unary_stream(STREAM)(b""))
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     assert not closing.done()
     go.set()
     assert [each async for each in call] == [b"last"]
     await closing
+
+
+async def test_calls_that_outlast_the_grace_end() -> None:
+    async def wait(_request, _context):
+        await asyncio.sleep(3600)
+        yield b"last"
+
+    channel = channel_to(wait)
+    call = channel.unary_stream(STREAM)(b"")
+    await channel.close(grace=0)
+    with pytest.raises(grpc.aio.AioRpcError, match="is stopping"):
+        await anext(call)

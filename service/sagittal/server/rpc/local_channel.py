@@ -16,6 +16,9 @@ from sagittal.server.rpc.layers import Layers
 #: Messages of a stream that the RPC may write before its caller reads them.
 AHEAD = 16
 
+_STOPPING = grpc.StatusCode.UNAVAILABLE, "the service is stopping: try again"
+_EXPIRED = grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"
+
 Pairs = Sequence[tuple[str, str | bytes]]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
@@ -26,10 +29,12 @@ class LocalChannel:
     Servicers are added by the generated functions, as to a server.
     """
 
-    def __init__(self, layers: Layers) -> None:
+    def __init__(self, layers: Layers, *, max_message_bytes: int) -> None:
+        """Stores the layers around each call, and the size of the largest request."""
         self._layers = layers
+        self._max_message_bytes = max_message_bytes
         self._handlers: dict[str, Handler] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._open: set[LocalCall] = set()
         self._closed = False
         self.unary_unary = self.stream_unary = partial(self._rpc, LocalCall)
         self.unary_stream = self.stream_stream = partial(self._rpc, LocalStream)
@@ -43,11 +48,15 @@ class LocalChannel:
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
         """Does nothing: the same handlers are registered by their methods."""
 
-    async def close(self) -> None:
-        """Refuses further calls, and returns when the open ones have ended."""
+    async def close(self, grace: float) -> None:
+        """Refuses further calls, and returns when the open ones have ended. After `grace` seconds it ends them."""
         self._closed = True
-        while self._tasks:
-            await asyncio.wait(tuple(self._tasks))
+        if self._open:
+            await asyncio.wait({call.task for call in self._open}, timeout=grace)
+        for call in self._open:
+            call.end(*_STOPPING)
+        while self._open:
+            await asyncio.wait({call.task for call in self._open})
 
     def _rpc(
         self,
@@ -60,17 +69,21 @@ class LocalChannel:
         serialize, parse = request_serializer or bytes, response_deserializer or bytes
 
         def call(request: Any, *, metadata: Pairs = (), timeout: float | None = None) -> LocalCall:
-            handler = self._handlers.get(method)
-            if handler is None or self._closed:
-                code = grpc.StatusCode.UNAVAILABLE if self._closed else grpc.StatusCode.UNIMPLEMENTED
-                raise AioRpcError(code, Metadata(), Metadata(), "the service is stopping" if self._closed else method)
+            handler = self._handler(method)
             requests = request if isinstance(request, AsyncIterable) else _one(request)
-            opened = kind(handler, _reread(requests, serialize, handler), metadata, timeout, parse)
-            self._tasks.add(opened.task)
-            opened.task.add_done_callback(self._tasks.discard)
+            encoded = (serialize(each) async for each in requests)
+            opened = kind(handler, encoded, self._max_message_bytes, metadata, timeout, parse)
+            self._open.add(opened)
+            opened.task.add_done_callback(lambda _: self._open.discard(opened))
             return opened
 
         return call
+
+    def _handler(self, method: str) -> Handler:
+        """Returns the handler of an RPC, or one that refuses the call: as over a connection, its caller awaits that."""
+        if self._closed:
+            return _refusing(*_STOPPING)
+        return self._handlers.get(method) or _refusing(grpc.StatusCode.UNIMPLEMENTED, f"there is no RPC {method}")
 
 
 class LocalCall:
@@ -79,7 +92,8 @@ class LocalCall:
     def __init__(
         self,
         handler: Handler,
-        requests: AsyncIterator[Any],
+        requests: AsyncIterator[bytes],
+        max_bytes: int,
         metadata: Pairs,
         timeout: float | None,
         parse: Callable[[bytes], Any],
@@ -90,9 +104,12 @@ class LocalCall:
         self._serialize: Callable[[Any], bytes] = handler.response_serializer or bytes
         self._parse = parse
         self._failure: tuple[grpc.StatusCode, str, Pairs] | None = None
-        self.task: asyncio.Task[Any] = loop.create_task(self._run(handler, requests))
+        self.task: asyncio.Task[Any] = loop.create_task(
+            self._run(handler, self._received(handler, requests, max_bytes))
+        )
+        self.task.add_done_callback(_retrieve)
         if timeout is not None:
-            timer = loop.call_later(timeout, self._expire)
+            timer = loop.call_later(timeout, self.end, *_EXPIRED)
             self.task.add_done_callback(lambda _: timer.cancel())
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -102,7 +119,12 @@ class LocalCall:
         """Cancels the call; one that has ended stays as it is."""
         return self.task.cancel()
 
-    # what the layers and servicers use of a ServicerContext
+    def end(self, code: grpc.StatusCode, details: str) -> None:
+        """Cancels the call, which then fails with a status; one that has ended stays as it is."""
+        if self._failure is None and self.task.cancel():
+            self._failure = (code, details, ())
+
+    # the methods of a ServicerContext that layers and servicers call
 
     def invocation_metadata(self) -> Pairs:
         """Metadata of the caller."""
@@ -129,20 +151,24 @@ class LocalCall:
         behaviour: Any = handler.stream_stream or handler.stream_unary
         return await behaviour(requests, self)
 
+    async def _received(self, handler: Handler, requests: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[Any]:
+        """Yields requests as the handler reads them from a connection; one that is too large ends the call."""
+        read: Callable[[bytes], Any] = handler.request_deserializer or bytes
+        async for request in requests:
+            if len(request) > max_bytes:
+                most = f"SAGITTAL_CONNECTIONS__MAX_MESSAGE_BYTES, {max_bytes:,}"
+                text = f"the request has {len(request):,} bytes: send at most {most}"
+                await self.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+            yield read(request)
+
     async def _response(self) -> Any:
         await asyncio.wait({self.task})
         self._raise_failure()
         return self._parse(self._serialize(self.task.result()))
 
-    def _expire(self) -> None:
-        if self._failure is None and self.task.cancel():
-            self._failure = (grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", ())
-
     def _raise_failure(self) -> None:
         """Raises why the ended call failed, if it did."""
         if self._failure is not None:
-            if not self.task.cancelled():
-                self.task.exception()  # it is reported here
             code, details, trailing = self._failure
             raise AioRpcError(code, Metadata(), Metadata(*trailing), details)
 
@@ -185,10 +211,14 @@ async def _one(request: Any) -> AsyncIterator[Any]:
     yield request
 
 
-async def _reread(
-    requests: AsyncIterable[Any], serialize: Callable[[Any], bytes], handler: Handler
-) -> AsyncIterator[Any]:
-    """Yields requests as the handler reads them from a connection."""
-    read: Callable[[bytes], Any] = handler.request_deserializer or bytes
-    async for request in requests:
-        yield read(serialize(request))
+def _refusing(code: grpc.StatusCode, text: str) -> Handler:
+    async def refuse(_requests: Any, context: Any) -> None:
+        await context.abort(code, text)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Marks a failure as known: a caller that left does not read it, and `answer_failures` has logged a bug."""
+    if not task.cancelled():
+        task.exception()
