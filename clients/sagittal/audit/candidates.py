@@ -3,7 +3,6 @@
 A candidate is a suspicion. Only the interventions of `sagittal.audit.interventions` make it a finding.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,7 +24,7 @@ MOST_OF_A_KIND = 2
 #: Radii within which appearances are alike: Hellinger distances of crops, Euclidean distances of mean colours.
 CROP_RADII, COLOUR_RADII = (0.15, 0.25, 0.35), (0.04, 0.08, 0.12)
 
-#: Largest number of crops, or images, of a group and of the others whose appearances are compared with each other.
+#: Largest number of crops (about) or images of a group and of the others whose appearances are compared with each other.
 MOST_COMPARED = 2_000
 
 #: A region is at the border if it lies within this share of the side, and tiny if it has at most this share of the
@@ -180,10 +179,8 @@ def _appearances(crops: Crops, group: str, members: Sequence[int], others: Seque
     """Yields the clusters of crops of the group that look like each other, and not like crops of other groups."""
     if not others:
         return
-    every = [np.flatnonzero(np.isin(crops.images, each)) for each in (members, others)]
-    mine, theirs = map(_some, every)
-    shares = [len(some) / max(len(whole), 1) for some, whole in zip((mine, theirs), every, strict=True)]
-    counts = math.ceil(len(members) * shares[0]), math.ceil(len(others) * shares[1])
+    (mine, my_images), (theirs, their_images) = (_compared(crops, each) for each in (members, others))
+    counts = my_images, their_images
     for chosen, chance in _clusters(
         crops.features[mine], crops.images[mine], crops.features[theirs], crops.images[theirs], counts, CROP_RADII
     ):  # fmt: skip
@@ -191,6 +188,13 @@ def _appearances(crops: Crops, group: str, members: Sequence[int], others: Seque
         for place in chosen:
             found.setdefault(int(crops.images[mine[place]]), crops.regions[mine[place]])
         yield Candidate(group=group, kinds=("appearance",), regions=found, chance=chance)
+
+
+def _compared(crops: Crops, images: Sequence[int]) -> tuple[NDArray[np.int64], int]:
+    """Returns the crops of evenly spread images, about `MOST_COMPARED` at most, and the number of these images."""
+    step = -(-int(np.isin(crops.images, images).sum()) // MOST_COMPARED) or 1
+    some = images[::step]
+    return np.flatnonzero(np.isin(crops.images, some)), len(some)
 
 
 def _some(places: NDArray[np.int64]) -> NDArray[np.int64]:

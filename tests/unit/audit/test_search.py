@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from audited_world import MARK, draw, evidence_of, scorer
 
-from sagittal.audit import interventions
+from sagittal.audit import candidates, interventions
 from sagittal.audit.candidates import Candidate
 from sagittal.audit.confirmation import confirm, severity_of
 from sagittal.audit.evidence import to_pixels
@@ -96,3 +96,13 @@ def test_the_control_of_a_colour_is_an_equal_shift_in_another_direction() -> Non
     moved = interventions.with_equal_shift(np.random.default_rng(1), picture, shifted)
     assert np.linalg.norm(moved.reshape(-1, 3).mean(0) - mean) == pytest.approx(20, abs=1)
     assert abs(moved.reshape(-1, 3).mean(0)[0] - mean[0]) < 19
+
+
+def test_regions_of_more_images_than_are_compared_have_a_probability_by_chance() -> None:
+    features, cells = np.full(candidates.FEATURES, 0.1, np.float32), np.ones((2, 2), bool)
+    count = candidates.MOST_COMPARED // 2  # with three regions each, more than are compared
+    images = np.concatenate([np.repeat(np.arange(count), 3), np.arange(count, 2 * count)])
+    crops = candidates.Crops(images, [cells] * len(images), np.where(images[:, None] < count, features, -features))
+    found = list(candidates._appearances(crops, "red", range(count), range(count, 2 * count)))
+    assert found
+    assert found[0].chance < 1e-100
