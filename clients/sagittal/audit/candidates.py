@@ -24,7 +24,7 @@ MOST_OF_A_KIND = 2
 #: Radii within which appearances are alike: Hellinger distances of crops, Euclidean distances of mean colours.
 CROP_RADII, COLOUR_RADII = (0.15, 0.25, 0.35), (0.04, 0.08, 0.12)
 
-#: Largest number of crops (about) or images of a group and of the others whose appearances are compared with each other.
+#: Largest number of crops (about) or images of a group, and of the others, whose appearances are compared.
 MOST_COMPARED = 2_000
 
 #: A region is at the border if it lies within this share of the side, and tiny if it has at most this share of the

@@ -5,7 +5,7 @@ candidate changes beyond its controls counts as its effect.
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,7 +21,7 @@ Score = Callable[[Sequence[tuple[Pixels, int]]], Sequence[float]]
 #: Largest number of images on which an intervention is tested.
 MOST_TESTED = 24
 
-#: Controls of each intervention.
+#: Controls of each intervention; fewer where another image would be the control of two.
 CONTROLS = 3
 
 #: Images of other classes onto which the region of each image of a group is pasted, to list the images with the cause.
@@ -102,9 +102,8 @@ class Laboratory:
                 (self.without(candidate, index, regions[index]), self.evidence[index].label) for index in members
             )
             return {index: self.evidence[index].score - each for index, each in zip(members, after, strict=True)}
-        receivers = [receiver for _, receiver, _ in tested.pasted[:: max(1, len(tested.pasted) // RECEIVERS)]][
-            :RECEIVERS
-        ]
+        distinct = list(dict.fromkeys(receiver for _, receiver, _ in tested.pasted))
+        receivers = distinct[:: max(1, len(distinct) // RECEIVERS)][:RECEIVERS]
         pairs = [(index, other) for index in members for other in receivers]
         after = self._scores(
             (self.transfer(candidate, index, other, regions[index]), self.evidence[index].label)
@@ -129,9 +128,8 @@ class Laboratory:
     def without(self, candidate: Candidate, image: int, region: Cells) -> Pixels:
         """Returns an image without the candidate."""
         if candidate.kind in WHOLE:
-            others = self._others(candidate)
-            other = int(others[zlib.crc32(self.evidence[image].key.encode()) % len(others)])
-            return self.transfer(candidate, other, image, region)
+            others = self._others(candidate)  # neighbours in the data set get different ones
+            return self.transfer(candidate, int(others[image % len(others)]), image, region)
         picture = self.evidence[image].picture()
         return cover(picture, to_pixels(region, picture.shape[0]), picture.shape[0] // len(region) * _MARGIN)
 
@@ -151,58 +149,67 @@ class Laboratory:
     def _remove(
         self, generator: np.random.Generator, candidate: Candidate, images: Sequence[int]
     ) -> tuple[Effect | None, tuple[tuple[int, float], ...]]:
-        if candidate.kind in WHOLE and not len(self._others(candidate)):
+        if candidate.kind in WHOLE:
+            images = _sample(generator, images, len(self._others(candidate)))
+        if not images:
             return None, ()
         edited: list[tuple[Pixels, int]] = []
-        for index in images:
-            region, label = candidate.regions[index], self.evidence[index].label
-            edited.append((self.without(candidate, index, region), label))
-            edited += [(each, label) for each in self._control_removals(generator, candidate, index, region, images)]
-        after = np.reshape(self._scores(edited), (len(images), 1 + CONTROLS))
+        for index, controls in zip(images, self._control_removals(generator, candidate, images), strict=True):
+            label = self.evidence[index].label
+            edited.append((self.without(candidate, index, candidate.regions[index]), label))
+            edited += [(each, label) for each in controls]
+        after = np.reshape(self._scores(edited), (len(images), -1))
         without = tuple(zip(images, after[:, 0].tolist(), strict=True))
         return measure_effect(-after[:, 0], -after[:, 1:]), without
 
     def _control_removals(
-        self,
-        generator: np.random.Generator,
-        candidate: Candidate,
-        image: int,
-        region: Cells,
-        images: Sequence[int],
-    ) -> Iterable[Pixels]:
-        for _ in range(CONTROLS):
-            if candidate.kind == "colour":
-                picture = self.evidence[image].picture()
-                yield with_equal_shift(generator, picture, self.without(candidate, image, region))
-                continue
+        self, generator: np.random.Generator, candidate: Candidate, images: Sequence[int]
+    ) -> Iterator[Sequence[Pixels]]:
+        """Yields the controls of each image, equally many."""
+        own = _own_controls(generator, list(candidate.regions), images)
+        for index, others in zip(images, own, strict=True):
+            region, picture = candidate.regions[index], self.evidence[index].picture()
             if candidate.kind == "background":
-                yield self.transfer(candidate, int(generator.choice(images)), image, region)
-                continue
-            avoided = self.evidence[image].inside if self._is_outside(candidate, image) else None
-            moved = move_elsewhere(generator, region, avoided)
-            yield self.without(candidate, image, moved)
+                yield [self.transfer(candidate, other, index, region) for other in others]
+            elif candidate.kind == "colour":
+                shifted = self.without(candidate, index, region)
+                yield [with_equal_shift(generator, picture, shifted) for _ in range(CONTROLS)]
+            else:
+                avoided = self.evidence[index].inside if self._is_outside(candidate, index) else None
+                moved = [move_elsewhere(generator, region, avoided) for _ in range(CONTROLS)]
+                yield [self.without(candidate, index, each) for each in moved]
 
     def _add(
         self, generator: np.random.Generator, candidate: Candidate, images: Sequence[int]
     ) -> tuple[Effect | None, tuple[tuple[int, int, float], ...]]:
+        """Pastes the region of each image, and those of its controls, on the same receivers.
+
+        The test permutes sources, so that receivers of one source are averaged, and no two sources share a control:
+        else a few sources would count as many independent ones.
+        """
         labels = {self.evidence[index].label for index in candidate.regions}
         receivers = self._usable(candidate, self._others(candidate), labels)
-        chosen = _sample(generator, receivers, MOST_TESTED)
-        if len(chosen) < 2:
+        if len(receivers) < 2:
             return None, ()
-        sources = [images[place % len(images)] for place in range(len(chosen))]
+        sources = _sample(generator, images, len(receivers))
+        controls = max(1, min(CONTROLS, (len(receivers) - 1) // len(sources)))
+        times = min(MOST_TESTED // len(sources), len(receivers) - controls)
+        order = generator.permutation(receivers)
         edited: list[tuple[Pixels, int]] = []
-        for source, receiver in zip(sources, chosen, strict=True):
+        pairs: list[tuple[int, int]] = []
+        for row, source in enumerate(sources):
             region, label = candidate.regions[source], self.evidence[source].label
-            edited.append((self.transfer(candidate, source, receiver, region), label))
-            controls = [index for index in receivers if index != receiver]
-            edited += [
-                (self.transfer(candidate, int(other), receiver, region), label)
-                for other in generator.choice(controls, CONTROLS)
-            ]
-        after = np.reshape(self._scores(edited), (len(chosen), 1 + CONTROLS))
-        pasted = tuple(zip(sources, chosen, after[:, 0].tolist(), strict=True))
-        return measure_effect(after[:, 0], after[:, 1:]), pasted
+            others = np.roll(order, -row * controls)[: controls + times].tolist()
+            for receiver in others[controls:]:
+                pairs.append((source, receiver))
+                origins = (source, *others[:controls])
+                edited += [(self.transfer(candidate, origin, receiver, region), label) for origin in origins]
+        after = np.reshape(self._scores(edited), (len(sources), times, 1 + controls))
+        pasted = tuple(
+            (source, receiver, score) for (source, receiver), score in zip(pairs, after[..., 0].flat, strict=True)
+        )
+        means = after.mean(1)
+        return measure_effect(means[:, 0], means[:, 1:]), pasted
 
     def _kept(self, candidate: Candidate, images: Sequence[int]) -> float:
         """Returns the share of the score that is left if only the region is shown."""
@@ -246,6 +253,17 @@ def _adds(tested: Tested) -> bool:
     if tested.added is None or tested.removed is None:
         return tested.added is not None
     return tested.added.low > 0 and tested.added.mean >= tested.removed.mean / 2
+
+
+def _own_controls(
+    generator: np.random.Generator, given: Sequence[int], images: Sequence[int]
+) -> Sequence[Sequence[int]]:
+    """Returns other images of the group for each image, equally many and each for one image only."""
+    rest = generator.permutation(sorted(set(given) - set(images)))
+    controls = min(CONTROLS, len(rest) // len(images))
+    if controls:
+        return [[int(other) for other in some] for some in np.reshape(rest[: controls * len(images)], (-1, controls))]
+    return [[int(other)] for other in np.roll(images, 1)]
 
 
 def _sample(generator: np.random.Generator, given: Sequence[int], most: int) -> list[int]:

@@ -33,7 +33,7 @@ class Effect:
     size: float
     """Effect size: the mean over the standard deviation of the differences (Cohen's d of paired samples)."""
     images: int
-    """Number of images on which it was measured."""
+    """Number of images whose region, background or colour was taken away or added."""
 
     def change(self, sign: int) -> "Effect":
         """Returns the effect as a change of the score: with the sign -1 for a fall."""
@@ -50,6 +50,7 @@ def measure_effect(candidate: Numbers, controls: Numbers) -> Effect:
     """Returns the effect of a candidate over its controls.
 
     The test permutes within an image: under the null hypothesis, the candidate is exchangeable with its controls.
+    Images are independent only if none has another's controls.
 
     Args:
         candidate: Change for each image, of shape (n,), n at least 1.
