@@ -267,6 +267,23 @@ async def test_a_server_that_is_no_longer_the_primary_is_left(reply: Reply, faul
         assert (faulty.connections > before) == (reply.reconnects or reply.name in CONNECTION_ERRORS), reply.name
 
 
+@pytest.mark.parametrize("reply", [each for each in REPLIES if each.reconnects], ids=lambda reply: reply.name)
+async def test_a_demoted_server_is_named_if_replicas_must_follow(
+    reply: Reply, faulty: FaultyRedis, sides: Sides
+) -> None:
+    """The reply of WAIT, which comes next, is not read from the connection that was left."""
+    settings = sides.settings.model_copy(update={"synchronous_replicas": 1, "operation_timeout": 60.0})
+    jobs, worker = RedisJobQueue(settings), RedisWorkerQueue(settings, worker="worker", attempts=1)
+    faulty.arm(SAMPLES[reply.name][0], ["backlog", "attachment"], times=100)
+    with pytest.raises(Unavailable, match=reply.name):
+        await jobs.backlog()
+    with pytest.raises(Unavailable, match=reply.name):
+        await asyncio.to_thread(worker.attachment, "0" * 32, "0")
+    faulty.disarm()
+    worker.close()
+    await jobs.close()
+
+
 #: Replies that redis-py takes for the end of the connection.
 CONNECTION_ERRORS = {"LOADING", "MAXCLIENTS", "WRONGPASS", "NOAUTH", "NOPASSWORD"}
 

@@ -101,16 +101,20 @@ def connect_async(settings: QueueSettings) -> "redis.asyncio.Redis":
 
 
 class _LeavesDemoted:
-    """A connection that closes if its server is no longer the primary, so that the address is resolved again."""
+    """A connection that closes if its server is no longer the primary, so that the address is resolved again.
+
+    It raises ConnectionError then, so that redis-py reads no further replies from it, as those of a pipeline.
+    """
 
     def read_response(self, *arguments: Any, **options: Any) -> Any:
         connection: Any = super()
         try:
             return connection.read_response(*arguments, **options)
         except faults.RedisError as error:
-            if classify(error).reconnects:
-                connection.disconnect()
-            raise
+            if not (reply := classify(error)).reconnects:
+                raise
+            connection.disconnect()
+            raise faults.ConnectionError(f"{reply.name} {error}") from error
 
 
 class _LeavesDemotedAsync:
@@ -121,9 +125,10 @@ class _LeavesDemotedAsync:
         try:
             return await connection.read_response(*arguments, **options)
         except faults.RedisError as error:
-            if classify(error).reconnects:
-                await connection.disconnect()
-            raise
+            if not (reply := classify(error)).reconnects:
+                raise
+            await connection.disconnect()
+            raise faults.ConnectionError(f"{reply.name} {error}") from error
 
 
 def _leave_demoted(pool: Any, how: type) -> None:
