@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from sagittal.core.errors import Overloaded, Unavailable
 from sagittal.core.jobs import JobFilter, JobKind, JobState, Lane, NewJob
 from sagittal.process.embedded import EmbeddedValkey
 from sagittal.process.supervision import Supervisor
+from sagittal.queue import shards
 from sagittal.queue.jobs import RedisJobQueue
 from sagittal.queue.leases import RedisWorkerQueue
 from sagittal.queue.protocol import JobQueue
@@ -240,6 +242,20 @@ async def test_a_shard_that_is_away_stops_its_own_jobs_only_and_loses_nothing(tm
                 await asyncio.sleep(0.05)
         assert await fleet.work() == queued
         assert {job.state for job in (await fleet.jobs.list(limit=9, page_token=""))[0]} == {JobState.COMPLETED}
+        await fleet.close()
+
+
+async def test_a_shard_that_hangs_delays_no_answer_of_the_others(make_fleet, monkeypatch) -> None:
+    monkeypatch.setattr(shards, "LATE_SHARE", 1e-5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        urls = f"{valkey_url()},redis://127.0.0.1:{silent.getsockname()[1]}"
+        fleet = make_fleet(urls=urls, operation_timeout=1e4)
+        await fleet.submit(0)
+        async with asyncio.timeout(PATIENCE):
+            await fleet.jobs.ping()
+            assert (await fleet.jobs.backlog())["model", "interactive"].queued == 1
+            assert await fleet.jobs.stored_bytes()
+            assert await fleet.jobs.costs("model", "1", "igos++") == {}
         await fleet.close()
 
 

@@ -7,7 +7,7 @@ straight there. Nothing is shared between shards but the workers. A shard that d
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -46,9 +46,12 @@ Result = TypeVar("Result")
 #: Hexadecimal digits of an identifier on the first shard; on the others, the number of the shard follows in two more.
 ID_DIGITS = 32
 
-#: Shortest and longest time for which a worker leaves a shard alone that did not answer, in seconds. It is at least ten
-#: times as long as the shard kept the worker waiting, so that a shard that hangs takes a tenth of a thread's time.
+#: Shortest and longest time for which a worker leaves a shard alone that did not answer, in seconds. Between them it is
+#: ten times as long as the shard kept the worker waiting.
 SHORTEST_REST, LONGEST_REST, REST_FACTOR = 1.0, 5.0, 10.0
+
+#: Share of the operation timeout after which a shard counts as away for the service, if another one has answered.
+LATE_SHARE = 1 / 12
 
 
 def open_jobs(
@@ -103,6 +106,8 @@ class ShardedJobQueue:
     def __init__(self, settings: Sequence[QueueSettings], observer: QueueObserver, supervisor: Supervisor) -> None:
         self._shards = [RedisJobQueue(each, observer, supervisor, shard=number) for number, each in enumerate(settings)]
         self._open = [number for number, each in enumerate(settings) if not each.draining]
+        self._away_until = [0.0] * len(settings)
+        self._late_seconds = LATE_SHARE * settings[0].operation_timeout
         self.batches = self._shards[0].batches
 
     def place(self, job: NewJob) -> NewJob:
@@ -237,13 +242,42 @@ class ShardedJobQueue:
         return answers
 
     async def _ask_those_there(self, ask: Callable[[RedisJobQueue], Any]) -> Sequence[Any]:
-        """Returns the answers of the shards that are there. Raises Unavailable if none is."""
-        answers = await asyncio.gather(*map(ask, self._shards), return_exceptions=True)
-        there = [answer for answer in answers if not isinstance(answer, Unavailable)]
+        """Returns the answers of the shards that are there. Raises Unavailable if none is.
+
+        A shard that hangs must delay neither readiness nor the acceptance of jobs. So one that answers much later than
+        another counts as away, and is not asked again for `LONGEST_REST`.
+        """
+        now = time.monotonic()
+        numbers = [number for number, until in enumerate(self._away_until) if until <= now] or range(len(self._shards))
+        asked = [asyncio.create_task(ask(self._shards[number])) for number in numbers]
+        try:
+            await _wait_for_answers(asked, self._late_seconds)
+        finally:
+            for each in asked:
+                each.cancel()
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+        there = []
+        for number, answer in zip(numbers, answers, strict=True):
+            if isinstance(answer, (Unavailable, asyncio.CancelledError)):
+                self._away_until[number] = time.monotonic() + LONGEST_REST
+                log.warning("shard-away", shard=number + 1, error=str(answer) or "it hangs", rest_seconds=LONGEST_REST)
+            else:
+                there.append(answer)
         for answer in there or answers:
             if isinstance(answer, BaseException):
                 raise answer
         return there
+
+
+async def _wait_for_answers(asked: Iterable["asyncio.Task[Any]"], late_seconds: float) -> None:
+    """Waits until all tasks have ended; once one has succeeded, at most `late_seconds` for the next one."""
+    waiting, patience = set(asked), None
+    while waiting:
+        done, waiting = await asyncio.wait(waiting, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            return
+        if any(each.exception() is None for each in done):
+            patience = late_seconds
 
 
 def _place_in_list(job: Job) -> str:
@@ -317,12 +351,12 @@ class _WorkerShard(RedisWorkerQueue):
         """Returns what rings when work arrives and the shard answers."""
         return _ShardBell(self, super().bell(names))
 
-    def hears(self) -> bool:
-        """Returns whether there was a notification."""
-        heard = False
+    def read_notifications(self) -> bool:
+        """Reads all notifications that have arrived; returns whether there were any."""
+        found = False
         while self.attempt(lambda: super(_WorkerShard, self).listen(block_seconds=0)):
-            heard = True
-        return heard
+            found = True
+        return found
 
 
 class ShardedWorkerQueue:
@@ -391,7 +425,7 @@ class ShardedWorkerQueue:
     def listen(self, *, block_seconds: float) -> bool:
         """Waits for a notification of any shard."""
         wait_for_notifications([shard.notifications for shard in self._shards if not shard.away], block_seconds)
-        return any([shard.hears() for shard in self._shards])  # noqa: C419 - each has its turn
+        return any([shard.read_notifications() for shard in self._shards])  # noqa: C419 - each has its turn
 
     def attachment(self, job_id: str, name: str) -> bytes | None:
         """Returns a part that was attached to a job."""

@@ -25,6 +25,7 @@ UNSUPERVISED = {
     "process/embedded_guard.py": "the guard is a process of its own, which ends with its thread's work",
     "process/parent.py": "does nothing but end the process",
     "process/supervision.py": "the supervisor itself",
+    "queue/shards.py": "awaited by the call, which raises what they raise",
     "queue/watch.py": "its reader is awaited by the task `log-notifications`",
     "server/rpc/local_channel.py": "awaited by the call, which raises its failure",
     "server/rpc/layers.py": "awaited by the call",
