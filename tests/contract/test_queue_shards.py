@@ -1,6 +1,8 @@
 """Several servers are one queue: jobs are spread by content, and a server that is away stops its own jobs only."""
 
 import asyncio
+import contextlib
+import math
 import secrets
 import socket
 from collections import Counter
@@ -17,6 +19,7 @@ from sagittal.process.supervision import Supervisor
 from sagittal.queue import shards
 from sagittal.queue.jobs import RedisJobQueue
 from sagittal.queue.leases import RedisWorkerQueue
+from sagittal.queue.notifications import wait_for_bells
 from sagittal.queue.protocol import JobQueue
 from sagittal.queue.settings import QueueSettings
 from sagittal.queue.shards import ShardedWorkerQueue, choose_shard, open_jobs, open_worker, shard_of
@@ -257,6 +260,27 @@ async def test_a_shard_that_hangs_delays_no_answer_of_the_others(make_fleet, mon
             assert await fleet.jobs.stored_bytes()
             assert await fleet.jobs.costs("model", "1", "igos++") == {}
         await fleet.close()
+
+
+def test_a_worker_that_waits_does_not_sweep_a_shard_that_is_left_alone(tmp_path, make_fleet, monkeypatch) -> None:
+    monkeypatch.setattr(shards, "SHORTEST_REST", 1e6)
+    monkeypatch.setattr(shards, "LONGEST_REST", 1e6)
+    fleet = make_fleet(urls=f"{valkey_url()},unix://{tmp_path}/nobody.sock")
+    assert fleet.worker.lease(MODEL, block_seconds=0) is None
+    assert fleet.worker._shards[1].seconds_to_sweep > 1e5
+
+
+async def test_an_answer_of_a_shard_that_is_left_alone_wakes_no_worker_before_it_is_read(make_fleet) -> None:
+    fleet = make_fleet()
+    shard = fleet.worker._shards[1]
+    with contextlib.closing(shard.bell(["model@1"])) as bell:
+        bell.ask(PATIENCE)
+        await fleet.submit(1)
+        shard._away_until = math.inf
+        assert not bell.asked
+        assert not wait_for_bells([bell], 0)
+        shard._away_until = 0.0
+        assert await asyncio.to_thread(wait_for_bells, [bell], PATIENCE)
 
 
 async def test_a_second_server_joins_while_jobs_run_and_leaves_when_it_is_empty(second_server, new_job) -> None:

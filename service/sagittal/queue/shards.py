@@ -296,6 +296,11 @@ class _ShardBell(WorkBell):
         """Asks the shard if it answers."""
         self._shard.attempt(lambda: super(_ShardBell, self).ask(seconds))
 
+    @property
+    def asked(self) -> bool:
+        """Whether an answer is to come, and would be read: not while the shard is left alone."""
+        return super().asked and not self._shard.away
+
     def rang(self) -> bool:
         """Returns whether the shard answered that work arrived."""
         return bool(self._shard.attempt(super().rang))
@@ -314,6 +319,11 @@ class _WorkerShard(RedisWorkerQueue):
     def away(self) -> bool:
         """Whether the shard is left alone."""
         return time.monotonic() < self._away_until
+
+    @property
+    def seconds_to_sweep(self) -> float:
+        """Time until `sweep_when_due` has something to do, in seconds: not while the shard is left alone."""
+        return max(super().seconds_to_sweep, self._away_until - time.monotonic())
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
