@@ -26,6 +26,12 @@ def test_the_family_is_the_largest_then_smallest_then_best_of_all(scores, allowe
     assert worth(family) == max(map(worth, families(scores, allowed)))
 
 
+def test_a_family_of_many_sets_is_found_without_trying_all_of_them():
+    three_of_four = (0b0111, 0b1011, 0b1101)
+    scores = {bits << 4 * place: 0.5 for place in range(30) for bits in three_of_four}
+    assert len(diverse_family(scores, allowed=1)) == 30  # of 3**30 equal families
+
+
 @given(st.lists(st.integers(1, 2**9 - 1), max_size=3, unique=True), st.integers(0, 2), st.data())
 def test_whatever_is_found_in_an_open_region_fits_with_the_family(family, allowed, data):
     orders = data.draw(st.lists(st.permutations(range(9)), max_size=3))
