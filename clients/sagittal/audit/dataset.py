@@ -92,7 +92,7 @@ def read_dataset(
     indices = _indices({each.name for each in rows}, model, classes or {})
     images = []
     for each in rows:
-        mask = each.mask if each.mask or masks is None else (masks / each.key).with_suffix(".png")
+        mask = each.mask if each.mask or masks is None else _mask_in(masks, each.key)
         if mask is not None and not mask.exists():
             if each.mask is not None:
                 raise InvalidRequest(f"{each.key}: there is no file {mask}; correct the column mask", field="mask")
@@ -101,8 +101,14 @@ def read_dataset(
         images.append(replace(each, label=indices[each.name], group=group, mask=mask))
     if masks is not None and not any(each.mask for each in images):
         text = f"{masks} has no mask of any image, such as {Path(images[0].key).with_suffix('.png')}"
-        raise InvalidRequest(f"{text}: name masks as their images", field="masks")
+        raise InvalidRequest(f"{text}: name masks as their images, or give a table with a column mask", field="masks")
     return _checked(source, images)
+
+
+def _mask_in(masks: Path, key: str) -> Path | None:
+    """Returns the path of an image's mask; None for a key that leads out of the folder, perhaps to the image itself."""
+    path = (masks / key).with_suffix(".png")
+    return path if path.resolve().is_relative_to(masks.resolve()) else None
 
 
 def _checked(source: Path, images: Sequence[LabelledImage]) -> Dataset:

@@ -81,6 +81,18 @@ def test_masks_lie_at_the_paths_of_their_images(tmp_path) -> None:
     assert "name masks as their images" in str(error)
 
 
+@pytest.mark.parametrize("absolute", [True, False])
+def test_an_image_that_a_table_names_outside_the_folder_of_masks_is_not_its_own_mask(tmp_path, absolute: bool) -> None:
+    images(tmp_path / "all", 2 * MIN_GROUP)
+    (tmp_path / "masks").mkdir()
+    folder = tmp_path / "all" if absolute else Path("../all")
+    (tmp_path / "tables").mkdir()
+    rows = [{"image": str(folder / f"{number}.png"), "label": number % 2} for number in range(2 * MIN_GROUP)]
+    error = refused(table(tmp_path / "tables" / "t.json", *rows), masks=tmp_path / "masks")
+    assert error.field == "masks"
+    assert "column mask" in str(error)
+
+
 def test_an_empty_folder_and_a_missing_one_are_refused(tmp_path) -> None:
     empty, missing = refused(tmp_path), refused(tmp_path / "no")
     assert (empty.field, missing.field) == ("source", "source")
