@@ -59,7 +59,7 @@ MOVE = """([kind, frames]) => new Promise(done => {
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What was measured."""
+    """Times of frames, and memory, of the drawn graph."""
 
     pan: Sequence[float]
     """Milliseconds between frames."""

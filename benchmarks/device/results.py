@@ -43,8 +43,8 @@ class Results:
         """Returns a result: the stored one, or a new one, which is stored at once.
 
         Args:
-            point: What is measured.
-            key: Which of its measurements.
+            point: Name of the measured quantity.
+            key: Name of one of its measurements.
             work: Measures.
             seconds: Expected time of the measurement.
 

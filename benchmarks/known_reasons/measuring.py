@@ -99,7 +99,7 @@ CAPTUM: Mapping[str, Callable[[nn.Module, Tensor, int], tuple[Tensor, int]]] = {
     "Captum occlusion": _occlusion,
     "Captum Shapley sampling": _shapley,
 }
-"""Captum's methods with its defaults: the logit of the class is explained, and what is hidden becomes zero (grey)."""
+"""Captum's methods with its defaults: the logit of the class is explained, and hidden pixels become zero (grey)."""
 
 
 def captum_heatmap(name: str, network: nn.Module, sample: Sample) -> tuple[Saliency, int]:

@@ -1,4 +1,4 @@
-"""Small networks that learn the drawn birds, stored by the digest of what they depend on.
+"""Small networks that learn the drawn birds, stored by the digest of their recipe and code.
 
 `python -m known_reasons.networks` trains those that are not stored yet, and prints their accuracies.
 """
@@ -39,7 +39,7 @@ ARCHITECTURES = ("pooled", "hidden", "residual")
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a network is made from."""
+    """Architecture, training images and seeds of a network."""
 
     seed: int = 0
     """Seed of the weights, and of the order of images."""

@@ -62,9 +62,9 @@ def _networks(networks: Sequence[Mapping[str, Any]]) -> str:
         ]
         rows.append([f"{name}, {' and '.join(reason)}", *cells])
     return (
-        f"### What the networks use\n\nAccuracy on {TESTING} other images: {accuracies}. On another background the top "
-        f"class of {changed:.1%} of the images changes. The table has the mean fall of the logit of the class if a "
-        "part says nothing: it gets its plain trait, is left out if it has that already, or, if the part is in no "
+        f"### Parts that the networks use\n\nAccuracy on {TESTING} other images: {accuracies}. On another background "
+        f"the top class of {changed:.1%} of the images changes. The table has the mean fall of the logit of the class "
+        "if a part says nothing: it gets its plain trait, is left out if it has that already, or, if the part is in no "
         "rule, gets its other traits. Bold effects should be large by the rule of the class, and others near 0.\n\n"
         + table(["class", *PARTS], rows)
         + "\n"

@@ -1,4 +1,4 @@
-"""What a network really uses: the effects of parts on its scores, by interventions on the drawn scene."""
+"""The parts that a network uses: the effects of parts on its scores, by interventions on the drawn scene."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

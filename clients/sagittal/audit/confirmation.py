@@ -54,7 +54,7 @@ def confirm(
     Args:
         evidence: The explained images.
         score: Scores images; called with all images of one test at once.
-        thresholds: What makes a candidate a finding.
+        thresholds: Limits from which a candidate is a finding.
         seed: Seed of all random choices.
         on_tested: Called after each test.
     """

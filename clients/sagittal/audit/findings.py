@@ -1,4 +1,4 @@
-"""Findings of an audit: what interventions confirmed, how severe it is, and what changed between two audits."""
+"""Findings of an audit: confirmed candidates, their severity, and their changes between two audits."""
 
 import json
 import tomllib
@@ -30,7 +30,7 @@ _CHANGED = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thresholds:
-    """What makes a candidate a finding, and a finding severe. A TOML file has the same names."""
+    """Limits from which a candidate is a finding, and of the severities. A TOML file has the same names."""
 
     false_discovery_rate: float = 0.05
     """Largest expected share of false findings."""
@@ -237,7 +237,7 @@ class Change:
 
 
 def compare(old: Audit, new: Audit) -> list[Change]:
-    """Returns what became of each finding: those that are worse first, then the others."""
+    """Returns the change of each finding of both audits: new and stronger ones first, then the others."""
     left = list(old.findings)
     changes = []
     for after in new.findings:

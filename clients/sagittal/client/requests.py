@@ -234,7 +234,7 @@ class BatchOptions(TypedDict, total=False):
     baseline: Baseline | BaselineName
     """What replaces the hidden part: "blur" (the default), "black", "mean", "noise", or a `Baseline`."""
     metrics: Metrics
-    """What is measured; by default insertion and deletion."""
+    """Measurements of the explanation; by default insertion and deletion."""
     seed: int
     """Seed of all random choices; 0 by default."""
     lane: LaneName

@@ -107,7 +107,7 @@ class BatchCalls:
         Args:
             name: Name: letters, digits, ".", "_" and "-".
             expected_items: Number of items that it will have; 0 if unknown.
-            options: What its items have in common; each item may override them.
+            options: Options common to all items; each item may override them.
 
         Raises:
             AlreadyExists: a batch of this name has other options.
