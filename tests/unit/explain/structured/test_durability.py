@@ -11,7 +11,7 @@ from sagittal.engine import Budget, Engine, Output, Task, TorchEvaluator
 from sagittal.engine.alterations import Jpeg, PixelScale
 from sagittal.explain import MinimalSufficientExplanations, Question
 from sagittal.explain.baselines import Candidate
-from sagittal.explain.events import Checkpoint, SufficientSet, Truncated
+from sagittal.explain.events import CertificateLevel, Checkpoint, Progress, SufficientSet, Truncated
 from sagittal.explain.explanation import explanation_steps
 from sagittal.explain.measures.curves import Metrics
 from sagittal.explain.problem import Problem, prepare
@@ -156,6 +156,23 @@ def test_a_budget_may_end_among_the_files(known, spared):
     sets, events, _ = run(*scores, ONE, budget)
     assert [event.limit for event in events if isinstance(event, Truncated)] == ["evaluations"]
     assert sets
+
+
+def test_a_set_whose_files_a_budget_left_out_is_reported_as_sufficient(known):
+    scores = known.any_of([0, 1], [7, 8]), known.any_of([0, 1], [7, 8])
+    explainer = replace(ONE, max_sets=2)
+    sets, _, usage = run(*scores, explainer)
+    assert set(sets) == {(0, 1), (7, 8)}
+    ends = []
+    for spared in range(1, 20):
+        budget = Budget(evaluations=usage.evaluations - usage.metric_evaluations - spared)
+        sets, events, _ = run(*scores, explainer, budget)
+        before = events[: next(place for place, event in enumerate(events) if isinstance(event, Truncated))]
+        phase = next(event.phase for event in reversed(before) if isinstance(event, Progress))
+        if phase == "files" and any(isinstance(event, SufficientSet) for event in before):
+            assert set(sets) == {(0, 1), (7, 8)}
+            ends += [(found.certificate.level, found.certificate.robust is None) for found in sets.values()]
+    assert {(CertificateLevel.SUFFICIENT, True), (CertificateLevel.MINIMUM_SIZE, False)} == set(ends)
 
 
 def test_a_replacement_must_be_allowed(known):

@@ -68,6 +68,7 @@ class Durability:
         """
         end = self.evaluations + bound
         largest = bits.bit_count() + 1
+        yield progress(self.plain, "files")
         yield from self._examine(bits)
         if not self.durable(bits):
             yield from self._try([each for each in self._swaps(bits) if self.allowed(each)])

@@ -192,9 +192,9 @@ class SetSearch:
         """Certifies a set, or the set that replaces it, and yields it."""
         if bits in self.replaced:
             return
-        claim = Claim()
-        self.claims.append(claim)
+        self.claims.append(Claim(bits, checked=1))  # reported if a budget ends the search among files
         bits = yield from self._surviving(bits)
+        self.claims[-1] = claim = Claim()
         certified = yield from certify(self.memo, bits, claim)
         if certified and claim.bits not in self.found:
             causal = yield from causal_triple(self.memo, claim.bits)
