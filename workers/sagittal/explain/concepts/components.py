@@ -7,22 +7,21 @@ over its positions, so the same directions are its x-features. The readout is th
 outputs from them. The result is an SRAE of linear maps.
 """
 
-import time
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from sagittal.explain.concepts.features import UnfitImages
-from sagittal.explain.concepts.srae import SRAE, TINY, Terms, loss_terms
-from sagittal.explain.concepts.training import Examples, FitSettings, arrange
+from sagittal.explain.concepts.srae import SRAE, TINY, loss_terms
+from sagittal.explain.concepts.training import Examples, FitSettings, Training, arrange, fit_linear_part
 from sagittal.explain.problem import derive_seed
 
 ROWS = 20_000
 """Largest number of positions that directions are found on: a random choice of them."""
 
 
-class Components:
+class Components(Training):
     """A search for independent components that can be stopped and resumed after any iteration, which is an epoch."""
 
     def __init__(self, data: Examples, settings: FitSettings, seed: int, restored: Mapping[str, Tensor]) -> None:
@@ -36,7 +35,7 @@ class Components:
             raise UnfitImages(
                 f"the layer has {width} features, fewer than {settings.concepts} x-features: ask for fewer"
             )
-        self._data, self._settings = data, settings
+        super().__init__(data, settings, restored)
         generator = torch.Generator().manual_seed(derive_seed(seed, "components"))
         chosen = torch.randperm(len(data.positions), generator=generator)[:ROWS]
         positions = data.positions[chosen.to(data.positions.device)].double()
@@ -44,10 +43,7 @@ class Components:
         self._whitening = _whitening(positions - self._mean, settings.concepts)
         self._white = (positions - self._mean) @ self._whitening
         drawn = torch.randn(settings.concepts, settings.concepts, generator=generator, dtype=torch.float64)
-        self.epoch = int(restored.get("epoch", 0))
         self._rotation = restored.get("rotation", torch.linalg.qr(drawn).Q).to(self._white)
-        self.terms: Terms | None = None
-        """Terms of the published loss after the last epoch; the search does not minimise them."""
 
     @property
     def state(self) -> Mapping[str, Tensor]:
@@ -59,18 +55,9 @@ class Components:
         """The remaining state when the fit is done."""
         return self.state
 
-    @property
-    def done(self) -> bool:
-        """Whether all epochs are done."""
-        return self.epoch >= self._settings.epochs
-
     def run(self, seconds: float) -> None:
-        """Runs epochs for this time, at least one."""
-        until = time.monotonic() + seconds
-        while not self.done:
-            self._step()
-            if time.monotonic() >= until:
-                break
+        """Runs iterations for this time, at least one; the search does not minimise the terms of the published loss."""
+        super().run(seconds)
         with torch.no_grad():
             self.terms = loss_terms(self._as_network(), self._data.features, self._data.outputs, q=self._settings.q)
 
@@ -97,21 +84,7 @@ class Components:
         with torch.no_grad():
             for parameter in srae.parameters():
                 parameter.zero_()
-            mean = features.mean(0)
-            srae.feature_mean.copy_(mean)
-            srae.feature_scale.copy_((features - mean).square().mean().sqrt())
-            srae.output_scale.copy_((outputs - outputs.mean(0)).square().mean().sqrt())
-            scaled = ((features - mean) / srae.feature_scale).double()
-            wanted = (outputs / srae.output_scale).double()
-            values = scaled @ directions
-            readout = torch.linalg.lstsq(values, wanted - wanted.mean(0)).solution
-            offset = torch.linalg.pinv(readout.T) @ wanted.mean(0)
-            rebuilt = torch.linalg.lstsq(values, scaled).solution
-            srae.encoder.direct.weight.copy_(directions.T)
-            srae.encoder.direct.bias.copy_(offset)
-            srae.decoder.direct.weight.copy_(rebuilt.T)
-            srae.decoder.direct.bias.copy_(-offset @ rebuilt)
-            srae.readout.copy_(readout)
+        fit_linear_part(srae, directions, features, outputs)
         return srae
 
 

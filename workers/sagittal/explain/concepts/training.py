@@ -5,9 +5,9 @@ The step size decays to zero, and the last network is the result: held-out image
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -39,16 +39,31 @@ def initialise(srae: SRAE, features: Tensor, outputs: Tensor, generator: torch.G
     remaining terms of equation (1), in the linear and the nonlinear part.
     """
     with torch.no_grad():
+        for perceptron in (srae.encoder, srae.decoder):
+            _draw(perceptron, generator)
+    scaled, wanted = _standardised(srae, features, outputs)
+    directions = _directions(scaled, wanted - wanted.mean(0), srae.x_features)
+    rotation = _rotation(srae.x_features, generator).to(directions)
+    _read_linearly(srae, directions @ rotation, scaled, wanted)
+
+
+def fit_linear_part(srae: SRAE, directions: Tensor, features: Tensor, outputs: Tensor) -> None:
+    """Sets the units and the linear part, so that the x-features are directions (features, x-features)."""
+    _read_linearly(srae, directions, *_standardised(srae, features, outputs))
+
+
+def _standardised(srae: SRAE, features: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Sets the units; returns features and outputs in them, in double precision."""
+    with torch.no_grad():
         srae.feature_mean.copy_(features.mean(0))
         srae.feature_scale.copy_((features - srae.feature_mean).square().mean().sqrt())
         srae.output_scale.copy_((outputs - outputs.mean(0)).square().mean().sqrt())
-        for perceptron in (srae.encoder, srae.decoder):
-            _draw(perceptron, generator)
-        scaled = ((features - srae.feature_mean) / srae.feature_scale).double()
-        wanted = (outputs / srae.output_scale).double()
-        directions = _directions(scaled, wanted - wanted.mean(0), srae.x_features)
-        rotation = _rotation(srae.x_features, generator).to(directions)
-        directions = directions @ rotation
+        return ((features - srae.feature_mean) / srae.feature_scale).double(), (outputs / srae.output_scale).double()
+
+
+def _read_linearly(srae: SRAE, directions: Tensor, scaled: Tensor, wanted: Tensor) -> None:
+    """Sets the linear part: the least-squares predictions of the outputs and of the features from the directions."""
+    with torch.no_grad():
         values = scaled @ directions
         readout = torch.linalg.lstsq(values, wanted - wanted.mean(0)).solution
         offset = torch.linalg.pinv(readout.T) @ wanted.mean(0)
@@ -275,64 +290,27 @@ def objective(terms: Terms, settings: FitSettings) -> Tensor:
     return terms.faithfulness + settings.beta * terms.reconstruction + settings.eta * terms.pull_away
 
 
-class Training(Protocol):
+class Training(ABC):
     """A fit that can be stopped and resumed after any epoch."""
 
-    epoch: int
-    """Number of epochs that are done."""
-    terms: Terms | None
-    """Terms of the loss after the last epoch, if any ran here."""
-
-    @property
-    def state(self) -> Mapping[str, Tensor]:
-        """Everything that later epochs depend on."""
-
-    @property
-    def result(self) -> Mapping[str, Tensor]:
-        """The remaining state when the fit is done."""
-
-    @property
-    def done(self) -> bool:
-        """Whether all epochs are done."""
-
-    def run(self, seconds: float) -> None:
-        """Runs epochs for this time, at least one."""
-
-    def finish(self) -> SRAE:
-        """Returns the fitted network when the fit is done."""
-
-
-class Fit:
-    """A fit by the published loss."""
-
-    def __init__(self, data: Examples, settings: FitSettings, seed: int, restored: Mapping[str, Tensor]) -> None:
+    def __init__(self, data: Examples, settings: FitSettings, restored: Mapping[str, Tensor]) -> None:
         """Starts, or resumes from the state of an earlier attempt."""
         self._data = data
         self._settings = settings
-        features, outputs = data.features.shape[1], data.outputs.shape[1]
-        self.srae = SRAE(features, settings.concepts, outputs, settings.hidden).to(data.features.dtype)
-        self.srae.to(data.features.device)
-        initialise(self.srae, data.features, data.outputs, torch.Generator().manual_seed(derive_seed(seed, "srae")))
-        start = parameters_to_vector(self.srae.parameters()).detach()
         self.epoch = int(restored.get("epoch", 0))
-        self._weights = restored.get("weights", start)
-        self._mean = restored.get("mean", torch.zeros_like(start))
-        self._square = restored.get("square", torch.zeros_like(start))
-        # a copy, because parameters become views of their values, and are settled in place
-        vector_to_parameters(self._weights.clone(), self.srae.parameters())
+        """Number of epochs that are done."""
         self.terms: Terms | None = None
-        """Terms of the last epoch."""
+        """Terms of the loss after the last epoch, if any ran here."""
 
     @property
+    @abstractmethod
     def state(self) -> Mapping[str, Tensor]:
         """Everything that later epochs depend on."""
-        adam = {"weights": self._weights, "mean": self._mean, "square": self._square}
-        return {"epoch": torch.tensor(self.epoch), **adam}
 
     @property
+    @abstractmethod
     def result(self) -> Mapping[str, Tensor]:
         """The remaining state when the fit is done."""
-        return {"epoch": torch.tensor(self.epoch), "weights": self._weights}
 
     @property
     def done(self) -> bool:
@@ -346,6 +324,43 @@ class Fit:
             self._step()
             if time.monotonic() >= until:
                 return
+
+    @abstractmethod
+    def finish(self) -> SRAE:
+        """Returns the fitted network when the fit is done."""
+
+    @abstractmethod
+    def _step(self) -> None:
+        """Runs an epoch."""
+
+
+class Fit(Training):
+    """A fit by the published loss."""
+
+    def __init__(self, data: Examples, settings: FitSettings, seed: int, restored: Mapping[str, Tensor]) -> None:
+        """Starts, or resumes from the state of an earlier attempt."""
+        super().__init__(data, settings, restored)
+        features, outputs = data.features.shape[1], data.outputs.shape[1]
+        self.srae = SRAE(features, settings.concepts, outputs, settings.hidden).to(data.features.dtype)
+        self.srae.to(data.features.device)
+        initialise(self.srae, data.features, data.outputs, torch.Generator().manual_seed(derive_seed(seed, "srae")))
+        start = parameters_to_vector(self.srae.parameters()).detach()
+        self._weights = restored.get("weights", start)
+        self._mean = restored.get("mean", torch.zeros_like(start))
+        self._square = restored.get("square", torch.zeros_like(start))
+        # a copy, because parameters become views of their values, and are settled in place
+        vector_to_parameters(self._weights.clone(), self.srae.parameters())
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """Everything that later epochs depend on."""
+        adam = {"weights": self._weights, "mean": self._mean, "square": self._square}
+        return {"epoch": torch.tensor(self.epoch), **adam}
+
+    @property
+    def result(self) -> Mapping[str, Tensor]:
+        """The remaining state when the fit is done."""
+        return {"epoch": torch.tensor(self.epoch), "weights": self._weights}
 
     def finish(self) -> SRAE:
         """Returns the fitted network, settled."""
