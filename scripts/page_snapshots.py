@@ -43,7 +43,7 @@ class State:
     shown: str
     """Selector of what is visible when it is complete."""
     act: Callable[[Page], object] = lambda _page: None
-    """What a person does before the picture."""
+    """Actions on the page before the picture is taken."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ function Side(props: {
           <summary>{here.found ? texts.compare.change : texts.compare.ask}</summary>
           <AskForm
             models={props.models}
-            top={here.top}
+            top={here.top ?? []}
             asked={here.asked}
             busy={here.busy}
             onAsked={(asked) => {

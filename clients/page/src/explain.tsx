@@ -95,7 +95,7 @@ export function ExplainView(props: { models: Model[]; jobId: string; onToken: ()
           <>
             <AskForm
               models={models}
-              top={here.top}
+              top={here.top ?? []}
               asked={here.asked}
               busy={busy}
               onAsked={here.setAsked}
@@ -220,8 +220,8 @@ function Preview(props: { view: HTMLCanvasElement; name: string }) {
   );
 }
 
-export function TopClasses(props: { top: ClassScore[] }) {
-  if (!props.top.length) return <p class="faint">{texts.state.predicting}</p>;
+export function TopClasses(props: { top: ClassScore[] | undefined }) {
+  if (!props.top) return <p class="faint">{texts.state.predicting}</p>;
   return (
     <ol class="top">
       {props.top.slice(0, 5).map((each) => (

@@ -42,7 +42,8 @@ export interface Asked {
 export interface Explaining {
   shown?: Shown;
   asked: Asked;
-  top: ClassScore[];
+  /** The most probable classes: nothing while the model is asked, and none if it refused. */
+  top?: ClassScore[];
   jobId: string;
   found?: Explanation;
   view: HTMLCanvasElement;
@@ -170,17 +171,25 @@ export function useExplaining(models: Model[], given: string, onFailed: (error: 
   };
 }
 
-/** Returns the most probable classes of an image, which change with the model. */
-export function useTopClasses(shown: Shown | undefined, model: string, onFailed: (error: unknown) => void): ClassScore[] {
-  const [top, setTop] = useState<ClassScore[]>([]);
+/** Returns the most probable classes of an image, which change with the model; see `Explaining.top`. */
+export function useTopClasses(
+  shown: Shown | undefined,
+  model: string,
+  onFailed: (error: unknown) => void,
+): ClassScore[] | undefined {
+  const [top, setTop] = useState<ClassScore[]>();
   useEffect(() => {
-    setTop([]);
+    setTop(undefined);
     if (!shown || !model) return;
     const stop = new AbortController();
     const image = { source: { case: "encoded" as const, value: shown.bytes } };
     patiently(() => modelService.predict({ ...modelFields(model), image, top: 10 }, stop), stop.signal)
       .then((answer) => setTop(answer.top))
-      .catch((error) => !stop.signal.aborted && onFailed(error));
+      .catch((error) => {
+        if (stop.signal.aborted) return;
+        setTop([]);
+        onFailed(error);
+      });
     return () => stop.abort();
   }, [shown, model]);
   return top;

@@ -1,6 +1,6 @@
 /** The attention graph: roots are sufficient sets, and each edge shows the patch that it removes. */
 
-import { useMemo, useState } from "preact/hooks";
+import { useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { GraphEdge, GraphNode } from "../gen/sagittal/v1/explanation_pb";
 import { nameOf, type Explanation } from "./explanation";
 import { covered, inferno, SIDE } from "./image";
@@ -45,8 +45,9 @@ export function GraphView(props: { found: Explanation; view: HTMLCanvasElement }
     () => new Map(edges.map(({ removedPatch }) => [removedPatch, onePatch(props.view, removedPatch, grid)])),
     [edges, props.view, grid],
   );
-  if (!nodes.length) return <Status>{texts.graph.none}</Status>;
   const width = Math.max(...places.map((place) => place.x)) + NODE + 8;
+  const frame = useCentred(width * scale);
+  if (!nodes.length) return <Status>{texts.graph.none}</Status>;
   const height = Math.max(...places.map((place) => place.y)) + NODE + BAND + 8;
   const at = new Map(places.map((place) => [place.node.id, place]));
   const drawn = edges.filter((edge) => at.has(edge.parent) && at.has(edge.child));
@@ -60,7 +61,7 @@ export function GraphView(props: { found: Explanation; view: HTMLCanvasElement }
         <button type="button" aria-label="zoom in" onClick={() => setScale(Math.min(2.5, scale * 1.25))}>+</button>
         <Legend />
       </div>
-      <div class="graph" tabIndex={0} role="group" aria-label={texts.views.graph}>
+      <div class="graph" {...frame} tabIndex={0} role="group" aria-label={texts.views.graph}>
         <svg viewBox={`0 0 ${width} ${height}`} width={width * scale} height={height * scale}>
           {drawn.map((edge) => (
             <Edge
@@ -91,6 +92,21 @@ export function GraphView(props: { found: Explanation; view: HTMLCanvasElement }
       </div>
     </>
   );
+}
+
+/** Keeps the middle of what a frame shows if the width of its content changes: of the roots at first, which are in the middle. */
+function useCentred(width: number) {
+  const ref = useRef<HTMLDivElement>(null);
+  const middle = useRef(0.5);
+  useLayoutEffect(() => {
+    const frame = ref.current;
+    if (frame) frame.scrollLeft = middle.current * frame.scrollWidth - frame.clientWidth / 2;
+  }, [width]);
+  const onScroll = () => {
+    const frame = ref.current;
+    if (frame) middle.current = (frame.scrollLeft + frame.clientWidth / 2) / frame.scrollWidth;
+  };
+  return { ref, onScroll };
 }
 
 /** The scale of the nodes' confidence, and the marks of patches. */

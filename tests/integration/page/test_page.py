@@ -203,6 +203,42 @@ async def test_of_several_images_each_is_one_click_away(serve, page, image, tmp_
         await expect(page.locator(".top li")).to_have_count(2)
 
 
+def explain_widely(run: Run) -> None:
+    """A script: a graph that is wider than a phone."""
+    run.send(started=pb.Started(worker="scripted", attempt=run.lease.job.attempt))
+    patches = tuple(range(6))
+    run.send(graph_node=pb.GraphNode(id="root", patches=pb.PatchSet(grid=7, patches=patches), score=0.9, root=True))
+    for patch in patches:
+        left = pb.PatchSet(grid=7, patches=[each for each in patches if each != patch])
+        run.send(graph_node=pb.GraphNode(id=str(patch), patches=left, score=0.2))
+        run.send(graph_edge=pb.GraphEdge(parent="root", child=str(patch), removed_patch=patch))
+    run.settle(completed=pb.Completed(evaluations=550, model_digest="d" * 64, model_version="1"))
+
+
+async def test_on_a_phone_the_roots_of_a_wide_graph_are_in_view(serve, page, image):
+    async def refuse(route: Route) -> None:
+        await route.fulfill(status=400, json={"code": "invalid_argument", "message": "it is too dark"})
+
+    await page.route("**/Predict", refuse)
+    await page.set_viewport_size({"width": 390, "height": 780})
+    async with serve(inside=True) as (address, stack), stack.worker(explain_widely).at_work():
+        await page.goto(address)
+        await page.set_input_files("input[type=file]", image)
+        await expect(page.get_by_role("alert")).to_contain_text("it is too dark")
+        await expect(page.get_by_text("Asking the model")).to_have_count(0)
+        await page.get_by_role("button", name="Explain", exact=True).click()
+        await page.get_by_role("tab", name="Attention graph").click()
+        await expect(page.locator(".edge")).to_have_count(6)
+        scrolled = "frame => [frame.scrollLeft, (frame.scrollWidth - frame.clientWidth) / 2]"
+        at, middle = await page.locator(".graph").evaluate(scrolled)
+        assert middle > 100
+        assert abs(at - middle) <= 1
+        await page.get_by_role("button", name="zoom in").click()
+        at, zoomed = await page.locator(".graph").evaluate(scrolled)
+        assert zoomed > middle
+        assert abs(at - zoomed) <= 2
+
+
 async def test_a_graph_shows_removed_patches_and_confidence_as_text_and_colour(serve, page, tmp_path):
     """The image's red grows to the right and its green downwards, so a colour tells which patch is shown."""
     ramp = np.linspace(0, 255, 224).astype(np.uint8)
