@@ -35,12 +35,19 @@ class ReadAhead(Generic[Item, Read]):
         self._exhausted = False
 
     def take(self) -> Read | None:
-        """Waits for the next item; None after the last one."""
+        """Waits for the next item; None after the last one.
+
+        An error of the iterator, such as a line that is no JSON, is raised after the items before it, and ends them.
+        """
         while not self._exhausted and len(self._reading) < self._ahead:
             try:
                 item = next(self._items)
             except StopIteration:
                 self._exhausted = True
+            except Exception as error:  # noqa: BLE001 - raised in its turn
+                self._exhausted = True
+                self._reading.append(Future())
+                self._reading[-1].set_exception(error)
             else:
                 self._reading.append(self._threads.submit(self._read, item))
         return self._reading.popleft().result() if self._reading else None

@@ -191,6 +191,20 @@ def test_images_are_read_in_parallel_and_a_bounded_number_ahead() -> None:
     assert peak == 8
 
 
+def test_items_before_one_that_cannot_be_read_are_sent() -> None:
+    def broken() -> Iterator[BatchItem]:
+        yield from images(*range(3))
+        raise ValueError("line 4 is no JSON")
+
+    source = ReadAhead(broken(), read_lamp, readers=2, ahead=16)
+    window = Window("night", source, in_flight=100, max_bytes=2**20, renew=False)
+    sent = list(iter(window.next_request, None))
+    source.close()
+    assert [each.key for each in sent] == ["item-0", "item-1", "item-2"]
+    assert str(window.failure) == "line 4 is no JSON"
+    assert not window.done, "their results are awaited"
+
+
 def test_a_window_is_bounded_in_bytes_and_sends_again_what_has_no_result() -> None:
     source = ReadAhead(images(*range(10)), read_lamp, readers=2, ahead=4)
     window = Window("night", source, in_flight=100, max_bytes=1, renew=False)
