@@ -1,4 +1,4 @@
-"""What an idle worker costs Redis: processor time, and growth of its append-only file.
+"""Cost of an idle worker to Redis: processor time, and growth of the append-only file.
 
 `python benchmarks/idle.py [--workers 16] [--seconds 30] [--beside CHECKOUT] [--write docs/performance.md]`: real
 workers without jobs, many in one process, at a Valkey with an append-only file. They announce a model that is ready,

@@ -1,4 +1,4 @@
-"""Past an admission bound the caller hears so at once."""
+"""A request beyond an admission limit is refused immediately."""
 
 import pytest
 from embedded_queue import depth, stored_events

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 from embedded_queue import MODEL, stored_events, valkey_url
 
-from sagittal.core.errors import Overloaded, Unavailable
+from sagittal.core.errors import Overloaded, Unavailable, UnknownJob
 from sagittal.core.jobs import JobFilter, JobKind, JobState, Lane, NewJob
 from sagittal.process.embedded import EmbeddedValkey
 from sagittal.process.supervision import Supervisor
@@ -95,6 +95,18 @@ async def test_jobs_are_spread_and_found_by_their_identifiers(make_fleet) -> Non
         assert (await fleet.jobs.request_of(job_id)).images == {"image": b"\x00image\xff"}
     await fleet.jobs.delete(ids[1])
     assert {job.job_id for job in (await fleet.jobs.list(limit=9, page_token=""))[0]} == set(ids) - {ids[1]}
+
+
+async def test_an_identifier_with_a_forged_shard_is_an_unknown_job(make_fleet) -> None:
+    fleet = make_fleet()
+    ids = [await fleet.submit(shard) for shard in (0, 1)]
+    for forged in ("00", "02", "ff", "-1", "+1", "0x1", " 1", "01\n", "_", "\u0661", "\x00", "1" * 9999):
+        for job_id in ids:
+            with pytest.raises(UnknownJob):
+                await fleet.jobs.get(job_id[:32] + forged)
+            with pytest.raises(UnknownJob):
+                await fleet.jobs.cancel(job_id[:32] + forged, "requested")
+    assert [(await fleet.jobs.get(job_id)).state for job_id in ids] == [JobState.QUEUED] * 2
 
 
 async def test_equal_jobs_meet_on_their_shard_and_share_their_answer(make_fleet, new_job) -> None:
@@ -315,7 +327,9 @@ def test_a_new_shard_takes_keys_from_the_others_and_moves_no_other() -> None:
     assert set(before.values()) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("url", ["", "redis://a,", "redis://a#draining,redis://b", ",".join(["redis://a"] * 257)])
+@pytest.mark.parametrize(
+    "url", ["", "redis://a,", "redis://a#draining", "redis://a#draining,redis://b", ",".join(["redis://a"] * 257)]
+)
 def test_wrong_lists_of_servers_are_refused(url: str) -> None:
     with pytest.raises(ValueError, match="url"):
         QueueSettings(url=url)

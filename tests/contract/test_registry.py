@@ -1,6 +1,7 @@
 """What can be explained, and which workers can do it."""
 
 import asyncio
+import json
 
 import pytest
 
@@ -263,6 +264,17 @@ async def test_a_version_that_becomes_the_latest_is_on_trial_no_longer(registry)
     await models.update(lite("2"), latest=True)
     assert workers.report("w", 1, outcomes("2", failed=100)) == ""
     assert await models.canaries() == {}
+
+
+async def test_reports_of_workers_that_are_gone_are_forgotten(registry) -> None:
+    models, workers = registry
+    await on_trial(models)
+    hour = 3600 * 10**9
+    for number in range(5):
+        workers.report(f"worker-{number}", number * hour // 2, outcomes("2", completed=1))
+    stored = json.loads(await models._redis.client.hget(f"{models._root}canaries", "lite"))
+    assert stored["reports"].keys() == {"worker-2@2", "worker-3@2", "worker-4@2"}
+    assert (await models.canaries())["lite"].canary.outcomes.completed == 5
 
 
 async def test_only_another_version_that_exists_can_be_tried(registry) -> None:

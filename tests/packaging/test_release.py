@@ -1,4 +1,4 @@
-"""What a release consists of, and the workflow that publishes it."""
+"""The files of a release, and the workflow that publishes them."""
 
 import hashlib
 import os
@@ -89,7 +89,7 @@ def test_the_workflow_publishes_everything_signed_and_with_no_more_rights_than_i
     for signer in ("images", "chart", "publish"):
         assert "cosign sign" in commands[signer]
         assert jobs[signer]["permissions"]["id-token"] == "write"
-    # what a caller could choose reaches a shell only through the environment
+    # No command contains an expression, because the name of a tag could inject code: shells get environment variables.
     assert not [command for command in commands.values() if "${{" in command]
 
 

@@ -159,6 +159,6 @@ class QueueSettings(BaseModel):
             raise ValueError(f"url must have 1 to {MOST_SHARDS} URLs, separated by commas, without empty ones")
         if len(self.urls) > 1 and self.sentinels:
             raise ValueError("sentinels name the primary of one server: give one url, or several without sentinels")
-        if len(self.urls) > 1 and self.urls[0].endswith(DRAINING):
+        if self.urls[0].endswith(DRAINING):
             raise ValueError("the first url has the models, concept sets and batches, so it cannot be draining")
         return self

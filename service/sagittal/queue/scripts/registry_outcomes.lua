@@ -20,6 +20,10 @@ local role = version == canary.version and 'canary' or version == latest and 'la
 local reporter = given.worker .. '@' .. version
 if not role or canary.reason ~= '' or canary.reports[reporter] == given.report then return '' end
 canary.reports[reporter] = given.report
+-- A report is repeated within seconds. The reports of workers that are gone must not accumulate.
+for each, time in pairs(canary.reports) do
+  if tonumber(given.report) - (tonumber(time) or 0) > 3600e9 then canary.reports[each] = nil end
+end
 local counts = canary[role] or {completed = 0, failed = 0, scored = 0, insertion = 0}
 for _, each in ipairs({'completed', 'failed', 'scored', 'insertion'}) do counts[each] = counts[each] + given[each] end
 canary[role] = counts
