@@ -11,6 +11,7 @@ from embedded_queue import Registry
 from prometheus_client import CollectorRegistry
 from torch import nn
 
+from sagittal.core.errors import Unavailable
 from sagittal.core.models import ModelEntry, declaration_of
 from sagittal.engine import Task
 from sagittal.engine.requests import Evaluate, Subject
@@ -18,6 +19,7 @@ from sagittal.models.sources import Access
 from sagittal.process.tracing import within
 from sagittal.v1 import model_pb2
 from sagittal.worker.execution.trace import load_span
+from sagittal.worker.hosting import reconciler
 from sagittal.worker.hosting.reconciler import Reconciler
 from sagittal.worker.hosting.registry import Selection
 from sagittal.worker.metrics import WorkerMetrics
@@ -371,3 +373,19 @@ def test_the_load_that_a_job_waits_for_is_a_span_of_that_jobs_trace(make_site):
     assert spans == [("load model", "its trace", "the job", "switch"), True]
     site.update(says=1)
     assert len(spans) == 2, "a load that no job asked for is in nobody's trace"
+
+
+def test_a_change_that_could_not_be_read_is_read_at_the_next_turn(make_site, monkeypatch):
+    def away(**_):
+        raise Unavailable("the queue cannot be reached")
+
+    monkeypatch.setattr(reconciler, "AWAY_PAUSE", 0.0)
+    site = make_site()
+    site.register()
+    site.registry.call(lambda models: models.unregister("switch", "1"))
+    with monkeypatch.context() as patched:
+        patched.setattr(site.models._registry, "desired", away)
+        site.models.turn(batch_size=4, stopped=NEVER, read=True)  # as after the notification
+    assert site.hosted() is not None
+    site.models.turn(batch_size=4, stopped=NEVER, read=False)
+    assert site.hosted() is None

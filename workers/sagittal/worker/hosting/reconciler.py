@@ -261,6 +261,7 @@ class Reconciler:
 
     def _look(self) -> None:
         """Applies changes of the registry. While a model cannot be served, it reads the states of other workers too."""
+        self._next_read = 0.0  # again immediately if this fails
         urgent = any(one.message for one in list(self._hosted.values()))
         desired = self._registry.desired(urgent=urgent)
         self._next_read = time.monotonic() + (0.0 if urgent else READ)
