@@ -238,7 +238,7 @@ def report(found: Mapping[str, Mapping[str, cache.Record]]) -> str:
     titles = {
         "sets-jpeg": '`certify_after="jpeg-95"`, the default',
         "sets-8-bit": '`certify_after="rounding"`',
-        "sets-tensors": "tensors, as before; up to 40 backgrounds",
+        "sets-tensors": "tensors without 8-bit pixels; up to 40 backgrounds",
     }
     rows = [_sets_row(title, list(found[name].values())) for name, title in titles.items() if found[name]]
     header = ["search on", "images", "sets", "mean size", "hold after rounding", "after JPEG 95", "after a shift"]

@@ -17,7 +17,8 @@ Means over {images} shipped images, EfficientNet-Lite0 at 224 x 224, no cache. *
 are insertion and deletion, which are measured after the search for every method with a heatmap. Seconds are processor
 time of one thread, and scale with the model: one evaluation without gradient took {forward:.0f} ms. The fit of the
 concept set is not included. The images are inputs of the model, without 8-bit pixels. For image files,
-`minimal-sufficient-explanations` spends up to 294 evaluations more for each set, so that it survives a JPEG file.
+`minimal-sufficient-explanations` spends about 294 evaluations more for a set, at most, to find one near it that
+survives a JPEG file.
 `make bench-costs` measures the table again; this one is from {machine}.
 """
 

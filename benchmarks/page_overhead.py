@@ -1,9 +1,9 @@
 """Processor time per event through the page (Connect over HTTP/1.1), beside native gRPC; and the page's first event.
 
 Partial masks of 28 x 28 cells, as a search sends them. Live: many jobs at once, each event sent on its own. Replayed:
-the stored events of ended jobs. Counted is the processor time of the service, which serves the page, too; and with
-sagittal-page beside it, of both. The callers and Redis do the same work on all sides. The first event is measured in
-Chromium, by the page itself: from the click on Explain until the browser has drawn the first event of the job.
+the stored events of ended jobs. The processor time of the service is counted, which serves the page too, and that of
+sagittal-page if it runs beside the service. The callers and Redis do the same work on all sides. The first event is
+measured in Chromium, by the page itself: from the click on Explain until the browser has drawn the job's first event.
 """
 
 import argparse

@@ -20,8 +20,8 @@ CONNECTIONS_PER_CALL = 4
 #: Connections that may wait until they are accepted.
 BACKLOG = 1024
 
-#: Longest wait until the server accepts connections, and between two looks, in seconds.
-_START_SECONDS, _LOOK_SECONDS = 30.0, 0.01
+#: Longest wait until the server accepts connections, and between two attempts to connect, in seconds.
+_START_SECONDS, _RETRY_SECONDS = 30.0, 0.01
 
 _log = structlog.get_logger(__name__)
 
@@ -158,7 +158,7 @@ class HttpServer:
                 try:
                     _, writer = await asyncio.open_connection(_reachable(host), port)
                 except OSError:
-                    await asyncio.sleep(_LOOK_SECONDS)
+                    await asyncio.sleep(_RETRY_SECONDS)
                     continue
                 writer.close()
                 return

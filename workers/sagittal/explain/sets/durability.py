@@ -185,7 +185,7 @@ def _choices(patches: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 def robustness_after(plain: Memo, altered: Memo, bits: int) -> Steps[Robustness]:
-    """Returns what holds of a set before and after the alteration, from scores in full precision; no draws."""
+    """Returns if a set is sufficient and minimal before and after the alteration, from scores in full precision."""
     for memo in (plain, altered):
         yield from memo.measure([bits, *removals(bits)])
     kinds = {AlterationKind.ROUNDING: plain, AlterationKind.JPEG: altered}

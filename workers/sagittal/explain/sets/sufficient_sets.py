@@ -220,7 +220,7 @@ class SetSearch:
         return chosen
 
     def _robustness(self, bits: int) -> Steps[Robustness | None]:
-        """Returns what holds of a set after a file; None if that is not asked for."""
+        """Returns whether a certificate holds after a file; None if that is not asked for."""
         return None if self.altered is None else (yield from robustness_after(self.memo, self.altered, bits))
 
     def _add(self, claim: Claim, causal: CausalTriple | None, robust: Robustness | None = None) -> SufficientSet:
