@@ -67,10 +67,10 @@ def confirm(
         if candidate.kind not in WHOLE and _is_strong(tests[-1], thresholds):
             laboratory.set_apart(candidate)
         on_tested(number, len(candidates))
-    adjusted = adjust([each.p for each in tests])
+    places = [_place(evidence, each.candidate) for each in tests]
+    adjusted = adjusted_values(tests, places, thresholds)
     rows, found = [], []
-    for number, (each, q) in enumerate(zip(tests, adjusted, strict=True), start=1):
-        place = _place(evidence, each.candidate)
+    for number, (each, q, place) in enumerate(zip(tests, adjusted, places, strict=True), start=1):
         severity, by = severity_of(each, q, place, thresholds)
         rows.append(_row(each, q, place, severity))
         if severity:
@@ -87,6 +87,18 @@ def _is_strong(tested: Tested, thresholds: Thresholds) -> bool:
     """Returns whether a candidate alone, before the adjustment for all, is a finding of severity medium."""
     effects = [each.low for each in (tested.removed, tested.added) if each is not None]
     return tested.p <= thresholds.false_discovery_rate and max(effects, default=0.0) >= thresholds.medium
+
+
+def adjusted_values(
+    tests: Sequence[Tested], places: Sequence[tuple[str, float | None]], thresholds: Thresholds
+) -> list[float]:
+    """Returns the adjusted p-values: 1 for candidates that are no findings whatever their p-value.
+
+    A candidate on the object, or with a weak effect, may have a very small p-value. Counted as a discovery, it would
+    let more of the others pass, of which all findings could be false.
+    """
+    able = [bool(severity_of(each, 0.0, place, thresholds)[0]) for each, place in zip(tests, places, strict=True)]
+    return adjust([each.p if counts else 1.0 for each, counts in zip(tests, able, strict=True)])
 
 
 def _place(evidence: Sequence[Evidence], candidate: Candidate) -> tuple[str, float | None]:

@@ -1,12 +1,14 @@
 """A spurious reason is found, and only if an intervention confirms it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from audited_world import MARK, draw, evidence_of, scorer
 
 from sagittal.audit import candidates, interventions
 from sagittal.audit.candidates import Candidate
-from sagittal.audit.confirmation import confirm, severity_of
+from sagittal.audit.confirmation import adjusted_values, confirm, severity_of
 from sagittal.audit.evidence import to_pixels
 from sagittal.audit.findings import Thresholds
 from sagittal.audit.statistics import measure_effect
@@ -77,6 +79,17 @@ def test_removing_alone_gives_a_low_severity_if_the_object_is_unknown() -> None:
         tested = interventions.Tested(candidate=candidate, removed=removed, added=added)
         severities += [severity_of(tested, 0.01, (place, None), Thresholds())[0] for place in ("unknown", "outside")]
     assert severities == ["low", "high", "medium", "high"]
+
+
+def test_candidates_that_are_no_findings_do_not_let_others_pass() -> None:
+    candidate = Candidate(group="red", kinds=("place",), regions={})
+    strong = replace(measure_effect(np.full(6, 0.6), np.zeros((6, 3))), p=1e-4)
+    tests = [
+        interventions.Tested(candidate=candidate, removed=each, added=None)
+        for each in (*[strong] * 10, replace(strong, low=0.001), replace(strong, p=0.015))
+    ]
+    places = [*[("on the object", 0.0)] * 10, *[("outside the object", 1.0)] * 2]
+    assert adjusted_values(tests, places, Thresholds()) == pytest.approx([1.0] * 11 + [12 * 0.03])
 
 
 def test_every_tested_candidate_has_an_adjusted_p_value(poisoned) -> None:
