@@ -43,8 +43,18 @@ class Scripts:
 
     def snapshot(self) -> Mapping[bytes, bytes]:
         """Returns every key with its whole value, except the election of a sweeper, which passes by itself."""
-        keys = sorted(self.client.scan_iter(match=f"{self.root}*", count=1000))
-        return {key: self.client.dump(key) for key in keys if not key.endswith(b":sweeper")}
+        keys = [key for key in self.stored_keys() if not key.endswith(b":sweeper")]
+        with self.client.pipeline(transaction=False) as pipeline:
+            for key in keys:
+                pipeline.dump(key)
+            return dict(zip(keys, pipeline.execute(), strict=True))
+
+    def stored_keys(self) -> list[bytes]:
+        return self.client.keys(f"{self.root}*")
+
+    def delete_keys(self) -> None:
+        """Deletes what a test leaves, which would make each later look at all keys longer."""
+        self.client.unlink(*self.stored_keys())
 
 
 def plain_job(**changes: object) -> NewJob:

@@ -174,6 +174,7 @@ def test_extremes_are_refused_without_a_trace_or_do_no_harm_to_others(client, na
             arguments[position] = data.draw(st.sampled_from(EXTREMES))
     call(prepared, name, arguments)
     use_as_a_neighbour(prepared.scripts)
+    prepared.scripts.delete_keys()
 
 
 @pytest.mark.parametrize("extreme", EXTREMES, ids=repr)
@@ -185,6 +186,7 @@ def test_each_number_of_submit_settle_and_sweep_at_each_extreme(client, extreme)
             arguments[position] = extreme
             call(prepared, name, arguments)
     use_as_a_neighbour(prepared.scripts)
+    prepared.scripts.delete_keys()
 
 
 @pytest.mark.parametrize("server", ["valkey", "redis"])

@@ -111,7 +111,7 @@ local function fault_of_job(job)
   local empty, wrong = first_empty(job, JOB_TEXTS), first_not_number(job, JOB_NUMBERS)
   if empty then return empty .. ' is missing' end
   if wrong then return wrong .. ' is not a number' end
-  for _, name in ipairs({'deadline', 'upto'}) do
+  for _, name in ipairs({'deadline', 'upto', 'ended'}) do
     if job[name] ~= '' and not stored(job[name]) then return name .. ' is not a number' end
   end
   if not identifier(job.run) then return 'run is not an identifier' end
