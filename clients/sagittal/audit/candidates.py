@@ -21,8 +21,9 @@ MAX_CHANCE = 1e-3
 #: Largest number of candidates of one kind in a group.
 MOST_OF_A_KIND = 2
 
-#: Radii within which appearances are alike: Hellinger distances of crops, Euclidean distances of mean colours.
-CROP_RADII, COLOUR_RADII = (0.15, 0.25, 0.35), (0.04, 0.08, 0.12)
+#: Radii within which appearances are alike: Hellinger distances of crops, Euclidean distances of mean colours, and of
+#: the logarithms of their ratios.
+CROP_RADII, COLOUR_RADII, TINT_RADII = (0.15, 0.25, 0.35), (0.04, 0.08, 0.12), (0.05, 0.1, 0.2, 0.3)
 
 #: Largest number of crops (about) or images of a group, and of the others, whose appearances are compared.
 MOST_COMPARED = 2_000
@@ -49,6 +50,9 @@ KINDS: Mapping[str, str] = {
 }
 
 
+#: Suspects of which an image may be one of the images: its region outside the object, its background and its colour.
+SUSPECTED = 3
+
 #: Kinds that are no regions.
 WHOLE = ("background", "colour")
 
@@ -68,6 +72,8 @@ class Candidate:
     """Whether it is at one place in all images."""
     concept: str = ""
     """Name of the concept that fires there, if it was found by one."""
+    screened: bool = False
+    """Whether its images were chosen because their score falls without it, so that only adding can confirm it."""
 
     @property
     def kind(self) -> str:
@@ -94,6 +100,49 @@ def find_candidates(evidence: Sequence[Evidence]) -> list[Candidate]:
         found += _backgrounds(evidence, group, members)
         found += _colours(evidence, colours, group, members, others)
     return found
+
+
+def suspects(evidence: Sequence[Evidence]) -> list[Candidate]:
+    """Returns what may matter in a few images of a group only, for `Laboratory.screen` to find these: regions first."""
+    regions = [each.regions for each in evidence]
+    groups = groups_of(evidence).items()
+    everything = np.ones_like(evidence[0].saliency, bool)
+    found = [each for group, members in groups for each in _outside(evidence, regions, group, members)]
+    found += [each for group, members in groups for each in _backgrounds(evidence, group, members)]
+    return found + [
+        Candidate(group=group, kinds=("colour",), regions=dict.fromkeys(members, everything))
+        for group, members in groups
+    ]
+
+
+def largest_alike(evidence: Sequence[Evidence], candidate: Candidate, images: Sequence[int]) -> list[int]:
+    """Returns those of some images whose background or tint is alike, and unlike that of the candidate's other images.
+
+    Args:
+        evidence: The explained images.
+        candidate: A background, or a colour.
+        images: Positions of some of the candidate's images.
+    """
+    rest = [index for index in candidate.regions if index not in set(images)]
+    features, radii = (_background, CROP_RADII) if candidate.kind == "background" else (_tint, TINT_RADII)
+    mine, theirs = _some(np.array(images)), _some(np.array(rest, np.int64))
+    looks = [np.array([features(evidence[index]) for index in each]) for each in (mine, theirs)]
+    counts = len(mine), len(theirs)
+    for chosen, _ in _clusters(looks[0], mine, looks[1], theirs, counts, radii):
+        return [int(mine[place]) for place in chosen]
+    return []
+
+
+def _background(evidence: Evidence) -> NDArray[np.float32]:
+    inside = evidence.inside
+    picture = evidence.picture()
+    return appearance(picture, np.ones(picture.shape[:2], bool) if inside is None or inside.all() else ~inside)
+
+
+def _tint(evidence: Evidence) -> NDArray[np.float64]:
+    """Returns the logarithms of red and blue over green, of shape (2,), which do not depend on brightness."""
+    red, green, blue = evidence.picture().reshape(-1, 3).mean(0) + 1
+    return np.log([red / green, blue / green])
 
 
 def _places(

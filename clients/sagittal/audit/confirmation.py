@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sagittal.audit.candidates import WHOLE, Candidate, find_candidates
+from sagittal.audit.candidates import WHOLE, Candidate, find_candidates, suspects
 from sagittal.audit.evidence import Cells, Evidence, box_of, to_pixels
 from sagittal.audit.findings import SEVERITIES, Finding, ListedImage, Thresholds
 from sagittal.audit.interventions import Laboratory, Score, Tested
@@ -58,15 +58,8 @@ def confirm(
         seed: Seed of all random choices.
         on_tested: Called after each test.
     """
-    # regions first: an image with one is no example of a background or a colour
-    candidates = sorted(find_candidates(evidence), key=lambda each: each.kind in WHOLE)
     laboratory = Laboratory(evidence, score, seed)
-    tests = []
-    for number, candidate in enumerate(candidates, start=1):
-        tests.append(laboratory.test(laboratory.without_known(candidate)))
-        if candidate.kind not in WHOLE and _is_strong(tests[-1], thresholds):
-            laboratory.set_apart(candidate)
-        on_tested(number, len(candidates))
+    tests = _test_all(laboratory, evidence, thresholds, on_tested)
     places = [_place(evidence, each.candidate) for each in tests]
     adjusted = adjusted_values(tests, places, thresholds)
     rows, found = [], []
@@ -81,6 +74,28 @@ def confirm(
             found.append(Confirmed(finding, each, regions))
     found.sort(key=lambda each: (SEVERITIES.index(each.finding.severity), each.finding.effect), reverse=True)
     return Confirmation(found, rows, laboratory)
+
+
+def _test_all(
+    laboratory: Laboratory, evidence: Sequence[Evidence], thresholds: Thresholds, on_tested: OnTested
+) -> Sequence[Tested]:
+    """Tests all candidates: regions, then what matters in a few images only, then backgrounds and colours of groups.
+
+    An image in which something that was tested before changes the model is no example of a background or a colour.
+    """
+    candidates = find_candidates(evidence)
+    turns = [(each, False) for each in candidates if each.kind not in WHOLE]
+    turns += [(each, True) for each in suspects(evidence)]
+    turns += [(each, False) for each in candidates if each.kind in WHOLE]
+    tests = []
+    for number, (each, is_suspect) in enumerate(turns, start=1):
+        chosen = laboratory.screen(each, thresholds.medium) if is_suspect else laboratory.without_known(each)
+        if chosen is not None:
+            tests.append(laboratory.test(chosen))
+            if (is_suspect or each.kind not in WHOLE) and _is_strong(tests[-1], thresholds):
+                laboratory.set_apart(chosen)
+        on_tested(number, len(turns))
+    return tests
 
 
 def _is_strong(tested: Tested, thresholds: Thresholds) -> bool:

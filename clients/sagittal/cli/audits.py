@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from sagittal.audit.candidates import SUSPECTED
 from sagittal.audit.dataset import METRICS, read_dataset
 from sagittal.audit.findings import SEVERITIES, Audit, Thresholds, compare, describe, junit
 from sagittal.audit.interventions import RECEIVERS
@@ -108,7 +109,7 @@ def run(
         method=Method(method, **parse_settings(settings)), metrics=METRICS,
     )  # fmt: skip
     tell_estimate(found, len(dataset.images), err=True)
-    then = f"then up to {_FOR_A_CANDIDATE} model evaluations for each candidate"
+    then = f"then up to {SUSPECTED} model evaluations for each image, {_FOR_A_CANDIDATE} for each candidate"
     echo(f"{then}, and {RECEIVERS} for each image of a finding's group", err=True)
     for name, why in dataset.left_out.items():
         echo(f"left out: {name}: {why}", err=True)

@@ -139,7 +139,7 @@ async def test_a_data_set_is_audited_and_running_it_again_computes_nothing(stack
     assert len(worker.leases) == computed
     assert "1 items run again" in again.output
     assert f"{2 * COUNT + 1} images" in first.output or "nothing is known" in first.output
-    assert "then up to 216 model evaluations for each candidate" in first.output
+    assert "then up to 3 model evaluations for each image, 216 for each candidate" in first.output
     assert "not explained: red/damaged.png" in first.output
     found = json.loads((out / "findings.json").read_text())
     assert found["findings"][0]["group"] == "red"

@@ -39,6 +39,27 @@ def test_pasting_regions_of_a_random_group_is_seldom_significant() -> None:
     assert np.mean(np.array(values) <= 0.05) <= 0.15
 
 
+def test_choosing_images_by_the_fall_without_a_region_makes_pasting_it_no_more_significant() -> None:
+    region = np.zeros((GRID, GRID), bool)
+    region[3, 3] = True
+    candidate = Candidate(group="False", kinds=("outside",), regions=dict.fromkeys(range(GROUP), region))
+    values = []
+    for seed in range(60):
+        world = laboratory(seed)
+        falls = sorted(
+            world.evidence[index].score - after
+            for index, after in enumerate(
+                world.score([(world.without(candidate, index, region), 0) for index in range(GROUP)])
+            )
+        )
+        chosen = world.screen(candidate, falls[-8])
+        assert len(chosen.regions) == 8
+        tested = world.test(chosen)
+        assert tested.removed is None
+        values.append(tested.added.p)
+    assert np.mean(np.array(values) <= 0.05) <= 0.15
+
+
 @pytest.mark.parametrize(("count", "tested", "controls"), [(8, 8, 1), (30, 24, 1), (16, 8, 1), (60, 12, 3)])
 def test_no_image_is_its_own_control_or_that_of_two(count: int, tested: int, controls: int) -> None:
     images = list(range(tested))

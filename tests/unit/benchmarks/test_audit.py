@@ -18,13 +18,13 @@ def test_retrieval_is_measured_as_by_hand() -> None:
     assert audit.precision_of(has, np.array([0.9, 0.8, 0.5, 0.1])) == pytest.approx((1 + 2 / 3) / 2)
 
 
-def test_every_mark_is_planted_at_three_shares_beside_clean_networks() -> None:
+def test_every_mark_is_planted_at_three_shares_beside_as_many_clean_networks() -> None:
     found = audit.variants()
-    assert {(each.kind, each.share) for each in found if each.kind} == {
-        (kind, share) for kind in MARKS for share in (0.05, 0.1, 0.3)
-    }
-    clean = [each.seed for each in found if not each.kind]
-    assert len(clean) == len(set(clean)) >= 5
+    poisoned, clean = ([each for each in found if bool(each.kind) == has] for has in (True, False))
+    assert {(each.kind, each.share) for each in poisoned} >= {(kind, at) for kind in MARKS for at in (0.05, 0.1, 0.3)}
+    assert len(poisoned) == len(clean) == 20
+    assert len({each.seed for each in found}) == 40
+    assert min(each.seed for each in found) >= 100
 
 
 def test_a_pipeline_stops_at_a_new_shortcut_and_not_without_one() -> None:
