@@ -19,7 +19,8 @@ from sagittal.audit.findings import Audit, Thresholds
 from sagittal.audit.interventions import Score
 from sagittal.audit.report import audit_html
 from sagittal.audit.sufficiency import Sufficiency, count_sets
-from sagittal.bulk.output import read_explanations, read_failures
+from sagittal.bulk.failures import read_failures
+from sagittal.bulk.shards import read_explanations
 from sagittal.client import ConceptContribution, Explanation, InvalidRequest, Model, Preprocessing
 from sagittal.imaging.fitting import fit_to_input, frame_of
 from sagittal.imaging.masks import patch_mask, place_mask, place_patches

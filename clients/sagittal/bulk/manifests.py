@@ -15,7 +15,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -205,9 +205,12 @@ def _is_image(name: str) -> bool:
 
 
 def _folder_items(store: Store, folder: str) -> Iterator[BatchItem]:
+    within = lru_cache(partial(posixpath.relpath, start=folder))  # too slow to call for each file
     for path in store.walk(folder):
         if _is_image(path):
-            yield BatchItem(key=posixpath.relpath(path, folder), image=partial(store.read, path))
+            place, name = posixpath.split(path)
+            key = posixpath.normpath(posixpath.join(within(place), name))
+            yield BatchItem(key=key, image=partial(store.read, path))
 
 
 def _count_folder(store: Store) -> int | None:

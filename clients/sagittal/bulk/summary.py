@@ -7,8 +7,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from sagittal.bulk.output import naming_deleted, read_column, read_failures
+from sagittal.bulk.failures import read_failures
+from sagittal.bulk.output import naming_deleted
 from sagittal.bulk.runs import Plan
+from sagittal.bulk.shards import read_column
 from sagittal.client.batches import Batch
 from sagittal.client.extras import import_extra
 

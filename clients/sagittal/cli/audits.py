@@ -16,7 +16,7 @@ from sagittal.audit.runs import audit as audit_evidence
 from sagittal.audit.runs import read_evidence
 from sagittal.audit.scores import ServiceScores
 from sagittal.audit.sufficiency import PAPER_AREA, Estimate, SetsChange, compare_sets, why_not_comparable
-from sagittal.bulk.output import read_failures
+from sagittal.bulk.failures import read_failures
 from sagittal.bulk.runs import Plan, new_name
 from sagittal.cli.batches import batch_options, explain_items, flowing, forget_failures
 from sagittal.cli.connection import connected

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from sagittal.bulk.failures import read_failures, remedy_for
 from sagittal.bulk.manifests import Manifest, open_manifest
-from sagittal.bulk.output import Output, OutputInUse, read_failures, remedy_for
+from sagittal.bulk.output import Output, OutputInUse
 from sagittal.bulk.runs import Plan, Progress, checked_plan, new_name
 from sagittal.bulk.runs import run as run_plan
 from sagittal.bulk.summary import write_summary

@@ -17,7 +17,7 @@ from sagittal.client.gathering import parse_explanation
 from sagittal.client.images import ImageLike, encode_image
 from sagittal.client.methods import Method, MethodLike, pack_method, resolve_method
 from sagittal.client.models import Model
-from sagittal.client.parsing import parse
+from sagittal.client.parsing import enum_name, parse
 from sagittal.client.read_ahead import ReadAhead
 from sagittal.client.requests import (
     Baseline,
@@ -165,7 +165,7 @@ class BatchResult:
 
 def parse_item(message: service_pb.BatchItem) -> BatchResult:
     """Returns an item."""
-    state = service_pb.BatchItemState.Name(message.state).removeprefix("BATCH_ITEM_STATE_").lower()
+    state = enum_name(service_pb.BatchItemState.DESCRIPTOR, message.state).replace("-", "_")
     error: SagittalError | None = None
     if message.HasField("failure"):
         error = from_status(message.failure, job_id=message.job_id)
@@ -281,6 +281,14 @@ class Window:
         with self._lock:
             fits = len(self._entries) < self._in_flight and self._bytes < self._max_bytes
             return bool(self._unsent) or (fits and not self._exhausted)
+
+    @property
+    def is_low(self) -> bool:
+        """Whether to wake the sender: it then sends several items, because to wake it for each costs more."""
+        with self._lock:
+            most, most_bytes = self._in_flight - max(self._in_flight // 8, 1), self._max_bytes * 7 // 8
+            low = len(self._entries) <= most and self._bytes <= most_bytes
+            return bool(self._unsent) or (not self._entries if self._exhausted else low)
 
     def next_request(self) -> service_pb.AddBatchItemsRequest | None:
         """Returns the next request to send; None if there is none now. Waits for the image."""

@@ -1,6 +1,6 @@
 """Gathers the events of a job to its explanation."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -24,8 +24,7 @@ from sagittal.client.events import (
 )
 from sagittal.client.explained_image import ExplainedImage
 from sagittal.client.explanation import Explanation, Graph
-from sagittal.client.jobs import parse_job
-from sagittal.client.parsing import parse_event
+from sagittal.client.parsing import enum_name, parse_event
 from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import tensor_pb2
 
@@ -126,12 +125,14 @@ def terminal_error(event: pb.ExplanationEvent) -> SagittalError | None:
     return None
 
 
-def parse_explanation(message: pb.Explanation) -> Explanation:
-    """Returns the explanation of a stored job, from its events so far."""
+def parse_explanation(message: pb.Explanation, *, without: Container[str] = ()) -> Explanation:
+    """Returns the explanation of a stored job, from its events so far, `without` those of some kinds."""
     gathering, error = Gathering(model=message.model, job_id=message.job_id), None
     for event in message.events:
+        if event.WhichOneof("event") in without:
+            continue
         failure = terminal_error(event)
         if failure is None:
             gathering.add(parse_event(event))
         error = failure or error
-    return gathering.explanation(parse_job(message).state, error)
+    return gathering.explanation(enum_name(pb.JobState.DESCRIPTOR, message.state), error)

@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache, partial
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 from google.protobuf import duration_pb2, timestamp_pb2
-from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from sagittal.client import events
@@ -19,6 +20,9 @@ from sagittal.v1 import explanation_pb2 as pb
 from sagittal.v1 import tensor_pb2
 
 T = TypeVar("T")
+
+#: A function that reads a message, or converts a value of one.
+Read = Callable[[Any], Any]
 
 #: Dataclass of each field of `ExplanationEvent` that holds an event; the other fields are errors or answers.
 KINDS: Mapping[str, type[Event]] = {
@@ -80,38 +84,59 @@ def targets_of(kind: type) -> tuple[Target, ...]:
 
 def values_of(kind: Any, message: Message, *given: str) -> dict[str, Any]:
     """Returns the fields of a dataclass that a message has, except the given ones."""
-    fields: Mapping[str, Any] = message.DESCRIPTOR.fields_by_name
-    return {
-        target.name: _value(message, fields[target.source], target)
+    return {name: read(message) for name, read in readers_of(kind, message.DESCRIPTOR, given)}
+
+
+@cache
+def readers_of(kind: type, described: Descriptor, given: tuple[str, ...] = ()) -> tuple[tuple[str, Read], ...]:
+    """Returns the fields of a dataclass that messages of a type have, with the functions that read them."""
+    fields: Mapping[str, Any] = described.fields_by_name
+    return tuple(
+        (target.name, _reader(fields[target.source], target))
         for target in targets_of(kind)
         if target.name not in given and target.source in fields
-    }
+    )
 
 
-def _value(message: Message, field: FieldDescriptor, target: Target) -> Any:
-    if target.optional and not message.HasField(field.name):
-        return None
-    value = getattr(message, field.name)
-    if get_origin(target.kind) is Mapping:
-        return dict(value)
-    if not field.is_repeated:
-        return _single(field, value, target.kind)
-    if get_origin(target.kind) is np.ndarray:
-        return np.array(value, np.float32)
-    return tuple(_single(field, each, get_args(target.kind)[0]) for each in value)
+def _reader(field: FieldDescriptor, target: Target) -> Read:
+    read = _present(field, target.kind)
+    if not target.optional:
+        return read
+    return lambda message: read(message) if message.HasField(field.name) else None
 
 
-def _single(field: FieldDescriptor, value: Any, kind: Any) -> Any:
+def _present(field: FieldDescriptor, kind: Any) -> Read:
+    """Returns the function that reads a field which is set or has a default."""
+    value = attrgetter(field.name)
+    if get_origin(kind) is Mapping:
+        return lambda message: dict(value(message))
+    if field.is_repeated and get_origin(kind) is np.ndarray:
+        return lambda message: np.array(value(message), np.float32)
+    convert = _converter(field, get_args(kind)[0] if field.is_repeated else kind)
+    if convert is None:
+        return (lambda message: tuple(value(message))) if field.is_repeated else value
+    if field.is_repeated:
+        return lambda message: tuple(map(convert, value(message)))
+    return lambda message: convert(value(message))
+
+
+def _converter(field: FieldDescriptor, kind: Any) -> Read | None:
+    """Returns the function that converts one value of a field; None if it stays as it is."""
     if field.enum_type:
-        return enum_name(field.enum_type, value)
+        return partial(enum_name, field.enum_type)
     if not field.message_type:
-        return value
+        return None
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return parse(kind, value)
-    try:
-        return _CONVERTERS[field.message_type.full_name](value)
-    except (ValueError, OverflowError) as error:
-        raise InternalError(f"{field.full_name} cannot be read: {error}") from error
+        return partial(parse, kind)
+    known = _CONVERTERS[field.message_type.full_name]
+
+    def convert(value: Any) -> Any:
+        try:
+            return known(value)
+        except (ValueError, OverflowError) as error:
+            raise InternalError(f"{field.full_name} cannot be read: {error}") from error
+
+    return convert
 
 
 def to_datetime(time: timestamp_pb2.Timestamp) -> datetime:
@@ -124,6 +149,7 @@ def to_seconds(duration: duration_pb2.Duration) -> float:
     return duration.seconds + duration.nanos / 1e9
 
 
+@lru_cache(maxsize=1024)
 def enum_name(enum: EnumDescriptor, value: int) -> str:
     """Returns an enum value as a lower-case name, such as "line-search"; empty if it is not specified."""
     prefix = enum.values[0].name.removesuffix("UNSPECIFIED")

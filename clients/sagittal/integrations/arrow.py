@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Unpack
 
+from sagittal.bulk.failures import failure_document
 from sagittal.bulk.manifests import Row, row_items
-from sagittal.bulk.output import FIGURES, failure_document
+from sagittal.bulk.shards import FIGURES
 from sagittal.client import Client
 from sagittal.client.batches import BatchResult
 from sagittal.client.documents import explanation_row

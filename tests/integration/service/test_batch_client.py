@@ -13,6 +13,7 @@ from sagittal.client.errors import AlreadyExists, InvalidRequest, NotFound
 from sagittal.client.models import parse_model
 from sagittal.client.read_ahead import ReadAhead
 from sagittal.core.jobs import JobState
+from sagittal.v1 import batch_service_pb2 as service_pb
 from sagittal.v1 import explanation_pb2
 
 from .support import Run, Stack, eventually, explain_readably, lamp, picture, quick_settings, running
@@ -212,4 +213,24 @@ def test_a_window_is_bounded_in_bytes_and_sends_again_what_has_no_result() -> No
     assert (sent.batch, sent.key, window.has_room) == ("night", "item-0", False)
     window.reopen()
     assert window.next_request() is sent
+    source.close()
+
+
+def test_a_sender_is_woken_for_several_items_and_when_none_is_left() -> None:
+    source = ReadAhead(images(*range(17)), read_lamp, readers=2, ahead=4)
+    window = Window("night", source, in_flight=16, max_bytes=2**20, renew=False)
+
+    def end(key: str) -> bool:
+        item = service_pb.BatchItem(key=key, state=service_pb.BATCH_ITEM_STATE_COMPLETED)
+        assert window.admit(service_pb.AddBatchItemsResponse(item=item)) is not None
+        return window.is_low
+
+    sent = [window.next_request().key for _ in range(16)]
+    assert (window.has_room, window.is_low) == (False, False)
+    assert [end(key) for key in sent[:2]] == [False, True], "an eighth of the window is free"
+    window.admit(service_pb.AddBatchItemsResponse(lost=sent[2]))
+    assert window.is_low, "an item is to be sent again"
+    assert [window.next_request().key, window.next_request().key] == [sent[2], "item-16"]
+    assert window.next_request() is None
+    assert [end(key) for key in (*sent[2:], "item-16")] == [False] * 14 + [True], "nothing is left to send"
     source.close()

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from sagittal.bulk import Output, OutputError
-from sagittal.bulk.output import read_explanations
+from sagittal.bulk.shards import read_explanations
 from sagittal.client.batches import BatchResult, parse_item
 from sagittal.client.errors import InvalidImage, JobBuried
 from sagittal.client.images import to_tensor

@@ -48,8 +48,9 @@ class Feed(AsyncIterator[service_pb.AddBatchItemsRequest]):
         self._ended = False
 
     def look(self) -> None:
-        """Notes that the window may have room."""
-        self._changed.set()
+        """Continues to send if the window has room for several items."""
+        if self._window.is_low:
+            self._changed.set()
 
     def end(self) -> None:
         """Ends the requests."""
