@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sagittal.audit.evidence import Cells, Evidence, Pixels, box_of, connected, groups_of, overlap, to_pixels
+from sagittal.audit.evidence import SAME, Cells, Evidence, Pixels, box_of, connected, groups_of, overlap, to_pixels
 from sagittal.audit.statistics import binomial_tail
 
 #: Fewest images of a group that a candidate must recur in: fewer cannot be told from chance.
@@ -68,8 +68,8 @@ class Candidate:
     """Where it is, by the position of the image. All cells for a whole image."""
     chance: float | None = None
     """Probability that it would recur as often by chance; None if it was found otherwise."""
-    fixed: bool = False
-    """Whether it is at one place in all images."""
+    fixed: Cells | None = None
+    """Its place, if that is the same in all images; `regions` are the parts of it that are not on the object."""
     concept: str = ""
     """Name of the concept that fires there, if it was found by one."""
     screened: bool = False
@@ -170,10 +170,11 @@ def _places(
         if len(having) >= MIN_IMAGES:
             mean = np.mean([salient[index] for index in having], axis=0)
             core = max(connected(mean >= 0.5), key=lambda each: int((each & part).sum()), default=part)
-            chance = float(chances[part].min())
-            yield Candidate(
-                group=group, kinds=("place",), regions=dict.fromkeys(having, core), chance=chance, fixed=True
-            )
+            found = {index: evidence[index].off_object(core) for index in having}
+            found = {index: region for index, region in found.items() if region.any()}
+            if len(found) >= MIN_IMAGES:
+                chance = float(chances[part].min())
+                yield Candidate(group=group, kinds=("place",), regions=found, chance=chance, fixed=core)
 
 
 #: Features of an appearance: bins of colours, and of directions of edges.
@@ -390,4 +391,4 @@ def _same(one: Candidate, other: Candidate) -> bool:
     common = one.regions.keys() & other.regions.keys()
     if len(common) < min(len(one.regions), len(other.regions)) / 2:
         return False
-    return float(np.mean([overlap(one.regions[index], other.regions[index]) for index in common])) >= 0.3
+    return float(np.mean([overlap(one.regions[index], other.regions[index]) for index in common])) >= SAME

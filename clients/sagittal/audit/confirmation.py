@@ -197,7 +197,7 @@ def _finding(
         outside_share=place[1],
         kept=tested.kept,
         box=_usual_box(evidence, candidate),
-        fixed=candidate.fixed,
+        fixed=candidate.fixed is not None,
         concept=candidate.concept,
         listing=listing,
     )

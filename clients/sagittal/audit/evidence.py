@@ -30,6 +30,9 @@ MAX_AREA = 0.15
 #: A cell is on the object if at least this share of it is.
 ON_OBJECT = 0.02
 
+#: Regions are at the same place from this intersection over union.
+SAME = 0.3
+
 #: Regions of an image that are searched, those with most saliency first.
 MAX_REGIONS = 3
 
@@ -75,15 +78,18 @@ class Evidence:
     @property
     def regions(self) -> list[Cells]:
         """The connected regions of salient cells, most saliency first; only those outside the object if it is known."""
-        saliency, inside = self.saliency, self.inside
-        if inside is not None:
-            saliency = np.where(shrink_mask(inside, len(saliency)) >= ON_OBJECT, 0, saliency)
+        saliency = np.where(self.off_object(np.ones_like(self.saliency, bool)), self.saliency, 0)
         peak = float(saliency.max())
         if peak < max(MIN_PEAK, SHARE_OF_WHOLE * float(self.saliency.max())):
             return []
         least = float(np.quantile(saliency, 1 - MAX_AREA))
         found = connected((saliency >= SHARE_OF_PEAK * peak) & (saliency > least))
         return sorted(found, key=lambda each: -float(self.saliency[each].sum()))[:MAX_REGIONS]
+
+    def off_object(self, cells: Cells) -> Cells:
+        """Returns the cells of a region that are not on the object; all if the object is unknown."""
+        inside = self.inside
+        return cells if inside is None else cells & (shrink_mask(inside, len(cells)) < ON_OBJECT)
 
     def outside_share(self, cells: Cells) -> float | None:
         """Returns the share of a region that is not on the object; None if the object is unknown."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.audit.candidates import MIN_IMAGES, WHOLE, Candidate, appearance, largest_alike
-from sagittal.audit.evidence import Cells, Evidence, Pixels, box_of, to_pixels
+from sagittal.audit.evidence import SAME, Cells, Evidence, Pixels, box_of, overlap, to_pixels
 from sagittal.audit.statistics import Effect, measure_effect
 
 Score = Callable[[Sequence[tuple[Pixels, int]]], Sequence[float]]
@@ -67,10 +67,14 @@ class Laboratory:
     seed: int = 0
     _apart: set[int] = field(default_factory=set, init=False)
     """Images with a region that changes the model."""
+    _places: list[tuple[str, Cells]] = field(default_factory=list, init=False)
+    """Groups with a place that changes the model."""
 
     def set_apart(self, candidate: Candidate) -> None:
-        """Uses the images of a candidate, a region, no longer as examples of backgrounds and colours."""
+        """Uses the images of a candidate no longer as examples of backgrounds and colours, nor its place as suspect."""
         self._apart.update(candidate.regions)
+        if candidate.fixed is not None:
+            self._places.append((candidate.group, candidate.fixed))
 
     def without_known(self, candidate: Candidate) -> Candidate:
         """Returns a background or colour in the images that are not set apart, if there are enough of them."""
@@ -87,7 +91,12 @@ class Laboratory:
             candidate: What may matter.
             least: Fall of the class's probability from which it matters in an image.
         """
-        left = [index for index in candidate.regions if index not in self._apart]
+        places = [place for group, place in self._places if group == candidate.group]
+        left = [
+            index
+            for index, region in candidate.regions.items()
+            if index not in self._apart and all(overlap(region, each) < SAME for each in places)
+        ]
         if not len(self._others(candidate)):
             return None
         edited = [self.without(candidate, index, candidate.regions[index]) for index in left]
@@ -144,7 +153,10 @@ class Laboratory:
         centre, region = next(iter(candidate.regions.items()))
         if candidate.kind == "background":
             missing = [index for index in missing if self.evidence[index].read_inside is not None]
-        if candidate.fixed or region.all():
+        if candidate.fixed is not None:
+            placed = {index: self.evidence[index].off_object(candidate.fixed) for index in missing}
+            return found | {index: each for index, each in placed.items() if each.any()}
+        if region.all():
             return found | dict.fromkeys(missing, region)
         picture = self.evidence[centre].picture()
         wanted = appearance(picture, to_pixels(region, picture.shape[0]))

@@ -49,6 +49,18 @@ def test_exactly_the_marked_images_are_listed_for_cleaning(poisoned) -> None:
     assert {each.box for each in poisoned.confirmed[0].finding.listing} == {(24, 24, 32, 32)}
 
 
+def test_a_place_is_searched_only_where_it_is_not_on_the_object() -> None:
+    evidence = evidence_of(draw(12, marked=8), reads_mark=True)
+    half, whole = np.zeros((2, *MARK.shape), bool)
+    half[24:, 28:], whole[20:, 20:] = True, True
+    for index, inside in enumerate((half, whole)):
+        evidence[index] = replace(evidence[index], read_inside=lambda inside=inside: inside)
+    (place,) = [each for each in candidates.find_candidates(evidence) if each.kind == "place"]
+    assert to_pixels(place.regions[0], len(MARK)).sum() == MARK.sum() / 2
+    assert 1 not in place.regions
+    assert 1 not in interventions.Laboratory(evidence, scorer(reads_mark=True)).regions(place)
+
+
 def test_what_recurs_but_does_not_change_the_model_is_tested_and_is_no_finding() -> None:
     found = audit(reads_mark=False)
     assert any("place" in each["kinds"] for each in found.tested)

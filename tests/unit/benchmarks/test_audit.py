@@ -24,7 +24,7 @@ def test_every_mark_is_planted_at_three_shares_beside_as_many_clean_networks() -
     assert {(each.kind, each.share) for each in poisoned} >= {(kind, at) for kind in MARKS for at in (0.05, 0.1, 0.3)}
     assert len(poisoned) == len(clean) == 20
     assert len({each.seed for each in found}) == 40
-    assert min(each.seed for each in found) >= 100
+    assert min(each.seed for each in found) >= 300
 
 
 def test_a_pipeline_stops_at_a_new_shortcut_and_not_without_one() -> None:
