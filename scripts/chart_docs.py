@@ -239,6 +239,7 @@ OWNED = frozenset(
         "metrics_port",
         "log_format",
         "drain",
+        "page",
         "tokens",
         "worker_name",
         "models_file",

@@ -119,7 +119,9 @@ def test_pods_are_given_the_time_that_draining_takes(render, values: str) -> Non
         pod = workload["spec"]["template"]["spec"]
         container = pod["containers"][0]
         variables = environment(container)
-        drain = float(variables.get("SAGITTAL_DRAIN") or variables["SAGITTAL_PAGE_DRAIN"])
+        drains = [variables[name] for name in ("SAGITTAL_DRAIN", "SAGITTAL_PAGE_DRAIN") if name in variables]
+        assert drains
+        drain = sum(map(float, drains))
         stop = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         assert pod["terminationGracePeriodSeconds"] >= stop + drain + AFTER_DRAIN[component(workload)]
 
@@ -149,6 +151,9 @@ def test_settings_in_the_environment_are_settings_of_the_programs(
         prefix = str(settings.model_config["env_prefix"])
         with monkeypatch.context() as patch:
             for name, value in environment(workload["spec"]["template"]["spec"]["containers"][0]).items():
+                if settings is ServiceSettings and name.startswith("SAGITTAL_PAGE_"):
+                    assert name.removeprefix("SAGITTAL_PAGE_").lower() in PageSettings.model_fields, name
+                    continue
                 top = name.removeprefix(prefix).split("__")[0].lower()
                 assert top in settings.model_fields, name
                 filled = {
@@ -232,8 +237,9 @@ def test_the_service_is_given_the_models_file_of_every_worker(render, values: st
 
 
 def test_selectors_never_change_by_an_upgrade(render) -> None:
-    plain = workloads(render("cpu-only-values.yaml"))
-    changed = workloads(render("cpu-only-values.yaml", "commonLabels.team=vision", "service.podLabels.tier=front"))
+    plain = workloads(render("cpu-only-values.yaml", "page.separate=true"))
+    labels = ("commonLabels.team=vision", "service.podLabels.tier=front")
+    changed = workloads(render("cpu-only-values.yaml", "page.separate=true", *labels))
     assert [w["spec"]["selector"] for w in plain] == [w["spec"]["selector"] for w in changed]
     common = {"app.kubernetes.io/name": "sagittal", "app.kubernetes.io/instance": "rel"}
     assert {w["metadata"]["name"]: w["spec"]["selector"]["matchLabels"] for w in plain} == {
@@ -651,7 +657,7 @@ def test_the_helm_commands_of_the_tutorial_render(render) -> None:
         values, kept = (files[0], ()) if verb == "install" else (values, kept)
         kept += tuple(re.findall(r"--set (\S+)", options))
         rendered = yaml.safe_dump_all(render(values, *kept))
-        for secret in ("sagittal-tls", "sagittal-ca", "sagittal-tokens"):
+        for secret in ("sagittal-tls", "sagittal-tokens"):
             assert (secret in rendered) == (verb == "upgrade")
 
 
@@ -706,7 +712,7 @@ def test_every_other_branch_makes_objects_that_kubernetes_takes(render, values: 
 def test_a_workers_pods_are_labelled_as_it_asks(render) -> None:
     documents = render("cpu-only-values.yaml", "workers[0].podLabels.tier=back", "service.podLabels.tier=front")
     tiers = {component(w): w["spec"]["template"]["metadata"]["labels"].get("tier") for w in workloads(documents)}
-    assert tiers == {"service": "front", "worker": "back", "valkey": None, "page": None}
+    assert tiers == {"service": "front", "worker": "back", "valkey": None}
 
 
 def test_a_worker_has_as_many_threads_as_it_requests_processors_unless_it_is_told(render) -> None:
@@ -840,16 +846,52 @@ def test_whoever_installs_is_warned_of(helm: Path, values: str, options: tuple[s
     assert warning in notes
 
 
-def test_the_page_is_one_value_and_asks_for_what_tls_needs(render) -> None:
-    deployments = kinds(render("ha-values.yaml", "page.enabled=true"), "Deployment")
-    assert "rel-sagittal-page" in {document["metadata"]["name"] for document in deployments}
-    with pytest.raises(ValueError, match=r"page\.caSecret: the service uses TLS"):
-        render("ha-values.yaml", "page.enabled=true", "tls.existingSecret=tls")
-    with pytest.raises(ValueError, match=r"page\.enabled: the service asks for client certificates"):
-        render(
-            "ha-values.yaml",
-            "page.enabled=true",
-            "page.caSecret=ca",
-            "tls.existingSecret=tls",
-            "tls.clientCaSecret=ca",
+def test_the_page_is_one_value_and_runs_in_the_service_or_by_itself(render) -> None:
+    inside, beside = (
+        render("locked-down-values.yaml", "tls.clientCaSecret=", "page.enabled=true", "page.port=8181", *options)
+        for options in (
+            ("page.clients[0].podSelector.matchLabels.proxy=yes",),
+            ("page.separate=true", "page.caSecret=ca", "page.podLabels.tier=front"),
         )
+    )
+    programs = {
+        component(workload): container
+        for workload in workloads(inside)
+        for container in workload["spec"]["template"]["spec"]["containers"][:1]
+    }
+    assert "page" not in programs
+    assert environment(programs["service"]).items() >= {
+        "SAGITTAL_PAGE": "true", "SAGITTAL_PAGE_LISTEN_PORT": "8181"
+    }.items()  # fmt: skip
+    assert {"name": "http", "containerPort": 8181, "protocol": "TCP"} in programs["service"]["ports"]
+    policies = {each["metadata"]["name"]: each["spec"] for each in kinds(inside, "NetworkPolicy")}
+    assert "rel-sagittal-page" not in policies
+    (rule,) = (each for each in policies["rel-sagittal-service"]["ingress"] if each["ports"][0]["port"] == "http")
+    assert rule["from"] == [{"podSelector": {"matchLabels": {"proxy": "yes"}}}]
+
+    (service,) = (each for each in kinds(beside, "Deployment") if component(each) == "service")
+    (container, *_) = service["spec"]["template"]["spec"]["containers"]
+    assert not {name for name in environment(container) if name.startswith("SAGITTAL_PAGE")}
+    assert "page" in {component(workload) for workload in workloads(beside)}
+    names = [each["metadata"]["name"] for each in (*kinds(inside, "Service"), *kinds(beside, "Service"))]
+    assert names.count("rel-sagittal-page") == 2, "the Service has one name, wherever the page runs"
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (("tls.existingSecret=tls", "page.separate=true"), r"page\.caSecret: the service uses TLS"),
+        (
+            ("tls.existingSecret=tls", "tls.clientCaSecret=ca"),
+            r"page\.enabled: the service asks for client certificates",
+        ),
+        (("page.caSecret=ca",), r"page\.caSecret: the page runs in the pods of the service"),
+        (("page.podLabels.tier=front",), r"page\.podLabels: the page runs in the pods of the service"),
+        (("page.port=9090",), r"page\.port: the service has the port 9090"),
+        (("service.resources.limits.memory=800Mi",), r"2 image decoders .* and the page may use more"),
+        (("service.settings.page=true",), r"page"),
+    ],
+)
+def test_values_of_the_page_that_cannot_work_are_refused(render, options: tuple[str, ...], error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        render("ha-values.yaml", "page.enabled=true", *options)

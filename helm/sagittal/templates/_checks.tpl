@@ -10,6 +10,7 @@ Checks that a schema cannot express: values that contradict each other or the in
 {{- fail (printf "service.autoscaling.minReplicas: %d is more than maxReplicas (%d); lower it, or raise maxReplicas" (int .minReplicas) (int .maxReplicas)) -}}
 {{- end -}}
 {{- end -}}
+{{- if .Values.page.enabled -}}{{- include "sagittal.checkPage" . -}}{{- end -}}
 {{- if .Values.valkey.enabled -}}
 {{- include "sagittal.checkValkeyMemory" . -}}
 {{- include "sagittal.checkValkeyName" . -}}
@@ -62,15 +63,36 @@ Checks that a schema cannot express: values that contradict each other or the in
 {{- end -}}
 {{- end -}}
 
-{{- /* The processes that read images may use decode_memory and 60 MB each. */ -}}
+{{- define "sagittal.checkPage" -}}
+{{- if and .Values.tls.existingSecret .Values.tls.clientCaSecret -}}
+{{- fail "page.enabled: the service asks for client certificates (tls.clientCaSecret), and the page has none; use tokens instead" -}}
+{{- end -}}
+{{- if and .Values.page.separate .Values.tls.existingSecret (not .Values.page.caSecret) -}}
+{{- fail "page.caSecret: the service uses TLS (tls.existingSecret); name a secret whose key ca.crt has the authority of its certificate" -}}
+{{- end -}}
+{{- if not .Values.page.separate -}}
+{{- if has (int .Values.page.port) (list (int .Values.service.port) (int .Values.service.metricsPort)) -}}
+{{- fail (printf "page.port: the service has the port %d for something else; choose another" (int .Values.page.port)) -}}
+{{- end -}}
+{{- range $name := list "caSecret" "podAnnotations" "podLabels" "nodeSelector" "tolerations" "affinity" "priorityClassName" "topologySpreadConstraints" -}}
+{{- if get $.Values.page $name -}}
+{{- fail (printf "page.%s: the page runs in the pods of the service, which have their own values; remove it, or set page.separate" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* The processes that read images may use decode_memory and 60 MB each, and the page 256 MiB for open requests. */ -}}
 {{- define "sagittal.checkDecoderMemory" -}}
 {{- with dig "limits" "memory" "" .Values.service.resources -}}
 {{- $settings := $.Values.service.settings -}}
 {{- $decoders := int (dig "images__decode_processes" 2 $settings) -}}
 {{- $memory := int64 (dig "images__decode_memory" 268435456 $settings) -}}
 {{- $needed := mul $decoders (add $memory 62914560) -}}
+{{- $page := ternary " and the page" "" (and $.Values.page.enabled (not $.Values.page.separate)) -}}
+{{- if $page -}}{{- $needed = add $needed 268435456 -}}{{- end -}}
 {{- if gt (float64 $needed) (float64 (include "sagittal.bytes" .)) -}}
-{{- fail (printf "service.settings: %d image decoders of images__decode_memory %d and 60 MB each may use more than the pod's limit (service.resources.limits.memory: %v); lower them, or raise the limit" $decoders $memory .) -}}
+{{- fail (printf "service.settings: %d image decoders of images__decode_memory %d and 60 MB each%s may use more than the pod's limit (service.resources.limits.memory: %v); lower them, or raise the limit" $decoders $memory $page .) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -136,6 +136,23 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
+{{- /* Settings of the page, in the service or in a program of its own. */ -}}
+{{- define "sagittal.pageEnv" -}}
+{{- $page := .Values.page -}}
+- {name: SAGITTAL_PAGE_LISTEN_HOST, value: 0.0.0.0}
+- {name: SAGITTAL_PAGE_LISTEN_PORT, value: {{ $page.port | quote }}}
+- {name: SAGITTAL_PAGE_DRAIN, value: {{ $page.drainSeconds | quote }}}
+{{- with $page.origins }}
+- {name: SAGITTAL_PAGE_ORIGINS, value: {{ join "," . | quote }}}
+{{- end }}
+{{- with $page.tokenHeader }}
+- {name: SAGITTAL_PAGE_TOKEN_HEADER, value: {{ . | quote }}}
+{{- end }}
+{{- with $page.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
 {{- /* A value as an environment variable: large numbers without exponents, structures as JSON. */ -}}
 {{- define "sagittal.setting" -}}
 {{- if kindIs "float64" . -}}
