@@ -13,12 +13,32 @@ from torch import Tensor
 
 from sagittal.explain import Explainer, Problem, parameter
 from sagittal.explain.events import SaliencyMask
-from sagittal.explain.masks.region_search import Regions
 from sagittal.explain.masks.superpixels import superpixels
 from sagittal.explain.steps import Steps
 
 FALL = 0.5
 """Share of the gain at the start of a phase below which the next phase starts."""
+
+
+class Regions:
+    """A partition of the cells of a mask."""
+
+    def __init__(self, labels: Tensor) -> None:
+        """Takes the region of each cell, int64 of shape (size, size)."""
+        self.labels = labels
+        self.count = int(labels.max()) + 1
+        self._areas = torch.bincount(labels.flatten(), minlength=self.count) / labels.numel()
+
+    def masks(self, shown: Tensor) -> Tensor:
+        """Returns masks (n, size, size) for the share (n, regions) by which each region is shown."""
+        return shown[:, self.labels]
+
+    def spread(self, order: Tensor) -> Tensor:
+        """Returns the share of the image that comes after each cell's region in an order, of shape (size, size)."""
+        areas = self._areas[order]
+        after = torch.empty_like(areas)
+        after[order] = 1 - areas.cumsum(0) + areas / 2
+        return after[self.labels]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -243,7 +243,7 @@ class Method(_message.Message):
 
     @_builtins.property
     def ordered_region_search(self) -> Global___OrderedRegionSearch:
-        """Ordered region search: superpixels ordered by their effect from both ends, united with an iGOS++ mask."""
+        """Ordered region search: the order of an iGOS++ mask, moved superpixel by superpixel until its curves are best."""
 
     @_builtins.property
     def custom(self) -> Global___CustomMethod:
@@ -1053,7 +1053,7 @@ class OrderedRegionSearch(_message.Message):
     regions: _builtins.int
     """Number of superpixels aimed at; there are often fewer. 4 to 196."""
     iterations: _builtins.int
-    """Steps of the descent, six evaluations each. 1 to 1,000."""
+    """Steps of the descent, six evaluations each, and of the search, eight each. 1 to 1,000."""
     def __init__(
         self,
         *,

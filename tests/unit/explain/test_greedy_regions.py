@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from reference.region_search import GreedyRegions
+from reference.region_search import GreedyRegions, Regions
 
 from sagittal.engine import Output
-from sagittal.explain.masks.region_search import Regions
 from sagittal.explain.masks.superpixels import superpixels
 
 SIDE = 16
@@ -19,9 +18,15 @@ def test_regions_come_in_the_order_of_their_weights_and_windows_take_fewer_evalu
         additive(weights), GreedyRegions(regions=9, mask_size=SIDE, window=window), seen, output=Output.PROBABILITIES
     )
     regions = Regions(superpixels(seen, 9, SIDE))
-    sums = regions.sums(weights.unsqueeze(0))[0]
+    sums = torch.bincount(regions.labels.flatten(), weights.flatten())
     expected = regions.spread(sums.argsort(descending=True))
     assert regions.count > 4
     assert torch.allclose(run.saliency, expected, atol=1e-6)
     every = regions.count * (regions.count + 1)
     assert run.usage.evaluations == every if window == 0 else run.usage.evaluations < every
+
+
+def test_an_order_of_regions_is_spread_by_their_areas():
+    regions = Regions(torch.tensor([[0, 0], [1, 2]]))
+    assert regions.spread(torch.tensor([2, 0, 1])).tolist() == [[0.5, 0.5], [0.125, 0.875]]
+    assert regions.masks(torch.tensor([[1.0, 0.5, 0.0]]))[0].tolist() == [[1.0, 1.0], [0.5, 0.0]]

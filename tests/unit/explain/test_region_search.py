@@ -1,16 +1,18 @@
-"""The ordered region search, on models whose reasons and on additive models whose best order are known."""
+"""The ordered region search, on models whose reasons and best order are known."""
 
 import pytest
 import torch
 from known_models import LEFT, RIGHT, SIZE, Constant, LooksAtRegions, image
 
-from sagittal.engine import Budget
+from sagittal.engine import Budget, Output
 from sagittal.engine.requests import Subject
 from sagittal.explain import InvalidParameter, OrderedRegionSearch
 from sagittal.explain.events import Checkpoint, SaliencyMask, Truncated
-from sagittal.explain.masks.region_search import BLENDS, PLACES, WALKS, Regions, Walk, ranks, regression, shaped
+from sagittal.explain.masks.region_search import PLACES, Ascent, ranks, regional_means, reordered, shaped
 from sagittal.explain.masks.superpixels import superpixels
 from sagittal.explain.problem import Problem
+
+SIDE = 16
 
 SMALL = OrderedRegionSearch(mask_size=14, regions=16, iterations=4)
 
@@ -47,39 +49,51 @@ def test_it_shows_the_reason_and_nothing_of_a_model_without_one(explained):
 
 def test_evaluations_follow_from_its_settings(explained):
     run = explained(LooksAtRegions(LEFT), SMALL, image(LEFT), target=1)
-    count = int(superpixels(image(LEFT), 16, 14).max()) + 1
-    walks = sum(Walk(count, shares, {}).length for shares in WALKS)
-    choice = 2 * len(BLENDS) * (len(PLACES) - 2)
-    assert run.usage.evaluations == 6 * SMALL.iterations + 2 * walks + choice
-    assert run.usage.gradient_evaluations == 6 * SMALL.iterations + 2 * walks
+    steps = (6 + 8) * SMALL.iterations
+    assert run.usage.gradient_evaluations == steps
+    assert run.usage.evaluations == steps + 2 * 2 * (len(PLACES) - 2)
 
 
-def test_a_walk_puts_the_largest_effect_first_and_the_smallest_last():
-    walk = Walk(4, (0.2, 0.8), {})
-    assert walk.shown.tolist() == pytest.approx([0.2] * 4)
-    effects = torch.tensor([0.0, 3.0, -1.0, 2.0])
-    walk.place(effects, torch.tensor([0.1, 0.9]))
-    assert walk.shown.tolist() == pytest.approx([0.8, 1.0, 0.8, 0.8])
-    walk.place(effects, torch.tensor([0.5, 0.2]))
-    assert walk.shown.tolist() == pytest.approx([0.2, 1.0, 0.0, 0.2])
-    assert walk.order.tolist() == [1, 3, 0, 2]
-    again = Walk(4, (0.2, 0.8), walk.state)
-    assert (again.step, again.order.tolist()) == (2, [1, 3, 0, 2])
-    assert [float(score) for _, score in again.observations] == pytest.approx([0.1, 0.9, 0.5, 0.2])
+def test_an_ascent_moves_the_cells_with_the_largest_gradients_up_and_resumes_from_its_state():
+    gradient = torch.linspace(-1, 1, 16).view(4, 4)
+    start = ranks(-gradient)
+    ascent = Ascent(start, torch.arange(16).view(4, 4), {})
+    assert torch.equal(ascent.order, start)
+    for step in range(30):
+        ascent.move(gradient, step / 100)
+    again = Ascent(start, torch.arange(16).view(4, 4), ascent.state)
+    for each in (ascent, again):
+        for step in range(30, 100):
+            each.move(gradient, step / 100)
+        assert each.step == 100
+        assert torch.equal(ranks(each.order), ranks(gradient))
+    assert torch.equal(again.order, ascent.order)
 
 
-def test_the_regression_finds_the_effects_of_an_additive_model():
-    effects = torch.tensor([2.0, -1.0, 0.0, 1.0])
-    shown = torch.rand(200, 4, generator=torch.Generator().manual_seed(0))
-    found = regression(shown, torch.sigmoid(shown @ effects - 1))
-    assert torch.allclose(found.float(), effects, atol=0.2)
+def test_without_gradients_the_order_stays():
+    start = ranks(torch.rand(6, 6, generator=torch.Generator().manual_seed(0)))
+    ascent = Ascent(start, torch.zeros(6, 6, dtype=torch.int64), {})
+    ascent.move(torch.zeros(6, 6), 0.0)
+    assert torch.equal(ascent.newest, start)
 
 
-def test_an_order_of_regions_is_spread_by_their_areas():
-    regions = Regions(torch.tensor([[0, 0], [1, 2]]))
-    assert regions.spread(torch.tensor([2, 0, 1])).tolist() == [[0.5, 0.5], [0.125, 0.875]]
-    assert regions.masks(torch.tensor([[1.0, 0.5, 0.0]]))[0].tolist() == [[1.0, 1.0], [0.5, 0.0]]
-    assert regions.sums(torch.ones(1, 2, 2)).tolist() == [[2.0, 1.0, 1.0]]
+def test_a_region_moves_as_one_if_all_its_cells_have_one_gradient():
+    labels = torch.tensor([[0, 0], [1, 2]])
+    assert regional_means(torch.tensor([[1.0, 3.0], [5.0, 7.0]]), labels).tolist() == [[2.0, 2.0], [5.0, 7.0]]
+
+
+def test_a_forming_heatmap_has_the_values_of_the_prior_in_the_new_order():
+    found = reordered(torch.tensor([[0.0, 0.1], [0.9, 0.5]]), torch.tensor([[3.0, 1.0], [0.0, 2.0]]))
+    assert found.tolist() == torch.tensor([[0.9, 0.1], [0.0, 0.5]]).tolist()
+
+
+def test_the_search_improves_on_the_order_of_its_prior(explained, additive):
+    weights = torch.rand(SIDE, SIDE, generator=torch.Generator().manual_seed(1)) / SIDE**2
+    search = OrderedRegionSearch(mask_size=SIDE, regions=16, iterations=SMALL.iterations)
+    run = explained(additive(weights), search, torch.ones(3, SIDE, SIDE), output=Output.PROBABILITIES)
+    forming = [event.saliency for event in run.of(SaliencyMask) if not event.final]
+    prior = forming[search.iterations - 1]
+    assert float((ranks(run.saliency) * weights).sum()) > float((ranks(prior) * weights).sum())
 
 
 def test_the_saliency_keeps_the_order_and_its_peak_is_the_largest_gap():
@@ -105,7 +119,7 @@ def test_going_on_from_any_checkpoint_gives_the_same_result_without_repeating_wo
     model, seen = LooksAtRegions(LEFT, RIGHT), image(LEFT, RIGHT)
     whole = explained(model, SMALL, seen, target=1)
     steps = whole.of(Checkpoint)
-    assert len(steps) > SMALL.iterations + 10
+    assert len(steps) == 2 * SMALL.iterations + 1
     for left, step in list(enumerate(reversed(steps)))[:: len(steps) // 5]:
         resumed = explained(model, _Resumed(step.state), seen, target=1)
         torch.testing.assert_close(resumed.saliency, whole.saliency, atol=1e-5, rtol=0)

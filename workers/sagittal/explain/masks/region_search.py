@@ -1,28 +1,28 @@
-"""Ordered region search: an order of superpixels found from both ends, with the mask of a descent as a prior.
+"""Ordered region search: an order of the image, moved region by region along the gradients of its own curves.
 
 Searches order the regions of an image directly by what insertion and deletion measure. The full greedy search adds the
 region that raises the inserted score minus the deleted score most, and scores every region at every step (Chen et al.:
 Less is More: Fewer Interpretable Region via Submodular Subset Selection, ICLR 2024). With 55 regions it takes about
 3,000 evaluations. This method spends a sixth of that:
 
+- *The prior* is the mask of a short iGOS++ descent. It gives the first order of the cells.
 - *Regions* are superpixels, on the cells of the mask.
-- *The prior* is the mask of a short iGOS++ descent. Its mean over a region orders regions badly: the descent selects
-  single cells. Its cells, and its own order, enter the result.
-- *Orders.* A walk puts one region at either end of the order in each step. The regions between the ends are shown by a
-  share, the same for all. The gradient of that image's score, minus that of its complement's, estimates the effect of
-  all regions at once, for two evaluations. Walks differ in their shares: a small one shows what brings the class
-  back, a large one what takes it away.
-- *A regression* of the log-odds of all these scores on the shown shares gives another order at no cost.
-- *The choice.* Averages of these orders and the prior are inserted and deleted at a few areas; the best one wins. The
-  errors of the orders differ, so that averages are better than each.
+- *The ascent.* In each step, level sets of the order are inserted and deleted at random areas. The gradients of these
+  scores state how the area between both curves changes if a cell moves up, for all cells at once: a step costs eight
+  evaluations, as many as a greedy search spends on the gain of four regions. A cell moves mostly by the mean gradient
+  of its region. Orders in which each cell follows its own gradient fit the baseline that they were searched on: they
+  have better curves on it, and worse ones on others.
+- *The choice.* The mean order of the last steps and the prior are inserted and deleted at a few areas; the better one
+  wins.
 
 The saliency of a cell is the slope of insertion minus deletion at its place in the order, made monotone, so that the
 share of saliency that an occlusion keeps is an estimate of the score that it keeps. Its peak is the largest gap between
 showing and hiding the same part, as a share of the unmasked score: it is 0 if the model ignores the image.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -31,64 +31,57 @@ from torch import Tensor
 from sagittal.engine.requests import OutOfBudget, Request, gradient_of
 from sagittal.explain.events import Checkpoint, Event, Progress, SaliencyMask, Truncated
 from sagittal.explain.explainer import Explainer, Needs
+from sagittal.explain.masks.descent import SMOOTHED, smoothed, stratified
 from sagittal.explain.masks.igos import IGOSPlusPlus
-from sagittal.explain.masks.level_sets import AREAS, most_salient
+from sagittal.explain.masks.level_sets import AREAS, level_gradient, level_sets, most_salient
 from sagittal.explain.masks.optimisation import Additions
 from sagittal.explain.masks.superpixels import superpixels
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem, State, prefixed, within
 from sagittal.explain.steps import Steps, relay
 
-WALKS = ((0.0, 0.2, 0.4), (0.3, 0.7))
-"""Shares by which the regions between the ends are shown, in turn, for each walk. At a share below 1/2 a region goes to
-the top of the order, otherwise to the bottom."""
+POINTS, LEVELS = 1, 4
+"""Points and level sets in each step of the descent: six evaluations."""
 
-REST = 1 / 8
-"""A walk ends when this share of the regions is left between the ends; its last gradients order them."""
+AREAS_PER_STEP = 4
+"""Areas at which each step of the ascent inserts and deletes the order: eight evaluations."""
 
-BLENDS: Sequence[Mapping[str, float]] = (
-    {"prior": 1.0},
-    {"prior": 1.0, "walk-0": 1.0},
-    {"prior": 1.0, "walk-1": 1.0},
-    {"prior": 1.0, "walk-0": 1.0, "walk-1": 1.0},
-    {"prior": 1.0, "walk-0": 1.0, "walk-1": 1.0, "regression": 1.0},
-    {"walk-0": 1.0, "walk-1": 1.0, "regression": 1.0},
-    {"walk-1": 1.0, "regression": 1.0},
-    {"walk-1": 1.0},
-    {"walk-0": 1.0},
-    {"prior": 2.0, "walk-0": 1.0, "walk-1": 1.0},
-)
-"""Weights of the orders in each average that the choice is made from."""
-
-RIDGE = 1.0
-"""Weight of the squared coefficients of the regression, in units of one observation."""
-
-FLOOR = 1e-3
-"""Scores are kept at this distance from 0 and 1 before their log-odds are computed."""
+REGIONAL = 0.8
+"""Share of the mean gradient of its region in the move of a cell; the remainder is its own gradient."""
 
 FLAT = 0.05
 """Part of the saliency that reflects only the order, so that no two places in the order have the same saliency."""
 
-FAINT = 1e-3
-"""Weight of the prior's order within a region."""
+FIRST_MOVE = 0.03
+"""Root mean square of the moves of the first step, as a share of all places in the first order; it decays to zero."""
 
-POINTS, LEVELS = 1, 4
-"""Points and level sets in each step of the descent: six evaluations."""
+LARGEST_MOVE = 3.0
+"""Largest move of a cell, in root mean squares."""
 
-DESCENT_SHARE, WALKS_SHARE = 0.4, 0.4
-"""Shares of the progress."""
+MOMENTUM, MEMORY = 0.8, 0.95
+"""Shares of the earlier steps in the mean of the gradients, and in their mean square."""
+
+AVERAGED = 0.5
+"""Share of the steps, the last ones, whose orders are averaged."""
+
+DESCENT_SHARE = 0.35
+"""Share of the descent in the progress."""
+
+_EPSILON = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderedRegionSearch(Explainer):
-    """An order of superpixels, found by walks along gradients from both ends, united with the mask of a descent."""
+    """An order of the image that starts from the mask of a descent, and moves along the gradients of its curves."""
 
     needs: ClassVar[Needs] = Needs.GRADIENTS
-    summary: ClassVar[str] = "Superpixels ordered by their effect, from both ends, united with an iGOS++ mask"
+    summary: ClassVar[str] = "The order of an iGOS++ mask, moved superpixel by superpixel until its curves are best"
 
     mask_size: int = parameter(28, "Side of the square mask in cells", minimum=7, maximum=224)
     regions: int = parameter(60, "Number of superpixels aimed at; there are often fewer", minimum=4, maximum=196)
-    iterations: int = parameter(36, "Steps of the descent, six evaluations each", minimum=1, maximum=1000)
+    iterations: int = parameter(
+        36, "Steps of the descent, six evaluations each, and of the search, eight each", minimum=1, maximum=1000
+    )
 
     def explain(self, problem: Problem) -> Steps[None]:
         """Yields progress, forming masks, a checkpoint after each step, and the final mask (mask_size, mask_size)."""
@@ -101,7 +94,7 @@ class OrderedRegionSearch(Explainer):
 
 
 class _Search:
-    """The state of one job: the regions, the prior, the walks so far, and the best heatmap known."""
+    """The state of one job: the regions, the prior, the order so far, and the best heatmap known."""
 
     def __init__(self, settings: OrderedRegionSearch, problem: Problem) -> None:
         """Starts, or resumes from the last checkpoint of an earlier attempt."""
@@ -110,19 +103,19 @@ class _Search:
         labels = state.get("labels")
         if labels is None:
             labels = superpixels(problem.image, settings.regions, settings.mask_size)
-        self._regions = Regions(labels.to(problem.image.device))
+        self._labels = labels.to(problem.image.device)
         self._prior = state.get("prior")
-        self._walks = [Walk(self._regions.count, shares, within(state, str(i))) for i, shares in enumerate(WALKS)]
+        self._restored = within(state, "ascent")
         self.saliency = problem.full(settings.mask_size, 0.0)
 
     def run(self) -> Steps[None]:
         """Yields requests and events; `saliency` is the best heatmap at any time."""
         if self._prior is None:
             self._prior = yield from self._descend()
-            yield self._checkpoint({})
-        self.saliency = self._prior
-        yield from self._walk()
-        yield from self._choose(self._prior)
+            yield self._checkpoint()
+        ascent = Ascent(ranks(self._prior), self._labels, self._restored)
+        yield from self._ascend(ascent, self._prior)
+        yield from self._choose([ascent.order, ranks(self._prior)])
 
     def _descend(self) -> Steps[Tensor]:
         """Returns the saliency of a descent."""
@@ -144,7 +137,7 @@ class _Search:
                 case Progress():
                     return replace(item, fraction=DESCENT_SHARE * item.fraction)
                 case Checkpoint():
-                    return self._checkpoint(item.state)
+                    return self._checkpoint(descent=item.state)
                 case Truncated():
                     spent.append(item)
                     return None
@@ -155,167 +148,102 @@ class _Search:
             raise OutOfBudget(spent[0].limit)
         return self.saliency
 
-    def _walk(self) -> Steps[None]:
-        total = sum(walk.length for walk in self._walks)
-        for walk in self._walks:
-            while not walk.done:
-                shown = walk.shown.to(self._problem.image.device)
-                masks = self._regions.masks(torch.stack([shown, 1 - shown]))
-                scores = yield from self._problem.evaluate(masks, gradient=True)
-                walk.place(self._regions.sums(gradient_of(scores)).sum(0).cpu(), scores.target.cpu())
-                steps = sum(each.step for each in self._walks)
-                yield Progress(DESCENT_SHARE + WALKS_SHARE * steps / total, phase="search")
-                yield self._checkpoint({})
+    def _ascend(self, ascent: "Ascent", prior: Tensor) -> Steps[None]:
+        """Moves the order; forming masks have the values of the prior in the new order."""
+        steps = self._settings.iterations
+        self.saliency = reordered(prior, ascent.order)
+        while ascent.step < steps:
+            u = stratified(1, AREAS_PER_STEP, self._problem.generator("areas", ascent.step))[0].to(prior.device)
+            shown, slope = level_sets(ascent.newest, u)
+            scores = yield from self._problem.evaluate(torch.cat([shown, 1 - shown]), gradient=True)
+            inserted, deleted = gradient_of(scores).chunk(2)
+            # Areas are u squared: the weight u makes the mean over u an integral over areas.
+            gradient = level_gradient((inserted + deleted) * u.view(-1, 1, 1), slope)
+            ascent.move(gradient, ascent.step / steps)
+            self.saliency = reordered(prior, ascent.order)
+            yield Progress(DESCENT_SHARE + (1 - DESCENT_SHARE) * ascent.step / steps, phase="search")
+            yield SaliencyMask(self.saliency, final=False)
+            yield self._checkpoint(ascent=ascent.state)
 
-    def _choose(self, prior: Tensor) -> Steps[None]:
-        """Inserts and deletes averages of the orders at a few areas, and keeps the best."""
-        candidates = self._candidates(ranks(prior))
-        inserted = torch.cat([most_salient(each) for each in candidates])
+    def _choose(self, orders: Sequence[Tensor]) -> Steps[None]:
+        """Inserts and deletes orders (size, size) at a few areas, and keeps the best."""
+        inserted = torch.cat([most_salient(each) for each in orders])
         scores = yield from self._problem.evaluate(torch.cat([inserted, 1 - inserted]))
-        both = scores.target.cpu().to(torch.float64).view(2, len(candidates), len(AREAS))
+        both = scores.target.cpu().to(torch.float64).view(2, len(orders), len(AREAS))
         start = self._problem.baseline_score - self._problem.unmasked_score
         gaps = torch.nn.functional.pad(both[0] - both[1], (1, 1))
         gaps[:, 0], gaps[:, -1] = start, -start
         best = int(torch.trapezoid(gaps, torch.tensor(PLACES, dtype=torch.float64)).argmax())
-        self.saliency = shaped(candidates[best], gaps[best], self._problem.unmasked_score)
+        self.saliency = shaped(orders[best], gaps[best], self._problem.unmasked_score)
         yield Progress(1.0, phase="search")
 
-    def _candidates(self, prior: Tensor) -> list[Tensor]:
-        """Returns averages of the orders and the prior's, each of shape (size, size); higher values come first."""
-        device = self._problem.image.device
-        orders = {f"walk-{i}": self._regions.spread(walk.order.to(device)) for i, walk in enumerate(self._walks)}
-        observations = [each for walk in self._walks for each in walk.observations]
-        effects = regression(torch.stack([x for x, _ in observations]), torch.stack([y for _, y in observations]))
-        orders["regression"] = self._regions.spread(effects.argsort(descending=True, stable=True).to(device))
-        orders["prior"] = prior
-        return [sum((weight * orders[name] for name, weight in blend.items()), start=FAINT * prior) for blend in BLENDS]
-
-    def _checkpoint(self, descent: State) -> Checkpoint:
-        """Returns everything that later steps depend on, with the state of the descent while it runs."""
-        state = {"labels": self._regions.labels} | ({} if self._prior is None else {"prior": self._prior})
-        for index, walk in enumerate(self._walks):
-            state |= prefixed(str(index), walk.state)
-        return Checkpoint(prefixed("search", state) | prefixed("descent", descent))
+    def _checkpoint(self, *, descent: State = MappingProxyType({}), ascent: State = MappingProxyType({})) -> Checkpoint:
+        """Returns everything that later steps depend on, with the state of the part that runs."""
+        state = {"labels": self._labels} | ({} if self._prior is None else {"prior": self._prior})
+        return Checkpoint(prefixed("search", state | prefixed("ascent", ascent)) | prefixed("descent", descent))
 
 
-class Regions:
-    """A partition of the cells of a mask."""
-
-    def __init__(self, labels: Tensor) -> None:
-        """Takes the region of each cell, int64 of shape (size, size)."""
-        self.labels = labels
-        self.count = int(labels.max()) + 1
-        self._areas = torch.bincount(labels.flatten(), minlength=self.count) / labels.numel()
-
-    def masks(self, shown: Tensor) -> Tensor:
-        """Returns masks (n, size, size) for the share (n, regions) by which each region is shown."""
-        return shown[:, self.labels]
-
-    def sums(self, cells: Tensor) -> Tensor:
-        """Returns the sums over regions, (n, regions), of values (n, size, size)."""
-        zero = torch.zeros(len(cells), self.count, device=cells.device)
-        return zero.index_add_(1, self.labels.flatten(), cells.flatten(1).to(zero))
-
-    def spread(self, order: Tensor) -> Tensor:
-        """Returns the share of the image that comes after each cell's region in an order, of shape (size, size)."""
-        areas = self._areas[order]
-        after = torch.empty_like(areas)
-        after[order] = 1 - areas.cumsum(0) + areas / 2
-        return after[self.labels]
+def regional_means(values: Tensor, labels: Tensor) -> Tensor:
+    """Returns the mean over the region of each cell, of values (size, size) and the regions (size, size) of cells."""
+    flat, regions = values.flatten(), labels.flatten()
+    sums = torch.zeros(int(labels.max()) + 1, device=values.device).index_add_(0, regions, flat)
+    return (sums / torch.bincount(regions))[labels]
 
 
-class Walk:
-    """An order of regions that grows from both ends, one region a step."""
+class Ascent:
+    """An order of cells, moved along gradients: their mean over each region and over the last steps, at unit scale."""
 
-    def __init__(self, count: int, shares: Sequence[float], state: State) -> None:
-        """Starts with no region placed, or resumes from the state of another walk."""
-        self._shares = shares
-        self._count = count
-        self.length = max(1, count - int(REST * count) - 1)
-        """Number of steps."""
-        state = {name: tensor.cpu() for name, tensor in state.items()}
-        self._top = state.get("top", torch.empty(0, dtype=torch.int64)).tolist()
-        self._bottom = state.get("bottom", torch.empty(0, dtype=torch.int64)).tolist()
-        self._last = state.get("last", torch.zeros(count))
-        self._scores = [*state.get("scores", torch.empty(0, 2))]
-        self._images = [*state.get("images", torch.empty(0, count))]
+    def __init__(self, order: Tensor, labels: Tensor, state: State) -> None:
+        """Starts, or resumes from the state of another ascent.
+
+        Args:
+            order: The first order, in [0, 1], of shape (size, size): higher values come first.
+            labels: The region of each cell, int64 of shape (size, size).
+            state: State of another ascent.
+        """
+        self._labels = labels
+        zero = torch.zeros_like(order)
+        self.newest = state.get("newest", order)
+        """The order after the last step, of shape (size, size)."""
+        self._mean, self._square = state.get("mean", zero), state.get("square", torch.zeros((), device=order.device))
+        self._sum, self._count = state.get("sum", zero), int(state.get("count", 0))
+        self.step = int(state.get("step", 0))
+        """Number of steps taken."""
 
     @property
     def state(self) -> State:
-        """The regions at both ends, the last gradient, and what was shown, with its scores and its complement's."""
+        """Everything that the next step depends on, except its arguments."""
         return {
-            "top": torch.tensor(self._top, dtype=torch.int64),
-            "bottom": torch.tensor(self._bottom, dtype=torch.int64),
-            "last": self._last,
-            "scores": torch.stack(self._scores) if self._scores else torch.empty(0, 2),
-            "images": torch.stack(self._images) if self._images else torch.empty(0, self._count),
+            "newest": self.newest,
+            "mean": self._mean,
+            "square": self._square,
+            "sum": self._sum,
+            "count": torch.tensor(self._count),
+            "step": torch.tensor(self.step),
         }
 
     @property
-    def step(self) -> int:
-        """Number of steps taken."""
-        return len(self._top) + len(self._bottom)
-
-    @property
-    def done(self) -> bool:
-        """Whether all steps are taken."""
-        return self.step >= self.length
-
-    @property
-    def shown(self) -> Tensor:
-        """The share (regions,) by which each region is shown in the next step."""
-        shown = torch.full((self._count,), self._shares[self.step % len(self._shares)])
-        shown[self._top], shown[self._bottom] = 1.0, 0.0
-        return shown
-
-    @property
     def order(self) -> Tensor:
-        """All regions, the most effective first; the last gradient orders those that are not placed."""
-        rest = self._rest()
-        return torch.tensor(self._top + rest[self._last[rest].argsort(descending=True)].tolist() + self._bottom[::-1])
+        """The mean order of the last steps, of shape (size, size); until those, the newest one."""
+        return self._sum / self._count if self._count else self.newest
 
-    @property
-    def observations(self) -> list[tuple[Tensor, Tensor]]:
-        """The share by which each region was shown, and the score, of all evaluated images."""
-        pairs = zip(self._images, self._scores, strict=True)
-        return [each for image, (one, other) in pairs for each in ((image, one), (1 - image, other))]
-
-    def place(self, effects: Tensor, scores: Tensor) -> None:
-        """Places the next region.
+    def move(self, gradient: Tensor, share: float) -> None:
+        """Moves all cells.
 
         Args:
-            effects: Gradient of the score of the next image plus that of its complement, by region.
-            scores: Both scores.
+            gradient: Of the area between the curves by the place of each cell, of shape (size, size).
+            share: Completed share of the steps, from 0 up to 1.
         """
-        shown, rest = self.shown, self._rest()
-        upwards = self._shares[self.step % len(self._shares)] < 0.5
-        values = effects[rest]
-        if upwards:
-            self._top.append(int(rest[values.argmax()]))
-        else:
-            self._bottom.append(int(rest[values.argmin()]))
-        self._last = effects
-        self._images.append(shown)
-        self._scores.append(scores)
-
-    def _rest(self) -> Tensor:
-        placed = torch.zeros(self._count, dtype=torch.bool)
-        placed[self._top + self._bottom] = True
-        return (~placed).nonzero().flatten()
-
-
-def regression(shown: Tensor, scores: Tensor) -> Tensor:
-    """Returns the effect of each region in log-odds by ridge regression.
-
-    Args:
-        shown: Share by which each region was shown, of shape (n, regions).
-        scores: Of shape (n,).
-    """
-    features, odds = shown.to(torch.float64), torch.logit(scores.to(torch.float64), eps=FLOOR)
-    features, odds = features - features.mean(0), odds - odds.mean()
-    weight = RIDGE * torch.eye(features.shape[1], dtype=torch.float64)
-    effects: Tensor = torch.linalg.solve(features.T @ features + weight, features.T @ odds)
-    return effects
+        self.step += 1
+        regional = REGIONAL * regional_means(gradient, self._labels) + (1 - REGIONAL) * gradient
+        blurred = smoothed(regional.unsqueeze(0), gradient.shape[-1] / SMOOTHED)[0]
+        self._mean = MOMENTUM * self._mean + (1 - MOMENTUM) * blurred
+        self._square = MEMORY * self._square + (1 - MEMORY) * (blurred**2).mean()
+        scale = (self._square / (1 - MEMORY**self.step)).sqrt() + _EPSILON
+        moves = self._mean / (1 - MOMENTUM**self.step) / scale
+        self.newest = self.newest + FIRST_MOVE * (1 - share) * moves.clamp(-LARGEST_MOVE, LARGEST_MOVE)
+        if share >= 1 - AVERAGED:
+            self._sum, self._count = self._sum + self.newest, self._count + 1
 
 
 PLACES = (0.0, *AREAS, 1.0)
@@ -328,6 +256,14 @@ def ranks(saliency: Tensor) -> Tensor:
     after = torch.empty(saliency.numel(), device=saliency.device)
     after[order] = torch.arange(saliency.numel(), dtype=torch.float32, device=saliency.device) / saliency.numel()
     return after.view_as(saliency)
+
+
+def reordered(saliency: Tensor, order: Tensor) -> Tensor:
+    """Returns the values of a saliency (size, size), the largest where the order (size, size) is highest."""
+    places = order.flatten().argsort(stable=True)
+    values = torch.empty_like(saliency.flatten())
+    values[places] = saliency.flatten().sort().values
+    return values.view_as(saliency)
 
 
 def shaped(order: Tensor, gaps: Tensor, unmasked_score: float) -> Tensor:
