@@ -48,8 +48,9 @@ demo: $(VENV)/.installed ## Explains an image (IMAGE=path) and writes the result
 	@$(BIN)/sagittal demo "$(IMAGE)" -o "$(OUT)"
 
 # The files with the longest tests come first in the tree and therefore start first. Fuzzing is split into two files, one for
-# each process.
+# each process. The sources are compiled once, because the tests start many programs.
 test: $(VENV)/.installed-dev $(VENV)-peers/.installed $(NODE_CALLER) ## Runs the whole test suite in JOBS (3) processes; a file's tests stay together.
+	@$(BIN)/python -m compileall -q protos service workers clients
 	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder
 
 test-architectures: $(VENV)/.installed-dev ## Runs every method on whole ResNet, MobileNet, ConvNeXt, ViT and Swin networks (a minute or more).

@@ -1,5 +1,6 @@
 """Fixtures that every test may use: one embedded Valkey for the session, and a queue of its own for each test."""
 
+import gc
 import os
 import secrets
 import shutil
@@ -15,6 +16,38 @@ from sagittal.process.embedded import EmbeddedValkey
 from sagittal.queue.settings import QueueSettings
 from sagittal.registry.protocol import WorkerRegistry
 from sagittal.registry.redis import RedisWorkerRegistry
+
+#: Files that one process runs, because they share an installation which takes long to start.
+TOGETHER = {
+    **dict.fromkeys(("tests/e2e/test_explaining.py", "tests/e2e/test_notebook.py"), "the real model"),
+    **dict.fromkeys(
+        [f"tests/e2e/test_{name}.py" for name in ("bad_input", "outages", "regions", "robustness")], "a known model"
+    ),
+}
+
+
+def pytest_collectstart() -> None:
+    """Collects no garbage while all tests are imported, which makes a million objects that stay."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Collects garbage from here on, without a look at those objects."""
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Gives the tests of a file, or of the files of `TOGETHER`, to one process, in their order in the tree."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return TOGETHER.get(file, file)
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

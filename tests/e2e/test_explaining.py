@@ -1,11 +1,12 @@
 """A photograph explained by the real model through real processes."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from e2e_stack import promised_tolerance
+from e2e_stack import Stack, promised_tolerance
 
 from sagittal.client import AsyncClient, Client, Expired, Explanation, IGOSPlusPlus, Mask, Metrics, Progress
 
@@ -13,6 +14,13 @@ CHELSEA = Path(__file__).parents[2] / "examples" / "images" / "chelsea.png"
 QUICK = IGOSPlusPlus(mask_size=14, iterations=4)
 
 pytestmark = pytest.mark.real_model
+
+
+@pytest.fixture
+def client(real_stack: Stack) -> Iterator[Client]:
+    """A client of the installation with the real model."""
+    with Client(real_stack.address) as connected:
+        yield connected
 
 
 def test_a_photograph_is_explained_as_it_forms(client: Client):
@@ -70,8 +78,8 @@ def test_a_deadline_that_is_too_short_is_the_error_and_advises_no_lane(client: C
     assert "lane" not in str(caught.value)
 
 
-async def test_asyncio_gets_the_same(stack):
-    async with AsyncClient(stack.address) as client:
+async def test_asyncio_gets_the_same(real_stack):
+    async with AsyncClient(real_stack.address) as client:
         explanation = await client.explain(CHELSEA, model="efficientnet-lite0", method=QUICK)
     assert explanation.mask.shape == (14, 14)
 

@@ -19,9 +19,9 @@ def outputs(notebook, kind: str) -> list[str]:
 
 
 @pytest.fixture
-def executed(stack, monkeypatch):
+def executed(real_stack, monkeypatch):
     """The notebook after a run of all its cells; `OUT` keeps it as a file."""
-    monkeypatch.setenv("SAGITTAL_ADDRESS", stack.address)
+    monkeypatch.setenv("SAGITTAL_ADDRESS", real_stack.address)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     runner = NotebookClient(
         notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOK.parent)}}

@@ -1,5 +1,6 @@
 """What is started is gone at the end, whatever the end is."""
 
+import importlib.metadata
 import os
 import signal
 import socket
@@ -131,15 +132,21 @@ def test_what_nohup_starts_in_the_background_heeds_sigint_and_outlives_its_termi
         assert "Stopped" in process.stderr.read()
 
 
-#: Hides every package that a bare install does not bring, then starts a program.
-BARE = """
-import importlib, importlib.metadata, sys
-bare = {"googleapis-common-protos", "grpcio", "numpy", "pillow", "protobuf", "sagittal", "typing_extensions"}
-for package, distributions in importlib.metadata.packages_distributions().items():
-    if not bare.intersection(map(str.lower, distributions)):
-        sys.modules[package] = None
+#: Hides the packages that are its second argument, then starts the program that is its first.
+HIDING = """
+import importlib, sys
+sys.modules.update(dict.fromkeys(sys.argv.pop(2).split()))
 importlib.import_module(sys.argv.pop(1)).main()
 """
+#: The distributions that a bare install brings.
+BARE = {"googleapis-common-protos", "grpcio", "numpy", "pillow", "protobuf", "sagittal", "typing_extensions"}
+
+
+@pytest.fixture(scope="module")
+def extras() -> str:
+    """Every package that a bare install does not bring."""
+    found = importlib.metadata.packages_distributions().items()
+    return " ".join(package for package, distributions in found if not BARE.intersection(map(str.lower, distributions)))
 
 
 @pytest.mark.parametrize(("module", "extra"), [
@@ -149,8 +156,9 @@ importlib.import_module(sys.argv.pop(1)).main()
     ("sagittal.kserve.start", "kserve"),
     ("sagittal.cli.main", "cli"),
 ])  # fmt: skip
-def test_a_program_of_a_bare_install_names_its_extra(module, extra) -> None:
-    done = subprocess.run([sys.executable, "-c", BARE, module], capture_output=True, text=True, check=False)
+def test_a_program_of_a_bare_install_names_its_extra(extras, module, extra) -> None:
+    command = [sys.executable, "-c", HIDING, module, extras]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 4, done.stderr
     assert done.stderr.strip().endswith(f"is not installed: pip install 'sagittal[{extra}]'")
     assert "Traceback" not in done.stderr
