@@ -69,7 +69,7 @@ def _read_log(client: Client, stub: service_grpc.ExplanationServiceStub, job_id:
     while client.job(job_id).state not in ENDS and time.monotonic() < until:
         time.sleep(0.2)
     request = service_pb.WatchExplanationRequest(job_id=job_id)
-    return [response.event for response in stub.WatchExplanation(request, timeout=30)]
+    return [response.event for response in stub.WatchExplanation(request, timeout=120)]
 
 
 def told(log: Log) -> list[bytes]:

@@ -4,7 +4,6 @@ import io
 import json
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from e2e_stack import Program, Stack
+from e2e_stack import PATIENCE, Program, Stack, wait_until
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -233,11 +232,9 @@ def test_a_fit_can_be_cancelled(client: Client):
 
     thread = threading.Thread(target=fit)
     thread.start()
-    until = time.monotonic() + 60
-    while not any(each.epoch for each in told) and time.monotonic() < until:
-        time.sleep(0.05)
+    wait_until(lambda: any(each.epoch for each in told), "an epoch")
     client.cancel(told[0].job_id)
-    thread.join(60)
+    thread.join(PATIENCE)
     assert [type(error) for error in failures] == [JobCancelled]
     assert "long" not in [each.name for each in client.concepts.list("colours")]
 

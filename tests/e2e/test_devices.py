@@ -4,6 +4,8 @@ import http.client
 import os
 import signal
 import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sagittal.client import Client
 from sagittal.models.sources import ModelUnavailable
+from sagittal.process.embedded import EmbeddedValkey
 from sagittal.process.probes import LIVE, READY
 from sagittal.worker.devices import named_devices
 from sagittal.worker.main import USAGE
@@ -43,6 +46,7 @@ def test_each_device_gets_an_engine_and_one_that_dies_is_started_again(private_s
         wait_until(lambda: worker.text.count("model-ready") == 3, "it has the model again")
         assert client.explain(image, model="left", method="occlusion", cache="bypass").mask is not None
     assert worker.stop(signal.SIGTERM) == 0
+    assert '"statuses": [0, 0]' in worker.text, "one signal drains every process"
 
 
 def test_a_killed_worker_leaves_no_process(private_stack: Stack) -> None:
@@ -73,15 +77,20 @@ def series(text: str, name: str) -> dict[str, float]:
     return {sample.labels["process"]: sample.value for sample in samples}
 
 
-@pytest.fixture
-def two(private_stack: Stack) -> tuple[Program, int]:
-    """A worker on two devices that is ready, and the port of its metrics."""
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Program, int]]:
+    """A worker on two devices that is ready, and the port of its metrics. Each test leaves it as it was."""
     port = free_port()
-    worker = private_stack.start_worker(
-        SAGITTAL_DEVICE="cpu,cpu", SAGITTAL_WORKER_NAME="box", SAGITTAL_METRICS_PORT=str(port)
-    )
-    wait_until(lambda: get(port, READY)[0] == HTTPStatus.OK, "both processes are ready")
-    return worker, port
+    with EmbeddedValkey() as valkey:
+        stack = Stack(tmp_path_factory.mktemp("two"), valkey.url)
+        try:
+            worker = stack.start_worker(
+                SAGITTAL_DEVICE="cpu,cpu", SAGITTAL_WORKER_NAME="box", SAGITTAL_METRICS_PORT=str(port)
+            )
+            wait_until(lambda: get(port, READY)[0] == HTTPStatus.OK, "both processes are ready")
+            yield worker, port
+        finally:
+            stack.stop()
 
 
 def test_one_endpoint_shows_the_metrics_of_every_process(two: tuple[Program, int]) -> None:
@@ -100,21 +109,14 @@ def test_a_process_that_is_stopped_makes_the_whole_fail_its_liveness(two: tuple[
     process = children(worker.process.pid)[stopped]
     os.kill(process, signal.SIGSTOP)
     try:
-        status, text = get(port, LIVE)
-        assert status == HTTPStatus.SERVICE_UNAVAILABLE
-        assert f"process {stopped} on cpu: does not answer" in text
-        assert get(port, READY)[0] == HTTPStatus.SERVICE_UNAVAILABLE
-        up = series(get(port, "/metrics")[1], "sagittal_process_up")
-        assert up == {str(stopped): 0, str(1 - stopped): 1}
+        with ThreadPoolExecutor() as threads:  # each answer waits for the process for a while
+            live, ready, metrics = threads.map(lambda path: get(port, path), (LIVE, READY, "/metrics"))
+        assert live[0] == ready[0] == HTTPStatus.SERVICE_UNAVAILABLE
+        assert f"process {stopped} on cpu: does not answer" in live[1]
+        assert series(metrics[1], "sagittal_process_up") == {str(stopped): 0, str(1 - stopped): 1}
     finally:
         os.kill(process, signal.SIGCONT)
     wait_until(lambda: get(port, LIVE)[0] == HTTPStatus.OK, "it answers again")
-
-
-def test_one_signal_drains_every_process(two: tuple[Program, int]) -> None:
-    worker, _ = two
-    assert worker.stop() == 0
-    assert '"statuses": [0, 0]' in worker.text
 
 
 def test_a_signal_that_comes_while_the_processes_start_ends_them(private_stack: Stack) -> None:

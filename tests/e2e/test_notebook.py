@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from e2e_stack import PATIENCE
 from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "explaining.ipynb"
@@ -24,7 +25,7 @@ def executed(real_stack, monkeypatch):
     monkeypatch.setenv("SAGITTAL_ADDRESS", real_stack.address)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     runner = NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOK.parent)}}
+        notebook, timeout=int(PATIENCE), kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOK.parent)}}
     )
     runner.execute()
     if kept := os.environ.get("SAGITTAL_TEST_NOTEBOOK"):

@@ -128,7 +128,7 @@ def test_what_nohup_starts_in_the_background_heeds_sigint_and_outlives_its_termi
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.3)
         process.send_signal(signal.SIGINT)
-        process.wait(30)
+        process.wait(300)
         assert "Stopped" in process.stderr.read()
 
 
