@@ -9,7 +9,6 @@ import random
 import secrets
 import time
 
-import redis
 import structlog
 from embedded_queue import own_settings
 from integration.test_redis_damage import Site, another_type, damages
@@ -63,14 +62,13 @@ async def damage_and_use(number: int) -> str:
     except Exception as error:  # noqa: BLE001 - whatever comes of damage is what is looked for
         return f"site {number}, {'; '.join(done)}: {error!r}"
     finally:
-        _clear(site)
         await site.close()
     return ""
 
 
 def _damage(site: Site, draw: random.Random) -> str:
     """Damages a key, and says which and how."""
-    keys = sorted(site.client.scan_iter(match=f"{site.root}*", count=1000), key=lambda key: _place(site, key))
+    keys = sorted(site.stored_keys(), key=lambda key: _place(site, key))
     key = draw.choice(keys)
     found = damages(site.client, key) | {"another type": another_type(site.client.type(key).decode())}
     how = draw.choice(sorted(found))
@@ -84,10 +82,3 @@ def _place(site: Site, key: bytes) -> str:
     for place, job_id in enumerate(site.ids):
         name = name.replace(job_id, f"JOB{place}")
     return name
-
-
-def _clear(site: Site) -> None:
-    with redis.Redis.from_url(site.settings.url) as client:
-        keys = list(client.scan_iter(match=f"{site.root}*", count=1000))
-        if keys:
-            client.delete(*keys)

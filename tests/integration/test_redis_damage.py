@@ -120,7 +120,8 @@ class Site:
         await self.sets.close()
         await self.models.close()
         await self.jobs.close()
-        self.client.delete(*self.stored_keys())
+        if keys := self.stored_keys():
+            self.client.delete(*keys)
         self.client.close()
 
     async def submit(self, **changes: object) -> str:
