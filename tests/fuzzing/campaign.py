@@ -37,17 +37,18 @@ class Outcome:
         return f"{self.target}: {self.inputs:,} inputs in {self.seconds:.0f} s{edges}: {self.fault or 'nothing found'}"
 
 
-def fuzz_covered(target: str, seconds: int, keep: Path | None = None, *, seed: int = 0) -> Outcome:
+def fuzz_covered(target: str, seconds: int, keep: Path | None = None, *, seed: int = 0, inputs: int = -1) -> Outcome:
     """Fuzzes one of `COVERED`; inputs that reached something new, and one that failed, stay in `keep`.
 
-    A `seed` makes it begin alike each time; 0 draws one.
+    It ends after so many `inputs`, if they are given, and after so many seconds. A `seed` makes it begin alike each
+    time; 0 draws one.
     """
     with tempfile.TemporaryDirectory() as scratch:
         place = keep or Path(scratch)
         corpus = place / target
         corpus.mkdir(parents=True, exist_ok=True)
         options = [f"-max_total_time={seconds}", f"-timeout={PATIENCE}", f"-rss_limit_mb={MEMORY_MIB}", f"-seed={seed}"]
-        options += ["-print_final_stats=1", f"-artifact_prefix={place}/{target}-", "-verbosity=1"]
+        options += [f"-runs={inputs}", "-print_final_stats=1", f"-artifact_prefix={place}/{target}-", "-verbosity=1"]
         began = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-m", "fuzzing.covered", target, str(corpus), *options],
