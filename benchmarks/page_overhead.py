@@ -4,10 +4,13 @@ Partial masks of 28 x 28 cells, as a search sends them. Live: many jobs at once,
 the stored events of ended jobs. The processor time of the service is counted, which serves the page too, and that of
 sagittal-page if it runs beside the service. The callers and Redis do the same work on all sides. The first event is
 measured in Chromium, by the page itself: from the click on Explain until the browser has drawn the job's first event.
+In the view "What if?", a real worker scores what remains when one patch after another is hidden: from the key until the
+page shows the score. After each, one evaluation of the same network is timed here.
 """
 
 import argparse
 import asyncio
+import contextlib
 import http.client
 import os
 import shutil
@@ -19,18 +22,23 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import torch
 from answering_worker import MODEL, model
 from playwright.async_api import Page, async_playwright
 from reports import table, write_section
 from service_load import percentile, picture
 from service_stack import PATIENCE, Program, Stack, free_port, running_stack
+from subject import MODELS, SHIPPED
 
+from sagittal.client import RISE, Client
 from sagittal.core.jobs import JobKind, JobState, Lease
+from sagittal.models.sources import load_source
 from sagittal.queue.leases import RedisWorkerQueue
 from sagittal.queue.settings import QueueSettings
 from sagittal.registry.redis import RedisWorkerRegistry
@@ -50,6 +58,28 @@ GOAL = 1.3
 
 #: Explanations whose first event is measured in Chromium, and the goal in milliseconds.
 FIRST_EVENTS, FIRST_EVENT_GOAL = 20, 200
+
+#: A network that is really evaluated.
+REAL = "efficientnet-lite0"
+
+#: Patches that are hidden one after another in "What if?", the first of which are not counted; and the goal in
+#: milliseconds beyond one evaluation.
+TRIES, WARMING, WHAT_IF_GOAL = 44, 4, 100
+
+#: Hides the patch in focus, and returns the milliseconds until the page shows the score.
+TRY = """() => new Promise(done => {
+    const board = document.querySelector(".board");
+    const press = key => board.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+    const latest = () => document.querySelector(".what-if ol.tries button")?.textContent;
+    const [before, began] = [latest(), performance.now()];
+    const look = () => {
+        if (latest() === before) return requestAnimationFrame(look);
+        done(performance.now() - began);
+        press("ArrowRight");
+    };
+    press(" ");
+    look();
+})"""
 
 WATCH, EXPLAIN = "WatchExplanation", "Explain"
 SERVICE = "/sagittal.v1.ExplanationService/"
@@ -165,22 +195,69 @@ def measure(stack: Stack, inside: str, beside: str, turns: int) -> Found:
     return found
 
 
+@contextlib.asynccontextmanager
+async def chromium() -> AsyncIterator[Page]:
+    """Opens a page in Chromium."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        yield await browser.new_page()
+        await browser.close()
+
+
 async def first_events(address: str) -> list[float]:
     """Returns, for each of some explanations in Chromium, the milliseconds from the click to its first drawn event."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     with tempfile.TemporaryDirectory() as folder:
-        async with async_playwright() as playwright:
-            browser = await playwright.chromium.launch(
-                executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-            )
-            page = await browser.new_page()
+        async with chromium() as page:
             found = []
             for number in range(FIRST_EVENTS):
                 image = Path(folder) / f"{number}.jpg"
                 image.write_bytes(picture() + number.to_bytes())  # bytes after the end make it another image
                 found.append(await _first_event(page, f"http://{address}", image))
-            await browser.close()
             return found
+
+
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """Milliseconds of the tries in "What if?", and of the evaluations after each."""
+
+    shown: Sequence[float]
+    evaluations: Sequence[float]
+    load: float
+
+    def text(self) -> str:
+        """Returns the paragraph about them."""
+        evaluation = statistics.median(self.evaluations)
+        shown, high = statistics.median(self.shown), percentile(self.shown, 0.95)
+        beyond, most, ratio = shown - evaluation, high - evaluation, shown / evaluation
+        return f"""In "What if?", the score of an image with one more hidden patch was shown {beyond:.0f} ms beyond one
+evaluation (median of {len(self.shown)}; 95th percentile {most:.0f} ms), that is, after {ratio:.1f} times its time.
+The goal is {WHAT_IF_GOAL} ms on an idle machine; the load average was {self.load:.1f}. The worker has
+EfficientNet-Lite0, one thread and no other job. An evaluation of the same network took {evaluation:.0f} ms
+(median, in turn with the tries)."""
+
+
+async def tries(service: str, address: str) -> Tries:
+    """Explains an image, and hides its patches in Chromium."""
+    with Client(service) as client:
+        found = client.explain(SHIPPED / "chelsea.png", model=REAL, method=RISE(masks=8))
+    torch.set_num_threads(1)
+    network = load_source({"kind": "efficientnet-lite", "variant": 0}).module.eval()
+    shown, evaluations = [], []
+    async with chromium() as page:
+        page.set_default_timeout(1e3 * PATIENCE)
+        await page.goto(f"http://{address}/#/job/{found.job_id}")
+        await page.get_by_role("tab", name="What if?").click()
+        await page.locator(".what-if .now").wait_for()
+        for _ in range(TRIES):
+            shown.append(await page.evaluate(TRY))
+            began = time.perf_counter()
+            with torch.no_grad():
+                network(torch.rand(1, 3, 224, 224))
+            evaluations.append(1e3 * (time.perf_counter() - began))
+    return Tries(shown[WARMING:], evaluations[WARMING:], os.getloadavg()[0])
 
 
 async def _first_event(page: Page, address: str, image: Path) -> float:
@@ -196,7 +273,7 @@ async def _first_event(page: Page, address: str, image: Path) -> float:
     return float(drawn)
 
 
-def report(found: Found, drawn: list[float], turns: int) -> str:
+def report(found: Found, drawn: list[float], tried: Tries, turns: int) -> str:
     """Returns the section about a measurement."""
     rows = []
     for load, sides in found.items():
@@ -228,6 +305,8 @@ at all; `sagittal-page` is a process of its own, which receives each event and s
 In Chromium, the first event of a job was drawn {median:.0f} ms after the click on *Explain* (median of {len(drawn)};
 95th percentile {high:.0f} ms). The goal is {FIRST_EVENT_GOAL} ms on an idle machine.
 
+{tried.text()}
+
 The load average was {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors.
 """
 
@@ -253,10 +332,14 @@ def main() -> None:
                 _wait_for_page(port)
             drawn = asyncio.run(first_events(f"127.0.0.1:{inside}"))
             found = measure(stack, f"127.0.0.1:{inside}", f"127.0.0.1:{beside}", options.turns)
-            text = report(found, drawn, options.turns)
         finally:
             process.terminate()
             process.wait(PATIENCE)
+    scores = {"SAGITTAL_MODELS_FILE": str(MODELS), "SAGITTAL_THREADS": "1"}
+    with running_stack(["-m", "sagittal.worker.main"], model=REAL, environment=serves | scores) as stack:
+        _wait_for_page(inside)
+        tried = asyncio.run(tries(stack.address, f"127.0.0.1:{inside}"))
+    text = report(found, drawn, tried, options.turns)
     print(text)
     if options.write:
         write_section(options.write, "page", text)

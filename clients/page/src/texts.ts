@@ -220,7 +220,7 @@ export const texts = {
     retry: "Retry failed and cancelled",
     cancelling: "The batch will be cancelled, for good.",
     forgotten: (count: number) =>
-      `${count === 1 ? "1 item runs" : `${count} items run`} again when sent again: sagittal batch resume DIRECTORY`,
+      `${count === 1 ? "1 item runs" : `${count} items run`} again when sent again: sagittal batch retry DIRECTORY`,
     reasons: "Why items failed",
     notKept: "The reason is no longer kept.",
     job: "Open its job",

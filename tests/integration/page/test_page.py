@@ -186,6 +186,7 @@ async def test_an_explanation_forms_and_what_if_answers(serve, page, image):
         await expect(page.locator(".what-if")).to_contain_text("Hiding 2 patches makes the model say off")
         assert "#/job/" in page.url
         # what `make bench-page` reads
+        await expect(page.locator(".what-if ol.tries button").first).to_have_text("2 patches hidden")
         assert await page.evaluate("performance.getEntriesByName('first-event-drawn').length") == 1
 
 
@@ -443,7 +444,9 @@ async def test_batches_change_while_they_are_watched_and_can_be_controlled(serve
         await card.get_by_role("button", name="Resume").click()
         await expect(card.locator(".state")).to_have_text("open")
         await card.get_by_role("button", name="Retry").click()
-        await expect(card.get_by_role("status")).to_contain_text("1 item runs again when sent again")
+        await expect(card.get_by_role("status")).to_contain_text(
+            "1 item runs again when sent again: sagittal batch retry DIRECTORY"
+        )
         await expect(card).not_to_contain_text("failed")
         await card.get_by_role("button", name="Cancel").click()
         await card.get_by_role("button", name="Undo").click()
