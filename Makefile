@@ -6,7 +6,7 @@ IMAGE ?= examples/images/chelsea.png
 OUT ?= out
 BUILD_DOCS := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky -b html docs site
 
-.PHONY: page page-snapshots demo test test-architectures test-callers test-engines engines caller-packages test-kernels chaos live-alerts check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation bench-kserve bench-bulk bench-idle bench-shards bench-backup soak bench-quality bench-audit bench-known-reasons bench-costs bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom release device device-report fuzz audit scan peers
+.PHONY: page page-snapshots demo test test-architectures test-callers test-engines engines caller-packages test-kernels chaos model-check live-alerts check protos client bench bench-engine bench-service bench-page bench-peers bench-isolation bench-kserve bench-bulk bench-idle bench-shards bench-backup soak bench-quality bench-audit bench-known-reasons bench-costs bench-concepts bench-models install format constraints clean help image chart reference docs pictures lock sbom release device device-report fuzz audit scan peers
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -78,6 +78,9 @@ fuzz: $(VENV)/.installed-dev ## Fuzzes for SECONDS (1200) each: every RPC, recor
 
 chaos: $(VENV)/.installed-dev ## Injects faults for SECONDS (600) and writes the figures to docs/guarantees.md.
 	PYTHONPATH=tests $(BIN)/python -m chaos.main --seconds $(or $(SECONDS),600) --write docs/guarantees.md
+
+model-check: $(VENV)/.installed-dev ## Checks the queue's promises for all interleavings within bounds and SCHEDULES (2000) random ones beyond.
+	PYTHONPATH=tests $(BIN)/python -m queue_model --schedules $(or $(SCHEDULES),2000) --seed $(or $(SEED),1) --write docs/guarantees.md
 
 live-alerts: $(VENV)/.installed-dev ## Injects 13 faults until a real Prometheus alerts, and writes the times to docs/runbooks (some minutes).
 	PYTHONPATH=tests:benchmarks $(BIN)/python -m chaos.live_alerts --write docs/runbooks/index.md

@@ -35,7 +35,7 @@
 --   sweeper            string: the process that sweeps, for as long as it does
 --   damaged            zset by time of jobs that must fail because their execution is damaged or missing
 --   request:TENANT:KEY, flight:CONTENT, answer:CONTENT   strings: the id of a job or an execution
---   take:NONCE         string: the execution that a call of lease.lua took
+--   take:NONCE         string: the execution that a call of lease.lua took, and the token
 -- Times are seconds since the epoch on Redis's clock. Scripts are atomic and never wait.
 
 local end_item, forget_job_of_item -- in batches.lua
@@ -378,12 +378,21 @@ local function close(id, run_id, run, state, element)
   announce_growth(id)
 end
 
--- Ends one of several jobs that share an execution; the execution continues for the others.
+-- Ends one of several jobs that share an execution; the execution continues for the others, until the latest of their
+-- deadlines.
 local function leave(id, run_id, run, state, element)
   close(id, run_id, run, state, element)
-  local others = {}
-  for _, sub in ipairs(split(run.subs)) do if sub ~= id then others[#others + 1] = sub end end
-  call('HSET', run_key(run_id), 'subs', table.concat(others, ','))
+  local others, deadline = {}, nil
+  for _, sub in ipairs(split(run.subs)) do
+    if sub ~= id then
+      local other = read_job(sub)
+      others[#others + 1] = sub
+      if other and deadline ~= '' and (not deadline or other.deadline == '' or tonumber(other.deadline) > tonumber(deadline)) then
+        deadline = other.deadline
+      end
+    end
+  end
+  call('HSET', run_key(run_id), 'subs', table.concat(others, ','), 'deadline', deadline or run.deadline)
 end
 
 local function drop_run(id)

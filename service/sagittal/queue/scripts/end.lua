@@ -4,19 +4,20 @@
 local given = arguments({{'scope', one_of('run', 'job')}, ID, TOKEN, {'state', one_of('failed', 'cancelled')},
   {'reason', any}, {'event', any}})
 local scope, id, state, element = given.scope, given.job_id, given.state, 'T' .. given.event
-local run_id = id
+local run_id, job = id, nil
 if scope == 'job' then
-  local job = read_job(id)
+  job = read_job(id)
   if not job or job.state ~= '' then return false end
   run_id = job.run
 end
 local run = read_run(run_id)
 if scope == 'job' and not live(run) and call('ZSCORE', root .. 'damaged', id) then
-  close(id, run_id, {attempt = '0', worker = '', reason = given.reason, tenant = read_job(id).tenant}, state,
-    element)
+  close(id, run_id, {attempt = '0', worker = '', reason = given.reason, tenant = job.tenant}, state, element)
   return ''
 end
 if not live(run) or run.token ~= given.token then return false end
+-- Since the caller looked, a job with a later deadline may have joined, or a late worker may have released it.
+if run.state == 'queued' and not due(run, job and job.deadline or run.deadline) then return false end
 run.reason = given.reason
 if scope == 'job' and #split(run.subs) > 1 then
   leave(id, run_id, run, state, element)

@@ -20,8 +20,12 @@ local function describe(id)
   return answer
 end
 
+-- A repeated call returns the lease that it took, unless the execution has another one since.
 local taken = call('GET', take_key)
-if taken and read_run(taken).state == 'running' then return describe(taken) end
+if taken then
+  local id, its_token = string.match(taken, '^(%S+) (%d+)$')
+  if id and holds(read_run(id), its_token) then return describe(id) end
+end
 
 local turn = ((stored(call('GET', root .. 'turn')) or 0) + 1) % MOST
 
@@ -32,7 +36,7 @@ local function take(id, run, alone)
     'worker', worker, 'batch', 0, 'alone', alone)
   call('ZADD', root .. 'leases', exact(now + seconds), id)
   count('held', place(run), 1)
-  call('SET', take_key, id, 'EX', 60)
+  call('SET', take_key, string.format('%s %.0f', id, token), 'EX', 60)
   call('SET', root .. 'turn', string.format('%.0f', turn)) -- a call that takes nothing writes nothing
   announce_run(run)
   return describe(id)
