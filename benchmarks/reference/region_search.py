@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sagittal.explain import Explainer, Problem, parameter
 from sagittal.explain.events import SaliencyMask
-from sagittal.explain.masks.superpixels import superpixels
 from sagittal.explain.steps import Steps
+from sagittal.explain.superpixels import superpixels
 
 FALL = 0.5
 """Share of the gain at the start of a phase below which the next phase starts."""

@@ -28,9 +28,10 @@ PUBLIC = {
         "Black", "Blur", "Concepts", "CurveProtocol", "EXPLAINERS", "EvaluateMask", "ExcitationBackprop",
         "Explainer", "Given", "GradCAM", "IGOS", "IGOSPlus", "IGOSPlusPlus", "IntegratedGradients",
         "InvalidParameter", "MeanColour", "MeaningfulPerturbation", "Metrics",
-        "MinimalSufficientExplanations", "Needs", "Noise", "Occlusion", "OrderedRegionSearch", "PixelScale", "Problem",
-        "Question", "RISE", "RegionScore", "RobustnessTest", "Row", "ScoreCAM", "StructuredAttentionGraph",
-        "Unsupported", "explain", "explanation_steps", "find_method", "parameter", "parameters", "score_regions",
+        "MinimalSufficientExplanations", "Needs", "Noise", "Occlusion", "OcclusionSurrogate", "OrderedRegionSearch",
+        "PixelScale", "Problem", "Question", "RISE", "RegionScore", "RobustnessTest", "Row", "ScoreCAM",
+        "StructuredAttentionGraph", "Unsupported", "explain", "explanation_steps", "find_method", "parameter",
+        "parameters", "score_regions",
     }),
 }  # fmt: skip
 

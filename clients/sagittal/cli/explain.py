@@ -204,6 +204,8 @@ def areas(explanation: Explanation) -> Iterator[str]:
     if completed is not None and completed.predictability_auroc is not None:
         right = completed.predictability_balanced_accuracy or 0.0
         yield f"predictability {completed.predictability_auroc:.3f} AUROC, balanced accuracy {right:.0%}"
+    if explanation.surrogate is not None:
+        yield f"surrogate: {explanation.surrogate.text}"
     if explanation.stability is not None:
         yield f"stability: {explanation.stability.text}"
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sagittal.client.events import CausalTriple, ClassScore, Curve, GraphNode, Stability, SufficientSet
+from sagittal.client.events import CausalTriple, ClassScore, Curve, GraphNode, Stability, SufficientSet, Surrogate
 from sagittal.client.explanation import Explanation, Graph
 
 
@@ -98,6 +98,8 @@ def _found(explanation: Explanation) -> Iterator[tuple[str, Any]]:
     if completed and completed.predictability_auroc is not None:
         yield "predictability_auroc", completed.predictability_auroc
         yield "predictability_balanced_accuracy", completed.predictability_balanced_accuracy
+    if explanation.surrogate is not None:
+        yield "surrogate", _surrogate(explanation.surrogate)
     if explanation.stability is not None:
         yield "stability", _stability(explanation.stability)
     if explanation.sufficient_sets:
@@ -121,6 +123,15 @@ def _baseline(explanation: Explanation) -> dict[str, Any] | None:
         if prediction and prediction.baseline
         else None
     )
+
+
+def _surrogate(found: Surrogate) -> dict[str, Any]:
+    return {
+        "occlusions": len(found.scores),
+        "grid": found.relevance.shape[0],
+        "noise": found.noise,
+        "usual_error": found.usual_error,
+    }
 
 
 def _stability(found: Stability) -> dict[str, Any]:

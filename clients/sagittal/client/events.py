@@ -11,9 +11,11 @@ from math import floor
 from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from sagittal.client.errors import InvalidRequest
 from sagittal.client.preprocessing import Preprocessing
+from sagittal.imaging.surrogates import pooled, predict
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +346,43 @@ class Stability(Event):
             if area is not None:
                 parts.append(f"{name} {area.low:.3f} to {area.high:.3f}")
         return "; ".join(parts) + (" (unstable)" if self.unstable else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Surrogate(Event):
+    """What predicts the score of any occlusion of the image, from those that were scored."""
+
+    occlusions: NDArray[np.float32]
+    """Share of each cell that each scored occlusion shows, of shape (n, grid, grid), 0 to 1."""
+    scores: NDArray[np.float32]
+    """Scores of the occlusions as shares of the unmasked score, of shape (n,)."""
+    relevance: NDArray[np.float32]
+    """Weight of each cell in the similarity of two occlusions, of shape (grid, grid)."""
+    noise: float
+    """Variance of what the surrogate does not explain, as a share of the variance that it explains."""
+    usual_error: float
+    """Mean absolute error of predicting each scored occlusion from the others, as a share of the unmasked score."""
+
+    def predict(self, masks: ArrayLike) -> NDArray[np.float64]:
+        """Returns the predicted scores (n,) as shares of the unmasked score.
+
+        Args:
+            masks: Occlusions of the model's input: 1 where the image is shown and 0 where the baseline is, of shape
+                (n, height, width) of any size.
+
+        Raises:
+            InvalidRequest: the masks have another shape.
+        """
+        try:
+            shown = pooled(masks, self.relevance.shape[0])
+        except ValueError as error:
+            raise InvalidRequest(str(error), field="masks") from error
+        return predict(self.occlusions, self.scores, self.relevance, self.noise, shown)
+
+    @property
+    def text(self) -> str:
+        """One line, such as "from 800 occlusions, usual error 6% of the unmasked score"."""
+        return f"from {len(self.scores)} occlusions, usual error {self.usual_error:.0%} of the unmasked score"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

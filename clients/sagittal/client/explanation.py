@@ -30,6 +30,7 @@ from sagittal.client.events import (
     Stability,
     Started,
     SufficientSet,
+    Surrogate,
     Warning,
 )
 from sagittal.client.explained_image import ExplainedImage, explained_image
@@ -96,6 +97,8 @@ class Explanation:
     graph: Graph | None = None
     concepts: tuple[ConceptContribution, ...] = ()
     concept_prediction: ConceptPrediction | None = None
+    surrogate: Surrogate | None = None
+    """What predicts the score of any occlusion; None for a method without a surrogate."""
     stability: Stability | None = None
     """How much the heatmap changes with the seed; None if it was not measured: see `Metrics.stability`."""
     warnings: tuple[Warning, ...] = ()

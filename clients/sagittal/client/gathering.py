@@ -20,6 +20,7 @@ from sagittal.client.events import (
     Stability,
     Started,
     SufficientSet,
+    Surrogate,
     Warning,
 )
 from sagittal.client.explained_image import ExplainedImage
@@ -74,6 +75,7 @@ class Gathering:
             graph=Graph(tuple(nodes.values()), tuple(edges.values())) if nodes else None,
             concepts=tuple(self._all(ConceptContribution)),
             concept_prediction=next(iter(self._all(ConceptPrediction)), None),
+            surrogate=self._last(Surrogate),
             stability=next(iter(self._all(Stability)), None),
             warnings=tuple(self._all(Warning)),
             completed=self._last(Completed),

@@ -31,6 +31,7 @@ from sagittal.v1.method_pb2 import (
     MeaningfulPerturbation,
     MinimalSufficientExplanations,
     Occlusion,
+    OcclusionSurrogate,
     Optimizer,
     OrderedRegionSearch,
     PatchShape,
@@ -55,6 +56,7 @@ __all__ = [
     "MethodLike",
     "MinimalSufficientExplanations",
     "Occlusion",
+    "OcclusionSurrogate",
     "Optimizer",
     "OrderedRegionSearch",
     "PatchShape",
@@ -138,6 +140,7 @@ MethodLike = (
     | IntegratedGradients
     | ExcitationBackprop
     | Occlusion
+    | OcclusionSurrogate
     | MinimalSufficientExplanations
     | StructuredAttentionGraph
     | Concepts

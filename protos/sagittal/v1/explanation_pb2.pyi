@@ -569,6 +569,7 @@ class ExplanationEvent(_message.Message):
     CONCEPT_PREDICTION_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     STABILITY_FIELD_NUMBER: _builtins.int
+    SURROGATE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Identifier of the job."""
     sequence: _builtins.int
@@ -652,6 +653,10 @@ class ExplanationEvent(_message.Message):
     def stability(self) -> Global___Stability:
         """How much the heatmap and its curves change with the seed."""
 
+    @_builtins.property
+    def surrogate(self) -> Global___Surrogate:
+        """A surrogate of the model on occlusions of the image."""
+
     def __init__(
         self,
         *,
@@ -677,12 +682,13 @@ class ExplanationEvent(_message.Message):
         concept_prediction: Global___ConceptPrediction | None = ...,
         answer: _any_pb2.Any | None = ...,
         stability: Global___Stability | None = ...,
+        surrogate: Global___Surrogate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "cancelled", b"cancelled", "completed", b"completed", "concept", b"concept", "concept_prediction", b"concept_prediction", "curve", b"curve", "event", b"event", "failed", b"failed", "graph_edge", b"graph_edge", "graph_node", b"graph_node", "mask", b"mask", "prediction", b"prediction", "progress", b"progress", "region_scores", b"region_scores", "stability", b"stability", "started", b"started", "sufficient_set", b"sufficient_set", "time", b"time", "warning", b"warning"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "cancelled", b"cancelled", "completed", b"completed", "concept", b"concept", "concept_prediction", b"concept_prediction", "curve", b"curve", "event", b"event", "failed", b"failed", "graph_edge", b"graph_edge", "graph_node", b"graph_node", "mask", b"mask", "prediction", b"prediction", "progress", b"progress", "region_scores", b"region_scores", "stability", b"stability", "started", b"started", "sufficient_set", b"sufficient_set", "surrogate", b"surrogate", "time", b"time", "warning", b"warning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "cancelled", b"cancelled", "completed", b"completed", "concept", b"concept", "concept_prediction", b"concept_prediction", "curve", b"curve", "event", b"event", "failed", b"failed", "graph_edge", b"graph_edge", "graph_node", b"graph_node", "job_id", b"job_id", "mask", b"mask", "prediction", b"prediction", "progress", b"progress", "region_scores", b"region_scores", "request_id", b"request_id", "sequence", b"sequence", "stability", b"stability", "started", b"started", "sufficient_set", b"sufficient_set", "time", b"time", "warning", b"warning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "cancelled", b"cancelled", "completed", b"completed", "concept", b"concept", "concept_prediction", b"concept_prediction", "curve", b"curve", "event", b"event", "failed", b"failed", "graph_edge", b"graph_edge", "graph_node", b"graph_node", "job_id", b"job_id", "mask", b"mask", "prediction", b"prediction", "progress", b"progress", "region_scores", b"region_scores", "request_id", b"request_id", "sequence", b"sequence", "stability", b"stability", "started", b"started", "sufficient_set", b"sufficient_set", "surrogate", b"surrogate", "time", b"time", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "started", "prediction", "progress", "mask", "sufficient_set", "graph_node", "graph_edge", "curve", "concept", "warning", "completed", "failed", "cancelled", "region_scores", "concept_prediction", "answer", "stability"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "started", "prediction", "progress", "mask", "sufficient_set", "graph_node", "graph_edge", "curve", "concept", "warning", "completed", "failed", "cancelled", "region_scores", "concept_prediction", "answer", "stability", "surrogate"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -1495,6 +1501,55 @@ class Stability(_message.Message):
 Global___Stability: _TypeAlias = Stability  # noqa: Y015
 
 @_typing.final
+class Surrogate(_message.Message):
+    """A surrogate of the model on occlusions of the image: it predicts the score of any occlusion from those that were
+    scored. It is the mean of a Gaussian process on the square root of the score. The similarity of two occlusions is
+    exp(-d/2), and d is the sum over the cells of the relevance times the squared difference of the shares shown. With the
+    matrix K of the similarities of the scored occlusions, their roots r of mean m, and the similarities k of another
+    occlusion to them, its predicted root is m + k (K + noise I)^-1 (r - m).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OCCLUSIONS_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    RELEVANCE_FIELD_NUMBER: _builtins.int
+    NOISE_FIELD_NUMBER: _builtins.int
+    USUAL_ERROR_FIELD_NUMBER: _builtins.int
+    noise: _builtins.float
+    """Variance of what the surrogate does not explain, as a share of the variance that it explains."""
+    usual_error: _builtins.float
+    """Mean absolute error of predicting each scored occlusion from the others, as a share of the unmasked score."""
+    @_builtins.property
+    def occlusions(self) -> _tensor_pb2.Tensor:
+        """Share of each cell that each scored occlusion shows, 0 to 1: FLOAT16 of shape (n, grid, grid)."""
+
+    @_builtins.property
+    def scores(self) -> _tensor_pb2.Tensor:
+        """Scores of these occlusions as shares of the unmasked score: FLOAT16 of shape (n)."""
+
+    @_builtins.property
+    def relevance(self) -> _tensor_pb2.Tensor:
+        """Weight of each cell in the similarity of two occlusions: FLOAT16 of shape (grid, grid)."""
+
+    def __init__(
+        self,
+        *,
+        occlusions: _tensor_pb2.Tensor | None = ...,
+        scores: _tensor_pb2.Tensor | None = ...,
+        relevance: _tensor_pb2.Tensor | None = ...,
+        noise: _builtins.float = ...,
+        usual_error: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occlusions", b"occlusions", "relevance", b"relevance", "scores", b"scores"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["noise", b"noise", "occlusions", b"occlusions", "relevance", b"relevance", "scores", b"scores", "usual_error", b"usual_error"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Surrogate: _TypeAlias = Surrogate  # noqa: Y015
+
+@_typing.final
 class ConceptPrediction(_message.Message):
     """The prediction of an explanation network (XNN) for an image."""
 
@@ -1678,8 +1733,9 @@ class Completed(_message.Message):
     """Whether the heatmap's maximum is in a box, within 15 pixels; not set without boxes."""
     predictability_auroc: _builtins.float
     """How well the explanation predicts which random occlusions leave the class at least half of its unmasked score: the
-    area under the ROC curve, 0 to 1, 0.5 for a guess. It reads the share of the saliency that an occlusion keeps, the
-    largest share of one sufficient set, or of a graph's node times its relative score. Not set if it was not measured.
+    area under the ROC curve, 0 to 1, 0.5 for a guess. It reads the prediction of a surrogate, the share of the saliency
+    that an occlusion keeps, the largest share of one sufficient set, or of a graph's node times its relative score:
+    the first of these that there is. Not set if it was not measured.
     """
     predictability_balanced_accuracy: _builtins.float
     """The same as the balanced accuracy of a threshold that is chosen on one half of the occlusions and judged on the other."""

@@ -188,6 +188,7 @@ class Method(_message.Message):
     CONCEPTS_FIELD_NUMBER: _builtins.int
     EVALUATE_MASK_FIELD_NUMBER: _builtins.int
     ORDERED_REGION_SEARCH_FIELD_NUMBER: _builtins.int
+    OCCLUSION_SURROGATE_FIELD_NUMBER: _builtins.int
     CUSTOM_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def igos(self) -> Global___IGOS:
@@ -246,6 +247,10 @@ class Method(_message.Message):
         """Ordered region search: the order of an iGOS++ mask, moved superpixel by superpixel until its curves are best."""
 
     @_builtins.property
+    def occlusion_surrogate(self) -> Global___OcclusionSurrogate:
+        """Occlusion surrogate: predicts the score of any occlusion of the image, from random occlusions."""
+
+    @_builtins.property
     def custom(self) -> Global___CustomMethod:
         """A method that workers offer and for which this API version has no message."""
 
@@ -266,13 +271,14 @@ class Method(_message.Message):
         concepts: Global___Concepts | None = ...,
         evaluate_mask: Global___EvaluateMask | None = ...,
         ordered_region_search: Global___OrderedRegionSearch | None = ...,
+        occlusion_surrogate: Global___OcclusionSurrogate | None = ...,
         custom: Global___CustomMethod | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["concepts", b"concepts", "custom", b"custom", "evaluate_mask", b"evaluate_mask", "excitation_backprop", b"excitation_backprop", "grad_cam", b"grad_cam", "igos", b"igos", "igos_plus", b"igos_plus", "igos_plus_plus", b"igos_plus_plus", "integrated_gradients", b"integrated_gradients", "meaningful_perturbation", b"meaningful_perturbation", "method", b"method", "minimal_sufficient_explanations", b"minimal_sufficient_explanations", "occlusion", b"occlusion", "ordered_region_search", b"ordered_region_search", "rise", b"rise", "structured_attention_graph", b"structured_attention_graph"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["concepts", b"concepts", "custom", b"custom", "evaluate_mask", b"evaluate_mask", "excitation_backprop", b"excitation_backprop", "grad_cam", b"grad_cam", "igos", b"igos", "igos_plus", b"igos_plus", "igos_plus_plus", b"igos_plus_plus", "integrated_gradients", b"integrated_gradients", "meaningful_perturbation", b"meaningful_perturbation", "method", b"method", "minimal_sufficient_explanations", b"minimal_sufficient_explanations", "occlusion", b"occlusion", "occlusion_surrogate", b"occlusion_surrogate", "ordered_region_search", b"ordered_region_search", "rise", b"rise", "structured_attention_graph", b"structured_attention_graph"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["concepts", b"concepts", "custom", b"custom", "evaluate_mask", b"evaluate_mask", "excitation_backprop", b"excitation_backprop", "grad_cam", b"grad_cam", "igos", b"igos", "igos_plus", b"igos_plus", "igos_plus_plus", b"igos_plus_plus", "integrated_gradients", b"integrated_gradients", "meaningful_perturbation", b"meaningful_perturbation", "method", b"method", "minimal_sufficient_explanations", b"minimal_sufficient_explanations", "occlusion", b"occlusion", "ordered_region_search", b"ordered_region_search", "rise", b"rise", "structured_attention_graph", b"structured_attention_graph"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concepts", b"concepts", "custom", b"custom", "evaluate_mask", b"evaluate_mask", "excitation_backprop", b"excitation_backprop", "grad_cam", b"grad_cam", "igos", b"igos", "igos_plus", b"igos_plus", "igos_plus_plus", b"igos_plus_plus", "integrated_gradients", b"integrated_gradients", "meaningful_perturbation", b"meaningful_perturbation", "method", b"method", "minimal_sufficient_explanations", b"minimal_sufficient_explanations", "occlusion", b"occlusion", "occlusion_surrogate", b"occlusion_surrogate", "ordered_region_search", b"ordered_region_search", "rise", b"rise", "structured_attention_graph", b"structured_attention_graph"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["igos", "igos_plus", "igos_plus_plus", "meaningful_perturbation", "rise", "grad_cam", "integrated_gradients", "excitation_backprop", "occlusion", "minimal_sufficient_explanations", "structured_attention_graph", "concepts", "evaluate_mask", "ordered_region_search", "custom"]  # noqa: Y015
+    _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["igos", "igos_plus", "igos_plus_plus", "meaningful_perturbation", "rise", "grad_cam", "integrated_gradients", "excitation_backprop", "occlusion", "minimal_sufficient_explanations", "structured_attention_graph", "concepts", "evaluate_mask", "ordered_region_search", "occlusion_surrogate", "custom"]  # noqa: Y015
     _WhichOneofArgType_method: _TypeAlias = _typing.Literal["method", b"method"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_method) -> _WhichOneofReturnType_method | None: ...
 
@@ -940,6 +946,7 @@ class StructuredAttentionGraph(_message.Message):
     EXPAND_ABOVE_FIELD_NUMBER: _builtins.int
     CHILDREN_FIELD_NUMBER: _builtins.int
     MAX_NODES_FIELD_NUMBER: _builtins.int
+    OCCLUSIONS_FIELD_NUMBER: _builtins.int
     grid: _builtins.int
     """Side of the square grid in patches. 3 to 14."""
     sufficiency: Global___Sufficiency.ValueType
@@ -960,6 +967,8 @@ class StructuredAttentionGraph(_message.Message):
     """Children shown per expanded node. 1 to 196."""
     max_nodes: _builtins.int
     """Largest number of nodes in the graph. 1 to 1,000."""
+    occlusions: _builtins.int
+    """Random occlusions scored for a surrogate, with the scores of the search. 0 to 2,000; 0 yields no surrogate."""
     def __init__(
         self,
         *,
@@ -973,10 +982,11 @@ class StructuredAttentionGraph(_message.Message):
         expand_above: _builtins.float | None = ...,
         children: _builtins.int | None = ...,
         max_nodes: _builtins.int | None = ...,
+        occlusions: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_beam_width", b"_beam_width", "_children", b"_children", "_expand_above", b"_expand_above", "_grid", b"_grid", "_max_nodes", b"_max_nodes", "_max_overlap", b"_max_overlap", "_max_roots", b"_max_roots", "_threshold", b"_threshold", "beam_width", b"beam_width", "children", b"children", "expand_above", b"expand_above", "grid", b"grid", "max_nodes", b"max_nodes", "max_overlap", b"max_overlap", "max_roots", b"max_roots", "threshold", b"threshold"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beam_width", b"_beam_width", "_children", b"_children", "_expand_above", b"_expand_above", "_grid", b"_grid", "_max_nodes", b"_max_nodes", "_max_overlap", b"_max_overlap", "_max_roots", b"_max_roots", "_occlusions", b"_occlusions", "_threshold", b"_threshold", "beam_width", b"beam_width", "children", b"children", "expand_above", b"expand_above", "grid", b"grid", "max_nodes", b"max_nodes", "max_overlap", b"max_overlap", "max_roots", b"max_roots", "occlusions", b"occlusions", "threshold", b"threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beam_width", b"_beam_width", "_children", b"_children", "_expand_above", b"_expand_above", "_grid", b"_grid", "_max_nodes", b"_max_nodes", "_max_overlap", b"_max_overlap", "_max_roots", b"_max_roots", "_threshold", b"_threshold", "beam_width", b"beam_width", "children", b"children", "expand_above", b"expand_above", "grid", b"grid", "max_nodes", b"max_nodes", "max_overlap", b"max_overlap", "max_roots", b"max_roots", "patch_shape", b"patch_shape", "sufficiency", b"sufficiency", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beam_width", b"_beam_width", "_children", b"_children", "_expand_above", b"_expand_above", "_grid", b"_grid", "_max_nodes", b"_max_nodes", "_max_overlap", b"_max_overlap", "_max_roots", b"_max_roots", "_occlusions", b"_occlusions", "_threshold", b"_threshold", "beam_width", b"beam_width", "children", b"children", "expand_above", b"expand_above", "grid", b"grid", "max_nodes", b"max_nodes", "max_overlap", b"max_overlap", "max_roots", b"max_roots", "occlusions", b"occlusions", "patch_shape", b"patch_shape", "sufficiency", b"sufficiency", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__beam_width: _TypeAlias = _typing.Literal["beam_width"]  # noqa: Y015
     _WhichOneofArgType__beam_width: _TypeAlias = _typing.Literal["_beam_width", b"_beam_width"]  # noqa: Y015
@@ -992,6 +1002,8 @@ class StructuredAttentionGraph(_message.Message):
     _WhichOneofArgType__max_overlap: _TypeAlias = _typing.Literal["_max_overlap", b"_max_overlap"]  # noqa: Y015
     _WhichOneofReturnType__max_roots: _TypeAlias = _typing.Literal["max_roots"]  # noqa: Y015
     _WhichOneofArgType__max_roots: _TypeAlias = _typing.Literal["_max_roots", b"_max_roots"]  # noqa: Y015
+    _WhichOneofReturnType__occlusions: _TypeAlias = _typing.Literal["occlusions"]  # noqa: Y015
+    _WhichOneofArgType__occlusions: _TypeAlias = _typing.Literal["_occlusions", b"_occlusions"]  # noqa: Y015
     _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
     _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
     @_typing.overload
@@ -1008,6 +1020,8 @@ class StructuredAttentionGraph(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_overlap) -> _WhichOneofReturnType__max_overlap | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_roots) -> _WhichOneofReturnType__max_roots | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__occlusions) -> _WhichOneofReturnType__occlusions | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
 
@@ -1079,6 +1093,30 @@ class OrderedRegionSearch(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__regions) -> _WhichOneofReturnType__regions | None: ...
 
 Global___OrderedRegionSearch: _TypeAlias = OrderedRegionSearch  # noqa: Y015
+
+@_typing.final
+class OcclusionSurrogate(_message.Message):
+    """Parameters of the occlusion surrogate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OCCLUSIONS_FIELD_NUMBER: _builtins.int
+    occlusions: _builtins.int
+    """Number of random occlusions that are scored. 20 to 2,000."""
+    def __init__(
+        self,
+        *,
+        occlusions: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_occlusions", b"_occlusions", "occlusions", b"occlusions"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_occlusions", b"_occlusions", "occlusions", b"occlusions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__occlusions: _TypeAlias = _typing.Literal["occlusions"]  # noqa: Y015
+    _WhichOneofArgType__occlusions: _TypeAlias = _typing.Literal["_occlusions", b"_occlusions"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__occlusions) -> _WhichOneofReturnType__occlusions | None: ...
+
+Global___OcclusionSurrogate: _TypeAlias = OcclusionSurrogate  # noqa: Y015
 
 @_typing.final
 class EvaluateMask(_message.Message):

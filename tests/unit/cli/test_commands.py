@@ -107,6 +107,19 @@ def test_a_measured_stability_is_asked_for_and_told(run, script, picture) -> Non
     }  # fmt: skip
 
 
+def test_a_surrogate_is_told_by_its_size_and_error(run, script, picture) -> None:
+    place = next(number for number, event in enumerate(script.log) if event.HasField("curve"))
+    found = script.log[place].surrogate
+    found.occlusions.CopyFrom(to_tensor(np.zeros((3, 2, 2), np.float16)))
+    found.scores.CopyFrom(to_tensor(np.zeros(3, np.float16)))
+    found.relevance.CopyFrom(to_tensor(np.zeros((2, 2), np.float16)))
+    found.noise, found.usual_error = 0.25, 0.0625
+    told = run("explain", picture, "--model", "lamp").stdout
+    assert "surrogate: from 3 occlusions, usual error 6% of the unmasked score\n" in told
+    document = json.loads(run("explain", picture, "--model", "lamp", "--json").stdout)
+    assert document["surrogate"] == {"occlusions": 3, "grid": 2, "noise": 0.25, "usual_error": 0.0625}
+
+
 ROBUST = pb.Robustness(
     alterations=[
         {"alteration": pb.ALTERATION_KIND_ROUNDING, "sufficient": True, "minimal": True, "score": 0.75},

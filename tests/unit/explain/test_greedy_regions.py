@@ -5,7 +5,7 @@ import torch
 from reference.region_search import GreedyRegions, Regions
 
 from sagittal.engine import Output
-from sagittal.explain.masks.superpixels import superpixels
+from sagittal.explain.superpixels import superpixels
 
 SIDE = 16
 

@@ -12,6 +12,7 @@ NAMES = {
     "integrated-gradients": "integrated_gradients",
     "excitation-bp": "excitation_backprop",
     "occlusion": "occlusion",
+    "occlusion-surrogate": "occlusion_surrogate",
     "ordered-region-search": "ordered_region_search",
     "evaluate-mask": "evaluate_mask",
 }

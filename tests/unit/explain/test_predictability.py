@@ -17,14 +17,8 @@ from sagittal.explain.events import (
     SufficientSet,
     Warning,
 )
-from sagittal.explain.measures.predictability import (
-    CELLS,
-    auroc,
-    balanced_accuracy,
-    best_threshold,
-    occlusions,
-    read,
-)
+from sagittal.explain.measures.predictability import auroc, balanced_accuracy, best_threshold, read
+from sagittal.explain.occlusions import CELLS, occlusions
 
 COUNT = 90
 

@@ -9,8 +9,8 @@ from sagittal.engine.requests import Subject
 from sagittal.explain import InvalidParameter, OrderedRegionSearch
 from sagittal.explain.events import Checkpoint, SaliencyMask, Truncated
 from sagittal.explain.masks.region_search import PLACES, Ascent, ranks, regional_means, reordered, shaped
-from sagittal.explain.masks.superpixels import superpixels
 from sagittal.explain.problem import Problem
+from sagittal.explain.superpixels import superpixels
 
 SIDE = 16
 

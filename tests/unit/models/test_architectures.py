@@ -33,6 +33,7 @@ REDUCED = {
     "rise": {"masks": 4},
     "ordered-region-search": {"iterations": 1, "mask_size": 8, "regions": 4},
     "occlusion": {"grid": 2, "window": 1},
+    "occlusion-surrogate": {"occlusions": 20},
     "score-cam": {"channels": 4},
     "integrated-gradients": {"steps": 2, "mask_size": 8},
     "minimal-sufficient-explanations": {"grid": 3},

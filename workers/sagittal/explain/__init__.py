@@ -11,6 +11,7 @@ from sagittal.explain.attribution.grad_cam import GradCAM
 from sagittal.explain.attribution.integrated_gradients import IntegratedGradients
 from sagittal.explain.attribution.layers import Unsupported
 from sagittal.explain.attribution.occlusion import Occlusion
+from sagittal.explain.attribution.occlusion_surrogate import OcclusionSurrogate
 from sagittal.explain.attribution.rise import RISE
 from sagittal.explain.attribution.score_cam import ScoreCAM
 from sagittal.explain.backgrounds import RobustnessTest
@@ -54,6 +55,7 @@ __all__ = [
     "Needs",
     "Noise",
     "Occlusion",
+    "OcclusionSurrogate",
     "OrderedRegionSearch",
     "PixelScale",
     "Problem",

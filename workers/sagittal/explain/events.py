@@ -209,6 +209,22 @@ class RegionScores:
     """The top class for each set."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Surrogate:
+    """What predicts the score of any occlusion from those that were scored (see `sagittal.imaging.surrogates`)."""
+
+    occlusions: Tensor
+    """Share of each cell that each scored occlusion shows, of shape (n, grid, grid), 0 to 1."""
+    scores: Tensor
+    """Scores of the occlusions as shares of the unmasked score, of shape (n,)."""
+    relevance: Tensor
+    """Weight of each cell in the similarity of two occlusions, of shape (grid, grid)."""
+    noise: float
+    """Variance of what the surrogate does not explain, as a share of the variance that it explains."""
+    usual_error: float
+    """Mean absolute error of predicting each scored occlusion from the others, as a share of the unmasked score."""
+
+
 class CurveKind(Enum):
     """Direction of the curve."""
 
@@ -329,6 +345,7 @@ Event = (
     | GraphNode
     | GraphEdge
     | RegionScores
+    | Surrogate
     | Curve
     | Stability
     | ConceptPrediction

@@ -15,6 +15,7 @@ from sagittal.explain.events import (
     Measurement,
     SaliencyMask,
     SufficientSet,
+    Surrogate,
     Warning,
 )
 from sagittal.explain.explainer import Explainer
@@ -67,7 +68,7 @@ class _Findings:
     state: State
     """State of its last checkpoint."""
     told: list[Finding] = field(default_factory=list)
-    """Final masks, sets and nodes as they were yielded."""
+    """Final masks, sets, nodes and surrogates as they were yielded."""
     curves: list[Curve] = field(default_factory=list)
 
     @property
@@ -84,7 +85,7 @@ class _Findings:
     def note(self, event: Any) -> None:
         """Adds an event."""
         match event:
-            case SaliencyMask(final=True) | SufficientSet() | GraphNode():
+            case SaliencyMask(final=True) | SufficientSet() | GraphNode() | Surrogate():
                 self.told.append(event)
             case Checkpoint():
                 self.state = event.state

@@ -8,6 +8,7 @@ from sagittal.explain.attribution.excitation_backprop import ExcitationBackprop
 from sagittal.explain.attribution.grad_cam import GradCAM
 from sagittal.explain.attribution.integrated_gradients import IntegratedGradients
 from sagittal.explain.attribution.occlusion import Occlusion
+from sagittal.explain.attribution.occlusion_surrogate import OcclusionSurrogate
 from sagittal.explain.attribution.rise import RISE
 from sagittal.explain.attribution.score_cam import ScoreCAM
 from sagittal.explain.concepts.explainer import Concepts
@@ -44,6 +45,7 @@ ROWS = (
     Row("integrated-gradients", "integrated_gradients", IntegratedGradients),
     Row("excitation-bp", "excitation_backprop", ExcitationBackprop),
     Row("occlusion", "occlusion", Occlusion),
+    Row("occlusion-surrogate", "occlusion_surrogate", OcclusionSurrogate),
     Row("minimal-sufficient-explanations", "minimal_sufficient_explanations", MinimalSufficientExplanations, ("mse",)),
     Row("structured-attention-graph", "structured_attention_graph", StructuredAttentionGraph, ("sag",)),
     Row("concepts", "concepts", Concepts),

@@ -4,7 +4,7 @@ import pytest
 
 from sagittal.engine import Budget
 from sagittal.explain import StructuredAttentionGraph
-from sagittal.explain.events import GraphEdge, GraphNode, Progress, SufficientSet, Truncated
+from sagittal.explain.events import GraphEdge, GraphNode, Progress, SufficientSet, Surrogate, Truncated
 from sagittal.explain.sets.patches import removals
 from sagittal.imaging.patch_sets import bits_of
 
@@ -89,3 +89,24 @@ def test_progress_only_goes_forward(search, known):
     fractions = [event.fraction for event in run.of(Progress)]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
+
+
+def test_random_occlusions_make_a_surrogate_of_all_scores(search, known):
+    score = known.any_of([0, 1, 2], [6, 7])
+    plain, run = (search(score, StructuredAttentionGraph(grid=3, occlusions=count)) for count in (0, 30))
+    assert plain.of(Surrogate) == []
+    (surrogate,) = run.of(Surrogate)
+    assert run.usage.evaluations == plain.usage.evaluations + 30
+    assert surrogate.occlusions.shape[1:] == (3, 3)
+    assert len(surrogate.scores) == len(surrogate.occlusions) > 30
+    assert [node.patches for node in run.of(GraphNode)] == [node.patches for node in plain.of(GraphNode)]
+
+
+def test_a_budget_that_ends_before_the_occlusions_leaves_the_graph(search, known):
+    score = known.any_of([0, 1, 2], [6, 7])
+    usage = search(score, StructuredAttentionGraph(grid=3)).usage
+    budget = Budget(evaluations=usage.evaluations - usage.metric_evaluations + 29)
+    run = search(score, StructuredAttentionGraph(grid=3, occlusions=30), budget=budget)
+    assert run.of(Truncated) == [Truncated("evaluations")]
+    assert run.of(GraphNode)
+    assert run.of(Surrogate) == []

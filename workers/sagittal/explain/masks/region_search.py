@@ -35,10 +35,10 @@ from sagittal.explain.masks.descent import SMOOTHED, smoothed, stratified
 from sagittal.explain.masks.igos import IGOSPlusPlus
 from sagittal.explain.masks.level_sets import AREAS, level_gradient, level_sets, most_salient
 from sagittal.explain.masks.optimisation import Additions
-from sagittal.explain.masks.superpixels import superpixels
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem, State, prefixed, within
 from sagittal.explain.steps import Steps, relay
+from sagittal.explain.superpixels import superpixels
 
 POINTS, LEVELS = 1, 4
 """Points and level sets in each step of the descent: six evaluations."""

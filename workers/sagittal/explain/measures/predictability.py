@@ -12,7 +12,6 @@ Insertion and deletion measure one path of occlusions, which is made from the he
 without looking at the explanation: a third are rectangles, a third are sets of patches, and a third are random blobs.
 """
 
-import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -21,41 +20,28 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sagittal.engine.masking import gaussian_blur, upsample
+from sagittal.engine.masking import upsample
 from sagittal.engine.requests import OutOfBudget, Upsampling
-from sagittal.explain.events import GraphNode, Measurement, Progress, SaliencyMask, SufficientSet, Truncated, Warning
+from sagittal.explain.events import (
+    GraphNode,
+    Measurement,
+    Progress,
+    SaliencyMask,
+    SufficientSet,
+    Surrogate,
+    Truncated,
+    Warning,
+)
+from sagittal.explain.occlusions import CELLS, occlusions
 from sagittal.explain.problem import Problem
 from sagittal.explain.steps import Steps
-
-CELLS = 56
-"""Side of the occlusions' grid. It is a multiple of the patches' grid."""
-
-RECTANGLES = 3
-"""Largest number of rectangles in an occlusion."""
-
-SIDES = (0.15, 0.8)
-"""Shortest and longest side of a rectangle, as a share of the image's."""
-
-PATCHES = 7
-"""Side of the grid of patches."""
-
-BLOB_WIDTH = 5.0
-"""Standard deviation of the blur that turns noise into blobs, in cells."""
-
-KEPT = (0.1, 0.9)
-"""Smallest and largest share of the image that patch sets and blobs keep."""
+from sagittal.imaging.surrogates import pooled, predict
 
 SURVIVES = 0.5
 """The class survives if its score is at least this share of the unmasked score."""
 
-Finding = SaliencyMask | SufficientSet | GraphNode
+Finding = SaliencyMask | SufficientSet | GraphNode | Surrogate
 """An event with a part of an explanation from which predictions can be read."""
-
-
-def occlusions(generator: torch.Generator, count: int) -> Tensor:
-    """Returns random masks (count, CELLS, CELLS) of zeros and ones; the three kinds alternate."""
-    kinds = itertools.cycle((_rectangles, _patches, _blobs))
-    return torch.stack([kind(generator) for kind in itertools.islice(kinds, count)])
 
 
 def measure_predictability(problem: Problem, findings: Sequence[Finding], count: int) -> Steps[None]:
@@ -90,13 +76,17 @@ def measure_predictability(problem: Problem, findings: Sequence[Finding], count:
 def read(findings: Iterable[Finding], masks: Tensor) -> NDArray[np.float64] | None:
     """Returns one number for each mask (n, CELLS, CELLS), higher where the class should survive.
 
+    - A surrogate: the predicted score.
     - A heatmap: the share of its saliency that is kept. Of several heatmaps, the first is read.
     - Sufficient sets: the largest share of one set that is kept.
     - An attention graph: the largest share of one node that is kept, times the node's relative score.
 
-    None if there is nothing to read.
+    The first of these is read that there is; None if there is nothing to read.
     """
     listed = list(findings)
+    surrogate = next((each for each in reversed(listed) if isinstance(each, Surrogate)), None)
+    if surrogate is not None:
+        return _predicted(surrogate, masks)
     heatmap = next((each.saliency for each in listed if isinstance(each, SaliencyMask) and each.index == 0), None)
     if heatmap is not None:
         return _share_kept(heatmap.detach().cpu(), masks).numpy().astype(np.float64)
@@ -138,6 +128,11 @@ def accuracy_of(predicted: NDArray[np.bool_], survived: NDArray[np.bool_]) -> fl
     return sum(shares) / len(shares)
 
 
+def _predicted(surrogate: Surrogate, masks: Tensor) -> NDArray[np.float64]:
+    learnt = (each.numpy() for each in (surrogate.occlusions, surrogate.scores, surrogate.relevance))
+    return predict(*learnt, surrogate.noise, pooled(masks, surrogate.relevance.shape[0]))
+
+
 def _weight(each: SufficientSet | GraphNode) -> float:
     return each.relative_score if isinstance(each, GraphNode) else 1.0
 
@@ -147,35 +142,3 @@ def _share_kept(saliency: Tensor, masks: Tensor) -> Tensor:
     if saliency.shape[-1] > CELLS:
         cells = F.adaptive_avg_pool2d(saliency.to(torch.float32).clamp(min=0)[None, None], CELLS)[0, 0]
     return (masks * cells).sum((1, 2)) / cells.sum().clamp(min=1e-12)
-
-
-def _uniform(generator: torch.Generator, bounds: tuple[float, float]) -> float:
-    low, high = bounds
-    return low + (high - low) * float(torch.rand((), generator=generator))
-
-
-def _rectangles(generator: torch.Generator) -> Tensor:
-    mask = torch.ones(CELLS, CELLS)
-    for _ in range(int(torch.randint(1, RECTANGLES + 1, (), generator=generator))):
-        height, width = (max(1, round(CELLS * _uniform(generator, SIDES))) for _ in range(2))
-        top, left = (int(_uniform(generator, (0, CELLS - side + 1))) for side in (height, width))
-        mask[top : top + height, left : left + width] = 0.0
-    return mask
-
-
-def _patches(generator: torch.Generator) -> Tensor:
-    values = torch.rand(PATCHES, PATCHES, generator=generator)
-    side = CELLS // PATCHES
-    return _kept(values, generator).repeat_interleave(side, 0).repeat_interleave(side, 1)
-
-
-def _blobs(generator: torch.Generator) -> Tensor:
-    return _kept(gaussian_blur(torch.randn(1, CELLS, CELLS, generator=generator), BLOB_WIDTH)[0], generator)
-
-
-def _kept(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns a mask that keeps a random share of the cells, those with the highest values."""
-    count = max(1, round(values.numel() * _uniform(generator, KEPT)))
-    mask = torch.zeros(values.numel())
-    mask[values.flatten().topk(count).indices] = 1.0
-    return mask.view_as(values)

@@ -8,15 +8,20 @@ row-major order.
 
 from dataclasses import dataclass
 
-from sagittal.engine.requests import OutOfBudget
+import torch
+
+from sagittal.engine.requests import OutOfBudget, Upsampling
 from sagittal.explain.events import CausalTriple, GraphEdge, GraphNode, Progress, Truncated, Warning
+from sagittal.explain.occlusions import occlusions
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
-from sagittal.explain.sets.patches import members, removals
+from sagittal.explain.sets.patches import masks_of, members, removals
 from sagittal.explain.sets.scoring import Memo
 from sagittal.explain.sets.search import progress
 from sagittal.explain.sets.sufficient_sets import PatchSearch, SetSearch, warn_of_tiny_score
 from sagittal.explain.steps import Steps
+from sagittal.explain.surrogate import fit
+from sagittal.imaging.surrogates import pooled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +36,12 @@ class StructuredAttentionGraph(PatchSearch):
     )
     children: int = parameter(3, "Children shown for each expanded node", minimum=1, maximum=196)
     max_nodes: int = parameter(60, "Maximum number of nodes", minimum=1, maximum=1000)
+    occlusions: int = parameter(
+        0,
+        "Random occlusions scored for a surrogate, with the scores of the search; 0 for none",
+        minimum=0,
+        maximum=2000,
+    )
 
     def explain(self, problem: Problem) -> Steps[None]:
         """Yields each certified sufficient set, then the nodes, each before its edges."""
@@ -40,10 +51,23 @@ class StructuredAttentionGraph(PatchSearch):
         graph = _Graph(settings=self, memo=search.memo, nodes=set())
         try:
             yield from graph.draw(search)
+            if self.occlusions:
+                yield from _surrogate(search.memo, self.occlusions)
         except OutOfBudget as spent:
             if not search.truncated:
                 yield Truncated(spent.limit)
         yield Progress(1.0, phase="expand")
+
+
+def _surrogate(memo: Memo, count: int) -> Steps[None]:
+    """Yields the surrogate of all scores of the search and of random occlusions, which are unlike its sets."""
+    problem = memo.problem
+    masks = occlusions(problem.generator("occlusions"), count, problem.image)
+    found = yield from problem.evaluate(masks.to(problem.image.device), upsampling=Upsampling.BOX)
+    sets = masks_of(list(memo.scores), memo.grid, torch.device("cpu")).double()
+    shown = torch.cat([sets, torch.from_numpy(pooled(masks.numpy(), memo.grid))])
+    scores = torch.tensor([scored.score for scored in memo.scores.values()])
+    yield fit(shown, torch.cat([scores, found.target.cpu().to(scores)]), problem.unmasked_score)
 
 
 @dataclass(slots=True, kw_only=True)
