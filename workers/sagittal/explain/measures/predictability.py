@@ -129,8 +129,8 @@ def accuracy_of(predicted: NDArray[np.bool_], survived: NDArray[np.bool_]) -> fl
 
 
 def _predicted(surrogate: Surrogate, masks: Tensor) -> NDArray[np.float64]:
-    learnt = (each.numpy() for each in (surrogate.occlusions, surrogate.scores, surrogate.relevance))
-    return predict(*learnt, surrogate.noise, pooled(masks, surrogate.relevance.shape[0]))
+    shown, scores, relevance = (each.numpy() for each in (surrogate.occlusions, surrogate.scores, surrogate.relevance))
+    return predict(shown, scores, relevance, surrogate.noise, pooled(masks, len(relevance)))
 
 
 def _weight(each: SufficientSet | GraphNode) -> float:
