@@ -84,6 +84,13 @@ def test_scores_that_are_all_alike_have_no_effects():
     assert found.usual_error < 1e-6
 
 
+def test_a_tiny_unmasked_score_leaves_numbers_that_half_precision_holds():
+    shown = drawn(40, 0)
+    found = fit(shown, both(shown), 1e-9)
+    assert bool(found.scores.half().isfinite().all())
+    assert math.isfinite(found.usual_error)
+
+
 @pytest.mark.parametrize("combine", ["any", "all"])
 def test_it_predicts_unseen_occlusions_better_than_its_heatmap_does(combine):
     model = LooksAtRegions(LEFT, RIGHT, combine=combine)

@@ -37,6 +37,9 @@ SCALES = (0.5, 0.7, 1.0, 1.4, 2.0)
 NOISES = (0.003, 0.01, 0.03, 0.1, 0.3)
 """Noises that are tried."""
 
+LARGEST = 1000.0
+"""Scores count as at most this many times the unmasked score, which may be tiny: half precision holds it."""
+
 FLAT = 1e-9
 """Variance of the roots of the scores below which there is nothing to explain."""
 
@@ -49,7 +52,8 @@ def fit(occlusions: Tensor, scores: Tensor, unmasked_score: float) -> Surrogate:
         scores: Of shape (n,).
         unmasked_score: The score of the image.
     """
-    shown, relative = flat(occlusions.numpy()), scores.double().clamp(min=0).numpy() / max(unmasked_score, 1e-12)
+    relative = (scores.double() / max(unmasked_score, 1e-12)).clamp(0, LARGEST).numpy()
+    shown = flat(occlusions.numpy())
     roots = np.sqrt(relative)
     some = np.random.default_rng(0).permutation(len(shown))[:SUBSET]
     relevance, noise = _chosen(shown[some], roots[some])
