@@ -91,21 +91,29 @@ class Readings:
 
 
 class Records:
-    """The records of the images for which everything is measured."""
+    """The records of images by method, and of the occlusions' scores."""
 
     def __init__(self, images: Sequence[str], digest: str) -> None:
         """Reads what is on disk."""
         folders = {name: place(name, digest) for name in (SCORES, *METHODS)}
-        complete = [each for each in images if all((at / f"{each}.npz").exists() for at in folders.values())]
-        self._records = {name: [cache.read(at / f"{each}.npz") for each in complete] for name, at in folders.items()}
-        self.count = len(complete)
+        self._records = {
+            name: {each: cache.read(at / f"{each}.npz") for each in images if (at / f"{each}.npz").exists()}
+            for name, at in folders.items()
+        }
 
-    def readings(self, reader: str, baseline: str) -> Readings:
-        """Returns what a reader predicts, on one baseline."""
+    def images(self, *readers: str) -> list[str]:
+        """Returns the images that all these readers have read."""
+        methods = [READERS[each][0] for each in readers]
+        return [each for each in self._records[SCORES] if all(each in self._records[name] for name in methods)]
+
+    def readings(self, reader: str, baseline: str, images: Sequence[str] | None = None) -> Readings:
+        """Returns what a reader predicts for images, by default all that it has read, on one baseline."""
         method, part = READERS[reader]
+        images = self.images(reader) if images is None else images
+        nothing = np.zeros(EACH * len(KINDS))  # a search that found no set
         return Readings(
-            [each.get(part, np.zeros(EACH * len(KINDS))) for each in self._records[method]],
-            [each[baseline] for each in self._records[SCORES]],
+            [self._records[method][each].get(part, nothing) for each in images],
+            [self._records[SCORES][each][baseline] for each in images],
         )
 
     def evaluations(self, reader: str) -> float:
@@ -114,7 +122,7 @@ class Records:
         if part == "area":
             return 0.0
         extra = 100 if method == "attention graph" and part != "Surrogate" else 0
-        return float(np.mean([each["evaluations"] for each in self._records[method]])) - extra
+        return float(np.mean([each["evaluations"] for each in self._records[method].values()])) - extra
 
 
 def report(first: Records, second: Records) -> str:
@@ -129,7 +137,7 @@ def report(first: Records, second: Records) -> str:
             ],
         ),
         kinds=reports.table(("read", *KINDS), [(name, *_by_kind(second, name)) for name in READERS]),
-        first=first.count,
+        first=len(first.images(OURS)),
         tried=TRIED,
         machine=machine(),
         each=EACH,
@@ -164,7 +172,7 @@ def _goals(first: Records, second: Records) -> Iterator[Goal]:
     ours = second.readings(OURS, "blur")
     order = bootstrap(ours.aurocs(), seed=0)
     right = bootstrap(ours.accuracies(first.readings(OURS, "blur").threshold()), seed=0)
-    spent, count = second.evaluations(OURS), second.count
+    spent, count = second.evaluations(OURS), len(second.images(OURS))
     yield Goal(
         f"an explanation is read with AUROC at least {WANTED_AUROC}", f"{order:.3f}", order.mean >= WANTED_AUROC, count
     )
@@ -173,15 +181,18 @@ def _goals(first: Records, second: Records) -> Iterator[Goal]:
     yield Goal(f"at {WANTED_EVALUATIONS} evaluations or fewer", f"{spent:,.0f}", spent <= WANTED_EVALUATIONS, count)
     for other in HEATMAPS:
         over = _difference(second, GRAPH, other)
-        yield Goal(f"the graph with its surrogate is read better than: {other}", signed(over), over.mean > 0, count)
+        yield Goal(
+            f"the graph with its surrogate is read better than: {other}", signed(over), over.mean > 0, over.count
+        )
     over = _difference(second, DEFAULT, RISE)
-    yield Goal("the default heatmap (iGOS++) is not below RISE", signed(over), over.mean >= 0, count)
+    yield Goal("the default heatmap (iGOS++) is not below RISE", signed(over), over.mean >= 0, over.count)
     over = _difference(second, HEATMAPS[0], RISE)
-    yield Goal("the heatmap of the surrogate is not below RISE", signed(over), over.mean >= 0, count)
+    yield Goal("the heatmap of the surrogate is not below RISE", signed(over), over.mean >= 0, over.count)
 
 
 def _difference(records: Records, one: str, other: str) -> Interval:
-    return compare(*(records.readings(each, "blur").aurocs() for each in (one, other)), seed=0).difference
+    common = records.images(one, other)
+    return compare(*(records.readings(each, "blur", common).aurocs() for each in (one, other)), seed=0).difference
 
 
 def _figures(first: Records, second: Records, reader: str) -> Iterator[str]:

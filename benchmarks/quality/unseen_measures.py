@@ -54,7 +54,8 @@ SHIFTED_STEP = 5
 MODULES = (
     "quality.unseen_measures",
     "reference.region_search",
-    *(f"sagittal.explain.masks.{name}" for name in ("region_search", "superpixels", "igos", "optimisation", "descent")),
+    *(f"sagittal.explain.masks.{name}" for name in ("region_search", "igos", "optimisation", "descent")),
+    "sagittal.explain.superpixels",
     "sagittal.explain.measures.predictability",
 )
 
