@@ -14,6 +14,8 @@ from google.rpc import error_details_pb2, status_pb2
 from sagittal.core import bounds
 from sagittal.core.errors import from_status
 from sagittal.v1 import (
+    batch_service_pb2,
+    batch_service_pb2_grpc,
     concept_service_pb2,
     concept_service_pb2_grpc,
     explanation_pb2,
@@ -51,6 +53,12 @@ async def test_a_sequence_number_that_no_log_has_is_refused(stack: Stack, after:
         api.WatchExplanationRequest(job_id=job.job_id, after_sequence=after)
     ).read()
     assert await refused(call) == (grpc.StatusCode.INVALID_ARGUMENT, "after_sequence")
+
+
+async def test_a_batch_of_more_items_than_can_be_counted_is_refused_by_its_field(stack: Stack) -> None:
+    batches = batch_service_pb2_grpc.BatchServiceStub(stack.channel)
+    asked = batch_service_pb2.CreateBatchRequest(name="b", spec={"model": "lamp"}, expected_items=2**60)
+    assert await refused(batches.CreateBatch(asked)) == (grpc.StatusCode.INVALID_ARGUMENT, "expected_items")
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
