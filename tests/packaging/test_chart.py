@@ -894,4 +894,4 @@ def test_the_page_is_one_value_and_runs_in_the_service_or_by_itself(render) -> N
 )
 def test_values_of_the_page_that_cannot_work_are_refused(render, options: tuple[str, ...], error: str) -> None:
     with pytest.raises(ValueError, match=error):
-        render("ha-values.yaml", "page.enabled=true", *options)
+        render("cpu-only-values.yaml", *options)

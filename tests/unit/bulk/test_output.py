@@ -60,6 +60,17 @@ def test_a_shard_has_figures_events_and_masks_of_its_keys(tmp_path) -> None:
     np.testing.assert_array_equal(masks["a/0"], MASK)
 
 
+def test_a_result_without_events_has_a_row(tmp_path) -> None:
+    with Output(tmp_path) as output:
+        empty = pb.Explanation(job_id="j", state=pb.JOB_STATE_COMPLETED, model="lamp")
+        assert output.write(BatchResult(key="a", state="completed", job_id="j", message=empty))
+        output.flush()
+    assert [(row["key"], row["state"], row["insertion"], row["masks"]) for row in rows(tmp_path)] == [
+        ("a", "completed", None, 0)
+    ]
+    assert rows(tmp_path, "events") == []
+
+
 def test_a_directory_that_was_deleted_is_named_with_a_remedy(tmp_path) -> None:
     place = tmp_path / "out"
     with Output(place) as output:
