@@ -115,7 +115,7 @@ class World:
 
     def forget_results(self) -> None:
         """Deletes all ended jobs, as retention does two hours later."""
-        asyncio.run(_delete_ended(QueueSettings(url=self.redis.url)))
+        asyncio.run(_delete_ended(QueueSettings(url=self.redis.url, operation_timeout=PATIENCE)))
 
 
 async def _delete_ended(settings: QueueSettings) -> None:
