@@ -42,6 +42,7 @@ def main() -> int:
     """Runs the check; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--schedules", type=int, default=2000, help="number of random schedules")
+    parser.add_argument("--transitions", type=int, help="most transitions that are replayed within each of the bounds")
     parser.add_argument("--seed", type=int, default=1, help="of the random schedules; equal seeds give equal schedules")
     parser.add_argument("--replay", help="a schedule that a failure printed, to be replayed alone, step by step")
     parser.add_argument("--write", type=Path, help="the document whose figures are written anew")
@@ -49,7 +50,7 @@ def main() -> int:
     with server() as client:
         if given.replay:
             return replay_aloud(client, given.replay.split("; "))
-        rows = [check_bounds(client, title, bounds) for title, bounds in DEEP.items()]
+        rows = [check_bounds(client, title, bounds, given.transitions) for title, bounds in DEEP.items()]
         began = time.monotonic()
         run_random(RealQueue(client, Limits()), schedules=given.schedules, steps=STEPS, number=given.seed)
         log.info(
@@ -71,10 +72,10 @@ def replay_aloud(client: redis.Redis, schedule: Sequence[str]) -> int:
     return 0
 
 
-def check_bounds(client: redis.Redis, title: str, bounds: Bounds) -> Sequence[object]:
+def check_bounds(client: redis.Redis, title: str, bounds: Bounds, most: int | None) -> Sequence[object]:
     """Returns the figures of one exhaustive check. Raises Broken."""
     graph = explore(bounds)
-    covered = cover(graph, RealQueue(client, Limits()))
+    covered = cover(graph, RealQueue(client, Limits()), most=most)
     log.info(
         "checked", bounds=title, states=len(graph.edges), transitions=graph.transitions, replayed=covered.transitions
     )

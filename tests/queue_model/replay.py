@@ -8,7 +8,7 @@ from typing import Any
 from queue_model.clients import TICK, World
 from queue_model.explore import Broken, Graph
 from queue_model.scripts import RealQueue
-from queue_model.specification import Ending, Queue, Taken
+from queue_model.specification import RUNNING, Ending, Queue, Taken
 
 REASONS = {"expired": "DEADLINE_PASSED", "dead-lettered": "JOB_BURIED"}
 
@@ -65,6 +65,9 @@ class Replay:
             expected = view(self.world.queue, number)
             if found != expected:
                 raise AssertionError(f"job {number} is {found}, in the specification {expected}")
+        leases = {number: run.expires for number, run in self.world.queue.runs.items() if run.state == RUNNING}
+        if self.real.expiries != leases:
+            raise AssertionError(f"leases expire at {self.real.expiries}, in the specification at {leases}")
 
     def finish(self) -> None:
         """Lets every client die and the queue recover, and checks that nothing is lost or left over."""
@@ -113,16 +116,16 @@ class Covered:
     recoveries: int = 0
 
 
-def cover(graph: Graph, real: RealQueue, *, recover_every: int = 10) -> Covered:
-    """Replays every action in every state that the scripts reach; every second call is sent twice.
+def cover(graph: Graph, real: RealQueue, *, recover_every: int = 10, most: int | None = None) -> Covered:
+    """Replays every action in every state that the scripts reach, breadth first; every second call is sent twice.
 
-    From a part of the states, every client dies and the queue recovers.
+    From a part of the states, every client dies and the queue recovers. Ends after `most` transitions.
     """
     covered = Covered()
     real.reset()
     waiting = deque([(World.new(graph.bounds), real.save(), list[str]())])
     seen = {0}
-    while waiting:
+    while waiting and (most is None or covered.transitions < most):
         world, saved, schedule = waiting.popleft()
         covered.states += 1
         for action in graph.edges[graph.numbers[world.key()]]:

@@ -109,6 +109,7 @@ class RealQueue:
         """Forgets everything."""
         self.client.flushall()
         self._restoring: Saved | None = None
+        self.expiries: Mapping[int, int] = {}
         self.now = START
         self.client.set("clock", self.now)
         self.tokens: dict[tuple[int, int], str] = {}
@@ -291,7 +292,9 @@ class RealQueue:
             for number in numbers:
                 pipe.evalsha(self._digests["get"], 1, self.root, name_of(number))
                 pipe.evalsha(self._digests["read"], 1, self.root, name_of(number), 0, 1000, 2**24, "")
-            answers = pipe.execute()[-2 * len(numbers) :]
+            pipe.zrange(f"{self.root}leases", 0, -1, withscores=True)
+            *answers, leases = pipe.execute()[-2 * len(numbers) - 1 :]
+        self.expiries = {number_of(run.decode()): round(until) - START for run, until in leases}
         return {number: _seen(number, *answers[2 * place : 2 * place + 2]) for place, number in enumerate(numbers)}
 
 

@@ -104,6 +104,8 @@ class Run:
     """The busy worker that is kept free for it, and until when."""
     checkpoint: str = ""
     log: list[Event] = field(default_factory=list)
+    dropped: bool = False
+    """Whether it is deleted, with the last of its jobs. Its log is kept for jobs that were answered from the cache."""
     deaths: int = 0
     """Leases that expired; no script knows this number."""
     deaths_alone: int = 0
@@ -205,6 +207,10 @@ class Queue:
             return "ok" if repeated else "unknown"
         if not job.state:
             return self.runs[job.run].state
+        run = self.runs[job.run]
+        if number in run.subs:
+            run.subs.remove(number)
+            run.dropped = not run.subs
         del self.jobs[number]
         self.deleted[number] = self.now
         self.answers = {content: answer for content, answer in self.answers.items() if answer[0] != number}
@@ -281,7 +287,7 @@ class Queue:
     def settle(self, number: int, token: int, state: str, events: Sequence[Event]) -> str:
         """Ends an execution with its last events."""
         run = self.runs[number]
-        if run.state == state and run.token == token:
+        if run.state == state and run.token == token and not run.dropped:
             return "ok"  # the call was repeated
         if not self._holds(number, token):
             return "lost"
@@ -442,7 +448,7 @@ class Queue:
         for number, run in sorted(self.runs.items(), reverse=True):
             if not run.content or run.state not in (QUEUED, RUNNING) or run.cancelled is not None:
                 continue
-            if run.content in live and (run.state == QUEUED or run.deadline is None):
+            if run.content in live and run.deadline is None:
                 faults.append(f"5: executions {number} and {live[run.content]} of {run.content} are not shared")
             live[run.content] = number
         for number, job in self.jobs.items():
