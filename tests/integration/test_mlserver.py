@@ -129,6 +129,7 @@ HEATMAP = torch.rand(7, 7, generator=torch.Generator().manual_seed(0))
 WITHOUT_GRADIENTS = {
     "rise": {"masks": 64},
     "occlusion": {"grid": 7},
+    "occlusion-surrogate": {"occlusions": 64},
     "minimal-sufficient-explanations": {"grid": 4},
     "structured-attention-graph": {"grid": 4},
     "evaluate-mask": {"heatmap": HEATMAP},
