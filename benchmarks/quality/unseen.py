@@ -48,7 +48,7 @@ def report(records: Records) -> str:
             "searches are measured on few images or none. Superpixels of plain images merge: a greedy search with few",
             "evaluations, n(n+1) for n regions, had few regions to order.",
             "",
-            f"**Provisional**: a difference is judged on {ENOUGH} images, and these are fewer.",
+            f"A difference is judged on {ENOUGH} images: on fewer, it is provisional.",
             "",
             _areas(records),
             f"Differences of the {OURS} from others, paired by image. *Better* says whether the interval of the",
