@@ -50,7 +50,7 @@ READERS: Mapping[str, tuple[str, str]] = {
     "sufficient sets: a set's share kept": ("attention graph", "SufficientSet"),
     "nothing but the area kept": ("Grad-CAM", "area"),
 }
-"""What is read: the method's records, and the part of its explanation."""
+"""The records of a method and the part of its explanation that is read, by name."""
 
 HEATMAPS = [name for name, (_, part) in READERS.items() if part == "SaliencyMask"]
 

@@ -26,7 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600.0, help="seconds of faults, on all servers together")
     parser.add_argument("--seed", type=int, default=None, help="of the schedule; drawn where none is given")
-    parser.add_argument("--write", type=Path, help="the document whose figures are written anew")
+    parser.add_argument("--write", type=Path, help="document in which the figures are replaced")
     given = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
     servers = [None, *filter(None, [shutil.which("redis-server")])]

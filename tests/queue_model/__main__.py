@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument("--transitions", type=int, help="most transitions that are replayed within each of the bounds")
     parser.add_argument("--seed", type=int, default=1, help="of the random schedules; equal seeds give equal schedules")
     parser.add_argument("--replay", help="a schedule that a failure printed, to be replayed alone, step by step")
-    parser.add_argument("--write", type=Path, help="the document whose figures are written anew")
+    parser.add_argument("--write", type=Path, help="document in which the figures are replaced")
     given = parser.parse_args()
     with server() as client:
         if given.replay:

@@ -21,7 +21,7 @@ Call = tuple[Any, ...]
 
 @dataclass
 class Client:
-    """What a worker, or the service, remembers between two calls."""
+    """The memory of a worker, or of the service, between two calls."""
 
     leases: list[Taken] = field(default_factory=list)
     written: dict[tuple[int, int], int] = field(default_factory=dict)

@@ -274,7 +274,7 @@ class RealQueue:
         run = number
         if real.scope == "job":
             run = number_of((self.client.hget(f"{self.root}job:{real.job_id}", "run") or b"").decode())
-        reason = "dead-lettered" if real.reason == "buried" else real.reason
+        reason = "dead-lettered" if real.reason == "buried" else real.reason  # the code on the wire
         ending = Ending(reason, real.scope, number, self._number_of_token(run, real.token))
         self.nonces[ending] = real
         return ending
@@ -282,7 +282,7 @@ class RealQueue:
     def _end(self, ending: Ending, *, again: bool) -> bool:
         return self.script("end", *end_arguments(self.nonces[ending], START)) is not None
 
-    # What a reader sees.
+    # Reading jobs and their events.
 
     def observe(self, numbers: Sequence[int]) -> Mapping[int, Any]:
         """Returns state, attempt, reason and events of jobs; None for those that do not exist."""

@@ -40,7 +40,7 @@ class Event(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """What a script tells its caller to end."""
+    """An execution or a job that a script asks its caller to end."""
 
     reason: str
     """'dead-lettered', 'cancelled' or 'expired'."""
@@ -62,7 +62,7 @@ class Taken(NamedTuple):
 
 @dataclass
 class Job:
-    """What a caller sees."""
+    """A job of a caller, which may share its execution with others."""
 
     run: int
     deadline: int | None
@@ -367,7 +367,7 @@ class Queue:
         self._finish(number, state, [event])
         return True
 
-    # What the scripts share.
+    # Steps that several scripts have in common.
 
     def _holds(self, number: int, token: int) -> bool:
         return self.runs[number].state == RUNNING and self.runs[number].token == token
@@ -401,7 +401,7 @@ class Queue:
         run.subs.remove(number)
         run.deadline = latest([self.jobs[sub].deadline for sub in run.subs])
 
-    # What a reader sees, and what must be true.
+    # Reading jobs and their events, and checking the promises.
 
     def log_of(self, number: int) -> Sequence[Event]:
         """Returns the events of a job, in order; their sequence numbers are their positions, from 1."""
@@ -434,8 +434,8 @@ class Queue:
             if run.attempt != run.deaths + (run.state == RUNNING or self._by_worker(run)):
                 faults.append(f"3: execution {number} counts {run.attempt} attempts, and {run.deaths} workers died")
             guilty = run.deaths >= self.limits.max_attempts and run.deaths_alone > 0
-            buried = bool(run.log) and run.log[-1].text == "dead-lettered"
-            if (guilty and run.state in (QUEUED, RUNNING)) or (buried and not guilty):
+            dead_lettered = bool(run.log) and run.log[-1].text == "dead-lettered"
+            if (guilty and run.state in (QUEUED, RUNNING)) or (dead_lettered and not guilty):
                 faults.append(f"3: execution {number} is {run.state} after {run.deaths} deaths")
         return faults
 

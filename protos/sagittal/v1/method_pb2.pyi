@@ -968,7 +968,7 @@ class StructuredAttentionGraph(_message.Message):
     max_nodes: _builtins.int
     """Largest number of nodes in the graph. 1 to 1,000."""
     occlusions: _builtins.int
-    """Random occlusions scored for a surrogate, with the scores of the search. 0 to 2,000; 0 yields no surrogate."""
+    """Random occlusions scored for a surrogate, with the scores of the search. 0 to 1,000; 0 yields no surrogate."""
     def __init__(
         self,
         *,

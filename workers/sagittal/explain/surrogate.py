@@ -1,7 +1,7 @@
 """Fits a surrogate of the model to scored occlusions of one image (see `sagittal.imaging.surrogates`).
 
 Surrogates for one prediction go back to Ribeiro et al. (Why Should I Trust You?, KDD 2016), whose LIME is linear in
-what is shown. A linear one misses what acts together and what saturates. This one is a Gaussian process. The relevance
+what is shown. Cells do not interact in it, nor does it saturate. This one is a Gaussian process. The relevance
 of each cell is learnt as in recursive feature machines (Radhakrishnan et al., Science 2024): it is the mean squared
 gradient of the previous fit. The scale of the relevance and the noise have the least leave-one-out error.
 """
@@ -18,6 +18,9 @@ from sagittal.imaging.surrogates import Floats, flat, similarity
 
 LEAST = 20
 """Fewest scored occlusions to which a surrogate is fitted."""
+
+MOST = 2000
+"""Most scored occlusions to which a surrogate is fitted: memory and time are quadratic and cubic in it."""
 
 SUBSET = 400
 """Maximum number of occlusions, drawn at random, that relevance and noise are chosen on: the cost is cubic in it."""

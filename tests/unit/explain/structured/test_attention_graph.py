@@ -5,6 +5,7 @@ import pytest
 from sagittal.engine import Budget
 from sagittal.explain import StructuredAttentionGraph
 from sagittal.explain.events import GraphEdge, GraphNode, Progress, SufficientSet, Surrogate, Truncated
+from sagittal.explain.sets import attention_graph
 from sagittal.explain.sets.patches import removals
 from sagittal.imaging.patch_sets import bits_of
 
@@ -100,6 +101,16 @@ def test_random_occlusions_make_a_surrogate_of_all_scores(search, known):
     assert surrogate.occlusions.shape[1:] == (3, 3)
     assert len(surrogate.scores) == len(surrogate.occlusions) > 30
     assert [node.patches for node in run.of(GraphNode)] == [node.patches for node in plain.of(GraphNode)]
+
+
+def test_the_surrogate_of_a_long_search_has_a_bounded_number_of_scores(search, known, monkeypatch):
+    score = known.any_of([0, 1, 2], [6, 7])
+    (every,) = search(score, StructuredAttentionGraph(grid=3, occlusions=30)).of(Surrogate)
+    sets = len(every.scores) - 30
+    monkeypatch.setattr(attention_graph, "MOST", 30 + sets // 2)
+    (bounded,) = search(score, StructuredAttentionGraph(grid=3, occlusions=30)).of(Surrogate)
+    assert sets > 10
+    assert 30 + sets // 4 <= len(bounded.scores) <= 30 + sets // 2
 
 
 def test_a_budget_that_ends_before_the_occlusions_leaves_the_graph(search, known):

@@ -19,7 +19,7 @@ from sagittal.explain.occlusions import occlusions
 from sagittal.explain.parameters import parameter
 from sagittal.explain.problem import Problem
 from sagittal.explain.steps import Steps
-from sagittal.explain.surrogate import LEAST, effects, fit
+from sagittal.explain.surrogate import LEAST, MOST, effects, fit
 from sagittal.imaging.surrogates import pooled
 
 BATCH = 128
@@ -38,7 +38,7 @@ class OcclusionSurrogate(Explainer):
 
     summary: ClassVar[str] = "A surrogate that predicts the score of any occlusion, from random occlusions"
 
-    occlusions: int = parameter(800, "Number of random occlusions that are scored", minimum=LEAST, maximum=2000)
+    occlusions: int = parameter(800, "Number of random occlusions that are scored", minimum=LEAST, maximum=MOST)
 
     def explain(self, problem: Problem) -> Steps[None]:
         """Yields checkpoints, intermediate heatmaps, the surrogate, and its heatmap of shape (GRID, GRID)."""

@@ -20,7 +20,7 @@ from sagittal.explain.sets.scoring import Memo
 from sagittal.explain.sets.search import progress
 from sagittal.explain.sets.sufficient_sets import PatchSearch, SetSearch, warn_of_tiny_score
 from sagittal.explain.steps import Steps
-from sagittal.explain.surrogate import fit
+from sagittal.explain.surrogate import MOST, fit
 from sagittal.imaging.surrogates import pooled
 
 
@@ -40,7 +40,7 @@ class StructuredAttentionGraph(PatchSearch):
         0,
         "Random occlusions scored for a surrogate, with the scores of the search; 0 for none",
         minimum=0,
-        maximum=2000,
+        maximum=MOST // 2,
     )
 
     def explain(self, problem: Problem) -> Steps[None]:
@@ -60,13 +60,18 @@ class StructuredAttentionGraph(PatchSearch):
 
 
 def _surrogate(memo: Memo, count: int) -> Steps[None]:
-    """Yields the surrogate of all scores of the search and of random occlusions, which are unlike its sets."""
+    """Yields the surrogate of scores of the search and of random occlusions, which are unlike its sets.
+
+    Of a long search, evenly spread scores are taken, as many as a surrogate is fitted to.
+    """
     problem = memo.problem
     masks = occlusions(problem.generator("occlusions"), count, problem.image)
     found = yield from problem.evaluate(masks.to(problem.image.device), upsampling=Upsampling.BOX)
-    sets = masks_of(list(memo.scores), memo.grid, torch.device("cpu")).double()
+    step = -(-len(memo.scores) // max(1, MOST - count))
+    scored = list(memo.scores.items())[::step]
+    sets = masks_of([bits for bits, _ in scored], memo.grid, torch.device("cpu")).double()
     shown = torch.cat([sets, torch.from_numpy(pooled(masks.numpy(), memo.grid))])
-    scores = torch.tensor([scored.score for scored in memo.scores.values()])
+    scores = torch.tensor([each.score for _, each in scored])
     yield fit(shown, torch.cat([scores, found.target.cpu().to(scores)]), problem.unmasked_score)
 
 
